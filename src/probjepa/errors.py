@@ -1,0 +1,47 @@
+"""Errors a user can act on: each message is one line that says what, where and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ProbjepaError(Exception):
+    """Base class. The command line prints its message as one line and exits with code 2."""
+
+
+class DataError(ProbjepaError, ValueError):
+    """A data source is missing, unreadable, empty, or of the wrong shape, type or channel count."""
+
+
+class ConfigError(ProbjepaError, ValueError):
+    """An unknown name, or a setting out of its range."""
+
+
+class ArtifactError(ProbjepaError, ValueError):
+    """A saved model, checkpoint or output file that cannot be read, written or used."""
+
+
+class MissingExtraError(ProbjepaError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed, and this needs it: install it with pip install 'probjepa[{extra}]'"
+        )
+
+
+class ProbjepaWarning(UserWarning):
+    """A result that may mislead (a collapse, a fit with too few rows): the text says what to do."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for an unknown ``name``, with the nearest known one suggested.
+
+    >>> str(unknown_name("method", "vjee", ["vje", "simsiam"]))
+    "unknown method 'vjee': did you mean 'vje'? (known: simsiam, vje)"
+    """
+    options = sorted(known)
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return ConfigError(f"unknown {kind} '{name}': {hint}(known: {', '.join(options)})")
