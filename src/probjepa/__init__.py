@@ -11,29 +11,35 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from probjepa import backbones as backbones
+    from probjepa import data as data
+    from probjepa import detectors as detectors
+    from probjepa import distributions as distributions
+    from probjepa import methods as methods
+    from probjepa import metrics as metrics
+    from probjepa import training as training
+    from probjepa.artifacts import load as load
+    from probjepa.data import open_images as open_images
+    from probjepa.methods.vje import VJE as VJE
+    from probjepa.training import fit as fit
+
 # name → module it lives in; None: the name is itself a sub-package
 _LAZY: dict[str, str | None] = {
     "VJE": "probjepa.methods.vje",
-    "load": "probjepa.artifacts",
-    "fit": "probjepa.training",
-    "open_images": "probjepa.data",
     "backbones": None,
     "data": None,
     "detectors": None,
     "distributions": None,
-    "metrics": None,
+    "fit": "probjepa.training",
+    "load": "probjepa.artifacts",
     "methods": None,
+    "metrics": None,
+    "open_images": "probjepa.data",
     "training": None,
 }
 
-__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
-
-if TYPE_CHECKING:
-    from probjepa import backbones, data, detectors, distributions, methods, metrics, training
-    from probjepa.artifacts import load
-    from probjepa.data import open_images
-    from probjepa.methods.vje import VJE
-    from probjepa.training import fit
+__all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

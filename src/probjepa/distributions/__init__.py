@@ -1,5 +1,5 @@
 """Likelihoods of embeddings: pure mathematics over torch."""
 
-from probjepa.distributions.student_t import PolarStudentT, TangentStudentT
+from probjepa.distributions.student_t import MultivariateStudentT, PolarStudentT, TangentStudentT
 
-__all__ = ["PolarStudentT", "TangentStudentT"]
+__all__ = ["MultivariateStudentT", "PolarStudentT", "TangentStudentT"]
