@@ -1,0 +1,112 @@
+"""Encoders: images (N, C, H, W) → embeddings (N, D). Reading the table of names loads no torch."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from probjepa.errors import ConfigError
+from probjepa.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["BACKBONES", "build_backbone", "embedding_dim_of"]
+
+MIN_IMAGE_SIZE = 8
+
+BACKBONES = Registry(
+    "backbone",
+    {
+        "resnet18": "probjepa.backbones.resnet:resnet18",
+        "resnet34": "probjepa.backbones.resnet:resnet34",
+        "resnet50": "probjepa.backbones.resnet:resnet50",
+        "convnet": "probjepa.backbones.convnet:ConvNet",
+    },
+)
+
+
+def build_backbone(name: str, *, channels: int = 3, image_size: int = 32, **options: Any) -> nn.Module:
+    """Build the encoder called ``name``.
+
+    Parameters
+    ----------
+    name
+        a key of ``BACKBONES``
+    channels
+        channels of its input
+    image_size
+        side of the images in pixels, at least 8; it picks the default stem of the ResNets
+    options
+        the backbone's own settings, such as ``width`` (ResNets) or ``embedding_dim`` (convnet)
+
+    Returns
+    -------
+    torch.nn.Module
+        (N, channels, H, W) → (N, D), with an attribute ``embedding_dim`` = D
+
+    Raises
+    ------
+    ConfigError
+        for an unknown name or option, or a setting out of its range
+    """
+    build = BACKBONES[name]
+    if image_size < MIN_IMAGE_SIZE:
+        raise ConfigError(
+            f"backbone '{name}': image_size is {image_size}: use at least {MIN_IMAGE_SIZE} pixels"
+        )
+    accepted = list(inspect.signature(build).parameters)
+    known = [option for option in accepted if option not in ("channels", "image_size")]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ConfigError(
+                f"backbone '{name}' has no option '{option}': {hint}(known: {', '.join(sorted(known))})"
+            )
+    if "image_size" in accepted:
+        options["image_size"] = image_size
+    module: nn.Module = build(channels=channels, **options)
+    return module
+
+
+def embedding_dim_of(module: nn.Module, channels: int, image_size: int) -> int:
+    """Return D, the width of the embeddings of any encoder.
+
+    Reads the attribute ``embedding_dim``; a module without one is run once on a batch of zeros
+    (2, channels, image_size, image_size) in eval mode, and every sub-module's mode is restored.
+
+    Raises
+    ------
+    ConfigError
+        if the module fails on that batch, or returns anything but a tensor (N, D)
+    """
+    import torch
+
+    declared = getattr(module, "embedding_dim", None)
+    if isinstance(declared, int):
+        return declared
+    like = next(module.parameters(), torch.empty(0))
+    images = torch.zeros(2, channels, image_size, image_size, dtype=like.dtype, device=like.device)
+    shape = "x".join(map(str, images.shape))
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            out = module(images)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"backbone {type(module).__name__} fails on images of shape {shape}: {reason}"
+        ) from error
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != len(images):
+        found = f"a tensor {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+        raise ConfigError(
+            f"backbone {type(module).__name__} returned {found} for images of shape {shape}: "
+            "it must return one embedding an image, a tensor (N, D); add pooling or flatten its output"
+        )
+    return out.shape[1]
