@@ -1,1 +1,35 @@
-"""data."""
+"""Images, from a source to batches of views: opening, decoding, preprocessing and augmentation.
+
+Names are imported on first use: ``import probjepa.data`` loads neither kornia, scikit-learn nor pyarrow.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_LAZY = {
+    "ImageSet": "images",
+    "Images": "images",
+    "StreamedImages": "images",
+    "open_images": "sources",
+    "split": "images",
+}
+
+__all__ = ["ImageSet", "Images", "StreamedImages", "open_images", "split"]
+
+if TYPE_CHECKING:
+    from probjepa.data.images import Images, ImageSet, StreamedImages, split
+    from probjepa.data.sources import open_images
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'probjepa.data' has no attribute '{name}'")
+    value = getattr(import_module(f"probjepa.data.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

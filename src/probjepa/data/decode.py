@@ -1,0 +1,262 @@
+"""One image at a time: from bytes, a file, a Pillow image or an array to uint8 pixels (C, H, W)."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from probjepa.errors import DataError
+
+SMALLEST_SIDE = 8
+_ORIENTATION = 0x0112  # the Exif tag
+_ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
+_GREY_MODES = {"1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N", "LA", "La"}
+
+
+class Unreadable(Exception):
+    """This one image is broken or missing: ``on_error="skip"`` may leave it out. The text is the reason."""
+
+
+# What a reader hands over for one row. An Unreadable stands for a row that the reader itself could not get.
+Payload = bytes | Path | Image.Image | npt.NDArray[Any] | Unreadable
+
+
+def as_payload(value: Any, base: Path | None = None) -> Payload:
+    """Return what a row of a table or a dataset holds in the form that the decoder takes.
+
+    Parameters
+    ----------
+    value
+        bytes, a Hugging Face ``{"bytes": …, "path": …}``, a path, a Pillow image, an array, a tensor, or
+        nested lists of numbers
+    base
+        the folder that a relative path starts from
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if value is None:
+        return Unreadable("holds no image")
+    if isinstance(value, bytes | Image.Image):
+        return value
+    if isinstance(value, str | Path):
+        return (base or Path()) / value
+    if hasattr(value, "detach"):  # a torch tensor; numpy has no bfloat16, so floats go through float32
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+        return np.asarray(value)
+    try:
+        return _dense(value)
+    except (ValueError, TypeError):
+        return Unreadable(f"holds a {type(value).__name__} that is not an image")
+
+
+def _dense(value: Any) -> npt.NDArray[Any]:
+    """Nested lists, or the object arrays of arrays that pandas makes of them, as one numeric array."""
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return np.stack([_dense(row) for row in value])
+    array = np.asarray(value)
+    if array.dtype.kind not in "buif":
+        raise TypeError
+    return array
+
+
+def array_layout(shape: tuple[int, ...]) -> str | None:
+    """Return the layout of one image's shape, "HW", "HWC" or "CHW", or None where it has none.
+
+    A side has at least 8 pixels and there are at most 4 channels, so the two cannot be confused.
+    """
+    if len(shape) == 2:
+        return "HW"
+    if len(shape) == 3 and shape[-1] <= 4 and min(shape[:2]) >= SMALLEST_SIDE:
+        return "HWC"
+    if len(shape) == 3 and shape[0] <= 4 and min(shape[1:]) >= SMALLEST_SIDE:
+        return "CHW"
+    return None
+
+
+def array_to_uint8(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return pixel values as uint8: integers within 0..255 as they are, floats within [0, 1] times 255.
+
+    Raises
+    ------
+    Unreadable
+        for NaN or Inf
+    DataError
+        for values outside those ranges, which is a question of the whole set and never skipped
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind not in "uif":
+        raise Unreadable(f"holds {array.dtype} values, not numbers")
+    is_float = array.dtype.kind == "f"
+    if is_float and not np.isfinite(array).all():
+        raise Unreadable("holds NaN or Inf")
+    low, high, top = float(array.min()), float(array.max()), 1 if is_float else 255
+    if low < 0 or high > top:
+        kind = "floats" if is_float else "integers"
+        raise DataError(f"{kind} from {low:g} to {high:g}: pass uint8 in 0..255 or floats in [0, 1]")
+    return np.rint(array * 255).astype(np.uint8) if is_float else array.astype(np.uint8)
+
+
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    layout = array_layout(array.shape)
+    if layout is None or min(array.shape) == 0:
+        raise DataError(
+            f"an image of shape {tuple(array.shape)}: pass (H, W), (H, W, C) or (C, H, W), "
+            f"sides of at least {SMALLEST_SIDE} and at most 4 channels"
+        )
+    pixels = array_to_uint8(array)
+    if layout == "CHW":
+        pixels = pixels.transpose(1, 2, 0)
+    if layout != "HW" and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+@contextmanager
+def bomb_guard() -> Iterator[None]:
+    """Turn Pillow's warning about absurdly large images into an error, for every thread inside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decode one payload to uint8 pixels.
+
+    Parameters
+    ----------
+    size
+        the shorter side is resized to this (bilinear, antialiased), then the centre (size, size) is kept;
+        None keeps the image as it is
+    channels
+        with ``convert``, the channels every image is brought to
+    convert
+        allow grey ↔ RGB (repetition, ITU-R 601 luma) and drop an alpha channel
+    """
+
+    size: int | None = None
+    channels: int | None = None
+    convert: bool = False
+
+    def __call__(self, payload: Payload) -> npt.NDArray[np.uint8]:
+        """Return the pixels (C, H, W), C = 1 or 3.
+
+        Raises
+        ------
+        Unreadable
+            for a broken or too small image
+        DataError
+            for what a setting has to decide: an alpha channel, a value range
+        """
+        try:
+            image = self._mode(_oriented(_open(payload)))
+        except (Unreadable, DataError):
+            raise
+        except Exception as error:  # decoders raise many types on broken input, each means the same here
+            raise Unreadable(_reason(error)) from error
+        _check_side(image.size)
+        if self.size is not None:
+            image = _fit(image, self.size)
+        pixels = np.asarray(image)
+        return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def header(self, payload: Payload) -> tuple[int, int, int]:
+        """Return the shape (C, H, W) that decoding gives, from the file's header where it has one."""
+        try:
+            image = _open(payload)
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        except (Unreadable, DataError):
+            raise
+        except Exception as error:
+            raise Unreadable(_reason(error)) from error
+        self._check_alpha(image)
+        width, height = image.size[::-1] if turned else image.size
+        _check_side((width, height))
+        channels = 1 if image.mode in _GREY_MODES else 3
+        if self.convert and self.channels is not None:
+            channels = self.channels
+        return (channels, height, width) if self.size is None else (channels, self.size, self.size)
+
+    def _check_alpha(self, image: Image.Image) -> None:
+        if not self.convert and (image.mode in _ALPHA_MODES or "transparency" in image.info):
+            raise DataError(
+                f"has an alpha channel (mode {image.mode}): pass --convert (convert=True) to drop it"
+            )
+
+    def _mode(self, image: Image.Image) -> Image.Image:
+        self._check_alpha(image)
+        if image.mode in ("RGBa", "La"):  # premultiplied: undone before the alpha is dropped
+            image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
+        if image.mode == "F":
+            raise Unreadable("has 32-bit float pixels: save it with 8 or 16 bits a channel")
+        if image.mode.startswith("I"):
+            image = _sixteen_bits(image)
+        mode = "L" if image.mode in _GREY_MODES else "RGB"
+        if self.convert and self.channels is not None:
+            mode = "L" if self.channels == 1 else "RGB"
+        if mode == "L" and image.mode not in _GREY_MODES:
+            image = image.convert("RGB")  # palette and alpha modes have no direct way to luma without it
+        return image if image.mode == mode else image.convert(mode)
+
+
+def _open(payload: Payload) -> Image.Image:
+    if isinstance(payload, Unreadable):
+        raise payload
+    if isinstance(payload, Image.Image):
+        return payload
+    if isinstance(payload, np.ndarray):
+        return _from_array(payload)
+    return Image.open(io.BytesIO(payload.read_bytes() if isinstance(payload, Path) else payload))
+
+
+def _oriented(image: Image.Image) -> Image.Image:
+    image.load()
+    return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits: 65535 becomes 255 (Pillow's own conversion would clip at 255)."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise Unreadable("has 32-bit integer pixels: save it with 8 or 16 bits a channel")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _check_side(size: tuple[int, int]) -> None:
+    if min(size) < SMALLEST_SIDE:
+        raise Unreadable(f"is {size[0]}×{size[1]} pixels: the smallest side allowed is {SMALLEST_SIDE}")
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    scale = size / min(width, height)
+    width, height = max(size, round(width * scale)), max(size, round(height * scale))
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "is not an image that Pillow can read"
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        return f"is larger than the {Image.MAX_IMAGE_PIXELS} pixels that Pillow takes for safe: shrink it"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    text = str(error).splitlines()
+    return f"cannot be decoded ({text[0] if text else type(error).__name__})"

@@ -1,0 +1,259 @@
+"""Sets of images in memory or decoded on demand, with one reading interface."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probjepa.data.decode import Decoder, Unreadable, bomb_guard
+from probjepa.data.records import Records, attempt
+from probjepa.errors import ConfigError, DataError
+
+Rows = Sequence[int] | Tensor | np.ndarray[Any, Any] | slice
+S = TypeVar("S", bound="Images")
+
+
+class Images(ABC):
+    """What every set of N images offers, wherever its pixels are.
+
+    Attributes
+    ----------
+    labels
+        int64 (N,), or None
+    ids
+        one name an image: its path in the folder, its row, or ``shard:row``
+    classes
+        the names of the labels 0, 1, …, or None
+    name
+        the source it was opened from
+    skipped
+        a line for each image left out because it could not be read
+    """
+
+    labels: Tensor | None
+    ids: list[str]
+    classes: list[str] | None
+    name: str
+    skipped: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of every image."""
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.shape[0]
+
+    @property
+    def size(self) -> int:
+        """The shorter side in pixels."""
+        return min(self.shape[1:])
+
+    @abstractmethod
+    def get(self, indices: Rows) -> Tensor:
+        """Return the pixels of some rows, uint8 (n, C, H, W)."""
+
+    @abstractmethod
+    def subset(self: S, indices: Rows) -> S:
+        """Return the set of some rows, in the order given; a boolean mask (N,) also selects."""
+
+    def with_labels_in(self: S, labels: Iterable[int | str]) -> S:
+        """Return the rows whose label, or class name, is one of ``labels``."""
+        if self.labels is None:
+            raise DataError(f"{self.name} has no labels to choose by: open a labelled source")
+        numbers = []
+        for label in labels:
+            if isinstance(label, str):
+                if self.classes is None or label not in self.classes:
+                    raise DataError(
+                        f"{self.name} has no class '{label}' (known: {self.classes or 'no names'})"
+                    )
+                label = self.classes.index(label)
+            numbers.append(label)
+        return self.subset(torch.isin(self.labels, torch.tensor(numbers, dtype=torch.int64)))
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, slice]]:
+        """Return all rows in order as (uint8 (B, C, H, W), their slice)."""
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}: pass at least 1")
+        for start in range(0, len(self), batch_size):
+            rows = slice(start, min(start + batch_size, len(self)))
+            yield self.get(rows), rows
+
+
+def _row_numbers(indices: Rows, count: int) -> Tensor:
+    if isinstance(indices, slice):
+        return torch.arange(count)[indices]
+    rows = torch.as_tensor(indices)
+    if rows.numel() == 0:
+        return torch.empty(0, dtype=torch.int64)
+    if rows.dtype == torch.bool:
+        if rows.shape != (count,):
+            raise DataError(
+                f"a mask of shape {tuple(rows.shape)} for {count} images: pass one value an image"
+            )
+        return rows.nonzero()[:, 0]
+    rows = rows.to(torch.int64)
+    if int(rows.min()) < -count or int(rows.max()) >= count:
+        raise DataError(f"rows {int(rows.min())} to {int(rows.max())} are not all among the {count} images")
+    return rows % count
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet(Images):
+    """Images in memory.
+
+    Attributes
+    ----------
+    images
+        uint8 (N, C, H, W), C = 1 or 3; shares memory with a uint8 array or tensor that it was made from
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    ids: list[str]
+    classes: list[str] | None = None
+    name: str = "images"
+    skipped: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.images.shape)
+        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3):
+            raise DataError(
+                f"{self.name}: images must be uint8 (N, 1 or 3, H, W), not {self.images.dtype} {shape}"
+            )
+        if len(self.ids) != shape[0] or (self.labels is not None and self.labels.shape != shape[:1]):
+            raise DataError(f"{self.name}: {shape[0]} images need as many ids and labels")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of every image."""
+        return cast(tuple[int, int, int], tuple(self.images.shape[1:]))
+
+    def get(self, indices: Rows) -> Tensor:
+        """Return the pixels of some rows, uint8 (n, C, H, W); a slice is a view."""
+        if isinstance(indices, slice):
+            return self.images[indices]
+        return self.images[_row_numbers(indices, len(self))]
+
+    def subset(self, indices: Rows) -> ImageSet:
+        """Return the set of some rows, in the order given; a boolean mask (N,) also selects."""
+        rows = _row_numbers(indices, len(self))
+        return dataclasses.replace(
+            self,
+            images=self.images[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            ids=[self.ids[row] for row in rows.tolist()],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedImages(Images):
+    """Images decoded each time they are asked for; picklable, so that loader processes can share the set.
+
+    Attributes
+    ----------
+    records, rows
+        where the encoded images are, and which of them belong to the set
+    decoder, image_shape
+        how they are decoded, and the shape (C, H, W) that every one must come out with
+    workers
+        threads of one ``get`` in the main process; a worker process uses one
+    """
+
+    records: Records
+    rows: Tensor
+    decoder: Decoder
+    image_shape: tuple[int, int, int]
+    labels: Tensor | None
+    ids: list[str]
+    classes: list[str] | None = None
+    name: str = "images"
+    skipped: list[str] = field(default_factory=list)
+    workers: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of every image."""
+        return self.image_shape
+
+    def get(self, indices: Rows) -> Tensor:
+        """Decode some rows to uint8 (n, C, H, W); one that cannot be read raises DataError."""
+        rows = self.rows[_row_numbers(indices, len(self))].tolist()
+        batch = np.empty((len(rows), *self.shape), dtype=np.uint8)
+
+        def fill(position: int) -> None:
+            row = rows[position]
+            pixels = attempt(self.records, self.decoder, row, self.records.read(row))
+            if isinstance(pixels, Unreadable):
+                raise DataError(
+                    f"{self.records.where(row)} {pixels}: repair or remove it, "
+                    "or open the set again with on_error='skip'"
+                )
+            if pixels.shape[1:] != self.shape[1:] or pixels.shape[0] > self.shape[0]:
+                raise DataError(f"{self.records.where(row)} changed since the set was opened: open it again")
+            batch[position] = pixels  # one grey channel is repeated over three
+
+        with bomb_guard():
+            if self.workers > 1 and multiprocessing.parent_process() is None:
+                with ThreadPoolExecutor(self.workers) as pool:
+                    list(pool.map(fill, range(len(rows))))
+            else:
+                for position in range(len(rows)):
+                    fill(position)
+        return torch.from_numpy(batch)
+
+    def subset(self, indices: Rows) -> StreamedImages:
+        """Return the set of some rows, in the order given; a boolean mask (N,) also selects."""
+        rows = _row_numbers(indices, len(self))
+        return dataclasses.replace(
+            self,
+            rows=self.rows[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            ids=[self.ids[row] for row in rows.tolist()],
+        )
+
+
+def split(images: S, fraction: float, seed: int) -> tuple[S, S]:
+    """Return (the rest, a random ``fraction`` held out), stratified where labels are known.
+
+    Each class gives its share rounded down; the rows still missing come from the classes with the largest
+    remainders, so that the held-out part has round(N·fraction) rows. Both parts keep the set's order.
+
+    Raises
+    ------
+    DataError
+        if either part would be empty
+    """
+    count = len(images)
+    wanted = round(count * fraction)
+    if not 0 < wanted < count:
+        raise DataError(
+            f"{images.name}: a fraction of {fraction:g} of {count} images leaves one part empty: "
+            "pass one between 0 and 1 that leaves rows on both sides"
+        )
+    random = np.random.default_rng(seed)
+    labels = np.zeros(count, dtype=np.int64) if images.labels is None else images.labels.numpy()
+    _, group = np.unique(labels, return_inverse=True)
+    exact = np.bincount(group) * (wanted / count)
+    quota = np.floor(exact).astype(int)
+    largest = np.argsort(-(exact - quota), kind="stable")
+    quota[largest[: wanted - quota.sum()]] += 1
+    held = np.zeros(count, dtype=bool)
+    for index, take in enumerate(quota):
+        held[random.permutation(np.flatnonzero(group == index))[:take]] = True
+    return images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))

@@ -1,0 +1,240 @@
+"""Rows of encoded images as a source hands them over, and the pass that decodes them on several cores."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from probjepa.data.decode import Payload, Unreadable, as_payload, bomb_guard
+from probjepa.errors import DataError
+
+T = TypeVar("T")
+
+_CHUNK = 64
+# Below this, Pillow's Python side dominates and threads only fight over the interpreter lock (32 px JPEGs on
+# two cores: 59 µs an image with one thread, 88 with two; 64 px: 73 and 66; 256 px: 318 and 184).
+_THREADS_PAY_FROM = 64 * 64
+
+
+class Records(ABC):
+    """Encoded images with their labels, readable by row and picklable.
+
+    ``labels`` may stay None until every row was read once (a torch ``Dataset`` tells them only then).
+    """
+
+    name: str
+    ids: list[str]
+    labels: Tensor | None = None
+    classes: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def where(self, row: int) -> str:
+        """Name one row for a message."""
+        return f"{self.name}, row {row}"
+
+    @abstractmethod
+    def read(self, row: int) -> Payload:
+        """Return what one row holds."""
+
+    def chunks(self, length: int) -> Iterator[list[Payload]]:
+        """Return all rows in order, at most ``length`` at a time."""
+        for start in range(0, len(self), length):
+            yield [self.read(row) for row in range(start, min(start + length, len(self)))]
+
+    def seekable(self) -> Records:
+        """Return records whose ``read`` is fast for any row."""
+        return self
+
+
+class FileRecords(Records):
+    """Image files below a folder."""
+
+    def __init__(
+        self, name: str, root: Path, ids: list[str], labels: Tensor | None, classes: list[str] | None
+    ) -> None:
+        self.name, self.root, self.ids, self.labels, self.classes = name, root, ids, labels, classes
+
+    def where(self, row: int) -> str:
+        """Name the file."""
+        return str(self.root / self.ids[row])
+
+    def read(self, row: int) -> Payload:
+        """Return the path of one file."""
+        return self.root / self.ids[row]
+
+
+class ArrayRecords(Records):
+    """Rows of one array (N, …); given the .npy file they are mapped from, a pickle holds only its path."""
+
+    def __init__(
+        self,
+        name: str,
+        array: npt.NDArray[Any],
+        labels: Sequence[Any] | npt.NDArray[Any] | Tensor | None = None,
+        *,
+        file: Path | None = None,
+    ) -> None:
+        if array.ndim not in (3, 4):
+            raise DataError(
+                f"{name}: an array of shape {array.shape} is no set of images: "
+                "pass (N, H, W), (N, H, W, C) or (N, C, H, W)"
+            )
+        self.name, self.file = name, file
+        self._array: npt.NDArray[Any] | None = array
+        self.ids = [str(row) for row in range(len(array))]
+        if labels is not None:
+            self.labels, self.classes = encode_labels(labels, name, len(array))
+
+    @property
+    def array(self) -> npt.NDArray[Any]:
+        """The rows, (N, …)."""
+        if self._array is None:
+            assert self.file is not None
+            self._array = np.load(self.file, mmap_mode="r", allow_pickle=False)
+        return self._array
+
+    def read(self, row: int) -> Payload:
+        """Return one row."""
+        return as_payload(self.array[row])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ if self.file is None else {**self.__dict__, "_array": None}
+
+
+def encode_labels(
+    values: Sequence[Any] | npt.NDArray[Any] | Tensor,
+    where: str,
+    count: int,
+    classes: list[str] | None = None,
+) -> tuple[Tensor, list[str] | None]:
+    """Return labels as int64 (N,) and their class names: integers stay as they are, strings are numbered.
+
+    Raises
+    ------
+    DataError
+        for a missing label, a wrong number of labels, or labels that are neither integers nor strings
+    """
+    array = np.asarray(values)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.shape != (count,):
+        raise DataError(f"{where}: {count} images but labels of shape {array.shape}: pass one label an image")
+    if array.dtype.kind in "OfUT":
+        for row, value in enumerate(array.tolist()):
+            if value is None or value != value:
+                raise DataError(f"{where}: row {row} has no label: fill it in, or leave the labels out")
+    if array.dtype.kind in "OUT" and all(isinstance(value, str) for value in array.tolist()):
+        names = sorted(set(array.tolist()))
+        number = {name: index for index, name in enumerate(names)}
+        return torch.tensor([number[value] for value in array.tolist()], dtype=torch.int64), names
+    try:
+        numbers = array.astype(np.int64)
+        whole = array.dtype.kind in "buifO" and bool((numbers == array).all())
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise DataError(f"{where}: labels are neither whole numbers nor strings (dtype {array.dtype})")
+    return torch.from_numpy(np.array(numbers)), classes
+
+
+def default_workers(pixels: int) -> int:
+    """Return the threads that decode images of about ``pixels`` pixels fastest."""
+    return os.cpu_count() or 1 if pixels >= _THREADS_PAY_FROM else 1
+
+
+def each(
+    records: Records, function: Callable[[Payload], T], *, workers: int, progress: bool, text: str
+) -> Iterator[tuple[int, T | Unreadable]]:
+    """Apply ``function`` to every row, in order; a row that cannot be read gives its Unreadable.
+
+    Raises
+    ------
+    DataError
+        what ``function`` raises, with the row named in front
+    """
+
+    def run(start: int, payloads: list[Payload]) -> list[T | Unreadable]:
+        return [attempt(records, function, start + offset, value) for offset, value in enumerate(payloads)]
+
+    def numbered() -> Iterator[tuple[int, list[Payload]]]:
+        start = 0
+        for payloads in records.chunks(_CHUNK):
+            yield start, payloads
+            start += len(payloads)
+
+    def chunks() -> Iterator[list[T | Unreadable]]:
+        jobs = numbered()
+        if workers <= 1:
+            for start, payloads in jobs:
+                yield run(start, payloads)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: deque[Future[list[T | Unreadable]]] = deque()
+            # a bounded queue: payloads and results of a large set never pile up in memory
+            waiting.extend(pool.submit(run, *job) for job in islice(jobs, 2 * workers))
+            while waiting:
+                done = waiting.popleft().result()
+                waiting.extend(pool.submit(run, *job) for job in islice(jobs, 1))
+                yield done
+
+    row = 0
+    with bomb_guard(), _bar(len(records), text, progress) as advance:
+        for chunk in chunks():
+            for result in chunk:
+                yield row, result
+                row += 1
+            advance(len(chunk))
+
+
+def attempt(records: Records, function: Callable[[Payload], T], row: int, payload: Payload) -> T | Unreadable:
+    """Apply ``function`` to one row: Unreadable is returned, a DataError gets the row's name in front."""
+    try:
+        return function(payload)
+    except Unreadable as broken:
+        return broken
+    except DataError as error:
+        raise DataError(f"{records.where(row)}: {error}") from None
+
+
+class _bar:
+    """A progress bar on standard error, or nothing."""
+
+    def __init__(self, total: int, text: str, shown: bool) -> None:
+        self._total, self._text, self._progress = total, text, None
+        if shown:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+
+    def __enter__(self) -> Callable[[int], None]:
+        bar = self._progress
+        if bar is None:
+            return lambda count: None
+        bar.start()
+        task = bar.add_task(self._text, total=self._total)
+        return lambda count: bar.advance(task, count)
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,291 @@
+"""``open_images``: from a string or a Python object to a set of uint8 images."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from probjepa.data.decode import SMALLEST_SIDE, Decoder, Unreadable, array_layout, bomb_guard
+from probjepa.data.images import Images, ImageSet, StreamedImages
+from probjepa.data.records import ArrayRecords, Records, attempt, default_workers, each
+from probjepa.errors import ConfigError, DataError
+from probjepa.registry import Registry
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_PEEK = 8  # rows looked at to estimate the decoded size
+
+# Each takes what follows the scheme, or the path, and returns Records.
+READERS = Registry(
+    "data source",
+    {
+        "sklearn:": "probjepa.data.files:read_sklearn",
+        "hf:": "probjepa.data.tables:read_hub",
+        ".parquet": "probjepa.data.tables:read_parquet",
+        ".npz": "probjepa.data.files:read_npz",
+        ".npy": "probjepa.data.files:read_npy",
+        "folder": "probjepa.data.files:read_folder",
+        "image": "probjepa.data.files:read_image",
+    },
+)
+_FORMS = "an image folder, .parquet, .npz, .npy, sklearn:digits or hf:NAME[:SPLIT]"
+
+
+def open_images(
+    source: Any,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    convert: bool = False,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = False,
+    workers: int | None = None,
+    memory_limit: int | None = None,
+) -> ImageSet | StreamedImages:
+    """Open a set of images, decoded to uint8 (N, C, H, W).
+
+    The set has 3 channels if any image is colour (grey ones are then repeated), else 1.
+
+    Parameters
+    ----------
+    source
+        ``sklearn:digits`` · a folder of images (sub-folders are labels) · ``x.parquet``, a folder or a glob
+        of parquet shards (Hugging Face layout) · ``.npz`` / ``.npy`` · ``hf:NAME[:SPLIT]`` · one image file;
+        or a numpy array, a torch tensor, a pandas DataFrame, a torch ``Dataset``, an opened set
+    size
+        resize the shorter side to this (bilinear, antialiased) and keep the centre square;
+        None keeps the images, which must then share one size
+    channels
+        what the model takes, 1 or 3; another count in the set is an error, or converted with ``convert``
+    convert
+        allow grey ↔ RGB and drop alpha channels
+    on_error
+        "raise" at the first image that cannot be read, or "skip" it and list it in ``skipped``
+    progress
+        show a bar on standard error
+    workers
+        decoding threads; None takes all cores where that is faster
+    memory_limit
+        bytes that the decoded set may take; a larger one is streamed. None: half of the free memory
+
+    Raises
+    ------
+    DataError
+        for a source that is missing, empty, unreadable, or not of the size and channels asked for
+    ConfigError
+        for a setting out of its range
+    MissingExtraError
+        for ``hf:`` without the ``datasets`` package
+    """
+    if size is not None and size < SMALLEST_SIDE:
+        raise ConfigError(f"size is {size}: pass at least {SMALLEST_SIDE} pixels")
+    if channels not in (None, 1, 3):
+        raise ConfigError(f"channels is {channels}: pass 1 (grey) or 3 (RGB)")
+    if on_error not in ("raise", "skip"):
+        raise ConfigError(f"on_error is '{on_error}': pass 'raise' or 'skip'")
+    if isinstance(source, ImageSet | StreamedImages) and source.shape == _wanted(source, size, channels):
+        return source
+    if isinstance(source, StreamedImages):
+        raise DataError(
+            f"{source.name} is streamed as {source.shape}, {_wanted(source, size, channels)} is wanted: "
+            "open the original source with this size and these channels"
+        )
+    records = _records(source)
+    if len(records) == 0:
+        raise DataError(f"{records.name} holds no images: check the source")
+    decoder = Decoder(size, channels, convert)
+    if isinstance(records, ArrayRecords) and (ready := _ready(records, decoder)) is not None:
+        return ready
+    shape = _peek(records, decoder)
+    limit = _half_of_free_memory() if memory_limit is None else memory_limit
+    workers = default_workers(shape[1] * shape[2]) if workers is None else workers
+    opener = _stream if len(records) * int(np.prod(shape)) > limit else _load
+    return opener(records, decoder, skip=on_error == "skip", progress=progress, workers=workers)
+
+
+def _records(source: Any) -> Records:
+    if isinstance(source, str | os.PathLike):
+        text = os.fspath(source)
+        for scheme in (name for name in READERS if name.endswith(":")):
+            if text.startswith(scheme):
+                return READERS[scheme](text.removeprefix(scheme))  # type: ignore[no-any-return]
+        return _path_records(text)
+    if isinstance(source, ImageSet):
+        records = ArrayRecords(source.name, source.images.numpy(), source.labels)
+        records.ids, records.classes = source.ids, source.classes
+        return records
+    if isinstance(source, np.ndarray):
+        return ArrayRecords("array", source)
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu()
+        return ArrayRecords("tensor", (source.float() if source.is_floating_point() else source).numpy())
+    from probjepa.data.tables import read_object
+
+    return read_object(source)
+
+
+def _path_records(text: str) -> Records:
+    path = Path(text)
+    if not path.exists() and glob.has_magic(text) and path.suffix.lower() == ".parquet":
+        return READERS[".parquet"](path)  # type: ignore[no-any-return]
+    if not path.exists():
+        raise DataError(f"no such file or folder: '{text}' (a data source is {_FORMS})")
+    suffix = path.suffix.lower()
+    kind = "folder" if path.is_dir() else "image" if suffix in IMAGE_SUFFIXES else suffix
+    if kind not in READERS:
+        raise DataError(f"'{text}': the suffix '{suffix}' is not supported, a data source is {_FORMS}")
+    return READERS[kind](path)  # type: ignore[no-any-return]
+
+
+def _ready(records: ArrayRecords, decoder: Decoder) -> ImageSet | None:
+    """Take a uint8 array over as it is where nothing has to be decoded."""
+    array = records.array
+    layout = array_layout(array.shape[1:])
+    if records.file is not None or array.dtype != np.uint8 or layout is None:
+        return None
+    if array.ndim == 4 and layout == "HW":
+        return None
+    array = {"HW": array[:, None], "CHW": array}.get(layout, np.moveaxis(array, -1, 1))
+    shape = array.shape[1:]
+    if shape[0] not in (1, 3) or min(shape[1:]) < SMALLEST_SIDE:
+        return None
+    if decoder.size not in (None, shape[1]) or (decoder.size is not None and shape[1] != shape[2]):
+        return None
+    if decoder.channels not in (None, shape[0]):
+        return None
+    images = torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
+    return ImageSet(images, records.labels, records.ids, records.classes, records.name)
+
+
+def _wanted(source: Images, size: int | None, channels: int | None) -> tuple[int, int, int]:
+    return channels or source.channels, size or source.shape[1], size or source.shape[2]
+
+
+def _peek(records: Records, decoder: Decoder) -> tuple[int, int, int]:
+    """The largest shape among the first readable rows: good enough to estimate the memory needed."""
+    with bomb_guard():
+        head = [
+            attempt(records, decoder.header, row, payload)
+            for row, payload in enumerate(next(iter(records.chunks(_PEEK))))
+        ]
+    shapes = [shape for shape in head if not isinstance(shape, Unreadable)]
+    return max(shapes, default=(3, 224, 224), key=lambda shape: shape[0] * shape[1] * shape[2])
+
+
+def _half_of_free_memory() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024 // 2
+    except OSError:
+        pass  # not Linux
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+class _Check:
+    """What one pass over the rows learns: which are readable, of what size, with how many channels."""
+
+    def __init__(self, records: Records, decoder: Decoder, skip: bool) -> None:
+        self.records, self.decoder, self.skip = records, decoder, skip
+        self.rows: list[int] = []
+        self.skipped: list[str] = []
+        self.channels = 1
+        self._colour_row: int | None = None
+        self.side: tuple[int, int] | None = None
+
+    def broken(self, row: int, reason: Unreadable) -> None:
+        line = f"{self.records.where(row)} {reason}"
+        if not self.skip:
+            raise DataError(f"{line}: repair or remove it, or leave such images out with on_error='skip'")
+        self.skipped.append(line)
+
+    def add(self, row: int, shape: tuple[int, ...]) -> None:
+        side = (shape[1], shape[2])
+        if self.side is None:
+            self.side = side
+        if side != self.side:
+            (h, w), first = self.side, self.records.where(self.rows[0])
+            raise DataError(
+                f"{first} is {w}×{h} pixels and {self.records.where(row)} is {side[1]}×{side[0]}: "
+                f"pass a size to bring them to one (size={min(*self.side, *side)})"
+            )
+        if shape[0] > self.channels:
+            self.channels, self._colour_row = shape[0], row
+        if self.decoder.channels == 1 and self.channels == 3:
+            raise self._mismatch(row)
+        self.rows.append(row)
+
+    def finish(self) -> None:
+        if not self.rows:
+            raise DataError(
+                f"{self.records.name}: none of its {len(self.skipped)} images can be read "
+                f"(the first: {self.skipped[0]})"
+            )
+        if self.decoder.channels == 3 and self.channels == 1:
+            raise self._mismatch(self.rows[0])
+
+    def _mismatch(self, row: int) -> DataError:
+        return DataError(
+            f"{self.records.where(row)} has {self.channels} channel(s) and {self.decoder.channels} "
+            "are wanted: pass --convert (convert=True) to convert"
+        )
+
+
+def _load(records: Records, decoder: Decoder, *, skip: bool, progress: bool, workers: int) -> ImageSet:
+    check = _Check(records, decoder, skip)
+    pixels: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+    for row, image in each(records, decoder, workers=workers, progress=progress, text="decoding"):
+        if isinstance(image, Unreadable):
+            check.broken(row, image)
+            continue
+        check.add(row, image.shape)
+        if pixels is None:
+            pixels = np.empty((len(records), *image.shape), dtype=np.uint8)
+        if image.shape[0] > pixels.shape[1]:  # the first colour image after grey ones
+            wider = np.empty((len(records), *image.shape), dtype=np.uint8)
+            wider[: len(check.rows)] = pixels[: len(check.rows)]
+            pixels = wider
+        pixels[len(check.rows) - 1] = image
+    check.finish()
+    assert pixels is not None
+    keep = check.rows
+    return ImageSet(torch.from_numpy(pixels[: len(keep)]), **_facts(records, check))
+
+
+def _stream(
+    records: Records, decoder: Decoder, *, skip: bool, progress: bool, workers: int
+) -> StreamedImages:
+    """Check every row once, its header only, or in full where broken ones are to be skipped."""
+    records = records.seekable()
+    check = _Check(records, decoder, skip)
+    look = (lambda payload: decoder(payload).shape) if skip else decoder.header
+    for row, shape in each(records, look, workers=workers, progress=progress, text="checking"):
+        if isinstance(shape, Unreadable):
+            check.broken(row, shape)
+        else:
+            check.add(row, shape)
+    check.finish()
+    assert check.side is not None
+    return StreamedImages(
+        records,
+        torch.tensor(check.rows),
+        decoder,
+        (check.channels, *check.side),
+        workers=workers,
+        **_facts(records, check),
+    )
+
+
+def _facts(records: Records, check: _Check) -> dict[str, Any]:
+    labels = records.labels
+    return {
+        "labels": None if labels is None else labels[check.rows],
+        "ids": [records.ids[row] for row in check.rows],
+        "classes": records.classes,
+        "name": records.name,
+        "skipped": check.skipped,
+    }

@@ -1,0 +1,424 @@
+import io
+import json
+import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from probjepa.data import ImageSet, StreamedImages, open_images, split
+from probjepa.data import decode as decode_module
+from probjepa.errors import ConfigError, DataError, MissingExtraError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def pixels(count=6, channels=3, height=12, width=12, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
+
+
+def encoded(array, format="PNG", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(array.squeeze()).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def write_parquet(path, images, labels=None, names=None, column="img"):
+    table = {column: [{"bytes": encoded(image), "path": None} for image in images]}
+    if labels is not None:
+        table["label"] = labels
+    table = pa.table(table)
+    if names:
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=4)
+
+
+def nchw(array):
+    return torch.from_numpy(array.copy()).permute(0, 3, 1, 2)
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_import_is_light():
+    code = "import sys, probjepa.data as d; d.open_images; sys.exit(any(m in sys.modules for m in "
+    code += "('kornia', 'sklearn', 'pyarrow', 'pandas', 'matplotlib')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_digits_match_sklearn():
+    opened = open_images("sklearn:digits")
+    raw = load_digits()
+    assert torch.equal(opened.images[:, 0].double(), torch.from_numpy(raw.images * 255 / 16).round())
+    assert opened.labels.tolist() == raw.target.tolist()
+    assert opened.classes == [str(digit) for digit in range(10)]
+    assert (opened.channels, opened.size, opened.name) == (1, 8, "sklearn:digits")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_folder(tmp_path, workers):
+    images = pixels(130)
+    for row, image in enumerate(images):
+        folder = tmp_path / ("cat" if row % 2 else "dog") / "deep"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{row:03d}.PNG").write_bytes(encoded(image))
+    (tmp_path / "cat" / ".hidden.png").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("ignored")
+    opened = open_images(tmp_path, workers=workers)
+    order = [*range(1, 130, 2), *range(0, 130, 2)]
+    assert torch.equal(opened.images, nchw(images)[order])
+    assert opened.classes == ["cat", "dog"]
+    assert opened.labels.tolist() == [0] * 65 + [1] * 65
+    assert opened.ids[:2] == ["cat/deep/001.PNG", "cat/deep/003.PNG"]
+
+
+def test_flat_folder_and_single_file(tmp_path):
+    images = pixels(2)
+    for row, image in enumerate(images):
+        (tmp_path / f"{row}.bmp").write_bytes(encoded(image, "BMP"))
+    assert open_images(tmp_path).labels is None
+    one = open_images(str(tmp_path / "1.bmp"))
+    assert torch.equal(one.images, nchw(images)[1:])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "2.bmp").write_bytes(encoded(images[0], "BMP"))
+    with pytest.raises(DataError, match="sub-folders") as error:
+        open_images(tmp_path)
+    one_line(error)
+
+
+def test_parquet_with_names(tmp_path):
+    images = pixels(10)
+    write_parquet(tmp_path / "x.parquet", images, [row % 3 for row in range(10)], ["a", "b", "c"])
+    opened = open_images(tmp_path / "x.parquet")
+    assert torch.equal(opened.images, nchw(images))
+    assert opened.labels.tolist() == [row % 3 for row in range(10)]
+    assert opened.classes == ["a", "b", "c"]
+    assert opened.ids[-1] == "9"
+
+
+def test_parquet_shards_globs_and_splits(tmp_path):
+    images = pixels(14)
+    write_parquet(tmp_path / "train-0.parquet", images[:9], ["u", "v", "u"] * 3, column="whatever")
+    write_parquet(tmp_path / "train-1.parquet", images[9:], ["w"] * 5, column="whatever")
+    opened = open_images(tmp_path)
+    assert torch.equal(opened.images, nchw(images))
+    assert opened.ids[8:10] == ["train-0.parquet:8", "train-1.parquet:0"]
+    assert [opened.classes[label] for label in opened.labels] == ["u", "v", "u"] * 3 + ["w"] * 5
+    write_parquet(tmp_path / "test-0.parquet", images[:2], ["u", "v"], column="whatever")
+    with pytest.raises(DataError, match="several splits"):
+        open_images(tmp_path)
+    assert len(open_images(f"{tmp_path}/train*.parquet")) == 14
+
+
+@pytest.mark.parametrize("kind", ["binary", "lists", "float lists"])
+def test_parquet_other_image_columns(tmp_path, kind):
+    images = pixels(3)
+    column = {
+        "binary": lambda: [encoded(image) for image in images],
+        "lists": lambda: images.tolist(),
+        "float lists": lambda: (images / 255).transpose(0, 3, 1, 2).tolist(),
+    }[kind]()
+    pq.write_table(pa.table({"name": ["a", "b", "c"], "image": column}), tmp_path / "x.parquet")
+    assert torch.equal(open_images(tmp_path / "x.parquet").images, nchw(images))
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw", "nhw"])
+@pytest.mark.parametrize("scale", ["uint8", "float32", "int64"])
+@pytest.mark.parametrize("form", ["npz", "npy", "array", "tensor"])
+def test_array_layouts(tmp_path, layout, scale, form):
+    images = pixels(4, 1 if layout == "nhw" else 3, 9, 11)
+    expected = nchw(images)
+    array = {"nhwc": images, "nchw": images.transpose(0, 3, 1, 2), "nhw": images[..., 0]}[layout]
+    array = array / np.float32(255) if scale == "float32" else array.astype(scale)
+    source = array
+    if form == "npz":
+        source = tmp_path / "x.npz"
+        np.savez(source, images=array, labels=np.arange(4)[:, None])
+    elif form == "npy":
+        source = tmp_path / "x.npy"
+        np.save(source, array)
+    elif form == "tensor":
+        source = torch.from_numpy(np.ascontiguousarray(array))
+    opened = open_images(source)
+    assert torch.equal(opened.images, expected)
+    assert (opened.labels is not None) == (form == "npz")
+    streamed = open_images(source, memory_limit=1)
+    assert torch.equal(pickle.loads(pickle.dumps(streamed)).get([2, 0]), expected[[2, 0]])
+
+
+def test_dataframe_and_torch_dataset():
+    pd = pytest.importorskip("pandas")
+    images = pixels(5)
+    frame = pd.DataFrame({"id": range(5), "img": [encoded(i) for i in images], "class": list("abcab")})
+    opened = open_images(frame)
+    assert torch.equal(opened.images, nchw(images))
+    assert opened.labels.tolist() == [0, 1, 2, 0, 1]
+
+    class Pairs(torch.utils.data.Dataset):
+        classes = ("zero", "one")
+
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, row):
+            forms = [Image.fromarray, lambda a: a, lambda a: torch.from_numpy(a / 255).permute(2, 0, 1)]
+            return forms[row % 3](images[row]), torch.tensor(row % 2)
+
+    for limit in (None, 1):
+        opened = open_images(Pairs(), memory_limit=limit)
+        assert torch.equal(opened.get(range(5)), nchw(images))
+        assert opened.labels.tolist() == [0, 1, 0, 1, 0]
+        assert opened.classes == ["zero", "one"]
+
+
+def test_hub_reads_undecoded_bytes(monkeypatch):
+    images = pixels(4)
+
+    class Image:  # stands for datasets.Image
+        def __init__(self, decode=True):
+            self.decode = decode
+
+    class Dataset:
+        column_names = ["picture", "label"]  # noqa: RUF012
+
+        def __init__(self, decode=True):
+            self.features = {"picture": Image(decode), "label": SimpleNamespace(names=["a", "b"])}
+
+        def cast_column(self, name, feature):
+            return Dataset(feature.decode)
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, key):
+            if key == "label":
+                return [0, 1, 1, 0]
+            assert not self.features["picture"].decode
+            return {"picture": {"bytes": encoded(images[key]), "path": None}, "label": 0}
+
+    asked = []
+    hub = SimpleNamespace(load_dataset=lambda name, split: asked.append((name, split)) or Dataset())
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    opened = open_images("hf:owner/name:test")
+    open_images("hf:owner/name")
+    assert asked == [("owner/name", "test"), ("owner/name", "train")]
+    assert torch.equal(opened.images, nchw(images))
+    assert (opened.labels.tolist(), opened.classes) == ([0, 1, 1, 0], ["a", "b"])
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"probjepa\[hf\]"):
+        open_images("hf:owner/name")
+
+
+def test_sizes(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(pixels(1, 3, 20, 30)[0]))
+    (tmp_path / "b.png").write_bytes(encoded(pixels(1, 3, 16, 16)[0]))
+    with pytest.raises(DataError, match="size=16") as error:
+        open_images(tmp_path)
+    assert "30×20" in one_line(error)
+    assert "16×16" in one_line(error)
+    opened = open_images(tmp_path, size=10)
+    image = Image.open(tmp_path / "a.png").resize((15, 10), Image.Resampling.BILINEAR).crop((2, 0, 12, 10))
+    assert torch.equal(opened.images[0], nchw(np.asarray(image)[None])[0])
+    with pytest.raises(ConfigError):
+        open_images(tmp_path, size=4)
+
+
+def test_grey_in_a_colour_set_and_channel_errors(tmp_path):
+    grey, colour = pixels(2, 1), pixels(2, 3, seed=1)
+    for row, image in enumerate([grey[0], colour[0], grey[1], colour[1]]):
+        (tmp_path / f"{row}.png").write_bytes(encoded(image))
+    expected = torch.stack(
+        [nchw(grey)[0].repeat(3, 1, 1), nchw(colour)[0], nchw(grey)[1].repeat(3, 1, 1), nchw(colour)[1]]
+    )
+    for limit in (None, 1):
+        opened = open_images(tmp_path, memory_limit=limit)
+        assert torch.equal(opened.get(slice(None)), expected)
+        with pytest.raises(DataError, match=r"1\.png has 3 channel.*--convert"):
+            open_images(tmp_path, channels=1, memory_limit=limit)
+        with pytest.raises(DataError, match=r"has 1 channel.*--convert"):
+            open_images(grey, channels=3, memory_limit=limit)
+        luma = open_images(tmp_path, channels=1, convert=True, memory_limit=limit).get([1])[0, 0].double()
+        weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+        exact = torch.einsum("chw,c->hw", nchw(colour)[0].double(), weights)
+        assert (luma - exact).abs().max() <= 0.51
+        repeated = open_images(grey, channels=3, convert=True, memory_limit=limit).get([0, 1])
+        assert torch.equal(repeated, nchw(grey).repeat(1, 3, 1, 1))
+
+
+def test_alpha_palette_and_sixteen_bits(tmp_path):
+    rgba = pixels(1, 4)[0]
+    Image.fromarray(rgba, "RGBA").save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: has an alpha channel"):
+        open_images(tmp_path)
+    assert torch.equal(open_images(tmp_path, convert=True).images, nchw(rgba[None, ..., :3]))
+    (tmp_path / "a.png").unlink()
+
+    palette = Image.fromarray(pixels(1)[0]).quantize(16)
+    palette.save(tmp_path / "p.png")
+    assert torch.equal(open_images(tmp_path / "p.png").images, nchw(np.asarray(palette.convert("RGB"))[None]))
+    deep = np.linspace(0, 65535, 144).reshape(12, 12).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    opened = open_images(tmp_path / "deep.png")
+    assert np.abs(opened.images[0, 0].numpy() - deep / 257).max() <= 0.5 + 1e-9
+    assert open_images(tmp_path / "deep.png", memory_limit=1).channels == 1
+
+
+def test_exif_orientation(tmp_path):
+    image = pixels(1, 3, 10, 14)[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    (tmp_path / "t.png").write_bytes(encoded(image, exif=exif))
+    expected = nchw(np.rot90(image, -1)[None])
+    assert torch.equal(open_images(tmp_path).images, expected)
+    assert torch.equal(open_images(tmp_path, memory_limit=1).get([0]), expected)
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_corrupt_images(tmp_path, limit):
+    good = pixels(3, 3, 32, 32)
+    for row in (0, 3):
+        (tmp_path / f"{row}.png").write_bytes(encoded(good[row % 3]))
+    (tmp_path / "1.jpg").write_bytes(encoded(good[1], "JPEG")[:-200])
+    (tmp_path / "2.png").write_text("not an image")
+    opened = open_images(tmp_path, on_error="skip", memory_limit=limit)
+    assert opened.ids == ["0.png", "3.png"]
+    assert torch.equal(opened.get([0, 1]), nchw(good)[[0, 0]])
+    assert len(opened.skipped) == 2
+    assert "1.jpg" in opened.skipped[0]
+    assert "not an image" in opened.skipped[1]
+    with pytest.raises(DataError, match=r"1\.jpg|2\.png") as error:
+        open_images(tmp_path, memory_limit=limit)
+    one_line(error)
+
+
+def test_truncated_image_in_a_stream_names_the_row(tmp_path):
+    rows = [encoded(image, "JPEG") for image in pixels(300, 3, 32, 32)]
+    rows[270] = rows[270][:-200]
+    pq.write_table(pa.table({"image": rows}), tmp_path / "x.parquet")
+    opened = open_images(tmp_path / "x.parquet", memory_limit=1)
+    with pytest.raises(DataError, match=r"x\.parquet, row 270 .*truncated"):
+        opened.get(range(260, 280))
+    with pytest.raises(DataError, match=r"x\.parquet, row 270 "):
+        open_images(tmp_path / "x.parquet")
+
+
+def test_errors_are_one_line(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.zip").write_text("")
+    (tmp_path / "bad.parquet").write_text("bad")
+    (tmp_path / "bad.npy").write_text("bad")
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    np.savez(tmp_path / "other.npz", weights=np.zeros(3))
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "table.parquet")
+    cases = {
+        "missing": "no such file",
+        "empty": "holds no images",
+        "x.zip": "'.zip' is not supported",
+        "bad.parquet": "cannot be read as parquet",
+        "table.parquet": "no column holds images",
+        "bad.npy": "cannot be read as .npy",
+        "objects.npy": "not objects",
+        "other.npz": "no array of images",
+    }
+    for name, message in cases.items():
+        with pytest.raises(DataError) as error:
+            open_images(tmp_path / name)
+        assert message in one_line(error)
+        assert name in one_line(error)
+    with pytest.raises(ConfigError):
+        open_images("sklearn:digit")
+    floats = np.zeros((5, 8, 8), dtype=np.float32)
+    floats[3, 2, 2] = np.nan
+    floats[4, 2, 2] = np.inf
+    with pytest.raises(DataError, match="row 3 holds NaN or Inf"):
+        open_images(floats)
+    assert open_images(floats, on_error="skip").ids == ["0", "1", "2"]
+    with pytest.raises(DataError, match=r"row 1: floats from -2 to -2.*\[0, 1\]"):
+        open_images(-np.arange(3)[:, None, None] * 2.0 * np.ones((3, 8, 8)), on_error="skip")
+    for bad in (np.zeros((4, 7, 9), np.uint8), np.zeros((4, 9, 9, 5), np.uint8), np.zeros((4, 64), np.uint8)):
+        with pytest.raises(DataError) as error:
+            open_images(bad)
+        one_line(error)
+    with pytest.raises(DataError, match="holds no images"):
+        open_images(np.zeros((0, 8, 8), np.uint8))
+    with pytest.raises(DataError, match="no data source"):
+        open_images(3)
+    monkeypatch.setattr(decode_module.Image, "MAX_IMAGE_PIXELS", 100)
+    (tmp_path / "big.png").write_bytes(encoded(pixels(1, 3, 12, 12)[0]))
+    with pytest.raises(DataError, match=r"big\.png is larger than"):
+        open_images(tmp_path / "big.png")
+
+
+def test_labels_must_fit(tmp_path):
+    for labels, message in ((np.arange(3), "4 images"), (np.array([0.5] * 4), "whole numbers")):
+        np.savez(tmp_path / "x.npz", x=np.zeros((4, 8, 8), np.uint8), y=labels)
+        with pytest.raises(DataError, match=message):
+            open_images(tmp_path / "x.npz")
+    table = pa.table({"image": [encoded(i) for i in pixels(2)], "label": [1, None]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="row 1 has no label"):
+        open_images(tmp_path / "x.parquet")
+
+
+def test_stream_reads_like_a_set(tmp_path):
+    images = pixels(700)
+    write_parquet(tmp_path / "a.parquet", images[:300], [row % 5 for row in range(300)])
+    write_parquet(tmp_path / "b.parquet", images[300:], [row % 5 for row in range(300, 700)])
+    memory = open_images(tmp_path)
+    stream = open_images(tmp_path, memory_limit=1000, workers=2)
+    assert isinstance(memory, ImageSet)
+    assert isinstance(stream, StreamedImages)
+    assert stream.ids == memory.ids
+    rows = torch.randperm(700, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(stream.get(rows), memory.get(rows))
+    assert torch.equal(pickle.loads(pickle.dumps(stream)).get([-1, 300]), memory.get([-1, 300]))
+    for (one, where), (other, same) in zip(memory.batches(256), stream.batches(256), strict=True):
+        assert where == same
+        assert torch.equal(one, other)
+    part, same_part = memory.with_labels_in([1, 4]), stream.with_labels_in([1, 4])
+    assert set(part.labels.tolist()) == {1, 4}
+    assert part.ids == same_part.ids
+    assert torch.equal(part.images, same_part.get(slice(None)))
+    file = stream.records.file
+    assert file.exists()
+    del stream, same_part
+    assert not file.exists()
+
+
+def test_subset_checks_rows():
+    opened = open_images("sklearn:digits")
+    assert opened.subset([5, -1]).ids == ["5", "1796"]
+    assert opened.with_labels_in(["3"]).labels.unique().tolist() == [3]
+    for rows in ([1797], torch.ones(3, dtype=torch.bool)):
+        with pytest.raises(DataError):
+            opened.subset(rows)
+    assert open_images(opened) is opened
+    assert open_images(opened, size=16).labels is not None
+    with pytest.raises(DataError, match="labels"):
+        open_images(pixels(2)).with_labels_in([0])
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
+def test_split_is_stratified(fraction):
+    opened = open_images("sklearn:digits")
+    rest, held = split(opened, fraction, seed=1)
+    assert len(held) == round(len(opened) * fraction)
+    assert sorted(rest.ids + held.ids) == sorted(opened.ids)
+    share = len(held) / len(opened)
+    for label in range(10):
+        exact = (opened.labels == label).sum().item() * share
+        assert abs((held.labels == label).sum().item() - exact) < 1
+    assert split(opened, fraction, seed=1)[1].ids == held.ids
+    assert split(opened, fraction, seed=2)[1].ids != held.ids
+    with pytest.raises(DataError):
+        split(opened, 0.0, seed=0)
