@@ -1,0 +1,129 @@
+"""Checked inputs of the metrics and detectors, and the blocked nearest-neighbour search under both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from probjepa.errors import DataError
+
+ArrayInput: TypeAlias = torch.Tensor | npt.ArrayLike
+_ROWS_AT_A_TIME = 65536
+
+
+def as_float_tensor(values: ArrayInput, what: str) -> torch.Tensor:
+    """Return numbers of any shape in float32 or float64, on the device they came on, or raise DataError."""
+    if isinstance(values, torch.Tensor):
+        tensor = values.detach()
+    else:
+        array = np.asarray(values)
+        if array.dtype.kind not in "fiub":
+            raise DataError(f"{what} holds {array.dtype} values: give numbers")
+        # torch warns about read-only memory and refuses negative strides
+        tensor = torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
+    if not tensor.dtype.is_floating_point:
+        return tensor.double()
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def as_features(values: ArrayInput, what: str) -> torch.Tensor:
+    """Return finite features (N, D) in float32 or float64, on the device they came on.
+
+    Raises
+    ------
+    DataError
+        for another number of dimensions, no rows or columns, or NaN or Inf (counted)
+    """
+    features = as_float_tensor(values, what)
+    if features.ndim != 2:
+        raise DataError(f"{what} has shape {tuple(features.shape)}: give one row a sample, (N, D)")
+    if 0 in features.shape:
+        raise DataError(f"{what} is empty, shape {tuple(features.shape)}: give at least one row and column")
+    bad = [
+        int((~torch.isfinite(rows)).sum(1).count_nonzero()) for rows in torch.split(features, _ROWS_AT_A_TIME)
+    ]
+    if sum(bad):
+        raise DataError(
+            f"{what} has NaN or Inf in {sum(bad)} of {len(features)} rows: drop them, or mend the encoder"
+        )
+    return features
+
+
+def as_scores(values: ArrayInput, what: str) -> npt.NDArray[np.float64]:
+    """Return scores (N,) in float64; infinite ones are allowed.
+
+    Raises
+    ------
+    DataError
+        for another number of dimensions, no values, or NaN (counted)
+    """
+    scores: npt.NDArray[np.float64] = as_float_tensor(values, what).double().cpu().numpy()
+    if scores.ndim != 1:
+        raise DataError(f"{what} has shape {scores.shape}: give one value a sample, (N,)")
+    if not len(scores):
+        raise DataError(f"{what} is empty: give at least one value")
+    missing = int(np.isnan(scores).sum())
+    if missing:
+        raise DataError(f"{what} has {missing} NaN among {len(scores)} values: drop them, or mend the score")
+    return scores
+
+
+def as_labels(values: ArrayInput, what: str, *, rows: int) -> npt.NDArray[Any]:
+    """Return labels (rows,) of any type.
+
+    Raises
+    ------
+    DataError
+        for another shape, or NaN (counted)
+    """
+    labels = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if labels.shape != (rows,):
+        raise DataError(f"{what} has shape {labels.shape} for {rows} rows: give one label a row, ({rows},)")
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise DataError(
+            f"{what} has {int(np.isnan(labels).sum())} NaN among {rows}: drop the unlabelled rows"
+        )
+    return labels
+
+
+def iter_top_k(
+    similarity: Callable[[slice, slice], torch.Tensor], n_queries: int, n_bank: int, k: int, chunk_size: int
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Find each query's ``k`` most similar bank rows, block by block.
+
+    At most ``chunk_size`` × ``chunk_size`` similarities are held at a time, however large both sets are.
+
+    Parameters
+    ----------
+    similarity
+        (slice of the queries, slice of the bank) → their similarities (n, m)
+    n_queries, n_bank, k
+        sizes; k ≤ n_bank
+    chunk_size
+        rows of a block on both sides
+
+    Yields
+    ------
+    tuple[slice, Tensor, Tensor]
+        a slice of the queries, their ``k`` similarities in falling order (n, k), and the bank rows (n, k)
+    """
+    for start in range(0, n_queries, chunk_size):
+        queries = slice(start, min(start + chunk_size, n_queries))
+        best: torch.Tensor | None = None
+        where: torch.Tensor | None = None
+        for first in range(0, n_bank, chunk_size):
+            bank = slice(first, min(first + chunk_size, n_bank))
+            values, rows = similarity(queries, bank).topk(min(k, bank.stop - bank.start), dim=1)
+            rows += first
+            if best is not None and where is not None:
+                values, rows = torch.cat([best, values], 1), torch.cat([where, rows], 1)
+                values, kept = values.topk(min(k, values.shape[1]), dim=1)
+                rows = rows.gather(1, kept)
+            best, where = values, rows
+        assert best is not None
+        assert where is not None
+        yield queries, best, where

@@ -1,0 +1,25 @@
+"""What embeddings and scores are worth: kNN and linear accuracy, OOD detection, collapse, selection."""
+
+from probjepa.metrics.collapse import collapse_summary, effective_rank, rank_me
+from probjepa.metrics.energy import energy_score
+from probjepa.metrics.intervals import Interval, accuracy_interval, bootstrap_interval
+from probjepa.metrics.knn import knn_accuracy, knn_predict
+from probjepa.metrics.linear import linear_probe
+from probjepa.metrics.ood import ood_metrics
+from probjepa.metrics.selective import RiskCoverage, risk_coverage
+
+__all__ = [
+    "Interval",
+    "RiskCoverage",
+    "accuracy_interval",
+    "bootstrap_interval",
+    "collapse_summary",
+    "effective_rank",
+    "energy_score",
+    "knn_accuracy",
+    "knn_predict",
+    "linear_probe",
+    "ood_metrics",
+    "rank_me",
+    "risk_coverage",
+]

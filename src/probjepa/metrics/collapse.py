@@ -1,0 +1,85 @@
+"""How many dimensions an embedding uses."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from probjepa._arrays import ArrayInput, as_features
+
+_Matrix = npt.NDArray[np.float64]
+
+
+def _matrix(embeddings: ArrayInput) -> _Matrix:
+    matrix: _Matrix = as_features(embeddings, "the embeddings").double().cpu().numpy()
+    return matrix
+
+
+def effective_rank(embeddings: ArrayInput) -> float:
+    """Return exp(−Σ pₖ log pₖ), pₖ = σₖ/Σσ, over the singular values σ of the *centred* embeddings (N, D).
+
+    Between 1 (all on one line) and min(N − 1, D); 0 if all embeddings are equal. Computed in float64.
+    Reference: Roy & Vetterli, "The effective rank", EUSIPCO 2007; centring is ours, so that a common offset
+    does not pass for a used dimension.
+
+    Raises
+    ------
+    DataError
+        for embeddings that are no (N, D), or hold NaN or Inf (counted)
+    """
+    return _effective_rank(_matrix(embeddings))
+
+
+def rank_me(embeddings: ArrayInput) -> float:
+    """Return exp(−Σ pₖ log pₖ), pₖ = σₖ/Σσ + 1e-7, over the singular values of the embeddings *as they are*.
+
+    Reference: Garrido et al., "RankMe", ICML 2023, which does not centre.
+
+    Raises
+    ------
+    DataError
+        for embeddings that are no (N, D), or hold NaN or Inf (counted)
+    """
+    return _rank_me(_matrix(embeddings))
+
+
+def collapse_summary(embeddings: ArrayInput) -> dict[str, float]:
+    """Return the signs of collapse of embeddings (N, D).
+
+    Returns
+    -------
+    dict[str, float]
+        ``effective_rank``, ``rank_me``, and ``std_mean`` and ``std_min``: mean and smallest standard
+        deviation of a feature of the L2-normalised embeddings (1/√D when they fill the sphere evenly, 0 when
+        collapsed)
+
+    Raises
+    ------
+    DataError
+        for embeddings that are no (N, D), or hold NaN or Inf (counted)
+    """
+    matrix = _matrix(embeddings)
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    spread = (matrix / np.where(norms > 0, norms, 1.0)).std(0)
+    return {
+        "effective_rank": _effective_rank(matrix),
+        "rank_me": _rank_me(matrix),
+        "std_mean": float(spread.mean()),
+        "std_min": float(spread.min()),
+    }
+
+
+def _effective_rank(matrix: _Matrix) -> float:
+    sigma = np.linalg.svd(matrix - matrix.mean(0), compute_uv=False)
+    # centring leaves rounding noise of this size, which must not count where nothing else is left
+    sigma = sigma[sigma > max(matrix.shape) * np.finfo(np.float64).eps * np.linalg.norm(matrix)]
+    return _exp_entropy(sigma / sigma.sum()) if len(sigma) else 0.0
+
+
+def _rank_me(matrix: _Matrix) -> float:
+    sigma = np.linalg.svd(matrix, compute_uv=False)
+    return _exp_entropy(sigma / max(float(sigma.sum()), np.finfo(np.float64).tiny) + 1e-7)
+
+
+def _exp_entropy(p: npt.NDArray[np.floating]) -> float:
+    return float(np.exp(-np.sum(p * np.log(p))))

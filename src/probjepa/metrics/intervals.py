@@ -1,0 +1,104 @@
+"""Confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from probjepa._arrays import ArrayInput, as_scores
+from probjepa.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its confidence interval [low, high].
+
+    >>> print(Interval(0.91234, 0.9, 0.925))
+    0.9123 [0.9000, 0.9250]
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+def check_bootstrap(n_bootstrap: int, confidence: float) -> None:
+    """Raise ConfigError for settings that give no interval."""
+    if n_bootstrap < 1:
+        raise ConfigError(f"n_bootstrap is {n_bootstrap}: use at least 1 resample (1000 is usual)")
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence is {confidence}: use a level between 0 and 1, such as 0.95")
+
+
+def percentile_interval(value: float, resampled: npt.NDArray[np.float64], confidence: float) -> Interval:
+    """Return ``value`` with the central ``confidence`` share of its resampled values (B,)."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Interval(float(value), float(low), float(high))
+
+
+def bootstrap_interval(
+    values: ArrayInput,
+    statistic: Callable[[npt.NDArray[np.float64]], Any] = np.mean,
+    *,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return a statistic of values (N,) with its percentile bootstrap interval.
+
+    Reference: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, §13.3.
+
+    Raises
+    ------
+    DataError
+        for no values, or NaN (counted)
+    ConfigError
+        for a setting out of its range
+    """
+    sample = as_scores(values, "the values")
+    check_bootstrap(n_bootstrap, confidence)
+    rng = np.random.default_rng(seed)
+    n = len(sample)
+    resampled = np.array([float(statistic(sample[rng.integers(n, size=n)])) for _ in range(n_bootstrap)])
+    return percentile_interval(float(statistic(sample)), resampled, confidence)
+
+
+def accuracy_interval(correct: ArrayInput, *, confidence: float = 0.95) -> Interval:
+    """Return an accuracy with its Wilson score interval (Wilson 1927).
+
+    ``correct`` (N,) holds 0 or 1. Unlike a bootstrap, the interval keeps its coverage near 0 and 1, where
+    every resample may give the same accuracy.
+
+    Raises
+    ------
+    DataError
+        for no values, NaN (counted), or values other than 0 and 1
+    ConfigError
+        for a confidence outside (0, 1)
+    """
+    sample = as_correct(correct)
+    check_bootstrap(1, confidence)
+    n, p = len(sample), float(sample.mean())
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def as_correct(values: ArrayInput) -> npt.NDArray[np.float64]:
+    """Return a mask of right answers (N,) as 0.0 and 1.0, or raise DataError."""
+    correct = as_scores(values, "the mask of right answers")
+    other = int((~np.isin(correct, (0.0, 1.0))).sum())
+    if other:
+        raise DataError(f"the mask of right answers has {other} values other than 0 and 1: give booleans")
+    return correct

@@ -1,0 +1,110 @@
+"""k-nearest-neighbour classification of frozen embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from probjepa._arrays import ArrayInput, as_features, as_labels, iter_top_k
+from probjepa.errors import ConfigError, DataError
+
+
+def knn_predict(
+    train: ArrayInput,
+    train_labels: ArrayInput,
+    test: ArrayInput,
+    *,
+    k: int = 20,
+    temperature: float | None = None,
+    chunk_size: int = 4096,
+) -> npt.NDArray[Any]:
+    """Predict each test row's label from its ``k`` nearest training rows by cosine similarity.
+
+    Parameters
+    ----------
+    train, test
+        embeddings (N, D) and (M, D), normalised here; computed on the device of ``train``
+    train_labels
+        (N,)
+    k
+        neighbours; of rows equally similar at the k-th place any may be taken
+    temperature
+        None: majority vote, an equal count decided by the larger summed similarity, then by the smaller
+        label. Otherwise each neighbour votes with weight exp(similarity / temperature): 0.1 with k=200 is the
+        reading of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination",
+        CVPR 2018
+    chunk_size
+        rows of a block: at most chunk_size² similarities are held at a time
+
+    Returns
+    -------
+    numpy.ndarray
+        (M,), of the type of ``train_labels``
+
+    Raises
+    ------
+    DataError
+        for NaN or Inf (counted), another width, or lengths that do not match
+    ConfigError
+        for k above the bank's rows, or another setting out of its range
+    """
+    bank, queries = as_features(train, "the training embeddings"), as_features(test, "the test embeddings")
+    labels = as_labels(train_labels, "the training labels", rows=len(bank))
+    if bank.shape[1] != queries.shape[1]:
+        raise DataError(
+            f"the training embeddings are {bank.shape[1]}-dimensional and the test ones {queries.shape[1]}: "
+            "embed both with the same encoder"
+        )
+    if not 1 <= k <= len(bank):
+        raise ConfigError(f"kNN: k is {k} with {len(bank)} training rows: use 1 to {len(bank)}")
+    if temperature is not None and not temperature > 0:
+        raise ConfigError(
+            f"kNN: temperature is {temperature}: use a positive one, or None for a majority vote"
+        )
+    if chunk_size < 1:
+        raise ConfigError(f"kNN: chunk_size is {chunk_size}: use at least 1")
+    classes, codes = np.unique(labels, return_inverse=True)
+    class_of = torch.from_numpy(codes).to(bank.device)
+    queries = queries.to(bank)
+
+    def cosine(rows: slice, columns: slice) -> torch.Tensor:
+        return F.normalize(queries[rows]) @ F.normalize(bank[columns]).T
+
+    predicted = np.empty(len(queries), dtype=np.int64)
+    for rows, similarity, neighbours in iter_top_k(cosine, len(queries), len(bank), k, chunk_size):
+        similarity, voted = similarity.double(), class_of[neighbours]
+        empty = similarity.new_zeros(len(similarity), len(classes))
+        if temperature is None:
+            counts = empty.scatter_add(1, voted, torch.ones_like(similarity))
+            sums = empty.scatter_add(1, voted, similarity)
+            votes = sums.masked_fill(counts < counts.amax(1, keepdim=True), -torch.inf)
+        else:
+            # relative to the nearest: the winner is the same and a small temperature cannot overflow
+            weights = ((similarity - similarity[:, :1]) / temperature).exp()
+            votes = empty.scatter_add(1, voted, weights)
+        predicted[rows] = votes.cpu().numpy().argmax(1)
+    return classes[predicted]
+
+
+def knn_accuracy(
+    train: ArrayInput,
+    train_labels: ArrayInput,
+    test: ArrayInput,
+    test_labels: ArrayInput,
+    *,
+    k: int = 20,
+    temperature: float | None = None,
+    chunk_size: int = 4096,
+) -> float:
+    """Return the share of test rows whose label ``knn_predict`` finds; its parameters and errors.
+
+    >>> knn_accuracy([[1.0, 0.0], [0.0, 1.0]], [0, 1], [[2.0, 0.1], [0.1, 3.0]], [0, 0], k=1)
+    0.5
+    """
+    targets = as_labels(test_labels, "the test labels", rows=len(as_features(test, "the test embeddings")))
+    predicted = knn_predict(train, train_labels, test, k=k, temperature=temperature, chunk_size=chunk_size)
+    return float(np.mean(predicted == targets))

@@ -1,0 +1,71 @@
+"""Effective rank and RankMe against closed forms and their definitions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ortho_group
+
+from probjepa.errors import DataError
+from probjepa.metrics import collapse_summary, effective_rank, rank_me
+
+
+def with_spectrum(sigma, n=40, centred=True):
+    """Rows whose singular values are ``sigma``, with zero mean or not."""
+    rng = np.random.default_rng(0)
+    columns = rng.normal(size=(n, len(sigma)))
+    if centred:
+        columns -= columns.mean(0)
+    left, _ = np.linalg.qr(columns)
+    return left * sigma @ ortho_group.rvs(len(sigma), random_state=0)
+
+
+def exp_entropy(sigma):
+    p = np.array(sigma) / np.sum(sigma)
+    return math.exp(-sum(q * math.log(q) for q in p if q > 0))
+
+
+@pytest.mark.parametrize("sigma", [[1, 1, 1, 1], [5, 3, 1, 0.5], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1e-9, 0, 0]])
+def test_ranks_of_a_known_spectrum(sigma):
+    rows = with_spectrum(sigma)
+    assert effective_rank(rows) == pytest.approx(exp_entropy(sigma), rel=1e-6)
+    assert rank_me(rows) == pytest.approx(exp_entropy(sigma), rel=1e-5)
+
+
+def test_only_the_effective_rank_is_centred():
+    rows = with_spectrum([2, 2, 1])
+    moved = rows + 1000
+    assert effective_rank(moved) == pytest.approx(exp_entropy([2, 2, 1]), rel=1e-6)
+    assert rank_me(moved) < 1.01
+    uncentred = with_spectrum([2, 2, 1], centred=False)
+    assert rank_me(uncentred) == pytest.approx(exp_entropy([2, 2, 1]), rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+def test_equal_embeddings_have_collapsed(value):
+    rows = torch.full((50, 8), value)
+    assert effective_rank(rows) == 0
+    summary = collapse_summary(rows)
+    assert summary["std_mean"] == pytest.approx(0, abs=1e-12)
+    assert summary["rank_me"] == pytest.approx(1, abs=1e-4)
+
+
+def test_summary_of_the_whole_sphere_and_of_a_dead_feature():
+    rows = torch.randn(20_000, 16, generator=torch.Generator().manual_seed(0))
+    summary = collapse_summary(rows)
+    assert summary["std_mean"] == pytest.approx(1 / 4, rel=0.01)
+    assert summary["std_min"] == pytest.approx(1 / 4, rel=0.03)
+    assert summary["effective_rank"] == effective_rank(rows) == pytest.approx(16, rel=1e-3)
+    assert summary["rank_me"] == rank_me(rows)
+    rows[:, 3] = 0
+    assert collapse_summary(rows)["std_min"] == 0
+    # the length of an embedding does not matter to its direction
+    scaled = collapse_summary(rows * torch.rand(20_000, 1).add(0.5))
+    assert scaled["std_mean"] == pytest.approx(collapse_summary(rows)["std_mean"], rel=1e-5)
+
+
+@pytest.mark.parametrize("measure", [effective_rank, rank_me, collapse_summary])
+def test_errors(measure):
+    with pytest.raises(DataError, match="NaN or Inf in 2 of 3 rows"):
+        measure([[1.0, np.nan], [np.inf, np.nan], [0.0, 1.0]])

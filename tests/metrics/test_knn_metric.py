@@ -1,0 +1,100 @@
+"""kNN classification against scikit-learn and brute force."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from probjepa.errors import ConfigError, DataError
+from probjepa.metrics import knn_accuracy, knn_predict
+
+
+def blobs(n, dim=6, classes=4, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=n)
+    return np.eye(classes, dim)[labels] + rng.normal(scale=0.7, size=(n, dim)), labels
+
+
+TRAIN, TEST = blobs(300), blobs(101, seed=1)
+
+
+@pytest.mark.parametrize("k", [1, 5, 21])
+@pytest.mark.parametrize("chunk_size", [7, 100, 4096])
+def test_majority_vote_agrees_with_scikit_learn(k, chunk_size):
+    # two classes and odd k: no equal counts, which scikit-learn decides otherwise
+    train, test = blobs(300, classes=2), blobs(101, classes=2, seed=1)
+    expected = KNeighborsClassifier(k, metric="cosine").fit(*train).predict(test[0])
+    predicted = knn_predict(*train, test[0], k=k, chunk_size=chunk_size)
+    np.testing.assert_array_equal(predicted, expected)
+    accuracy = knn_accuracy(*train, *test, k=k, chunk_size=chunk_size)
+    assert accuracy == pytest.approx(np.mean(expected == test[1]))
+
+
+def brute_force(train, labels, test, k, weigh):
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test)]
+    predicted = []
+    for similarity in unit[1] @ unit[0].T:
+        nearest = np.argsort(-similarity)[:k]
+        votes = {c: weigh(similarity[nearest][labels[nearest] == c]) for c in np.unique(labels)}
+        predicted.append(max(votes, key=votes.get))
+    return np.array(predicted)
+
+
+@pytest.mark.parametrize("k", [2, 4, 10, 200])
+@pytest.mark.parametrize("chunk_size", [13, 150, 4096])
+def test_votes_agree_with_brute_force(k, chunk_size):
+    majority = brute_force(*TRAIN, TEST[0], k, lambda s: (len(s), s.sum()))
+    np.testing.assert_array_equal(knn_predict(*TRAIN, TEST[0], k=k, chunk_size=chunk_size), majority)
+    weighted = brute_force(*TRAIN, TEST[0], k, lambda s: np.exp(s / 0.1).sum())
+    predicted = knn_predict(*TRAIN, TEST[0], k=k, temperature=0.1, chunk_size=chunk_size)
+    np.testing.assert_array_equal(predicted, weighted)
+
+
+def test_equal_counts_go_to_the_larger_similarity_then_the_smaller_label():
+    bank = [[1.0, 0.2], [1.0, 0.1], [0.0, 1.0], [0.0, -1.0]]
+    assert knn_predict(bank, [1, 0, 5, 5], [[1.0, 0.0]], k=2) == [0]
+    assert knn_predict(bank, [0, 1, 5, 5], [[1.0, 0.0]], k=2) == [1]
+    assert knn_predict([[1.0, 1.0], [1.0, 1.0]], [7, 3], [[1.0, 1.0]], k=2) == [3]
+
+
+def test_a_small_temperature_is_the_nearest_neighbour():
+    nearest = knn_predict(*TRAIN, TEST[0], k=1)
+    np.testing.assert_array_equal(knn_predict(*TRAIN, TEST[0], k=50, temperature=1e-5), nearest)
+
+
+def test_inputs_of_every_kind_agree():
+    expected = knn_predict(*TRAIN, TEST[0], k=5)
+    tensors = torch.from_numpy(TRAIN[0]), torch.from_numpy(TRAIN[1]), torch.from_numpy(TEST[0])
+    np.testing.assert_array_equal(knn_predict(*tensors, k=5), expected)
+    tensors[0].requires_grad_()
+    np.testing.assert_array_equal(knn_predict(*tensors, k=5), expected)
+    reversed_rows = TRAIN[0][::-1], TRAIN[1][::-1], TEST[0].astype(np.float32)
+    np.testing.assert_array_equal(knn_predict(*reversed_rows, k=5), expected)
+    names = np.array(["ant", "bee", "cat", "dog"])
+    np.testing.assert_array_equal(knn_predict(TRAIN[0], names[TRAIN[1]], TEST[0], k=5), names[expected])
+    # scale does not matter to the cosine
+    np.testing.assert_array_equal(knn_predict(TRAIN[0] * 1e3, TRAIN[1], TEST[0] * 1e-3, k=5), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"k": 301}, ConfigError, "k is 301 with 300 training rows"),
+        ({"k": 0}, ConfigError, "k is 0"),
+        ({"temperature": 0.0}, ConfigError, "temperature"),
+        ({"chunk_size": 0}, ConfigError, "chunk_size"),
+        ({"test": TEST[0][:, :5]}, DataError, "6-dimensional and the test ones 5"),
+        ({"train_labels": TRAIN[1][:-1]}, DataError, r"training labels has shape \(299,\) for 300 rows"),
+        ({"test_labels": TEST[1][:-1]}, DataError, r"test labels has shape \(100,\) for 101 rows"),
+        ({"train": np.where(np.arange(300)[:, None] < 3, np.nan, TRAIN[0])}, DataError, "in 3 of 300 rows"),
+        ({"test": np.full((101, 6), np.inf)}, DataError, "in 101 of 101 rows"),
+        ({"train": np.zeros((0, 6))}, DataError, "empty"),
+        ({"train": np.zeros(300)}, DataError, r"\(N, D\)"),
+        ({"train": np.full((300, 6), "a")}, DataError, "give numbers"),
+    ],
+)
+def test_errors(change, error, message):
+    arguments = {"train": TRAIN[0], "train_labels": TRAIN[1], "test": TEST[0], "test_labels": TEST[1]}
+    with pytest.raises(error, match=message) as caught:
+        knn_accuracy(**{**arguments, **change})
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,86 @@
+"""The linear probe against scikit-learn and its own optimum."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from probjepa.errors import ConfigError, DataError
+from probjepa.metrics import linear_probe
+
+
+def blobs(n, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(3, size=n)
+    return (np.eye(3, 5)[labels] * 1.5 + rng.normal(size=(n, 5))) * [1, 10, 100, 1, 1] + 50, labels
+
+
+TRAIN, TEST = blobs(400, 0), blobs(500, 1)
+
+
+@pytest.mark.parametrize("weight_decay", [None, 0.0, 0.5])
+def test_lbfgs_is_scikit_learns_regression_on_standardised_features(weight_decay):
+    # mean loss + ½·decay·‖W‖² is C·Σ loss + ½‖W‖² with C = 1/(decay·N)
+    inverse = {None: 1.0, 0.0: np.inf, 0.5: 1 / (0.5 * 400)}[weight_decay]
+    expected = make_pipeline(StandardScaler(), LogisticRegression(C=inverse)).fit(*TRAIN).score(*TEST)
+    assert linear_probe(*TRAIN, *TEST, weight_decay=weight_decay) == pytest.approx(expected, abs=0.003)
+
+
+def test_sgd_reaches_the_same_optimum():
+    exact = linear_probe(*TRAIN, *TEST, weight_decay=0.01)
+    sgd = linear_probe(*TRAIN, *TEST, method="sgd", weight_decay=0.01, batch_size=100)
+    assert 0.6 < exact < 0.95
+    assert sgd == pytest.approx(exact, abs=0.01)
+
+
+def test_sgd_is_seeded_and_works_without_grad_mode():
+    def probe(seed):
+        return linear_probe(
+            *TRAIN, *TEST, method="sgd", epochs=2, batch_size=16, learning_rate=1.0, seed=seed
+        )
+
+    with torch.no_grad():
+        assert probe(0) == probe(0)
+    assert len({probe(seed) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "sgd"])
+def test_labels_and_features_of_every_kind(method):
+    names = np.array(["ant", "bee", "cat"])
+    plain = linear_probe(*TRAIN, *TEST, method=method, epochs=20)
+    named = linear_probe(TRAIN[0], names[TRAIN[1]], TEST[0], names[TEST[1]], method=method, epochs=20)
+    assert named == plain
+    # a constant feature with rounding noise says nothing
+    constant = [np.c_[x, np.full(len(x), 0.1)].astype(np.float32) for x in (TRAIN[0], TEST[0])]
+    padded = linear_probe(constant[0], TRAIN[1], constant[1], TEST[1], method=method, epochs=20)
+    assert padded == pytest.approx(plain, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"method": "adam"}, ConfigError, "'lbfgs' or 'sgd'"),
+        ({"weight_decay": -1.0}, ConfigError, "weight_decay"),
+        ({"epochs": 0}, ConfigError, "positive"),
+        ({"train_labels": np.zeros(400)}, DataError, "at least two classes"),
+        ({"train_labels": np.where(np.arange(400) < 2, np.nan, TRAIN[1])}, DataError, "2 NaN among 400"),
+        ({"test": TEST[0][:, :4]}, DataError, "5-dimensional and the test ones 4"),
+        ({"train": np.where(TRAIN[0] > 1e9, 0, np.nan)}, DataError, "in 400 of 400 rows"),
+    ],
+)
+def test_errors(change, error, message):
+    arguments = {"train": TRAIN[0], "train_labels": TRAIN[1], "test": TEST[0], "test_labels": TEST[1]}
+    with pytest.raises(error, match=message) as caught:
+        linear_probe(**{**arguments, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_importing_the_metrics_loads_no_scikit_learn():
+    code = "import sys, probjepa.metrics; print('sklearn' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

@@ -1,0 +1,138 @@
+"""OOD metrics against scikit-learn, their intervals against their coverage and the closed form."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from probjepa.errors import ConfigError, DataError
+from probjepa.metrics import Interval, accuracy_interval, bootstrap_interval, ood_metrics
+
+
+def scikit_learn(inside, outside):
+    scores = np.concatenate([inside, outside])
+    is_in = np.concatenate([np.ones(len(inside)), np.zeros(len(outside))])
+
+    def fpr_at_95(positive, score):
+        fpr, tpr, _ = roc_curve(positive, score, drop_intermediate=False)
+        return fpr[np.argmax(tpr >= 0.95)]
+
+    return {
+        "auroc": roc_auc_score(1 - is_in, -scores),
+        "aupr_out": average_precision_score(1 - is_in, -scores),
+        "aupr_in": average_precision_score(is_in, scores),
+        "fpr_at_95_tpr_out": fpr_at_95(1 - is_in, -scores),
+        "fpr_at_95_tpr_in": fpr_at_95(is_in, scores),
+    }
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (20, 20), (40, 7), (500, 800)])
+@pytest.mark.parametrize("decimals", [0, 1, 9])
+def test_values_agree_with_scikit_learn_ties_included(sizes, decimals):
+    rng = np.random.default_rng(sum(sizes))
+    inside, outside = (
+        np.round(rng.normal(loc, size=n), decimals) for loc, n in zip((1, 0), sizes, strict=True)
+    )
+    found = ood_metrics(inside, outside, n_bootstrap=5)
+    expected = scikit_learn(inside, outside)
+    assert {name: interval.value for name, interval in found.items()} == pytest.approx(expected, abs=1e-12)
+
+
+def test_resampled_metrics_agree_with_scikit_learn():
+    # the same draws, one resample: the interval collapses onto scikit-learn's value for it
+    rng = np.random.default_rng(3)
+    inside, outside = rng.normal(1, 1, 60).round(1), rng.normal(0, 1, 50).round(1)
+    found = ood_metrics(inside, outside, n_bootstrap=1, seed=8)
+    draws = np.random.default_rng(8)
+    expected = scikit_learn(inside[draws.integers(60, size=60)], outside[draws.integers(50, size=50)])
+    assert {name: interval.low for name, interval in found.items()} == pytest.approx(expected, abs=1e-12)
+    assert all(interval.low == interval.high for interval in found.values())
+
+
+def test_perfect_and_reversed_separation():
+    perfect = {name: i.value for name, i in ood_metrics([3, 4, 5], [0, 1], n_bootstrap=10).items()}
+    assert perfect == {
+        "auroc": 1, "aupr_out": 1, "aupr_in": 1, "fpr_at_95_tpr_out": 0, "fpr_at_95_tpr_in": 0
+    }  # fmt: skip
+    worst = ood_metrics([0, 1], [3, 4, 5], n_bootstrap=10)
+    assert worst["auroc"] == Interval(0, 0, 0)
+    assert worst["fpr_at_95_tpr_out"].value == worst["fpr_at_95_tpr_in"].value == 1
+
+
+def test_infinite_scores_are_ranked():
+    found = ood_metrics([1.0, np.inf], [-np.inf, 0.5], n_bootstrap=5)
+    assert found["auroc"].value == 1
+
+
+def test_interval_covers_the_true_auroc_as_often_as_it_says():
+    truth = stats.norm.cdf(1 / math.sqrt(2))  # P(X > Y) for N(1, 1) and N(0, 1)
+    covered, widths = [], []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        auroc = ood_metrics(rng.normal(1, 1, 100), rng.normal(0, 1, 100), n_bootstrap=200, seed=seed)["auroc"]
+        covered.append(auroc.low <= truth <= auroc.high)
+        widths.append(auroc.high - auroc.low)
+    assert 0.89 <= np.mean(covered) <= 0.99
+    # variance of the AUROC of equal-variance normals (Hanley & McNeil's formula, its moments by quadrature)
+    grid = np.linspace(-9, 10, 4001)
+    q1 = np.trapezoid(stats.norm.pdf(grid, 1) * stats.norm.cdf(grid) ** 2, grid)
+    variance = (truth * (1 - truth) + 2 * 99 * (q1 - truth**2)) / 100**2
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.05)
+
+
+def test_seeded_and_frozen():
+    rng = np.random.default_rng(0)
+    sets = torch.from_numpy(rng.normal(1, 1, 50)), torch.from_numpy(rng.normal(0, 1, 50))
+    assert ood_metrics(*sets, seed=1) == ood_metrics(*sets, seed=1)
+    assert ood_metrics(*sets, seed=1) != ood_metrics(*sets, seed=2)
+    wide, narrow = (ood_metrics(*sets, confidence=level)["auroc"] for level in (0.99, 0.5))
+    assert wide.low < narrow.low < narrow.high < wide.high
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        wide.value = 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (([1, np.nan, np.nan], [0]), {}, DataError, "in-distribution scores has 2 NaN among 3"),
+        (([1], [np.nan]), {}, DataError, "out-of-distribution scores has 1 NaN"),
+        (([], [0.0]), {}, DataError, "empty"),
+        (([[1.0]], [0.0]), {}, DataError, r"\(N,\)"),
+        (([1.0], [0.0]), {"n_bootstrap": 0}, ConfigError, "n_bootstrap is 0"),
+        (([1.0], [0.0]), {"confidence": 95}, ConfigError, "confidence is 95"),
+    ],
+)
+def test_errors(arguments, options, error, message):
+    with pytest.raises(error, match=message) as caught:
+        ood_metrics(*arguments, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_bootstrap_interval_of_a_mean_and_a_median():
+    values = np.random.default_rng(0).exponential(size=400)
+    found = bootstrap_interval(values)
+    half = 1.96 * values.std() / math.sqrt(400)
+    assert found.value == pytest.approx(values.mean())
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.1)
+    expected = stats.bootstrap(
+        (values,), np.median, n_resamples=1000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    median = bootstrap_interval(values, np.median)
+    assert (median.value, median.low, median.high) == pytest.approx((np.median(values), *expected), abs=0.02)
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (7, 10), (950, 1000), (1000, 1000)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_accuracy_interval_is_wilsons(right, n, confidence):
+    expected = stats.binomtest(right, n).proportion_ci(confidence, method="wilson")
+    found = accuracy_interval(np.arange(n) < right, confidence=confidence)
+    assert (found.value, found.low, found.high) == pytest.approx((right / n, *expected), abs=1e-9)
+
+
+def test_accuracy_interval_wants_right_or_wrong():
+    with pytest.raises(DataError, match="2 values other than 0 and 1"):
+        accuracy_interval([0, 1, 2, 0.5])
