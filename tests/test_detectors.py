@@ -1,0 +1,224 @@
+"""Detectors: one contract for all, and each against SciPy, scikit-learn or brute force."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.spatial.distance import cdist
+from sklearn.base import clone
+from sklearn.covariance import LedoitWolf, ShrunkCovariance
+from sklearn.metrics import roc_auc_score
+
+from probjepa.detectors import KNN, GaussianMixture, Mahalanobis
+from probjepa.errors import ConfigError, DataError
+
+RNG = np.random.default_rng(0)
+MIXING = RNG.normal(size=(5, 5))
+FIT, TEST, AWAY = (RNG.normal(shift, 1, (n, 5)) @ MIXING for n, shift in ((400, 0), (150, 0), (150, 2)))
+DETECTORS = [
+    KNN(k=5),
+    KNN(k=3, normalize=False),
+    Mahalanobis(),
+    Mahalanobis(shrinkage="ledoit-wolf"),
+    GaussianMixture(n_components=2),
+]
+every_detector = pytest.mark.parametrize("detector", DETECTORS, ids=repr)
+
+
+@every_detector
+def test_contract(detector):
+    twin = clone(detector)
+    assert twin is not detector
+    assert twin.get_params() == detector.get_params()
+    assert twin.fit(FIT) is twin
+    scores = twin.score_samples(TEST)
+    assert scores.shape == (150,)
+    assert scores.dtype == np.float64
+    assert np.isfinite(scores).all()
+    # each row is scored alone, and the same from arrays, lists and tensors
+    np.testing.assert_allclose(twin.score_samples(TEST[::-1])[::-1], scores, rtol=1e-10)
+    np.testing.assert_allclose(twin.score_samples(TEST[:1].tolist()), scores[:1], rtol=1e-10)
+    tensors = clone(detector).fit(torch.from_numpy(FIT).requires_grad_())
+    np.testing.assert_array_equal(tensors.score_samples(torch.from_numpy(TEST)), scores)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(twin)).score_samples(TEST), scores)
+    # a second fit forgets the first
+    np.testing.assert_allclose(twin.fit(AWAY).fit(FIT).score_samples(TEST), scores)
+
+
+@every_detector
+def test_typical_rows_score_higher(detector):
+    # away in direction as well as in distance: the normalised detectors see only the first
+    centre, turned = np.eye(5)[0] * 8, np.eye(5)[1] * 8
+    detector = clone(detector).fit(FIT + centre)
+    scores = np.concatenate([detector.score_samples(TEST + centre), detector.score_samples(AWAY + turned)])
+    assert roc_auc_score(np.repeat([1, 0], 150), scores) > 0.9
+
+
+@every_detector
+def test_refuses_the_rows_of_its_fit(detector):
+    detector = clone(detector).fit(FIT)
+    mixed = np.concatenate([TEST[:10], FIT[[3, 3, 77]], TEST[10:20]])
+    with pytest.raises(
+        DataError, match=r"3 of 23 embeddings to score are among those that \w+ was fitted on"
+    ) as error:
+        detector.score_samples(mixed)
+    assert "\n" not in str(error.value)
+    mask = detector.was_fitted_on(mixed)
+    np.testing.assert_array_equal(np.flatnonzero(mask), [10, 11, 12])
+    np.testing.assert_allclose(
+        detector.score_samples(mixed[~mask]), detector.score_samples(TEST[:20]), rtol=1e-10
+    )
+    assert detector.score_samples(np.nextafter(FIT, np.inf)).shape == (400,)
+
+
+@every_detector
+def test_refuses_the_rows_of_its_fit_in_another_type(detector):
+    rows = np.concatenate([FIT.astype(np.float32), np.zeros((1, 5), dtype=np.float32)])
+    detector = clone(detector).fit(torch.from_numpy(rows))
+    assert detector.was_fitted_on(rows.astype(np.float64)).all()
+    assert detector.was_fitted_on(np.asfortranarray(rows)).all()
+    assert detector.was_fitted_on(np.full((1, 5), -0.0)).all()
+
+
+@every_detector
+def test_wrong_inputs(detector):
+    holes = np.where(np.arange(400)[:, None] < 7, np.nan, FIT)
+    for message, call in {
+        "not fitted: call fit": lambda: clone(detector).score_samples(TEST),
+        "to fit has NaN or Inf in 7 of 400 rows": lambda: clone(detector).fit(holes),
+        "to score has NaN or Inf in 7 of 400 rows": lambda: clone(detector).fit(FIT).score_samples(holes),
+        "4-dimensional and .* on 5 dimensions": lambda: clone(detector).fit(FIT).score_samples(TEST[:, :4]),
+        r"give one row a sample, \(N, D\)": lambda: clone(detector).fit(FIT[0]),
+        "is empty": lambda: clone(detector).fit(FIT[:0]),
+        "give numbers": lambda: clone(detector).fit(np.full((9, 5), "a")),
+        r"one label a row, \(400,\)": lambda: clone(detector).fit(FIT, np.zeros(399)),
+    }.items():
+        with pytest.raises((DataError, ConfigError), match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+@every_detector
+def test_a_failed_fit_stays_unfitted(detector):
+    twin = clone(detector)
+    with pytest.raises(DataError):
+        twin.fit(FIT * np.nan)
+    with pytest.raises(ConfigError, match="not fitted"):
+        twin.score_samples(TEST)
+
+
+@pytest.mark.parametrize("k", [1, 4, 400])
+@pytest.mark.parametrize("chunk_size", [11, 160, 4096])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_knn_is_the_distance_to_the_kth_neighbour(k, chunk_size, normalize):
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) if normalize else rows for rows in (TEST, FIT)]
+    expected = -np.sort(cdist(*unit), axis=1)[:, k - 1]
+    found = KNN(k, normalize=normalize, chunk_size=chunk_size).fit(FIT).score_samples(TEST)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_knn_keeps_tiny_distances_far_from_the_origin():
+    steps = np.arange(1, 6)[:, None] * 1e-4
+    bank = np.concatenate([1e6 + steps, 1e6 - steps], axis=0).repeat(3, axis=1)
+    found = KNN(k=2, normalize=False).fit(bank).score_samples(np.full((1, 3), 1e6))
+    assert found.item() == pytest.approx(-1e-4 * np.sqrt(3), rel=1e-5)
+
+
+def test_mahalanobis_is_scipys_distance():
+    covariance = np.cov(FIT.T, bias=True)
+    expected = -(
+        cdist(TEST, FIT.mean(0, keepdims=True), "mahalanobis", VI=np.linalg.inv(covariance))[:, 0] ** 2
+    )
+    np.testing.assert_allclose(Mahalanobis().fit(FIT).score_samples(TEST), expected, rtol=1e-9)
+    # the score does not depend on the units or the origin of the features
+    moved = [rows * [1, 10, 1e3, 1e-3, 1] + 1e3 for rows in (FIT, TEST)]
+    np.testing.assert_allclose(Mahalanobis().fit(moved[0]).score_samples(moved[1]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shrinkage", "oracle"),
+    [
+        (0.3, ShrunkCovariance(shrinkage=0.3)),
+        (1.0, ShrunkCovariance(shrinkage=1.0)),
+        ("ledoit-wolf", LedoitWolf()),
+    ],
+)
+@pytest.mark.parametrize("n", [4, 400])
+def test_mahalanobis_shrinkage_is_scikit_learns(shrinkage, oracle, n):
+    expected = -oracle.fit(FIT[:n]).mahalanobis(TEST)
+    found = Mahalanobis(shrinkage=shrinkage).fit(FIT[:n]).score_samples(TEST)
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def test_mahalanobis_with_labels_ties_the_covariance():
+    labels = np.array(["a", "b", "c"])[np.arange(400) % 3]
+    rows = FIT + 10 * (labels == "b")[:, None] - 5 * (labels == "c")[:, None]
+    means = np.stack([rows[labels == name].mean(0) for name in "abc"])
+    pooled = sum((labels == name).mean() * np.cov(rows[labels == name].T, bias=True) for name in "abc")
+    expected = -(cdist(TEST, means, "mahalanobis", VI=np.linalg.inv(pooled)).min(1) ** 2)
+    np.testing.assert_allclose(Mahalanobis().fit(rows, labels).score_samples(TEST), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_mahalanobis_needs_more_rows_than_dimensions(classes):
+    enough = 5 + classes
+    labels = np.arange(enough) % classes
+    Mahalanobis().fit(FIT[:enough], labels)
+    for shrinkage in (None, 0.0):
+        with pytest.raises(
+            ConfigError, match=rf"at least {enough} rows, or use shrinkage='ledoit-wolf'"
+        ) as error:
+            Mahalanobis(shrinkage).fit(FIT[: enough - 1], labels[:-1])
+        assert "\n" not in str(error.value)
+    Mahalanobis("ledoit-wolf").fit(FIT[: enough - 1], labels[:-1])
+
+
+def test_mahalanobis_refuses_a_singular_covariance():
+    twice = np.concatenate([FIT, FIT[:, :1]], axis=1)
+    with pytest.raises(ConfigError, match="singular"):
+        Mahalanobis().fit(twice)
+    for shrinkage in (None, 0.5, "ledoit-wolf"):
+        with pytest.raises(DataError, match="do not vary"):
+            Mahalanobis(shrinkage).fit(np.full((10, 3), 0.1))
+    assert np.isfinite(Mahalanobis(0.1).fit(twice).score_samples(twice + 1)).all()
+
+
+def test_gaussian_mixture_of_one_is_scipys_normal():
+    density = stats.multivariate_normal(FIT.mean(0), np.cov(FIT.T, bias=True) + 1e-6 * np.eye(5))
+    found = GaussianMixture().fit(FIT).score_samples(TEST)
+    np.testing.assert_allclose(found, density.logpdf(TEST), rtol=1e-9)
+
+
+def test_gaussian_mixture_finds_two_clusters_and_is_seeded():
+    rows = np.concatenate([RNG.normal(-20, 1, (3000, 1)), RNG.normal(20, 2, (1000, 1))])
+    at = np.array([[-20.0], [-18.0], [0.0], [20.0]])
+    truth = np.logaddexp(
+        stats.norm(-20, 1).logpdf(at) + np.log(0.75), stats.norm(20, 2).logpdf(at) + np.log(0.25)
+    )
+    found = GaussianMixture(2).fit(rows).score_samples(at)
+    np.testing.assert_allclose(found[[0, 1, 3]], truth[[0, 1, 3], 0], atol=0.1)
+    assert found.argmin() == 2
+    several = {seed: GaussianMixture(6, seed=seed).fit(FIT).score_samples(TEST) for seed in (1, 2)}
+    np.testing.assert_array_equal(GaussianMixture(6, seed=1).fit(FIT).score_samples(TEST), several[1])
+    assert not np.allclose(several[1], several[2])
+
+
+@pytest.mark.parametrize(
+    ("detector", "rows", "message"),
+    [
+        (KNN(k=11), 10, "k is 11 with 10 embeddings"),
+        (KNN(k=0), 10, "k is 0"),
+        (KNN(k=1, chunk_size=0), 10, "chunk_size"),
+        (Mahalanobis(shrinkage="oas"), 10, "'oas': use None"),
+        (Mahalanobis(shrinkage=1.5), 10, "from 0 to 1"),
+        (GaussianMixture(n_components=11), 10, "n_components is 11 with 10"),
+        (GaussianMixture(covariance_type="round"), 10, "cannot be fitted: .*round"),
+        (GaussianMixture(), 1, "at least 2 embeddings"),
+    ],
+)
+def test_wrong_settings(detector, rows, message):
+    with pytest.raises((ConfigError, DataError), match=message) as error:
+        detector.fit(FIT[:rows])
+    assert "\n" not in str(error.value)
