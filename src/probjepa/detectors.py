@@ -189,8 +189,8 @@ class Mahalanobis(_Detector):
             )
         if eigenvalues[0] <= dim * eps * eigenvalues[-1]:
             raise ConfigError(
-                f"Mahalanobis: the covariance of these {n} embeddings is singular (constant or dependent "
-                "features): use shrinkage='ledoit-wolf', or drop those features"
+                f"Mahalanobis: the covariance of these {n} embeddings is singular (constant or "
+                "dependent features): use shrinkage='ledoit-wolf', or drop those features"
             )
         self._whitening = vectors / np.sqrt(eigenvalues)
         self._origin = means[0]
