@@ -185,7 +185,7 @@ class Mahalanobis(_Detector):
         # the mean of n equal numbers may miss them by rounding of this size
         if eigenvalues[-1] <= (n * eps * np.abs(rows).max()) ** 2:
             raise DataError(
-                f"Mahalanobis: the {n} embeddings to fit do not vary: the encoder has collapsed, train it anew"
+                f"Mahalanobis: the {n} embeddings to fit do not vary: the encoder collapsed, train it anew"
             )
         if eigenvalues[0] <= dim * eps * eigenvalues[-1]:
             raise ConfigError(
