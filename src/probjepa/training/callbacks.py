@@ -1,0 +1,246 @@
+"""Monitors that look at the embeddings at the end of an epoch, and the table of what they saw."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from probjepa.errors import ConfigError, ProbjepaWarning
+from probjepa.training.checkpoint import write_atomic
+from probjepa.training.module import Module
+from probjepa.training.schedules import step_seed
+
+if TYPE_CHECKING:
+    from probjepa.data.images import Images
+    from probjepa.methods.base import Method
+
+BANK_ROWS = 5_000
+MONITOR_ROWS = 2_048
+
+
+@contextmanager
+def undisturbed(method: Method) -> Iterator[None]:
+    """Evaluate inside: random generators and the mode of every sub-module are as before afterwards."""
+    modes = {module: module.training for module in method.modules()}
+    devices = [method.device] if method.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            method.eval()
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def sample_rows(count: int, most: int, seed: int) -> Tensor:
+    """Return at most ``most`` of ``count`` row numbers, in order, the same for the same seed."""
+    if count <= most:
+        return torch.arange(count)
+    rows = np.random.default_rng(seed).choice(count, most, replace=False)
+    return torch.from_numpy(np.sort(rows))
+
+
+class Monitor(L.Callback):
+    """What is measured every ``every_n_epochs``; :attr:`latest` holds this epoch's values, or nothing."""
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise ConfigError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        self.every_n_epochs = every_n_epochs
+        self.latest: dict[str, float] = {}
+
+    def measure(self, method: Method) -> dict[str, float]:
+        """Return named values of the method as it is now."""
+        raise NotImplementedError
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure on the first process, without leaving a trace, and log."""
+        self.latest = {}
+        epoch = trainer.current_epoch + 1
+        if (epoch % self.every_n_epochs and epoch != trainer.max_epochs) or not trainer.is_global_zero:
+            return
+        method = cast(Module, pl_module).method
+        with undisturbed(method):
+            self.latest = self.measure(method)
+        pl_module.log_dict(self.latest, rank_zero_only=True)
+
+
+class OnlineKNN(Monitor):
+    """Accuracy ``knn`` of a majority vote of the k nearest training embeddings, on labelled held-out images.
+
+    Parameters
+    ----------
+    train_images, val_images
+        labelled sets; at most 5,000 rows of the first and 2,048 of the second, drawn with ``seed``, are used
+    every_n_epochs
+        and after the last epoch
+    k
+        neighbours
+
+    Raises
+    ------
+    ConfigError
+        if a set has no labels
+    """
+
+    def __init__(
+        self, train_images: Images, val_images: Images, every_n_epochs: int = 1, k: int = 20, seed: int = 0
+    ) -> None:
+        super().__init__(every_n_epochs)
+        self.k = k
+        self._bank, self._bank_labels = _labelled(train_images, BANK_ROWS, seed)
+        self._queries, self._labels = _labelled(val_images, MONITOR_ROWS, seed)
+
+    def measure(self, method: Method) -> dict[str, float]:
+        """Return ``{"knn": accuracy}``."""
+        from probjepa.metrics import knn_accuracy
+
+        bank, queries = method.embed(self._bank).cpu(), method.embed(self._queries).cpu()
+        k = min(self.k, len(bank))
+        return {"knn": float(knn_accuracy(bank, self._bank_labels, queries, self._labels, k=k))}
+
+
+def _labelled(images: Images, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    if images.labels is None:
+        raise ConfigError(f"{images.name} has no labels, and a kNN accuracy needs them: leave knn_every out")
+    rows = sample_rows(len(images), most, step_seed(seed, 0))
+    return images.get(rows), images.labels[rows]
+
+
+class CollapseMonitor(Monitor):
+    """Effective rank, spread of the normalised embeddings and, where there is a posterior, mean σ² and KL.
+
+    Values: ``effective_rank`` (entropy of the spectrum), ``std_mean`` and ``std_min`` (per feature, of h/‖h‖;
+    1/√D when spread evenly), ``mean_variance`` and ``kl_per_dim``. A collapse raises a ProbjepaWarning once.
+
+    Parameters
+    ----------
+    images
+        at most 2,048 of them, drawn with ``seed``, are embedded
+    """
+
+    def __init__(self, images: Images, every_n_epochs: int = 1, seed: int = 0) -> None:
+        super().__init__(every_n_epochs)
+        self._images = images.get(sample_rows(len(images), MONITOR_ROWS, step_seed(seed, 1)))
+        self._warned = False
+
+    def measure(self, method: Method) -> dict[str, float]:
+        """Return the values above."""
+        from probjepa.methods.base import ProbabilisticMethod
+        from probjepa.metrics import collapse_summary
+
+        h = method.embed(self._images)
+        values = {key: value for key, value in collapse_summary(h).items() if key != "rank_me"}
+        if isinstance(method, ProbabilisticMethod):
+            uncertainty = method.uncertainty(self._images)
+            if "mean_variance" in uncertainty:
+                values["mean_variance"] = float(uncertainty["mean_variance"].mean())
+            if "kl" in uncertainty:
+                values["kl_per_dim"] = float(uncertainty["kl"].mean()) / h.shape[1]
+        self._warn(values, h.shape[1])
+        return values
+
+    def _warn(self, values: dict[str, float], dim: int) -> None:
+        advice = collapse_advice(values, dim)
+        if advice and not self._warned:
+            self._warned = True
+            warnings.warn(advice, ProbjepaWarning, stacklevel=2)
+
+
+def collapse_advice(values: dict[str, float], dim: int) -> str | None:
+    """Return what to do about a collapse that a :class:`CollapseMonitor` measured, or None for none.
+
+    Collapsed: the spread is below a tenth of an even one (1/√D), or the effective rank below 2; σ² below
+    10⁻³ (it shrinks to nothing without a KL term) or within 1 % of the prior's 1 with a KL of nearly 0.
+    """
+    variance = values.get("mean_variance")
+    if variance is not None and variance < 1e-3:
+        return f"the posterior has collapsed to a point (mean variance {variance:.1e}): raise kl_weight"
+    kl = values.get("kl_per_dim")
+    if variance is not None and kl is not None and abs(variance - 1) < 0.01 and kl < 1e-3:
+        return (
+            f"the posterior has fallen back to the prior (mean variance {variance:.3f}, KL {kl:.1e} a "
+            "dimension): lower kl_weight, or keep the directional term"
+        )
+    if values["effective_rank"] < 2 or values["std_mean"] < 0.1 / dim**0.5:
+        return (
+            f"the embeddings have collapsed (effective rank {values['effective_rank']:.1f} of {dim}, mean "
+            f"spread {values['std_mean']:.1e} of {dim**-0.5:.1e}): lower df or the learning rate, or use "
+            "larger batches"
+        )
+    return None
+
+
+class MetricsTable(L.Callback):
+    """metrics.csv: a row an epoch: mean loss terms, the monitors' values and the seconds taken.
+
+    The rows and the sums of the unfinished epoch travel in the checkpoint, and the file is written whole and
+    atomically each time: after a resume it has no row twice and none missing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+        self._seconds = 0.0  # of this epoch, before the last resume
+        self._since = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the table and the unfinished epoch."""
+        seconds = self._seconds + time.monotonic() - self._since
+        return {"rows": self.rows, "sums": self._sums, "steps": self._steps, "seconds": seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where ``state_dict`` was returned."""
+        self.rows, self._sums = list(state_dict["rows"]), dict(state_dict["sums"])
+        self._steps, self._seconds = state_dict["steps"], state_dict["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the terms of an optimiser step."""
+        if not trainer.fit_loop._should_accumulate():
+            self._steps += 1
+            for name, value in cast(Module, pl_module).terms.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the epoch's row and write the table."""
+        now = time.monotonic()
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        row |= {f"train/{name}": total / self._steps for name, total in self._sums.items()}
+        row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Monitor):
+                row |= callback.latest
+        row["seconds"] = round(self._seconds + now - self._since, 3)
+        self.rows.append(row)
+        self._sums, self._steps, self._seconds, self._since = {}, 0, 0.0, now
+        if self.path is not None and trainer.is_global_zero:
+            self.write()
+
+    def write(self) -> None:
+        """Write all rows; a monitor that was not due leaves its field empty."""
+        assert self.path is not None
+        columns = list(dict.fromkeys(name for row in self.rows for name in row if name != "seconds"))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*columns, "seconds"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomic(self.path, text.getvalue().encode())

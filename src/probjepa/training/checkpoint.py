@@ -1,0 +1,145 @@
+"""Checkpoints that are whole or not there, and a callback that writes them often."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from probjepa.errors import ArtifactError
+from probjepa.training.interrupt import Interrupted, StopRequest
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write ``content`` under a temporary name beside ``path``, sync it and rename it.
+
+    Raises
+    ------
+    ArtifactError
+        if the disk is full or the place cannot be written; what was at ``path`` is as it was
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = f"the disk is full ({len(content) / 1e6:.1f} MB needed)" if full else error.strerror or error
+        raise ArtifactError(
+            f"cannot write {path}: {reason}; "
+            f"{'free some space' if full else 'check the path and its permissions'} and resume"
+        ) from error
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning plugin: writes by temporary name, fsync and rename; loads tensors and plain values only."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write ``checkpoint`` to ``path``; see :func:`write_atomic`."""
+        # through memory: torch.save turns an OSError of its file into a RuntimeError about zip offsets
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomic(path, buffer.getvalue())
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint, always with ``weights_only=True``: a pickle with code in it is refused.
+
+        Raises
+        ------
+        ArtifactError
+            if the file is missing, damaged, or holds more than tensors and plain values
+        """
+        if not Path(path).is_file():
+            raise ArtifactError(f"no checkpoint at {path}: train without resume, or check the path")
+        try:
+            content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:
+            raise ArtifactError(
+                f"cannot read the checkpoint {path}: it is damaged or not one that probjepa wrote; start "
+                "afresh with overwrite"
+            ) from error
+        return content
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Remove a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpointer(Checkpoint):
+    """Write ``path`` at the end of every epoch, every ``every_seconds`` between, and at a requested stop.
+
+    Parameters
+    ----------
+    path
+        the file, or None to write nothing and only heed ``stop``
+    stop
+        set by a signal; :class:`~probjepa.training.interrupt.Interrupted` is raised once the checkpoint is
+        written
+    every_seconds
+        a time and not a number of steps: resuming is exact anywhere, so only the cost counts
+    """
+
+    def __init__(self, path: Path | None, stop: StopRequest, every_seconds: float = 30.0) -> None:
+        self.path, self.stop, self.every_seconds = path, stop, every_seconds
+        self._last = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._last = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save between two steps, where it is time to."""
+        # Lightning restarts a checkpoint of the last batch after the epoch's end, without its hooks: leave
+        # that batch to on_train_epoch_end. Amid an accumulation there are gradients that no checkpoint holds.
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or trainer.fit_loop._should_accumulate():
+            return
+        due = time.monotonic() - self._last >= self.every_seconds
+        stop = self._any(trainer, bool(self.stop))
+        if stop or self._any(trainer, due):
+            self._save(trainer)
+        if stop:
+            raise self._interrupted(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the epoch."""
+        self._save(trainer)
+        if trainer.current_epoch + 1 != trainer.max_epochs and self._any(trainer, bool(self.stop)):
+            raise self._interrupted(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if self.path is not None:
+            trainer.save_checkpoint(self.path)
+        self._last = time.monotonic()
+
+    def _interrupted(self, trainer: L.Trainer) -> Interrupted:
+        saved = "there is no run folder, so nothing was saved"
+        if self.path is not None:
+            saved = f"go on from {self.path} with resume=True (--resume)"
+        return Interrupted(f"interrupted after step {trainer.global_step}: {saved}")
+
+    @staticmethod
+    def _any(trainer: L.Trainer, decision: bool) -> bool:
+        """Return whether any process decides so: saving and stopping are done together or not at all."""
+        return bool(trainer.strategy.reduce_boolean_decision(decision, all=False))

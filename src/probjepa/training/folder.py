@@ -1,0 +1,120 @@
+"""RUN/: what a training run leaves behind, and what it was made of."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from probjepa import __version__
+from probjepa.artifacts import write_text
+from probjepa.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from probjepa.data.images import Images
+
+_OURS = (
+    "checkpoints",
+    "model",
+    "metrics.csv",
+    "report.html",
+    "tensorboard",
+    "config.yaml",
+)  # config.yaml goes last
+
+
+class RunFolder:
+    """Paths inside ``out``."""
+
+    def __init__(self, out: str | Path) -> None:
+        self.path = Path(out)
+        self.config = self.path / "config.yaml"
+        self.model = self.path / "model"
+        self.checkpoint = self.path / "checkpoints" / "last.ckpt"
+        self.metrics = self.path / "metrics.csv"
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse a folder that is in the way; nothing is touched yet.
+
+        Raises
+        ------
+        ArtifactError
+            if it holds something and neither ``resume`` nor ``overwrite`` says what to do with it, if there
+            is no run to resume, or if what would be overwritten is not a run
+        ConfigError
+            for both ``resume`` and ``overwrite``
+        """
+        if resume and overwrite:
+            raise ConfigError("resume goes on and overwrite starts afresh: pass one of them")
+        if self.path.exists() and not self.path.is_dir():
+            raise ArtifactError(f"{self.path} is a file: give out the name of a folder")
+        is_run = self.config.is_file()
+        if resume and not is_run:
+            raise ArtifactError(f"{self.path} holds no run to resume: check the path or train without resume")
+        if resume or not self.path.exists() or not any(self.path.iterdir()):
+            return
+        if not overwrite:
+            raise ArtifactError(
+                f"{self.path} exists and is not empty: give another out, or resume the run, or pass overwrite"
+            )
+        if not is_run:
+            raise ArtifactError(f"{self.path} is no training run and is not overwritten: give another out")
+
+    def start(
+        self, fingerprint: Mapping[str, Any], *, data: Any, val: Any, device: torch.device, options: Any
+    ) -> None:
+        """Remove an older run and write config.yaml."""
+        import yaml
+
+        for name in _OURS:  # and nothing else: the user may keep notes in there
+            target = self.path / name
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+        config = {
+            "data": data,
+            "val": val,
+            **fingerprint,
+            "trainer_options": options,
+            "hardware": hardware(device),
+            "versions": {
+                "probjepa": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        write_text(self.config, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+
+
+def _plain(value: Any) -> Any:
+    """Return what YAML can hold; an object becomes the name of its type."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and len(value) <= 100:
+        return [_plain(item) for item in value]
+    if isinstance(value, (str, Path)):
+        return str(value)
+    return value if isinstance(value, (int, float, type(None))) else f"<{type(value).__qualname__}>"
+
+
+def data_fingerprint(images: Images, name: str = "data") -> dict[str, Any]:
+    """Return the number of images and a hash of their ids, shape and the pixels of sixteen of them."""
+    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
+    for item in images.ids:
+        digest.update(item.encode() + b"\0")
+    rows = torch.linspace(0, len(images) - 1, min(16, len(images))).round().long()
+    digest.update(images.get(rows).cpu().numpy().tobytes())
+    return {f"{name}_images": len(images), f"{name}_sha256": digest.hexdigest()[:16]}
+
+
+def hardware(device: torch.device) -> str:
+    """Return the name of what the run trains on."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,166 @@
+"""Batches in an order that depends on (seed, epoch) alone, and that can start in the middle of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probjepa.errors import ArtifactError, ConfigError, DataError
+from probjepa.training.schedules import step_seed
+
+
+class Images(Protocol):
+    """What is read from an ``ImageSet`` or ``StreamedImages``."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def get(self, indices: Any) -> Tensor:
+        """Return those images, uint8 (B, C, H, W)."""
+        ...
+
+
+class _Batches(torch.utils.data.Dataset[Tensor]):
+    """One item a batch: a worker decodes a whole batch, and nothing is collated in the main process."""
+
+    def __init__(self, images: Images, order: list[Tensor]) -> None:
+        self.images, self.order = images, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images.get(self.order[index])
+
+
+class EpochLoader:
+    """Iterate over an image set in uint8 batches (B, C, H, W), one epoch an iteration.
+
+    The order of an epoch is a permutation drawn from (seed, epoch). ``state_dict`` points at the next batch,
+    and an iteration starts there: Lightning saves and loads it, so a run resumes in the middle of an epoch.
+
+    Parameters
+    ----------
+    images
+        an ``ImageSet`` or ``StreamedImages``
+    batch_size
+        images a batch and process
+    seed
+        of the order
+    shuffle
+        False keeps the order of the set
+    drop_last
+        leave out the last, smaller batch; False keeps it
+    workers
+        processes that read ahead; 0 reads in this process
+    rank, world_size
+        which share of every epoch this process sees; all shares have the same number of batches
+
+    Raises
+    ------
+    DataError
+        for fewer than two images
+    ConfigError
+        if ``batch_size`` images for every process are more than the set has
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        n = len(images)
+        if n < 2:
+            raise DataError(f"training needs at least 2 images, the data has {n}: give a larger set")
+        if batch_size < 2:
+            raise ConfigError(f"batch_size must be at least 2, got {batch_size}")
+        if drop_last and batch_size * world_size > n:
+            raise ConfigError(
+                f"batch_size {batch_size}{f' on {world_size} processes' * (world_size > 1)} is more than the "
+                f"{n} images: set it to {n // world_size} or less"
+            )
+        self.images, self.batch_size = images, batch_size
+        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.workers, self.rank, self.world_size = workers, rank, world_size
+        self.epoch, self.batch = 0, 0  # of the next batch
+
+    def __len__(self) -> int:
+        """Return the batches of a whole epoch, wherever the next iteration starts."""
+        share = len(self.images) / self.world_size
+        return int(share // self.batch_size) if self.drop_last else int(-(-share // self.batch_size))
+
+    @property
+    def sampler(self) -> EpochLoader:
+        """Itself: Lightning calls ``loader.sampler.set_epoch`` before each epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of ``epoch``, unless already inside it."""
+        if epoch != self.epoch:
+            self.epoch, self.batch = epoch, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place of the next batch."""
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a place that ``state_dict`` returned.
+
+        Raises
+        ------
+        ArtifactError
+            if an epoch has no such batch
+        """
+        if not 0 <= state["batch"] < len(self):
+            raise ArtifactError(
+                f"the checkpoint stopped at batch {state['batch']}, an epoch of this data has {len(self)}: "
+                "resume with the same data and batch_size"
+            )
+        self.epoch, self.batch = state["epoch"], state["batch"]
+
+    def order(self, epoch: int) -> list[Tensor]:
+        """Return the indices of each batch of ``epoch``, for this process."""
+        n = len(self.images)
+        if self.shuffle:
+            # its own stream: rank −1 is no process, so the order shares no seed with a step
+            rows = np.random.default_rng(step_seed(self.seed, epoch, -1)).permutation(n)
+        else:
+            rows = np.arange(n)
+        share = len(self) * self.batch_size if self.drop_last else -(-n // self.world_size)
+        # np.resize repeats from the start where the processes' shares would differ by one row
+        mine = torch.from_numpy(np.resize(rows, share * self.world_size)[self.rank :: self.world_size].copy())
+        return list(torch.split(mine, self.batch_size))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        # a generator: Lightning calls iter() before it sets the epoch, nothing runs before next()
+        epoch, start, length = self.epoch, self.batch, len(self)
+        for index, batch in enumerate(self._read(self.order(epoch)[start:]), start + 1):
+            # moved on before the batch is handed out, since nobody asks for the end after the last one
+            self.epoch, self.batch = (epoch + 1, 0) if index == length else (epoch, index)
+            yield batch
+
+    def _read(self, order: list[Tensor]) -> Iterator[Tensor]:
+        batches = _Batches(self.images, order)
+        if self.workers == 0:
+            return (batches[i] for i in range(len(batches)))
+        loader = torch.utils.data.DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=2,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or the workers' seed would be drawn from the global generator
+        )
+        return iter(loader)

@@ -1,0 +1,111 @@
+"""A checkpoint is whole or not there."""
+
+import errno
+import os
+import pickle
+
+import pytest
+import torch
+
+from probjepa import __version__
+from probjepa.errors import ArtifactError
+from probjepa.training.checkpoint import AtomicCheckpointIO
+from probjepa.training.module import CHECKPOINT_FORMAT, check_signature
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weight": torch.arange(3.0)}, path)
+    return path
+
+
+def holds_the_old_one(path):
+    return torch.equal(AtomicCheckpointIO().load_checkpoint(path)["weight"], torch.arange(3.0))
+
+
+def test_round_trip_leaves_one_file(saved):
+    AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(2), "step": 7}, saved)
+    assert AtomicCheckpointIO().load_checkpoint(saved)["step"] == 7
+    assert os.listdir(saved.parent) == ["last.ckpt"]
+
+
+class Full:
+    """A file on a disk that fills up: half of the content arrives."""
+
+    def __init__(self, file, error):
+        self.file, self.error = file, error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, content):
+        self.file.write(content[: len(content) // 2])
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ArtifactError, "the disk is full"),
+        (OSError(errno.EACCES, "Permission denied"), ArtifactError, "Permission denied"),
+        (KeyboardInterrupt("enough"), KeyboardInterrupt, "enough"),
+    ],
+)
+def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing_behind(
+    saved, monkeypatch, error, raised, message
+):
+    monkeypatch.setattr("builtins.open", lambda path, mode, _open=open: Full(_open(path, mode), error))
+    with pytest.raises(raised, match=message) as caught:
+        AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(100)}, saved)
+    monkeypatch.undo()
+    assert "\n" not in str(caught.value)
+    assert os.listdir(saved.parent) == ["last.ckpt"]
+    assert holds_the_old_one(saved)
+
+
+def test_what_a_killed_process_left_half_written_is_overwritten(saved):
+    (saved.parent / ".last.ckpt.tmp").write_bytes(b"half")
+    assert holds_the_old_one(saved)
+    AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(2)}, saved)
+    assert os.listdir(saved.parent) == ["last.ckpt"]
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.mkdir, (str(Payload.place),))
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path):
+    Payload.place = tmp_path / "was_run"
+    for write in (lambda f: pickle.dump(Payload(), f, protocol=2), lambda f: torch.save({"x": Payload()}, f)):
+        with open(tmp_path / "bad.ckpt", "wb") as file:
+            write(file)
+        with pytest.raises(ArtifactError, match="damaged or not one that probjepa wrote"):
+            AtomicCheckpointIO().load_checkpoint(tmp_path / "bad.ckpt", weights_only=False)
+    assert not Payload.place.exists()
+
+
+def test_missing_and_truncated_checkpoints_are_one_line_errors(saved):
+    with pytest.raises(ArtifactError, match="no checkpoint at"):
+        AtomicCheckpointIO().load_checkpoint(saved.with_name("none.ckpt"))
+    saved.write_bytes(saved.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="damaged") as caught:
+        AtomicCheckpointIO().load_checkpoint(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_format_version_or_setting_is_refused():
+    good = {"format": CHECKPOINT_FORMAT, "version": __version__, "fingerprint": {"batch_size": 8}}
+    check_signature(good, {"batch_size": 8})
+    with pytest.raises(ArtifactError, match="batch_size=8, this run has 16"):
+        check_signature(good, {"batch_size": 16})
+    with pytest.raises(ArtifactError, match=r"probjepa 0\.0\.1"):
+        check_signature(good | {"version": "0.0.1"}, {"batch_size": 8})
+    with pytest.raises(ArtifactError, match="format 99"):
+        check_signature(good | {"format": 99}, {"batch_size": 8})
+    with pytest.raises(ArtifactError, match="not probjepa's"):
+        check_signature(None, {})

@@ -1,0 +1,248 @@
+"""An interrupted run that is resumed ends exactly like one that was left alone."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import lightning.pytorch as L
+import pytest
+import torch
+
+from probjepa.errors import ArtifactError, ConfigError, ProbjepaError
+from probjepa.methods.vje import VJE
+from probjepa.training import Interrupted, fit
+
+EPOCHS, STEPS = 3, 5
+
+
+def small_method():
+    torch.manual_seed(0)
+    options = {"widths": (4, 8), "embedding_dim": 8}
+    return VJE("convnet", backbone_options=options, channels=1, image_size=8, target="ema")
+
+
+def images(n=42, seed=0):
+    return torch.randint(0, 256, (n, 1, 8, 8), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def train(out, method=None, data=None, **settings):
+    settings = {"epochs": EPOCHS, "batch_size": 8, "progress": False, "device": "cpu"} | settings
+    return fit(method or small_method(), images() if data is None else data, out=out, **settings)
+
+
+def table(out):
+    with open(out / "metrics.csv") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same_weights(one, other):
+    expected, found = one.state_dict(), other.state_dict()
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        assert torch.equal(value, found[key]), key
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return out, train(out)
+
+
+class SignalAt(L.Callback):
+    """Press Ctrl-C in the middle of a step."""
+
+    def __init__(self, step, times=1, signum=signal.SIGINT):
+        self.step, self.times, self.signum = step, times, signum
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.global_step == self.step:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.signum)
+
+
+class Pace(L.Callback):
+    """Give a killer time to aim."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        time.sleep(0.05)
+
+
+def test_metrics_and_files_of_a_run(whole):
+    out, method = whole
+    rows = table(out)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [row["step"] for row in rows] == ["5", "10", "15"]
+    for row in rows:
+        parts = sum(float(row[f"train/{name}"]) for name in ("directional", "radial", "kl"))
+        assert float(row["train/loss"]) == pytest.approx(parts, rel=1e-5)
+        assert float(row["effective_rank"]) > 0
+        assert float(row["mean_variance"]) > 0
+    assert not method.training
+    assert (out / "model" / "model.safetensors").is_file()
+    assert sorted(p.name for p in out.iterdir()) == ["checkpoints", "config.yaml", "metrics.csv", "model"]
+    assert os.listdir(out / "checkpoints") == ["last.ckpt"]
+
+
+# in an epoch, in its last step (4), in the first of an epoch (5), in the last but one of the run
+@pytest.mark.parametrize("step", [2, 4, 5, 13])
+def test_ctrl_c_finishes_the_step_and_resuming_is_exact(tmp_path, whole, step, capfd):
+    out = tmp_path / "run"
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=rf"interrupted after step {step + 1}: go on .*--resume") as caught:
+        train(out, callbacks=[SignalAt(step)])
+    assert "\n" not in str(caught.value)
+    assert "press Ctrl-C again" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not (out / "model").exists()
+    method = train(out, resume=True)
+    assert_same_weights(whole[1], method)
+    assert table(out) == table(whole[0])
+
+
+def test_a_termination_is_as_graceful_as_ctrl_c(tmp_path, whole):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted, match="interrupted after step 8"):
+        train(out, callbacks=[SignalAt(7, signum=signal.SIGTERM)])
+    assert_same_weights(whole[1], train(out, resume=True))
+
+
+def test_a_second_ctrl_c_stops_at_once_and_resuming_is_exact(tmp_path, whole):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted, match="stopped at once in step 7"):
+        train(out, callbacks=[SignalAt(7, times=2)])
+    assert_same_weights(whole[1], train(out, resume=True))
+    assert table(out) == table(whole[0])
+
+
+def test_a_killed_run_resumes_exactly(tmp_path, whole):
+    out = tmp_path / "run"
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import test_fit_resume as t;"
+        "import torch; torch.set_num_threads(int(sys.argv[3]));"
+        "t.train(Path(sys.argv[2]), callbacks=[t.Pace()], checkpoint_seconds=0)"
+    )
+    here = os.path.dirname(__file__)
+    process = subprocess.Popen([sys.executable, "-c", code, here, out, str(torch.get_num_threads())])
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoints" / "last.ckpt").is_file():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(random.Random().uniform(0, 0.5))  # a moment between the first step and about the tenth
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    checkpoint = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 0 < checkpoint["global_step"] < EPOCHS * STEPS
+    assert_same_weights(whole[1], train(out, resume=True))
+    assert table(out) == table(whole[0])
+    assert os.listdir(out / "checkpoints") == ["last.ckpt"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, whole):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(out, callbacks=[SignalAt(0, times=2)])
+    assert not (out / "checkpoints").exists()
+    assert_same_weights(whole[1], train(out, resume=True))
+
+
+def test_resuming_a_finished_run_changes_nothing(whole):
+    out, method = whole
+    before = (out / "metrics.csv").read_bytes()
+    assert_same_weights(method, train(out, resume=True))
+    assert (out / "metrics.csv").read_bytes() == before
+
+
+def test_gradient_accumulation_resumes_exactly(tmp_path):
+    expected = train(tmp_path / "whole", accumulate_grad_batches=2)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", accumulate_grad_batches=2, callbacks=[SignalAt(4)])
+    resumed = train(tmp_path / "run", accumulate_grad_batches=2, resume=True)
+    assert_same_weights(expected, resumed)
+    assert table(tmp_path / "run") == table(tmp_path / "whole")
+    assert [row["step"] for row in table(tmp_path / "run")] == ["3", "6", "9"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 16}, "batch_size=8, this run has 16"),
+        ({"epochs": 9}, "epochs=3, this run has 9"),
+        ({"data": images(seed=1)}, "data_sha256="),
+        ({"data": images(n=43)}, "data_images=42, this run has 43"),
+    ],
+)
+def test_resuming_with_other_data_or_settings_is_refused(whole, change, message):
+    with pytest.raises(ArtifactError, match=message) as caught:
+        train(whole[0], resume=True, **change)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_existing_run_is_not_overwritten_unasked(tmp_path, whole):
+    with pytest.raises(ArtifactError, match="exists and is not empty"):
+        train(whole[0])
+    with pytest.raises(ArtifactError, match="holds no run to resume"):
+        train(tmp_path / "none", resume=True)
+    with pytest.raises(ConfigError, match="pass one of them"):
+        train(whole[0], resume=True, overwrite=True)
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="no training run and is not overwritten"):
+        train(tmp_path, overwrite=True)
+
+
+def test_overwrite_starts_afresh_and_keeps_what_is_not_the_runs(tmp_path):
+    out = tmp_path / "run"
+    train(out, epochs=2)
+    (out / "notes.txt").write_text("mine")
+    train(out, epochs=1, overwrite=True)
+    assert len(table(out)) == 1
+    assert (out / "notes.txt").is_file()
+    with pytest.raises(ConfigError, match="is more than the 42 images"):
+        train(out, batch_size=64, overwrite=True)
+    assert len(table(out)) == 1
+
+
+def test_without_out_nothing_is_written_and_the_callers_generator_is_untouched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    method = small_method()
+    before = torch.random.get_rng_state()
+    train(None, method=method, epochs=1)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(Interrupted, match="nothing was saved"):
+        train(None, callbacks=[SignalAt(1)])
+
+
+def test_wrong_settings_are_one_line_errors(tmp_path):
+    for settings, message in [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be"),
+        ({"warmup_epochs": 3}, r"\[0, 3\), got 3"),
+        ({"learning_rat": 1.0}, "did you mean 'learning_rate'"),
+        ({"max_epochs": 1}, "set by epochs"),
+        ({"device": "gpu0"}, "unknown device"),
+        ({"loggers": ["tensorbord"]}, "did you mean 'tensorboard'"),
+        ({"knn_every": 1}, "knn_every needs val"),
+        ({"resume": True}, "give its path as out"),
+    ]:
+        with pytest.raises(ConfigError, match=message) as caught:
+            train(None, **settings)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(tmp_path):
+    with pytest.raises(ProbjepaError, match="lower the learning rate") as caught:
+        train(tmp_path / "run", learning_rate=1e30, warmup_epochs=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_lightning_is_silent(capfd, recwarn):
+    train(None, epochs=1)
+    assert capfd.readouterr() == ("", "")
+    assert [str(w.message) for w in recwarn] == []

@@ -1,0 +1,223 @@
+"""The adapter under a user's own Trainer, what it refuses, and what the monitors see."""
+
+import math
+import warnings
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import nn
+
+from probjepa.data import ImageSet
+from probjepa.errors import ConfigError, ProbjepaError, ProbjepaWarning
+from probjepa.methods.vje import VJE
+from probjepa.training.callbacks import (
+    CollapseMonitor,
+    MetricsTable,
+    OnlineKNN,
+    collapse_advice,
+    sample_rows,
+    undisturbed,
+)
+from probjepa.training.loader import EpochLoader
+from probjepa.training.module import Module
+from probjepa.training.schedules import step_seed, warmup_cosine
+
+
+class Toy(nn.Module):
+    """A stand-in method: embeds an image by a linear map, with dropout and a norm to see modes by."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3))
+        self.steps, self.draws, self.poison = [], [], None
+
+    @property
+    def device(self):
+        return self.net[3].weight.device
+
+    def embed(self, x):
+        return self.net(x.float())
+
+    def loss(self, batch):
+        self.draws.append(torch.rand(()).item())
+        fit = sum(self.net(view).square().mean() for view in batch)
+        bad = {"nan": fit * math.nan, "gradient": torch.sqrt(fit * 0)}.get(self.poison, torch.zeros(()))
+        return {"loss": fit + bad, "fit": fit}
+
+    def after_step(self, step, total_steps):
+        self.steps.append((step, total_steps))
+
+
+class Views(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seeds = []
+
+    def forward(self, images, seed):
+        self.seeds.append(seed)
+        return [images / 255, 1 - images / 255]
+
+
+def image_set(n=12, labels=None, pixels=None):
+    if pixels is None:
+        pixels = torch.randint(0, 256, (n, 1, 2, 2), generator=torch.Generator().manual_seed(1))
+    return ImageSet(pixels.to(torch.uint8), labels, [str(i) for i in range(n)])
+
+
+def trainer(**options):
+    quiet = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(**quiet | options)
+
+
+class Rates(L.Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append((trainer.optimizers[0].param_groups[0]["lr"], pl_module.terms))
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
+def test_a_users_own_trainer_and_loader():
+    method, views, rates = Toy(), Views(), Rates()
+    module = Module(method, epochs=2, learning_rate=0.5, warmup_epochs=1, seed=7, views=views)
+    method.eval()
+    own = trainer(max_epochs=2, callbacks=[rates])
+    data = torch.utils.data.TensorDataset(image_set().images, torch.arange(12))
+    own.fit(module, torch.utils.data.DataLoader(data, batch_size=4))
+    assert method.steps == [(step, 6) for step in range(6)]
+    assert [rate for rate, _ in rates.seen] == [0.5 * warmup_cosine(step, 6, 3) for step in range(6)]
+    assert views.seeds == [step_seed(7, step, 0) for step in range(6)]
+    expected = [torch.rand((), generator=torch.Generator().manual_seed(seed)).item() for seed in views.seeds]
+    assert method.draws == expected
+    assert method.training
+    terms = rates.seen[-1][1]
+    assert terms["loss"] == terms["fit"] == own.callback_metrics["train/loss"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
+@pytest.mark.parametrize(
+    ("poison", "message"),
+    [("nan", "the loss term loss is not finite at step 2"), ("gradient", "gradient of ")],
+)
+def test_what_is_not_finite_is_named_and_no_step_is_taken(poison, message):
+    method = Toy()
+
+    class Poison(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            method.poison = poison if trainer.global_step == 2 else None
+
+    module = Module(method, epochs=1, views=Views())
+    with pytest.raises(ProbjepaError, match=message) as caught:
+        trainer(max_epochs=1, callbacks=[Poison()]).fit(module, EpochLoader(image_set(), 3, seed=0))
+    assert "\n" not in str(caught.value)
+    assert len(method.steps) == 2
+    assert all(bool(p.isfinite().all()) for p in method.parameters())
+
+
+def test_evaluation_leaves_no_trace():
+    method = Toy()
+    method.net[2].eval()
+    modes = [m.training for m in method.modules()]
+    state = torch.random.get_rng_state()
+    with undisturbed(method):
+        assert not any(m.training for m in method.modules())
+        torch.rand(3)
+        assert not method.embed(torch.zeros(2, 4)).requires_grad
+    assert [m.training for m in method.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_sampled_rows_are_seeded_and_within_bounds():
+    assert sample_rows(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+    rows = sample_rows(100, 10, 3)
+    assert len(set(rows.tolist())) == 10
+    assert torch.equal(rows, sample_rows(100, 10, 3))
+    assert not torch.equal(rows, sample_rows(100, 10, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
+def test_knn_and_table_follow_their_epochs(tmp_path):
+    labels = torch.arange(40) % 2
+    pixels = (labels * 200)[:, None, None, None] + torch.arange(4).reshape(1, 1, 2, 2) * labels.reshape(
+        -1, 1, 1, 1
+    )
+    train, val = (image_set(40, labels, pixels) for _ in range(2))
+    table = MetricsTable(tmp_path / "metrics.csv")
+    module = Module(Toy(), epochs=3, learning_rate=1e-9, views=Views())
+    knn = OnlineKNN(train, val, every_n_epochs=2, k=5)
+    trainer(max_epochs=3, callbacks=[knn, table]).fit(module, EpochLoader(train, 10, seed=0))
+    assert [row.get("knn") for row in table.rows] == [None, 1.0, 1.0]
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "epoch,step,train/loss,train/fit,learning_rate,knn,seconds"
+    assert lines[1].split(",")[-2] == ""
+    with pytest.raises(ConfigError, match="has no labels"):
+        OnlineKNN(image_set(), val)
+
+
+def test_collapse_monitor_measures_spread_and_posterior():
+    torch.manual_seed(0)
+    options = {"widths": (4,), "embedding_dim": 8}
+    method = VJE("convnet", backbone_options=options, channels=1, image_size=8, mean=(0.5,), std=(0.25,))
+    pixels = torch.randint(0, 256, (30, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    monitor = CollapseMonitor(image_set(30, pixels=pixels))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ProbjepaWarning)
+        values = monitor.measure(method)
+    h = torch.nn.functional.normalize(method.embed(pixels.to(torch.uint8)), dim=1)
+    posterior = method.posterior(pixels.to(torch.uint8))
+    prior = torch.distributions.Normal(torch.zeros(8), torch.ones(8))
+    kl = torch.distributions.kl_divergence(posterior.base_dist, prior)
+    assert values["std_min"] == pytest.approx(h.std(0, correction=0).min().item(), rel=1e-4)
+    assert values["mean_variance"] == pytest.approx(posterior.variance.mean().item(), rel=1e-4)
+    assert values["kl_per_dim"] == pytest.approx(kl.mean().item(), rel=1e-4)
+    assert 1 <= values["effective_rank"] <= 8
+
+
+def test_a_collapse_is_warned_of_once():
+    method = Toy()
+    monitor = CollapseMonitor(image_set(pixels=torch.zeros(12, 1, 2, 2)))
+    with pytest.warns(ProbjepaWarning, match="embeddings have collapsed"):
+        monitor.measure(method.eval())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor.measure(method)
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({}, None),
+        ({"mean_variance": 1e-5}, "raise kl_weight"),
+        ({"mean_variance": 1.0, "kl_per_dim": 1e-5}, "lower kl_weight"),
+        ({"mean_variance": 1.0, "kl_per_dim": 0.5}, None),
+        ({"effective_rank": 1.2}, "lower df or the learning rate"),
+        ({"std_mean": 1e-3}, "lower df or the learning rate"),
+    ],
+)
+def test_advice_for_each_collapse(change, advice):
+    healthy = {
+        "effective_rank": 40.0,
+        "std_mean": 0.12,
+        "std_min": 0.1,
+        "mean_variance": 0.6,
+        "kl_per_dim": 0.3,
+    }
+    text = collapse_advice(healthy | change, 64)
+    assert text is None if advice is None else advice in text
+
+
+def test_importing_the_room_does_not_import_lightning():
+    import subprocess
+    import sys
+
+    code = "import probjepa.training as t, sys; t.Interrupted; assert 'lightning' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
