@@ -1,6 +1,7 @@
 """Images, from a source to batches of views: opening, decoding, preprocessing and augmentation.
 
 Names are imported on first use: ``import probjepa.data`` loads neither kornia, scikit-learn nor pyarrow.
+The view recipes are in ``probjepa.data.views``, where ``views(recipe, …)`` makes one.
 """
 
 from __future__ import annotations
@@ -11,16 +12,32 @@ from typing import TYPE_CHECKING, Any
 _LAZY = {
     "ImageSet": "images",
     "Images": "images",
+    "Preprocess": "preprocess",
     "StreamedImages": "images",
+    "Views": "views",
+    "channel_statistics": "preprocess",
+    "default_recipe": "views",
     "open_images": "sources",
     "split": "images",
 }
 
-__all__ = ["ImageSet", "Images", "StreamedImages", "open_images", "split"]
+__all__ = [
+    "ImageSet",
+    "Images",
+    "Preprocess",
+    "StreamedImages",
+    "Views",
+    "channel_statistics",
+    "default_recipe",
+    "open_images",
+    "split",
+]
 
 if TYPE_CHECKING:
     from probjepa.data.images import Images, ImageSet, StreamedImages, split
+    from probjepa.data.preprocess import Preprocess, channel_statistics
     from probjepa.data.sources import open_images
+    from probjepa.data.views import Views, default_recipe
 
 
 def __getattr__(name: str) -> Any:

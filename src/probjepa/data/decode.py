@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from probjepa.data.preprocess import SMALLEST_SIDE
 from probjepa.errors import DataError
 
-SMALLEST_SIDE = 8
 _ORIENTATION = 0x0112  # the Exif tag
 _ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
 _GREY_MODES = {"1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N", "LA", "La"}

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from probjepa.data.decode import SMALLEST_SIDE, Decoder, Unreadable, array_layout, bomb_guard
+from probjepa.data.decode import Decoder, Unreadable, array_layout, bomb_guard
 from probjepa.data.images import Images, ImageSet, StreamedImages
+from probjepa.data.preprocess import SMALLEST_SIDE
 from probjepa.data.records import ArrayRecords, Records, attempt, default_workers, each
 from probjepa.errors import ConfigError, DataError
 from probjepa.registry import Registry

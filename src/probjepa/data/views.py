@@ -1,0 +1,155 @@
+"""View recipes: from a batch of uint8 images to the random views that a joint-embedding method compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from probjepa.data.augment import (
+    ColourJitter,
+    RandomAffineCrop,
+    RandomGrey,
+    RandomResizedCrop,
+    RandomSolarise,
+)
+from probjepa.data.preprocess import SMALLEST_SIDE, check_images, check_statistics
+from probjepa.errors import ConfigError, DataError
+from probjepa.registry import Registry
+
+# Each takes (size, channels) and returns, for each view, its transformations in order.
+RECIPES = Registry(
+    "view recipe",
+    {
+        "byol-32": "probjepa.data.views:byol_32",
+        "byol-224": "probjepa.data.views:byol_224",
+        "digits": "probjepa.data.views:digits",
+    },
+)
+
+
+class Views(nn.Module):
+    """Random views of a batch, normalised; each view has its own pipeline, each image its own parameters.
+
+    Parameters
+    ----------
+    branches
+        for each view, its transformations of float batches in [0, 1]
+    channels
+        1 or 3, what the branches take
+    mean, std
+        per channel, of pixel values in [0, 1]
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        branches: Sequence[Sequence[nn.Module]],
+        channels: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        check_statistics(channels, mean, std)
+        self.channels = channels
+        self.branches = nn.ModuleList(nn.Sequential(*branch) for branch in branches)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, generator_seed: int | None = None) -> list[Tensor]:
+        """Return the views, each float32 (B, C, size, size), on the images' device.
+
+        Parameters
+        ----------
+        images
+            uint8 (B, C, H, W), of any size from 8 pixels
+        generator_seed
+            the same seed gives the same views and leaves torch's generators as they were; None draws from
+            torch's global generator
+
+        Raises
+        ------
+        DataError
+            for a wrong type, shape or channel count
+        """
+        check_images(images, self.channels)
+        if images.dtype != torch.uint8:
+            raise DataError(f"views are made of uint8 images, not {images.dtype}: open them with open_images")
+        # autocast would crop in half precision, which has fewer grey levels than the image
+        with (
+            torch.random.fork_rng(devices=[], enabled=generator_seed is not None),
+            torch.autocast(images.device.type, enabled=False),
+        ):
+            if generator_seed is not None:
+                # only the CPU's generator: all parameters come from it, and torch.manual_seed would
+                # also reseed the GPUs
+                torch.default_generator.manual_seed(generator_seed)
+            pixels = images.float() / 255
+            mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
+            return [(branch(pixels) - mean) / std for branch in self.branches]
+
+
+def views(recipe: str, *, size: int, channels: int, mean: Sequence[float], std: Sequence[float]) -> Views:
+    """Return the views of a recipe.
+
+    Parameters
+    ----------
+    recipe
+        a name of ``RECIPES``
+    size
+        side of the views in pixels
+    channels
+        1 or 3
+    mean, std
+        per channel, of pixel values in [0, 1]
+
+    Raises
+    ------
+    ConfigError
+        for an unknown recipe, or a setting out of its range
+    """
+    if size < SMALLEST_SIDE:
+        raise ConfigError(f"size is {size}: pass at least {SMALLEST_SIDE} pixels")
+    return Views(RECIPES[recipe](size, channels), channels, mean, std)
+
+
+def default_recipe(size: int, channels: int) -> str:
+    """Return the recipe that suits images of this size: digits for small grey ones, else BYOL's."""
+    if channels == 1 and size <= 28:
+        return "digits"
+    return "byol-32" if size <= 64 else "byol-224"
+
+
+def byol_32(size: int, channels: int) -> list[list[nn.Module]]:
+    """BYOL's views at CIFAR size: crop, flip, colours, grey; no blur (Grill et al. 2020, appendix B)."""
+    return [_colourful(size, channels) for _ in range(2)]
+
+
+def byol_224(size: int, channels: int) -> list[list[nn.Module]]:
+    """BYOL's views: as byol-32, and blur with p = 1 / 0.1 and solarise with p = 0 / 0.2 in the two views."""
+    from kornia.augmentation import RandomGaussianBlur
+
+    width = 2 * (size // 20) + 1  # a tenth of the side, odd: 23 at 224 px
+    kernel = (max(3, width), max(3, width))
+    first, second = _colourful(size, channels), _colourful(size, channels)
+    first.append(RandomGaussianBlur(kernel, (0.1, 2.0), p=1.0))
+    second.append(RandomGaussianBlur(kernel, (0.1, 2.0), p=0.1))
+    second.append(RandomSolarise(0.2))
+    return [first, second]
+
+
+def digits(size: int, channels: int) -> list[list[nn.Module]]:
+    """Views of written characters: crop, small turn, shift and shear; neither flips nor colours."""
+    return [[RandomAffineCrop(size, scale=(0.4, 1.0))] for _ in range(2)]
+
+
+def _colourful(size: int, channels: int) -> list[nn.Module]:
+    steps: list[nn.Module] = [
+        RandomResizedCrop(size, scale=(0.08, 1.0)),
+        ColourJitter((0.4, 0.4, 0.2, 0.1), channels, p=0.8),
+    ]
+    return [*steps, RandomGrey(0.2)] if channels == 3 else steps
