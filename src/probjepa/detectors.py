@@ -7,7 +7,6 @@ evaluation reports an AUROC of 1 for any encoder.
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Literal, Self
 
 import numpy as np
@@ -17,7 +16,7 @@ from sklearn.base import BaseEstimator
 from sklearn.covariance import ledoit_wolf
 from sklearn.mixture import GaussianMixture as SklearnGaussianMixture
 
-from probjepa._arrays import ArrayInput, as_features, as_labels, iter_top_k
+from probjepa._arrays import ArrayInput, as_features, as_labels, fingerprints, iter_top_k
 from probjepa.errors import ConfigError, DataError
 
 __all__ = ["KNN", "GaussianMixture", "Mahalanobis"]
@@ -26,9 +25,7 @@ _Matrix = npt.NDArray[np.float64]
 
 
 def _fingerprints(rows: _Matrix) -> npt.NDArray[np.uint64]:
-    # + 0.0 makes -0.0 equal 0.0; 64 bits make a chance match of 10⁶ rows with 10⁵ others a 1-in-10⁸ event
-    digests = (blake2b(row.tobytes(), digest_size=8).digest() for row in np.ascontiguousarray(rows + 0.0))
-    return np.frombuffer(b"".join(digests), dtype=np.uint64)
+    return fingerprints(rows + 0.0)  # -0.0 becomes 0.0
 
 
 class _Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types

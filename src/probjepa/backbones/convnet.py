@@ -12,7 +12,7 @@ from probjepa.errors import ConfigError
 
 
 class ConvNet(nn.Module):
-    """Stages of conv3x3-BN-ReLU, global average pool, linear: (N, channels, H, W) → (N, embedding_dim).
+    """Stages of conv3x3-BN-ReLU and a global average pool: (N, channels, H, W) → (N, widths[-1]).
 
     The first stage keeps the resolution, each further stage halves it. Meant for images of 8 to 64 pixels.
 
@@ -21,9 +21,7 @@ class ConvNet(nn.Module):
     channels
         1 or 3
     widths
-        output channels of the stages
-    embedding_dim
-        D, the width of the embeddings
+        output channels of the stages; the last is the embedding dimension D
 
     Raises
     ------
@@ -33,17 +31,13 @@ class ConvNet(nn.Module):
         by ``forward``, for images of another shape or below 8 pixels
     """
 
-    def __init__(
-        self, *, channels: int = 1, widths: Sequence[int] = (16, 32, 64), embedding_dim: int = 64
-    ) -> None:
+    def __init__(self, *, channels: int = 1, widths: Sequence[int] = (16, 32, 64)) -> None:
         super().__init__()
         check_channels("ConvNet", channels)
         if not widths or min(widths) < 1:
             raise ConfigError(f"ConvNet: widths is {list(widths)}: give one positive width for each stage")
-        if embedding_dim < 1:
-            raise ConfigError(f"ConvNet: embedding_dim is {embedding_dim}: use at least 1")
         self.channels = channels
-        self.embedding_dim = embedding_dim
+        self.embedding_dim = widths[-1]
         layers: list[nn.Module] = []
         for index, (inputs, outputs) in enumerate(zip([channels, *widths], widths, strict=False)):
             layers += [
@@ -52,13 +46,12 @@ class ConvNet(nn.Module):
                 nn.ReLU(inplace=True),
             ]
         self.stages = nn.Sequential(*layers)
-        self.linear = nn.Linear(widths[-1], embedding_dim)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings (N, embedding_dim)."""
+        """Return the embeddings (N, D)."""
         check_images("ConvNet", images, self.channels)
-        embeddings: torch.Tensor = self.linear(self.stages(images).mean(dim=(2, 3)))
+        embeddings: torch.Tensor = self.stages(images).mean(dim=(2, 3))
         return embeddings

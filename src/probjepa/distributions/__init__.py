@@ -1,5 +1,6 @@
 """Likelihoods of embeddings: pure mathematics over torch."""
 
+from probjepa.distributions.mixture import PolarStudentTMixture
 from probjepa.distributions.student_t import MultivariateStudentT, PolarStudentT, TangentStudentT
 
-__all__ = ["MultivariateStudentT", "PolarStudentT", "TangentStudentT"]
+__all__ = ["MultivariateStudentT", "PolarStudentT", "PolarStudentTMixture", "TangentStudentT"]

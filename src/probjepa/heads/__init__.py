@@ -1,1 +1,5 @@
-"""heads."""
+"""Networks on top of an embedding: the inference network."""
+
+from probjepa.heads.inference import InferenceNetwork
+
+__all__ = ["InferenceNetwork"]

@@ -127,7 +127,7 @@ class Module(L.LightningModule):
             self.global_step * accumulate + batch_idx % accumulate,
             self.global_rank,
         )
-        torch.manual_seed(seed)
+        torch.manual_seed(step_seed(seed, 0))  # not the views' stream: their draws would repeat in the loss
         # colour and blur in bfloat16 would quantise the images
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             views = self.views(images, seed)
@@ -217,6 +217,5 @@ def check_signature(signature: Any, fingerprint: Mapping[str, Any]) -> None:
 def _default_views(method: Method) -> nn.Module:
     from probjepa.data.views import views
 
-    p = method.preprocess
-    module: nn.Module = views(method.view_recipe, size=p.size, channels=p.channels, mean=p.mean, std=p.std)
+    module: nn.Module = views(method.view_recipe, **method.preprocess.config())
     return module

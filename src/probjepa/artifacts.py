@@ -1,0 +1,191 @@
+"""Saved models: safetensors and JSON, written under a temporary name and renamed; nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import probjepa
+from probjepa.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from probjepa.methods.base import Method
+
+FORMAT_VERSION = 1
+_WEIGHTS = "model.safetensors"
+_CONFIG = "config.json"
+
+
+def _cannot_write(path: Path, error: OSError) -> ArtifactError:
+    reason = error.strerror or str(error)
+    return ArtifactError(f"cannot write {path}: {reason}; free some space or choose another place")
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path`` that becomes ``path`` when the block ends well.
+
+    Raises ArtifactError, one line, when the disk is full or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    stage = Path(name)
+    try:
+        yield stage
+        stage.chmod(0o644)
+        stage.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose files move into ``path``, each by a rename, when the block ends well.
+
+    config.json moves last: a folder without it is not taken for a model.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".stage-", dir=path))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        yield stage
+        for item in sorted(stage.iterdir(), key=lambda item: item.name == _CONFIG):
+            item.replace(path / item.name)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically; ArtifactError if it cannot be."""
+    with staged_file(path) as stage:
+        stage.write_text(text, encoding="utf-8")
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise ArtifactError where an output is already there and ``overwrite`` is not set."""
+    if not overwrite and path.exists() and (path.is_file() or any(path.iterdir())):
+        raise ArtifactError(f"{path} exists already: choose another --out, or pass --overwrite")
+
+
+def check_format(found: object, version: object, where: Path) -> None:
+    """Raise ArtifactError if something was written in another format than this version's."""
+    if found != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{where} was written by probjepa {version or '(unknown)'} in format {found}, and this is "
+            f"{probjepa.__version__} with format {FORMAT_VERSION}: install that version, or train again"
+        )
+
+
+def write_model(model: Method, folder: Path) -> None:
+    """Write model.safetensors and config.json into ``folder``."""
+    from safetensors.torch import save_file
+
+    settings = {k: "inf" if v == math.inf else v for k, v in model.settings.items()}
+    config = {
+        "format_version": FORMAT_VERSION,
+        "probjepa_version": probjepa.__version__,
+        "method": model.name,
+        "settings": settings,
+        "preprocess": model.preprocess.config(),
+    }
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _resolve(source: str | Path, hub: dict[str, Any]) -> Path:
+    path = Path(source)
+    if (path / "model" / _CONFIG).is_file():
+        return path / "model"  # a run folder
+    if path.exists():
+        if not path.is_dir() or not (path / _CONFIG).is_file() or not (path / _WEIGHTS).is_file():
+            raise ArtifactError(
+                f"{source} holds no model: expected a run folder, or a folder with {_CONFIG} and {_WEIGHTS} "
+                "(training that was cut short leaves none: finish it with --resume)"
+            )
+        return path
+    if not _looks_like_repository(str(source)):
+        raise ArtifactError(
+            f"no such model: {source} (give a run folder, a model folder or a hub repository)"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=[_CONFIG, _WEIGHTS], **hub))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"no model at {source}, on this disk or on the hub: {reason}") from error
+
+
+def _looks_like_repository(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def load(source: str | Path, *, backbone: nn.Module | None = None, **hub: Any) -> Method:
+    """Load any saved method from a run folder, a model folder or a hub repository, in evaluation mode.
+
+    Parameters
+    ----------
+    source
+        ``RUN``, ``RUN/model`` or ``owner/name`` on the hub
+    backbone
+        the module to fill, for a model that was built on a backbone of the user's own
+    hub
+        ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as huggingface_hub takes them
+
+    Raises
+    ------
+    ArtifactError
+        if there is no model, it is damaged, or it was written in another format
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from probjepa.data import Preprocess
+    from probjepa.methods import METHODS
+
+    folder = _resolve(source, hub)
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        check_format(config.get("format_version"), config.get("probjepa_version"), folder)
+        settings = dict(config["settings"])
+        preprocess = config["preprocess"]
+        method = METHODS[config["method"]]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{folder / _CONFIG} is damaged ({error!r}): save the model again") from error
+    if settings["backbone"] is None:
+        if backbone is None:
+            raise ArtifactError(
+                f"{folder} was built on a backbone of its user's own: pass it, load(…, backbone=module)"
+            )
+        settings["backbone"] = backbone
+    model: Method = method(**settings, mean=preprocess["mean"], std=preprocess["std"])
+    model.preprocess = Preprocess(**preprocess)
+    try:
+        model.load_state_dict(load_file(folder / _WEIGHTS))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{folder / _WEIGHTS} does not fit its config: {reason}") from error
+    return model.eval()

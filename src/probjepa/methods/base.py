@@ -1,0 +1,216 @@
+"""What every method is: an encoder, a loss over views, embeddings, and saving without pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from huggingface_hub import ModelHubMixin
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from probjepa import artifacts
+from probjepa.backbones import build_backbone, embedding_dim_of
+from probjepa.data import Preprocess, channel_statistics, default_recipe
+from probjepa.errors import ConfigError
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode without gradients, and give each sub-module its mode back."""
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+
+
+class Method(nn.Module, ModelHubMixin, library_name="probjepa", tags=["self-supervised-learning"]):
+    """Base of all methods: a plain ``nn.Module`` with no trainer inside.
+
+    A subclass sets ``name``, calls ``super().__init__`` with its settings, and writes ``loss``.
+
+    Parameters
+    ----------
+    backbone
+        a registered name (``probjepa list``) or any module that maps (N, C, H, W) to (N, D)
+    backbone_options
+        keywords of a registered backbone, such as ``{"width": 0.25, "stem": "cifar"}``
+    channels, image_size
+        what the encoder is fed: 1 or 3 channels, size × size pixels (≥ 8)
+    mean, std
+        channel statistics in [0, 1] units; None: estimated on the training images by ``calibrate``
+    view_recipe
+        name of the view recipe; None: the default for size and channels
+    settings
+        the subclass's own keywords, as its constructor takes them, for config.json
+
+    Raises
+    ------
+    ConfigError
+        for an unknown backbone or option, or a setting out of range
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        *,
+        backbone_options: Mapping[str, Any] | None,
+        channels: int,
+        image_size: int,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        view_recipe: str | None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        if channels not in (1, 3):
+            raise ConfigError(f"channels must be 1 or 3, got {channels}")
+        if image_size < 8:
+            raise ConfigError(f"image_size must be at least 8 pixels, got {image_size}")
+        if (mean is None) != (std is None):
+            raise ConfigError("mean and std go together: give both or neither")
+        options = dict(backbone_options or {})
+        if isinstance(backbone, str):
+            self.encoder = build_backbone(backbone, channels=channels, image_size=image_size, **options)
+        elif options:
+            raise ConfigError("backbone_options go with a backbone's name, not with a module of your own")
+        else:
+            self.encoder = backbone
+        self.embedding_dim = embedding_dim_of(self.encoder, channels, image_size)
+        self.calibrated = mean is not None
+        self.preprocess = Preprocess(
+            size=image_size,
+            channels=channels,
+            mean=tuple(mean) if mean is not None else (0.5,) * channels,
+            std=tuple(std) if std is not None else (0.25,) * channels,
+        )
+        self.view_recipe = view_recipe or default_recipe(image_size, channels)
+        self.settings: dict[str, Any] = {
+            "backbone": backbone if isinstance(backbone, str) else None,
+            "backbone_options": options,
+            "channels": channels,
+            "image_size": image_size,
+            "view_recipe": self.view_recipe,
+            **settings,
+        }
+
+    def reinitialised(self, seed: int = 0) -> Self:
+        """Return the same method with fresh random weights: the baseline that training must beat.
+
+        Raises
+        ------
+        ConfigError
+            for a backbone of the user's own, whose initialisation is not known here
+        """
+        if self.settings["backbone"] is None:
+            raise ConfigError("a backbone of your own cannot be made anew: build the baseline yourself")
+        config = self.preprocess.config()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = type(self)(**self.settings, mean=config["mean"], std=config["std"])
+        return fresh.to(self.device).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
+
+    def calibrate(self, images: Tensor) -> None:
+        """Take mean and standard deviation from uint8 images (N, C, H, W), unless they were given."""
+        if not self.calibrated:
+            mean, std = channel_statistics(images)
+            config = self.preprocess.config() | {"mean": mean, "std": std}
+            self.preprocess = Preprocess(**config).to(self.device)
+            self.calibrated = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode prepared or raw images (N, C, H, W) to h (N, D): differentiable, in the current mode."""
+        h: Tensor = self.encoder(self.preprocess(x.to(self.device)))
+        return h
+
+    def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return "loss" and its named terms for a batch of views (as the view recipe makes them)."""
+        raise NotImplementedError
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Do what follows an optimiser step (an EMA update); nothing by default."""
+
+    def outputs(self, h: Tensor) -> dict[str, Tensor]:
+        """Everything the model says of embeddings h (N, D), by name; "h" itself is among it."""
+        return {"h": h}
+
+    def features(self, x: Tensor, batch_size: int = 512) -> dict[str, Tensor]:
+        """Encode once, in evaluation mode: "h" and the model's other outputs (N, …), float32.
+
+        ``x`` is a raw uint8 or a prepared float batch (N, C, H, W) of any length.
+        """
+        with evaluating(self):
+            parts = [self.outputs(self(chunk).float()) for chunk in x.split(batch_size)]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+    def embed(self, x: Tensor, batch_size: int = 512) -> Tensor:
+        """Embeddings h (N, D) of images (N, C, H, W), in evaluation mode and without gradients."""
+        return self.features(x, batch_size)["h"]
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:  # type: ignore[override]
+        """Write model.safetensors, config.json and a model card; each file atomically.
+
+        ``push_to_hub=True, repo_id=…`` uploads them. Raises ArtifactError if they cannot be written.
+        """
+        with artifacts.staged_directory(Path(save_directory)) as stage:
+            url: str | None = super().save_pretrained(stage, **kwargs)
+        return url
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        artifacts.write_model(self, save_directory)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, *, backbone: nn.Module | None = None, **hub: Any
+    ) -> Self:
+        """Load from a folder or a hub repository: safetensors and JSON, no pickle.
+
+        Parameters
+        ----------
+        backbone
+            the module to fill, for a model that was built on a backbone of the user's own
+        hub
+            ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as huggingface_hub takes them
+
+        Raises
+        ------
+        ArtifactError
+            if there is no model, it is another method's, or another format's
+        """
+        model = artifacts.load(pretrained_model_name_or_path, backbone=backbone, **hub)
+        if not isinstance(model, cls):
+            raise artifacts.ArtifactError(
+                f"{pretrained_model_name_or_path} holds a {type(model).__name__}, not a {cls.__name__}: "
+                f"load it with {type(model).__name__}.from_pretrained or probjepa.load"
+            )
+        return model
+
+
+class ProbabilisticMethod(Method):
+    """A method with a posterior over embeddings and a likelihood of its own."""
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """Posterior over the latent of each image (N, C, H, W): batch shape (N,), event shape (D,)."""
+        raise NotImplementedError
+
+    def score_samples(self, x: Tensor) -> Tensor:
+        """Score (N,) of images (N, C, H, W): higher = more typical of the training data."""
+        raise NotImplementedError
+
+    def uncertainty(self, x: Tensor) -> dict[str, Tensor]:
+        """Named measures of uncertainty, each (N,), of images (N, C, H, W)."""
+        raise NotImplementedError

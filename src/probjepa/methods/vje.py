@@ -1,0 +1,274 @@
+"""VJE: variational joint embedding with a polar Student-t likelihood on the encoder's own embedding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from probjepa.distributions import MultivariateStudentT, PolarStudentT, PolarStudentTMixture
+from probjepa.errors import ConfigError, unknown_name
+from probjepa.heads import InferenceNetwork
+from probjepa.methods.base import ProbabilisticMethod
+from probjepa.methods.ema import EMA
+from probjepa.overlap import refuse_overlap
+
+
+class VJE(ProbabilisticMethod, repo_url="https://arxiv.org/abs/2602.05639"):
+    r"""Joint Embedding Variational Bayes (arXiv 2602.05639).
+
+    h = f(x) ∈ R^D, q(z|h) = N(μ(h), diag σ²(h)). For two views, with one reparameterised draw z and the other
+    view's h′ held constant:
+
+    loss = ½[NLL(h₂|z₁) + NLL(h₁|z₂)] + β·½[KL₁ + KL₂],  KL = ½Σ(μ² + σ² − log σ² − 1)
+
+    where NLL is ``PolarStudentT``'s (directional + radial), whose directional scale is the same σ².
+
+    Parameters
+    ----------
+    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+        see ``Method``
+    hidden_dim
+        width of the inference network; None: D/4
+    df
+        degrees of freedom ν > 0 of the likelihood; ``math.inf``: Gaussian (collapses: the ablation)
+    kl_weight
+        β ≥ 0; 0 drops the KL term
+    directional, radial
+        whether the polar likelihood's terms are in the loss
+    draws
+        L ≥ 0 reparameterised draws a view; 0 puts z = μ
+    variance
+        "diagonal", or "isotropic": one σ² an input (the ablation)
+    likelihood
+        "polar", or "standard": a Student-t on h′ − z with scale diag σ² (the ablation)
+    target
+        "stop-gradient", or "ema": h′ from an averaged encoder in evaluation mode
+    momentum
+        τ₀ of the averaged encoder, → 1 on a cosine
+    center_log_variance
+        use σ²/exp(mean log σ²) in the directional term (for D ≥ 2048)
+
+    Raises
+    ------
+    ConfigError
+        for a setting out of its range
+
+    Examples
+    --------
+    >>> model = VJE("convnet", channels=1, image_size=16)
+    >>> model.embed(torch.zeros(2, 1, 16, 16, dtype=torch.uint8)).shape
+    torch.Size([2, 64])
+    """
+
+    name = "vje"
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet18",
+        *,
+        backbone_options: Mapping[str, Any] | None = None,
+        channels: int = 3,
+        image_size: int = 32,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        view_recipe: str | None = None,
+        hidden_dim: int | None = None,
+        df: float = 1.0,
+        kl_weight: float = 1.0,
+        directional: bool = True,
+        radial: bool = True,
+        draws: int = 1,
+        variance: Literal["diagonal", "isotropic"] = "diagonal",
+        likelihood: Literal["polar", "standard"] = "polar",
+        target: Literal["stop-gradient", "ema"] = "stop-gradient",
+        momentum: float = 0.996,
+        center_log_variance: bool = False,
+    ) -> None:
+        df = float(df)
+        if not df > 0:
+            raise ConfigError(f"df must be positive (inf for the Gaussian limit), got {df}")
+        if not 0 <= kl_weight < math.inf:
+            raise ConfigError(f"kl_weight must be a finite number ≥ 0, got {kl_weight}")
+        if draws < 0:
+            raise ConfigError(f"draws must be ≥ 0 (0: the posterior mean), got {draws}")
+        if likelihood not in ("polar", "standard"):
+            raise ConfigError(f"likelihood must be 'polar' or 'standard', got '{likelihood}'")
+        if target not in ("stop-gradient", "ema"):
+            raise ConfigError(f"target must be 'stop-gradient' or 'ema', got '{target}'")
+        if likelihood == "standard" and not (directional and radial and not center_log_variance):
+            raise ConfigError(
+                "directional, radial and center_log_variance are settings of the polar likelihood: "
+                "leave them at their defaults with likelihood='standard'"
+            )
+        if not (directional or radial):
+            raise ConfigError("directional=False and radial=False leave no likelihood: keep one of them")
+        super().__init__(
+            backbone,
+            backbone_options=backbone_options,
+            channels=channels,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+            view_recipe=view_recipe,
+            settings={
+                "hidden_dim": hidden_dim,
+                "df": df,
+                "kl_weight": kl_weight,
+                "directional": directional,
+                "radial": radial,
+                "draws": draws,
+                "variance": variance,
+                "likelihood": likelihood,
+                "target": target,
+                "momentum": momentum,
+                "center_log_variance": center_log_variance,
+            },
+        )
+        self.df = df
+        self.kl_weight = kl_weight
+        self.draws = draws
+        self.center_log_variance = center_log_variance
+        self.terms = [name for name, on in (("directional", directional), ("radial", radial)) if on]
+        self.standard = likelihood == "standard"
+        self.inference = InferenceNetwork(self.embedding_dim, hidden_dim, variance)
+        self.target = EMA(self.encoder, momentum) if target == "ema" else None
+
+    def likelihood(self, z: Tensor, variance: Tensor) -> PolarStudentT | MultivariateStudentT:
+        """Distribution of an embedding h given the latent z and σ², both (…, N, D)."""
+        if self.standard:
+            return MultivariateStudentT(z, variance, self.df, validate_args=False)
+        return PolarStudentT(
+            z, variance, self.df, center_log_variance=self.center_log_variance, validate_args=False
+        )
+
+    def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Objective for two views, each (N, C, H, W): "loss" and its terms, means over the batch."""
+        first, second = batch
+        h = self.encoder(torch.cat([first, second])).float()
+        mean, variance = self.inference(h)
+        observed = self.target(torch.cat([first, second])).float() if self.target else h.detach()
+        swapped = torch.cat(observed.chunk(2)[::-1])  # each view is the other's observation
+        z = mean
+        if self.draws:
+            shape = (self.draws, *mean.shape)
+            z = mean + variance.sqrt() * torch.randn(shape, device=mean.device, dtype=mean.dtype)
+        likelihood = self.likelihood(z, variance)
+        if isinstance(likelihood, PolarStudentT):
+            parts = {name: getattr(likelihood, f"{name}_nll")(swapped).mean() for name in self.terms}
+        else:
+            parts = {"nll": likelihood.nll(swapped).mean()}
+        kl = gaussian_kl(mean, variance).mean()
+        loss = sum(parts.values(), self.kl_weight * kl)
+        return {"loss": loss, **parts, "kl": kl, "mean_variance": variance.detach().mean()}
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Move the averaged encoder, where there is one."""
+        if self.target:
+            self.target.update(self.encoder, step, total_steps)
+
+    def outputs(self, h: Tensor) -> dict[str, Tensor]:
+        """Add the posterior's "mu" and "variance", each (N, D), to "h"."""
+        mean, variance = self.inference(h)
+        return {"h": h, "mu": mean, "variance": variance}
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """q(z|x) = N(μ, diag σ²): batch shape (N,), event shape (D,)."""
+        out = self.features(x)
+        return Independent(Normal(out["mu"], out["variance"].sqrt()), 1)
+
+    def score_features(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Self-likelihood (N,) of encoded images: log-density of h at z = μ(h), in float64."""
+        h, mean, variance = (features[key].double() for key in ("h", "mu", "variance"))
+        return self.likelihood(mean, variance).log_prob(h)
+
+    def score_samples(
+        self,
+        x: Tensor,
+        *,
+        score: Literal["likelihood", "predictive"] = "likelihood",
+        reference: Tensor | None = None,
+    ) -> Tensor:
+        """Score (N,) float64 of images (N, C, H, W): a log-density in nats, higher = more typical.
+
+        Parameters
+        ----------
+        x
+            raw uint8 or prepared float images
+        score
+            "likelihood": of h at z = μ(h), no other data needed; strong far from the training data and
+            unreliable near it. "predictive": of h under a reference set, see ``predictive``
+        reference
+            images (M, C, H, W) for "predictive", of the same kind as ``x`` and none of them in it
+
+        Raises
+        ------
+        ConfigError
+            for an unknown score, or "predictive" without a reference (or "likelihood" with one)
+        DataError
+            if a row of ``x`` is among the reference
+        """
+        if score not in ("likelihood", "predictive"):
+            raise unknown_name("score", score, ["likelihood", "predictive"])
+        if (reference is None) == (score == "predictive"):
+            raise ConfigError("reference goes with score='predictive': give both or neither")
+        if reference is None:
+            return self.score_features(self.features(x))
+        refuse_overlap(x, reference)
+        return self.predictive(reference).log_prob(self.embed(x))
+
+    def predictive(self, reference: Mapping[str, Tensor] | Tensor) -> PolarStudentTMixture:
+        """Density of an embedding under a reference set: the "predictive" score's log_prob.
+
+        The mean of the polar Student-t densities centred at each reference row's embedding hᵢ with scale
+        τσᵢ², τ by leave-one-out likelihood on the reference (``PolarStudentTMixture.fit_scale``).
+
+        Parameters
+        ----------
+        reference
+            images (M, C, H, W), or their ``features``; M ≥ 2, none of them among those scored
+
+        Notes
+        -----
+        PREDICTIVE_NOTES
+        """
+        features = self.features(reference) if isinstance(reference, Tensor) else reference
+        if self.standard or math.isinf(self.df):
+            raise ConfigError(
+                "the predictive score is a mixture of polar Student-t densities: it needs "
+                "likelihood='polar' and a finite df"
+            )
+        return PolarStudentTMixture(features["h"], features["variance"], self.df).fit_scale()
+
+    def uncertainty(self, x: Tensor) -> dict[str, Tensor]:
+        """Measures of uncertainty, each (N,) float64: see ``uncertainty_of_features``."""
+        return self.uncertainty_of_features(self.features(x))
+
+    def uncertainty_of_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Measures of encoded images, each (N,) float64.
+
+        "mean_variance" (mean σ²), "trace" (Σσ²), "anisotropy" (coefficient of variation of σ² over the
+        features), "kl" (to the prior N(0, I), nats), "directional_nll", "radial_nll" (of h at z = μ, nats),
+        "h_norm", "mu_norm".
+        """
+        h, mean, variance = (features[key].double() for key in ("h", "mu", "variance"))
+        polar = PolarStudentT(mean, variance, self.df, center_log_variance=self.center_log_variance)
+        return {
+            "mean_variance": variance.mean(-1),
+            "trace": variance.sum(-1),
+            "anisotropy": variance.std(-1, correction=0) / variance.mean(-1),
+            "kl": gaussian_kl(mean, variance),
+            "directional_nll": polar.directional_nll(h),
+            "radial_nll": polar.radial_nll(h),
+            "h_norm": h.norm(dim=-1),
+            "mu_norm": mean.norm(dim=-1),
+        }
+
+
+def gaussian_kl(mean: Tensor, variance: Tensor) -> Tensor:
+    """KL(N(μ, diag σ²) ‖ N(0, I)) = ½Σ(μ² + σ² − log σ² − 1) in nats; (…, D) → (…)."""
+    return 0.5 * (mean.square() + variance - variance.log() - 1).sum(-1)

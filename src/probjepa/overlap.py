@@ -1,0 +1,26 @@
+"""Rows that stand in two sets: a score against a reference means nothing for the reference's own rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from probjepa._arrays import fingerprints
+from probjepa.errors import DataError
+
+
+def overlap(images: Tensor, reference: Tensor) -> npt.NDArray[np.bool_]:
+    """Return a mask (N,) of the images (N, …) whose pixels equal a reference image's (M, …), bit for bit."""
+    mine, theirs = (fingerprints(x.detach().cpu().flatten(1).numpy()) for x in (images, reference))
+    return np.isin(mine, theirs)
+
+
+def refuse_overlap(images: Tensor, reference: Tensor) -> None:
+    """Raise DataError, with the count, if any image is among the reference."""
+    count = int(overlap(images, reference).sum())
+    if count:
+        raise DataError(
+            f"{count} of {len(images)} images to score are in the reference set: "
+            "score held-out images, or take these out of the reference"
+        )
