@@ -96,7 +96,8 @@ def test_a_users_own_trainer_and_loader():
     assert method.steps == [(step, 6) for step in range(6)]
     assert [rate for rate, _ in rates.seen] == [0.5 * warmup_cosine(step, 6, 3) for step in range(6)]
     assert views.seeds == [step_seed(7, step, 0) for step in range(6)]
-    expected = [torch.rand((), generator=torch.Generator().manual_seed(seed)).item() for seed in views.seeds]
+    streams = [torch.Generator().manual_seed(step_seed(seed, 0)) for seed in views.seeds]
+    expected = [torch.rand((), generator=stream).item() for stream in streams]
     assert method.draws == expected
     assert method.training
     terms = rates.seen[-1][1]

@@ -65,10 +65,8 @@ class RunFolder:
         if not is_run:
             raise ArtifactError(f"{self.path} is no training run and is not overwritten: give another out")
 
-    def start(
-        self, fingerprint: Mapping[str, Any], *, data: Any, val: Any, device: torch.device, options: Any
-    ) -> None:
-        """Remove an older run and write config.yaml."""
+    def start(self, settings: Mapping[str, Any], device: torch.device, options: Mapping[str, Any]) -> None:
+        """Remove an older run and write config.yaml: data, settings, hardware, versions."""
         import yaml
 
         for name in _OURS:  # and nothing else: the user may keep notes in there
@@ -77,11 +75,14 @@ class RunFolder:
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
+        prefix = "method."
         config = {
-            "data": data,
-            "val": val,
-            **fingerprint,
-            "trainer_options": options,
+            "method": {
+                "name": settings["method"],
+                **{k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)},
+            },
+            **{k: v for k, v in settings.items() if not k.startswith("method")},
+            "options": options,
             "hardware": hardware(device),
             "versions": {
                 "probjepa": __version__,

@@ -15,14 +15,19 @@ class ProgressLine(L.Callback):
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[terms]}"),
+            TimeRemainingColumn(compact=True),
+            # the terms have what is left of the line: a method with many does not push out the rest
+            TextColumn(
+                "{task.fields[terms]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
             console=Console(stderr=True),
+            expand=True,
         )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -37,7 +42,7 @@ class ProgressLine(L.Callback):
     ) -> None:
         """Move on."""
         if trainer.is_global_zero:
-            terms = "  ".join(f"{name} {value:.4g}" for name, value in cast(Module, pl_module).terms.items())
+            terms = "  ".join(f"{name} {value:.3g}" for name, value in cast(Module, pl_module).terms.items())
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self._bar.update(self._task, completed=trainer.global_step, description=epoch, terms=terms)
 

@@ -207,20 +207,24 @@ def fit(
             **data_fingerprint(images),
         }
         if folder is not None and root and not resume:
-            folder.start(module.fingerprint, data=data, val=val, device=target, options=trainer_options)
+            options = {"channels_last": channels_last, "compile": compile, **trainer_options}
+            names = {"data": images.name, "val": held_out.name if held_out else None}
+            folder.start(module.fingerprint | names, target, options)
         if target.type == "cuda" and trainer.world_size == 1:
             images = _to_device(images, target)
         batches = _Batches(images, batch_size, seed, 0 if isinstance(images, ImageSet) else workers)
-        resumable = resume and folder is not None and folder.checkpoint.is_file()
+        checkpoint = folder.checkpoint if folder and resume and folder.checkpoint.is_file() else None
         try:
-            trainer.fit(module, datamodule=batches, ckpt_path=folder.checkpoint if resumable else None)
+            trainer.fit(module, datamodule=batches, ckpt_path=checkpoint)
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
             if not stop:
                 raise
-            raise Interrupted(
-                f"stopped at once in step {trainer.global_step}: go on from the last checkpoint with "
-                "resume=True (--resume)"
-            ) from None
+            then = (
+                "go on from the last checkpoint with resume=True (--resume)"
+                if folder
+                else "nothing was saved"
+            )
+            raise Interrupted(f"stopped at once in step {trainer.global_step}: {then}") from None
     method.eval().to(target)
     if folder is not None and trainer.is_global_zero:
         method.save_pretrained(folder.model)
