@@ -129,14 +129,14 @@ def test_every_backbone_trains_and_says_its_dimension(name, channels):
 
 
 def test_convnet_shapes():
-    model = ConvNet(widths=(4, 8, 16), embedding_dim=5)
+    model = ConvNet(widths=(4, 8, 16))
     assert [layer.stride for layer in model.stages if isinstance(layer, nn.Conv2d)] == [
         (1, 1),
         (2, 2),
         (2, 2),
     ]
-    assert model(torch.randn(3, 1, 64, 64)).shape == (3, 5)
-    count = (9 * 4 + 8) + (9 * 4 * 8 + 16) + (9 * 8 * 16 + 32) + (16 * 5 + 5)
+    assert model(torch.randn(3, 1, 64, 64)).shape == (3, model.embedding_dim) == (3, 16)
+    count = (9 * 4 + 8) + (9 * 4 * 8 + 16) + (9 * 8 * 16 + 32)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
@@ -152,7 +152,7 @@ def test_convnet_shapes():
         ("resnet18", {"stem": "mnist"}, "'cifar' or 'imagenet'"),
         ("resnet18", {"width": 0.0}, "factor above 0"),
         ("convnet", {"widths": ()}, "one positive width"),
-        ("convnet", {"embedding_dim": 0}, "at least 1"),
+        ("convnet", {"widths": (8, 0)}, "one positive width"),
     ],
 )
 def test_wrong_settings(name, options, message):

@@ -39,7 +39,7 @@ def build_backbone(name: str, *, channels: int = 3, image_size: int = 32, **opti
     image_size
         side of the images in pixels, at least 8; it picks the default stem of the ResNets
     options
-        the backbone's own settings, such as ``width`` (ResNets) or ``embedding_dim`` (convnet)
+        the backbone's own settings, such as ``width`` (ResNets) or ``widths`` (convnet)
 
     Returns
     -------
