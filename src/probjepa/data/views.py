@@ -88,9 +88,9 @@ class Views(nn.Module):
                 # only the CPU's generator: all parameters come from it, and torch.manual_seed would
                 # also reseed the GPUs
                 torch.default_generator.manual_seed(generator_seed)
-            pixels = images.float() / 255
+            pixels = images.float().div_(255)
             mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
-            return [(branch(pixels) - mean) / std for branch in self.branches]
+            return [(branch(pixels) - mean).div_(std) for branch in self.branches]
 
 
 def views(recipe: str, *, size: int, channels: int, mean: Sequence[float], std: Sequence[float]) -> Views:
