@@ -21,7 +21,7 @@ EPOCHS, STEPS = 3, 5
 
 def small_method():
     torch.manual_seed(0)
-    options = {"widths": (4, 8), "embedding_dim": 8}
+    options = {"widths": (4, 8)}
     return VJE("convnet", backbone_options=options, channels=1, image_size=8, target="ema")
 
 

@@ -166,7 +166,7 @@ def test_knn_and_table_follow_their_epochs(tmp_path):
 
 def test_collapse_monitor_measures_spread_and_posterior():
     torch.manual_seed(0)
-    options = {"widths": (4,), "embedding_dim": 8}
+    options = {"widths": (4, 8)}
     method = VJE("convnet", backbone_options=options, channels=1, image_size=8, mean=(0.5,), std=(0.25,))
     pixels = torch.randint(0, 256, (30, 1, 8, 8), generator=torch.Generator().manual_seed(1))
     monitor = CollapseMonitor(image_set(30, pixels=pixels))
