@@ -1,13 +1,14 @@
 """Heavy-tailed likelihoods of an embedding: directional on the sphere, polar, and multivariate.
 
 Source: "Joint Embedding Variational Bayes", arXiv 2602.05639. All densities are computed in float32
-at least (float64 where the arguments are), outside autocast, with finite gradients for finite input.
+at least (float64 where the arguments are), outside autocast, and stay free of NaN, gradients included,
+for every vector whose norm (over σ, in ``MultivariateStudentT``) is finite: zero vectors and antipodes too.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,27 +25,34 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def _rescaled(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y = x/scale, whose squares neither overflow nor underflow, ‖y‖ and scale: (..., D), (..., 1)."""
+    tiny = torch.finfo(x.dtype).tiny
+    scale = x.detach().abs().amax(-1, keepdim=True).clamp(tiny, torch.finfo(x.dtype).max)
+    y = x / scale
+    # the floor is far below any non-zero x's ‖y‖²; it only gives the zero vector a gradient (of zero)
+    return y, y.square().sum(-1, keepdim=True).clamp_min(tiny).sqrt(), scale
+
+
 def safe_norm(x: Tensor) -> Tensor:
     """Return ‖x‖ over the last axis, (..., D) → (..., 1), without overflow or underflow."""
-    scale = x.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    squares = (x / scale).square().sum(-1, keepdim=True)
-    # a non-zero x has squares ≥ 1; the floor only gives the zero vector a gradient (of zero)
-    return scale * squares.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+    _, norm, scale = _rescaled(x)
+    return scale * norm
 
 
-def unit_direction(x: Tensor, norm: Tensor | None = None) -> Tensor:
+def unit_direction(x: Tensor) -> Tensor:
     """Return x/‖x‖ over the last axis; the zero vector, which has no direction, maps to the first axis."""
-    norm = safe_norm(x) if norm is None else norm
-    tiny = torch.finfo(x.dtype).tiny
+    y, norm, _ = _rescaled(x)
     axis = torch.zeros_like(x)
     axis[..., 0] = 1
-    return torch.where(norm > tiny, x / norm.clamp_min(tiny), axis)
+    return torch.where((y == 0).all(-1, keepdim=True), axis, y / norm)
 
 
 def log_map(u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Riemannian logarithm on the unit sphere, and the log of its Jacobian's base.
 
     v = (θ/sin θ)(u − cos θ·s), θ = atan2(‖u − cos θ·s‖, cos θ), which tends to u − cos θ·s as θ → 0.
+    At the antipode, where every direction leads, v has norm π and an arbitrary direction.
 
     Parameters
     ----------
@@ -58,12 +66,18 @@ def log_map(u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """
     cosine = (u * s).sum(-1, keepdim=True)
     w = u - cosine * s
+    # at the antipode w is rounding noise, parallel to s if anything: projected out, it would pass for θ = 0
+    floor = 8 * torch.finfo(w.dtype).eps
+    axis = torch.zeros_like(s).scatter(-1, s.abs().argmin(-1, keepdim=True), 1.0)
+    tangent = (axis - (axis * s).sum(-1, keepdim=True) * s).detach()
+    lost = (cosine < 0) & (w.square().sum(-1, keepdim=True) < floor**2)
+    w = torch.where(lost, floor * tangent, w)
     sine2 = w.square().sum(-1, keepdim=True)
     # arcsin(√q)/√q is smooth in q = sin²θ: no square root of zero, so no infinite gradient at θ = 0
     near = (sine2 < 1e-3) & (cosine > 0)
     q = torch.where(near, sine2, 0.0)
     ratio_near = 1 + q * (1 / 6 + q * (3 / 40 + q * (5 / 112 + q * (35 / 1152))))
-    sine = torch.where(near, 0.5, sine2).clamp_min(1e-24).sqrt()
+    sine = torch.where(near, 0.5, sine2).sqrt()
     theta = torch.atan2(sine, cosine)
     ratio = torch.where(near, ratio_near, theta / sine)
     ratio_bounded = torch.where(near, ratio_near, theta / sine.clamp_min(_MIN_SINE))
@@ -81,10 +95,12 @@ def _kernel(distance2: Tensor, df: Df, dim: int) -> Tensor:
     return 0.5 * (df + dim) * torch.log1p(distance2 / df)
 
 
-def _radial_kernel(r: Tensor, df: Df) -> Tensor:
-    """As ``_kernel`` with dim = 1 for a distance r whose square may overflow."""
+def _kernel_of_distance(r: Tensor, df: Df, dim: int) -> Tensor:
+    """As ``_kernel``, for a distance r whose square may overflow (at ν = ∞ it is held just below that)."""
+    limit = 0.5 * math.sqrt(torch.finfo(r.dtype).max)
+    gaussian = 0.5 * r.clamp(-limit, limit).square()
     if not isinstance(df, Tensor) and math.isinf(df):
-        return 0.5 * r.square()
+        return gaussian
     nu = torch.as_tensor(df, dtype=r.dtype, device=r.device)
     finite = torch.isfinite(nu)
     nu = torch.where(finite, nu, 1.0)
@@ -94,17 +110,19 @@ def _radial_kernel(r: Tensor, df: Df) -> Tensor:
         far, 2 * torch.hypot(torch.ones_like(x), torch.where(far, x, 1.0)).log(),
         torch.log1p(torch.where(far, 0.0, x).square()),
     )  # fmt: skip
-    return torch.where(finite, 0.5 * (nu + 1) * heavy, 0.5 * r.square())
+    return torch.where(finite, 0.5 * (nu + dim) * heavy, gaussian)
 
 
 def log_normalizer(df: Df, dim: int) -> Df:
     """log Γ((ν+dim)/2) − log Γ(ν/2) − (dim/2)·log(νπ), in float64; −(dim/2)·log 2π at ν = ∞."""
     if isinstance(df, Tensor):
         nu = df.double()
-        direct = torch.lgamma((nu + dim) / 2) - torch.lgamma(nu / 2) - dim / 2 * (nu * math.pi).log()
         series = -dim / 2 * math.log(2 * math.pi) + dim / 2 * (dim / 2 - 1) / nu
         # for large ν the two log-gammas cancel; the series is exact to O(dim³/ν²)
-        return torch.where(nu > 1e8, series, direct)
+        large = nu > 1e8
+        nu = torch.where(large, 1.0, nu)  # ∞ − ∞ would put a NaN into the gradient of ν
+        direct = torch.lgamma((nu + dim) / 2) - torch.lgamma(nu / 2) - dim / 2 * (nu * math.pi).log()
+        return torch.where(large, series, direct)
     if df > 1e8:
         return -dim / 2 * math.log(2 * math.pi) + (dim / 2) * (dim / 2 - 1) / df
     return math.lgamma((df + dim) / 2) - math.lgamma(df / 2) - dim / 2 * math.log(df * math.pi)
@@ -120,7 +138,7 @@ class _StudentT(Distribution):
     def __init__(self, center: Tensor, variance: Tensor, df: Df, validate_args: bool | None = None) -> None:
         center, variance = _at_least_float32(center), _at_least_float32(variance)
         dtype = torch.promote_types(center.dtype, variance.dtype)
-        shape = torch.broadcast_shapes(center.shape, variance.shape)
+        shape = torch.broadcast_shapes(center.shape, variance.shape)  # type: ignore[no-untyped-call]
         if not shape or shape[-1] < 2:
             raise ValueError(f"an embedding needs at least 2 dimensions, got shape {tuple(shape)}")
         self._variance = variance.to(dtype).expand(shape)
@@ -213,7 +231,8 @@ class TangentStudentT(_StudentT):
 
     def log_prob(self, u: Tensor) -> Tensor:
         """Log-density at u (..., D) with respect to the sphere's surface measure; returns (...)."""
-        return cast(Tensor, log_normalizer(self.df, self.dim - 1) - self.nll(u)).to(self.loc.dtype)
+        nll = self.nll(u)
+        return (log_normalizer(self.df, self.dim - 1) - nll).to(nll.dtype)
 
 
 class PolarStudentT(_StudentT):
@@ -273,7 +292,7 @@ class PolarStudentT(_StudentT):
         """Radial term ½(ν+1)·log(1+r²/ν) without its constant; h (..., D) → (...)."""
         with torch.autocast(self.z.device.type, enabled=False):
             r = safe_norm(self._value(h)) - safe_norm(self.z)
-            return _radial_kernel(r.squeeze(-1), self.df)
+            return _kernel_of_distance(r.squeeze(-1), self.df, 1)
 
     def nll(self, h: Tensor) -> Tensor:
         """Both terms without constants: what training minimises; h (..., D) → (...)."""
@@ -282,7 +301,8 @@ class PolarStudentT(_StudentT):
     def log_prob(self, h: Tensor) -> Tensor:
         """Log-density with constants; h (..., D) → (...)."""
         constant = log_normalizer(self.df, self.dim - 1) + log_normalizer(self.df, 1)
-        return cast(Tensor, constant - self.nll(h)).to(self.z.dtype)
+        nll = self.nll(h)
+        return (constant - nll).to(nll.dtype)
 
 
 class MultivariateStudentT(_StudentT):
@@ -305,9 +325,11 @@ class MultivariateStudentT(_StudentT):
     def nll(self, h: Tensor) -> Tensor:
         """Negative log-density without the constant log Z; h (..., D) → (...)."""
         with torch.autocast(self.loc.device.type, enabled=False):
-            distance2 = ((self._value(h) - self.loc).square() / self.variance).sum(-1)
-            return _kernel(distance2, self.df, self.dim) + 0.5 * self.variance.log().sum(-1)
+            distance = safe_norm((self._value(h) - self.loc) / self.variance.sqrt()).squeeze(-1)
+            log_det = self.variance.log().sum(-1)
+            return _kernel_of_distance(distance, self.df, self.dim) + 0.5 * log_det
 
     def log_prob(self, h: Tensor) -> Tensor:
         """Log-density with constants; h (..., D) → (...)."""
-        return cast(Tensor, log_normalizer(self.df, self.dim) - self.nll(h)).to(self.loc.dtype)
+        nll = self.nll(h)
+        return (log_normalizer(self.df, self.dim) - nll).to(nll.dtype)
