@@ -145,7 +145,7 @@ def fit(
         if a loss or gradient is not finite
     """
     _check_trainer_options(trainer_options)
-    target = _resolve_device(device)
+    target = resolve_device(device)
     precision = _resolve_precision(precision, target)
     if channels_last not in (True, False, "auto"):
         raise ConfigError(f"channels_last must be True, False or 'auto', got {channels_last!r}")
@@ -256,7 +256,8 @@ def _monitors(
     return monitors
 
 
-def _resolve_device(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
+    """Return the device of a name such as "auto" (a GPU where there is one), or raise ConfigError."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())

@@ -1,0 +1,312 @@
+"""The commands. Each imports what it needs when it runs, so that ``--help`` stays quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from probjepa.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from probjepa.data import Images
+    from probjepa.methods import Method
+
+app = typer.Typer(
+    help="Joint embeddings that know what they don't know: train, embed, score, evaluate.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Data = Annotated[str, typer.Option("--data", metavar="URI", help="images: folder, parquet, npy/npz, hf:, …")]
+OutFile = Annotated[Path, typer.Option("--out", metavar="F.parquet", help="table to write")]
+OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="folder to write")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
+Convert = Annotated[bool, typer.Option("--convert", help="convert grey ↔ RGB and drop alpha")]
+OnError = Annotated[str, typer.Option("--on-error", metavar="raise|skip", help="at an unreadable image")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
+Seed = Annotated[int, typer.Option("--seed", help="of every random choice")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from probjepa import __version__
+
+        print(f"probjepa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Joint embeddings that know what they don't know: train, embed, score, evaluate."""
+
+
+@app.command()
+def demo(
+    out: OutFolder = Path("probjepa-demo"),
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    seed: Seed = 0,
+) -> None:
+    """Train VJE on embedded real images and score held-out, unseen, natural and noise images."""
+    from probjepa.experiments.demo import run_demo
+
+    run_demo(out, seed=seed, overwrite=overwrite, progress=not quiet)
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="a name of `probjepa list`")],
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder")],
+    val: Annotated[str | None, typer.Option("--val", metavar="URI", help="held-out images, for kNN")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="passes over the data  [200]")] = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="F", help="YAML of settings")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method, backbone or training"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+    overwrite: Overwrite = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="of every random choice  [0]")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")] = None,
+    convert: Convert = False,
+    on_error: OnError = "raise",
+    quiet: Quiet = False,
+) -> None:
+    """Train a method; Ctrl-C leaves a run that --resume goes on with."""
+    from probjepa.cli.settings import parse_assignments, read_config, sort_settings
+    from probjepa.methods import METHODS
+
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    given = read_config(config, method) if config else {}
+    if resume and config is None and (out / "config.yaml").is_file():
+        given = read_config(out / "config.yaml", method)
+    given |= parse_assignments(settings or [])
+    given |= {k: v for k, v in {"epochs": epochs, "seed": seed, "device": device}.items() if v is not None}
+
+    from probjepa.artifacts import refuse_existing
+    from probjepa.data import open_images
+
+    if not resume:
+        refuse_existing(out, overwrite)
+    size, channels = given.get("image_size"), given.get("channels")
+    opened = open_images(
+        data, size=size, channels=channels, convert=convert, on_error=_checked_on_error(on_error),
+        progress=not quiet,
+    )  # fmt: skip
+    side = given.setdefault("image_size", min(max(opened.size, 16), 224))
+    given.setdefault("channels", opened.channels)
+    small_grey = given["channels"] == 1 and side <= 28
+    sorted_settings = sort_settings(method, given, "convnet" if small_grey else "resnet18")
+    if size is None:
+        opened = open_images(opened if _in_memory(opened) else data, size=side, channels=opened.channels)
+    _say_skipped(opened)
+
+    import torch
+
+    from probjepa.report.training import training_report
+    from probjepa.training import fit
+
+    fit_settings: dict[str, Any] = {"epochs": 200, "seed": 0, **sorted_settings.fit}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fit_settings["seed"])
+        model = METHODS[method](**sorted_settings.method, backbone_options=sorted_settings.backbone)
+    held_out = None
+    if val is not None:
+        held_out = open_images(val, size=side, channels=opened.channels, convert=convert, progress=not quiet)
+    fit(
+        model, opened, val=held_out, out=out, resume=resume, overwrite=overwrite, progress=not quiet,
+        **fit_settings,
+    )  # fmt: skip
+    training_report(out)
+    print(f"trained {method} on {len(opened):,} images: {out}/model, {out}/metrics.csv, {out}/report.html")
+
+
+def _in_memory(images: Images) -> bool:
+    from probjepa.data import ImageSet
+
+    return isinstance(images, ImageSet)
+
+
+def _checked_on_error(value: str) -> Any:
+    if value not in ("raise", "skip"):
+        raise ConfigError(f"--on-error is '{value}': pass raise or skip")
+    return value
+
+
+def _say_skipped(images: Images) -> None:
+    if images.skipped:
+        print(f"skipped {len(images.skipped)} unreadable images of {images.name}:")
+        for line in images.skipped:
+            print(f"  {line}")
+
+
+def _load(source: str, device: str) -> Method:
+    from probjepa.artifacts import load
+    from probjepa.training.runs import resolve_device
+
+    target = resolve_device(device)
+    return load(source).to(target)
+
+
+def _open(method: Method, uri: str, *, convert: bool, on_error: str = "raise", quiet: bool) -> Images:
+    from probjepa.data import open_images
+
+    images = open_images(
+        uri,
+        size=method.preprocess.size,
+        channels=method.preprocess.channels,
+        convert=convert,
+        on_error=_checked_on_error(on_error),
+        progress=not quiet,
+    )
+    _say_skipped(images)
+    return images
+
+
+Model = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="run folder, model folder or owner/name")]
+
+
+@app.command()
+def embed(
+    model: Model,
+    data: Data,
+    out: OutFile,
+    overwrite: Overwrite = False,
+    convert: Convert = False,
+    on_error: OnError = "raise",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Write a table: id, label, embedding, and the posterior's variance where the model has one."""
+    from rich.progress import track
+
+    from probjepa.artifacts import refuse_existing
+    from probjepa.cli.tables import identity, open_table
+
+    refuse_existing(out, overwrite)
+    method = _load(model, device)
+    images = _open(method, data, convert=convert, on_error=on_error, quiet=quiet)
+    batch = 512
+    with open_table(out, overwrite) as table:
+        batches = images.batches(batch)
+        total = -(-len(images) // batch)
+        for pixels, rows in track(batches, "embedding", total=total, transient=True, disable=quiet):
+            features = {key: value.cpu().numpy() for key, value in method.features(pixels).items()}
+            columns = {**identity(images, rows), "embedding": features["h"]}
+            if "variance" in features:
+                columns["variance"] = features["variance"]
+            table.write(columns)
+    print(f"embedded {len(images):,} images: {out}")
+
+
+@app.command()
+def score(
+    model: Model,
+    data: Data,
+    out: OutFile,
+    score: Annotated[
+        str, typer.Option("--score", help="likelihood, predictive, knn, mahalanobis, gmm")
+    ] = "likelihood",
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="URI", help="typical images, not in --data")
+    ] = None,
+    overwrite: Overwrite = False,
+    convert: Convert = False,
+    on_error: OnError = "raise",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Write a table: id, label, score (higher = more typical), and the score's parts."""
+    from probjepa.artifacts import refuse_existing
+    from probjepa.cli.tables import identity, open_table
+
+    refuse_existing(out, overwrite)
+    method = _load(model, device)
+    images = _open(method, data, convert=convert, on_error=on_error, quiet=quiet)
+    known = None
+    if reference is not None:
+        known = _open(method, reference, convert=convert, on_error=on_error, quiet=quiet)
+
+    from probjepa.scores import score_set
+
+    values, parts = score_set(method, images, score, reference=known, progress=not quiet)
+    with open_table(out, overwrite) as table:
+        table.write({**identity(images, slice(None)), "score": values, **parts})
+    print(f"scored {len(images):,} images by {score} (higher = more typical): {out}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    train: Annotated[str, typer.Option("--train", metavar="URI", help="reference images")],
+    test: Annotated[str, typer.Option("--test", metavar="URI", help="held-out images")],
+    out: OutFolder,
+    ood: Annotated[
+        list[str] | None, typer.Option("--ood", metavar="NAME=URI", help="an out-of-distribution set")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option("--bootstrap", help="resamples of each interval")] = 1000,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    convert: Convert = False,
+    on_error: OnError = "raise",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Write metrics.json and report.html: accuracy and OOD detection beside their baselines."""
+    from probjepa.artifacts import refuse_existing
+
+    refuse_existing(out, overwrite)
+    named = {}
+    for item in ood or []:
+        name, sign, uri = item.partition("=")
+        if not (name and sign and uri):
+            raise ConfigError(f"--ood takes NAME=URI, got '{item}'")
+        named[name] = uri
+    method = _load(model, device)
+    options: dict[str, Any] = {"convert": convert, "on_error": on_error, "quiet": quiet}
+    sets = {name: _open(method, uri, **options) for name, uri in named.items()}
+
+    from probjepa.cli.output import print_summary, write_evaluation
+    from probjepa.evaluation import evaluate as run_evaluation
+
+    result = run_evaluation(
+        method,
+        _open(method, train, **options),
+        _open(method, test, **options),
+        sets,
+        seed=seed,
+        n_bootstrap=bootstrap,
+        progress=not quiet,
+    )
+    write_evaluation(result, out)
+    print_summary(result.metrics)
+    print(f"wrote {out}/metrics.json and {out}/report.html")
+
+
+@app.command("list")
+def list_names() -> None:
+    """List methods, backbones, scores and view recipes."""
+    from probjepa.backbones import BACKBONES
+    from probjepa.data.views import RECIPES
+    from probjepa.methods import METHODS
+    from probjepa.scores import SCORES
+
+    for title, names in (
+        ("methods", METHODS),
+        ("backbones", BACKBONES),
+        ("scores", SCORES),
+        ("view recipes", RECIPES),
+    ):
+        print(f"{title}: {', '.join(names)}")

@@ -1,0 +1,113 @@
+"""Settings of a training run: --set key=value and a config file, checked against what the method takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from probjepa.errors import ConfigError, unknown_name
+
+# what a run's own config.yaml records beside its settings
+_RECORDED = {
+    "data_images", "data_sha256", "val_images", "val_sha256", "hardware", "versions", "options", "processes",
+    "on_error", "convert", "data", "val",
+}  # fmt: skip
+# arguments of fit that have an option of their own, or no place on a command line
+_NOT_SETTABLE = {"method", "data", "val", "out", "resume", "overwrite", "progress", "trainer_options"}
+
+
+@dataclass
+class RunSettings:
+    """Where each setting goes: to the method, to its backbone, or to ``fit``."""
+
+    method: dict[str, Any] = field(default_factory=dict)
+    backbone: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_value(text: str) -> Any:
+    """Read a value as YAML does ("0.1", "true", "[0.5, 0.5]", "null", "inf"); other text stays text.
+
+    >>> parse_value("1e-3"), parse_value("inf"), parse_value("polar")
+    (0.001, inf, 'polar')
+    """
+    import yaml
+
+    try:
+        return float(text) if text.strip().lower() in ("inf", "nan") or "e" in text else yaml.safe_load(text)
+    except ValueError:  # "e" in a word, not in a number
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"cannot read the value '{text}': write key=value, the value as in YAML") from None
+
+
+def parse_assignments(items: Sequence[str]) -> dict[str, Any]:
+    """Turn ``key=value`` items into a mapping; the later of two equal keys wins."""
+    settings = {}
+    for item in items:
+        key, sign, value = item.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"--set takes key=value, got '{item}'")
+        settings[key.strip()] = parse_value(value)
+    return settings
+
+
+def read_config(path: Path, method: str) -> dict[str, Any]:
+    """Read settings from a YAML file: a flat mapping, or a run's config.yaml.
+
+    Raises
+    ------
+    ConfigError
+        if it cannot be read, is no mapping, or is another method's
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path} holds no settings: write one 'key: value' a line")
+    flat = {k: v for k, v in content.items() if k not in _RECORDED and k != "method"}
+    own = content.get("method", {})
+    if isinstance(own, str):
+        own = {"name": own}
+    if own.get("name", method) != method:
+        raise ConfigError(f"{path} is a config of '{own['name']}', not of '{method}'")
+    own = {k: v for k, v in own.items() if k != "name"}
+    options = own.pop("backbone_options", {}) or {}
+    return {**flat, **own, **options}
+
+
+def sort_settings(method: str, settings: Mapping[str, Any], default_backbone: str) -> RunSettings:
+    """Say for each setting where it goes.
+
+    Raises
+    ------
+    ConfigError
+        for a key that neither the method, its backbone nor the training takes, with the nearest name
+    """
+    from probjepa.backbones import BACKBONES
+    from probjepa.methods import METHODS
+    from probjepa.training.runs import fit
+
+    backbone = settings.get("backbone") or default_backbone
+    of_method = set(inspect.signature(METHODS[method].__init__).parameters) - {"self", "backbone_options"}
+    of_backbone = set(inspect.signature(BACKBONES[backbone]).parameters) - {"channels"}
+    of_fit = set(inspect.signature(fit).parameters) - _NOT_SETTABLE
+    sorted_settings = RunSettings(method={"backbone": backbone})
+    for key, value in settings.items():
+        if key in of_method:
+            sorted_settings.method[key] = value
+        elif key in of_backbone:
+            sorted_settings.backbone[key] = value
+        elif key in of_fit:
+            sorted_settings.fit[key] = value
+        else:
+            raise unknown_name("setting", key, of_method | of_backbone | of_fit)
+    return sorted_settings

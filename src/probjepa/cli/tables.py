@@ -1,0 +1,68 @@
+"""Parquet tables with a row per input, written as they are made, under a temporary name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from probjepa.artifacts import refuse_existing, staged_file
+from probjepa.data import Images
+
+
+class TableWriter:
+    """Appends row groups to one parquet file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, columns: dict[str, Any]) -> None:
+        """Append rows: name → numpy array (n,), or (n, D) for a fixed-size list."""
+        arrays = {name: _column(value) for name, value in columns.items()}
+        table = pa.table(arrays)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _column(value: Any) -> Any:
+    if getattr(value, "ndim", 1) == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(value.reshape(-1)), value.shape[1])
+    return pa.array(value)
+
+
+def identity(images: Images, rows: slice) -> dict[str, Any]:
+    """Return the columns "id" and, where known, "label" (the class name if it has one) of some rows."""
+    columns: dict[str, Any] = {"id": images.ids[rows]}
+    if images.labels is not None:
+        labels = images.labels[rows].tolist()
+        columns["label"] = [images.classes[i] for i in labels] if images.classes else labels
+    return columns
+
+
+@contextmanager
+def open_table(path: Path, overwrite: bool) -> Iterator[TableWriter]:
+    """Yield a writer; the file takes its name when the block ends well, and not otherwise.
+
+    Raises
+    ------
+    ArtifactError
+        if the file is there already, or cannot be written
+    """
+    refuse_existing(path, overwrite)
+    with staged_file(path) as stage:
+        writer = TableWriter(stage)
+        try:
+            yield writer
+        finally:
+            writer.close()
