@@ -99,7 +99,7 @@ def train(
     from probjepa.data import open_images
 
     if not resume:
-        refuse_existing(out, overwrite)
+        refuse_existing(out, overwrite, "go on with it with --resume")
     size, channels = given.get("image_size"), given.get("channels")
     opened = open_images(
         data, size=size, channels=channels, convert=convert, on_error=_checked_on_error(on_error),

@@ -12,11 +12,15 @@ from probjepa.errors import ConfigError, unknown_name
 
 # what a run's own config.yaml records beside its settings
 _RECORDED = {
-    "data_images", "data_sha256", "val_images", "val_sha256", "hardware", "versions", "options", "processes",
+    "data_images", "data_sha256", "val_images", "val_sha256", "hardware", "versions", "processes",
     "on_error", "convert", "data", "val",
 }  # fmt: skip
+# arguments of lightning.Trainer that a run may set
+_TRAINER = {"accumulate_grad_batches", "devices", "strategy"}
 # arguments of fit that have an option of their own, or no place on a command line
-_NOT_SETTABLE = {"method", "data", "val", "out", "resume", "overwrite", "progress", "trainer_options"}
+_NOT_SETTABLE = {
+    "method", "data", "val", "out", "resume", "overwrite", "progress", "convert", "on_error", "trainer_options",
+}  # fmt: skip
 
 
 @dataclass
@@ -73,7 +77,8 @@ def read_config(path: Path, method: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path} holds no settings: write one 'key: value' a line")
-    flat = {k: v for k, v in content.items() if k not in _RECORDED and k != "method"}
+    content = {**content, **(content.get("options") or {})}
+    flat = {k: v for k, v in content.items() if k not in _RECORDED | {"method", "options"}}
     own = content.get("method", {})
     if isinstance(own, str):
         own = {"name": own}
@@ -99,7 +104,7 @@ def sort_settings(method: str, settings: Mapping[str, Any], default_backbone: st
     backbone = settings.get("backbone") or default_backbone
     of_method = set(inspect.signature(METHODS[method].__init__).parameters) - {"self", "backbone_options"}
     of_backbone = set(inspect.signature(BACKBONES[backbone]).parameters) - {"channels"}
-    of_fit = set(inspect.signature(fit).parameters) - _NOT_SETTABLE
+    of_fit = set(inspect.signature(fit).parameters) - _NOT_SETTABLE | _TRAINER
     sorted_settings = RunSettings(method={"backbone": backbone})
     for key, value in settings.items():
         if key in of_method:

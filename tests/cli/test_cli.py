@@ -1,0 +1,245 @@
+"""The commands as a user runs them: what they leave, their exit codes and their one-line errors."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import probjepa
+from probjepa.cli import run
+
+QUICK = ["--set", "batch_size=8", "--set", "backbone=convnet", "--set", "widths=[4,8]", "-q"]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Folders of images, good and bad, and a trained run."""
+    root = tmp_path_factory.mktemp("cli")
+    random = np.random.default_rng(0)
+
+    def image(path, mode="RGB", side=20):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bands = len(Image.new(mode, (1, 1)).getbands())
+        shape = (side, side) if bands == 1 else (side, side, bands)
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8), mode).save(path)
+
+    for name in ("ok", "text", "truncated", "held"):
+        for label in ("cat", "dog"):
+            for i in range(10):
+                image(root / name / label / f"{i}.png")
+    (root / "text" / "cat" / "zz.png").write_text("not an image")
+    image(root / "truncated" / "dog" / "zz.jpg")
+    whole = (root / "truncated" / "dog" / "zz.jpg").read_bytes()
+    (root / "truncated" / "dog" / "zz.jpg").write_bytes(whole[: len(whole) // 2])
+    for mode, name in (("RGBA", "rgba"), ("L", "grey")):
+        for i in range(3):
+            image(root / name / f"{i}.png", mode)
+    image(root / "one" / "x.png")
+    (root / "empty").mkdir()
+    array = random.random((30, 20, 20, 3), dtype=np.float32)
+    array[7, 0, 0, 0] = np.nan
+    np.save(root / "nan.npy", array)
+    assert (
+        run(["train", "vje", "--data", str(root / "ok"), "--out", str(root / "run"), "--epochs", "2", *QUICK])
+        == 0
+    )
+    return root
+
+
+def test_run_folder(places):
+    out = places / "run"
+    assert {"config.yaml", "model", "checkpoints", "metrics.csv", "report.html"} <= {
+        p.name for p in out.iterdir()
+    }
+    assert {"config.json", "model.safetensors"} <= {p.name for p in (out / "model").iterdir()}
+    assert (out / "checkpoints" / "last.ckpt").is_file()
+    assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
+
+
+def test_embed_equals_the_library(places, tmp_path):
+    out = tmp_path / "e.parquet"
+    assert run(["embed", str(places / "run"), "--data", str(places / "held"), "--out", str(out), "-q"]) == 0
+    table = pq.read_table(out)
+    model = probjepa.load(places / "run")
+    images = probjepa.open_images(str(places / "held"), size=model.preprocess.size)
+    features = model.features(images.images)
+    for column, key in (("embedding", "h"), ("variance", "variance")):
+        written = np.array(table[column].to_pylist(), dtype=np.float32)
+        np.testing.assert_array_equal(written, features[key].numpy())
+    assert table["id"].to_pylist() == images.ids
+    assert table["label"].to_pylist() == ["cat"] * 10 + ["dog"] * 10
+
+
+@pytest.mark.parametrize("score", ["likelihood", "predictive", "knn", "mahalanobis", "gmm"])
+def test_score_equals_the_library(places, tmp_path, score):
+    out = tmp_path / "s.parquet"
+    reference = [] if score == "likelihood" else ["--reference", str(places / "ok")]
+    arguments = ["score", str(places / "run"), "--data", str(places / "held"), "--out", str(out), "-q"]
+    assert run([*arguments, "--score", score, *reference]) == 0
+    table = pq.read_table(out)
+    assert len(table) == 20
+    values = np.array(table["score"].to_pylist())
+    assert np.isfinite(values).all()
+    if score in ("likelihood", "predictive"):
+        model = probjepa.load(places / "run")
+        held, known = (probjepa.open_images(str(places / n), size=20).images for n in ("held", "ok"))
+        options = {"score": score, "reference": known} if reference else {}
+        np.testing.assert_allclose(values, model.score_samples(held, **options).numpy(), rtol=1e-12)
+    if score == "likelihood":
+        assert {"mean_variance", "directional_nll", "radial_nll", "kl"} <= set(table.column_names)
+
+
+def test_evaluate(places, tmp_path, capsys):
+    out = tmp_path / "ev"
+    grey = f"grey={places / 'grey'}"
+    arguments = [
+        "evaluate",
+        str(places / "run"),
+        "--train",
+        str(places / "ok"),
+        "--test",
+        str(places / "held"),
+    ]
+    assert run([*arguments, "--out", str(out), "--ood", grey, "--convert", "--bootstrap", "50", "-q"]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["accuracy"]) == {"h", "mu", "random-init", "raw pixels"}
+    detectors = metrics["ood"]["grey"]
+    assert {"likelihood", "predictive", "knn", "mahalanobis", "gmm", "knn, raw pixels"} <= set(detectors)
+    for entry in (d["auroc"] for d in detectors.values()):
+        assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
+    page = (out / "report.html").read_text()
+    assert page.startswith("<!") and "grey" in page
+    assert "AUROC" in capsys.readouterr().out
+
+
+TRAIN = ["train", "vje", "--epochs", "1", "-q"]
+MODEL_ERRORS = ["embed", "{run}", "--out", "{new}", "-q"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/nowhere"], "no such file or folder"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/empty"], "holds no images"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/text"], "zz.png"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/truncated"], "zz.jpg"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/rgba"], "--convert"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/nan.npy"], "row 7"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/one"], "at least 2 images"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--set", "batch_size=99"], "99"),
+        (["train", "vjee", "--out", "{new}", "--data", "{root}/ok"], "did you mean 'vje'"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--set", "backbone=resnet19"], "did you mean 'resnet18'"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--set", "batchsize=3"], "did you mean 'batch_size'"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--set", "df=-1"], "df must be positive"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--set", "df"], "key=value"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--on-error", "ignore"], "raise or skip"),
+        ([*TRAIN, "--out", "{run}", "--data", "{root}/ok"], "--overwrite"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--resume"], "no run to resume"),
+        ([*TRAIN, "--out", "{new}"], "--data"),
+        ([*MODEL_ERRORS, "--data", "{root}/grey"], "--convert"),
+        ([*MODEL_ERRORS, "--data", "{root}/rgba"], "alpha"),
+        (["embed", "{root}/ok", "--data", "{root}/ok", "--out", "{new}", "-q"], "holds no model"),
+        (["embed", "{root}/nothing", "--data", "{root}/ok", "--out", "{new}", "-q"], "no such model"),
+        (["score", *MODEL_ERRORS[1:], "--data", "{root}/ok", "--score", "predictive"], "--reference"),
+        (
+            ["score", *MODEL_ERRORS[1:], "--data", "{root}/ok", "--score", "knn", "--reference", "{root}/ok"],
+            "20 of 20 images",
+        ),
+        (["score", *MODEL_ERRORS[1:], "--data", "{root}/ok", "--score", "likelyhood"], "did you mean 'likelihood'"),
+        (["evaluate", *MODEL_ERRORS[1:], "--train", "{root}/ok", "--test", "{root}/ok"], "held-out"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(places, tmp_path, capfd, arguments, says):
+    names = {"root": places, "run": places / "run", "new": tmp_path / "new"}
+    before = sorted(p for p in places.rglob("*"))
+    assert run([argument.format(**names) for argument in arguments]) == 2
+    error = capfd.readouterr().err.strip().splitlines()
+    assert len(error) == 1, error
+    assert error[0].startswith("probjepa: ")
+    assert says in error[0]
+    assert not (tmp_path / "new").exists()
+    assert sorted(p for p in places.rglob("*")) == before
+
+
+def test_on_error_skip_counts_and_lists(places, tmp_path, capsys):
+    out = tmp_path / "e.parquet"
+    arguments = ["embed", str(places / "run"), "--data", str(places / "text"), "--out", str(out), "-q"]
+    assert run([*arguments, "--on-error", "skip"]) == 0
+    printed = capsys.readouterr().out
+    assert "skipped 1 unreadable" in printed
+    assert "zz.png" in printed
+    assert len(pq.read_table(out)) == 20
+
+
+def test_existing_output_needs_overwrite(places, tmp_path, capsys):
+    out = tmp_path / "e.parquet"
+    out.write_text("mine")
+    arguments = ["embed", str(places / "run"), "--data", str(places / "held"), "--out", str(out), "-q"]
+    assert run(arguments) == 2
+    assert out.read_text() == "mine"
+    assert run([*arguments, "--overwrite"]) == 0
+    assert len(pq.read_table(out)) == 20
+
+
+def test_run_of_another_format(places, tmp_path, capsys):
+    folder = tmp_path / "model"
+    probjepa.load(places / "run").save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"format_version": 99, "probjepa_version": "9.9"})
+    )
+    code = run(
+        ["embed", str(folder), "--data", str(places / "held"), "--out", str(tmp_path / "e.parquet"), "-q"]
+    )
+    error = capsys.readouterr().err
+    assert code == 2
+    assert "9.9" in error and "format 99" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_disk_full_leaves_nothing(places, tmp_path, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    out = tmp_path / "e.parquet"
+    assert run(["embed", str(places / "run"), "--data", str(places / "held"), "--out", str(out), "-q"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert "No space left" in error[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_config_file_reproduces_a_run(places, tmp_path):
+    out = tmp_path / "again"
+    config = str(places / "run" / "config.yaml")
+    assert (
+        run(["train", "vje", "--data", str(places / "ok"), "--out", str(out), "--config", config, "-q"]) == 0
+    )
+    first, second = (probjepa.load(p) for p in (places / "run", out))
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_help_and_list_load_no_torch():
+    for arguments in (["--help"], ["--version"], ["train", "--help"]):
+        code = (
+            "import sys; from probjepa.cli import run; code = run(sys.argv[1:]); "
+            "assert 'torch' not in sys.modules; sys.exit(code)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+
+
+def test_list_names_what_is_registered(capsys):
+    assert run(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("vje", "resnet18", "convnet", "predictive", "byol-32"):
+        assert name in printed
