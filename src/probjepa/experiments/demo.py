@@ -10,7 +10,7 @@ import torch
 
 from probjepa.artifacts import refuse_existing
 from probjepa.cli.output import print_summary, write_evaluation
-from probjepa.data import ImageSet, open_images, split
+from probjepa.data import Images, ImageSet, open_images, split
 from probjepa.evaluation import evaluate
 from probjepa.methods.vje import VJE
 from probjepa.report.training import training_report
@@ -51,7 +51,8 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
     epochs = round(STEPS / (len(train) // BATCH_SIZE))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = VJE("convnet", channels=1, image_size=IMAGE_SIZE)
+        # an embedding of 64 would give the inference network 16 units (D/4): too few for μ to follow h
+        model = VJE("convnet", channels=1, image_size=IMAGE_SIZE, hidden_dim=32)
     fit(
         model,
         train,
@@ -74,8 +75,8 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
     print(f"{time.monotonic() - started:.0f} s; open {out}/report.html (training: {out}/run/report.html)")
 
 
-def _named(images: ImageSet, name: str) -> ImageSet:
-    return ImageSet(images.images, images.labels, images.ids, images.classes, name)
+def _named(images: Images, name: str) -> ImageSet:
+    return ImageSet(images.get(slice(None)), images.labels, images.ids, images.classes, name)
 
 
 def natural_patches(count: int, size: int, random: np.random.Generator) -> ImageSet:

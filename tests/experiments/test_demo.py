@@ -1,0 +1,34 @@
+"""The demo, cut short: its files, its sets and its refusal to overwrite."""
+
+import json
+
+import numpy as np
+import pytest
+
+from probjepa.errors import ArtifactError
+from probjepa.experiments import demo
+
+
+def test_demo_leaves_metrics_report_and_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "STEPS", 16)
+    out = tmp_path / "demo"
+    demo.run_demo(out, progress=False)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["ood"]) == {"unseen classes", "natural patches", "noise"}
+    for by_detector in metrics["ood"].values():
+        assert {"likelihood", "predictive", "knn"} <= set(by_detector)
+    assert (out / "report.html").stat().st_size > 10_000
+    assert (out / "run" / "model" / "model.safetensors").is_file()
+    assert "AUROC" in capsys.readouterr().out
+    with pytest.raises(ArtifactError, match="--overwrite"):
+        demo.run_demo(out, progress=False)
+
+
+def test_sets_are_seeded_and_in_range():
+    first, second = (demo.natural_patches(20, 16, np.random.default_rng(3)) for _ in range(2))
+    assert first.images.equal(second.images)
+    assert first.images.shape == (20, 1, 16, 16)
+    spread = first.images.flatten(1).float().std(1)
+    assert (spread > 1).float().mean() > 0.8  # patches of photographs, not of one colour
+    uniform = demo.noise(200, 16, np.random.default_rng(3)).images.float()
+    assert abs(uniform.mean().item() - 127.5) < 2
