@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import probjepa
-from probjepa.errors import ArtifactError
+from probjepa.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,8 +26,13 @@ _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type's name where there is none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _cannot_write(path: Path, error: OSError) -> ArtifactError:
-    reason = error.strerror or str(error)
+    reason = error.strerror or first_line(error)
     return ArtifactError(f"cannot write {path}: {reason}; free some space or choose another place")
 
 
@@ -57,7 +63,8 @@ def staged_file(path: Path) -> Iterator[Path]:
 def staged_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder whose files move into ``path``, each by a rename, when the block ends well.
 
-    config.json moves last: a folder without it is not taken for a model.
+    An old config.json goes first and the new one comes last: a folder without it is not taken for a model,
+    so that a move cut short never leaves one model's weights under another's settings.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -66,6 +73,8 @@ def staged_directory(path: Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     try:
         yield stage
+        if (stage / _CONFIG).exists():
+            (path / _CONFIG).unlink(missing_ok=True)
         for item in sorted(stage.iterdir(), key=lambda item: item.name == _CONFIG):
             item.replace(path / item.name)
     except OSError as error:
@@ -80,10 +89,10 @@ def write_text(path: Path, text: str) -> None:
         stage.write_text(text, encoding="utf-8")
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
+def refuse_existing(path: Path, overwrite: bool, instead: str = "choose another --out") -> None:
     """Raise ArtifactError where an output is already there and ``overwrite`` is not set."""
     if not overwrite and path.exists() and (path.is_file() or any(path.iterdir())):
-        raise ArtifactError(f"{path} exists already: choose another --out, or pass --overwrite")
+        raise ArtifactError(f"{path} exists already: {instead}, or pass --overwrite")
 
 
 def check_format(found: object, version: object, where: Path) -> None:
@@ -97,7 +106,7 @@ def check_format(found: object, version: object, where: Path) -> None:
 
 def write_model(model: Method, folder: Path) -> None:
     """Write model.safetensors and config.json into ``folder``."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     settings = {k: "inf" if v == math.inf else v for k, v in model.settings.items()}
     config = {
@@ -107,9 +116,18 @@ def write_model(model: Method, folder: Path) -> None:
         "settings": settings,
         "preprocess": model.preprocess.config(),
     }
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"the settings of this {type(model).__name__} are no JSON ({first_line(error)}): "
+            "make it with plain numbers, strings and lists"
+        ) from error
+    # copies: safetensors refuses tensors that share memory, as the tied weights of a user's backbone do
+    weights = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in model.state_dict().items()}
+    # its save_file raises an error of its own, not OSError, when the disk is full
+    (folder / _WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
+    (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def _resolve(source: str | Path, hub: dict[str, Any]) -> Path:
@@ -133,8 +151,14 @@ def _resolve(source: str | Path, hub: dict[str, Any]) -> Path:
     try:
         return Path(snapshot_download(str(source), allow_patterns=[_CONFIG, _WEIGHTS], **hub))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArtifactError(f"no model at {source}, on this disk or on the hub: {reason}") from error
+        raise ArtifactError(
+            f"no model at {source}, on this disk or on the hub: {first_line(error)}"
+        ) from error
+
+
+def _damaged(folder: Path, error: Exception) -> ArtifactError:
+    reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)
+    return ArtifactError(f"{folder / _CONFIG} is damaged ({reason}): save the model again")
 
 
 def _looks_like_repository(name: str) -> bool:
@@ -169,23 +193,30 @@ def load(source: str | Path, *, backbone: nn.Module | None = None, **hub: Any) -
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         check_format(config.get("format_version"), config.get("probjepa_version"), folder)
         settings = dict(config["settings"])
-        preprocess = config["preprocess"]
+        preprocess = dict(config["preprocess"])
         method = METHODS[config["method"]]
+        own = settings["backbone"] is None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, ArtifactError):
             raise
-        raise ArtifactError(f"{folder / _CONFIG} is damaged ({error!r}): save the model again") from error
-    if settings["backbone"] is None:
+        raise _damaged(folder, error) from error
+    if own:
         if backbone is None:
             raise ArtifactError(
                 f"{folder} was built on a backbone of its user's own: pass it, load(…, backbone=module)"
             )
         settings["backbone"] = backbone
-    model: Method = method(**settings, mean=preprocess["mean"], std=preprocess["std"])
-    model.preprocess = Preprocess(**preprocess)
+    try:
+        model: Method = method(**settings, mean=preprocess["mean"], std=preprocess["std"])
+        model.preprocess = Preprocess(**preprocess)
+    except (ValueError, KeyError, TypeError) as error:
+        if own and isinstance(error, ConfigError):
+            raise  # of the module that was passed
+        raise _damaged(folder, error) from error
     try:
         model.load_state_dict(load_file(folder / _WEIGHTS))
     except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        # load_state_dict says in its second line what is missing, maybe of hundreds of names
+        reason = shorten(" ".join(str(error).splitlines()[:2]), 300, placeholder=" …")
         raise ArtifactError(f"{folder / _WEIGHTS} does not fit its config: {reason}") from error
     return model.eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -11,9 +13,17 @@ from probjepa.errors import DataError
 
 
 def overlap(images: Tensor, reference: Tensor) -> npt.NDArray[np.bool_]:
-    """Return a mask (N,) of the images (N, …) whose pixels equal a reference image's (M, …), bit for bit."""
-    mine, theirs = (fingerprints(x.detach().cpu().flatten(1).numpy()) for x in (images, reference))
+    """Return a mask (N,) of the images (N, …) whose pixels equal a reference image's (M, …), bit for bit.
+
+    Floats are compared as the float32 that a model takes them for.
+    """
+    mine, theirs = (fingerprints(_rows(x)) for x in (images, reference))
     return np.isin(mine, theirs)
+
+
+def _rows(images: Tensor) -> npt.NDArray[Any]:
+    rows = images.detach().cpu().flatten(1)
+    return (rows.float() if rows.is_floating_point() else rows).numpy()
 
 
 def refuse_overlap(images: Tensor, reference: Tensor) -> None:

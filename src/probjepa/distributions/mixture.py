@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from probjepa.distributions.student_t import log_normalizer, safe_norm, unit_direction
+from probjepa.distributions.student_t import _MIN_SINE, log_normalizer, safe_norm, unit_direction
 
 # Elements of one block of pairs: a handful of float64 blocks of this size stay under 200 MB.
 _BLOCK = 4_000_000
@@ -38,7 +38,7 @@ class PolarStudentTMixture(Distribution):
         τ > 0, on the directional variance; see ``fit_scale``
     """
 
-    arg_constraints = {"centers": constraints.independent(constraints.real, 2)}  # noqa: RUF012
+    arg_constraints = {"centers": constraints.real_vector}  # noqa: RUF012
     support = constraints.real_vector
 
     def __init__(self, centers: Tensor, variance: Tensor, df: float = 1.0, scale: float = 1.0) -> None:
@@ -56,6 +56,7 @@ class PolarStudentTMixture(Distribution):
         self._norm = safe_norm(self.centers).squeeze(-1)
         self._direction = unit_direction(self.centers)
         self._precision = 1 / variance
+        self._precision_bounds = self._precision.aminmax(dim=-1)
         self._weighted = self._direction * self._precision
         self._curvature = (self._direction * self._weighted).sum(-1)  # sᵀΛs
         self._log_det = variance.log().sum(-1) + self._curvature.log()
@@ -71,10 +72,14 @@ class PolarStudentTMixture(Distribution):
         u = unit_direction(h)
         cosine = (u @ self._direction.T).clamp(-1, 1)
         sine = (1 - cosine.square()).clamp_min(1e-16).sqrt()
-        ratio = torch.atan2(sine, cosine) / sine
+        theta = torch.atan2(sine, cosine)
+        ratio = theta / sine
         cross = u @ self._weighted.T
-        delta2 = u.square() @ self._precision.T - cross.square() / self._curvature
-        delta2 = delta2.clamp_min(0) * ratio.square()
+        delta2 = (u.square() @ self._precision.T - cross.square() / self._curvature) * ratio.square()
+        # the subtraction cancels where u ∥ s; with ‖v‖ = θ, δ² lies between θ²·min Λ and θ²·max Λ
+        delta2 = delta2.clamp(*(theta.square() * bound for bound in self._precision_bounds))
+        # the Jacobian diverges at the antipode, and is held constant there as in ``log_map``
+        ratio = torch.where(cosine < 0, theta / sine.clamp_min(_MIN_SINE), ratio)
         r = safe_norm(h) - self._norm
         radial = log_normalizer(df, 1) - 0.5 * (df + 1) * torch.log1p(r.square() / df)
         rest = log_normalizer(df, dim - 1) - 0.5 * self._log_det + (dim - 2) * ratio.log() + radial
@@ -90,32 +95,34 @@ class PolarStudentTMixture(Distribution):
 
     def _blocks(self, h: Tensor) -> Iterator[tuple[int, Tensor]]:
         size = max(_BLOCK // len(self.centers), 1)
-        for start in range(0, len(h), size):
+        for start in range(0, max(len(h), 1), size):
             yield start, h[start : start + size].to(self.centers)
 
     def log_prob(self, h: Tensor) -> Tensor:
-        """Log-density (N,) float64 at embeddings h (N, D), surface measure × length."""
+        """Log-density (...) float64 at embeddings h (..., D), surface measure × length."""
         rows = [
-            torch.logsumexp(self._combine(*self._pairs(block), self.scale), 1) for _, block in self._blocks(h)
+            torch.logsumexp(self._combine(*self._pairs(block), self.scale), 1)
+            for _, block in self._blocks(h.reshape(-1, h.shape[-1]))
         ]
-        return torch.cat(rows) - math.log(len(self.centers))
+        return (torch.cat(rows) - math.log(len(self.centers))).reshape(h.shape[:-1])
 
     def fit_scale(self, max_rows: int = 1024, seed: int = 0) -> PolarStudentTMixture:
         """Set τ to the maximiser of the leave-one-out mean log-density of the centers; returns self.
 
-        A kernel density's bandwidth rule: each of ``max_rows`` seeded centers is scored by the other M − 1;
-        τ is the best of 29 values between 1e-6 and 10. Needs M ≥ 2.
+        A kernel density's bandwidth rule: each of ``max_rows`` seeded centers is scored by the others; τ is
+        the best of 29 values between 1e-6 and 10. A center's exact copies are left out with it: they would
+        drive τ to 0. Raises ValueError unless two centers differ.
         """
         count = len(self.centers)
-        if count < 2:
-            raise ValueError("the scale is chosen by leaving one center out: give at least 2")
+        group = torch.unique(self.centers, dim=0, return_inverse=True)[1]
+        if count < 2 or not bool(group.any()):
+            raise ValueError("the scale is chosen by leaving one center out: give at least 2 that differ")
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:max_rows]
         order = order.to(self.centers.device)
         totals = [0.0] * len(_LOG10_SCALES)
         for start, block in self._blocks(self.centers[order]):
             delta2, rest = self._pairs(block)
-            row = torch.arange(len(block), device=block.device)
-            rest[row, order[start : start + len(block)]] = -math.inf
+            rest[group[order[start : start + len(block)], None] == group] = -math.inf
             for i, exponent in enumerate(_LOG10_SCALES):
                 totals[i] += torch.logsumexp(self._combine(delta2, rest, 10**exponent), 1).sum().item()
         best = max(range(len(totals)), key=totals.__getitem__)

@@ -24,14 +24,14 @@ class InferenceNetwork(nn.Module):
     dim
         embedding dimension D
     hidden_dim
-        width H; default D/4 (128 for ResNet-18, 512 for ResNet-50)
+        width H ≥ 2; default D/4 (128 for ResNet-18, 512 for ResNet-50), at least 8
     variance
         "diagonal", or "isotropic": one σ² an input, spread over the D features
 
     Raises
     ------
     ConfigError
-        for an unknown ``variance`` or a hidden width below 1
+        for an unknown ``variance`` or a hidden width below 2
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class InferenceNetwork(nn.Module):
         super().__init__()
         if variance not in ("diagonal", "isotropic"):
             raise ConfigError(f"variance must be 'diagonal' or 'isotropic', got '{variance}'")
-        hidden = max(dim // 4, 1) if hidden_dim is None else hidden_dim
-        if hidden < 1:
-            raise ConfigError(f"hidden_dim must be at least 1, got {hidden}")
+        hidden = max(dim // 4, 8) if hidden_dim is None else hidden_dim
+        if not isinstance(hidden, int) or hidden < 2:  # a LayerNorm of one unit is constant
+            raise ConfigError(f"hidden_dim must be a whole number, at least 2, got {hidden}")
         self.dim = dim
         self.trunk = nn.Sequential(
             nn.Linear(dim, hidden, bias=False),

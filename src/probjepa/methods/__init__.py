@@ -1,8 +1,21 @@
-"""Training objectives: one file a method, one line here."""
+"""Training objectives: one file a method, one line here. Reading the table of names loads no torch."""
 
-from probjepa.methods.base import Method, ProbabilisticMethod
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from probjepa.registry import Registry
+
+if TYPE_CHECKING:
+    from probjepa.methods.base import Method, ProbabilisticMethod
 
 METHODS = Registry("method", {"vje": "probjepa.methods.vje:VJE"})
 
 __all__ = ["METHODS", "Method", "ProbabilisticMethod"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'probjepa.methods' has no attribute '{name}'")
+    return getattr(import_module("probjepa.methods.base"), name)

@@ -15,7 +15,15 @@ from torch.distributions import Distribution
 from probjepa import artifacts
 from probjepa.backbones import build_backbone, embedding_dim_of
 from probjepa.data import Preprocess, channel_statistics, default_recipe
-from probjepa.errors import ConfigError
+from probjepa.errors import ArtifactError, ConfigError
+
+_MODEL_CARD = """---
+{{ card_data }}
+---
+
+A [probjepa](https://pypi.org/project/probjepa/) model: `probjepa.load("owner/name")` loads it, no pickle.
+{% if paper_url %}Its method: {{ paper_url }}{% endif %}
+"""
 
 
 @contextmanager
@@ -31,7 +39,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
-class Method(nn.Module, ModelHubMixin, library_name="probjepa", tags=["self-supervised-learning"]):
+class Method(
+    nn.Module,
+    ModelHubMixin,
+    library_name="probjepa",
+    tags=["self-supervised-learning"],
+    model_card_template=_MODEL_CARD,
+):
     """Base of all methods: a plain ``nn.Module`` with no trainer inside.
 
     A subclass sets ``name``, calls ``super().__init__`` with its settings, and writes ``loss``.
@@ -154,27 +168,57 @@ class Method(nn.Module, ModelHubMixin, library_name="probjepa", tags=["self-supe
         ``x`` is a raw uint8 or a prepared float batch (N, C, H, W) of any length.
         """
         with evaluating(self):
-            parts = [self.outputs(self(chunk).float()) for chunk in x.split(batch_size)]
+            parts = [self.outputs(self(chunk).float()) for chunk in torch.split(x, batch_size)]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def embed(self, x: Tensor, batch_size: int = 512) -> Tensor:
         """Embeddings h (N, D) of images (N, C, H, W), in evaluation mode and without gradients."""
         return self.features(x, batch_size)["h"]
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:  # type: ignore[override]
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **hub: Any,
+    ) -> str | None:
         """Write model.safetensors, config.json and a model card; each file atomically.
 
-        ``push_to_hub=True, repo_id=…`` uploads them. Raises ArtifactError if they cannot be written.
+        A model card that is there already is kept. ``push_to_hub=True`` uploads to ``repo_id`` (default: the
+        folder's name) and returns the commit's address. Raises ArtifactError if either fails.
         """
-        with artifacts.staged_directory(Path(save_directory)) as stage:
-            url: str | None = super().save_pretrained(stage, **kwargs)
-        return url
+        folder = Path(save_directory)
+        with artifacts.staged_directory(folder) as stage:
+            super().save_pretrained(stage, model_card_kwargs=model_card_kwargs)
+            if (folder / "README.md").exists():
+                (stage / "README.md").unlink()
+        if push_to_hub:
+            return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **hub)
+        return None
+
+    def push_to_hub(self, repo_id: str, **hub: Any) -> str:
+        """Upload to a hub repository, made if needed, and return the commit's address.
+
+        ``hub``: ``private``, ``token``, ``branch``, ``commit_message`` and the like, as huggingface_hub
+        takes them. Raises ArtifactError if the upload fails.
+        """
+        try:
+            return super().push_to_hub(repo_id, **hub)
+        except ArtifactError:
+            raise
+        except Exception as error:  # the HTTP library under the hub's client differs between its versions
+            raise ArtifactError(
+                f"cannot upload to {repo_id} ({artifacts.first_line(error)}): check the name, "
+                "the connection and your token (hf auth login)"
+            ) from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
         artifacts.write_model(self, save_directory)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, backbone: nn.Module | None = None, **hub: Any
     ) -> Self:
         """Load from a folder or a hub repository: safetensors and JSON, no pickle.
@@ -193,7 +237,7 @@ class Method(nn.Module, ModelHubMixin, library_name="probjepa", tags=["self-supe
         """
         model = artifacts.load(pretrained_model_name_or_path, backbone=backbone, **hub)
         if not isinstance(model, cls):
-            raise artifacts.ArtifactError(
+            raise ArtifactError(
                 f"{pretrained_model_name_or_path} holds a {type(model).__name__}, not a {cls.__name__}: "
                 f"load it with {type(model).__name__}.from_pretrained or probjepa.load"
             )

@@ -33,7 +33,6 @@ class EMA(nn.Module):
     def train(self, mode: bool = True) -> EMA:
         """Stay in evaluation mode: the teacher's batch statistics are the source's."""
         self.training = mode
-        self.module.eval()
         return self
 
     @torch.no_grad()
@@ -53,5 +52,5 @@ class EMA(nn.Module):
         weight = 1 - self.momentum_at(step, total_steps)
         for mine, theirs in zip(self.module.parameters(), source.parameters(), strict=True):
             mine.lerp_(theirs.to(mine.dtype), weight)
-        for mine, theirs in zip(self.module.buffers(), source.buffers(), strict=True):
-            mine.copy_(theirs)
+        for kept, current in zip(self.module.buffers(), source.buffers(), strict=True):
+            kept.copy_(current)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from probjepa.distributions import MultivariateStudentT, PolarStudentT, PolarStudentTMixture
-from probjepa.errors import ConfigError, unknown_name
+from probjepa.errors import ConfigError, DataError, unknown_name
 from probjepa.heads import InferenceNetwork
 from probjepa.methods.base import ProbabilisticMethod
 from probjepa.methods.ema import EMA
 from probjepa.overlap import refuse_overlap
 
 
-class VJE(ProbabilisticMethod, repo_url="https://arxiv.org/abs/2602.05639"):
+class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
     r"""Joint Embedding Variational Bayes (arXiv 2602.05639).
 
     h = f(x) ∈ R^D, q(z|h) = N(μ(h), diag σ²(h)). For two views, with one reparameterised draw z and the other
@@ -33,7 +33,7 @@ class VJE(ProbabilisticMethod, repo_url="https://arxiv.org/abs/2602.05639"):
     backbone, backbone_options, channels, image_size, mean, std, view_recipe
         see ``Method``
     hidden_dim
-        width of the inference network; None: D/4
+        width of the inference network; None: D/4, at least 8
     df
         degrees of freedom ν > 0 of the likelihood; ``math.inf``: Gaussian (collapses: the ablation)
     kl_weight
@@ -89,13 +89,16 @@ class VJE(ProbabilisticMethod, repo_url="https://arxiv.org/abs/2602.05639"):
         momentum: float = 0.996,
         center_log_variance: bool = False,
     ) -> None:
-        df = float(df)
+        try:
+            df = float(df)  # "inf" too, as config.json has it
+        except (TypeError, ValueError):
+            raise ConfigError(f"df must be a number (inf for the Gaussian limit), got {df!r}") from None
         if not df > 0:
             raise ConfigError(f"df must be positive (inf for the Gaussian limit), got {df}")
         if not 0 <= kl_weight < math.inf:
             raise ConfigError(f"kl_weight must be a finite number ≥ 0, got {kl_weight}")
-        if draws < 0:
-            raise ConfigError(f"draws must be ≥ 0 (0: the posterior mean), got {draws}")
+        if not isinstance(draws, int) or draws < 0:
+            raise ConfigError(f"draws must be a whole number ≥ 0 (0: the posterior mean), got {draws}")
         if likelihood not in ("polar", "standard"):
             raise ConfigError(f"likelihood must be 'polar' or 'standard', got '{likelihood}'")
         if target not in ("stop-gradient", "ema"):
@@ -148,6 +151,11 @@ class VJE(ProbabilisticMethod, repo_url="https://arxiv.org/abs/2602.05639"):
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Objective for two views, each (N, C, H, W): "loss" and its terms, means over the batch."""
+        if len(batch) != 2 or batch[0].shape != batch[1].shape:
+            raise DataError(
+                f"VJE's loss takes two views of one shape, got {[tuple(view.shape) for view in batch]}: "
+                f"make them with the view recipe '{self.view_recipe}'"
+            )
         first, second = batch
         h = self.encoder(torch.cat([first, second])).float()
         mean, variance = self.inference(h)
@@ -225,24 +233,36 @@ class VJE(ProbabilisticMethod, repo_url="https://arxiv.org/abs/2602.05639"):
         """Density of an embedding under a reference set: the "predictive" score's log_prob.
 
         The mean of the polar Student-t densities centred at each reference row's embedding hᵢ with scale
-        τσᵢ², τ by leave-one-out likelihood on the reference (``PolarStudentTMixture.fit_scale``).
+        τσ̄², σ̄² the reference's mean posterior variance, τ by leave-one-out likelihood on the reference
+        (``PolarStudentTMixture.fit_scale``).
 
         Parameters
         ----------
         reference
             images (M, C, H, W), or their ``features``; M ≥ 2, none of them among those scored
 
+        Raises
+        ------
+        ConfigError
+            without a polar likelihood of finite df
+        DataError
+            unless at least two of the reference's embeddings differ
+
         Notes
         -----
         PREDICTIVE_NOTES
         """
-        features = self.features(reference) if isinstance(reference, Tensor) else reference
         if self.standard or math.isinf(self.df):
             raise ConfigError(
-                "the predictive score is a mixture of polar Student-t densities: it needs "
-                "likelihood='polar' and a finite df"
+                "the predictive score is a mixture of polar Student-t densities: "
+                "it needs likelihood='polar' and a finite df"
             )
-        return PolarStudentTMixture(features["h"], features["variance"], self.df).fit_scale()
+        features = self.features(reference) if isinstance(reference, Tensor) else reference
+        h, variance = features["h"], features["variance"].double().mean(0)
+        try:
+            return PolarStudentTMixture(h, variance.expand(h.shape), self.df).fit_scale()
+        except ValueError as error:
+            raise DataError(f"the reference set gives no density: {error}") from error
 
     def uncertainty(self, x: Tensor) -> dict[str, Tensor]:
         """Measures of uncertainty, each (N,) float64: see ``uncertainty_of_features``."""

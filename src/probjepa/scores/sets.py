@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def encode(
     method: Method, images: Images, *, batch_size: int = 512, progress: bool = False
 ) -> dict[str, Tensor]:
     """Encode a set once: the method's ``features`` by name, (N, …) float32 on the CPU."""
-    batches = images.batches(batch_size)
+    batches: Iterable[tuple[Tensor, slice]] = images.batches(batch_size)
     if progress:
         total = -(-len(images) // batch_size)
         batches = track(batches, f"encoding {images.name}", total=total, transient=True)
@@ -93,18 +94,19 @@ def score_set(
     if score == "likelihood":
         if reference is not None:
             raise ConfigError("the score 'likelihood' uses no reference set: leave --reference out")
-        vje = as_vje(method, score)
+        model = as_vje(method, score)
         features = encode(method, images, progress=progress)
         with torch.no_grad():
-            parts = {k: v.numpy() for k, v in vje.uncertainty_of_features(features).items()}
-            return vje.score_features(features).numpy(), parts
+            parts = {k: v.numpy() for k, v in model.uncertainty_of_features(features).items()}
+            return model.score_features(features).numpy(), parts
     if reference is None:
         raise ConfigError(f"the score '{score}' needs a reference set: pass --reference URI")
+    vje = as_vje(method, score) if score == "predictive" else None
     refuse_overlap(images.get(slice(None)), reference.get(slice(None)))
     known = encode(method, reference, progress=progress)
     features = encode(method, images, progress=progress)
-    if score == "predictive":
-        mixture = as_vje(method, score).predictive(known)
-        return mixture.log_prob(features["h"]).numpy(), {"h_norm": features["h"].double().norm(dim=1).numpy()}
+    if vje is not None:
+        h = features["h"]
+        return vje.predictive(known).log_prob(h).numpy(), {"h_norm": h.double().norm(dim=1).numpy()}
     detector: Any = make_detector(score, len(reference)).fit(known["h"])
     return detector.score_samples(features["h"]), {}

@@ -1,0 +1,157 @@
+"""The mixture of polar Student-t densities against the densities themselves, one pair at a time."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from probjepa.distributions import PolarStudentT, PolarStudentTMixture, mixture
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def problem(m=9, n=7, dim=6, low=-1.0, high=1.0, seed=0):
+    """Centers and queries of the same kind, log10 σ² uniform in (low, high)."""
+    uniform = torch.rand(m, dim, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    return randn(m, dim, seed=seed), 10 ** (low + (high - low) * uniform), randn(n, dim, seed=seed + 2)
+
+
+def brute_force(centers, variance, df, scale, h):
+    """log of the mean density, every pair (N, M) from the likelihood's own class."""
+    each = PolarStudentT(centers, scale * variance, df).log_prob(h[:, None])
+    return each.logsumexp(1) - math.log(len(centers))
+
+
+@pytest.mark.parametrize(("df", "scale"), [*itertools.product([0.5, 1.0, 7.0], [1.0, 1e-4, 5.0])])
+@pytest.mark.parametrize("dim", [2, 3, 33])
+def test_log_prob_is_the_mean_of_the_densities(dim, df, scale):
+    centers, variance, h = problem(dim=dim)
+    found = PolarStudentTMixture(centers, variance, df, scale).log_prob(h)
+    torch.testing.assert_close(found, brute_force(centers, variance, df, scale, h), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-6, -5), (-6, 1), (3, 4)])
+def test_tight_and_wide_variances(low, high):
+    centers, variance, h = problem(dim=16, low=low, high=high)
+    found = PolarStudentTMixture(centers, variance, 1.0).log_prob(h)
+    torch.testing.assert_close(found, brute_force(centers, variance, 1.0, 1.0, h), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-7, 1e-3, 0.1, math.pi - 0.1, math.pi - 1e-3, math.pi - 1e-5])
+def test_near_a_center_and_near_its_antipode(angle):
+    center = torch.tensor([[1.0, 0, 0, 0, 0]], dtype=torch.float64)
+    variance = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5]], dtype=torch.float64)
+    h = 3 * torch.tensor([[math.cos(angle), 0, math.sin(angle), 0, 0]], dtype=torch.float64)
+    found = PolarStudentTMixture(center, variance, 1.0).log_prob(h)
+    torch.testing.assert_close(found, brute_force(center, variance, 1.0, 1.0, h), rtol=1e-6, atol=1e-6)
+
+
+def test_the_antipode_itself():
+    for seed in range(20):  # with one σ² the direction that the log-map loses there does not matter
+        center, variance = randn(1, 5, seed=seed), torch.full((1, 5), 0.3, dtype=torch.float64)
+        found = PolarStudentTMixture(center, variance, 1.0).log_prob(-2 * center)
+        torch.testing.assert_close(found, brute_force(center, variance, 1.0, 1.0, -2 * center))
+
+
+def test_blocks_do_not_matter(monkeypatch):
+    centers, variance, h = problem(m=11, n=23)
+    whole = PolarStudentTMixture(centers, variance).log_prob(h)
+    for block in (1, 25, 60):  # one, two and five rows at a time
+        monkeypatch.setattr(mixture, "_BLOCK", block)
+        torch.testing.assert_close(
+            PolarStudentTMixture(centers, variance).log_prob(h), whole, rtol=0, atol=1e-12
+        )
+
+
+def test_shapes_and_types():
+    centers, variance, h = problem(n=12)
+    density = PolarStudentTMixture(centers.float(), variance.float())
+    assert (density.batch_shape, density.event_shape) == ((), (6,))
+    flat = density.log_prob(h.float())
+    assert flat.dtype == torch.float64
+    torch.testing.assert_close(density.log_prob(h.float().reshape(3, 4, 6)), flat.reshape(3, 4))
+    torch.testing.assert_close(density.log_prob(h.float()[0]), flat[0])
+    assert density.log_prob(h[:0]).shape == (0,)
+
+
+def test_gradients():
+    centers, variance, h = problem(m=4, n=3, dim=4)
+    density = PolarStudentTMixture(centers, variance, 2.0)
+    assert gradcheck(density.log_prob, h.requires_grad_())
+
+
+# --- the scale ------------------------------------------------------------------------------------------
+
+SCALES = [10 ** (x / 4) for x in range(-24, 5)]
+
+
+def leave_one_out(centers, variance, df, scale, rows):
+    total = 0.0
+    for i in rows:
+        others = [j for j in range(len(centers)) if not torch.equal(centers[j], centers[i])]
+        total += brute_force(centers[others], variance[others], df, scale, centers[i : i + 1]).item()
+    return total
+
+
+def clustered(m=30, dim=5, spread=0.05, seed=0):
+    means = 3 * randn(3, dim, seed=seed)
+    centers = means.repeat(m // 3, 1) + spread * randn(m, dim, seed=seed + 1)
+    return centers, problem(m=m, dim=dim, seed=seed)[1]
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.05, 1.0])
+@pytest.mark.parametrize("block", [1, 75, 4_000_000])
+def test_scale_is_the_leave_one_out_maximiser(spread, block, monkeypatch):
+    monkeypatch.setattr(mixture, "_BLOCK", block)
+    centers, variance = clustered(spread=spread)
+    expected = max(SCALES, key=lambda t: leave_one_out(centers, variance, 1.0, t, range(30)))
+    assert 1e-6 < expected < 10  # inside the grid: an end would be found by mistake
+    density = PolarStudentTMixture(centers, variance, 1.0)
+    assert density.fit_scale() is density
+    assert density.scale == pytest.approx(expected)
+
+
+def test_scale_from_some_of_the_rows():
+    centers, variance = clustered()
+    variance[:15] *= 100
+    found = set()
+    for seed in range(6):
+        rows = torch.randperm(30, generator=torch.Generator().manual_seed(seed))[:3].tolist()
+        expected = max(SCALES, key=lambda t: leave_one_out(centers, variance, 1.0, t, rows))
+        density = PolarStudentTMixture(centers, variance, 1.0).fit_scale(max_rows=3, seed=seed)
+        assert density.scale == pytest.approx(expected)
+        found.add(expected)
+    assert len(found) > 1
+
+
+def test_copies_of_a_center_do_not_shrink_the_scale():
+    centers, variance = clustered(dim=24)
+    alone = PolarStudentTMixture(centers, variance, 1.0).fit_scale().scale
+    copied = torch.cat([centers, centers]), torch.cat([variance, variance])
+    assert PolarStudentTMixture(*copied, 1.0).fit_scale().scale == alone > 1e-6
+
+
+@pytest.mark.parametrize("centers", [torch.ones(1, 3), torch.ones(5, 3)])
+def test_scale_needs_two_centers_that_differ(centers):
+    with pytest.raises(ValueError, match="at least 2 that differ"):
+        PolarStudentTMixture(centers, torch.ones_like(centers)).fit_scale()
+
+
+@pytest.mark.parametrize(
+    ("centers", "variance", "options", "message"),
+    [
+        (torch.ones(3), torch.ones(3), {}, "share a shape"),
+        (torch.ones(3, 4), torch.ones(3, 1), {}, "share a shape"),
+        (torch.ones(3, 1), torch.ones(3, 1), {}, "D ≥ 2"),
+        (torch.ones(3, 4), torch.ones(3, 4), {"df": math.inf}, "finite"),
+        (torch.ones(3, 4), torch.ones(3, 4), {"df": 0.0}, "positive"),
+        (torch.ones(3, 4), torch.ones(3, 4), {"scale": 0.0}, "positive"),
+    ],
+)
+def test_wrong_arguments(centers, variance, options, message):
+    with pytest.raises(ValueError, match=message):
+        PolarStudentTMixture(centers, variance, **options)

@@ -1,0 +1,93 @@
+"""The averaged encoder: its schedule in closed form, its step as a recursion, and that it stays a teacher."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from probjepa.errors import ConfigError
+from probjepa.methods.ema import EMA
+
+
+def student(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 2))
+
+
+def test_momentum_follows_the_cosine():
+    ema = EMA(student(), momentum=0.99)
+    for step, expected in [
+        (0, 0.99),
+        (25, 1 - 0.01 * (1 + math.sqrt(0.5)) / 2),
+        (50, 0.995),
+        (100, 1.0),
+        (150, 1.0),  # past the end it stays there
+    ]:
+        assert ema.momentum_at(step, 100) == pytest.approx(expected, abs=1e-12)
+    values = [ema.momentum_at(step, 100) for step in range(101)]
+    assert values == sorted(values)
+    assert ema.momentum_at(0, 0) == 0.99  # no steps to come: no division by zero
+
+
+def test_updates_are_the_recursion():
+    source = student()
+    ema = EMA(source, momentum=0.8)
+    expected = [p.detach().double().clone() for p in source.parameters()]
+    for step in range(1, 6):
+        with torch.no_grad():
+            for p in source.parameters():
+                p.add_(torch.randn(p.shape))
+        tau = 1 - 0.2 * (1 + math.cos(math.pi * step / 5)) / 2
+        expected = [
+            tau * e + (1 - tau) * p.detach().double()
+            for e, p in zip(expected, source.parameters(), strict=True)
+        ]
+        ema.update(source, step, 5)
+    for mine, value in zip(ema.module.parameters(), expected, strict=True):
+        torch.testing.assert_close(mine.double(), value, rtol=0, atol=1e-6)
+
+
+def test_batch_statistics_are_the_sources():
+    source = student()
+    ema = EMA(source, momentum=0.99)
+    source(torch.randn(32, 4) * 3 + 1)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert not torch.equal(getattr(ema.module[1], name), getattr(source[1], name))
+    ema.update(source, 1, 10)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(getattr(ema.module[1], name), getattr(source[1], name))
+    source(torch.randn(32, 4))
+    assert ema.module[1].num_batches_tracked == 1  # copied, not shared
+
+
+def test_it_starts_equal_and_apart():
+    source = student()
+    ema = EMA(source)
+    for mine, theirs in zip(ema.module.parameters(), source.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert mine.data_ptr() != theirs.data_ptr()
+        assert not mine.requires_grad
+        assert theirs.requires_grad
+
+
+def test_it_stays_in_evaluation_mode_inside_a_training_model():
+    model = nn.ModuleDict({"student": student()})
+    model["teacher"] = EMA(model["student"])
+    assert model["student"].training  # copying left the source's mode alone
+    for call in (model.train, model.eval, model.train):
+        call()
+        assert model["teacher"].training == model["student"].training == model.training
+        assert not any(m.training for m in model["teacher"].module.modules())
+    x = torch.randn(6, 4)
+    model.train()
+    out = model["teacher"](x)
+    assert torch.equal(out, model["teacher"](x))  # dropout would differ
+    assert not out.requires_grad
+    assert model["teacher"].module[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.1, math.nan])
+def test_momentum_out_of_range(momentum):
+    with pytest.raises(ConfigError, match=r"\[0, 1\]"):
+        EMA(student(), momentum)

@@ -1,0 +1,81 @@
+"""One contract for every registered method: a new one is tested by its registry line alone."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch.distributions import Distribution
+
+import probjepa as pj
+from probjepa.data.views import views
+from probjepa.methods import METHODS, Method, ProbabilisticMethod
+
+SMALL = {"channels": 1, "image_size": 16, "backbone_options": {"widths": (8, 16)}}
+
+
+def small(name):
+    torch.manual_seed(0)
+    return METHODS[name]("convnet", **SMALL)
+
+
+def pixels(n=6, seed=0):
+    return torch.randint(
+        0, 256, (n, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_argument_has_a_default_that_works(name):
+    cls = METHODS[name]
+    parameters = list(inspect.signature(cls).parameters.values())
+    assert all(p.default is not p.empty for p in parameters)
+    model = cls()
+    assert isinstance(model, Method)
+    assert model.name == name
+    assert model.embed(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, model.embedding_dim)
+    recorded = set(model.settings) | {"mean", "std"}  # these two are in the preprocessing
+    assert recorded == {p.name for p in parameters}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_trains_on_the_views_of_its_own_recipe(name):
+    model = small(name).train()
+    batch = views(model.view_recipe, **model.preprocess.config())(pixels(), 0)
+    trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.01)
+    before = {k: p.detach().clone() for k, p in trained.items()}
+    for step in range(1, 4):
+        terms = model.loss(batch)
+        assert all(isinstance(v, torch.Tensor) and v.shape == () for v in terms.values())
+        assert all(math.isfinite(v.item()) for v in terms.values())
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained.values())
+        optimizer.step()
+        model.after_step(step, 3)
+    assert all(not torch.equal(before[k], p) for k, p in trained.items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_survives_saving(name, tmp_path):
+    model = small(name)
+    model.save_pretrained(tmp_path / "model")
+    for load in (pj.load, METHODS[name].from_pretrained):
+        loaded = load(tmp_path / "model")
+        assert type(loaded) is METHODS[name]
+        assert torch.equal(loaded.embed(pixels()), model.embed(pixels()))
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if issubclass(METHODS[n], ProbabilisticMethod)])
+def test_probabilistic_methods_say_what_they_do_not_know(name):
+    model, x = small(name), pixels()
+    posterior = model.posterior(x)
+    assert isinstance(posterior, Distribution)
+    assert posterior.batch_shape == (6,)
+    score = model.score_samples(x)
+    assert score.shape == (6,)
+    assert torch.isfinite(score).all()
+    measures = model.uncertainty(x)
+    assert measures
+    assert all(v.shape == (6,) and torch.isfinite(v).all() for v in measures.values())

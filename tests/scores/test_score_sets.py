@@ -1,0 +1,149 @@
+"""Scores of sets: the model's own densities row by row, and detectors against numpy and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import LedoitWolf
+from sklearn.mixture import GaussianMixture
+
+from probjepa import VJE
+from probjepa.data import ImageSet
+from probjepa.errors import ConfigError, DataError
+from probjepa.methods import Method
+from probjepa.scores import DETECTORS, SCORES, encode, knn_neighbour, score_set
+from probjepa.scores.sets import make_detector
+
+
+def images(n, seed, size=8):
+    pixels = torch.randint(
+        0, 256, (n, 1, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+    return ImageSet(pixels, None, [str(i) for i in range(n)], name=f"noise {seed}")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return VJE("convnet", channels=1, image_size=8, backbone_options={"widths": (8, 16)}).train()
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return images(13, 1)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return images(40, 2)
+
+
+def embeddings(model, images):
+    return model.embed(images.images).double().numpy()
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_encode_is_features_in_batches(model, held_out, progress):
+    found, expected = (
+        encode(model, held_out, batch_size=5, progress=progress),
+        model.features(held_out.images),
+    )
+    assert list(found) == list(expected) == ["h", "mu", "variance"]
+    for key, value in found.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-5)
+    assert model.training  # as it was
+
+
+def test_likelihood_and_its_parts(model, held_out):
+    score, parts = score_set(model, held_out, "likelihood")
+    assert (score.shape, score.dtype) == ((13,), np.float64)
+    np.testing.assert_allclose(score, model.score_samples(held_out.images), rtol=1e-6)
+    for name, value in model.uncertainty(held_out.images).items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-5)
+
+
+def test_predictive(model, held_out, reference):
+    score, parts = score_set(model, held_out, "predictive", reference=reference)
+    expected = model.score_samples(held_out.images, score="predictive", reference=reference.images)
+    np.testing.assert_allclose(score, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        parts["h_norm"], np.linalg.norm(embeddings(model, held_out), axis=1), rtol=1e-6
+    )
+
+
+def test_knn(model, held_out, reference):
+    score, parts = score_set(model, held_out, "knn", reference=reference)
+    h, known = embeddings(model, held_out), embeddings(model, reference)
+    h, known = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (h, known))
+    distances = np.linalg.norm(h[:, None] - known[None], axis=2)
+    np.testing.assert_allclose(score, -distances.min(1), rtol=1e-6)  # 0.1 % of 40 rows is the nearest
+    assert parts == {}
+
+
+def test_mahalanobis(model, held_out, reference):
+    score, _ = score_set(model, held_out, "mahalanobis", reference=reference)
+    oracle = LedoitWolf().fit(embeddings(model, reference))
+    np.testing.assert_allclose(score, -oracle.mahalanobis(embeddings(model, held_out)), rtol=1e-6)
+
+
+def test_gmm(model, held_out, reference):
+    score, _ = score_set(model, held_out, "gmm", reference=reference)
+    oracle = GaussianMixture(4, covariance_type="diag", random_state=0)  # a tenth of the rows
+    oracle.fit(embeddings(model, reference))
+    np.testing.assert_allclose(score, oracle.score_samples(embeddings(model, held_out)), rtol=1e-6)
+
+
+def test_neighbours_and_components_grow_with_the_set():
+    assert knn_neighbour(50_000) == 50
+    assert knn_neighbour(1_281_167) == 1281
+    assert [knn_neighbour(n) for n in (1, 499, 2499)] == [1, 1, 2]
+    assert [make_detector("gmm", n).n_components for n in (5, 50, 10_000)] == [1, 5, 10]
+    assert make_detector("knn", 3000).k == 3
+
+
+@pytest.mark.parametrize("score", [s for s in SCORES if s != "likelihood"])
+def test_a_row_of_the_reference_is_refused(model, held_out, reference, score):
+    both = ImageSet(torch.cat([held_out.images, reference.images[7:9]]), None, [str(i) for i in range(15)])
+    with pytest.raises(DataError, match="2 of 15 images to score are in the reference") as error:
+        score_set(model, both, score, reference=reference)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("score", [s for s in SCORES if s != "likelihood"])
+def test_a_missing_reference(model, held_out, score):
+    with pytest.raises(ConfigError, match=f"'{score}' needs a reference set: pass --reference"):
+        score_set(model, held_out, score)
+
+
+class Plain(Method):
+    name = "plain"
+
+    def __init__(self):
+        super().__init__(
+            "convnet", backbone_options={"widths": (8,)}, channels=1, image_size=8, mean=None, std=None,
+            view_recipe=None, settings={},
+        )  # fmt: skip
+
+
+def test_wrong_scores(model, held_out, reference):
+    with pytest.raises(ConfigError, match="did you mean 'knn'"):
+        score_set(model, held_out, "knnn", reference=reference)
+    with pytest.raises(ConfigError, match="uses no reference set"):
+        score_set(model, held_out, "likelihood", reference=reference)
+    with pytest.raises(ConfigError, match="unknown detector"):
+        make_detector("likelihood", 10)
+
+
+def test_a_method_without_a_likelihood_has_the_detectors(held_out, reference, monkeypatch):
+    plain = Plain()
+    for score in DETECTORS:
+        assert np.isfinite(score_set(plain, held_out, score, reference=reference)[0]).all()
+    monkeypatch.setattr(Plain, "features", None)  # the refusal comes before any work
+    for score, options in (("likelihood", {}), ("predictive", {"reference": reference})):
+        with pytest.raises(ConfigError, match=r"Plain has no likelihood.*use knn, mahalanobis, gmm"):
+            score_set(plain, held_out, score, **options)
+
+
+def test_names_are_one_table():
+    assert set(DETECTORS) < set(SCORES)
+    assert all(text for text in SCORES.values())

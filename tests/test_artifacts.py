@@ -1,0 +1,489 @@
+"""Saved models: round trips to the bit, no pickle, one-line errors, and nothing half-written."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import pickle
+import shutil
+import struct
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+from torch import nn
+
+import probjepa as pj
+from probjepa import artifacts
+from probjepa.errors import ArtifactError, ConfigError
+from probjepa.methods import Method
+
+FILES = {"README.md", "config.json", "model.safetensors"}
+
+
+class Own(nn.Module):
+    def __init__(self, dim=12):
+        super().__init__()
+        self.conv = nn.Conv2d(1, dim, 3)
+
+    def forward(self, images):
+        return self.conv(images).mean((2, 3))
+
+
+class Tied(nn.Module):
+    """Two layers that share one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+
+    def forward(self, images):
+        return self.second(self.first(images.flatten(1)).relu())
+
+
+def small(seed=0, backbone="convnet", **settings):
+    torch.manual_seed(seed)
+    if backbone == "convnet":
+        settings["backbone_options"] = {"widths": (8, 32)}
+    model = pj.VJE(backbone, channels=1, image_size=8, **settings)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if "running" in name:
+                buffer.add_(torch.rand(buffer.shape))
+    return model
+
+
+def pixels(n=5):
+    return torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def same(a, b):
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def refused(source, match, **options):
+    with pytest.raises(ArtifactError, match=match) as error:
+        pj.load(source, **options)
+    assert "\n" not in str(error.value)
+
+
+def edit(folder, **changes):
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = small()
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+# --- round trips ----------------------------------------------------------------------------------------
+
+SETTINGS = [
+    {},
+    {"df": math.inf},
+    {"df": 3, "draws": 4, "variance": "isotropic", "kl_weight": 0.25, "hidden_dim": 8},
+    {"likelihood": "standard"},
+    {"target": "ema", "momentum": 0.9, "center_log_variance": True},
+    {"mean": [0.1307], "std": [0.3081], "radial": False, "view_recipe": "byol-32"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_round_trip_is_exact(settings, tmp_path):
+    model = small(**settings)
+    if model.target is not None:
+        model.after_step(0, 1)
+    assert model.save_pretrained(tmp_path / "a" / "model") is None
+    assert {p.name for p in (tmp_path / "a" / "model").iterdir()} == FILES
+    for loaded in (
+        pj.load(tmp_path / "a" / "model"),
+        pj.load(str(tmp_path / "a")),  # a run folder, which holds model/
+        pj.VJE.from_pretrained(tmp_path / "a" / "model"),
+        Method.from_pretrained(tmp_path / "a"),
+    ):
+        assert type(loaded) is pj.VJE
+        assert same(loaded, model)
+        assert json.dumps(loaded.settings) == json.dumps(model.settings)
+        assert loaded.preprocess.config() == model.preprocess.config()
+        assert torch.equal(loaded.preprocess(pixels()), model.preprocess(pixels()))
+        assert torch.equal(loaded.score_samples(pixels()), model.score_samples(pixels()))
+        assert not loaded.training
+
+
+def test_statistics_of_the_training_images_are_saved(tmp_path):
+    model = small()
+    model.calibrate(pixels())
+    model.save_pretrained(tmp_path)
+    loaded = pj.load(tmp_path)
+    assert loaded.preprocess.config() == model.preprocess.config()
+    assert loaded.calibrated
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_backbone_of_the_users_own(memory_format, tmp_path):
+    model = small(backbone=Own()).to(memory_format=memory_format)
+    model.save_pretrained(tmp_path)
+    for loaded in (pj.load(tmp_path, backbone=Own()), pj.VJE.from_pretrained(tmp_path, backbone=Own())):
+        assert same(loaded, model)
+        torch.testing.assert_close(loaded.embed(pixels()), model.embed(pixels()))
+    refused(tmp_path, "pass it, load")
+    refused(tmp_path, "does not fit its config.*size mismatch", backbone=Own(dim=13))
+    refused(tmp_path, "does not fit its config.*Missing key", backbone=Tied())
+    with pytest.raises(ConfigError, match="one embedding an image"):  # the module's fault, not the file's
+        pj.load(tmp_path, backbone=nn.Conv2d(1, 2, 3))
+
+
+def test_tied_weights(tmp_path):
+    model = small(backbone=Tied())
+    model.save_pretrained(tmp_path)
+    loaded = pj.load(tmp_path, backbone=Tied())
+    assert same(loaded, model)
+    assert loaded.encoder.second.weight is loaded.encoder.first.weight
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_config_is_strict_json(settings, tmp_path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    small(**settings).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(), parse_constant=refuse)
+    assert config["format_version"] == artifacts.FORMAT_VERSION
+    assert config["probjepa_version"] == pj.__version__
+    assert config["method"] == "vje"
+
+
+@pytest.mark.parametrize("value", [math.nan, object(), {1, 2}])
+def test_settings_that_are_no_json(value, tmp_path):
+    model = small()
+    model.settings["view_recipe"] = value
+    with pytest.raises(ArtifactError, match="no JSON") as error:
+        model.save_pretrained(tmp_path / "model")
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_the_weights_are_the_state_and_nothing_else(saved):
+    model, folder = saved
+    found = load_file(folder / "model.safetensors")
+    assert found.keys() == model.state_dict().keys()
+    length = struct.unpack("<Q", (folder / "model.safetensors").read_bytes()[:8])[0]
+    assert json.loads((folder / "model.safetensors").read_bytes()[8 : 8 + length])  # a plain JSON header
+
+
+def test_the_model_card_names_the_library_and_the_paper(saved):
+    text = (saved[1] / "README.md").read_text()
+    assert "library_name: probjepa" in text
+    assert "arxiv.org/abs/2602.05639" in text
+    assert "probjepa.load" in text
+
+
+# --- what is refused ------------------------------------------------------------------------------------
+
+
+def test_another_methods_model(saved):
+    class Other(Method):
+        name = "other"
+
+    with pytest.raises(ArtifactError, match=r"holds a VJE, not a Other.*VJE\.from_pretrained") as error:
+        Other.from_pretrained(saved[1])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"model"', "null", "\x00", '{"format_version": 1}'])
+def test_damaged_json(text, saved):
+    (saved[1] / "config.json").write_text(text)
+    refused(saved[1], r"config\.json is damaged")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"settings": ...}, "no 'settings'"),
+        ({"preprocess": ...}, "no 'preprocess'"),
+        ({"method": ...}, "no 'method'"),
+        ({"settings": {}}, "no 'backbone'"),
+        ({"settings": {"backbone": "convnet", "warmth": 3}}, "warmth"),
+        (
+            {"settings": {"backbone": "convnet", "channels": 1, "image_size": 8, "df": -1}},
+            "df must be positive",
+        ),
+        ({"preprocess": {"mean": [0.5]}}, "no 'std'"),
+        ({"preprocess": 3}, "damaged"),
+        ({"method": "vj"}, "did you mean 'vje'"),
+    ],
+)
+def test_config_that_describes_no_model(changes, match, saved):
+    edit(saved[1], **changes)
+    refused(saved[1], match)
+    refused(saved[1], r"config\.json is damaged")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, ...])
+def test_another_format(version, saved):
+    edit(saved[1], format_version=version, probjepa_version="9.9")
+    refused(saved[1], r"was written by probjepa 9\.9 in format .* install that version, or train again")
+
+
+def test_weights_cut_short_or_of_another_model(saved, tmp_path):
+    _, folder = saved
+    whole = (folder / "model.safetensors").read_bytes()
+    for length in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        (folder / "model.safetensors").write_bytes(whole[:length])
+        refused(folder, "does not fit its config")
+    small(hidden_dim=16).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", folder)
+    refused(folder, "does not fit its config.*size mismatch")
+    small(target="ema").save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", folder)
+    refused(folder, "does not fit its config.*Unexpected key")
+
+
+def test_no_model_there(saved, tmp_path):
+    _, folder = saved
+    refused(tmp_path / "nowhere", "no such model")
+    refused("./nowhere/model", "no such model")
+    refused(folder / "config.json", "holds no model")
+    (folder / "model.safetensors").unlink()
+    refused(folder, "holds no model")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "holds no model")
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, (str(Path(os.environ["BOMB"])),)
+
+
+def test_pickles_are_never_read(saved, tmp_path, monkeypatch):
+    _, folder = saved
+    monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
+    bomb = pickle.dumps(Bomb())
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(bomb)
+    refused(folder, "holds no model")
+    (folder / "model.safetensors").write_bytes(bomb)
+    refused(folder, "does not fit its config")
+    assert not (tmp_path / "exploded").exists()
+    pickle.loads(bomb)
+    assert (tmp_path / "exploded").exists()  # it would have gone off
+
+
+# --- writing --------------------------------------------------------------------------------------------
+
+
+def test_saving_over_a_model_replaces_it(saved):
+    _, folder = saved
+    (folder / "README.md").write_text("my own card")
+    (folder / "notes.txt").write_text("mine")
+    other = small(seed=1, df=7.0)
+    other.save_pretrained(folder)
+    assert same(pj.load(folder), other)
+    assert pj.load(folder).df == 7.0
+    assert {p.name for p in folder.iterdir()} == FILES | {"notes.txt"}
+    assert (folder / "README.md").read_text() == "my own card"
+
+
+def test_a_move_cut_short_leaves_no_mixture(saved, monkeypatch):
+    _, folder = saved
+    replace, moves = Path.replace, []
+
+    def once(self, target):
+        moves.append(target)
+        if len(moves) == 3:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    (folder / "README.md").unlink()
+    monkeypatch.setattr(Path, "replace", once)
+    with pytest.raises(KeyboardInterrupt):
+        small(seed=1, df=7.0).save_pretrained(folder)
+    monkeypatch.undo()
+    assert len(moves) == 3  # the weights are in place, the settings are not
+    refused(folder, "holds no model")
+    assert not list(folder.glob(".stage-*"))
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Let the system refuse to write files beyond ``size`` bytes, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("fault", ["limit", "write_bytes", "write_text", "mkdtemp"])
+def test_a_full_disk_keeps_the_old_model(fault, saved, monkeypatch):
+    model, folder = saved
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    if fault == "limit":
+        writing, match = largest_file(4096), "File too large"
+    else:
+        writing, match = contextlib.nullcontext(), "No space left on device"
+        home = artifacts.tempfile if fault == "mkdtemp" else Path
+        monkeypatch.setattr(home, fault, full)
+    with writing, pytest.raises(ArtifactError, match=f"cannot write .*{match}; free some space") as error:
+        small(seed=1).save_pretrained(folder)
+    monkeypatch.undo()
+    assert "\n" not in str(error.value)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert same(pj.load(folder), model)
+
+
+@pytest.mark.parametrize("fault", ["limit", "write_text", "replace"])
+def test_a_full_disk_keeps_the_old_file(fault, tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "metrics.json"
+    artifacts.write_text(path, "old")
+    if fault == "limit":
+        writing = largest_file(4096)
+    else:
+        writing = contextlib.nullcontext()
+        monkeypatch.setattr(Path, fault, full)
+    with writing, pytest.raises(ArtifactError, match=r"cannot write .*metrics\.json") as error:
+        artifacts.write_text(path, "new" * 10_000)
+    monkeypatch.undo()
+    assert "\n" not in str(error.value)
+    assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
+    assert path.read_text() == "old"
+    artifacts.write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for write in (
+        lambda: small().save_pretrained(tmp_path / "file"),
+        lambda: small().save_pretrained(tmp_path / "file" / "model"),
+        lambda: artifacts.write_text(tmp_path / "file" / "x.json", ""),
+    ):
+        with pytest.raises(ArtifactError, match="cannot write") as error:
+            write()
+        assert "\n" not in str(error.value)
+
+
+def test_an_error_of_the_callers_own_passes_and_leaves_nothing(tmp_path):
+    def fail(stage):
+        stage.write_text("half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), artifacts.staged_file(tmp_path / "x") as stage:
+        fail(stage)
+    with pytest.raises(ZeroDivisionError), artifacts.staged_directory(tmp_path) as stage:
+        fail(stage / "half")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_are_not_overwritten_unasked(tmp_path):
+    file, folder, empty = tmp_path / "a.parquet", tmp_path / "run", tmp_path / "empty"
+    empty.mkdir()
+    for path in (file, folder, empty):
+        artifacts.refuse_existing(path, overwrite=False)
+    file.write_text("")
+    folder.mkdir()
+    (folder / "x").write_text("")
+    for path in (file, folder):
+        artifacts.refuse_existing(path, overwrite=True)
+        with pytest.raises(ArtifactError, match="--overwrite"):
+            artifacts.refuse_existing(path, overwrite=False)
+
+
+# --- the hub --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stand in for the hub: what was uploaded, by repository."""
+    uploads = {}
+
+    class Made:
+        def __init__(self, repo_id):
+            self.repo_id = repo_id
+
+    def upload(self, *, repo_id, folder_path, **options):
+        uploads[repo_id] = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
+        return f"https://huggingface.co/{repo_id}/commit/1"
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **options: Made(repo_id))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    return uploads
+
+
+def test_push_uploads_the_three_files(hub, tmp_path):
+    model = small(df=math.inf)
+    url = model.push_to_hub("me/model")
+    assert url == "https://huggingface.co/me/model/commit/1"
+    assert set(hub["me/model"]) == FILES
+    for name, content in hub["me/model"].items():
+        (tmp_path / name).write_bytes(content)
+    assert same(pj.load(tmp_path), model)
+
+
+def test_saving_can_push_too(hub, tmp_path):
+    assert (
+        small()
+        .save_pretrained(tmp_path / "digits", push_to_hub=True, repo_id="me/x")
+        .endswith("me/x/commit/1")
+    )
+    small().save_pretrained(tmp_path / "digits", push_to_hub=True)
+    assert list(hub) == ["me/x", "digits"]  # the folder's name is the default
+    local = {p.name: p.read_bytes() for p in (tmp_path / "digits").iterdir()}
+    assert hub["me/x"] == hub["digits"] == local
+
+
+def test_a_failed_upload_keeps_what_was_saved(hub, tmp_path, monkeypatch):
+    def offline(self, **options):
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(HfApi, "upload_folder", offline)
+    model = small()
+    with pytest.raises(ArtifactError, match=r"cannot upload to me/x \(no route\)") as error:
+        model.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="me/x")
+    assert "\n" not in str(error.value)
+    assert same(pj.load(tmp_path / "model"), model)
+
+
+def test_loading_from_the_hub_asks_for_two_files(saved, monkeypatch):
+    model, folder = saved
+    asked = {}
+
+    def download(repo_id, **options):
+        asked[repo_id] = options
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert same(pj.load("me/model", revision="v1", local_files_only=True), model)
+    assert same(pj.VJE.from_pretrained("me/other", token="t"), model)
+    files = {"allow_patterns": ["config.json", "model.safetensors"]}  # no pickle, whatever else is there
+    assert asked == {
+        "me/model": {**files, "revision": "v1", "local_files_only": True},
+        "me/other": {**files, "token": "t"},
+    }
+
+
+@pytest.mark.parametrize("text", ["gone\nfor good", ""])
+def test_a_repository_that_cannot_be_had(text, monkeypatch):
+    def download(repo_id, **options):
+        raise huggingface_hub.errors.LocalEntryNotFoundError(text)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    refused("me/model", "no model at me/model, on this disk or on the hub")
+    monkeypatch.undo()
+    refused("me/mo..del", "no model at me/mo..del")  # no name for a repository

@@ -1,0 +1,50 @@
+"""Rows in two sets, against a comparison of every pair."""
+
+import numpy as np
+import pytest
+import torch
+
+from probjepa.errors import DataError
+from probjepa.overlap import overlap, refuse_overlap
+
+
+def pixels(n, seed, levels=256, shape=(1, 2, 2)):
+    return torch.randint(
+        0, levels, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16])
+def test_every_pair(dtype):
+    # two levels and four pixels: many rows are equal by chance
+    images, reference = pixels(40, 0, levels=2).to(dtype), pixels(6, 1, levels=2).to(dtype)
+    pairs = (images[:, None] == reference[None]).flatten(2).all(2).any(1)
+    assert 0 < pairs.sum() < 40
+    found = overlap(images, reference)
+    assert found.dtype == np.bool_
+    np.testing.assert_array_equal(found, pairs.numpy())
+
+
+def test_one_bit_makes_another_image():
+    reference = pixels(5, 0)
+    images = reference.clone()
+    images[2, 0, 1, 1] ^= 1
+    np.testing.assert_array_equal(overlap(images, reference), [True, True, False, True, True])
+    assert overlap(pixels(3, 4), reference[:0]).tolist() == [False] * 3
+    assert overlap(images[:0], reference).tolist() == []
+
+
+def test_views_of_memory_are_compared_by_value():
+    base = pixels(6, 0, shape=(3, 4, 4))
+    turned = base.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
+    assert overlap(turned, base).all()
+    assert overlap(base[::2].requires_grad_(False), base).all()
+
+
+def test_refusal_counts():
+    reference = pixels(5, 0, shape=(1, 4, 4))
+    images = torch.cat([pixels(4, 1, shape=(1, 4, 4)), reference[1:3]])
+    with pytest.raises(DataError, match="2 of 6 images to score are in the reference set") as error:
+        refuse_overlap(images, reference)
+    assert "\n" not in str(error.value)
+    refuse_overlap(images[:4], reference)
