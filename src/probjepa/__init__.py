@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from probjepa import data as data
     from probjepa import detectors as detectors
     from probjepa import distributions as distributions
+    from probjepa import errors as errors
+    from probjepa import heads as heads
     from probjepa import methods as methods
     from probjepa import metrics as metrics
+    from probjepa import scores as scores
     from probjepa import training as training
     from probjepa.artifacts import load as load
     from probjepa.data import open_images as open_images
@@ -31,11 +34,14 @@ _LAZY: dict[str, str | None] = {
     "data": None,
     "detectors": None,
     "distributions": None,
+    "errors": None,
     "fit": "probjepa.training",
+    "heads": None,
     "load": "probjepa.artifacts",
     "methods": None,
     "metrics": None,
     "open_images": "probjepa.data",
+    "scores": None,
     "training": None,
 }
 

@@ -86,10 +86,9 @@ def evaluate(
     sets: dict[str, Images] = {TEST: test, **(ood or {})}
     if len(sets) != 1 + len(ood or {}):
         raise ConfigError(f"'{TEST}' is the name of the in-distribution set: name the OOD set differently")
-    reference = train.get(slice(None))
     dropped = {}
     for name, images in sets.items():
-        seen = overlap(images.get(slice(None)), reference)
+        seen = overlap(images, train)
         dropped[name] = int(seen.sum())
         if seen.all():
             raise DataError(f"every image of {images.name} is also in {train.name}: give a held-out set")

@@ -137,6 +137,8 @@ MODEL_ERRORS = ["embed", "{run}", "--out", "{new}", "-q"]
         ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--set", "batchsize=3"], "did you mean 'batch_size'"),
         ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--set", "df=-1"], "df must be positive"),
         ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--set", "df"], "key=value"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--set", "kl_weight=much"], "a number"),
+        ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--set", "batch_size=1.5"], "a whole number"),
         ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--on-error", "ignore"], "raise or skip"),
         ([*TRAIN, "--out", "{run}", "--data", "{root}/ok"], "--overwrite"),
         ([*TRAIN, "--out", "{new}", "--data", "{root}/ok", "--resume"], "no run to resume"),

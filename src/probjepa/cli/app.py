@@ -190,6 +190,7 @@ def embed(
     quiet: Quiet = False,
 ) -> None:
     """Write a table: id, label, embedding, and the posterior's variance where the model has one."""
+    from rich.console import Console
     from rich.progress import track
 
     from probjepa.artifacts import refuse_existing
@@ -202,7 +203,10 @@ def embed(
     with open_table(out, overwrite) as table:
         batches = images.batches(batch)
         total = -(-len(images) // batch)
-        for pixels, rows in track(batches, "embedding", total=total, transient=True, disable=quiet):
+        bar = Console(stderr=True)
+        for pixels, rows in track(
+            batches, "embedding", total=total, transient=True, disable=quiet, console=bar
+        ):
             features = {key: value.cpu().numpy() for key, value in method.features(pixels).items()}
             columns = {**identity(images, rows), "embedding": features["h"]}
             if "variance" in features:

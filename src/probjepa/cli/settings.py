@@ -19,7 +19,8 @@ _RECORDED = {
 _TRAINER = {"accumulate_grad_batches", "devices", "strategy"}
 # arguments of fit that have an option of their own, or no place on a command line
 _NOT_SETTABLE = {
-    "method", "data", "val", "out", "resume", "overwrite", "progress", "convert", "on_error", "trainer_options",
+    "method", "data", "val", "out", "resume", "overwrite", "progress", "convert", "on_error",
+    "trainer_options",
 }  # fmt: skip
 
 
@@ -102,17 +103,37 @@ def sort_settings(method: str, settings: Mapping[str, Any], default_backbone: st
     from probjepa.training.runs import fit
 
     backbone = settings.get("backbone") or default_backbone
-    of_method = set(inspect.signature(METHODS[method].__init__).parameters) - {"self", "backbone_options"}
-    of_backbone = set(inspect.signature(BACKBONES[backbone]).parameters) - {"channels"}
-    of_fit = set(inspect.signature(fit).parameters) - _NOT_SETTABLE | _TRAINER
+    of_method = dict(inspect.signature(METHODS[method].__init__).parameters)
+    of_backbone = dict(inspect.signature(BACKBONES[backbone]).parameters)
+    of_fit: dict[str, inspect.Parameter | None] = dict(inspect.signature(fit).parameters)
+    for name in ("self", "backbone_options"):
+        del of_method[name]
+    del of_backbone["channels"]
+    for name in _NOT_SETTABLE:
+        del of_fit[name]
+    of_fit |= dict.fromkeys(_TRAINER)
     sorted_settings = RunSettings(method={"backbone": backbone})
     for key, value in settings.items():
-        if key in of_method:
-            sorted_settings.method[key] = value
-        elif key in of_backbone:
-            sorted_settings.backbone[key] = value
-        elif key in of_fit:
-            sorted_settings.fit[key] = value
+        for parameters, place in (
+            (of_method, sorted_settings.method),
+            (of_backbone, sorted_settings.backbone),
+            (of_fit, sorted_settings.fit),
+        ):
+            if key in parameters:
+                place[key] = _checked(key, value, parameters[key])
+                break
         else:
             raise unknown_name("setting", key, of_method | of_backbone | of_fit)
     return sorted_settings
+
+
+def _checked(key: str, value: Any, parameter: inspect.Parameter | None) -> Any:
+    """Return the value if it is of the kind of the parameter's default (where that says a kind)."""
+    default = parameter.default if parameter else None
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
+    kind = type(default)
+    if kind not in kinds or type(value) is kind or (kind is float and type(value) is int):
+        return value
+    if kind is str and isinstance(value, bool):  # channels_last: "auto", true or false
+        return value
+    raise ConfigError(f"the setting {key} takes {kinds[kind]}, got '{value}'")

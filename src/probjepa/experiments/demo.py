@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from probjepa.report.training import training_report
 from probjepa.training import fit
 
 UNSEEN = (8, 9)
-STEPS = 3000
+STEPS = 3600
 BATCH_SIZE = 128
 IMAGE_SIZE = 16
 
@@ -34,45 +35,51 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
     """
     started = time.monotonic()
     refuse_existing(out, overwrite)
+    train, test, ood = demo_sets()
+    print(
+        f"training VJE on {len(train):,} images of digits 0–7 ({IMAGE_SIZE}×{IMAGE_SIZE}), "
+        f"{STEPS:,} steps of {BATCH_SIZE}"
+    )
+    model = train_demo(train, test, seed=seed, out=out / "run", overwrite=overwrite, progress=progress)
+    training_report(out / "run")
+    result = evaluate(model, train, test, ood, seed=seed)
+    write_evaluation(result, out)
+    print_summary(result.metrics)
+    print(f"{time.monotonic() - started:.0f} s; open {out}/report.html (training: {out}/run/report.html)")
+
+
+def demo_sets() -> tuple[ImageSet, ImageSet, dict[str, ImageSet]]:
+    """Return the digits 0–7 to train on, those held out, and the out-of-distribution sets by name."""
     digits = open_images("sklearn:digits", size=IMAGE_SIZE)
-    seen = digits.with_labels_in(set(range(10)) - set(UNSEEN))
-    train, test = split(seen, 0.25, seed=0)
-    train, test = _named(train, "digits 0–7, train"), _named(test, "digits 0–7, held out")
+    train, test = split(digits.with_labels_in(set(range(10)) - set(UNSEEN)), 0.25, seed=0)
     random = np.random.default_rng(0)
     ood = {
         "unseen classes": _named(digits.with_labels_in(UNSEEN), "digits 8 and 9"),
         "natural patches": natural_patches(500, IMAGE_SIZE, random),
         "noise": noise(500, IMAGE_SIZE, random),
     }
-    print(
-        f"training VJE on {len(train):,} images of digits 0–7 ({IMAGE_SIZE}×{IMAGE_SIZE}), "
-        f"{STEPS:,} steps of {BATCH_SIZE}"
-    )
-    epochs = round(STEPS / (len(train) // BATCH_SIZE))
+    return _named(train, "digits 0–7, train"), _named(test, "digits 0–7, held out"), ood
+
+
+def train_demo(train: ImageSet, test: ImageSet | None, *, seed: int, **options: Any) -> VJE:
+    """Train the demo's model; ``options`` go to ``fit``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # an embedding of 64 would give the inference network 16 units (D/4): too few for μ to follow h
         model = VJE("convnet", channels=1, image_size=IMAGE_SIZE, hidden_dim=32)
-    fit(
+    return fit(
         model,
         train,
         val=test,
-        out=out / "run",
-        epochs=epochs,
+        epochs=round(STEPS / (len(train) // BATCH_SIZE)),
         batch_size=BATCH_SIZE,
         learning_rate=0.03,
         seed=seed,
         monitor_every=25,
-        knn_every=100,
+        knn_every=None if test is None else 100,
         device="cpu",
-        overwrite=overwrite,
-        progress=progress,
+        **options,
     )
-    training_report(out / "run")
-    result = evaluate(model, train, test, ood, seed=seed)
-    write_evaluation(result, out)
-    print_summary(result.metrics)
-    print(f"{time.monotonic() - started:.0f} s; open {out}/report.html (training: {out}/run/report.html)")
 
 
 def _named(images: Images, name: str) -> ImageSet:

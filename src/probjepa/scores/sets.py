@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 
@@ -40,7 +42,13 @@ def encode(
     batches: Iterable[tuple[Tensor, slice]] = images.batches(batch_size)
     if progress:
         total = -(-len(images) // batch_size)
-        batches = track(batches, f"encoding {images.name}", total=total, transient=True)
+        batches = track(
+            batches,
+            f"encoding {escape(images.name)}",
+            total=total,
+            transient=True,
+            console=Console(stderr=True),
+        )
     parts = [{k: v.cpu() for k, v in method.features(batch, batch_size).items()} for batch, _ in batches]
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
@@ -102,7 +110,7 @@ def score_set(
     if reference is None:
         raise ConfigError(f"the score '{score}' needs a reference set: pass --reference URI")
     vje = as_vje(method, score) if score == "predictive" else None
-    refuse_overlap(images.get(slice(None)), reference.get(slice(None)))
+    refuse_overlap(images, reference)
     known = encode(method, reference, progress=progress)
     features = encode(method, images, progress=progress)
     if vje is not None:
