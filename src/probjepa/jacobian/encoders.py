@@ -1,0 +1,210 @@
+"""Anything that maps float tensors to embeddings, as one object: what it takes, and how to prepare it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from probjepa.errors import ConfigError, DataError
+
+Pooling = Literal["cls", "mean"]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A differentiable map f from a float tensor (N, …) to embeddings (N, K).
+
+    The Jacobian is taken with respect to what ``forward`` is given: *prepared* inputs, which for images are
+    resized, cropped and normalised pixels (as in the paper's code). Pixels in [0, 1] would add
+    −Σ log std to a square Jacobian's log-volume and reweigh the channels of any other.
+
+    Attributes
+    ----------
+    forward
+        f
+    module
+        the module behind f, whose parameters are frozen while derivatives are taken; None: not known
+    preprocess
+        uint8 images (N, C, H, W) → what f takes; None: f takes float tensors only
+    name
+        for messages
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    module: nn.Module | None
+    preprocess: Callable[[Tensor], Tensor] | None
+    name: str
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Return what ``forward`` takes, on the encoder's device and in its floating type.
+
+        Raises
+        ------
+        DataError
+            for integers without a preprocessing, or NaN and Inf
+        """
+        if self.preprocess is not None and images.dtype == torch.uint8:
+            images = self.preprocess(images)
+        if not images.is_floating_point():
+            raise DataError(
+                f"{self.name} takes float tensors, and these are {str(images.dtype).removeprefix('torch.')}: "
+                "pass them as the encoder was trained on them (normalised)"
+            )
+        like = None if self.module is None else next(self.module.parameters(), None)
+        if like is not None and like.is_floating_point():
+            images = images.to(like.device, like.dtype)
+        finite = torch.isfinite(images).flatten(1).all(1)
+        if not bool(finite.all()):
+            raise DataError(f"input {int(finite.int().argmin())} holds NaN or Inf: repair or remove it")
+        return images
+
+
+def as_encoder(encoder: Any, *, pooling: Pooling | None = None) -> Encoder:
+    """Make an ``Encoder`` of a model.
+
+    Parameters
+    ----------
+    encoder
+        a method of this library; any torch module or callable, float (N, …) → (N, K); ``"hf:NAME"``
+        (transformers) or ``"timm:NAME"``, NAME a hub's or a local folder; another string or path: a saved
+        model of this library, as ``probjepa.load`` takes it
+    pooling
+        of ``hf:`` and ``timm:`` token models: "cls", "mean" (of the patch tokens); None: the class token
+        where there is one
+
+    Raises
+    ------
+    ConfigError
+        for something that cannot be called, or pooling where there is none to choose
+    MissingExtraError
+        where transformers or timm is not installed
+    """
+    from probjepa.methods.base import Method
+
+    if isinstance(encoder, str) and encoder.startswith(("hf:", "timm:")):
+        from probjepa.jacobian import hub
+
+        kind, name = encoder.split(":", 1)
+        load = hub.load_transformers if kind == "hf" else hub.load_timm
+        module, preprocess = load(name, pooling)
+        return Encoder(module, module, preprocess, encoder)
+    if pooling is not None:
+        raise ConfigError("pooling goes with 'hf:' and 'timm:' encoders: this one pools by itself")
+    if isinstance(encoder, Encoder):
+        return encoder
+    if isinstance(encoder, str | Path):
+        from probjepa.artifacts import load as load_method
+
+        encoder = load_method(encoder)
+    if isinstance(encoder, Method):
+        return Encoder(encoder.encoder, encoder.encoder, encoder.preprocess, type(encoder).__name__)
+    if isinstance(encoder, nn.Module):
+        return Encoder(encoder, encoder, None, type(encoder).__name__)
+    if not callable(encoder):
+        raise ConfigError(
+            f"an encoder cannot be made of a {type(encoder).__name__}: pass a model, a torch module, "
+            "a callable (N, …) → (N, K), 'hf:NAME' or 'timm:NAME'"
+        )
+    owner = getattr(encoder, "__self__", None)
+    name = getattr(encoder, "__name__", type(encoder).__name__)
+    return Encoder(encoder, owner if isinstance(owner, nn.Module) else None, None, name)
+
+
+@contextmanager
+def exact_gradients(encoder: Encoder) -> Iterator[None]:
+    """Derivatives in full precision and of the input only, whatever surrounds the call.
+
+    Gradients are on (also under ``no_grad`` and ``inference_mode``), autocast and TF32 are off, and the
+    parameters are frozen; all of it is put back afterwards.
+    """
+    parameters = [] if encoder.module is None else list(encoder.module.parameters())
+    wanted = [parameter.requires_grad for parameter in parameters]
+    kinds = {"cpu", *(parameter.device.type for parameter in parameters)}
+    if torch.cuda.is_available():
+        kinds.add("cuda")
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    tf32 = matmul.allow_tf32, cudnn.allow_tf32
+    autocast = {kind: torch.is_autocast_enabled(kind) for kind in kinds}
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        for kind in kinds:
+            torch.set_autocast_enabled(kind, False)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = tf32
+        for kind, on in autocast.items():
+            torch.set_autocast_enabled(kind, on)
+        for parameter, flag in zip(parameters, wanted, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def refuse_batch_dependence(encoder: Encoder, x: Tensor) -> None:
+    """Refuse an encoder whose embedding of an input depends on the rest of its batch, or on chance.
+
+    The modules are looked through for batch statistics and dropout; then a pair of inputs is encoded twice,
+    which also finds what a callable or a functional form hides.
+
+    Parameters
+    ----------
+    x
+        one prepared input (1, …)
+
+    Raises
+    ------
+    ConfigError
+        one line that says how to mend it
+    """
+    advice = "call .eval() on it first"
+    for path, part in [] if encoder.module is None else encoder.module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            if part.training:
+                raise ConfigError(
+                    f"{encoder.name}: batch norm '{path}' is in training mode, so that an embedding depends "
+                    f"on its batch: {advice}"
+                )
+            if part.running_mean is None:
+                raise ConfigError(
+                    f"{encoder.name}: batch norm '{path}' keeps no running statistics, so that an embedding "
+                    "depends on its batch: build it with track_running_stats=True"
+                )
+        if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
+            raise ConfigError(f"{encoder.name}: dropout '{path}' is on: {advice}")
+    pair = torch.cat([x, 0.5 * x]).requires_grad_()
+    out = embeddings(encoder, pair)
+    with torch.no_grad():
+        again = encoder.forward(pair)
+    if not torch.allclose(out, again, rtol=1e-3, atol=1e-5 * float(out.detach().abs().max())):
+        raise ConfigError(f"{encoder.name}: two runs on the same input differ (dropout?): {advice}")
+    weights = torch.linspace(-1, 2, out.shape[1], device=out.device, dtype=out.dtype)
+    (gradient,) = torch.autograd.grad(out[0] @ weights, pair)
+    if bool((gradient[1] != 0).any()):
+        raise ConfigError(
+            f"{encoder.name}: the embedding of an input depends on the others of its batch: "
+            f"{advice}, or take the batch statistics out"
+        )
+
+
+def embeddings(encoder: Encoder, x: Tensor) -> Tensor:
+    """Return f(x) (N, K), with its graph, or raise a ConfigError if it is no such thing."""
+    out = encoder.forward(x)
+    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x) or not out.is_floating_point():
+        found = f"a tensor {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise ConfigError(
+            f"{encoder.name} returned {found} for inputs {tuple(x.shape)}: it must return one embedding "
+            "an input, a float tensor (N, K); add pooling or flatten its output"
+        )
+    if not out.requires_grad:
+        raise ConfigError(
+            f"{encoder.name} returned embeddings without a graph: take no_grad or detach out of it, "
+            "and pass its differentiable forward"
+        )
+    return out

@@ -1,0 +1,269 @@
+"""Estimators of the log-volume Σ_k log σ_k of a Jacobian J (K, P), each for a batch of B inputs.
+
+A *pass* is one vector–Jacobian or Jacobian–vector product, about one to two forward passes.
+
+=========== ================== ================================== ==================================
+name        passes             bias                               variance
+=========== ================== ================================== ==================================
+exact       K                  none                               none
+folded      K                  none                               none
+sketch      K                  none, where no σ is clipped        ¼ Σᵢ ψ′((m − i + 1)/2), i = 1 … K
+slq         2·probes·steps     of ``steps``-point quadrature      of Hutchinson's trace, ∝ 1/probes
+subspace    p                  upwards: it sees the large σ only  over the choice of the sub-space
+=========== ================== ================================== ==================================
+
+The random draws (sketch, probes, sub-space) are the same for every input of a call: what they add is then
+largely common to all scores and leaves their order alone, and a score does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from probjepa.errors import ConfigError
+from probjepa.jacobian.encoders import Encoder, embeddings
+from probjepa.jacobian.rows import JacobianRows, folded_gram, gram, singular_values
+
+Rank = int | Literal["auto"] | None
+
+# σ ≤ 1e-4·σ_max is null for rank="auto": a thousand float32 roundings, and above the relative size 1e-5 that
+# a LayerNorm's eps (1e-5 or 1e-6) leaves of the direction it normalises away.
+RANK_TOLERANCE = 1e-4
+SKETCH_ROW_BLOCKS = 8  # the sketch holds an eighth of J at a time
+_SKETCH_COLUMNS = 4096  # of the input, drawn at a time: part of what a seed means
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """What an estimator finds for B inputs: each (B,) float64, and the embeddings (B, K).
+
+    ``rank`` is the numerical rank, σ > 1e-4·σ_max; −1 where the estimator does not see it. ``used``
+    counts the directions in the sum. ``sigma_min`` is the smallest σ among them, before clipping.
+    ``standard_error`` is the estimator's own, 0 if exact, NaN if not known.
+    """
+
+    log_volume: Tensor
+    used: Tensor
+    rank: Tensor
+    sigma_max: Tensor
+    sigma_min: Tensor
+    standard_error: Tensor
+    embeddings: Tensor
+
+
+def numerical_rank(sigma: Tensor) -> Tensor:
+    """Count σ > 1e-4·σ_max: (B, R) falling → (B,)."""
+    return (sigma > RANK_TOLERANCE * sigma[:, :1]).sum(1)
+
+
+def clipped_log_volume(sigma: Tensor, rank: Rank, eps: float) -> tuple[Tensor, Tensor]:
+    """Σ log max(σ, eps) over the directions that ``rank`` keeps, and their number: (B, R) → (B,), (B,).
+
+    None keeps all R; an int the largest ones; "auto" the numerical rank. An all but zero Jacobian
+    (σ_max ≤ eps) keeps all R under "auto" too: an empty sum, 0, would make it typical.
+    """
+    used = torch.full_like(sigma[:, 0], sigma.shape[1], dtype=torch.int64)
+    if isinstance(rank, int):
+        used = used.clamp(max=rank)
+    elif rank == "auto":
+        used = torch.where(sigma[:, 0] > eps, numerical_rank(sigma), used)
+    kept = torch.arange(sigma.shape[1], device=sigma.device) < used[:, None]
+    return torch.where(kept, sigma.clamp(min=eps).log(), 0.0).sum(1), used
+
+
+def _from_spectrum(sigma: Tensor, rank: Rank, eps: float, out: Tensor) -> Volumes:
+    volume, used = clipped_log_volume(sigma, rank, eps)
+    return Volumes(
+        log_volume=volume,
+        used=used,
+        rank=numerical_rank(sigma),
+        sigma_max=sigma[:, 0],
+        sigma_min=sigma.gather(1, used[:, None] - 1)[:, 0],
+        standard_error=torch.zeros_like(volume),
+        embeddings=out,
+    )
+
+
+def exact_spectrum(encoder: Encoder, x: Tensor, patchify: nn.Conv2d | None = None) -> tuple[Tensor, Tensor]:
+    """Singular values (B, min(K, P)), falling, float64, and the embeddings (B, K); K passes.
+
+    ``patchify`` folds the encoder's first layer, a convolution over non-overlapping patches with weight E:
+    JJᵀ = J_tok (EEᵀ) J_tokᵀ, which is exact, holds J_tok (D numbers a token in place of C·p·p) and saves
+    the layer's backward.
+    """
+    rows = JacobianRows(encoder, x, patchify)
+    jacobian = rows(torch.eye(rows.embeddings.shape[1], device=x.device))
+    if patchify is None:
+        return singular_values(gram(jacobian)), rows.embeddings
+    kernel = patchify.weight.detach().double().flatten(1)
+    values, vectors = torch.linalg.eigh(kernel @ kernel.T)
+    factor = vectors * values.clamp(min=0).sqrt()
+    tokens = jacobian.view(*jacobian.shape[:2], rows.shape[0], -1)
+    return singular_values(folded_gram(tokens, factor))[:, : x[0].numel()], rows.embeddings
+
+
+def exact(encoder: Encoder, x: Tensor, rank: Rank, eps: float, patchify: nn.Conv2d | None = None) -> Volumes:
+    """Sum over the exact spectrum; see ``exact_spectrum``."""
+    sigma, out = exact_spectrum(encoder, x, patchify)
+    return _from_spectrum(sigma, rank, eps, out)
+
+
+def sketch(encoder: Encoder, x: Tensor, rank: Rank, eps: float, size: int | None, seed: int) -> Volumes:
+    r"""Estimate from J·S, S (P, m) Gaussian: unbiased up to a constant that is known and taken off.
+
+    (JS)(JS)ᵀ is Wishart with scale JJᵀ and m degrees of freedom, so that on r directions
+    E log det (JS)(JS)ᵀ = log det JJᵀ + Σᵢ₌₁ʳ [ψ((m − i + 1)/2) + log 2], with variance Σᵢ ψ′((m − i + 1)/2):
+    a standard deviation of the score of 0.59, 0.38, 0.26 nats at m = 2K, 4K, 8K. K passes; an eighth of J is
+    held at a time, and S is drawn anew in blocks (a seed each), so that neither J nor S is ever held.
+
+    Raises
+    ------
+    ConfigError
+        for m below the number of directions, or an int rank (the largest σ of a sketch are biased)
+    """
+    if isinstance(rank, int):
+        raise ConfigError(
+            "estimator='sketch' takes rank=None or 'auto': use 'exact' for the largest singular values"
+        )
+    rows = JacobianRows(encoder, x)
+    dim, width = rows.embeddings.shape[1], x[0].numel()
+    directions = min(dim, width)
+    m = 2 * dim if size is None else size
+    if m < directions:
+        raise ConfigError(
+            f"sketch_size is {m} for {directions} directions: use at least as many, 2 to 8 times better"
+        )
+    sketched = torch.zeros(len(x), dim, m, dtype=torch.float64, device=x.device)
+    generator = torch.Generator(x.device)
+    # the same S for every block of rows: its stream starts over
+    height = -(-dim // SKETCH_ROW_BLOCKS)
+    for part in torch.split(torch.eye(dim, device=x.device), height):
+        first = int(part[0].argmax())
+        block = rows(part)
+        generator.manual_seed(seed)
+        for start in range(0, width, _SKETCH_COLUMNS):
+            columns = block[:, :, start : start + _SKETCH_COLUMNS]
+            normal = torch.randn(columns.shape[2], m, generator=generator, device=x.device, dtype=block.dtype)
+            sketched[:, first : first + len(part)] += columns @ normal
+    sigma = singular_values(gram(sketched))[:, :directions] / math.sqrt(m)
+    found = _from_spectrum(sigma, rank, eps, rows.embeddings)
+    # entry r is for r directions; a clipped one is a constant already
+    unclipped = torch.minimum(found.used, (sigma > eps).sum(1))
+    halves = (m - torch.arange(directions, dtype=torch.float64, device=x.device)) / 2
+    bias = F.pad(0.5 * (torch.digamma(halves) - math.log(m / 2)).cumsum(0), (1, 0))
+    deviation = F.pad(0.5 * torch.polygamma(1, halves).cumsum(0).sqrt(), (1, 0))
+    return replace(found, log_volume=found.log_volume - bias[unclipped], standard_error=deviation[unclipped])
+
+
+def subspace(encoder: Encoder, x: Tensor, eps: float, size: int | None, seed: int) -> Volumes:
+    """K/p times the log-volume of p random output directions, QᵀJ with Q (K, p) orthonormal; p passes.
+
+    Biased upwards, and not consistent before p = K: the σ of QᵀJ are averages of J's, which the large ones
+    rule. For ranking inputs of one encoder, cheaply. Default p = 64.
+
+    Raises
+    ------
+    ConfigError
+        for p outside 1 … K
+    """
+    rows = JacobianRows(encoder, x)
+    dim = rows.embeddings.shape[1]
+    p = min(64, dim) if size is None else size
+    if not 1 <= p <= dim:
+        raise ConfigError(f"directions is {p}: use 1 to {dim}, the encoder's dimensions")
+    normal = torch.randn(dim, p, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    basis = torch.linalg.qr(normal)[0].T.to(x.device)
+    sigma = singular_values(gram(rows(basis)))
+    found = _from_spectrum(sigma, None, eps, rows.embeddings)
+    return replace(
+        found,
+        log_volume=found.log_volume * (min(dim, x[0].numel()) / sigma.shape[1]),
+        rank=torch.full_like(found.rank, -1),
+        standard_error=torch.full_like(found.log_volume, math.nan),
+    )
+
+
+def slq(encoder: Encoder, x: Tensor, eps: float, probes: int, steps: int, seed: int) -> Volumes:
+    """Stochastic Lanczos quadrature of ½ tr log max(JJᵀ, eps²): 2·probes·steps passes, whatever K.
+
+    Each Rademacher probe runs ``steps`` Lanczos iterations with full re-orthogonalisation on v ↦ J(Jᵀv); a
+    vector–Jacobian product, then a Jacobian–vector product by differentiating the first one's graph, so that
+    f runs forward once. Attention takes its plain form here, the fused ones have no second derivative. The
+    quadrature's bias is upwards (log is concave and its small end is resolved last), nearly the same for
+    every input, and falls with ``steps``; the trace's variance falls with ``probes``.
+    ``standard_error`` is over the probes (NaN with one); σ_max and σ_min are of the Ritz values.
+
+    Reference: Ubaru, Chen & Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", 2017.
+
+    Raises
+    ------
+    ConfigError
+        for fewer inputs than output dimensions (P < K: "exact" is cheap there)
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        leaf = x.detach().clone().requires_grad_()
+        out = embeddings(encoder, leaf)
+        batch, dim = out.shape
+        if x[0].numel() < dim:
+            raise ConfigError(
+                f"estimator='slq' is for encoders with more inputs ({x[0].numel()}) than output dimensions "
+                f"({dim}): use 'exact'"
+            )
+        dual = torch.zeros_like(out, requires_grad=True)
+        (pulled,) = torch.autograd.grad(out, leaf, dual, create_graph=True)
+
+        def multiply(v: Tensor) -> Tensor:
+            (back,) = torch.autograd.grad(out, leaf, v.to(out.dtype), retain_graph=True)
+            (forth,) = torch.autograd.grad(pulled, dual, back, retain_graph=True)
+            return forth.double()
+
+        generator = torch.Generator().manual_seed(seed)
+        estimates, largest, smallest = [], [], []
+        for _ in range(probes):
+            signs = torch.randint(0, 2, (dim,), generator=generator).double() * 2 - 1
+            start = (signs / math.sqrt(dim)).to(x.device).expand(batch, dim)
+            values, weights = _lanczos(multiply, start, min(steps, dim))
+            logs = 0.5 * values.clamp(min=eps**2).log()
+            estimates.append(dim * (weights * logs).sum(1))
+            largest.append(values[:, -1])
+            smallest.append(values[:, 0])
+    each = torch.stack(estimates)
+    return Volumes(
+        log_volume=each.mean(0),
+        used=torch.full_like(each[0], dim, dtype=torch.int64),
+        rank=torch.full_like(each[0], -1, dtype=torch.int64),
+        sigma_max=torch.stack(largest).amax(0).clamp(min=0).sqrt(),
+        sigma_min=torch.stack(smallest).amin(0).clamp(min=0).sqrt(),
+        standard_error=each.std(0) / math.sqrt(probes) if probes > 1 else torch.full_like(each[0], math.nan),
+        embeddings=out.detach(),
+    )
+
+
+def _lanczos(multiply: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Ritz values (B, S), rising, and their weights in the quadrature, of a symmetric operator on (B, K)."""
+    basis = [start]
+    tridiagonal = start.new_zeros(len(start), steps, steps)
+    for step in range(steps):
+        product = multiply(basis[step])
+        tridiagonal[:, step, step] = (product * basis[step]).sum(1)
+        if step + 1 == steps:
+            break
+        known = torch.stack(basis, 1)
+        scale = product.norm(dim=1)
+        for _ in range(2):  # once more takes off what rounding left of the first
+            product = product - torch.einsum("bsk,bs->bk", known, torch.einsum("bsk,bk->bs", known, product))
+        beta = product.norm(dim=1)
+        # an invariant sub-space is exhausted: nothing couples to what follows, which then has no weight
+        beta = torch.where(beta > 1e-10 * scale, beta, 0.0)
+        tridiagonal[:, step, step + 1] = tridiagonal[:, step + 1, step] = beta
+        basis.append(torch.where(beta[:, None] > 0, product / beta.clamp(min=1e-300)[:, None], 0.0))
+    values, vectors = torch.linalg.eigh(tridiagonal)
+    return values, vectors[:, 0].square()

@@ -1,0 +1,81 @@
+"""The density of embeddings that the change of variables starts from: log p(x) = log p_Z(f(x)) + Σ log σ."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, MultivariateNormal
+
+from probjepa._arrays import as_features
+from probjepa.errors import ConfigError, DataError
+
+Latent: TypeAlias = Literal["normal"] | Distribution | Tensor | None
+
+
+def fit_normal(reference: Tensor) -> MultivariateNormal:
+    """N(m, C) of reference embeddings (M, K), M ≥ 2, in float64 on the CPU.
+
+    m is their mean; C the covariance of Ledoit & Wolf (2004): (1 − α)Σ + α(tr Σ/K)·I with the α that
+    minimises the expected squared error, so that C is invertible also for M ≤ K.
+
+    Raises
+    ------
+    DataError
+        for NaN, another shape, fewer than two rows, or rows that are all the same
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    rows = as_features(reference, "the latent's reference embeddings").double().cpu()
+    if len(rows) < 2:
+        raise DataError("the latent's reference has 1 embedding: give at least 2, better 10 a dimension")
+    mean = rows.mean(0)
+    covariance = torch.from_numpy(ledoit_wolf((rows - mean).numpy(), assume_centered=True)[0])
+    try:
+        return MultivariateNormal(mean, covariance)
+    except ValueError:
+        raise DataError(
+            f"the latent's {len(rows)} reference embeddings do not vary: give embeddings of different inputs"
+        ) from None
+
+
+def as_density(latent: Latent) -> Distribution | Literal["normal"] | None:
+    """Check the argument ``latent``, and fit it if it is a reference set. Raises ConfigError."""
+    if isinstance(latent, Tensor):
+        return fit_normal(latent)
+    if latent is None or latent == "normal" or isinstance(latent, Distribution):
+        return latent
+    raise ConfigError(
+        f"latent is {latent!r}: use None (the paper's form), 'normal' (N(0, I)), a torch Distribution, "
+        "or reference embeddings (M, K)"
+    )
+
+
+def latent_term(density: Distribution | Literal["normal"] | None, embeddings: Tensor) -> Tensor:
+    """log p_Z (N,) of embeddings (N, K) on the CPU in float64; zeros for the paper's form.
+
+    Raises
+    ------
+    ConfigError
+        for a density over another space than (K,)
+    """
+    rows = embeddings.double().cpu()
+    n, dim = rows.shape
+    if density is None:
+        return torch.zeros(n, dtype=torch.float64)
+    if density == "normal":
+        return -0.5 * (rows.square() + torch.tensor(2 * torch.pi).double().log()).sum(1)
+    assert isinstance(density, Distribution)
+    shape = tuple(density.batch_shape) + tuple(density.event_shape)
+    if len(density.event_shape) != 1 or shape != (dim,):
+        raise ConfigError(
+            f"latent is a density with batch shape {tuple(density.batch_shape)} and event shape "
+            f"{tuple(density.event_shape)}, and the embeddings have {dim} dimensions: pass one density with "
+            f"event shape ({dim},) (torch.distributions.Independent makes one of factors)"
+        )
+    try:
+        like = density.mean
+    except NotImplementedError:
+        like = rows
+    return density.log_prob(rows.to(like.device, like.dtype)).double().cpu()

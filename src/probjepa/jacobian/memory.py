@@ -1,0 +1,79 @@
+"""How many inputs to take at a time, and what to do when that was too many."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from probjepa.errors import ConfigError
+
+T = TypeVar("T")
+_UNKNOWN_FREE = 2**31  # bytes, where the system does not say
+_SHARE = 0.5  # of the free memory that is planned with: the rest is for what is not counted
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a device."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return _UNKNOWN_FREE
+
+
+def fitting(bytes_each: int, device: torch.device) -> int:
+    """How many things of ``bytes_each`` go into half of the free memory; may be 0."""
+    return int(_SHARE * free_memory(device) / max(bytes_each, 1))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "DefaultCPUAllocator" in text or "not enough memory" in text
+    )
+
+
+def in_chunks(
+    count: int, size: int, compute: Callable[[slice], T], advice: str
+) -> Iterator[tuple[slice, T, int]]:
+    """Call ``compute`` on consecutive slices of ``count`` rows; out of memory halves the size and goes on.
+
+    Yields
+    ------
+    tuple[slice, T, int]
+        the rows, what ``compute`` made of them, and the size that they were taken with
+
+    Raises
+    ------
+    ConfigError
+        if a single row does not fit; ``advice`` ends the line
+    """
+    start = 0
+    while start < count:
+        rows = slice(start, min(start + size, count))
+        result: T | None = None
+        try:
+            result = compute(rows)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        # outside the handler: the error's traceback holds the tensors that filled the memory
+        if result is not None:
+            yield rows, result, size
+            start = rows.stop
+            continue
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if rows.stop - rows.start == 1:
+            raise ConfigError(f"out of memory on a single input: {advice}")
+        size = (rows.stop - rows.start) // 2

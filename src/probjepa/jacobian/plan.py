@@ -1,0 +1,148 @@
+"""Look at an encoder once: its dimensions, its memory, its first layer; then choose estimator and chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from probjepa.errors import ConfigError
+from probjepa.jacobian.encoders import Encoder, embeddings, refuse_batch_dependence
+from probjepa.jacobian.estimators import SKETCH_ROW_BLOCKS, Rank
+from probjepa.jacobian.memory import fitting
+
+Estimator = Literal["exact", "folded", "sketch", "slq", "subspace"]
+ESTIMATORS = ("exact", "folded", "sketch", "slq", "subspace", "auto")
+# larger chunks gain no speed: a backward pass fills the machine with these
+_LARGEST_CHUNK_PIXELS = {"cpu": 2**18, "cuda": 2**24}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was chosen for an encoder and the shape of its inputs, and why.
+
+    Attributes
+    ----------
+    estimator
+        never "auto"
+    reason
+        half a sentence for people
+    chunk_size
+        inputs at a time, to begin with
+    dim
+        K
+    patchify
+        the first layer, where the estimator folds it
+    """
+
+    estimator: Estimator
+    reason: str
+    chunk_size: int
+    dim: int
+    patchify: nn.Conv2d | None
+
+
+def make_plan(encoder: Encoder, x: Tensor, estimator: str, rank: Rank, chunk_size: int | None) -> Plan:
+    """Choose, from one prepared input (1, …).
+
+    "auto" is "folded" where the first layer is a convolution over non-overlapping patches with at most as
+    many channels as a patch has numbers, else "exact"; and "sketch" where the Jacobian of one input does not
+    go into half of the free memory. It never picks an approximation that is biased (slq, subspace).
+
+    Raises
+    ------
+    ConfigError
+        for an encoder that depends on its batch, or "folded" without such a first layer
+    """
+    refuse_batch_dependence(encoder, x)
+    saved = _SavedBytes()
+    with torch.autograd.graph.saved_tensors_hooks(saved, _itself):
+        dim = embeddings(encoder, x.clone().requires_grad_()).shape[1]
+    patchify = find_patchify(encoder, x) if estimator in ("auto", "folded") else None
+    if estimator == "folded" and patchify is None:
+        raise ConfigError(
+            f"{encoder.name}: estimator='folded' needs a first layer that is a convolution over "
+            "non-overlapping patches (kernel = stride, no padding), used once: use 'exact'"
+        )
+    width = x[0].numel()
+    # rows, their 64-bit block and spectrum; activations twice: a backward pass has about as many alive
+    jacobian = dim * (width * x.element_size() + 3 * 8 * dim)
+    activations = 2 * saved.bytes
+    if estimator == "auto":
+        if fitting(jacobian + activations, x.device) < 1 and not isinstance(rank, int):
+            chosen, reason = "sketch", "the Jacobian of one input does not go into half of the free memory"
+        elif patchify is not None and patchify.out_channels <= patchify.weight[0].numel():
+            chosen, reason = "folded", "the first layer is a patch embedding: exact, with fewer numbers"
+        else:
+            chosen, reason = "exact", "no patch embedding comes first"
+    else:
+        chosen, reason = estimator, "as asked"
+    held = {"sketch": jacobian // SKETCH_ROW_BLOCKS, "slq": 0, "subspace": jacobian}.get(chosen, jacobian)
+    if chosen == "slq":
+        activations *= 3  # the graph of the first derivative stays too
+    if chunk_size is None:
+        most = max(8, _LARGEST_CHUNK_PIXELS.get(x.device.type, 2**18) // width)
+        chunk_size = max(1, min(fitting(held + activations, x.device), most))
+    return Plan(
+        estimator=chosen,  # type: ignore[arg-type]
+        reason=reason,
+        chunk_size=chunk_size,
+        dim=dim,
+        patchify=patchify if chosen == "folded" else None,
+    )
+
+
+class _SavedBytes:
+    """Counts what a forward pass keeps for its backward: the activations of one input, and weights."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            self.bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def find_patchify(encoder: Encoder, x: Tensor) -> nn.Conv2d | None:
+    """Return the convolution over non-overlapping patches that is all that the encoder does with x, if any.
+
+    Found by running it: the convolution is applied once, to x itself, and nothing else in the encoder's
+    graph leads to x.
+    """
+    parts = [] if encoder.module is None else encoder.module.modules()
+    eligible = [part for part in parts if isinstance(part, nn.Conv2d) and _is_patchify(part)]
+    calls: list[nn.Module] = []
+    probe = x.detach().clone().requires_grad_()
+
+    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if inputs and isinstance(inputs[0], Tensor) and inputs[0].data_ptr() == probe.data_ptr():
+            calls.append(module)
+            return output.detach().requires_grad_()
+        if module in calls:  # a second use, on something else
+            calls.append(module)
+        return None
+
+    handles = [part.register_forward_hook(watch) for part in eligible]
+    try:
+        out = embeddings(encoder, probe)
+    except ConfigError:
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(calls) != 1:
+        return None
+    (other,) = torch.autograd.grad(out.sum(), probe, allow_unused=True)
+    return calls[0] if other is None and isinstance(calls[0], nn.Conv2d) else None
+
+
+def _is_patchify(part: nn.Conv2d) -> bool:
+    plain = part.groups == 1 and part.dilation == (1, 1) and part.padding in ((0, 0), 0, "valid")
+    return plain and tuple(part.kernel_size) == tuple(part.stride)

@@ -1,0 +1,189 @@
+"""Every kind of encoder: models of this library, saved ones, transformers and timm."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jacobian_models import TinyViT, reference_score
+from torch import Tensor
+
+import probjepa
+from probjepa.data import open_images
+from probjepa.errors import ArtifactError, ConfigError, DataError, MissingExtraError
+from probjepa.jacobian import as_encoder, jacobian_spectrum, jepa_score, jepa_score_details
+
+
+@pytest.fixture
+def pixels() -> Tensor:
+    return torch.randint(
+        0, 256, (3, 3, 20, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+@pytest.fixture
+def method() -> probjepa.VJE:
+    torch.manual_seed(0)
+    return probjepa.VJE(
+        TinyViT(norm=False), channels=3, image_size=16, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25]
+    ).eval()
+
+
+def test_method_prepares_pixels_and_differentiates_by_prepared_floats(
+    method: probjepa.VJE, pixels: Tensor
+) -> None:
+    prepared = method.preprocess(pixels)
+    expected = reference_score(method.encoder, prepared)
+    found = jepa_score_details(method, pixels)
+    torch.testing.assert_close(found.score, expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.embeddings, method.embed(pixels), rtol=0, atol=1e-5)
+    torch.testing.assert_close(jepa_score(method, prepared), found.score)
+    images = open_images(pixels.numpy())
+    torch.testing.assert_close(jepa_score(method, images, chunk_size=2), found.score, rtol=0, atol=1e-4)
+    assert jacobian_spectrum(method, images).shape == (3, 16)
+
+
+def test_method_in_training_mode_with_batch_norm_is_refused(pixels: Tensor) -> None:
+    model = probjepa.VJE("resnet18", image_size=16, backbone_options={"width": 0.125})
+    with pytest.raises(ConfigError, match=r"training mode.*\.eval\(\)"):
+        jepa_score(model.train(), pixels)
+
+
+def test_saved_model_is_loaded_by_its_path(tmp_path: Path, pixels: Tensor) -> None:
+    model = probjepa.VJE(
+        "resnet18",
+        image_size=16,
+        backbone_options={"width": 0.125},
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+    ).eval()
+    model.save_pretrained(tmp_path / "model")
+    loaded = jepa_score(str(tmp_path / "model"), pixels)
+    torch.testing.assert_close(loaded, jepa_score(model, pixels), rtol=0, atol=1e-4)
+
+
+def test_bound_methods_and_encoders_are_taken() -> None:
+    f, x = TinyViT(norm=False).eval(), torch.randn(2, 3, 16, 16)
+    assert as_encoder(f.forward).module is f
+    encoder = as_encoder(f)
+    assert as_encoder(encoder) is encoder
+    torch.testing.assert_close(jepa_score(f.forward, x), jepa_score(encoder, x))
+
+
+def test_what_is_no_encoder_is_refused() -> None:
+    with pytest.raises(ConfigError, match="an encoder cannot be made of a int"):
+        as_encoder(3)
+    with pytest.raises(ConfigError, match="pooling goes with"):
+        as_encoder(torch.tanh, pooling="cls")
+    with pytest.raises(DataError, match="pass a tensor or array"):
+        jepa_score(torch.tanh, [[1.0, 2.0]])  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match="no such model"):
+        as_encoder("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("uri", "package", "extra"), [("hf:x", "transformers", "hf"), ("timm:x", "timm", "timm")]
+)
+def test_missing_extras_are_named(
+    monkeypatch: pytest.MonkeyPatch, uri: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"{package}.*probjepa\[{extra}\]"):
+        as_encoder(uri)
+
+
+def tiny(kind: str) -> Any:
+    transformers = pytest.importorskip("transformers", reason="transformers (extra 'hf') is not installed")
+    size: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    }
+    configs = {
+        "vit": lambda: transformers.ViTConfig(intermediate_size=32, **size),
+        "dinov2": lambda: transformers.Dinov2Config(**size),
+        "ijepa": lambda: transformers.IJepaConfig(intermediate_size=32, **size),
+        "clip": lambda: transformers.CLIPConfig(
+            vision_config={"intermediate_size": 32, **size},
+            text_config={
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+                "vocab_size": 64,
+            },
+            projection_dim=8,
+        ),
+        "resnet": lambda: transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+        ),
+    }
+    torch.manual_seed(0)
+    return transformers.AutoModel.from_config(configs[kind]()).eval()
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "ijepa", "clip", "resnet"])
+def test_transformers_models_from_a_local_folder(kind: str, tmp_path: Path) -> None:
+    tiny(kind).save_pretrained(tmp_path)
+    encoder = as_encoder(f"hf:{tmp_path}")
+    assert encoder.module is not None
+    assert encoder.preprocess is None  # the folder has no processor's configuration
+    x = torch.randn(2, 3, 16, 16)
+    found = jepa_score_details(encoder, x, rank="auto")
+    spectrum = reference_score(encoder.module, x, keep=int(found.used[0]))
+    torch.testing.assert_close(found.score[:1], spectrum[:1], rtol=0, atol=1e-3)
+    assert found.used[0] >= 8
+    if kind != "resnet":
+        assert jepa_score_details(encoder, x, estimator="auto").estimator == "folded"
+
+
+def test_transformers_pooling(tmp_path: Path) -> None:
+    model = tiny("vit")
+    model.save_pretrained(tmp_path / "vit")
+    x = torch.randn(2, 3, 16, 16)
+    hidden = model(x).last_hidden_state
+    cls, mean, default = (as_encoder(f"hf:{tmp_path / 'vit'}", pooling=p) for p in ("cls", "mean", None))  # type: ignore[arg-type]
+    torch.testing.assert_close(cls.forward(x), hidden[:, 0])
+    torch.testing.assert_close(default.forward(x), hidden[:, 0])
+    torch.testing.assert_close(mean.forward(x), hidden[:, 1:].mean(1))
+    model = tiny("ijepa")
+    model.save_pretrained(tmp_path / "ijepa")
+    default = as_encoder(f"hf:{tmp_path / 'ijepa'}")
+    torch.testing.assert_close(default.forward(x), model(x).last_hidden_state.mean(1))
+    with pytest.raises(ConfigError, match="no class token"):
+        as_encoder(f"hf:{tmp_path / 'ijepa'}", pooling="cls")
+    with pytest.raises(ConfigError, match="pooling is 'max'"):
+        as_encoder(f"hf:{tmp_path / 'ijepa'}", pooling="max")  # type: ignore[arg-type]
+
+
+def test_transformers_own_preprocessing(tmp_path: Path) -> None:
+    model = tiny("vit")
+    model.save_pretrained(tmp_path)
+    settings = {
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.5, 0.6, 0.7],
+        "size": {"height": 16, "width": 16},
+    }
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "ViTImageProcessor", **settings})
+    )
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    encoder = as_encoder(f"hf:{tmp_path}")
+    expected = (pixels / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor(
+        [0.5, 0.6, 0.7]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(encoder.prepare(pixels), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(jepa_score(encoder, pixels), jepa_score(encoder, expected), rtol=0, atol=1e-2)
+
+
+def test_unknown_transformers_model_ends_in_a_line(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers (extra 'hf') is not installed")
+    with pytest.raises(ArtifactError, match="no model 'hf:") as caught:
+        as_encoder(f"hf:{tmp_path}")
+    assert "\n" not in str(caught.value)
