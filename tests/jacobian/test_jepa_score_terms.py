@@ -113,6 +113,26 @@ def test_parameters_and_gradients_are_left_alone() -> None:
     assert {name: p.requires_grad for name, p in f.named_parameters()} == flags
 
 
+def test_reduced_precision_is_off_inside_and_back_afterwards() -> None:
+    switch = torch.backends.cuda.matmul
+    if not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("this torch has the older precision switches only")
+    inside = []
+
+    def watching(x: Tensor) -> Tensor:
+        inside.append(switch.fp32_precision)
+        return torch.tanh(x)
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        jepa_score(watching, torch.randn(2, 4))
+        assert switch.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(inside) == {"ieee"}
+
+
 class FunctionalDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(torch.tanh(x), 0.5, training=self.training)

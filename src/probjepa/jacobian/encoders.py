@@ -128,11 +128,12 @@ def exact_gradients(encoder: Encoder) -> Iterator[None]:
     kinds = {"cpu", *(parameter.device.type for parameter in parameters)}
     if torch.cuda.is_available():
         kinds.add("cuda")
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    tf32 = matmul.allow_tf32, cudnn.allow_tf32
+    switches = _precision_switches()
+    precisions = [getattr(owner, name) for owner, name, _ in switches]
     autocast = {kind: torch.is_autocast_enabled(kind) for kind in kinds}
     try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        for owner, name, exact in switches:
+            setattr(owner, name, exact)
         for kind in kinds:
             torch.set_autocast_enabled(kind, False)
         for parameter in parameters:
@@ -140,11 +141,22 @@ def exact_gradients(encoder: Encoder) -> Iterator[None]:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = tf32
+        for (owner, name, _), precision in zip(switches, precisions, strict=True):
+            setattr(owner, name, precision)
         for kind, on in autocast.items():
             torch.set_autocast_enabled(kind, on)
         for parameter, flag in zip(parameters, wanted, strict=True):
             parameter.requires_grad_(flag)
+
+
+def _precision_switches() -> list[tuple[Any, str, Any]]:
+    """Where torch keeps the precision of float32 products: (owner, attribute, value for full precision)."""
+    backends: Any = torch.backends  # torch's own annotations do not have all of these
+    if hasattr(backends.cudnn, "conv"):
+        # reading the older switches below raises once a user has set one of these
+        owners = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
+        return [(owner, "fp32_precision", "ieee") for owner in owners]
+    return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
 
 
 def refuse_batch_dependence(encoder: Encoder, x: Tensor) -> None:
