@@ -92,14 +92,16 @@ def _from_spectrum(sigma: Tensor, rank: Rank, eps: float, out: Tensor) -> Volume
     )
 
 
-def exact_spectrum(encoder: Encoder, x: Tensor, patchify: nn.Conv2d | None = None) -> tuple[Tensor, Tensor]:
+def exact_spectrum(
+    encoder: Encoder, x: Tensor, least_batch: int, patchify: nn.Conv2d | None = None
+) -> tuple[Tensor, Tensor]:
     """Singular values (B, min(K, P)), falling, float64, and the embeddings (B, K); K passes.
 
     ``patchify`` folds the encoder's first layer, a convolution over non-overlapping patches with weight E:
     JJᵀ = J_tok (EEᵀ) J_tokᵀ, which is exact, holds J_tok (D numbers a token in place of C·p·p) and saves
     the layer's backward.
     """
-    rows = JacobianRows(encoder, x, patchify)
+    rows = JacobianRows(encoder, x, least_batch, patchify)
     jacobian = rows(torch.eye(rows.embeddings.shape[1], device=x.device))
     if patchify is None:
         return singular_values(gram(jacobian)), rows.embeddings
@@ -110,9 +112,16 @@ def exact_spectrum(encoder: Encoder, x: Tensor, patchify: nn.Conv2d | None = Non
     return singular_values(folded_gram(tokens, factor))[:, : x[0].numel()], rows.embeddings
 
 
-def exact(encoder: Encoder, x: Tensor, rank: Rank, eps: float, patchify: nn.Conv2d | None = None) -> Volumes:
+def exact(
+    encoder: Encoder,
+    x: Tensor,
+    rank: Rank,
+    eps: float,
+    least_batch: int,
+    patchify: nn.Conv2d | None = None,
+) -> Volumes:
     """Sum over the exact spectrum; see ``exact_spectrum``."""
-    sigma, out = exact_spectrum(encoder, x, patchify)
+    sigma, out = exact_spectrum(encoder, x, least_batch, patchify)
     return _from_spectrum(sigma, rank, eps, out)
 
 
@@ -133,7 +142,7 @@ def sketch(encoder: Encoder, x: Tensor, rank: Rank, eps: float, size: int | None
         raise ConfigError(
             "estimator='sketch' takes rank=None or 'auto': use 'exact' for the largest singular values"
         )
-    rows = JacobianRows(encoder, x)
+    rows = JacobianRows(encoder, x, least_batch=1)  # copies would cost the memory that this saves
     dim, width = rows.embeddings.shape[1], x[0].numel()
     directions = min(dim, width)
     m = 2 * dim if size is None else size
@@ -163,7 +172,9 @@ def sketch(encoder: Encoder, x: Tensor, rank: Rank, eps: float, size: int | None
     return replace(found, log_volume=found.log_volume - bias[unclipped], standard_error=deviation[unclipped])
 
 
-def subspace(encoder: Encoder, x: Tensor, eps: float, size: int | None, seed: int) -> Volumes:
+def subspace(
+    encoder: Encoder, x: Tensor, eps: float, least_batch: int, size: int | None, seed: int
+) -> Volumes:
     """K/p times the log-volume of p random output directions, QᵀJ with Q (K, p) orthonormal; p passes.
 
     Biased upwards, and not consistent before p = K: the σ of QᵀJ are averages of J's, which the large ones
@@ -174,7 +185,7 @@ def subspace(encoder: Encoder, x: Tensor, eps: float, size: int | None, seed: in
     ConfigError
         for p outside 1 … K
     """
-    rows = JacobianRows(encoder, x)
+    rows = JacobianRows(encoder, x, least_batch)
     dim = rows.embeddings.shape[1]
     p = min(64, dim) if size is None else size
     if not 1 <= p <= dim:

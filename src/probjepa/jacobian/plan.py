@@ -12,6 +12,7 @@ from probjepa.errors import ConfigError
 from probjepa.jacobian.encoders import Encoder, embeddings, refuse_batch_dependence
 from probjepa.jacobian.estimators import SKETCH_ROW_BLOCKS, Rank
 from probjepa.jacobian.memory import fitting
+from probjepa.jacobian.rows import WORTHWHILE_BATCH
 
 Estimator = Literal["exact", "folded", "sketch", "slq", "subspace"]
 ESTIMATORS = ("exact", "folded", "sketch", "slq", "subspace", "auto")
@@ -31,6 +32,8 @@ class Plan:
         half a sentence for people
     chunk_size
         inputs at a time, to begin with
+    least_batch
+        run so many copies of few inputs at a time, where their activations fit
     dim
         K
     patchify
@@ -40,6 +43,7 @@ class Plan:
     estimator: Estimator
     reason: str
     chunk_size: int
+    least_batch: int
     dim: int
     patchify: nn.Conv2d | None
 
@@ -89,6 +93,7 @@ def make_plan(encoder: Encoder, x: Tensor, estimator: str, rank: Rank, chunk_siz
         estimator=chosen,  # type: ignore[arg-type]
         reason=reason,
         chunk_size=chunk_size,
+        least_batch=max(1, min(fitting(activations, x.device), WORTHWHILE_BATCH.get(x.device.type, 8))),
         dim=dim,
         patchify=patchify if chosen == "folded" else None,
     )

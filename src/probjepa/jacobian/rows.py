@@ -14,7 +14,7 @@ from probjepa.jacobian.encoders import Encoder, embeddings
 
 # A backward pass over fewer inputs than this leaves the machine idle; measured on a ViT-S at 96 px, 1 core:
 # 128 ms a row and input with 1, 69 with 4, 47 with 16.
-_WORTHWHILE_BATCH = {"cpu": 8, "cuda": 32}
+WORTHWHILE_BATCH = {"cpu": 8, "cuda": 32}
 _BLOCK_ELEMENTS = 2**22  # of float64 at a time: 32 MiB
 
 
@@ -29,13 +29,17 @@ class JacobianRows:
     ----------
     x
         prepared inputs (B, …)
+    least_batch
+        run this many, as copies, where there are fewer inputs; each holds its activations
     patchify
         the convolution whose output the Jacobian is taken with respect to, in place of x
     """
 
-    def __init__(self, encoder: Encoder, x: Tensor, patchify: nn.Conv2d | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, x: Tensor, least_batch: int, patchify: nn.Conv2d | None = None
+    ) -> None:
         self.inputs = len(x)
-        self.copies = max(1, _WORTHWHILE_BATCH.get(x.device.type, 8) // len(x))
+        self.copies = max(1, least_batch // len(x))
         repeated = x.detach().repeat(self.copies, *[1] * (x.ndim - 1))
         caught: list[Tensor] = []
         with nullcontext() if patchify is None else _leaf_at(patchify, caught):

@@ -210,8 +210,8 @@ def jepa_score_details(
         if plan.estimator == "slq":
             return estimators.slq(model, x, eps, probes, steps, seed)
         if plan.estimator == "subspace":
-            return estimators.subspace(model, x, eps, directions, seed)
-        return estimators.exact(model, x, rank, eps, plan.patchify)
+            return estimators.subspace(model, x, eps, plan.least_batch, directions, seed)
+        return estimators.exact(model, x, rank, eps, plan.least_batch, plan.patchify)
 
     def view(batch: Tensor, t: int) -> Tensor:
         if transforms is None:
@@ -280,7 +280,8 @@ def jacobian_spectrum(
         plan = make_plan(model, model.prepare(_rows(source, slice(0, 1))), "exact", None, chunk_size)
 
         def spectra(rows: slice) -> Tensor:
-            return estimators.exact_spectrum(model, model.prepare(_rows(source, rows)))[0].cpu()
+            x = model.prepare(_rows(source, rows))
+            return estimators.exact_spectrum(model, x, plan.least_batch)[0].cpu()
 
         with Progress(transient=True, disable=not progress) as bar:
             task = bar.add_task("Jacobian spectra", total=len(source))
