@@ -73,7 +73,7 @@ def score_histograms(
         axis.set_ylabel(
             label(key, 19), rotation=0, ha="right", va="center", color=colours[key], fontweight="bold"
         )
-        if beyond[key] > 0.005:
+        if beyond[key] > 0.02:
             text = f"{beyond[key]:.0%} beyond the axis"
             axis.text(0.4, 0.5, text, transform=axis.transAxes, ha="center", color=MUTED, fontsize=10)
     for axis in axes[:-1]:
@@ -168,7 +168,8 @@ def detector_dots(
         weight, ink = ("bold", INK) if value == best else ("normal", MUTED)
         axis.annotate(
             f"{value:.3f}", (1, at), xycoords=("axes fraction", "data"), xytext=(11, 0),
-            textcoords="offset points", va="center", fontsize=10.5, fontweight=weight, color=ink, annotation_clip=False,
+            textcoords="offset points", va="center", fontsize=10.5, fontweight=weight, color=ink,
+            annotation_clip=False,
         )  # fmt: skip
     axis.axvline(0.5, color=MUTED, lw=1, dashes=(4, 3))
     axis.set_yticks(range(len(rows)), [label(detector, 19) for detector in rows])
@@ -205,8 +206,8 @@ def variance_spectrum(variance: ArrayLike) -> Figure:
     axis.set(title="σ² by feature", xlabel="feature, from the most to the least uncertain")
     return finish(
         figure,
-        "Mean over the inputs, sorted; the band holds the middle 80 % of them. A feature on the dashed line, the "
-        "prior's variance, says nothing about the input; one far below it is well determined."
+        "Mean over the inputs, sorted; the band holds the middle 80 % of them. A feature on the dashed line, "
+        "the prior's variance, says nothing about the input; one far below it is well determined."
         + _left_out(dropped),
         f"Mean posterior variance of {len(mean)} features, from {mean[-1]:.3g} to {mean[0]:.3g}",
         "half",
@@ -232,8 +233,8 @@ def variance_histogram(variance: ArrayLike) -> Figure:
     axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     return finish(
         figure,
-        "Share of the inputs by their mean posterior variance: a wide shape means that the model is much surer "
-        "of some inputs than of others; the outermost bins hold what lies beyond." + _left_out(dropped),
+        "Share of the inputs by their mean posterior variance: a wide shape means that the model is much "
+        "surer of some inputs than of others; the outermost bins hold what lies beyond." + _left_out(dropped),
         f"Histogram of mean posterior variance per input: median {np.median(per_input):.3g}",
         "half",
     )

@@ -107,7 +107,7 @@ def score_map(coords: ArrayLike, score: ArrayLike) -> Figure:
 def _finite_points(coords: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
     """The points (N, 2) that are finite, and the mask that picked them."""
     xy = np.asarray(coords, np.float64).reshape(-1, 2)
-    kept: NDArray[np.bool_] = np.isfinite(xy).all(axis=1)
+    kept = np.asarray(np.isfinite(xy).all(axis=1))
     return xy[kept], kept
 
 
