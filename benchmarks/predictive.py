@@ -87,12 +87,13 @@ def main() -> None:
     """Train the demo's model from each seed and tabulate AUROC."""
     parser = arguments(__doc__, "predictive")
     parser.add_argument("--seeds", type=int, default=3, help="models trained")
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64], help="of the encoder")
     args = parse(parser)
     train, test, ood = demo_sets()
     found: dict[str, dict[str, list[float]]] = {}
     scales = []
     for seed in range(args.seeds):
-        model = train_demo(train, None, seed=seed, progress=False)
+        model = train_demo(train, None, seed=seed, widths=args.widths, progress=False)
         sets = {"train": train, "test": test, **ood}
         features = {name: model.features(images.images) for name, images in sets.items()}
         scales.append(model.predictive(features["train"]).scale)
@@ -107,7 +108,7 @@ def main() -> None:
     }
     for label, by in table.items():
         print(f"{label:40s}", "  ".join(f"{name} {entry['mean']:.3f}" for name, entry in by.items()))
-    write(Result("predictive", figures={"auroc": table, "scales": scales}), args.out)
+    write(Result("predictive", figures={"widths": args.widths, "auroc": table, "scales": scales}), args.out)
 
 
 if __name__ == "__main__":

@@ -113,3 +113,16 @@ def test_describe_hashes_the_pixels():
     assert describe(one) == describe(other)
     other.images[3, 0, 0, 0] ^= 1
     assert describe(one)["sha256"] != describe(other)["sha256"]
+
+
+def test_jepa_score_stands_beside_the_others(model):
+    train, test, far = images(60, 0), images(12, 1), images(12, 2, low=200)
+    found = evaluate(model, train, test, {"far": far}, n_bootstrap=10, jepa=True)
+    scores = found.arrays["scores"]
+    np.testing.assert_allclose(
+        scores["jepa"]["far"], probjepa.jepa_score(model, far.images).numpy(), atol=1e-6
+    )
+    latent = model.embed(train.images)
+    expected = probjepa.jepa_score(model, test.images, latent=latent).numpy()
+    np.testing.assert_allclose(scores["jepa + latent"]["test"], expected, atol=1e-6)
+    assert {"jepa", "jepa + latent"} <= set(found.metrics["ood"]["far"])

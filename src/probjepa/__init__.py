@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from probjepa import distributions as distributions
     from probjepa import errors as errors
     from probjepa import heads as heads
+    from probjepa import jacobian as jacobian
     from probjepa import methods as methods
     from probjepa import metrics as metrics
     from probjepa import scores as scores
     from probjepa import training as training
     from probjepa.artifacts import load as load
     from probjepa.data import open_images as open_images
+    from probjepa.jacobian import jacobian_spectrum as jacobian_spectrum
+    from probjepa.jacobian import jepa_score as jepa_score
     from probjepa.methods.vje import VJE as VJE
     from probjepa.training import fit as fit
 
@@ -37,6 +40,9 @@ _LAZY: dict[str, str | None] = {
     "errors": None,
     "fit": "probjepa.training",
     "heads": None,
+    "jacobian": None,
+    "jacobian_spectrum": "probjepa.jacobian",
+    "jepa_score": "probjepa.jacobian",
     "load": "probjepa.artifacts",
     "methods": None,
     "metrics": None,

@@ -57,6 +57,7 @@ def evaluate(
     *,
     seed: int = 0,
     n_bootstrap: int = 1000,
+    jepa: bool = False,
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate a trained method: nothing is fitted on any row that is scored.
@@ -77,6 +78,9 @@ def evaluate(
         of the random-initialisation baseline, the detectors and the bootstrap
     n_bootstrap
         resamples of each 95 % interval of an OOD metric
+    jepa
+        also JEPA-SCORE, in the paper's form and with the latent term of ``train``'s embeddings: D backward
+        passes an image
 
     Raises
     ------
@@ -113,6 +117,8 @@ def evaluate(
     spaces["raw pixels"] = (_pixels(method, train), {n: _pixels(method, s) for n, s in sets.items()})
 
     scores = _scores(method, known, features, spaces, seed)
+    if jepa:
+        scores |= _jepa_scores(method, sets, known["h"], progress)
     result: dict[str, Any] = {
         "version": probjepa.__version__,
         "hardware": hardware(),
@@ -187,6 +193,20 @@ def _scores(
         if space in spaces:
             scorers[f"knn, {space}"] = _fitted("knn", *spaces[space], seed)
     return {label: {name: score(name) for name in features} for label, score in scorers.items()}
+
+
+def _jepa_scores(
+    method: Method, sets: Mapping[str, Images], reference: Tensor, progress: bool
+) -> dict[str, Scores]:
+    """JEPA-SCORE of each set, from one pass: the paper's form, and with the latent term."""
+    from probjepa.jacobian import jepa_score_details
+
+    table: dict[str, Scores] = {"jepa": {}, "jepa + latent": {}}
+    for name, images in sets.items():
+        found = jepa_score_details(method, images, latent=reference, progress=progress)
+        table["jepa"][name] = found.log_volume.numpy()
+        table["jepa + latent"][name] = found.score.numpy()
+    return table
 
 
 def _fitted(

@@ -160,13 +160,19 @@ def _load(source: str, device: str) -> Method:
     return load(source).to(target)
 
 
-def _open(method: Method, uri: str, *, convert: bool, on_error: str = "raise", quiet: bool) -> Images:
+def _open(method: Method, uri: str, **options: Any) -> Images:
+    return _open_as(uri, method.preprocess.size, method.preprocess.channels, **options)
+
+
+def _open_as(
+    uri: str, size: int | None, channels: int | None, *, convert: bool, on_error: str = "raise", quiet: bool
+) -> Images:
     from probjepa.data import open_images
 
     images = open_images(
         uri,
-        size=method.preprocess.size,
-        channels=method.preprocess.channels,
+        size=size,
+        channels=channels,
         convert=convert,
         on_error=_checked_on_error(on_error),
         progress=not quiet,
@@ -217,15 +223,34 @@ def embed(
 
 @app.command()
 def score(
-    model: Model,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="RUN_OR_MODEL", help="run or model folder, owner/name, hf:… or timm:… (jepa)"),
+    ],
     data: Data,
     out: OutFile,
     score: Annotated[
-        str, typer.Option("--score", help="likelihood, predictive, knn, mahalanobis, gmm")
+        str, typer.Option("--score", help="likelihood, predictive, jepa, knn, mahalanobis, gmm")
     ] = "likelihood",
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="URI", help="typical images, not in --data")
     ] = None,
+    estimator: Annotated[
+        str, typer.Option("--estimator", help="of jepa: exact, folded, sketch, slq, subspace, auto")
+    ] = "exact",
+    rank: Annotated[
+        str, typer.Option("--rank", help="of jepa: none (the paper's), auto, or a number")
+    ] = "none",
+    latent: Annotated[
+        str,
+        typer.Option(
+            "--latent", help="of jepa: none (the paper's), normal, or reference (fitted to --reference)"
+        ),
+    ] = "none",
+    size: Annotated[
+        int | None, typer.Option("--size", help="of hf: and timm: models: pixels that images are decoded to")
+    ] = None,
+    seed: Seed = 0,
     overwrite: Overwrite = False,
     convert: Convert = False,
     on_error: OnError = "raise",
@@ -235,13 +260,37 @@ def score(
     """Write a table: id, label, score (higher = more typical), and the score's parts."""
     from probjepa.artifacts import refuse_existing
     from probjepa.cli.tables import identity, open_table
+    from probjepa.scores import SCORES
 
     refuse_existing(out, overwrite)
+    if score not in SCORES:
+        raise unknown_name("score", score, SCORES)
+    options: dict[str, Any] = {"convert": convert, "on_error": on_error, "quiet": quiet}
+    if score == "jepa":
+        if latent not in ("none", "normal", "reference"):
+            raise unknown_name("latent term", latent, ["none", "normal", "reference"])
+        if (latent == "reference") != (reference is not None):
+            raise ConfigError("--latent reference and --reference URI go together: give both or neither")
+        if rank not in ("none", "auto") and not rank.isdigit():
+            raise ConfigError(f"--rank is '{rank}': pass none, auto or a number")
+        from probjepa.cli.jepa import input_shape, open_encoder, score_jepa
+        from probjepa.training.runs import resolve_device
+
+        encoder = open_encoder(model, resolve_device(device))
+        shape = (size, None) if size else input_shape(encoder)
+        images = _open_as(data, *shape, **options)
+        known = None if reference is None else _open_as(reference, *shape, **options)
+        kept = score_jepa(
+            encoder, images, out, estimator=estimator, latent=latent, reference=known, seed=seed,
+            rank=int(rank) if rank.isdigit() else "auto" if rank == "auto" else None,
+            overwrite=overwrite, progress=not quiet,
+        )  # fmt: skip
+        earlier = f", {kept:,} of them by an earlier run" if kept else ""
+        print(f"scored {len(images):,} images by jepa (higher = more typical){earlier}: {out}")
+        return
     method = _load(model, device)
-    images = _open(method, data, convert=convert, on_error=on_error, quiet=quiet)
-    known = None
-    if reference is not None:
-        known = _open(method, reference, convert=convert, on_error=on_error, quiet=quiet)
+    images = _open(method, data, **options)
+    known = None if reference is None else _open(method, reference, **options)
 
     from probjepa.scores import score_set
 
@@ -261,6 +310,7 @@ def evaluate(
         list[str] | None, typer.Option("--ood", metavar="NAME=URI", help="an out-of-distribution set")
     ] = None,
     bootstrap: Annotated[int, typer.Option("--bootstrap", help="resamples of each interval")] = 1000,
+    jepa: Annotated[bool, typer.Option("--jepa", help="also JEPA-SCORE: slow for wide embeddings")] = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     convert: Convert = False,
@@ -292,11 +342,51 @@ def evaluate(
         sets,
         seed=seed,
         n_bootstrap=bootstrap,
+        jepa=jepa,
         progress=not quiet,
     )
     write_evaluation(result, out)
     print_summary(result.metrics)
     print(f"wrote {out}/metrics.json and {out}/report.html")
+
+
+@app.command()
+def curate(
+    model: Model,
+    data: Data,
+    out: OutFolder,
+    score: Annotated[
+        str, typer.Option("--score", help="of typicality: likelihood, predictive, jepa, knn, …")
+    ] = "likelihood",
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="URI", help="typical images, not in --data")
+    ] = None,
+    drop: Annotated[float, typer.Option("--drop", help="share to drop: the least typical")] = 0.01,
+    review: Annotated[
+        float,
+        typer.Option("--review", help="share to review: next least typical, and as many most uncertain"),
+    ] = 0.05,
+    overwrite: Overwrite = False,
+    convert: Convert = False,
+    on_error: OnError = "raise",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Rank images by typicality and uncertainty: keep, review and drop lists with thumbnails."""
+    from probjepa.artifacts import refuse_existing
+
+    refuse_existing(out, overwrite)
+    method = _load(model, device)
+    options: dict[str, Any] = {"convert": convert, "on_error": on_error, "quiet": quiet}
+    images = _open(method, data, **options)
+    known = None if reference is None else _open(method, reference, **options)
+
+    from probjepa.experiments.curate import curate as run_curate
+
+    counts = run_curate(
+        method, images, out, score=score, reference=known, drop=drop, review=review, progress=not quiet
+    )
+    print(", ".join(f"{name} {count:,}" for name, count in counts.items()) + f": {out}/report.html")
 
 
 @app.command("list")

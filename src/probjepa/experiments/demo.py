@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,25 @@ def demo_sets() -> tuple[ImageSet, ImageSet, dict[str, ImageSet]]:
     return _named(train, "digits 0–7, train"), _named(test, "digits 0–7, held out"), ood
 
 
-def train_demo(train: ImageSet, test: ImageSet | None, *, seed: int, **options: Any) -> VJE:
-    """Train the demo's model; ``options`` go to ``fit``."""
+def train_demo(
+    train: ImageSet,
+    test: ImageSet | None,
+    *,
+    seed: int,
+    widths: Sequence[int] = (16, 32, 64),
+    **options: Any,
+) -> VJE:
+    """Train the demo's model, or one with other ``widths``; ``options`` go to ``fit``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # an embedding of 64 would give the inference network 16 units (D/4): too few for μ to follow h
-        model = VJE("convnet", channels=1, image_size=IMAGE_SIZE, hidden_dim=32)
+        model = VJE(
+            "convnet",
+            backbone_options={"widths": list(widths)},
+            channels=1,
+            image_size=IMAGE_SIZE,
+            hidden_dim=32,
+        )
     return fit(
         model,
         train,

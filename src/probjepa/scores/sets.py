@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SCORES = {
     "likelihood": "log-density of h at its own latent; no reference set",
     "predictive": "log-density of h under a reference set",
+    "jepa": "JEPA-SCORE: log-volume of the encoder's Jacobian; any encoder, no reference set",
     "knn": "negative distance to the k-th nearest reference embedding, k = 0.1 % of the set",
     "mahalanobis": "negative squared Mahalanobis distance, Ledoit-Wolf covariance",
     "gmm": "log-density under a Gaussian mixture of 10 diagonal components",
@@ -107,6 +108,19 @@ def score_set(
         with torch.no_grad():
             parts = {k: v.numpy() for k, v in model.uncertainty_of_features(features).items()}
             return model.score_features(features).numpy(), parts
+    if score == "jepa":
+        from probjepa.jacobian import jepa_score_details
+
+        if reference is not None:
+            refuse_overlap(images, reference)
+        density = None if reference is None else encode(method, reference, progress=progress)["h"]
+        found = jepa_score_details(method, images, latent=density, progress=progress)
+        return found.score.numpy(), {
+            "log_volume": found.log_volume.numpy(),
+            "latent": found.latent.numpy(),
+            "sigma_max": found.sigma_max.numpy(),
+            "sigma_min": found.sigma_min.numpy(),
+        }
     if reference is None:
         raise ConfigError(f"the score '{score}' needs a reference set: pass --reference URI")
     vje = as_vje(method, score) if score == "predictive" else None

@@ -1,0 +1,161 @@
+"""``probjepa score --score jepa``: kept part by part, so that a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from probjepa.artifacts import refuse_existing, staged_file, write_text
+from probjepa.cli.tables import TableWriter, identity
+from probjepa.data import Images
+from probjepa.data.preprocess import Preprocess
+from probjepa.errors import ArtifactError
+from probjepa.jacobian import Encoder, as_encoder, jepa_score_details
+from probjepa.jacobian.estimators import Rank
+from probjepa.overlap import refuse_overlap
+from probjepa.training.folder import data_fingerprint
+
+_ROWS_A_PART = 64
+
+
+def score_jepa(
+    encoder: Encoder,
+    images: Images,
+    out: Path,
+    *,
+    estimator: str = "exact",
+    rank: Rank = None,
+    latent: str = "none",
+    reference: Images | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> int:
+    """Write a row per input: id, label, score, its two terms, numerical rank and extreme singular values.
+
+    Finished parts wait in a hidden folder beside ``out``; the same command goes on from them, another command
+    for the same ``out`` is refused until ``overwrite`` drops them.
+
+    Returns
+    -------
+    int
+        how many rows an earlier run had scored
+
+    Raises
+    ------
+    ArtifactError
+        if ``out`` exists, another scoring of it was begun, or it cannot be written
+    ConfigError, DataError
+        as ``jepa_score``
+    """
+    refuse_existing(out, overwrite)
+    if reference is not None:
+        refuse_overlap(images, reference)
+    settings: dict[str, Any] = {
+        "encoder": encoder.name,
+        "weights": _fingerprint(encoder),
+        "estimator": estimator,
+        "rank": rank,
+        "latent": latent,
+        "seed": seed,
+        **data_fingerprint(images),
+        **(data_fingerprint(reference, "reference") if reference is not None else {}),
+    }
+    parts = out.parent / f".{out.name}.parts"
+    _claim(parts, settings, overwrite)
+    density: Any = None if latent == "none" else latent
+    if reference is not None:
+        density = _embed(encoder, reference)
+    starts = range(0, len(images), _ROWS_A_PART)
+    done = [start for start in starts if _part(parts, start).is_file()]
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+        task = bar.add_task("JEPA-SCORE", total=len(images), completed=len(done) * _ROWS_A_PART)
+        for start in starts:
+            if start in done:
+                continue
+            rows = slice(start, min(start + _ROWS_A_PART, len(images)))
+            found = jepa_score_details(
+                encoder, images.get(rows), estimator=estimator, rank=rank, latent=density, seed=seed
+            )
+            columns = {
+                **identity(images, rows),
+                "score": found.score.numpy(),
+                "log_volume": found.log_volume.numpy(),
+                "latent": found.latent.numpy(),
+                "numerical_rank": found.rank.numpy(),
+                "directions": found.used.numpy(),
+                "sigma_max": found.sigma_max.numpy(),
+                "sigma_min": found.sigma_min.numpy(),
+                "standard_error": found.standard_error.numpy(),
+                "estimator": [found.estimator] * (rows.stop - rows.start),
+            }
+            with staged_file(_part(parts, start)) as stage:
+                writer = TableWriter(stage)
+                writer.write(columns)
+                writer.close()
+            bar.update(task, advance=rows.stop - rows.start)
+    with staged_file(out) as stage:
+        pq.write_table(pa.concat_tables([pq.read_table(_part(parts, start)) for start in starts]), stage)
+    shutil.rmtree(parts)
+    return min(len(done) * _ROWS_A_PART, len(images))
+
+
+def _part(parts: Path, start: int) -> Path:
+    return parts / f"{start:09d}.parquet"
+
+
+def _claim(parts: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Make the folder of parts this scoring's own, or find that it is."""
+    record = parts / "settings.json"
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    if record.is_file() and record.read_text(encoding="utf-8") != text:
+        if not overwrite:
+            before = json.loads(record.read_text(encoding="utf-8"))
+            changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+            raise ArtifactError(
+                f"a scoring with other {', '.join(changed)} was begun in {parts}: finish it with its own "
+                "settings, or drop it with --overwrite"
+            )
+        shutil.rmtree(parts)
+    if not record.is_file():
+        write_text(record, text)
+
+
+def _fingerprint(encoder: Encoder) -> str:
+    digest = hashlib.sha256()
+    if encoder.module is not None:
+        for name, value in sorted(encoder.module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _embed(encoder: Encoder, images: Images) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat(
+            [encoder.forward(encoder.prepare(batch)).double().cpu() for batch, _ in images.batches(256)]
+        )
+
+
+def input_shape(encoder: Encoder) -> tuple[int | None, int | None]:
+    """Return the side and the channels that images are decoded to for it; None: as they are."""
+    if isinstance(encoder.preprocess, Preprocess):
+        return encoder.preprocess.size, encoder.preprocess.channels
+    return None, None  # its own processor resizes
+
+
+def open_encoder(source: str, device: torch.device) -> Encoder:
+    """Return the encoder of a run, a saved model, ``hf:NAME`` or ``timm:NAME`` on a device."""
+    encoder = as_encoder(source)
+    if encoder.module is not None:
+        encoder.module.to(device)
+    return encoder

@@ -1,0 +1,124 @@
+"""``score --score jepa`` goes on where it stopped; ``curate`` sorts a folder."""
+
+import itertools
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import probjepa
+from probjepa.cli import jepa, run
+from probjepa.errors import ConfigError
+from probjepa.experiments.curate import sort_out
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("jepa")
+    random = np.random.default_rng(0)
+    for name, count in (("data", 10), ("reference", 30)):
+        (root / name).mkdir()
+        for i in range(count):
+            pixels = random.integers(0, 256, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    torch.manual_seed(0)
+    model = probjepa.VJE("convnet", channels=1, image_size=16, backbone_options={"widths": (8, 12)}).eval()
+    model.save_pretrained(root / "model")
+    return root
+
+
+def score(places, out, *more):
+    arguments = ["score", str(places / "model"), "--score", "jepa", "--data", str(places / "data"), "-q"]
+    return run([*arguments, "--out", str(out), *more])
+
+
+def test_rows_equal_the_library(places, tmp_path):
+    out = tmp_path / "j.parquet"
+    assert score(places, out) == 0
+    table = pq.read_table(out).to_pydict()
+    model = probjepa.load(places / "model")
+    images = probjepa.open_images(str(places / "data")).images
+    np.testing.assert_allclose(table["score"], probjepa.jepa_score(model, images).numpy(), atol=1e-6)
+    sigma = probjepa.jacobian_spectrum(model, images)
+    np.testing.assert_allclose(table["sigma_max"], sigma[:, 0].numpy(), rtol=1e-6)
+    assert table["numerical_rank"] == (sigma > 1e-4 * sigma[:, :1]).sum(1).tolist()
+    assert [p.name for p in tmp_path.iterdir()] == ["j.parquet"]
+
+
+def test_a_stopped_scoring_goes_on(places, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jepa, "_ROWS_A_PART", 4)
+    whole, stopped = tmp_path / "whole.parquet", tmp_path / "stopped.parquet"
+    assert score(places, whole) == 0
+    details, calls = jepa.jepa_score_details, []
+
+    def interrupted(encoder, images, **options):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return details(encoder, images, **options)
+
+    monkeypatch.setattr(jepa, "jepa_score_details", interrupted)
+    assert score(places, stopped) == 130
+    assert not stopped.exists()
+    assert score(places, stopped, "--rank", "auto") == 2  # other settings: not the same scoring
+    assert "rank" in capsys.readouterr().err
+    assert score(places, stopped) == 0
+    assert calls == [4, 4, 2, 2]  # two parts were kept, the third is scored again
+    assert "8 of them by an earlier run" in capsys.readouterr().out
+    assert pq.read_table(whole).equals(pq.read_table(stopped))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["stopped.parquet", "whole.parquet"]
+
+
+def test_latent_term_of_a_reference(places, tmp_path):
+    out = tmp_path / "j.parquet"
+    assert score(places, out, "--latent", "reference", "--reference", str(places / "reference")) == 0
+    table = pq.read_table(out).to_pydict()
+    model = probjepa.load(places / "model")
+    data, reference = (probjepa.open_images(str(places / n)).images for n in ("data", "reference"))
+    expected = probjepa.jepa_score(model, data, latent=model.embed(reference))
+    np.testing.assert_allclose(table["score"], expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(np.add(table["log_volume"], table["latent"]), table["score"])
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--latent", "reference"], "--reference"),
+        (["--latent", "norma"], "did you mean 'normal'"),
+        (["--rank", "some"], "--rank"),
+        (["--estimator", "exakt"], "did you mean 'exact'"),
+    ],
+)
+def test_bad_settings(places, tmp_path, capfd, more, says):
+    assert score(places, tmp_path / "j.parquet", *more) == 2
+    error = capfd.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert says in error[0]
+
+
+def test_curate_lists_every_image_once(places, tmp_path):
+    out = tmp_path / "curated"
+    arguments = ["curate", str(places / "model"), "--data", str(places / "data"), "--out", str(out), "-q"]
+    assert run([*arguments, "--drop", "0.2", "--review", "0.1"]) == 0
+    lists = {name: (out / f"{name}.txt").read_text().split() for name in ("keep", "review", "drop")}
+    assert sorted(itertools.chain(*lists.values())) == sorted(f"{i}.png" for i in range(10))
+    model = probjepa.load(places / "model")
+    images = probjepa.open_images(str(places / "data"))
+    likelihood = model.score_samples(images.images).numpy()
+    assert lists["drop"] == [images.ids[i] for i in np.argsort(likelihood)[:2]]
+    ranking = pq.read_table(out / "ranking.parquet").to_pydict()
+    assert ranking["typicality"] == sorted(ranking["typicality"])
+    assert (out / "report.html").read_text().count("data:image/png") >= 10
+    assert run(arguments) == 2  # it exists
+
+
+def test_sort_out_by_hand():
+    typicality = np.array([5.0, 1.0, 2.0, 3.0, 4.0])
+    uncertainty = np.array([9.0, 0.0, 0.0, 0.0, 0.0])
+    verdict = sort_out(typicality, uncertainty, 0.2, 0.2)
+    assert verdict.tolist() == ["review", "drop", "review", "keep", "keep"]
+    assert sort_out(typicality, None, 0.0, 0.0).tolist() == ["keep"] * 5
+    with pytest.raises(ConfigError, match="at most 1"):
+        sort_out(typicality, None, 0.7, 0.7)
