@@ -65,18 +65,25 @@ def collapse_curves(metrics: Metrics) -> list[Figure]:
 
 def _name(column: str) -> str:
     kind, _, rest = column.partition("/")
-    return f"{rest} ({kind})" if kind == "val" else (rest or kind).replace("_", " ")
+    name = (rest or kind).replace("_", " ")
+    return f"{name} (validation)" if kind == "val" else name
+
+
+def _end(y: NDArray[np.float64]) -> str:
+    """The last value; next to nothing on the curve's own scale is nothing."""
+    small = 0 < abs(y[-1]) < 1e-4 * float(np.abs(y).max())
+    return "≈ 0" if small else f"{y[-1]:.3g}".replace("-", "−")
 
 
 @styled
 def _curve(name: str, hint: str, points: Points) -> Figure:
     x, y = points
-    figure = canvas(THIRD, 196)
+    figure = canvas(THIRD, 176)
     axis = figure.subplots()
     axis.plot(x, y, color=_BLUE)
     axis.plot(x[-1:], y[-1:], "o", color=_BLUE, ms=5.5, clip_on=False)
     axis.annotate(
-        f"{y[-1]:.3g}", (x[-1], y[-1]), xytext=(9, 0), textcoords="offset points", va="center",
+        _end(y), (x[-1], y[-1]), xytext=(9, 0), textcoords="offset points", va="center",
         color=_BLUE, fontsize=11, fontweight="bold", annotation_clip=False,
     )  # fmt: skip
     axis.set_title(label(name))

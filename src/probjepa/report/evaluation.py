@@ -18,6 +18,15 @@ IN = "test"  # the key of the in-distribution set among a detector's scores
 _TILES, _POINTS = 20, 4000  # images in a gallery, points on the map: more of either is not looked at
 _ROWS = {"h": "h, the embedding", "mu": "μ, the posterior mean"}
 _PROBES = {"knn20": "kNN, k = 20", "knn200": "kNN, k = 200, weighted", "linear": "linear probe"}
+_DIAGNOSTICS = {
+    "effective_rank": "effective rank",
+    "rank_me": "RankMe",
+    "std_mean": "mean std of a feature of h/‖h‖",
+    "std_min": "least std of a feature of h/‖h‖",
+    "variance/mean": "mean σ²",
+    "variance/kl_per_dimension": "KL to the prior per dimension",
+    "variance/anisotropy": "anisotropy of σ²",
+}
 _OOD = {
     "auroc": "AUROC ↑",
     "aupr_out": "AUPR-out ↑",
@@ -72,7 +81,7 @@ def evaluation_report(
         _typical_section(arrays, detector, test),
         _map_section(arrays, detector),
         _variance_section(arrays),
-        _collapse_section({**collapse, **{f"posterior {k}": v for k, v in variance.items()}}, verdict),
+        _collapse_section({**collapse, **{f"variance/{k}": v for k, v in variance.items()}}, verdict),
         *sections,
         _settings_section(result),
     ]
@@ -103,7 +112,7 @@ def _cards(
         value = _value((ood[name].get(detector) or {}).get("auroc"))
         if math.isfinite(value.value):
             note = f"95 % interval {value.interval}" if value.interval else ""
-            cards.append(Card(f"AUROC against {name}, {detector}", value.text, note))
+            cards.append(Card(f"AUROC against {name}, {detector} score", value.text, note))
     rank = collapse.get("effective_rank")
     if isinstance(rank, (int, float)) and math.isfinite(rank):
         cards.append(Card("Effective rank", f"{rank:.3g}", f"of {dim} directions" if dim else "", tone))
@@ -122,7 +131,7 @@ def _accuracy_section(accuracy: Mapping[str, Any], test: str) -> Section | None:
     table = Table(
         ["features", *columns],
         rows,
-        f"Accuracy on {test} in %, with 95 % intervals. Labels are used by the probe only; the best of each "
+        f"Accuracy in % on {test}, with 95 % intervals. Labels are used by the probe only; the best of each "
         "column is marked.",
         {c: "max" for c in columns},
     )
@@ -307,11 +316,11 @@ def _variance_section(arrays: Mapping[str, Any]) -> Section | None:
 def _collapse_section(values: Mapping[str, Any], verdict: str) -> Section | None:
     if not values:
         return None
-    rows = [[k.replace("_", " "), v] for k, v in values.items()]
+    rows = [[_DIAGNOSTICS.get(k, k), v] for k, v in values.items()]
     return Section(
         "Collapse diagnostics",
         verdict,
-        [Table(("diagnostic", "value"), rows, "Measured on the held-out embeddings.")],
+        [Table(("diagnostic", "value"), rows, "Measured on the held-out images.")],
     )
 
 
@@ -362,8 +371,8 @@ def _most(x: Value) -> float:
 
 
 def _leading(detectors: Sequence[str]) -> list[str]:
-    """The three detectors that get figures: likelihood, predictive and kNN if there, then the others."""
-    ranked = [key for key in ("likelihood", "predictive", "knn") if key in detectors]
+    """The three detectors that get figures: predictive, likelihood and kNN if there, then the others."""
+    ranked = [key for key in ("predictive", "likelihood", "knn") if key in detectors]
     return list(dict.fromkeys([*ranked, *detectors]))[:3]
 
 

@@ -18,9 +18,7 @@ from probjepa.report.style import (
     HALF,
     INK,
     MUTED,
-    PAPER,
     THIRD,
-    WIDE,
     canvas,
     empty,
     finish,
@@ -31,6 +29,7 @@ from probjepa.report.style import (
 
 Array = NDArray[np.float64]
 (_BLUE,) = palette(["in"]).values()
+_HIGH = 250  # page units; histograms and the ROC curves beside them
 
 
 @styled
@@ -53,15 +52,16 @@ def score_histograms(
         return empty(f"Distribution of the {label(name)}", "no finite scores")
     colours = colours or palette(scores)
     low, high = score_limits(list(kept.values()))
-    edges = np.linspace(low, high, 71)
+    edges = np.linspace(low, high, 51)
     reference, *_ = kept
     # a share rather than a density: sets of different sizes compare, and the height has a plain meaning
     shares = {key: np.histogram(np.clip(x, low, high), edges)[0] / x.size for key, x in kept.items()}
     beyond = {key: float(np.mean((x < low) | (x > high))) for key, x in kept.items()}
-    figure = canvas(WIDE, 44 + 42 * len(kept), row_gap=0)
+    # at least as tall as the ROC beside it
+    figure = canvas(HALF, max(_HIGH, 44 + 42 * len(kept)), row_gap=0)
     axes = figure.subplots(len(kept), 1, sharex=True, squeeze=False)[:, 0]
     # one height for all rows; a spike much taller than the reference is cut, not allowed to flatten the rest
-    height = 1.08 * min(max(share.max() for share in shares.values()), 1.5 * shares[reference].max())
+    height = 1.08 * min(max(share.max() for share in shares.values()), 2.5 * shares[reference].max())
     for axis, (key, share) in zip(axes, shares.items(), strict=True):
         axis.stairs(shares[reference], edges, fill=True, color=colours[reference], alpha=0.22, lw=0)
         axis.stairs(share, edges, color=colours[key], lw=1.6)
@@ -71,7 +71,7 @@ def score_histograms(
         axis.spines["left"].set_visible(False)
         axis.grid(False)
         axis.set_ylabel(
-            label(key, 19), rotation=0, ha="right", va="center", color=colours[key], fontweight="bold"
+            label(key, 17), rotation=0, ha="right", va="center", color=colours[key], fontweight="bold"
         )
         if beyond[key] > 0.02:
             text = f"{beyond[key]:.0%} beyond the axis"
@@ -80,10 +80,12 @@ def score_histograms(
         axis.tick_params(length=0)
     axes[-1].set(xlim=(low, high), xlabel=f"{label(name)}  (right: more typical)")
     caption = f"Share of each set by {name}. Filled, behind every row: {reference}. Triangles: medians."
+    if height < max(share.max() for share in shares.values()):
+        caption += " Peaks taller than a row are cut."
     if any(beyond.values()):
         caption += " Scores beyond the axis are gathered in its outermost bins."
     caption += _left_out(dropped)
-    return finish(figure, caption, f"Histograms of the {name}: {_medians(kept)}", "two-thirds")
+    return finish(figure, caption, f"Histograms of the {name}: {_medians(kept)}", "half")
 
 
 @styled
@@ -114,7 +116,7 @@ def roc_curves(
         positive = np.r_[np.zeros(inside.size), np.ones(x.size)]
         fpr, tpr, _ = roc_curve(positive, -np.r_[inside, x])
         curves[key] = (fpr, tpr, float(auc(fpr, tpr)))
-    figure = canvas(THIRD, THIRD + 24)
+    figure = canvas(HALF, _HIGH)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color=MUTED, lw=1, dashes=(4, 3))
     order = sorted(curves, key=lambda key: curves[key][2])
@@ -124,9 +126,10 @@ def roc_curves(
             np.linspace(0, fpr.size - 1, 400).astype(int)
         )  # more points than pixels only add bytes
         axis.plot(fpr[keep], tpr[keep], color=colours[key])
-        axis.text(0.985, 0.03 + 0.068 * row, f"{label(key, 20)}  {area:.3f}", ha="right", va="bottom",
-                  color=colours[key], fontsize=10.5, fontweight="bold",
-                  bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1, "alpha": 0.8})  # fmt: skip
+        axis.annotate(
+            f"{area:.3f}  {label(key, 17)}", (1, 0), xycoords="axes fraction", xytext=(14, 2 + 17 * row),
+            textcoords="offset points", color=colours[key], fontsize=10.5, fontweight="bold",
+        )  # fmt: skip
     axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=label(name),
              xlabel="in-distribution flagged", ylabel="out-of-distribution caught")  # fmt: skip
     axis.set_xticks([0, 0.5, 1], ["0", "½", "1"])
@@ -134,9 +137,10 @@ def roc_curves(
     areas = ", ".join(f"{key} {curves[key][2]:.3f}" for key in reversed(order))
     return finish(
         figure,
-        f"{name}: area under the curve beside each set; the dashed diagonal is chance." + _left_out(dropped),
+        f"{name}: the area under each curve stands beside its set; the dashed diagonal is chance."
+        + _left_out(dropped),
         f"ROC curves of the {name}; AUROC: {areas}",
-        "third",
+        "half",
     )
 
 
@@ -174,7 +178,7 @@ def detector_dots(
     axis.axvline(0.5, color=MUTED, lw=1, dashes=(4, 3))
     axis.set_yticks(range(len(rows)), [label(detector, 19) for detector in rows])
     least = min(least, 0.5, *(v[0] for v in rows.values()))
-    axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(max(0.0, least - 0.02), 1), xlabel="AUROC")
+    axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(max(-0.03, least - 0.05), 1), xlabel="AUROC")
     axis.set_title(label(name), color=colour)
     axis.grid(True, axis="x")
     axis.grid(False, axis="y")

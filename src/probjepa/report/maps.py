@@ -98,7 +98,7 @@ def score_map(coords: ArrayLike, score: ArrayLike) -> Figure:
         bar.set_label("less typical  →  more typical", color=MUTED, fontsize=10.5)
     return finish(
         figure,
-        "The same points, coloured by score; the least typical are drawn on top.",
+        "Each point is a held-out image, coloured by its score; the least typical are drawn on top.",
         f"Map of {len(xy)} embeddings by score",
         "half",
     )

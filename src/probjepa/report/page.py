@@ -18,7 +18,7 @@ from probjepa.errors import ConfigError
 _TEMPLATE = Path(__file__).with_name("template.html")
 _LARGEST_TILE = 96  # pixels; a gallery is for the eye, and the page carries every byte of it
 
-Width = Literal["full", "two-thirds", "half", "third"]
+Width = Literal["full", "half", "third"]
 Tone = Literal["plain", "good", "warn"]
 
 
@@ -74,7 +74,8 @@ class Table:
     """A table whose first column heads its rows.
 
     Cells are text, numbers, None or `Value`. ``best`` names the columns in which the best number is set in
-    bold and which way is better. ``folded`` puts the table behind that line, to be opened by a click.
+    bold and which way is better. ``folded`` puts the table behind that line, to be opened by a click; ``width``
+    is its share of the page.
     """
 
     columns: Sequence[str]
@@ -82,6 +83,7 @@ class Table:
     caption: str
     best: Mapping[str, Literal["max", "min"]] = field(default_factory=dict)
     folded: str = ""
+    width: Width = "full"
 
     def __post_init__(self) -> None:
         wrong = next((row for row in self.rows if len(row) != len(self.columns)), None)
