@@ -7,26 +7,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from probjepa.report import figures, maps
-from probjepa.report.page import Card, Figure, Gallery, Section, Table, Value, render
+from probjepa.report import figures
+from probjepa.report.examples import has_rows, map_section, typical_section
+from probjepa.report.page import Card, Figure, Section, Table, Value, render
+from probjepa.report.provenance import sets_table, settings_tables
 from probjepa.report.style import palette
-from probjepa.report.verdicts import collapse_verdict, settings_table
+from probjepa.report.verdicts import collapse_verdict
 
 IN = "test"  # the key of the in-distribution set among a detector's scores
-_TILES, _POINTS = 20, 4000  # images in a gallery, points on the map: more of either is not looked at
-_ROWS = {"h": "h, the embedding", "mu": "μ, the posterior mean"}
+_OWN = {"h": "h, the embedding", "mu": "μ, the posterior mean"}
+_BASELINES = {"random-init": "random initialisation"}
 _PROBES = {"knn20": "kNN, k = 20", "knn200": "kNN, k = 200, weighted", "linear": "linear probe"}
 _DIAGNOSTICS = {
     "effective_rank": "effective rank",
     "rank_me": "RankMe",
     "std_mean": "mean std of a feature of h/‖h‖",
     "std_min": "least std of a feature of h/‖h‖",
-    "variance/mean": "mean σ²",
-    "variance/kl_per_dimension": "KL to the prior per dimension",
-    "variance/anisotropy": "anisotropy of σ²",
 }
+_POSTERIOR = {
+    "mean": "mean σ²",
+    "kl_per_dimension": "KL to the prior, nats per dimension",
+    "anisotropy": "anisotropy of σ²",
+}
+_DETECTORS = {"knn": "kNN", "mahalanobis": "Mahalanobis", "gmm": "Gaussian mixture", "jepa": "JEPA-SCORE"}
 _OOD = {
     "auroc": "AUROC ↑",
     "aupr_out": "AUPR-out ↑",
@@ -59,11 +63,12 @@ def evaluation_report(
     arrays = arrays or {}
     test = str(result.get("test", IN))
     accuracy, ood, collapse = (result.get(key) or {} for key in ("accuracy", "ood", "collapse"))
-    scores = arrays.get("scores") or {}
+    ood = {s: {_named(d): metrics for d, metrics in by.items()} for s, by in ood.items()}
+    scores = {_named(d): by_set for d, by_set in (arrays.get("scores") or {}).items()}
     sets = list(dict.fromkeys([*ood, *(s for by_set in scores.values() for s in by_set if s != IN)]))
     colours = palette([IN, *sets])
     dim = next(
-        (int(np.shape(arrays[k])[1]) for k in ("embeddings", "variance") if _rows(arrays.get(k))), None
+        (int(np.shape(arrays[k])[1]) for k in ("embeddings", "variance") if has_rows(arrays.get(k))), None
     )
     detector = _main([*scores, *(d for by_detector in ood.values() for d in by_detector)])
     variance = result.get("variance") or {}
@@ -78,10 +83,10 @@ def evaluation_report(
         _accuracy_section(accuracy, test),
         _ood_section(ood, detector, test, colours),
         _scores_section(scores, test, sets, colours),
-        _typical_section(arrays, detector, test),
-        _map_section(arrays, detector),
+        typical_section(arrays, scores.get(detector, {}), detector, test),
+        map_section(arrays, scores.get(detector, {}).get(IN)),
         _variance_section(arrays),
-        _collapse_section({**collapse, **{f"variance/{k}": v for k, v in variance.items()}}, verdict),
+        _collapse_section(collapse, variance, verdict),
         *sections,
         _settings_section(result),
     ]
@@ -111,8 +116,8 @@ def _cards(
     for name in list(ood)[:3]:
         value = _value((ood[name].get(detector) or {}).get("auroc"))
         if math.isfinite(value.value):
-            note = f"95 % interval {value.interval}" if value.interval else ""
-            cards.append(Card(f"AUROC against {name}, {detector} score", value.text, note))
+            note = f"{detector} score{f', 95 % {value.interval}' if value.interval else ''}"
+            cards.append(Card(f"AUROC against {name}", value.text, note))
     rank = collapse.get("effective_rank")
     if isinstance(rank, (int, float)) and math.isfinite(rank):
         cards.append(Card("Effective rank", f"{rank:.3g}", f"of {dim} directions" if dim else "", tone))
@@ -125,7 +130,8 @@ def _accuracy_section(accuracy: Mapping[str, Any], test: str) -> Section | None:
     known = [p for p in dict.fromkeys([*_PROBES, *(p for row in accuracy.values() for p in row)])
              if any(p in row for row in accuracy.values())]  # fmt: skip
     rows = [
-        [_ROWS.get(f, f), *(_value(row.get(p), percent=True) for p in known)] for f, row in accuracy.items()
+        [{**_OWN, **_BASELINES}.get(f, f), *(_value(row.get(p), percent=True) for p in known)]
+        for f, row in accuracy.items()
     ]
     columns = [_PROBES.get(p, p) for p in known]
     table = Table(
@@ -143,14 +149,14 @@ def _accuracy_sentence(accuracy: Mapping[str, Any], probes: Sequence[str]) -> st
     if probe is None:
         return "How well simple classifiers read the class from frozen features."
     ours = _value(accuracy["h"][probe], percent=True)
-    rivals = {f: _value(row.get(probe), percent=True) for f, row in accuracy.items() if f not in _ROWS}
+    rivals = {f: _value(row.get(probe), percent=True) for f, row in accuracy.items() if f not in _OWN}
     rivals = {f: v for f, v in rivals.items() if math.isfinite(v.value)}
     how = _PROBES.get(probe, probe)
     text = f"Read from the frozen embedding ({how}), the class is right for {ours.text} % of the images"
     if not rivals:
         return text + "."
     name, best = max(rivals.items(), key=lambda item: item[1].value)
-    text += f"; the best baseline, {name}, reaches {best.text} %. "
+    text += f"; the best baseline, {_BASELINES.get(name, name)}, reaches {best.text} %. "
     if _least(ours) > _most(best):
         return text + "The intervals do not overlap: training has added something that the baselines lack."
     if ours.value > best.value:
@@ -174,7 +180,7 @@ def _ood_section(
         {s: "max" for s in auroc},
     )
     least = min(
-        (v.value for row in auroc.values() for v in row.values() if math.isfinite(v.value)), default=0.5
+        (_least(v) for row in auroc.values() for v in row.values() if math.isfinite(v.value)), default=0.5
     )
     dots = [
         figures.detector_dots(
@@ -239,117 +245,60 @@ def _scores_section(
         )
         items.append(figures.roc_curves(inside, outside, name=name, colours=renamed))
     text = (
-        f"How the scores of {test} and of the other sets overlap, for {_listing(shown)}. A good detector "
-        "puts the other sets "
-        "to the left, and its ROC curve runs close to the upper left corner."
+        f"How the scores of the held-out images and of the other sets overlap, for {_listing(shown)}. A good "
+        "detector puts the other sets to the left, and its ROC curve runs close to the upper left corner."
     )
     return Section("Scores", text, items)
 
 
-def _typical_section(arrays: Mapping[str, Any], detector: str, test: str) -> Section | None:
-    scores, images = (arrays.get("scores") or {}).get(detector, {}), arrays.get("images")
-    items = []
-    if images is not None and len(images) and len(np.ravel(scores.get(IN, ()))) == len(images):
-        order = _order(scores[IN])
-        items.append(_gallery(f"Most typical of {test}", images, scores[IN], order[::-1][:_TILES]))
-        items.append(_gallery(f"Least typical of {test}", images, scores[IN], order[:_TILES]))
-    for name, other in (arrays.get("ood_images") or {}).items():
-        if len(other) and len(np.ravel(scores.get(name, ()))) == len(other):
-            best = _order(scores[name])[::-1][: _TILES // 2]
-            items.append(
-                _gallery(f"Most typical of {name}: the hardest to tell apart", other, scores[name], best)
-            )
-    if not items:
-        return None
-    text = (
-        f"Images sorted by the {detector} score, which stands under each. If the score means something, the "
-        "least typical "
-        f"images look unusual, and the images of other sets that score highest resemble {test}."
-    )
-    return Section("Typical and unusual images", text, items)
-
-
-def _map_section(arrays: Mapping[str, Any], detector: str) -> Section | None:
-    if not _rows(arrays.get("embeddings")):
-        return None
-    embeddings = np.asarray(arrays["embeddings"], np.float64)
-    keep = np.flatnonzero(np.isfinite(embeddings).all(1))
-    if not len(keep):
-        return None
-    if len(keep) > _POINTS:
-        keep = np.sort(np.random.default_rng(0).choice(keep, _POINTS, replace=False))
-    labels, score = arrays.get("labels"), (arrays.get("scores") or {}).get(detector, {}).get(IN)
-    coords = maps.pca_map(embeddings[keep])
-    centred = embeddings[keep] - embeddings[keep].mean(0)
-    share = float((coords**2).sum() / max(float((centred**2).sum()), 1e-300))
-    items = []
-    if labels is not None and len(labels) == len(embeddings):
-        items.append(maps.class_map(coords, np.asarray(labels)[keep], arrays.get("classes")))
-    if score is not None and len(score) == len(embeddings):
-        items.append(maps.score_map(coords, np.asarray(score)[keep]))
-    if not items:
-        return None
-    text = (
-        f"The two main directions of the embedding (PCA) hold {share:.0%} of its variance. Classes that form "
-        "separate clouds "
-        "here are separate in the whole space; clouds that overlap here may still be apart in other "
-        "directions."
-    )
-    return Section("Map of the embedding", text, items)
-
-
 def _variance_section(arrays: Mapping[str, Any]) -> Section | None:
-    if not _rows(arrays.get("variance")):
+    if not has_rows(arrays.get("variance")):
         return None
     s2 = np.asarray(arrays["variance"], np.float64)
     mean = s2.mean(0)[np.isfinite(s2.mean(0))]
     informed, idle = int((mean < 0.9).sum()), int((mean >= 0.9).sum())
     text = (
         f"{informed} of {len(mean)} features have a mean posterior variance below 0.9, so they carry "
-        "information about the "
-        f"image; {idle or 'none'} {'stays' if idle == 1 else 'stay'} near the prior's variance of 1."
+        f"information about the image; {idle or 'none'} {'stays' if idle == 1 else 'stay'} near the prior's "
+        "variance of 1."
     )
     items = [figures.variance_spectrum(s2), figures.variance_histogram(s2)]
     return Section("Posterior variance", text, items)
 
 
-def _collapse_section(values: Mapping[str, Any], verdict: str) -> Section | None:
-    if not values:
-        return None
-    rows = [[_DIAGNOSTICS.get(k, k), v] for k, v in values.items()]
-    return Section(
-        "Collapse diagnostics",
-        verdict,
-        [Table(("diagnostic", "value"), rows, "Measured on the held-out images.")],
+def _collapse_section(
+    collapse: Mapping[str, Any], variance: Mapping[str, Any], verdict: str
+) -> Section | None:
+    parts = (
+        (collapse, _DIAGNOSTICS, "Embeddings of the held-out images"),
+        (variance, _POSTERIOR, "Their posteriors"),
     )
+    tables = [
+        Table(
+            ("diagnostic", "value"), [[names.get(k, k), v] for k, v in values.items()], caption, width="half"
+        )
+        for values, names, caption in parts
+        if values
+    ]
+    return Section("Collapse", verdict, tables) if tables else None
 
 
 def _settings_section(result: Mapping[str, Any]) -> Section | None:
-    kept = ("train", "test", "settings", "sets", "left_out_as_in_train", "skipped")
-    settings = {key: result[key] for key in kept if result.get(key)}
-    if not settings:
-        return None
-    text = "What was measured, on what, and with which seed and budget: enough to run it again."
-    return Section(
-        "Settings and provenance", text, [settings_table(settings, "Settings of this evaluation.")]
+    settings, sets, left_out, skipped = (
+        result.get(key) or {} for key in ("settings", "sets", "left_out_as_in_train", "skipped")
     )
+    items = [sets_table(sets, left_out, skipped)] if sets else []
+    if settings:
+        items += settings_tables(settings, "Settings of the model and of this evaluation")
+    if not items:
+        return None
+    text = "What was measured, on what, and with which seed and settings: enough to run it again."
+    return Section("Provenance", text, items)
 
 
 def _subtitle(result: Mapping[str, Any], sets: Sequence[str]) -> str:
     parts = [f"Reference images: {result['train']}."] if result.get("train") else []
     return " ".join([*parts, *([f"Out of distribution: {_listing(list(sets))}."] if sets else [])])
-
-
-def _gallery(title: str, images: NDArray[np.uint8], scores: Any, order: NDArray[np.intp]) -> Gallery:
-    values = np.ravel(scores)
-    return Gallery(np.asarray(images)[order], [f"{values[i]:.4g}".replace("-", "−") for i in order], title)
-
-
-def _order(scores: Any) -> NDArray[np.intp]:
-    """Indices from the lowest to the highest score; scores that are not finite are left out."""
-    values = np.asarray(scores, np.float64).ravel()
-    order = np.argsort(values, kind="stable")
-    return order[np.isfinite(values[order])]
 
 
 def _value(entry: Any, percent: bool = False) -> Value:
@@ -370,18 +319,21 @@ def _most(x: Value) -> float:
     return x.high if math.isfinite(x.high) else x.value
 
 
+def _named(detector: str) -> str:
+    """A detector's name in words; "knn, raw pixels" is a kNN on raw pixels."""
+    kind, comma, features = detector.partition(", ")
+    return _DETECTORS.get(kind, kind) + comma + features
+
+
 def _leading(detectors: Sequence[str]) -> list[str]:
     """The three detectors that get figures: predictive, likelihood and kNN if there, then the others."""
-    ranked = [key for key in ("predictive", "likelihood", "knn") if key in detectors]
+    ranked = [key for key in ("predictive", "likelihood", "kNN") if key in detectors]
     return list(dict.fromkeys([*ranked, *detectors]))[:3]
 
 
 def _main(detectors: Sequence[str]) -> str:
-    return next(iter(_leading(detectors)), "likelihood")
-
-
-def _rows(x: Any) -> bool:
-    return x is not None and np.ndim(x) == 2 and np.size(x) > 0
+    """The score of the headline and the galleries."""
+    return next((d for d in ("predictive", "likelihood", *detectors) if d in detectors), "")
 
 
 def _listing(names: Sequence[str]) -> str:

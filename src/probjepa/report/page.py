@@ -74,8 +74,8 @@ class Table:
     """A table whose first column heads its rows.
 
     Cells are text, numbers, None or `Value`. ``best`` names the columns in which the best number is set in
-    bold and which way is better. ``folded`` puts the table behind that line, to be opened by a click; ``width``
-    is its share of the page.
+    bold and which way is better. ``folded`` puts the table behind that line, to be opened by a click;
+    ``width`` is its share of the page.
     """
 
     columns: Sequence[str]

@@ -14,7 +14,8 @@ from probjepa.artifacts import write_text
 from probjepa.errors import ArtifactError
 from probjepa.report.curves import collapse_curves, diagnostic_columns, series, training_curves
 from probjepa.report.page import Card, Section, render
-from probjepa.report.verdicts import collapse_verdict, flatten, settings_table
+from probjepa.report.provenance import flatten, settings_tables
+from probjepa.report.verdicts import collapse_verdict
 
 
 def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> str:
@@ -32,7 +33,7 @@ def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> st
     found = {name: latest[column] for name, column in diagnostic_columns(metrics).items()}
     tone, verdict = collapse_verdict(found)
 
-    cards = [Card("Epochs", f"{epochs}", _steps(latest))]
+    cards = [Card("Epochs", f"{epochs:,}", _steps(latest, metrics.get("seconds", [])))]
     if "train/loss" in latest:
         first = float(series(metrics, "train/loss")[1][0])
         cards.append(Card("Training loss", f"{latest['train/loss']:.4g}", f"first epoch {first:.4g}"))
@@ -53,7 +54,7 @@ def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> st
             Section(
                 "Settings",
                 "What this run was started with, as written in config.yaml.",
-                [settings_table(config, "Settings of this run.")],
+                settings_tables(config, "Settings of this run"),
             )
         )
     method = config.get("method")
@@ -120,8 +121,12 @@ def _training_sentence(metrics: dict[str, list[float]]) -> str:
     return text
 
 
-def _steps(latest: dict[str, float]) -> str:
-    return f"{int(latest['step']):,} steps" if "step" in latest else ""
+def _steps(latest: dict[str, float], seconds: Sequence[float]) -> str:
+    parts = [f"{int(latest['step']):,} steps"] if "step" in latest else []
+    total = float(np.nansum(seconds))
+    if math.isfinite(total) and total > 0:
+        parts.append(f"in {total:.3g} s" if total < 1000 else f"in {total / 3600:.2g} hours")
+    return " ".join(parts)
 
 
 def _float(text: str | None) -> float:

@@ -1,12 +1,11 @@
-"""Plain words for collapse diagnostics, and nested settings as a table."""
+"""Plain words for collapse diagnostics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-from probjepa.report.page import Table, Tone
+from probjepa.report.page import Tone
 
 
 def collapse_verdict(values: Mapping[str, float], dim: int | None = None) -> tuple[Tone, str]:
@@ -53,20 +52,3 @@ def collapse_verdict(values: Mapping[str, float], dim: int | None = None) -> tup
     if variance is not None:
         facts.append(f"the posterior variance is {variance:.3g} on average, against 1 under the prior")
     return "good", f"No sign of collapse: {' and '.join(facts)}."
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted name, text) for every leaf of nested settings."""
-    for name, value in settings.items():
-        full = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{full}.")
-        elif isinstance(value, (list, tuple)):
-            yield full, ", ".join(map(str, value)) or "–"
-        else:
-            yield full, "–" if value is None or value == {} else str(value)
-
-
-def settings_table(settings: Mapping[str, Any], caption: str) -> Table:
-    """Return nested settings as a table of dotted name and value."""
-    return Table(("setting", "value"), list(flatten(settings)), caption)
