@@ -18,7 +18,6 @@ from probjepa.errors import ArtifactError
 from probjepa.report.evaluation import evaluation_report
 from probjepa.report.page import Section
 from probjepa.report.provenance import flatten
-from probjepa.report.provenance import flatten
 from probjepa.report.training import read_metrics, training_report
 from probjepa.report.verdicts import collapse_verdict
 

@@ -162,7 +162,7 @@ def test_curves_draw_what_is_there_in_reading_order() -> None:
         "effective_rank": [4.0, 4.0],
     }
     titles = [figure.alt.split(" over training")[0] for figure in training_curves(metrics)]
-    assert titles == ["loss", "kl", "learning rate"]
+    assert titles == ["loss", "KL", "learning rate"]
     diagnostics = [figure.alt.split(" over training")[0] for figure in collapse_curves(metrics)]
     assert diagnostics == ["Effective rank", "kNN accuracy"]
     for figure in [*training_curves(metrics), *collapse_curves(metrics)]:
