@@ -65,7 +65,7 @@ def collapse_curves(metrics: Metrics) -> list[Figure]:
 
 def _name(column: str) -> str:
     kind, _, rest = column.partition("/")
-    name = (rest or kind).replace("_", " ")
+    name = "KL" if rest == "kl" else (rest or kind).replace("_", " ")
     return f"{name} (validation)" if kind == "val" else name
 
 

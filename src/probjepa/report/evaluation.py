@@ -116,7 +116,7 @@ def _cards(
     for name in list(ood)[:3]:
         value = _value((ood[name].get(detector) or {}).get("auroc"))
         if math.isfinite(value.value):
-            note = f"{detector} score{f', 95 % {value.interval}' if value.interval else ''}"
+            note = f"{detector} score{f'; 95 % interval {value.interval}' if value.interval else ''}"
             cards.append(Card(f"AUROC against {name}", value.text, note))
     rank = collapse.get("effective_rank")
     if isinstance(rank, (int, float)) and math.isfinite(rank):

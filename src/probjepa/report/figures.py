@@ -8,6 +8,7 @@ unless ``colours`` says otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.ticker import PercentFormatter
@@ -71,10 +72,10 @@ def score_histograms(
         axis.spines["left"].set_visible(False)
         axis.grid(False)
         axis.set_ylabel(
-            label(key, 17), rotation=0, ha="right", va="center", color=colours[key], fontweight="bold"
+            _two_lines(key), rotation=0, ha="right", va="center", color=colours[key], fontweight="bold"
         )
         if beyond[key] > 0.02:
-            text = f"{beyond[key]:.0%} beyond the axis"
+            text = f"{100 * beyond[key]:.0f} % beyond the axis"
             axis.text(0.4, 0.5, text, transform=axis.transAxes, ha="center", color=MUTED, fontsize=10)
     for axis in axes[:-1]:
         axis.tick_params(length=0)
@@ -267,6 +268,10 @@ def finite(x: ArrayLike) -> Array:
     """Return the finite values of ``x`` as a flat float64 array."""
     flat = np.asarray(x, np.float64).ravel()
     return flat[np.isfinite(flat)]
+
+
+def _two_lines(name: str) -> str:
+    return "\n".join(wrap(label(name), 15)[:2])
 
 
 def _left_out(count: int) -> str:

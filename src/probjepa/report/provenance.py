@@ -54,7 +54,7 @@ def sets_table(
             role,
             about.get("name", "–"),
             about.get("images"),
-            " × ".join(map(str, about.get("shape") or ())) or "–",
+            "\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}".join(map(str, about.get("shape") or ())) or "–",
             about.get("sha256", "–"),
             left_out.get(role),
             _count(skipped.get(str(about.get("name")), 0)),
