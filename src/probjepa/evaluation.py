@@ -31,6 +31,8 @@ Scores = dict[str, npt.NDArray[np.float64]]
 TEST = "test"
 # A linear probe on raw pixels wider than this takes minutes, and kNN says as much.
 _WIDEST_PROBE = 2048
+_SPECTRA = 64  # images of each set whose spectra are drawn
+_VECTORS = 6  # test images, and singular vectors of each, that are drawn
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,8 @@ def evaluate(
         "images": test.get(slice(None)).numpy(),
         "ood_images": {name: s.get(slice(None)).numpy() for name, s in sets.items() if name != TEST},
     }
+    if jepa:
+        arrays |= _jacobian_arrays(method, sets)
     return Evaluation(result, arrays)
 
 
@@ -207,6 +211,22 @@ def _jepa_scores(
         table["jepa"][name] = found.log_volume.numpy()
         table["jepa + latent"][name] = found.score.numpy()
     return table
+
+
+def _jacobian_arrays(method: Method, sets: Mapping[str, Images]) -> dict[str, Any]:
+    """Spectra of a few images of each set, and the top singular vectors of a few test images."""
+    from probjepa.jacobian import jacobian_spectrum, singular_vectors
+
+    few = {name: images.get(slice(0, _SPECTRA)) for name, images in sets.items()}
+    chosen = few[TEST][:_VECTORS]
+    _, vectors = singular_vectors(method, chosen, count=min(_VECTORS, method.embedding_dim))
+    prepared = method.preprocess(chosen)
+    low, high = (prepared.amin((1, 2, 3), keepdim=True), prepared.amax((1, 2, 3), keepdim=True))
+    pictures = (255 * (prepared - low) / (high - low).clamp_min(1e-12)).round().to(torch.uint8)
+    return {
+        "spectra": {name: jacobian_spectrum(method, images).numpy() for name, images in few.items()},
+        "singular": {"images": pictures.cpu().numpy(), "vectors": vectors.numpy()},
+    }
 
 
 def _fitted(

@@ -389,11 +389,36 @@ def curate(
     print(", ".join(f"{name} {count:,}" for name, count in counts.items()) + f": {out}/report.html")
 
 
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="an experiment of `probjepa list`")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder  [reproduce-NAME]")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", metavar="DIR", help="folder of the data sets it needs")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="a small version, in minutes")] = False,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run one experiment of a paper: ours beside the published figures; finished cells are kept."""
+    from probjepa.experiments import EXPERIMENTS
+
+    if name not in EXPERIMENTS:
+        raise unknown_name("experiment", name, EXPERIMENTS)
+    folder = out or Path(f"reproduce-{name}")
+    EXPERIMENTS[name](
+        folder, data_root=data_root, quick=quick, seed=seed, overwrite=overwrite, progress=not quiet
+    )
+    print(f"wrote {folder}/metrics.json and {folder}/report.html")
+
+
 @app.command("list")
 def list_names() -> None:
-    """List methods, backbones, scores and view recipes."""
+    """List methods, backbones, scores, view recipes and experiments."""
     from probjepa.backbones import BACKBONES
     from probjepa.data.views import RECIPES
+    from probjepa.experiments import EXPERIMENTS
     from probjepa.methods import METHODS
     from probjepa.scores import SCORES
 
@@ -402,5 +427,6 @@ def list_names() -> None:
         ("backbones", BACKBONES),
         ("scores", SCORES),
         ("view recipes", RECIPES),
+        ("experiments", EXPERIMENTS),
     ):
         print(f"{title}: {', '.join(names)}")

@@ -12,12 +12,16 @@ from rich.table import Table
 from probjepa.artifacts import write_text
 from probjepa.evaluation import Evaluation
 from probjepa.report.evaluation import evaluation_report
+from probjepa.report.jacobian import jacobian_sections
 
 
 def write_evaluation(result: Evaluation, out: Path) -> None:
     """Write metrics.json and report.html into ``out``, each atomically."""
     write_text(out / "metrics.json", json.dumps(result.metrics, indent=2) + "\n")
-    write_text(out / "report.html", evaluation_report(result.metrics, result.arrays))
+    write_text(
+        out / "report.html",
+        evaluation_report(result.metrics, result.arrays, sections=jacobian_sections(result.arrays)),
+    )
 
 
 def print_summary(metrics: dict[str, Any]) -> None:

@@ -33,9 +33,9 @@ def jacobian_sections(arrays: Mapping[str, Any]) -> list[Section]:
     if arrays.get("spectra"):
         items.append(spectra(arrays["spectra"], colours))
     text = (
-        "JEPA-SCORE reads the density that the encoder has learned from its Jacobian: the sum of the logarithms "
-        "of its singular values, higher for more typical images. It is a density, not the best detector: "
-        "compare it with the others in the table above."
+        "JEPA-SCORE reads the density that the encoder has learned from its Jacobian: the sum of the "
+        "logarithms of its singular values, higher for more typical images. It is a density, not the best "
+        "detector: compare it with the others in the table above."
     )
     sections = [Section("JEPA-SCORE", text, items)]
     typical = _by_class(scores["test"], arrays)
