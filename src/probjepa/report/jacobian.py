@@ -65,12 +65,15 @@ def spectra(spectrum: Mapping[str, ArrayLike], colours: Mapping[str, str]) -> Fi
     figure = canvas(FULL, 300)
     axis = figure.subplots()
     for name, values in spectrum.items():
-        sigma = np.maximum(np.asarray(values, float), 1e-12)
+        sigma = np.maximum(np.asarray(values, float), 1e-6)  # as the score clips them
         low, middle, high = np.quantile(sigma, [0.1, 0.5, 0.9], axis=0)
         x = np.arange(1, len(middle) + 1)
         axis.fill_between(x, low, high, color=colours[name], alpha=0.15, lw=0)
         axis.plot(x, middle, color=colours[name], label=label(name))
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(
+        lambda value, _: f"{value:g}"
+    )  # the default is mathtext, which SVG text is not
     axis.set(title="Singular values of the Jacobian", xlabel="rank", ylabel="σ")
     axis.legend()
     return finish(
