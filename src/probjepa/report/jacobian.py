@@ -13,7 +13,7 @@ from probjepa.report.page import Figure, Gallery, Section
 from probjepa.report.style import FULL, canvas, finish, label, palette, styled
 
 _CLASSES = 10
-_EACH = 6
+_EACH = 5
 
 
 def jacobian_sections(arrays: Mapping[str, Any]) -> list[Section]:
