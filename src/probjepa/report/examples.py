@@ -62,8 +62,8 @@ def map_section(arrays: Mapping[str, Any], score: Any) -> Section | None:
         return None
     text = (
         f"The two main directions of the embedding (PCA) hold {100 * share:.0f} % of its variance. Classes "
-        "that form separate clouds here are separate in the whole space; clouds that overlap here may still be "
-        "apart in other directions."
+        "that form separate clouds here are separate in the whole space; clouds that overlap here may still "
+        "be apart in other directions."
     )
     return Section("Map", text, items)
 
