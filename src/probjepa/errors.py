@@ -39,9 +39,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """Return the error for an unknown ``name``, with the nearest known one suggested.
 
     >>> str(unknown_name("method", "vjee", ["vje", "simsiam"]))
-    "unknown method 'vjee': did you mean 'vje'? (known: simsiam, vje)"
+    "unknown method 'vjee', did you mean 'vje'? (known: simsiam, vje)"
     """
     options = sorted(known)
     near = difflib.get_close_matches(name, options, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return ConfigError(f"unknown {kind} '{name}': {hint}(known: {', '.join(options)})")
+    hint = f", did you mean '{near[0]}'?" if near else ""
+    return ConfigError(f"unknown {kind} '{name}'{hint} (known: {', '.join(options)})")

@@ -129,7 +129,7 @@ def evaluate(
             **method.settings,
             "seed": seed,
             "n_bootstrap": n_bootstrap,
-            "knn detector k": knn_neighbour(len(train)),
+            "kNN detector's k": knn_neighbour(len(train)),
         },
         "train": train.name,
         "test": test.name,
@@ -289,4 +289,5 @@ def hardware() -> str:
         pass
     if torch.cuda.is_available():
         name = f"{torch.cuda.get_device_name()}, {name}"
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"
