@@ -131,8 +131,8 @@ def test_registry_is_a_lazy_mapping():
 @pytest.mark.parametrize(
     ("registry", "name", "message"),
     [
-        (METHODS, "vje ", "unknown method 'vje ': did you mean 'vje'"),
-        (METHODS, "zzzzzz", "unknown method 'zzzzzz': \\(known: .*vje"),
+        (METHODS, "vje ", "unknown method 'vje ', did you mean 'vje'"),
+        (METHODS, "zzzzzz", "unknown method 'zzzzzz' \\(known: .*vje"),
         (BACKBONES, "resnet-18", "did you mean 'resnet18'"),
     ],
 )
@@ -166,6 +166,6 @@ def test_errors_are_of_one_family_and_of_pythons_own():
 def test_unknown_name_suggests_only_what_is_near():
     known = ["simsiam", "vje"]
     assert str(unknown_name("method", "simsima", known)) == (
-        "unknown method 'simsima': did you mean 'simsiam'? (known: simsiam, vje)"
+        "unknown method 'simsima', did you mean 'simsiam'? (known: simsiam, vje)"
     )
-    assert str(unknown_name("method", "qqq", iter(known))) == "unknown method 'qqq': (known: simsiam, vje)"
+    assert str(unknown_name("method", "qqq", iter(known))) == "unknown method 'qqq' (known: simsiam, vje)"

@@ -64,5 +64,5 @@ def test_optimizers_by_name():
     settings = {"learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.01}
     assert make_optimizer("sgd", net, **settings).param_groups[0]["momentum"] == 0.5
     assert isinstance(make_optimizer("adamw", net, **settings), torch.optim.AdamW)
-    with pytest.raises(ConfigError, match="unknown optimizer 'adam': did you mean 'adamw'"):
+    with pytest.raises(ConfigError, match="unknown optimizer 'adam', did you mean 'adamw'"):
         make_optimizer("adam", net, **settings)
