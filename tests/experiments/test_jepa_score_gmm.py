@@ -1,0 +1,164 @@
+"""The synthetic study: its mixture, its samplers, a run cut very short, and resuming."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+from scipy.stats import energy_distance as scipy_energy_distance
+from scipy.stats import multivariate_normal
+
+from probjepa.errors import ArtifactError, ConfigError, DataError
+from probjepa.experiments import EXPERIMENTS, jepa_score_gmm
+from probjepa.experiments.gaussian_mixture import GaussianMixture, energy_distance, langevin
+from probjepa.jacobian import jepa_score
+
+
+@pytest.mark.parametrize(("dim", "smoothing"), [(1, 0.0), (2, 0.3), (8, 0.0)])
+def test_log_density_is_scipys(dim, smoothing):
+    mixture = GaussianMixture(dim, smoothing)
+    plain = GaussianMixture(dim)
+    points = 2 * np.random.default_rng(0).normal(size=(30, dim))
+    parts = [
+        multivariate_normal(mean.numpy(), covariance.numpy() + smoothing**2 * np.eye(dim)).logpdf(points)
+        for mean, covariance in zip(plain.means, plain.covariances, strict=True)
+    ]
+    expected = logsumexp(parts, axis=0) - math.log(len(parts))
+    assert np.allclose(mixture.log_prob(torch.from_numpy(points)), expected, atol=1e-10)
+
+
+def test_mixture_is_standardised_and_sampled_from_its_density():
+    mixture = GaussianMixture(3)
+    draws = mixture.sample(40_000, torch.Generator().manual_seed(0))
+    within = mixture.covariances.mean(0)
+    total = within + torch.einsum("ki,kj->ij", mixture.means, mixture.means) / len(mixture.means)
+    assert torch.allclose(mixture.means.mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-12)
+    assert total.trace().item() == pytest.approx(3)
+    assert torch.allclose(draws.mean(0), torch.zeros(3, dtype=torch.float64), atol=0.03)
+    assert torch.allclose(torch.cov(draws.T), total, atol=0.04)
+    # E[q(X)/p(X)] = 1 for any other density q on the same space
+    other = multivariate_normal(np.zeros(3), 0.3 * np.eye(3)).logpdf(draws.numpy())
+    assert np.exp(other - mixture.log_prob(draws).numpy()).mean() == pytest.approx(1, abs=0.1)
+
+
+def test_mixture_refuses_no_dimension():
+    with pytest.raises(ConfigError, match="dim is 0"):
+        GaussianMixture(0)
+
+
+def test_energy_distance_against_brute_force_and_scipy():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(12, 3)), random.normal(0.5, 2, (9, 3))
+    cross = np.mean([np.linalg.norm(a - b) for a in x for b in y])
+    first = np.mean([np.linalg.norm(x[i] - x[j]) for i in range(12) for j in range(12) if i != j])
+    second = np.mean([np.linalg.norm(y[i] - y[j]) for i in range(9) for j in range(9) if i != j])
+    found = energy_distance(torch.from_numpy(x), torch.from_numpy(y))
+    assert found == pytest.approx(2 * cross - first - second, abs=1e-12)
+    # scipy's is the root of the version with the pairs of a point with itself, in one dimension
+    u, v = random.normal(size=400), random.normal(0.7, 1, 300)
+    biased = scipy_energy_distance(u, v) ** 2
+    pairs = sum(np.abs(w[:, None] - w).sum() / (len(w) ** 2 * (len(w) - 1)) for w in (u, v))
+    found = energy_distance(torch.from_numpy(u)[:, None], torch.from_numpy(v)[:, None])
+    assert found == pytest.approx(biased - pairs, abs=1e-10)
+    with pytest.raises(DataError, match="energy distance"):
+        energy_distance(torch.zeros(1, 2), torch.zeros(5, 2))
+
+
+def test_langevin_finds_a_normal():
+    mean = torch.tensor([0.5, -0.3], dtype=torch.float64)
+    covariance = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)
+    law = torch.distributions.MultivariateNormal(mean, covariance)
+    start = torch.full((4000, 2), 2.0, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    drawn = langevin(law.log_prob, start, step=0.25, steps=80, generator=generator, bound=20.0)
+    assert torch.allclose(drawn.mean(0), mean, atol=0.05)
+    assert torch.allclose(torch.cov(drawn.T), covariance, atol=0.05)
+
+
+def test_langevin_stays_within_its_bound():
+    generator = torch.Generator().manual_seed(0)
+    start = torch.rand(3000, 1, generator=generator, dtype=torch.float64)
+    drawn = langevin(lambda x: 0 * x.sum(1), start, step=0.5, steps=60, generator=generator, bound=1.0)
+    # a flat density on [−1, 1]: variance 1/3
+    assert drawn.abs().max() <= 1
+    assert drawn.var().item() == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_differentiable_score_is_the_librarys():
+    torch.manual_seed(0)
+    model = jepa_score_gmm.ResidualMLP(2, 2, 8, 2).double()
+    x = torch.randn(20, 2, dtype=torch.float64)
+    expected = jepa_score(model, x, latent="normal")
+    assert torch.allclose(jepa_score_gmm.differentiable_score(model, x).detach(), expected, atol=1e-9)
+    assert torch.autograd.gradcheck(
+        lambda points: jepa_score_gmm.differentiable_score(model, points), x[:3].clone().requires_grad_()
+    )
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(jepa_score_gmm, "QUICK_STEPS", 3)
+    monkeypatch.setattr(jepa_score_gmm, "LANGEVIN_CHAINS", 20)
+    monkeypatch.setattr(jepa_score_gmm, "LANGEVIN_PROPOSALS", 2)
+
+
+def reproduce(out, **changes):
+    options = {"data_root": None, "quick": True, "seed": 0, "overwrite": False, "progress": False} | changes
+    EXPERIMENTS["jepa-score-gmm"](out, **options)
+
+
+def test_quick_run_leaves_metrics_and_report_and_resumes(tmp_path, short, monkeypatch, capsys):
+    out = tmp_path / "study"
+    reproduce(out)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [cell["settings"]["embedding_dim"] for cell in metrics["cells"]] == [2, 16, 8]
+    for cell in metrics["cells"]:
+        for value in (*cell["pearson"].values(), *cell["spearman"].values()):
+            assert -1 <= value <= 1
+    assert "langevin" in metrics["cells"][0]
+    html = (out / "report.html").read_text()
+    assert html.count("<svg") + html.count("data:image/svg") >= 2
+    assert "Pearson" in capsys.readouterr().out
+
+    with pytest.raises(ArtifactError, match="--overwrite"):
+        reproduce(out)
+
+    # cut short: one cell is lost, and another is of a study with other settings
+    (out / "metrics.json").unlink()
+    first, second, third = sorted((out / "cells").glob("*.json"))
+    kept = json.loads(first.read_text())
+    second.unlink()
+    other = json.loads(third.read_text())
+    other["settings"]["noise"] = 9.0
+    third.write_text(json.dumps(other))
+    ran = []
+    run_cell = jepa_score_gmm.run_cell
+    monkeypatch.setattr(
+        jepa_score_gmm, "run_cell", lambda cell, tick: (ran.append(cell.name), run_cell(cell, tick))[1]
+    )
+    reproduce(out)
+    assert sorted(ran) == [second.stem, third.stem]
+    again = json.loads((out / "metrics.json").read_text())
+    assert kept in again["cells"]
+    assert all(cell["settings"]["noise"] < 1 for cell in again["cells"])
+    # what was drawn and trained again is what it was
+    assert [c["pearson"] for c in again["cells"]] == [c["pearson"] for c in metrics["cells"]]
+
+
+def test_refuses_a_folder_of_something_else(tmp_path, short):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="exists already"):
+        reproduce(tmp_path)
+
+
+def test_training_makes_embeddings_gaussian():
+    cell = jepa_score_gmm.Cell(2, 500, 2, steps=300, batch_size=256, directions=4, width=16)
+    data = 0.3 + 0.5 * torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    model, gaussianity = jepa_score_gmm.train(cell, data)
+    with torch.no_grad():
+        out = model(data)
+    assert gaussianity < 2  # 1.06 for a normal
+    assert torch.allclose(out.mean(0), torch.zeros(2), atol=0.2)
+    assert torch.allclose(torch.cov(out.T), torch.eye(2), atol=0.3)
