@@ -155,3 +155,19 @@ def test_scale_needs_two_centers_that_differ(centers):
 def test_wrong_arguments(centers, variance, options, message):
     with pytest.raises(ValueError, match=message):
         PolarStudentTMixture(centers, variance, **options)
+
+
+@pytest.mark.parametrize("skip", [1, 3, 6])
+def test_skip_leaves_the_largest_components_out(skip):
+    generator = torch.Generator().manual_seed(skip)
+    centers, h = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (7, 9))
+    variance = torch.rand(7, 5, generator=generator, dtype=torch.float64) + 0.1
+    pairs = PolarStudentT(centers, variance, 1.0).log_prob(h[:, None])
+    expected = torch.stack([row.sort().values[: 7 - skip].exp().mean().log() for row in pairs])
+    found = PolarStudentTMixture(centers, variance, skip=skip).log_prob(h)
+    torch.testing.assert_close(found, expected)
+
+
+def test_skip_must_leave_a_component():
+    with pytest.raises(ValueError, match="must leave a component"):
+        PolarStudentTMixture(torch.eye(3), torch.ones(3, 3), skip=3)

@@ -36,12 +36,17 @@ class PolarStudentTMixture(Distribution):
         ν > 0, finite
     scale
         τ > 0, on the directional variance; see ``fit_scale``
+    skip
+        leave each point's ``skip`` largest components out of its mean: a lone center near a group of points
+        then does not make them typical. 0 is the plain density
     """
 
     arg_constraints = {"centers": constraints.real_vector}  # noqa: RUF012
     support = constraints.real_vector
 
-    def __init__(self, centers: Tensor, variance: Tensor, df: float = 1.0, scale: float = 1.0) -> None:
+    def __init__(
+        self, centers: Tensor, variance: Tensor, df: float = 1.0, scale: float = 1.0, skip: int = 0
+    ) -> None:
         if centers.ndim != 2 or centers.shape != variance.shape or centers.shape[1] < 2:
             raise ValueError(
                 f"centers and variance must share a shape (M, D), D ≥ 2: "
@@ -49,6 +54,9 @@ class PolarStudentTMixture(Distribution):
             )
         if not (0 < df < math.inf and scale > 0):
             raise ValueError(f"df must be positive and finite and scale positive, got {df} and {scale}")
+        if not 0 <= skip < len(centers):
+            raise ValueError(f"skip must leave a component: got {skip} of {len(centers)}")
+        self.skip = skip
         self.centers = centers.double()
         self.df = df
         self.scale = scale
@@ -100,11 +108,13 @@ class PolarStudentTMixture(Distribution):
 
     def log_prob(self, h: Tensor) -> Tensor:
         """Log-density (...) float64 at embeddings h (..., D), surface measure × length."""
-        rows = [
-            torch.logsumexp(self._combine(*self._pairs(block), self.scale), 1)
-            for _, block in self._blocks(h.reshape(-1, h.shape[-1]))
-        ]
-        return (torch.cat(rows) - math.log(len(self.centers))).reshape(h.shape[:-1])
+        rows = []
+        for _, block in self._blocks(h.reshape(-1, h.shape[-1])):
+            pairs = self._combine(*self._pairs(block), self.scale)
+            if self.skip:
+                pairs = pairs.scatter(1, pairs.topk(self.skip).indices, -math.inf)
+            rows.append(torch.logsumexp(pairs, 1))
+        return (torch.cat(rows) - math.log(len(self.centers) - self.skip)).reshape(h.shape[:-1])
 
     def fit_scale(self, max_rows: int = 1024, seed: int = 0) -> PolarStudentTMixture:
         """Set τ to the maximiser of the leave-one-out mean log-density of the centers; returns self.

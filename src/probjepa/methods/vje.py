@@ -234,7 +234,8 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
 
         The mean of the polar Student-t densities centred at each reference row's embedding hᵢ with scale
         τσ̄², σ̄² the reference's mean posterior variance, τ by leave-one-out likelihood on the reference
-        (``PolarStudentTMixture.fit_scale``).
+        (``PolarStudentTMixture.fit_scale``). Of M ≥ 1,500 rows each image's nearest round(M/1000) − 1 are
+        left out, as the kNN detector's k = M/1000 does.
 
         Parameters
         ----------
@@ -267,8 +268,9 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
             )
         features = self.features(reference) if isinstance(reference, Tensor) else reference
         h, variance = features["h"], features["variance"].double().mean(0)
+        skip = max(round(len(h) / 1000) - 1, 0)
         try:
-            return PolarStudentTMixture(h, variance.expand(h.shape), self.df).fit_scale()
+            return PolarStudentTMixture(h, variance.expand(h.shape), self.df, skip=skip).fit_scale()
         except ValueError as error:
             raise DataError(f"the reference set gives no density: {error}") from error
 
