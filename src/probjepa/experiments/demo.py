@@ -37,6 +37,8 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
     started = time.monotonic()
     refuse_existing(out, overwrite)
     train, test, ood = demo_sets()
+    # so small a network gains nothing from more threads, and loses much where others want the cores
+    torch.set_num_threads(1)
     print(
         f"training VJE on {len(train):,} images of digits 0–7 ({IMAGE_SIZE}×{IMAGE_SIZE}), "
         f"{STEPS:,} steps of {BATCH_SIZE}"
