@@ -39,8 +39,13 @@ SIZES: dict[int, tuple[int | None, ...]] = {  # samples → embedding dimensions
 }
 TARGETS = {2: 0.9, 8: 0.8}  # P → Pearson with the latent term at 10,000 samples
 STEPS = 1000
-LONG_STEPS = 4000
-FINE = 3.0
+LONG = (  # P, resolution, steps: what limits the correlation?
+    (2, 1.0, 4000),
+    (2, 3.0, 4000),
+    (2, 3.0, 10_000),
+    (8, 1.0, 4000),
+    (8, 3.0, 4000),
+)
 QUICK_STEPS = 300
 LANGEVIN_CHAINS = 1000
 LANGEVIN_STEP = 0.02
@@ -97,9 +102,7 @@ def study_cells(quick: bool, seed: int) -> list[Cell]:
         for samples, widths in SIZES.items():
             for width in sorted({width or dim for width in widths}):
                 cells.append(Cell(dim, samples, width, steps=STEPS, seed=seed))
-    for dim in TARGETS:
-        long = Cell(dim, 10_000, dim, steps=LONG_STEPS, seed=seed)
-        cells += [long, replace(long, resolution=FINE)]
+    cells += [Cell(dim, 10_000, dim, steps, resolution=s, seed=seed) for dim, s, steps in LONG]
     return cells
 
 
