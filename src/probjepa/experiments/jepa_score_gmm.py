@@ -347,7 +347,6 @@ def reproduce(
     write_text(out / "report.html", page(metrics))
     write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     print(summary(metrics))
-    print(f"open {out}/report.html")
 
 
 def _finished(place: Path, cell: Cell) -> dict[str, Any] | None:
