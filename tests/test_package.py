@@ -109,7 +109,8 @@ def test_everything_public_is_documented(room):
 
 
 @pytest.mark.parametrize(
-    "module", ["errors", "registry", "methods.base", "methods.vje", "methods.ema", "artifacts"]
+    "module",
+    ["errors", "registry", "methods.base", "methods.pretrained", "methods.vje", "methods.ema", "artifacts"],
 )
 def test_examples_in_docstrings_run(module):
     assert doctest.testmod(importlib.import_module(f"probjepa.{module}")).failed == 0

@@ -19,7 +19,7 @@ from probjepa.errors import ArtifactError, ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
-    from probjepa.methods.base import Method
+    from probjepa.methods.pretrained import Pretrained
 
 FORMAT_VERSION = 1
 _WEIGHTS = "model.safetensors"
@@ -104,18 +104,20 @@ def check_format(found: object, version: object, where: Path) -> None:
         )
 
 
-def write_model(model: Method, folder: Path) -> None:
+def write_model(model: Pretrained, folder: Path) -> None:
     """Write model.safetensors and config.json into ``folder``."""
     from safetensors.torch import save
 
     settings = {k: "inf" if v == math.inf else v for k, v in model.settings.items()}
-    config = {
+    config: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "probjepa_version": probjepa.__version__,
         "method": model.name,
         "settings": settings,
-        "preprocess": model.preprocess.config(),
     }
+    preprocess = getattr(model, "preprocess", None)
+    if preprocess is not None:  # of images
+        config["preprocess"] = preprocess.config()
     try:
         text = json.dumps(config, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -165,7 +167,7 @@ def _looks_like_repository(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
-def load(source: str | Path, *, backbone: nn.Module | None = None, **hub: Any) -> Method:
+def load(source: str | Path, *, backbone: nn.Module | None = None, **hub: Any) -> Any:
     """Load any saved method from a run folder, a model folder or a hub repository, in evaluation mode.
 
     Parameters
@@ -187,15 +189,17 @@ def load(source: str | Path, *, backbone: nn.Module | None = None, **hub: Any) -
 
     from probjepa.data import Preprocess
     from probjepa.methods import METHODS
+    from probjepa.methods.base import Method
 
     folder = _resolve(source, hub)
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         check_format(config.get("format_version"), config.get("probjepa_version"), folder)
         settings = dict(config["settings"])
-        preprocess = dict(config["preprocess"])
         method = METHODS[config["method"]]
-        own = settings["backbone"] is None
+        of_images = issubclass(method, Method)
+        preprocess = dict(config["preprocess"]) if of_images else {}
+        own = of_images and settings["backbone"] is None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, ArtifactError):
             raise
@@ -207,8 +211,11 @@ def load(source: str | Path, *, backbone: nn.Module | None = None, **hub: Any) -
             )
         settings["backbone"] = backbone
     try:
-        model: Method = method(**settings, mean=preprocess["mean"], std=preprocess["std"])
-        model.preprocess = Preprocess(**preprocess)
+        if of_images:
+            settings |= {"mean": preprocess["mean"], "std": preprocess["std"]}
+        model: Pretrained = method(**settings)
+        if of_images:
+            model.preprocess = Preprocess(**preprocess)
     except (ValueError, KeyError, TypeError) as error:
         if own and isinstance(error, ConfigError):
             raise  # of the module that was passed

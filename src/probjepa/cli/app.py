@@ -154,10 +154,14 @@ def _say_skipped(images: Images) -> None:
 
 def _load(source: str, device: str) -> Method:
     from probjepa.artifacts import load
+    from probjepa.methods import Method
     from probjepa.training.runs import resolve_device
 
     target = resolve_device(device)
-    return load(source).to(target)
+    method = load(source)
+    if not isinstance(method, Method):
+        raise ConfigError(f"{source} holds a {type(method).__name__}, which is no model of images")
+    return method.to(target)
 
 
 def _open(method: Method, uri: str, **options: Any) -> Images:

@@ -1,29 +1,19 @@
-"""What every method is: an encoder, a loss over views, embeddings, and saving without pickle."""
+"""What every method is: an encoder, a loss over views, embeddings; and what a probabilistic one adds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
-from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from probjepa import artifacts
 from probjepa.backbones import build_backbone, embedding_dim_of
 from probjepa.data import Preprocess, channel_statistics, default_recipe
-from probjepa.errors import ArtifactError, ConfigError
-
-_MODEL_CARD = """---
-{{ card_data }}
----
-
-A [probjepa](https://pypi.org/project/probjepa/) model: `probjepa.load("owner/name")` loads it, no pickle.
-{% if paper_url %}Its method: {{ paper_url }}{% endif %}
-"""
+from probjepa.errors import ConfigError, DataError
+from probjepa.methods.pretrained import Pretrained
 
 
 @contextmanager
@@ -39,13 +29,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
-class Method(
-    nn.Module,
-    ModelHubMixin,
-    library_name="probjepa",
-    tags=["self-supervised-learning"],
-    model_card_template=_MODEL_CARD,
-):
+class Method(Pretrained):
     """Base of all methods: a plain ``nn.Module`` with no trainer inside.
 
     A subclass sets ``name``, calls ``super().__init__`` with its settings, and writes ``loss``.
@@ -70,8 +54,6 @@ class Method(
     ConfigError
         for an unknown backbone or option, or a setting out of range
     """
-
-    name: ClassVar[str]
 
     def __init__(
         self,
@@ -175,86 +157,44 @@ class Method(
         """Embeddings h (N, D) of images (N, C, H, W), in evaluation mode and without gradients."""
         return self.features(x, batch_size)["h"]
 
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        model_card_kwargs: dict[str, Any] | None = None,
-        **hub: Any,
-    ) -> str | None:
-        """Write model.safetensors, config.json and a model card; each file atomically.
 
-        A model card that is there already is kept. ``push_to_hub=True`` uploads to ``repo_id`` (default: the
-        folder's name) and returns the commit's address. Raises ArtifactError if either fails.
-        """
-        folder = Path(save_directory)
-        with artifacts.staged_directory(folder) as stage:
-            super().save_pretrained(stage, model_card_kwargs=model_card_kwargs)
-            if (folder / "README.md").exists():
-                (stage / "README.md").unlink()
-        if push_to_hub:
-            return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **hub)
-        return None
-
-    def push_to_hub(self, repo_id: str, **hub: Any) -> str:
-        """Upload to a hub repository, made if needed, and return the commit's address.
-
-        ``hub``: ``private``, ``token``, ``branch``, ``commit_message`` and the like, as huggingface_hub
-        takes them. Raises ArtifactError if the upload fails.
-        """
-        try:
-            return super().push_to_hub(repo_id, **hub)
-        except ArtifactError:
-            raise
-        except Exception as error:  # the HTTP library under the hub's client differs between its versions
-            raise ArtifactError(
-                f"cannot upload to {repo_id} ({artifacts.first_line(error)}): check the name, "
-                "the connection and your token (hf auth login)"
-            ) from error
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        artifacts.write_model(self, save_directory)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *, backbone: nn.Module | None = None, **hub: Any
-    ) -> Self:
-        """Load from a folder or a hub repository: safetensors and JSON, no pickle.
-
-        Parameters
-        ----------
-        backbone
-            the module to fill, for a model that was built on a backbone of the user's own
-        hub
-            ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as huggingface_hub takes them
-
-        Raises
-        ------
-        ArtifactError
-            if there is no model, it is another method's, or another format's
-        """
-        model = artifacts.load(pretrained_model_name_or_path, backbone=backbone, **hub)
-        if not isinstance(model, cls):
-            raise ArtifactError(
-                f"{pretrained_model_name_or_path} holds a {type(model).__name__}, not a {cls.__name__}: "
-                f"load it with {type(model).__name__}.from_pretrained or probjepa.load"
-            )
-        return model
+def two_views(method: Method, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the two views (N, C, H, W) of a batch, or raise DataError."""
+    if len(batch) != 2 or batch[0].shape != batch[1].shape:
+        raise DataError(
+            f"the loss of {type(method).__name__} takes two views of one shape, got "
+            f"{[tuple(view.shape) for view in batch]}: make them with the view recipe '{method.view_recipe}'"
+        )
+    return batch[0], batch[1]
 
 
 class ProbabilisticMethod(Method):
-    """A method with a posterior over embeddings and a likelihood of its own."""
+    """A method with a posterior over embeddings and a likelihood of its own.
+
+    A subclass writes ``posterior``, ``score_features`` and ``uncertainty_of_features``; what they read is
+    ``features``, so that a set is encoded once for all of them.
+    """
 
     def posterior(self, x: Tensor) -> Distribution:
         """Posterior over the latent of each image (N, C, H, W): batch shape (N,), event shape (D,)."""
         raise NotImplementedError
 
-    def score_samples(self, x: Tensor) -> Tensor:
-        """Score (N,) of images (N, C, H, W): higher = more typical of the training data."""
+    def score_features(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Score (N,) float64 of encoded images: higher = more typical of the training data."""
         raise NotImplementedError
 
-    def uncertainty(self, x: Tensor) -> dict[str, Tensor]:
-        """Named measures of uncertainty, each (N,), of images (N, C, H, W)."""
+    def uncertainty_of_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named measures of uncertainty of encoded images, each (N,) float64."""
         raise NotImplementedError
+
+    def ood_scores(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every label-free score of encoded images by name, each (N,) float64, higher = more typical."""
+        return {"likelihood": self.score_features(features)}
+
+    def score_samples(self, x: Tensor) -> Tensor:
+        """Score (N,) float64 of images (N, C, H, W): higher = more typical of the training data."""
+        return self.score_features(self.features(x))
+
+    def uncertainty(self, x: Tensor) -> dict[str, Tensor]:
+        """Named measures of uncertainty, each (N,) float64, of images (N, C, H, W)."""
+        return self.uncertainty_of_features(self.features(x))

@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Independent, Normal
 from probjepa.distributions import MultivariateStudentT, PolarStudentT, PolarStudentTMixture
 from probjepa.errors import ConfigError, DataError, unknown_name
 from probjepa.heads import InferenceNetwork
-from probjepa.methods.base import ProbabilisticMethod
+from probjepa.methods.base import ProbabilisticMethod, two_views
 from probjepa.methods.ema import EMA
 from probjepa.overlap import refuse_overlap
 
@@ -151,15 +151,10 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Objective for two views, each (N, C, H, W): "loss" and its terms, means over the batch."""
-        if len(batch) != 2 or batch[0].shape != batch[1].shape:
-            raise DataError(
-                f"VJE's loss takes two views of one shape, got {[tuple(view.shape) for view in batch]}: "
-                f"make them with the view recipe '{self.view_recipe}'"
-            )
-        first, second = batch
-        h = self.encoder(torch.cat([first, second])).float()
+        images = torch.cat(two_views(self, batch))
+        h = self.encoder(images).float()
         mean, variance = self.inference(h)
-        observed = self.target(torch.cat([first, second])).float() if self.target else h.detach()
+        observed = self.target(images).float() if self.target else h.detach()
         swapped = torch.cat(observed.chunk(2)[::-1])  # each view is the other's observation
         z = mean
         if self.draws:
@@ -193,6 +188,22 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         """Self-likelihood (N,) of encoded images: log-density of h at z = μ(h), in float64."""
         h, mean, variance = (features[key].double() for key in ("h", "mu", "variance"))
         return self.likelihood(mean, variance).log_prob(h)
+
+    def ood_scores(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Label-free scores of encoded images, each (N,) float64, higher = more typical.
+
+        "likelihood" and its parts "directional" and "radial" (negative losses at z = μ); "kl" and
+        "anisotropy" as they are (both rise where the posterior is informed); "mean variance" negated.
+        """
+        measures = self.uncertainty_of_features(features)
+        return {
+            "likelihood": self.score_features(features),
+            "directional": -measures["directional_nll"],
+            "radial": -measures["radial_nll"],
+            "kl": measures["kl"],
+            "mean variance": -measures["mean_variance"],
+            "anisotropy": measures["anisotropy"],
+        }
 
     def score_samples(
         self,
@@ -275,10 +286,6 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
             return PolarStudentTMixture(h, variance.expand(h.shape), self.df, skip=skip).fit_scale()
         except ValueError as error:
             raise DataError(f"the reference set gives no density: {error}") from error
-
-    def uncertainty(self, x: Tensor) -> dict[str, Tensor]:
-        """Measures of uncertainty, each (N,) float64: see ``uncertainty_of_features``."""
-        return self.uncertainty_of_features(self.features(x))
 
     def uncertainty_of_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Measures of encoded images, each (N,) float64.
