@@ -1,0 +1,237 @@
+"""Distributions on the unit sphere: Power Spherical, and the uniform one it is compared with.
+
+Source: De Cao and Aziz, "The Power Spherical distribution", arXiv 2006.04437.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints, register_kl
+
+from probjepa.distributions.student_t import _at_least_float32, unit_direction
+
+# Within this angle of the antipode, where the density falls to 0 and its logarithm diverges, log_prob is
+# held constant: there ½(1 + μᵀx) = sin²(½·1e-4).
+_MIN_HALF = (0.5e-4) ** 2
+
+
+def log_sphere_area(dim: int) -> float:
+    """Log of the surface area of the unit sphere in R^dim: log 2 + (dim/2)·log π − log Γ(dim/2)."""
+    return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
+
+
+def _check_dim(dim: int) -> None:
+    if dim < 2:
+        raise ValueError(f"a direction needs at least 2 dimensions, got {dim}")
+
+
+class PowerSpherical(Distribution):
+    r"""Density ∝ (1 + μᵀx)^κ on the unit sphere of R^D.
+
+    With β = (D−1)/2 and α = β + κ:
+
+    log p(x) = κ·log(½(1 + μᵀx)) + log Γ(α+β) − log Γ(α) − β·log 4π,
+
+    E[x] = κ/(κ+D−1)·μ, H = β·log 4π − log Γ(α+β) + log Γ(α) + κ(ψ(α+β) − ψ(α)). Same as the paper's
+    (arXiv 2006.04437, eq. 5 and 6), with κ·log 2 taken out of both terms, where it only cancels.
+
+    Values have the dtype of the arguments, float32 at least. The log-gammas alone are taken in float64: at
+    κ = 1e6 each is 1e7, and float32 would keep none of the digits of their difference. ½(1 + μᵀx) comes
+    from ‖x ∓ μ‖², which is exact near the mode. Within 1e-4 of the antipode log_prob is held constant (it
+    tends to −∞ there), so it is finite everywhere, gradients included.
+
+    Parameters
+    ----------
+    loc
+        mean direction μ (..., D), D ≥ 2; normalised here. The zero vector stands for the first axis.
+    concentration
+        κ ≥ 0, a number or a tensor that broadcasts with loc's (...); 0 is the uniform distribution
+
+    Raises
+    ------
+    ValueError
+        if D < 2, or (with validation on) κ is negative or loc not finite
+
+    Examples
+    --------
+    >>> PowerSpherical(torch.tensor([3.0, 0.0]), 2.0).mean
+    tensor([0.6667, 0.0000])
+    """
+
+    arg_constraints = {  # noqa: RUF012 (torch's own declaration)
+        "loc": constraints.real_vector,
+        "concentration": constraints.nonnegative,
+    }
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, concentration: Tensor | float, validate_args: bool | None = None) -> None:
+        loc = _at_least_float32(loc)
+        if not isinstance(concentration, Tensor):
+            concentration = torch.tensor(concentration, dtype=loc.dtype, device=loc.device)
+        concentration = _at_least_float32(concentration)
+        dtype = torch.promote_types(loc.dtype, concentration.dtype)
+        _check_dim(loc.shape[-1] if loc.ndim else 0)
+        batch_shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+            loc.shape[:-1], concentration.shape
+        )
+        self.loc = unit_direction(loc.to(dtype)).expand(*batch_shape, -1)
+        self.concentration = concentration.to(dtype).expand(batch_shape)
+        super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of the space around the sphere."""
+        return self._event_shape[0]
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> PowerSpherical:
+        """Return the distribution with its batch shape broadcast to ``batch_shape``."""
+        shape = torch.Size(batch_shape)
+        return type(self)(
+            self.loc.expand(shape + self._event_shape), self.concentration.expand(shape), validate_args=False
+        )
+
+    @property
+    def mode(self) -> Tensor:
+        """The normalised μ (..., D)."""
+        return self.loc
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x] = κ/(κ+D−1)·μ (..., D): inside the sphere."""
+        return (self.concentration / (self.concentration + (self.dim - 1))).unsqueeze(-1) * self.loc
+
+    def _gammas(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return κ, α, α + β and log Γ(α+β) − log Γ(α) − β·log 4π (...), in float64."""
+        beta = (self.dim - 1) / 2
+        kappa = self.concentration.double()
+        alpha, total = kappa + beta, kappa + 2 * beta
+        log_scale = torch.lgamma(total) - torch.lgamma(alpha) - beta * math.log(4 * math.pi)
+        return kappa, alpha, total, log_scale
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density at x (..., D), with respect to the surface measure; x is normalised; returns (...)."""
+        if self._validate_args:
+            self._validate_sample(value)
+        with torch.autocast(self.loc.device.type, enabled=False):
+            x = unit_direction(_at_least_float32(value))
+            below = (x - self.loc).square().sum(-1) / 4  # ½(1 − μᵀx)
+            above = (x + self.loc).square().sum(-1) / 4  # ½(1 + μᵀx)
+            near = below < above
+            log_half = torch.where(
+                near,
+                torch.log1p(-torch.where(near, below, 0.0)),
+                torch.where(near, 1.0, above).clamp_min(_MIN_HALF).log(),
+            )
+            log_scale = self._gammas()[-1]
+            return self.concentration * log_half + log_scale.to(self.loc.dtype)
+
+    def entropy(self) -> Tensor:
+        """Differential entropy (...) in nats, with respect to the surface measure."""
+        return self._entropy().to(self.loc.dtype)
+
+    def _entropy(self) -> Tensor:
+        kappa, alpha, total, log_scale = self._gammas()
+        return kappa * (torch.digamma(total) - torch.digamma(alpha)) - log_scale
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw x (sample_shape + (..., D)), differentiable in loc and concentration.
+
+        μᵀx = 2b − 1 with b ~ Beta(α, β), as two gammas, so that 1 − b keeps its digits at any κ; the rest is
+        a uniform tangent at the first axis, reflected to one at μ. Of the two reflections that do it, the
+        one whose gradient is bounded by √2 is taken.
+        """
+        shape = torch.Size(sample_shape) + self._batch_shape
+        _, alpha, _, _ = self._gammas()
+        a = torch._standard_gamma(alpha.expand(shape))
+        b = torch._standard_gamma(torch.full_like(a, (self.dim - 1) / 2))
+        cosine = (a - b) / (a + b)
+        sine = 2 * (a / (a + b) * (b / (a + b))).sqrt()
+        dtype, device = self.loc.dtype, self.loc.device
+        tangent = unit_direction(torch.randn(*shape, self.dim - 1, dtype=dtype, device=device))
+        y = torch.cat([cosine.to(dtype).unsqueeze(-1), sine.to(dtype).unsqueeze(-1) * tangent], -1)
+        # I − uuᵀ/(1 + |μ₁|), u = μ ± e₁ with the sign of μ₁, maps e₁ to ∓μ: no division by ‖μ − e₁‖ → 0
+        sign = torch.where(self.loc[..., :1] < 0, -1.0, 1.0).to(dtype)
+        u = torch.cat([self.loc[..., :1] + sign, self.loc[..., 1:]], -1)
+        reflected = y - u * ((u * y).sum(-1, keepdim=True) / (1 + self.loc[..., :1].abs()))
+        return -sign * reflected
+
+
+class HypersphericalUniform(Distribution):
+    """The uniform distribution on the unit sphere of R^D: log p = −log(2·π^{D/2}/Γ(D/2)).
+
+    Parameters
+    ----------
+    dim
+        D ≥ 2
+    batch_shape
+        shape of a batch of them
+    dtype, device
+        of the samples; default: torch's
+
+    Raises
+    ------
+    ValueError
+        if D < 2
+    """
+
+    arg_constraints = {}  # noqa: RUF012 (torch's own declaration)
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self,
+        dim: int,
+        batch_shape: Any = (),
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        _check_dim(dim)
+        self.dim = dim
+        self._like = torch.zeros((), dtype=dtype, device=device)
+        super().__init__(torch.Size(batch_shape), torch.Size([dim]), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> HypersphericalUniform:
+        """Return the distribution with its batch shape broadcast to ``batch_shape``."""
+        self._like.expand(self._batch_shape).expand(batch_shape)  # torch's error where it does not broadcast
+        return type(self)(
+            self.dim, batch_shape, dtype=self._like.dtype, device=self._like.device, validate_args=False
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """The origin (..., D)."""
+        return self._like.expand(self._extended_shape())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density at x (..., D), with respect to the surface measure: the same for all; returns (...)."""
+        if self._validate_args:
+            self._validate_sample(value)
+        shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+            value.shape[:-1], self._batch_shape
+        )
+        return (self._like - log_sphere_area(self.dim)).expand(shape)
+
+    def entropy(self) -> Tensor:
+        """Log of the sphere's area (...) in nats: the most that a distribution on it can have."""
+        return (self._like + log_sphere_area(self.dim)).expand(self._batch_shape)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw x (sample_shape + (..., D)): normalised Gaussians."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return unit_direction(torch.randn(shape, dtype=self._like.dtype, device=self._like.device))
+
+
+@register_kl(PowerSpherical, HypersphericalUniform)  # type: ignore[no-untyped-call, untyped-decorator]
+def _kl_power_spherical_uniform(p: PowerSpherical, q: HypersphericalUniform) -> Tensor:
+    """KL(p ‖ q) = log area − H(p), subtracted in float64: near κ = 0 the two agree in most digits."""
+    if p.dim != q.dim:
+        raise ValueError(f"the distributions have different dimensions, {p.dim} and {q.dim}")
+    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)  # type: ignore[no-untyped-call]
+    return (log_sphere_area(p.dim) - p._entropy()).to(p.loc.dtype).expand(shape)
