@@ -2,6 +2,7 @@
 
 from probjepa.metrics.collapse import collapse_summary, effective_rank, rank_me
 from probjepa.metrics.energy import energy_score
+from probjepa.metrics.geometry import uncertainty_geometry
 from probjepa.metrics.intervals import Interval, accuracy_interval, bootstrap_interval
 from probjepa.metrics.knn import knn_accuracy, knn_predict
 from probjepa.metrics.linear import linear_probe
@@ -22,4 +23,5 @@ __all__ = [
     "ood_metrics",
     "rank_me",
     "risk_coverage",
+    "uncertainty_geometry",
 ]
