@@ -1,0 +1,192 @@
+"""What every predictive head is: a module that, called with a context, returns a distribution of the target.
+
+zuko's flows have the same shape (``flow(c)`` returns a distribution with ``log_prob`` and ``sample``), so one
+would fit beside ``Autoregressive`` or ``RealNVP``, as a ``Head`` whose prediction adds ``loss``. It is not a
+dependency: what is here needs torch alone, and each head trains by its own ``loss``, density or not.
+
+All heads keep one scale: ``loss`` is a mean over the D coordinates (nats per coordinate where it is a
+likelihood), one value an element; the caller takes the mean over elements. Networks may run under autocast;
+densities, losses and samples are computed outside it, in float32 at least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+from torch.types import _size
+
+from probjepa.errors import ConfigError, DataError, ProbjepaError
+
+SCALE_FLOOR = 1e-3
+MEAN_DRAWS = 64
+_BLOCK = 4_000_000  # elements of one block of draws behind a Monte Carlo mean
+_MAX_Z = 1e9  # a standardised distance is held below it, so that its square stays finite
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+RAW_UNIT_SCALE = math.log(math.expm1(1 - SCALE_FLOOR))  # ``positive_scale`` maps it to 1
+
+
+class NoDensityError(ProbjepaError, NotImplementedError):
+    """A head's log-density was asked for, and it has none that can be computed."""
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x, in float32 if its type is narrower."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Context in which autocast is off on the device of ``x``."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def positive_scale(raw: Tensor) -> Tensor:
+    """σ = softplus(raw) + 1e-3."""
+    return nn.functional.softplus(raw) + SCALE_FLOOR
+
+
+def gaussian_log_density(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Elementwise log N(x; mean, scale²); finite, with finite gradients, for every finite x."""
+    z = ((x - mean) / scale).clamp(-_MAX_Z, _MAX_Z)
+    return -0.5 * z.square() - scale.log() - _HALF_LOG_2PI
+
+
+def draw_component(logits: Tensor, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    """Draw component indices of the given shape from logits (..., K), by inverting the CDF."""
+    cdf = logits.softmax(-1).cumsum(-1)
+    uniform = torch.rand(shape, generator=generator, device=logits.device, dtype=logits.dtype)
+    return (uniform.unsqueeze(-1) > cdf[..., :-1]).sum(-1)
+
+
+class Head(nn.Module):
+    """Base of the heads: a subclass writes ``forward(context)`` → Prediction.
+
+    Parameters
+    ----------
+    dim
+        D ≥ 1, dimension of the target
+    context_dim
+        C ≥ 1, dimension of the context
+
+    Raises
+    ------
+    ConfigError
+        unless both are whole numbers ≥ 1
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, dim: int, context_dim: int) -> None:
+        super().__init__()
+        for what, value in (("dim", dim), ("context_dim", context_dim)):
+            check_count(self, what, value)
+        self.dim = dim
+        self.context_dim = context_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of predictions and losses: that of the parameters, float32 at least."""
+        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
+
+    def checked(self, context: Tensor) -> Tensor:
+        """Return the context (..., C) in the parameters' type; DataError for another width."""
+        if context.ndim < 1 or context.shape[-1] != self.context_dim:
+            raise DataError(
+                f"head '{self.name}' got a context of shape {tuple(context.shape)}: "
+                f"give (..., {self.context_dim}), the context_dim that it was built with"
+            )
+        return context.to(next(self.parameters()).dtype)
+
+
+class Prediction(Distribution):
+    """What a head predicts of the target given a context: batch shape (...), event shape (D,).
+
+    A torch distribution; a head without a density has samples, a mean and a loss, and ``log_prob`` raises.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.real_vector
+
+    def __init__(self, head: Head, batch_shape: torch.Size) -> None:
+        self.head = head
+        super().__init__(batch_shape, torch.Size((head.dim,)), validate_args=False)
+
+    def checked(self, target: Tensor) -> Tensor:
+        """Return the target (..., D) in the head's type.
+
+        Raises
+        ------
+        DataError
+            unless its shape is that of batch and event, after any leading sample dimensions
+        """
+        wanted = self._extended_shape()
+        if target.shape[-len(wanted) :] != wanted:
+            raise DataError(
+                f"head '{self.head.name}' got a target of shape {tuple(target.shape)}: "
+                f"give {tuple(wanted)}, as the context has it, with any leading sample dimensions"
+            )
+        return target.to(self.head.dtype)
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Training loss (...) of each target (..., D), a mean over the D coordinates.
+
+        The caller takes the mean over elements. Heads that draw noise take it from torch's global generator.
+        """
+        raise NotImplementedError
+
+    def sample(self, sample_shape: _size = (), generator: torch.Generator | None = None) -> Tensor:
+        """Draw targets (*sample_shape, ..., D), without gradients.
+
+        ``generator`` lives on the head's device; None: torch's global one.
+        """
+        raise NotImplementedError
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density (...) in nats at targets (..., D); NoDensityError where the head has none."""
+        raise NoDensityError(
+            f"head '{self.head.name}' has no log-density: use one that has "
+            "(gaussian, mdn, autoregressive, realnvp, flow_matching)"
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean (..., D); without a closed form, of 64 draws with a fixed seed (standard error σ/8)."""
+        each = max(math.prod(self._batch_shape) * self.head.dim, 1)
+        block = min(max(_BLOCK // each, 1), MEAN_DRAWS)
+        device = next(self.head.parameters()).device
+        generator = torch.Generator(device).manual_seed(0)
+        total = torch.zeros(self._extended_shape(), device=device, dtype=self.head.dtype)
+        for start in range(0, MEAN_DRAWS, block):
+            total += self.sample((min(block, MEAN_DRAWS - start),), generator).sum(0)
+        return total / MEAN_DRAWS
+
+    def standard_normal(self, sample_shape: _size, generator: torch.Generator | None) -> Tensor:
+        """Draw N(0, I) of shape (*sample_shape, ..., D), on the head's device and in its type."""
+        device = next(self.head.parameters()).device
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return torch.randn(shape, generator=generator, device=device, dtype=self.head.dtype)
+
+
+class DensityPrediction(Prediction):
+    """A prediction that trains by its own likelihood: ``loss`` = −``log_prob``/D."""
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Negative log-likelihood (...) of each target (..., D), in nats per coordinate."""
+        return -self.log_prob(target) / self.head.dim
+
+
+def check_count(head: Head, what: str, value: Any) -> None:
+    """Raise ConfigError unless ``value`` is a whole number ≥ 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"head '{head.name}': {what} must be a whole number, at least 1, got {value}")
+
+
+def check_widths(head: Head, hidden: Sequence[int]) -> list[int]:
+    """Return the hidden widths as a list; ConfigError unless each is a whole number ≥ 1."""
+    for width in hidden:
+        check_count(head, "each hidden width", width)
+    return list(hidden)

@@ -1,0 +1,119 @@
+"""Denoising diffusion: noise predicted at a thousand levels, removed in a few tens of steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.types import _size
+
+from probjepa.heads.base import Head, Prediction, check_count, full_precision
+from probjepa.heads.networks import Denoiser
+
+LEVELS = 1000
+_BETA_FIRST, _BETA_LAST = 1e-4, 0.02
+
+
+class Diffusion(Head):
+    """Noise prediction with a linear schedule, sampled by DDIM with η = 0; it has no density here.
+
+    βₜ from 1e-4 to 0.02 over 1,000 levels, ᾱₜ = Π(1 − β): loss = mean over coordinates of
+    (ε − ε̂(√ᾱₜ·y + √(1 − ᾱₜ)·ε, t, c))², one level and one ε an element, from torch's global generator.
+    Sources: arXiv 2006.11239 (training), 2010.02502 (DDIM). Targets are expected at about unit scale (as
+    I-JEPA's layer-normed tokens are). The mean is one of draws.
+
+    Parameters
+    ----------
+    dim, context_dim
+        dimensions of the target and of the context
+    width, blocks, code_width
+        of the network, see ``Denoiser``. About 5.9 MFLOP a target at the sizes of I-JEPA tokens (192 → 384),
+        forward; one such pass a training step
+    steps
+        DDIM steps, 1…1000, at levels of equal spacing in arccos √ᾱ; ``sample(…, steps=25)`` is the fast mode
+
+    Raises
+    ------
+    ConfigError
+        for a count below 1
+
+    Notes
+    -----
+    DDIM's steps are of first order and narrow the distribution: with the exact noise predictor of a Gaussian
+    of scale 1 the samples' scale is 0.976 at 50 steps and 0.952 at 25 (0.963 and 0.927 with levels evenly
+    spaced in t); of scale 0.1, 0.088 and 0.078 (0.078 and 0.061).
+    """
+
+    name = "diffusion"
+    kept_signal: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        *,
+        width: int = 512,
+        blocks: int = 3,
+        code_width: int = 256,
+        steps: int = 50,
+    ) -> None:
+        super().__init__(dim, context_dim)
+        counts = {"width": width, "blocks": blocks, "code_width": code_width, "steps": steps}
+        for what, value in counts.items():
+            check_count(self, what, value)
+        self.steps = steps
+        beta = torch.linspace(_BETA_FIRST, _BETA_LAST, LEVELS, dtype=torch.float64)
+        self.register_buffer("kept_signal", (1 - beta).cumprod(0).float(), persistent=False)  # ᾱ
+        self.noise = Denoiser(dim, context_dim, width, blocks, code_width)
+
+    def forward(self, context: Tensor) -> DiffusionPrediction:
+        """Predict from a context (..., C)."""
+        context = self.checked(context)
+        return DiffusionPrediction(self, self.noise.encode(context))
+
+    def levels(self, steps: int) -> Tensor:
+        """Levels to visit, from the noisiest to 0: at most ``steps``, fewer where two fall together."""
+        angle = self.kept_signal.double().sqrt().arccos()
+        wanted = angle[-1] * torch.arange(steps, 0, -1, device=angle.device) / steps
+        nearest = (angle - wanted.unsqueeze(1)).abs().argmin(1)
+        visited: Tensor = nearest.unique().flip(0)  # type: ignore[no-untyped-call]
+        return visited
+
+
+class DiffusionPrediction(Prediction):
+    """The distribution that the denoising steps make of N(0, I)."""
+
+    head: Diffusion
+
+    def __init__(self, head: Diffusion, code: Tensor) -> None:
+        super().__init__(head, code.shape[:-1])
+        self._code = code
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Mean squared error (...) of the predicted noise at a random level, over the coordinates."""
+        target = self.checked(target)
+        noise = torch.randn_like(target)
+        level = torch.randint(LEVELS, target.shape[:-1], device=target.device)
+        signal = self.head.kept_signal[level].to(target.dtype).unsqueeze(-1)
+        noisy = signal.sqrt() * target + (1 - signal).sqrt() * noise
+        predicted: Tensor = self.head.noise(noisy, level.to(target.dtype) / LEVELS, self._code)
+        return (predicted.to(target.dtype) - noise).square().mean(-1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        sample_shape: _size = (),
+        generator: torch.Generator | None = None,
+        *,
+        steps: int | None = None,
+    ) -> Tensor:
+        """Draw targets (*sample_shape, ..., D) by DDIM with η = 0 from N(0, I)."""
+        y = self.standard_normal(sample_shape, generator)
+        levels = self.head.levels(steps or self.head.steps)
+        signal = torch.cat([self.head.kept_signal[levels], y.new_ones(1)]).to(y.dtype)
+        with full_precision(y):
+            code = self._code.to(y.dtype)
+            for level, now, after in zip(levels, signal[:-1], signal[1:], strict=True):
+                noise = self.head.noise(y, level.to(y.dtype) / LEVELS, code)
+                clean = (y - (1 - now).sqrt() * noise) / now.sqrt()
+                y = after.sqrt() * clean + (1 - after).sqrt() * noise
+        return y
