@@ -114,7 +114,11 @@ def test_load_torchvision_refuses_other_models_and_loads_nothing():
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_backbone_trains_and_says_its_dimension(name, channels):
-    small = {"widths": (8, 16)} if name == "convnet" else {"width": 0.125}
+    settings = {
+        "convnet": {"widths": (8, 16)},
+        "vit": {"patch_size": 4, "width": 16, "depth": 2, "heads": 2},
+    }
+    small = settings.get(name, {"width": 0.125})
     model = build_backbone(name, channels=channels, image_size=16, **small)
     out = model(torch.randn(4, channels, 16, 16))
     assert out.shape == (4, embedding_dim_of(model, channels, 16))

@@ -30,6 +30,14 @@ def test_momentum_follows_the_cosine():
     assert ema.momentum_at(0, 0) == 0.99  # no steps to come: no division by zero
 
 
+def test_momentum_follows_the_line():
+    ema = EMA(student(), momentum=0.996, schedule="linear")
+    for step, expected in [(0, 0.996), (25, 0.997), (50, 0.998), (100, 1.0), (150, 1.0)]:
+        assert ema.momentum_at(step, 100) == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ConfigError, match="did you mean 'linear'"):
+        EMA(student(), schedule="linea")
+
+
 def test_updates_are_the_recursion():
     source = student()
     ema = EMA(source, momentum=0.8)

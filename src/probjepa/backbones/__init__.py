@@ -23,6 +23,7 @@ BACKBONES = Registry(
         "resnet34": "probjepa.backbones.resnet:resnet34",
         "resnet50": "probjepa.backbones.resnet:resnet50",
         "convnet": "probjepa.backbones.convnet:ConvNet",
+        "vit": "probjepa.backbones.vit:ViT",
     },
 )
 

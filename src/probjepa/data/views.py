@@ -25,6 +25,7 @@ RECIPES = Registry(
         "byol-32": "probjepa.data.views:byol_32",
         "byol-224": "probjepa.data.views:byol_224",
         "digits": "probjepa.data.views:digits",
+        "ijepa": "probjepa.data.views:ijepa",
     },
 )
 
@@ -145,6 +146,11 @@ def byol_224(size: int, channels: int) -> list[list[nn.Module]]:
 def digits(size: int, channels: int) -> list[list[nn.Module]]:
     """Views of written characters: crop, small turn, shift and shear; neither flips nor colours."""
     return [[RandomAffineCrop(size, scale=(0.4, 1.0))] for _ in range(2)]
+
+
+def ijepa(size: int, channels: int) -> list[list[nn.Module]]:
+    """One view for masked prediction: a large crop and a flip (Assran et al. 2023; they do not flip)."""
+    return [[RandomResizedCrop(size, scale=(0.3, 1.0))]]
 
 
 def _colourful(size: int, channels: int) -> list[nn.Module]:

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, unknown_name
+
+SCHEDULES = ("cosine", "linear")
 
 
 class EMA(nn.Module):
-    """A copy that follows ``source`` at momentum τ₀ → 1 on a cosine, always in evaluation mode.
+    """A copy that follows ``source`` at momentum τ₀ → 1, always in evaluation mode.
 
-    τ(step) = 1 − (1 − τ₀)·(1 + cos(π·step/total))/2. Buffers (batch statistics) are copied as they are.
+    τ(step) = 1 − (1 − τ₀)·r with r = (1 + cos(π·step/total))/2 ("cosine") or 1 − step/total ("linear").
+    Buffers (batch statistics) are copied as they are.
 
     Raises
     ------
     ConfigError
-        if the momentum is not in [0, 1]
+        if the momentum is not in [0, 1], or for an unknown schedule
     """
 
-    def __init__(self, source: nn.Module, momentum: float = 0.996) -> None:
+    def __init__(
+        self,
+        source: nn.Module,
+        momentum: float = 0.996,
+        schedule: Literal["cosine", "linear"] = "cosine",
+    ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ConfigError(f"EMA momentum must lie in [0, 1], got {momentum}")
+        if schedule not in SCHEDULES:
+            raise unknown_name("EMA schedule", schedule, SCHEDULES)
         self.momentum = momentum
+        self.schedule = schedule
         self.module = copy.deepcopy(source).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> EMA:
@@ -44,7 +55,8 @@ class EMA(nn.Module):
     def momentum_at(self, step: int, total_steps: int) -> float:
         """Momentum τ at an optimiser step."""
         progress = min(step / max(total_steps, 1), 1.0)
-        return 1 - (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2
+        left = 1 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return 1 - (1 - self.momentum) * left
 
     @torch.no_grad()
     def update(self, source: nn.Module, step: int, total_steps: int) -> None:
