@@ -129,6 +129,25 @@ def test_selection_names_the_best_and_the_useless():
     assert not any(row[3] for row in best)  # all answered: there is nothing to choose
 
 
+def test_withholding_at_random_is_the_dashed_line_and_no_rival():
+    result = {name: selective(order, RIGHT) for name, order in {**ORDERS, "random": np.zeros(200)}.items()}
+    section = selective_section(result)
+    assert section is not None
+    assert section.text.endswith("no better than withholding at random: mean σ².")
+    drawn = written_in(section.items[0])
+    assert "at random" in drawn
+    assert drawn.index("probe") < drawn.index("odd") < drawn.index("mean σ²")  # the best first
+    assert [row[0] for row in section.items[1].rows][-1] == "random"
+
+
+def test_more_sources_than_colours_stay_apart():
+    many = {f"source {i}": selective(np.random.default_rng(i).normal(size=200), RIGHT) for i in range(11)}
+    figure = selective_section(many).items[0]
+    drawn = re.findall(r"(stroke-dasharray[^;]*;[^;]*;)? stroke: var\(--c(\d+)\)", figure.image.decode())
+    curves = {(dashes, colour) for dashes, colour in drawn if int(colour) >= 4}  # the first four are neutral
+    assert len({colour for _, colour in curves}) == 8 and len(curves) == 11
+
+
 def test_selection_that_gains_nothing_says_so():
     section = selective_section({"kl": selective(np.arange(200), RIGHT)})
     assert section is not None and "By none of these" in section.text

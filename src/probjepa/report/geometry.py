@@ -19,6 +19,7 @@ _NAMES = {
 _EXPECTED = {"mean_variance": -1, "nll": -1, "kl": 1, "anisotropy": 1}
 _WORDS = {-1: "falls", 1: "rises", 0: "unclear"}
 _LEAST_COVERAGE = 0.05  # with fewer answers the risk is that of a handful
+_RANDOM = "random"  # the source that is no source: its curve is the dashed line
 _MOST_POINTS = 400  # more than there are pixels only adds bytes
 (_BLUE,) = palette(["in"]).values()
 
@@ -166,7 +167,11 @@ def selective_section(result: Mapping[str, Any]) -> Section | None:
         "accuracies are in %. The best of each column is marked.",
         best,
     )
-    curves = {name: of["curve"] for name, of in result.items() if (of.get("curve") or {}).get("coverage")}
+    drawn = [
+        name for name, of in result.items() if (of.get("curve") or {}).get("coverage") and name != _RANDOM
+    ]
+    drawn.sort(key=lambda name: float(result[name].get("aurc") or 0))
+    curves = {name: result[name]["curve"] for name in drawn}
     items: list[Figure | Table] = [_risk_coverage(curves)] if curves else []
     return Section("Selective prediction", _selective_text(result), [*items, table])
 
@@ -178,7 +183,7 @@ def _selective_text(result: Mapping[str, Any]) -> str:
         return plain.strip()
     # at random, the error stays that of all answers, which is also the mean over coverages
     error = {name: _or_nan(_error_of_all(result[name])) for name in known}
-    useless = [name for name in known if known[name] >= error[name]]
+    useless = [name for name in known if known[name] > error[name] - 1e-9]  # but for rounding
     best = min(known, key=lambda name: known[name])
     if best in useless:
         return plain + "By none of these confidences is that better than withholding answers at random."
@@ -190,8 +195,9 @@ def _selective_text(result: Mapping[str, Any]) -> str:
             f": answering the surest {100 * float(share):g} % takes accuracy from "
             f"{100 * (1 - error[best]):.1f} to {100 * accuracy[share]:.1f} %"
         )
+    useless = [_source(name) for name in useless if name != _RANDOM]
     if useless:
-        text += f"; no better than withholding at random: {', '.join(map(_source, useless))}"
+        text += f"; no better than withholding at random: {', '.join(useless)}"
     return text + "."
 
 
@@ -200,16 +206,19 @@ def _risk_coverage(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure = canvas(FULL, 300)
     axis = figure.subplots()
     colours = palette(curves)
-    for name, curve in curves.items():
+    for index, (name, curve) in enumerate(curves.items()):
         coverage, risk = np.asarray(curve["coverage"], float), np.asarray(curve["risk"], float)
         shown = np.flatnonzero(coverage >= min(_LEAST_COVERAGE, coverage.max()))
         shown = shown[np.unique(np.linspace(0, len(shown) - 1, _MOST_POINTS).astype(int))]
-        axis.plot(100 * coverage[shown], 100 * risk[shown], color=colours[name], label=label(_source(name)),
-                  marker="o" if len(shown) == 1 else None)  # fmt: skip
+        axis.plot(
+            100 * coverage[shown], 100 * risk[shown], color=colours[name], label=label(_source(name)),
+            linestyle="-" if index < len(set(colours.values())) else (0, (1, 1.2)),
+            marker="o" if len(shown) == 1 else None,
+        )  # fmt: skip
     caption = f"Lower is better. Drawn from {100 * _LEAST_COVERAGE:g} % answered."
     of_all = {round(float(curve["risk"][-1]), 9) for curve in curves.values()}
     if len(of_all) == 1:  # the same answers, in different orders
-        axis.axhline(100 * of_all.pop(), color=MUTED, lw=1, dashes=(4, 3))
+        axis.axhline(100 * of_all.pop(), color=MUTED, lw=1, dashes=(4, 3), label="at random")
         caption += " Dashed: the error of all answers, which withholding at random does not change."
     axis.set(title="Error of the answers given", xlabel="answered, % of the images, the surest first",
              ylabel="wrong, %", xlim=(0, 100), ylim=(0, None))  # fmt: skip
@@ -235,4 +244,4 @@ def _or_nan(x: float | None) -> float:
 
 
 def _source(name: str) -> str:
-    return _NAMES.get(name, name.replace("_", " "))
+    return _NAMES.get(name.replace(" ", "_"), name.replace("_", " "))
