@@ -72,7 +72,7 @@ class Diffusion(Head):
 
     def levels(self, steps: int) -> Tensor:
         """Levels to visit, from the noisiest to 0: at most ``steps``, fewer where two fall together."""
-        angle = self.kept_signal.double().sqrt().arccos()
+        angle = self.kept_signal.sqrt().arccos()
         wanted = angle[-1] * torch.arange(steps, 0, -1, device=angle.device) / steps
         nearest = (angle - wanted.unsqueeze(1)).abs().argmin(1)
         visited: Tensor = nearest.unique().flip(0)  # type: ignore[no-untyped-call]

@@ -44,17 +44,14 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
-        rows = x.detach().reshape(-1, x.shape[-1]).double()
-        sums = torch.stack([torch.full_like(rows[0], len(rows)), rows.sum(0), rows.square().sum(0)])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-        count, total, squares = sums
-        if count[0] < 2:
+        rows = x.detach().reshape(-1, x.shape[-1])
+        count = _summed_over_processes(torch.tensor(float(len(rows)), device=x.device))
+        if count < 2:
             return
-        mean = total / count
-        std = (squares / count - mean.square()).clamp_min(_STD_FLOOR**2).sqrt()
+        mean = _summed_over_processes(rows.sum(0)) / count
+        variance = _summed_over_processes((rows - mean).square().sum(0)) / count
         self.shift.copy_(mean)
-        self.log_scale.copy_(-std.log())
+        self.log_scale.copy_(-variance.clamp_min(_STD_FLOOR**2).sqrt().log())
         self.initialised.fill_(True)
         self._known = True
 
@@ -69,6 +66,12 @@ class ActNorm(nn.Module):
     def inverse(self, y: Tensor) -> Tensor:
         """x (..., D) of y."""
         return y * (-self.log_scale).exp() + self.shift
+
+
+def _summed_over_processes(x: Tensor) -> Tensor:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(x)
+    return x
 
 
 def _forget(module: nn.Module, _: Any) -> None:

@@ -1,0 +1,267 @@
+"""What every predictive head promises, whichever it is."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import probjepa as pj
+from probjepa.errors import ConfigError, DataError, ProbjepaError
+from probjepa.heads import HEADS
+from probjepa.heads.base import MEAN_DRAWS, Head, NoDensityError, Prediction
+
+SMALL = {
+    "deterministic": {"hidden": (16,)},
+    "gaussian": {"hidden": (16,)},
+    "mdn": {"hidden": (16,), "components": 3},
+    "autoregressive": {"hidden": (16, 12, 9), "components": 3},
+    "realnvp": {"hidden": (16,), "couplings": 4},
+    "flow_matching": {"width": 16, "blocks": 2, "code_width": 8, "steps": 6},
+    "diffusion": {"width": 16, "blocks": 2, "code_width": 8, "steps": 6},
+}
+WITH_DENSITY = ["gaussian", "mdn", "autoregressive", "realnvp", "flow_matching"]
+BY_LIKELIHOOD = ["gaussian", "mdn", "autoregressive", "realnvp"]
+DIM, CONTEXT = 5, 4
+
+every_head = pytest.mark.parametrize("name", list(HEADS))
+every_density = pytest.mark.parametrize("name", WITH_DENSITY)
+
+
+def build(name, dim=DIM, seed=0, dtype=torch.float32):
+    """A head in evaluation mode with random weights everywhere: layers that start at zero too."""
+    torch.manual_seed(seed)
+    head = HEADS[name](dim, CONTEXT, **SMALL[name]).to(dtype)
+    with torch.no_grad():
+        for p in head.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return head.eval()
+
+
+def draw(*shape, seed=1, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_names_are_read_without_torch():
+    code = "import sys; from probjepa.heads import HEADS; print(*HEADS); assert 'torch' not in sys.modules"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == list(SMALL)
+
+
+@every_head
+def test_registered_heads_are_the_public_classes(name):
+    cls = HEADS[name]
+    assert getattr(pj.heads, cls.__name__) is cls
+    assert issubclass(cls, Head) and cls.name == name
+
+
+@every_head
+@pytest.mark.parametrize("batch", [(), (7,), (2, 3)], ids=str)
+def test_shapes(name, batch):
+    head, target = build(name), draw(*batch, DIM)
+    prediction = head(draw(*batch, CONTEXT, seed=2))
+    assert isinstance(prediction, Prediction)
+    assert prediction.batch_shape == batch and prediction.event_shape == (DIM,)
+    assert prediction.loss(target).shape == batch
+    assert prediction.mean.shape == (*batch, DIM)
+    for shape in ((), (3,), (3, 2)):
+        drawn = prediction.sample(shape)
+        assert drawn.shape == (*shape, *batch, DIM) and not drawn.requires_grad
+        assert prediction.loss(drawn).shape == (*shape, *batch)
+        if name in WITH_DENSITY:
+            assert prediction.log_prob(drawn).shape == (*shape, *batch)
+
+
+@every_density
+def test_log_prob_of_many_draws_is_that_of_each(name):
+    head, context = build(name), draw(3, CONTEXT)
+    target = draw(4, 3, DIM, seed=2)
+    together = head(context).log_prob(target)
+    for i in range(4):
+        for j in range(3):
+            alone = head(context[j]).log_prob(target[i, j])
+            torch.testing.assert_close(alone, together[i, j], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "autoregressive", "realnvp"])
+def test_loss_is_the_negative_log_likelihood_a_coordinate(name):
+    prediction, target = build(name)(draw(6, CONTEXT)), draw(6, DIM, seed=2)
+    torch.testing.assert_close(prediction.loss(target), -prediction.log_prob(target) / DIM)
+
+
+@every_density
+def test_half_and_double_precision_agree(name):
+    double = build(name, dtype=torch.float64)
+    single = build(name)
+    single.load_state_dict(double.state_dict())
+    context, target = draw(6, CONTEXT), draw(6, DIM, seed=2)
+    exact = double(context.double()).log_prob(target.double())
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(single(context).log_prob(target).double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@every_head
+def test_autocast_changes_the_networks_only(name):
+    head, context, target = build(name), draw(64, CONTEXT), draw(64, DIM, seed=2)
+    torch.manual_seed(0)
+    plain = head(context).loss(target)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        prediction = head(context)
+        mixed = prediction.loss(target)
+        drawn, mean = prediction.sample((2,)), prediction.mean
+        if name in WITH_DENSITY:
+            assert prediction.log_prob(target).dtype == torch.float32
+    assert mixed.dtype == drawn.dtype == mean.dtype == torch.float32
+    assert drawn.isfinite().all() and mean.isfinite().all()
+    torch.testing.assert_close(mixed.mean(), plain.mean(), rtol=0.03, atol=0.03)
+    assert head(context.bfloat16()).loss(target.bfloat16()).dtype == torch.float32
+
+
+@every_head
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e4, 1e15], ids=str)
+def test_losses_and_gradients_are_finite(name, size):
+    head = build(name)
+    loss = head(draw(8, CONTEXT)).loss(size * draw(8, DIM, seed=2)).mean()
+    loss.backward()
+    assert loss.isfinite()
+    for key, p in head.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), key
+
+
+@every_head
+def test_every_parameter_learns(name):
+    head = build(name)
+    torch.manual_seed(0)
+    head(draw(64, CONTEXT)).loss(draw(64, DIM, seed=2)).mean().backward()
+    assert all(p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+@every_head
+def test_gradients_reach_the_context(name):
+    context = draw(8, CONTEXT).requires_grad_()
+    build(name)(context).loss(draw(8, DIM, seed=2)).mean().backward()
+    assert (context.grad.abs().sum(1) > 0).all()
+
+
+@every_head
+def test_one_element_says_nothing_of_another(name):
+    head, context = build(name), draw(3, CONTEXT)
+    other = context.clone()
+    other[1] += 1
+    first, second = (head(c).sample((2,), seeded()) for c in (context, other))
+    torch.testing.assert_close(first[:, [0, 2]], second[:, [0, 2]])
+    assert not torch.allclose(first[:, 1], second[:, 1])
+
+
+@every_head
+def test_a_generator_makes_samples_repeat_and_spares_the_global_one(name):
+    prediction = build(name)(draw(3, CONTEXT))
+    state = torch.get_rng_state()
+    first, again = prediction.sample((5,), seeded()), prediction.sample((5,), seeded())
+    assert torch.equal(first, again)
+    assert torch.equal(prediction.mean, prediction.mean)
+    assert torch.equal(torch.get_rng_state(), state)
+    if name != "deterministic":
+        assert not torch.allclose(prediction.sample((5,), seeded(1)), first)
+
+
+@every_head
+def test_the_mean_is_that_of_samples(name):
+    if name == "flow_matching":
+        pytest.skip("its mean is the field's own estimate: tested with a field that is exact")
+    prediction = build(name)(draw(2, CONTEXT))
+    drawn = prediction.sample((4000,), seeded(3))
+    draws = 1 / 4000 + (1 / MEAN_DRAWS if name in ("autoregressive", "realnvp", "diffusion") else 0)
+    error = drawn.std(0) * draws**0.5
+    assert ((prediction.mean - drawn.mean(0)).abs() <= 4 * error + 1e-6).all()
+    if name in ("gaussian", "mdn"):
+        torch.testing.assert_close(prediction.variance, drawn.var(0), rtol=0.15, atol=0)
+
+
+@every_head
+def test_a_saved_state_is_the_whole_head(name):
+    head = HEADS[name](DIM, CONTEXT, **SMALL[name])
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    for seed in range(3):
+        optimizer.zero_grad()
+        head(draw(32, CONTEXT, seed=seed)).loss(3 + 2 * draw(32, DIM, seed=9 + seed)).mean().backward()
+        optimizer.step()
+    loaded = HEADS[name](DIM, CONTEXT, **SMALL[name])
+    loaded.load_state_dict(head.state_dict())
+    context, target = draw(6, CONTEXT), draw(6, DIM, seed=2)
+    for mode in (True, False):  # in training mode too: what the first batch has set is not set anew
+        torch.manual_seed(0)
+        expected = head.train(mode)(context).loss(target)
+        torch.manual_seed(0)
+        assert torch.equal(loaded.train(mode)(context).loss(target), expected)
+    assert torch.equal(loaded(context).sample((3,), seeded()), head(context).sample((3,), seeded()))
+
+
+@every_head
+def test_evaluation_changes_no_state(name):
+    head = HEADS[name](DIM, CONTEXT, **SMALL[name]).eval()
+    before = {key: value.clone() for key, value in head.state_dict().items()}
+    prediction = head(draw(16, CONTEXT))
+    prediction.loss(draw(16, DIM, seed=2))
+    prediction.sample((2,))
+    assert all(torch.equal(value, before[key]) for key, value in head.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in WITH_DENSITY])
+def test_no_density_names_the_heads_that_have_one(name):
+    with pytest.raises(NoDensityError) as error:
+        build(name)(draw(3, CONTEXT)).log_prob(draw(3, DIM))
+    assert isinstance(error.value, ProbjepaError) and isinstance(error.value, NotImplementedError)
+    message = str(error.value)
+    assert message.split("(")[1].rstrip(")").split(", ") == WITH_DENSITY
+    assert name in message and "\n" not in message
+
+
+@every_head
+def test_wrong_shapes_are_one_line(name):
+    head = build(name)
+    with pytest.raises(DataError, match=rf"'{name}' got a context of shape \(3, 9\)"):
+        head(draw(3, 9))
+    prediction = head(draw(3, CONTEXT))
+    for shape in ((3, DIM + 1), (2, DIM), (DIM,)):
+        with pytest.raises(DataError, match="got a target of shape"):
+            prediction.loss(draw(*shape))
+
+
+@every_head
+@pytest.mark.parametrize("sizes", [(0, 4), (4, 0), (2.5, 4)], ids=str)
+def test_wrong_sizes_are_refused(name, sizes):
+    with pytest.raises(ConfigError, match=f"head '{name}': (dim|context_dim) must be a whole number"):
+        HEADS[name](*sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "match"),
+    [
+        ("deterministic", {"loss": "l2"}, "smooth-l1"),
+        ("gaussian", {"hidden": (0,)}, "hidden width"),
+        ("mdn", {"components": 0}, "components"),
+        ("mdn", {"log_variance_weight": -1.0}, "log_variance_weight"),
+        ("autoregressive", {"hidden": (8, 4)}, "at least dim = 5"),
+        ("autoregressive", {"hidden": ()}, "at least dim = 5"),
+        ("realnvp", {"hidden": ()}, "hidden layer"),
+        ("realnvp", {"couplings": 0}, "couplings"),
+        ("flow_matching", {"solver": "rk4"}, "heun"),
+        ("flow_matching", {"steps": 0}, "steps"),
+        ("diffusion", {"blocks": 0}, "blocks"),
+    ],
+)
+def test_settings_out_of_range_are_one_line(name, settings, match):
+    with pytest.raises(ConfigError, match=match) as error:
+        HEADS[name](DIM, CONTEXT, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_coupling_flow_needs_two_coordinates():
+    with pytest.raises(ConfigError, match="dim ≥ 2"):
+        HEADS["realnvp"](1, CONTEXT)

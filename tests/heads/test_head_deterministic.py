@@ -1,0 +1,56 @@
+"""The point prediction's two losses against their formulas in numpy."""
+
+import numpy as np
+import pytest
+import torch
+
+from probjepa.heads import Deterministic
+
+
+def setting(loss, n=40, dim=6):
+    torch.manual_seed(0)
+    head = Deterministic(dim, 3, hidden=(8,), loss=loss).double()
+    context = torch.randn(n, 3, dtype=torch.float64)
+    target = 2 * torch.randn(n, dim, dtype=torch.float64)
+    prediction = head(context)
+    return prediction, target, prediction.mean.detach().numpy(), target.numpy()
+
+
+def test_smooth_l1():
+    prediction, target, point, y = setting("smooth-l1")
+    apart = np.abs(point - y)
+    expected = np.where(apart < 1, 0.5 * apart**2, apart - 0.5).mean(1)
+    assert (apart < 1).any() and (apart > 1).any()
+    np.testing.assert_allclose(prediction.loss(target).detach(), expected, rtol=1e-12)
+
+
+def test_alignment_variance_covariance():
+    prediction, target, point, y = setting("vic")
+    covariance = np.cov(point.T)
+    off_diagonal = covariance - np.diag(np.diag(covariance))
+    variance = np.maximum(0, 1 - np.sqrt(point.var(0, ddof=1) + 1e-4)).mean()
+    batch = 0.1 * variance + 0.01 * (off_diagonal**2).sum() / 6
+    assert variance > 0
+    np.testing.assert_allclose(
+        prediction.loss(target).detach(), ((point - y) ** 2).mean(1) + batch, rtol=1e-10
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
+def test_one_prediction_has_no_batch_terms(shape):
+    head = Deterministic(4, 3, loss="vic")
+    prediction, target = head(torch.randn(*shape, 3)), torch.randn(*shape, 4)
+    torch.testing.assert_close(prediction.loss(target), (prediction.mean - target).square().mean(-1))
+
+
+def test_the_terms_do_not_depend_on_how_the_batch_is_shaped():
+    head = Deterministic(4, 3, loss="vic")
+    context, target = torch.randn(12, 3), torch.randn(12, 4)
+    flat = head(context).loss(target)
+    shaped = head(context.reshape(3, 4, 3)).loss(target.reshape(3, 4, 4))
+    torch.testing.assert_close(shaped.flatten(), flat)
+
+
+def test_samples_are_the_point():
+    prediction = Deterministic(4, 3)(torch.randn(5, 3))
+    assert torch.equal(prediction.sample((2,)), prediction.mean.expand(2, 5, 4))

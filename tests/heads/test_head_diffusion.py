@@ -1,0 +1,124 @@
+"""Diffusion with the exact noise predictor of a Gaussian: the loss, the schedule and the DDIM samples."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from probjepa.heads import Diffusion
+
+KEPT = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+MEAN = torch.tensor([0.8, -0.5], dtype=torch.float64)
+COVARIANCE = torch.tensor([[0.5, 0.3], [0.3, 0.8]], dtype=torch.float64)
+
+
+class GaussianNoise(nn.Module):
+    """E[ε|x] when the target is N(c, Σ): √(1−ᾱ)·(ᾱΣ + (1−ᾱ)I)⁻¹(x − √ᾱ·c)."""
+
+    def __init__(self, covariance):
+        super().__init__()
+        self.covariance = covariance
+
+    def encode(self, context):
+        return context
+
+    def gain(self, kept):
+        eye = torch.eye(len(self.covariance), dtype=torch.float64)
+        kept = kept[..., None, None]
+        return (1 - kept).sqrt() * torch.linalg.inv(kept * self.covariance + (1 - kept) * eye)
+
+    def forward(self, x, t, mean):
+        kept = KEPT[(1000 * t).round().long()]
+        shifted = x - kept.sqrt().unsqueeze(-1) * mean
+        return (self.gain(kept) @ shifted.unsqueeze(-1)).squeeze(-1)
+
+
+def exact_head(covariance=COVARIANCE, **settings):
+    head = Diffusion(2, 2, width=4, blocks=1, code_width=4, **settings).double().eval()
+    head._dtype_keeper = head.noise  # the predictor has no parameters to tell the head's type
+    head.noise = GaussianNoise(covariance)
+    return head
+
+
+def ddim_moments(head, steps):
+    """Mean and covariance of DDIM's output under the exact predictor: each step is affine in x."""
+    predictor, eye = head.noise, torch.eye(2, dtype=torch.float64)
+    levels = head.levels(steps)
+    kept = torch.cat([KEPT[levels], torch.ones(1, dtype=torch.float64)])
+    mean, root = torch.zeros(2, dtype=torch.float64), eye
+    for now, after in pairwise(kept):
+        stretch = (after / now).sqrt()
+        noise = (1 - after).sqrt() - stretch * (1 - now).sqrt()
+        gain = predictor.gain(now)
+        mean = stretch * mean + noise * gain @ (mean - now.sqrt() * MEAN)
+        root = (stretch * eye + noise * gain) @ root
+    return mean, root @ root.T
+
+
+def assert_within_three_errors(drawn, mean, covariance):
+    n, diagonal = len(drawn), covariance.diagonal()
+    assert ((drawn.mean(0) - mean).abs() < 3 * (diagonal / n).sqrt()).all()
+    error = ((covariance**2 + diagonal[:, None] * diagonal) / n).sqrt()
+    assert ((drawn.T.cov() - covariance).abs() < 3 * error).all()
+
+
+def test_the_schedule():
+    np.testing.assert_allclose(Diffusion(2, 2).kept_signal, KEPT, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [25, 50, 1000])
+def test_levels_run_from_the_noisiest_to_the_cleanest(steps):
+    levels = Diffusion(2, 2).levels(steps)
+    assert levels[0] == 999 and (levels.diff() < 0).all() and len(levels) <= steps
+    if steps <= 50:
+        assert len(levels) == steps
+        angle = KEPT[levels].sqrt().arccos()
+        assert angle.diff().abs().max() < 1.2 * angle[0] / steps
+
+
+def test_samples_of_a_gaussian():
+    """At 1,000 steps DDIM's own error is below the standard error; at 50 it is for a thousand draws."""
+    for steps, n in ((1000, 20_000), (50, 1000)):
+        drawn = exact_head()(MEAN).sample((n,), torch.Generator().manual_seed(0), steps=steps)
+        assert_within_three_errors(drawn, MEAN, COVARIANCE)
+
+
+@pytest.mark.parametrize("steps", [50, 25])
+def test_samples_follow_the_ddim_recursion(steps):
+    head = exact_head(steps=steps)
+    drawn = head(MEAN).sample((50_000,), torch.Generator().manual_seed(0))
+    assert_within_three_errors(drawn, *ddim_moments(head, steps))
+
+
+@pytest.mark.parametrize(("steps", "scale", "expected"), [(50, 1, 0.976), (25, 1, 0.952), (50, 0.1, 0.088)])
+def test_how_far_ddim_narrows_is_what_the_docstring_says(steps, scale, expected):
+    head = exact_head(scale**2 * torch.eye(2, dtype=torch.float64))
+    _, covariance = ddim_moments(head, steps)
+    assert covariance[0, 0].sqrt().item() == pytest.approx(expected, abs=5e-4)
+
+
+def test_ddim_is_deterministic_given_the_noise():
+    """The same starting noise ends in the same place whatever the batch: nothing random on the way."""
+    prediction = exact_head()(MEAN)
+    drawn = prediction.sample((6,), torch.Generator().manual_seed(0))
+    noise = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean, _ = ddim_moments(exact_head(), 50)
+    slope, *_ = torch.linalg.lstsq(noise, drawn - mean)
+    torch.testing.assert_close(noise @ slope, drawn - mean)
+
+
+def test_the_loss_of_the_best_predictor():
+    """For N(c, I) the noise left unexplained at level t is ᾱₜ."""
+    head = exact_head(torch.eye(2, dtype=torch.float64))
+    torch.manual_seed(0)
+    loss = head(MEAN.expand(40_000, 2)).loss(MEAN + torch.randn(40_000, 2, dtype=torch.float64))
+    assert abs(loss.mean() - KEPT.mean()) < 3 * loss.std() / math.sqrt(len(loss))
+
+
+def test_the_loss_of_an_untrained_predictor_is_the_noise():
+    torch.manual_seed(0)
+    loss = Diffusion(8, 2, width=8)(torch.zeros(5000, 2)).loss(torch.randn(5000, 8))
+    assert abs(loss.mean() - 1) < 3 * loss.std() / math.sqrt(5000)
