@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from probjepa.data import open_images as open_images
     from probjepa.jacobian import jacobian_spectrum as jacobian_spectrum
     from probjepa.jacobian import jepa_score as jepa_score
+    from probjepa.methods.ijepa import IJEPA as IJEPA
     from probjepa.methods.vje import VJE as VJE
     from probjepa.training import fit as fit
 
 # name → module it lives in; None: the name is itself a sub-package
 _LAZY: dict[str, str | None] = {
+    "IJEPA": "probjepa.methods.ijepa",
     "VJE": "probjepa.methods.vje",
     "backbones": None,
     "data": None,

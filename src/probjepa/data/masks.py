@@ -123,7 +123,7 @@ class MultiBlockMasks:
             context[short] = seen(short)
 
         keys = torch.rand(context.shape, generator=generator).masked_fill_(~context, -1)
-        kept = keys.topk(int(context.sum(1).min()), dim=1).indices.sort(1).values
+        kept = keys.topk(int(context.sum(1).min()), dim=1, sorted=False).indices.sort(1).values
         return kept, self._patches(corners, height, width)
 
     def _shape(self, block: str, generator: torch.Generator | None) -> tuple[int, int]:

@@ -10,7 +10,13 @@ from probjepa.registry import Registry
 if TYPE_CHECKING:
     from probjepa.methods.base import Method, ProbabilisticMethod
 
-METHODS = Registry("method", {"vje": "probjepa.methods.vje:VJE"})
+METHODS = Registry(
+    "method",
+    {
+        "i-jepa": "probjepa.methods.ijepa:IJEPA",
+        "vje": "probjepa.methods.vje:VJE",
+    },
+)
 
 __all__ = ["METHODS", "Method", "ProbabilisticMethod"]
 
