@@ -12,6 +12,8 @@ from PIL import Image
 
 import probjepa
 from probjepa.cli import run
+from probjepa.data.codec import reencode
+from probjepa.data.fingerprint import fingerprint
 
 QUICK = ["--set", "batch_size=8", "--set", "backbone=convnet", "--set", "widths=[4,8]", "-q"]
 
@@ -75,10 +77,14 @@ def test_embed_equals_the_library(places, tmp_path):
     assert table["label"].to_pylist() == ["cat"] * 10 + ["dog"] * 10
 
 
-@pytest.mark.parametrize("score", ["likelihood", "predictive", "knn", "mahalanobis", "gmm"])
+@pytest.mark.parametrize(
+    "score", ["likelihood", "predictive", "knn", "mahalanobis", "gmm", "radial", "mean variance"]
+)
 def test_score_equals_the_library(places, tmp_path, score):
     out = tmp_path / "s.parquet"
-    reference = [] if score == "likelihood" else ["--reference", str(places / "ok")]
+    reference = (
+        [] if score in ("likelihood", "radial", "mean variance") else ["--reference", str(places / "ok")]
+    )
     arguments = ["score", str(places / "run"), "--data", str(places / "held"), "--out", str(out), "-q"]
     assert run([*arguments, "--score", score, *reference]) == 0
     table = pq.read_table(out)
@@ -90,7 +96,12 @@ def test_score_equals_the_library(places, tmp_path, score):
         held, known = (probjepa.open_images(str(places / n), size=20).images for n in ("held", "ok"))
         options = {"score": score, "reference": known} if reference else {}
         np.testing.assert_allclose(values, model.score_samples(held, **options).numpy(), rtol=1e-12)
-    if score == "likelihood":
+    if score in ("radial", "mean variance"):
+        model = probjepa.load(places / "run")
+        features = model.features(probjepa.open_images(str(places / "held"), size=20).images)
+        with torch.no_grad():
+            np.testing.assert_allclose(values, model.ood_scores(features)[score].numpy(), rtol=1e-6)
+    if not reference:
         assert {"mean_variance", "directional_nll", "radial_nll", "kl"} <= set(table.column_names)
 
 
@@ -115,6 +126,39 @@ def test_evaluate(places, tmp_path, capsys):
     page = (out / "report.html").read_text()
     assert page.startswith("<!") and "grey" in page
     assert "AUROC" in capsys.readouterr().out
+
+
+def test_evaluate_on_openood_through_one_codec(places, tmp_path, capsys):
+    out = tmp_path / "ev"
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "svhn").symlink_to(places / "grey")
+    sets = [
+        "--train",
+        str(places / "ok"),
+        "--test",
+        str(places / "held"),
+        "--openood",
+        str(tmp_path / "sets"),
+    ]
+    arguments = ["evaluate", str(places / "run"), *sets, "--out", str(out), "--bootstrap", "20", "-q"]
+    assert run([*arguments, "--reencode", "jpeg:60"]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["reencode"] == "jpeg:60"
+    grey = probjepa.open_images(str(places / "grey"), size=20, channels=3, convert=True)
+    assert metrics["sets"]["svhn"]["sha256"] == fingerprint(reencode(grey, "jpeg:60"))
+    assert (
+        metrics["openood"]["averages"]["knn"]["auroc"]["far"]
+        == metrics["ood"]["svhn"]["knn"]["auroc"]["value"]
+    )
+    page = (out / "report.html").read_text()
+    for text in (
+        "re-encoded alike (jpeg:60)",
+        "Selective prediction",
+        "Uncertainty and the classes",
+        "svhn has 3",
+    ):
+        assert text in page
+    assert "OpenOOD: mean AUROC" in capsys.readouterr().out
 
 
 TRAIN = ["train", "vje", "--epochs", "1", "-q"]
@@ -154,6 +198,11 @@ MODEL_ERRORS = ["embed", "{run}", "--out", "{new}", "-q"]
         ),
         (["score", *MODEL_ERRORS[1:], "--data", "{root}/ok", "--score", "likelyhood"], "did you mean 'likelihood'"),
         (["evaluate", *MODEL_ERRORS[1:], "--train", "{root}/ok", "--test", "{root}/ok"], "held-out"),
+        (["evaluate", *MODEL_ERRORS[1:], "--train", "{root}/ok", "--test", "{root}/held", "--reencode", "png"], "lossless"),
+        (
+            ["evaluate", *MODEL_ERRORS[1:], "--train", "{root}/ok", "--test", "{root}/held", "--openood", "{root}/ok"],
+            "none of OpenOOD's sets",
+        ),
         (["frobnicate"], "frobnicate"),
     ],
 )  # fmt: skip

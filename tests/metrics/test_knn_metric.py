@@ -6,7 +6,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from probjepa.errors import ConfigError, DataError
-from probjepa.metrics import knn_accuracy, knn_predict
+from probjepa.metrics import knn_accuracy, knn_predict, knn_vote
 
 
 def blobs(n, dim=6, classes=4, seed=0):
@@ -48,6 +48,17 @@ def test_votes_agree_with_brute_force(k, chunk_size):
     weighted = brute_force(*TRAIN, TEST[0], k, lambda s: np.exp(s / 0.1).sum())
     predicted = knn_predict(*TRAIN, TEST[0], k=k, temperature=0.1, chunk_size=chunk_size)
     np.testing.assert_array_equal(predicted, weighted)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.1])
+def test_the_share_of_the_winning_class(temperature):
+    predicted, share = knn_vote(*TRAIN, TEST[0], k=9, temperature=temperature, chunk_size=50)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (TRAIN[0], TEST[0])]
+    for row, label, found in zip(unit[1] @ unit[0].T, predicted, share, strict=True):
+        nearest = np.argsort(-row)[:9]
+        weights = np.ones(9) if temperature is None else np.exp(row[nearest] / temperature)
+        expected = weights[TRAIN[1][nearest] == label].sum() / weights.sum()
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_equal_counts_go_to_the_larger_similarity_then_the_smaller_label():

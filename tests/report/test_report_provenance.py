@@ -54,6 +54,20 @@ def test_provenance_reaches_the_page_escaped() -> None:
     assert "<b>n" not in html
 
 
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [({"reencode": "jpeg:75"}, "re-encoded alike (jpeg:75)"), ({"reencode": None}, "were not re-encoded")],
+)
+def test_the_codec_is_stated(result: dict[str, Any], says: str) -> None:
+    assert says in evaluation_report({"sets": SETS, **result})
+    assert "re-encoded" not in evaluation_report({"sets": SETS})
+
+
+def test_a_long_hash_is_cut() -> None:
+    table = sets_table({"test": {"sha256": "0123456789abcdef" * 4}}, {}, {})
+    assert table.cells[0][4]["text"] == "0123456789abcdef"
+
+
 def test_a_set_described_in_part_is_shown_in_part() -> None:
     table = sets_table({"test": {}}, {}, {})
     assert [cell["text"] for cell in table.cells[0]] == ["test", "–", "–", "–", "–", "–", "0"]

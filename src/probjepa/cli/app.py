@@ -234,7 +234,11 @@ def score(
     data: Data,
     out: OutFile,
     score: Annotated[
-        str, typer.Option("--score", help="likelihood, predictive, jepa, knn, mahalanobis, gmm")
+        str,
+        typer.Option(
+            "--score",
+            help="likelihood, predictive, jepa, knn, mahalanobis, gmm, or another of the model's own",
+        ),
     ] = "likelihood",
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="URI", help="typical images, not in --data")
@@ -264,11 +268,8 @@ def score(
     """Write a table: id, label, score (higher = more typical), and the score's parts."""
     from probjepa.artifacts import refuse_existing
     from probjepa.cli.tables import identity, open_table
-    from probjepa.scores import SCORES
 
     refuse_existing(out, overwrite)
-    if score not in SCORES:
-        raise unknown_name("score", score, SCORES)
     options: dict[str, Any] = {"convert": convert, "on_error": on_error, "quiet": quiet}
     if score == "jepa":
         if latent not in ("none", "normal", "reference"):
@@ -313,6 +314,17 @@ def evaluate(
     ood: Annotated[
         list[str] | None, typer.Option("--ood", metavar="NAME=URI", help="an out-of-distribution set")
     ] = None,
+    openood: Annotated[
+        Path | None,
+        typer.Option(
+            "--openood",
+            metavar="DIR",
+            help="OpenOOD v1.5: cifar100, tin, mnist, svhn, textures, places365, each NAME/ or NAME.parquet",
+        ),
+    ] = None,
+    reencode: Annotated[
+        str | None, typer.Option("--reencode", metavar="jpeg:Q", help="bring all sets through one codec")
+    ] = None,
     bootstrap: Annotated[int, typer.Option("--bootstrap", help="resamples of each interval")] = 1000,
     jepa: Annotated[bool, typer.Option("--jepa", help="also JEPA-SCORE: slow for wide embeddings")] = False,
     seed: Seed = 0,
@@ -324,8 +336,11 @@ def evaluate(
 ) -> None:
     """Write metrics.json and report.html: accuracy and OOD detection beside their baselines."""
     from probjepa.artifacts import refuse_existing
+    from probjepa.data.codec import jpeg_quality
 
     refuse_existing(out, overwrite)
+    if reencode is not None:
+        jpeg_quality(reencode)  # its complaint comes before any work
     named = {}
     for item in ood or []:
         name, sign, uri = item.partition("=")
@@ -338,12 +353,26 @@ def evaluate(
 
     from probjepa.cli.output import print_summary, write_evaluation
     from probjepa.evaluation import evaluate as run_evaluation
+    from probjepa.evaluation import openood_sets
 
+    benchmark = None
+    if openood is not None:
+        benchmark = openood_sets(
+            openood,
+            size=method.preprocess.size,
+            channels=method.preprocess.channels,
+            on_error=_checked_on_error(on_error),
+            progress=not quiet,
+        )
+        for images in benchmark.values():
+            _say_skipped(images)
     result = run_evaluation(
         method,
         _open(method, train, **options),
         _open(method, test, **options),
         sets,
+        openood=benchmark,
+        reencode=reencode,
         seed=seed,
         n_bootstrap=bootstrap,
         jepa=jepa,

@@ -14,6 +14,8 @@ from probjepa.evaluation import Evaluation
 from probjepa.report.evaluation import evaluation_report
 from probjepa.report.jacobian import jacobian_sections
 
+_MOST_INTERVALS = 3  # columns of them that 80 characters hold
+
 
 def write_evaluation(result: Evaluation, out: Path) -> None:
     """Write metrics.json and report.html into ``out``, each atomically."""
@@ -36,12 +38,22 @@ def print_summary(metrics: dict[str, Any]) -> None:
             table.add_row(space, *(_interval(row.get(probe), 100, 1) for probe in probes))
         console.print(table)
     if metrics["ood"]:
-        table = Table(title="AUROC (95 % interval); out-of-distribution is positive", title_justify="left")
+        wide = len(metrics["ood"]) > _MOST_INTERVALS
+        interval = "" if wide else " (95 % interval)"
+        table = Table(title=f"AUROC{interval}; out-of-distribution is positive", title_justify="left")
         for column in ("score", *metrics["ood"]):
             table.add_column(column)
         for detector in next(iter(metrics["ood"].values())):
-            cells = [_interval(by[detector]["auroc"], 1, 3) for by in metrics["ood"].values()]
+            found = [by[detector]["auroc"] for by in metrics["ood"].values()]
+            cells = [f"{x['value']:.3f}" if wide else _interval(x, 1, 3) for x in found]
             table.add_row(detector, *cells)
+        console.print(table)
+    if "openood" in metrics:
+        table = Table(title="OpenOOD: mean AUROC of its groups", title_justify="left")
+        for column in ("score", "near", "far", "overall"):
+            table.add_column(column)
+        for score, of in metrics["openood"]["averages"].items():
+            table.add_row(score, *("–" if x is None else f"{x:.3f}" for x in of["auroc"].values()))
         console.print(table)
     if "variance" in metrics:
         variance, collapse = metrics["variance"], metrics["collapse"]

@@ -4,7 +4,7 @@ from probjepa.metrics.collapse import collapse_summary, effective_rank, rank_me
 from probjepa.metrics.energy import energy_score
 from probjepa.metrics.geometry import uncertainty_geometry
 from probjepa.metrics.intervals import Interval, accuracy_interval, bootstrap_interval
-from probjepa.metrics.knn import knn_accuracy, knn_predict
+from probjepa.metrics.knn import knn_accuracy, knn_predict, knn_vote
 from probjepa.metrics.linear import linear_probe
 from probjepa.metrics.ood import ood_metrics
 from probjepa.metrics.selective import RiskCoverage, risk_coverage
@@ -19,6 +19,7 @@ __all__ = [
     "energy_score",
     "knn_accuracy",
     "knn_predict",
+    "knn_vote",
     "linear_probe",
     "ood_metrics",
     "rank_me",

@@ -13,7 +13,7 @@ from probjepa._arrays import ArrayInput, as_features, as_labels, iter_top_k
 from probjepa.errors import ConfigError, DataError
 
 
-def knn_predict(
+def knn_vote(
     train: ArrayInput,
     train_labels: ArrayInput,
     test: ArrayInput,
@@ -21,8 +21,10 @@ def knn_predict(
     k: int = 20,
     temperature: float | None = None,
     chunk_size: int = 4096,
-) -> npt.NDArray[Any]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     """Predict each test row's label from its ``k`` nearest training rows by cosine similarity.
+
+    The second result is the winning class's share of the vote: how sure the prediction is.
 
     Parameters
     ----------
@@ -42,8 +44,8 @@ def knn_predict(
 
     Returns
     -------
-    numpy.ndarray
-        (M,), of the type of ``train_labels``
+    tuple of numpy.ndarray
+        labels (M,), of the type of ``train_labels``, and shares (M,) in (0, 1]
 
     Raises
     ------
@@ -74,20 +76,37 @@ def knn_predict(
     def cosine(rows: slice, columns: slice) -> torch.Tensor:
         return F.normalize(queries[rows]) @ F.normalize(bank[columns]).T
 
-    predicted = np.empty(len(queries), dtype=np.int64)
+    winner = np.empty(len(queries), dtype=np.int64)
+    share = np.empty(len(queries))
     for rows, similarity, neighbours in iter_top_k(cosine, len(queries), len(bank), k, chunk_size):
         similarity, voted = similarity.double(), class_of[neighbours]
         empty = similarity.new_zeros(len(similarity), len(classes))
         if temperature is None:
-            counts = empty.scatter_add(1, voted, torch.ones_like(similarity))
-            sums = empty.scatter_add(1, voted, similarity)
-            votes = sums.masked_fill(counts < counts.amax(1, keepdim=True), -torch.inf)
+            weights = torch.ones_like(similarity)
         else:
             # relative to the nearest: the winner is the same and a small temperature cannot overflow
             weights = ((similarity - similarity[:, :1]) / temperature).exp()
-            votes = empty.scatter_add(1, voted, weights)
-        predicted[rows] = votes.cpu().numpy().argmax(1)
-    return classes[predicted]
+        votes = empty.scatter_add(1, voted, weights)
+        ranked = votes
+        if temperature is None:  # equal counts are common
+            sums = empty.scatter_add(1, voted, similarity)
+            ranked = sums.masked_fill(votes < votes.amax(1, keepdim=True), -torch.inf)
+        winner[rows] = ranked.cpu().numpy().argmax(1)
+        share[rows] = votes.cpu().numpy()[np.arange(len(votes)), winner[rows]] / votes.sum(1).cpu().numpy()
+    return classes[winner], share
+
+
+def knn_predict(
+    train: ArrayInput,
+    train_labels: ArrayInput,
+    test: ArrayInput,
+    *,
+    k: int = 20,
+    temperature: float | None = None,
+    chunk_size: int = 4096,
+) -> npt.NDArray[Any]:
+    """Return the labels (M,) that ``knn_vote`` finds; its parameters and errors."""
+    return knn_vote(train, train_labels, test, k=k, temperature=temperature, chunk_size=chunk_size)[0]
 
 
 def knn_accuracy(

@@ -10,8 +10,10 @@ import numpy as np
 
 from probjepa.report import figures
 from probjepa.report.examples import has_rows, map_section, typical_section
+from probjepa.report.geometry import geometry_section, selective_section
+from probjepa.report.openood import openood_section
 from probjepa.report.page import Card, Figure, Section, Table, Value, render
-from probjepa.report.provenance import sets_table, settings_tables
+from probjepa.report.provenance import codec_note, sets_table, settings_tables
 from probjepa.report.style import palette
 from probjepa.report.verdicts import collapse_verdict
 
@@ -30,7 +32,10 @@ _POSTERIOR = {
     "kl_per_dimension": "KL to the prior, nats per dimension",
     "anisotropy": "anisotropy of σ²",
 }
-_DETECTORS = {"knn": "kNN", "mahalanobis": "Mahalanobis", "gmm": "Gaussian mixture", "jepa": "JEPA-SCORE"}
+_DETECTORS = {
+    "knn": "kNN", "mahalanobis": "Mahalanobis", "gmm": "Gaussian mixture", "jepa": "JEPA-SCORE",
+    "jepa + latent": "JEPA-SCORE + latent", "kl": "KL", "mean variance": "mean σ²", "elbo": "ELBO",
+}  # fmt: skip
 _OOD = {
     "auroc": "AUROC ↑",
     "aupr_out": "AUPR-out ↑",
@@ -50,11 +55,11 @@ def evaluation_report(
     result
         what metrics.json holds: ``settings``, ``version``, ``hardware``, ``train``, ``test``, ``accuracy``
         (features → probe → {value, low, high}), ``ood`` (set → detector → metric → {value, low, high}),
-        ``collapse``, ``variance``
+        ``collapse``, ``variance``, ``geometry``, ``selective``, ``openood``, ``reencode``
     arrays
         what it does not hold: ``scores`` (detector → set → (N,), the held-out set under ``"test"``),
-        ``variance`` (N, D), ``embeddings`` (N, D), ``labels`` (N,), ``classes``, ``images`` uint8 (N, C, H,
-        W), ``ood_images`` (set → images)
+        ``variance`` (N, D), ``embeddings`` (N, D), ``labels`` (N,), ``classes``, ``images`` (an ``Images``,
+        read where an image is shown, or uint8 (N, C, H, W)), ``ood_images`` (set → images)
     sections
         further sections, put before the settings
 
@@ -82,10 +87,13 @@ def evaluation_report(
     parts: list[Section | None] = [
         _accuracy_section(accuracy, test),
         _ood_section(ood, detector, test, colours),
+        openood_section(result.get("openood") or {}, _named),
         _scores_section(scores, test, sets, colours),
         typical_section(arrays, scores.get(detector, {}), detector, test),
         map_section(arrays, scores.get(detector, {}).get(IN)),
         _variance_section(arrays),
+        geometry_section(result.get("geometry") or {}),
+        selective_section({_named(s): of for s, of in (result.get("selective") or {}).items()}),
         _collapse_section(collapse, variance, verdict),
         *sections,
         _settings_section(result),
@@ -293,6 +301,8 @@ def _settings_section(result: Mapping[str, Any]) -> Section | None:
     if not items:
         return None
     text = "What was measured, on what, and with which seed and settings: enough to run it again."
+    if "reencode" in result:
+        text += " " + codec_note(result["reencode"])
     return Section("Provenance", text, items)
 
 

@@ -68,10 +68,17 @@ def map_section(arrays: Mapping[str, Any], score: Any) -> Section | None:
     return Section("Map", text, items)
 
 
-def _gallery(title: str, images: NDArray[np.uint8], scores: Any, order: NDArray[np.intp]) -> Gallery:
+def _gallery(title: str, images: Any, scores: Any, order: NDArray[np.intp]) -> Gallery:
     values = np.ravel(scores)
     captions = [f"{values[i]:#.4g}".removesuffix(".").replace("-", "−") for i in order]
-    return Gallery(np.asarray(images)[order], captions, title)
+    return Gallery(pixels(images, order), captions, title)
+
+
+def pixels(images: Any, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+    """Return some images, uint8 (n, C, H, W), of an array or of an ``Images``, which reads these alone."""
+    if hasattr(images, "get"):
+        return np.asarray(images.get(rows.copy()))
+    return np.asarray(images)[rows]
 
 
 def _order(scores: Any) -> NDArray[np.intp]:

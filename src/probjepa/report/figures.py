@@ -80,6 +80,7 @@ def score_histograms(
     for axis in axes[:-1]:
         axis.tick_params(length=0)
     axes[-1].set(xlim=(low, high), xlabel=f"{label(name)}  (right: more typical)")
+    axes[-1].locator_params(axis="x", nbins=5)  # long numbers run into each other
     caption = f"Share of each set by {name}. Filled, behind every row: {reference}. Triangles: medians."
     if height < max(share.max() for share in shares.values()):
         caption += " Peaks taller than a row are cut."

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from probjepa.report.examples import pixels
 from probjepa.report.figures import score_histograms
 from probjepa.report.page import Figure, Gallery, Section
 from probjepa.report.style import FULL, canvas, finish, label, palette, styled
@@ -22,8 +23,9 @@ def jacobian_sections(arrays: Mapping[str, Any]) -> list[Section]:
     Parameters
     ----------
     arrays
-        ``scores["jepa"]`` (set → (N,)), ``images`` uint8 (N, C, H, W), ``labels`` (N,) or None, ``classes``,
-        ``spectra`` (set → (n, K)), ``singular``: {"images": (m, C, H, W), "vectors": (m, k, C, H, W)}
+        ``scores["jepa"]`` (set → (N,)), ``images`` (an ``Images``, or uint8 (N, C, H, W)), ``labels`` (N,)
+        or None, ``classes``, ``spectra`` (set → (n, K)), ``singular``: {"images": (m, C, H, W),
+        "vectors": (m, k, C, H, W)}
     """
     scores = (arrays.get("scores") or {}).get("jepa")
     if not scores:
@@ -95,7 +97,9 @@ def _by_class(scores: NDArray[np.float64], arrays: Mapping[str, Any]) -> list[Fi
         shown = np.concatenate([order[:_EACH], order[-_EACH:]]) if len(order) > 2 * _EACH else order
         name = classes[int(value)] if classes else value
         captions = [f"{scores[row]:.1f}" for row in shown]
-        galleries.append(Gallery(images[shown], captions, f"{name}: most typical, then least typical"))
+        galleries.append(
+            Gallery(pixels(images, shown), captions, f"{name}: most typical, then least typical")
+        )
     return galleries
 
 

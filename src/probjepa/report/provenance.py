@@ -8,6 +8,7 @@ from typing import Any
 from probjepa.report.page import Table
 
 _SHORT = 8  # rows; a longer table of settings is set in two columns
+_HASH = 16  # hex digits shown: metrics.json has all
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -55,7 +56,7 @@ def sets_table(
             about.get("name", "–"),
             about.get("images"),
             "\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}".join(map(str, about.get("shape") or ())) or "–",
-            about.get("sha256", "–"),
+            str(about.get("sha256", "–"))[:_HASH],
             left_out.get(role),
             _count(skipped.get(str(about.get("name")), 0)),
         ]
@@ -64,8 +65,18 @@ def sets_table(
     return Table(
         ("set", "source", "images", "shape", "SHA-256", "left out", "skipped"),
         rows,
-        "Images scored, and the start of the hash of their pixels. Left out: also in the reference "
+        "Images scored, and the start of the hash of their names and pixels. Left out: also in the reference "
         "set; skipped: could not be read.",
+    )
+
+
+def codec_note(reencode: str | None) -> str:
+    """Say which codec all sets went through, or that they went through none and what that may mean."""
+    if reencode is not None:
+        return f"Every set was re-encoded alike ({reencode}), so that none is told apart by its files' codec."
+    return (
+        "The sets were not re-encoded: where some come from JPEG files and others do not, a score may tell "
+        "them apart by the codec alone, which --reencode jpeg:75 rules out."
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probjepa.data import Images
 from probjepa.errors import ConfigError, unknown_name
-from probjepa.methods import Method
+from probjepa.methods import Method, ProbabilisticMethod
 from probjepa.methods.vje import VJE
 from probjepa.overlap import refuse_overlap
 
@@ -77,19 +77,44 @@ def make_detector(name: str, count: int, seed: int = 0) -> KNN | Mahalanobis | G
     raise unknown_name("detector", name, DETECTORS)
 
 
-def as_vje(method: Method, score: str) -> VJE:
-    """Return the method if it has a likelihood; ConfigError names the scores that need none otherwise."""
+def _as_vje(method: Method, score: str) -> VJE:
     if not isinstance(method, VJE):
-        raise ConfigError(
-            f"{type(method).__name__} has no likelihood for the score '{score}': use {', '.join(DETECTORS)}"
-        )
+        raise _without_likelihood(method, score)
     return method
+
+
+def _without_likelihood(method: Method, score: str) -> ConfigError:
+    return ConfigError(
+        f"{type(method).__name__} has no likelihood for the score '{score}': use {', '.join(DETECTORS)}"
+    )
+
+
+def _own_scores(
+    method: Method, images: Images, score: str, reference: Images | None, progress: bool
+) -> tuple[npt.NDArray[np.float64], Parts]:
+    """Return one of the method's ``ood_scores``, and its measures of uncertainty as the parts."""
+    if not isinstance(method, ProbabilisticMethod):
+        if score in SCORES:
+            raise _without_likelihood(method, score)
+        raise unknown_name("score", score, SCORES)
+    with torch.no_grad():
+        own = method.ood_scores(method.features(images.get(slice(0, 1))))  # which there are, at little cost
+        if score not in own:
+            raise unknown_name("score", score, {*SCORES, *own})
+        if reference is not None:
+            raise ConfigError(f"the score '{score}' uses no reference set: leave --reference out")
+        features = encode(method, images, progress=progress)
+        parts = {k: v.cpu().numpy() for k, v in method.uncertainty_of_features(features).items()}
+        return method.ood_scores(features)[score].cpu().numpy(), parts
 
 
 def score_set(
     method: Method, images: Images, score: str, *, reference: Images | None = None, progress: bool = False
 ) -> tuple[npt.NDArray[np.float64], Parts]:
     """Score a set of N images: the score (N,), and its named parts, each (N,).
+
+    ``score`` is one of ``SCORES`` or another of the method's own label-free scores (``ood_scores``: VJE's
+    "radial" or "kl", say), whose parts are its measures of uncertainty.
 
     Raises
     ------
@@ -98,16 +123,8 @@ def score_set(
     DataError
         if any image is in the reference set
     """
-    if score not in SCORES:
-        raise unknown_name("score", score, SCORES)
-    if score == "likelihood":
-        if reference is not None:
-            raise ConfigError("the score 'likelihood' uses no reference set: leave --reference out")
-        model = as_vje(method, score)
-        features = encode(method, images, progress=progress)
-        with torch.no_grad():
-            parts = {k: v.numpy() for k, v in model.uncertainty_of_features(features).items()}
-            return model.score_features(features).numpy(), parts
+    if score == "likelihood" or score not in SCORES:
+        return _own_scores(method, images, score, reference, progress)
     if score == "jepa":
         from probjepa.jacobian import jepa_score_details
 
@@ -123,7 +140,7 @@ def score_set(
         }
     if reference is None:
         raise ConfigError(f"the score '{score}' needs a reference set: pass --reference URI")
-    vje = as_vje(method, score) if score == "predictive" else None
+    vje = _as_vje(method, score) if score == "predictive" else None
     refuse_overlap(images, reference)
     known = encode(method, reference, progress=progress)
     features = encode(method, images, progress=progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import shutil
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import torch
 
 from probjepa import __version__
 from probjepa.artifacts import write_text
+from probjepa.data.fingerprint import fingerprint
 from probjepa.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -106,12 +106,7 @@ def _plain(value: Any) -> Any:
 
 def data_fingerprint(images: Images, name: str = "data") -> dict[str, Any]:
     """Return the number of images and a hash of their ids, shape and the pixels of sixteen of them."""
-    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
-    for item in images.ids:
-        digest.update(item.encode() + b"\0")
-    rows = torch.linspace(0, len(images) - 1, min(16, len(images))).round().long()
-    digest.update(images.get(rows).cpu().numpy().tobytes())
-    return {f"{name}_images": len(images), f"{name}_sha256": digest.hexdigest()[:16]}
+    return {f"{name}_images": len(images), f"{name}_sha256": fingerprint(images, sample=16)[:16]}
 
 
 def hardware(device: torch.device) -> str:

@@ -1,0 +1,270 @@
+"""The evaluation protocol: nothing fitted is scored, and every figure is the plain library's."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
+
+import probjepa
+from probjepa import metrics, open_images
+from probjepa.data import ImageSet
+from probjepa.data.codec import reencode
+from probjepa.errors import ConfigError, DataError
+from probjepa.evaluation import describe, evaluate
+from probjepa.methods import Method, ProbabilisticMethod
+from probjepa.report.evaluation import evaluation_report
+
+
+def images(count, seed, labels=True, low=0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(low, 256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    classes = torch.randint(0, 3, (count,), generator=generator) if labels else None
+    return ImageSet(pixels, classes, [str(i) for i in range(count)], None, f"set {seed}")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    method = probjepa.VJE("convnet", channels=1, image_size=16, backbone_options={"widths": (8, 16)})
+    return method.eval()
+
+
+@pytest.fixture(scope="module")
+def result(model):
+    return evaluate(model, images(60, 0), images(40, 1), {"far": images(30, 2, low=200)}, n_bootstrap=50)
+
+
+def test_metrics_are_json_and_complete(result):
+    found = json.loads(json.dumps(result.metrics, allow_nan=False))
+    assert set(found["accuracy"]) == {"h", "mu", "random-init", "raw pixels"}
+    assert {
+        "likelihood",
+        "predictive",
+        "directional",
+        "radial",
+        "kl",
+        "mean variance",
+        "anisotropy",
+        "knn",
+        "mahalanobis",
+        "gmm",
+        "knn, random-init",
+        "knn, raw pixels",
+    } == set(found["ood"]["far"])
+    assert found["left_out_as_in_train"] == {"test": 0, "far": 0}
+    assert found["hardware"]
+    assert found["version"] == probjepa.__version__
+
+
+def test_figures_against_scikit_learn(model, result):
+    train, test = images(60, 0), images(40, 1)
+    for space, key in (("h", "h"), ("mu", "mu")):
+        bank, query = (model.features(s.images)[key].numpy() for s in (train, test))
+        nearest = KNeighborsClassifier(20, metric="cosine").fit(bank, train.labels)
+        counts = nearest.predict_proba(query)
+        clear = np.sort(counts, 1)[:, -1] > np.sort(counts, 1)[:, -2]  # ties are broken otherwise here
+        hits = (nearest.predict(query) == test.labels.numpy())[clear].sum()
+        value = result.metrics["accuracy"][space]["knn20"]["value"] * len(test)
+        assert hits <= round(value) <= hits + (~clear).sum()
+    for detector, of in result.arrays["scores"].items():
+        truth = np.r_[np.zeros(40), np.ones(30)]
+        expected = roc_auc_score(truth, -np.r_[of["test"], of["far"]])
+        assert result.metrics["ood"]["far"][detector]["auroc"]["value"] == pytest.approx(expected)
+
+
+def test_rows_of_train_are_left_out_and_counted(model):
+    train, test = images(60, 0), images(40, 1)
+    mixed = ImageSet(
+        torch.cat([test.images, train.images[:5]]),
+        torch.cat([test.labels, train.labels[:5]]),
+        [str(i) for i in range(45)],
+    )
+    found = evaluate(model, train, mixed, n_bootstrap=10)
+    assert found.metrics["left_out_as_in_train"] == {"test": 5}
+    clean = evaluate(model, train, test, n_bootstrap=10)
+    assert found.metrics["accuracy"] == clean.metrics["accuracy"]
+
+
+def test_a_set_evaluated_on_itself_is_refused(model):
+    with pytest.raises(DataError, match="also in"):
+        evaluate(model, images(60, 0), images(60, 0))
+
+
+def test_the_name_test_is_taken(model):
+    with pytest.raises(ConfigError, match="name the OOD set differently"):
+        evaluate(model, images(60, 0), images(40, 1), {"test": images(30, 2)})
+
+
+def test_without_labels_there_are_no_accuracies(model):
+    found = evaluate(model, images(60, 0, labels=False), images(40, 1), n_bootstrap=10)
+    assert found.metrics["accuracy"] == {}
+
+
+def test_a_backbone_of_ones_own_has_no_random_baseline():
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8))
+    own = probjepa.VJE(encoder, channels=1, image_size=8).eval()
+    found = evaluate(own, images(60, 0), images(40, 1), {"far": images(30, 2)}, n_bootstrap=10)
+    assert "random-init" not in found.metrics["accuracy"]
+    assert "knn, random-init" not in found.metrics["ood"]["far"]
+
+
+def test_the_evaluation_is_reproducible(model, result):
+    again = evaluate(model, images(60, 0), images(40, 1), {"far": images(30, 2, low=200)}, n_bootstrap=50)
+    assert again.metrics == result.metrics
+
+
+def test_own_scores_are_the_methods(model, result):
+    far = images(30, 2, low=200).images
+    with torch.no_grad():
+        own = model.ood_scores(model.features(far))
+    for name, values in own.items():
+        np.testing.assert_allclose(result.arrays["scores"][name]["far"], values.numpy(), rtol=1e-4)
+
+
+def test_geometry_is_the_metric_of_the_posterior_means(model, result):
+    test = images(40, 1)
+    features = model.features(test.images)
+    with torch.no_grad():
+        measures = {"nll": -model.score_features(features), **model.uncertainty_of_features(features)}
+    expected = metrics.uncertainty_geometry(features["mu"], test.labels, measures, n_bootstrap=50)
+    found = result.metrics["geometry"]
+    assert set(found["spearman"]) == set(measures)
+    assert found["margin"] == pytest.approx(expected["margin"], rel=1e-4)
+    for name in measures:
+        assert found["spearman"][name]["margin"]["value"] == pytest.approx(
+            expected["spearman"][name]["margin"]["value"], abs=0.02
+        )
+
+
+@pytest.mark.parametrize("labels", [None, torch.zeros(40, dtype=torch.int64)], ids=["none", "one class"])
+def test_without_classes_there_is_no_geometry(model, labels):
+    test = dataclasses.replace(images(40, 1), labels=labels)
+    found = evaluate(model, images(60, 0), test, n_bootstrap=10).metrics
+    assert "geometry" not in found
+    assert ("selective" in found) == (labels is not None)
+
+
+class Plain(Method):
+    name = "plain"
+
+    def __init__(self):
+        super().__init__(
+            "convnet", backbone_options={"widths": (8,)}, channels=1, image_size=16, mean=None, std=None,
+            view_recipe=None, settings={},
+        )  # fmt: skip
+
+
+class Concentrated(ProbabilisticMethod, Plain):
+    """A probabilistic method that is no VJE, with scores and measures of its own."""
+
+    def score_features(self, features):
+        return features["h"].double().sum(1)
+
+    def ood_scores(self, features):
+        return {"likelihood": self.score_features(features), "concentration": features["h"][:, 0].double()}
+
+    def uncertainty_of_features(self, features):
+        return {"spread": features["h"].double().std(1), "dispersion": -features["h"][:, 0].double()}
+
+
+def without_a_twin(method):
+    method.reinitialised = lambda seed=0: (_ for _ in ()).throw(ConfigError("none"))
+    return method
+
+
+def test_any_probabilistic_method_brings_its_scores():
+    method = without_a_twin(Concentrated())
+    found = evaluate(method, images(60, 0), images(40, 1), {"far": images(30, 2)}, n_bootstrap=10)
+    assert list(found.metrics["ood"]["far"])[:2] == ["likelihood", "concentration"]
+    assert "predictive" not in found.metrics["ood"]["far"]
+    assert "variance" not in found.metrics
+    assert set(found.metrics["geometry"]["spearman"]) == {"nll", "spread", "dispersion"}
+    # dispersion is concentration turned round
+    assert {"spread", "concentration"} <= set(found.metrics["selective"])
+    assert "dispersion" not in found.metrics["selective"]
+
+
+def test_a_plain_method_has_the_detectors_and_baselines():
+    method = without_a_twin(Plain())
+    found = evaluate(method, images(60, 0), images(40, 1), {"far": images(30, 2)}, n_bootstrap=10).metrics
+    assert set(found["ood"]["far"]) == {"knn", "mahalanobis", "gmm", "knn, raw pixels"}
+    assert "geometry" not in found
+    assert {"kNN vote share", "kNN distance", "random", "knn"} <= set(found["selective"])
+
+
+def test_every_set_is_reencoded_alike(model):
+    train, test, far = images(60, 0), images(40, 1), images(30, 2)
+    found = evaluate(model, train, test, {"far": far}, n_bootstrap=10, reencode="jpeg:75").metrics
+    by_hand = [reencode(s, "jpeg:75") for s in (train, test, far)]
+    expected = evaluate(model, *by_hand[:2], {"far": by_hand[2]}, n_bootstrap=10).metrics
+    assert (found.pop("reencode"), expected.pop("reencode")) == ("jpeg:75", None)
+    assert found == expected
+    assert found["sets"]["far"]["sha256"] != describe(far)["sha256"]
+
+
+def test_openood_sets_are_evaluated_and_averaged(model):
+    benchmark = {"tin": images(30, 2), "svhn": images(20, 3), "mnist": images(25, 4)}
+    found = evaluate(
+        model, images(60, 0), images(40, 1), {"far": images(30, 5)}, openood=benchmark, n_bootstrap=10
+    ).metrics
+    assert list(found["ood"]) == ["far", "tin", "svhn", "mnist"]
+    knn = {name: found["ood"][name]["knn"]["auroc"]["value"] for name in benchmark}
+    average = found["openood"]["averages"]["knn"]["auroc"]
+    assert average["far"] == pytest.approx((knn["svhn"] + knn["mnist"]) / 2)
+    assert average["overall"] == pytest.approx((knn["tin"] + average["far"]) / 2)
+    assert {name: of["images"] for name, of in found["openood"]["sets"].items()} == {
+        "tin": 30, "mnist": 25, "svhn": 20
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="'tin' is the name of an OpenOOD set"):
+        evaluate(model, images(60, 0), images(40, 1), {"tin": images(5, 6)}, openood=benchmark)
+
+
+def test_describe_hashes_the_ids_and_the_pixels():
+    one, other = images(10, 0), images(10, 0)
+    assert describe(one) == describe(other)
+    renamed = dataclasses.replace(one, ids=[*one.ids[:-1], "x"])
+    assert describe(one)["sha256"] != describe(renamed)["sha256"]
+    other.images[3, 0, 0, 0] ^= 1
+    assert describe(one)["sha256"] != describe(other)["sha256"]
+
+
+def test_every_set_carries_the_hash_of_what_was_scored(model):
+    train, test = images(60, 0), images(40, 1)
+    far = images(30, 2)
+    mixed = dataclasses.replace(far, images=torch.cat([far.images[:25], train.images[:5]]))
+    found = evaluate(model, train, test, {"far": mixed}, n_bootstrap=10).metrics["sets"]
+    assert found["train"]["sha256"] == describe(train)["sha256"]
+    assert found["far"]["sha256"] == describe(mixed.subset(slice(0, 25)))["sha256"]
+    assert len(found["test"]["sha256"]) == 64
+
+
+def test_a_streamed_set_is_not_held_in_memory(model, tmp_path, monkeypatch):
+    np.save(tmp_path / "far.npy", images(30, 2).images[:, 0].numpy())
+    streamed = open_images(tmp_path / "far.npy", memory_limit=0)
+    found = evaluate(model, images(60, 0), images(40, 1), {"far": streamed}, n_bootstrap=10)
+    shown = []
+    monkeypatch.setattr(
+        type(streamed), "get", lambda self, rows: shown.append(len(rows)) or self.decoded[rows]
+    )
+    object.__setattr__(streamed, "decoded", images(30, 2).images)
+    evaluation_report(found.metrics, found.arrays)
+    assert shown
+    assert max(shown) <= 20
+
+
+def test_jepa_score_stands_beside_the_others(model):
+    train, test, far = images(60, 0), images(12, 1), images(12, 2, low=200)
+    found = evaluate(model, train, test, {"far": far}, n_bootstrap=10, jepa=True)
+    scores = found.arrays["scores"]
+    np.testing.assert_allclose(
+        scores["jepa"]["far"], probjepa.jepa_score(model, far.images).numpy(), atol=1e-6
+    )
+    latent = model.embed(train.images)
+    expected = probjepa.jepa_score(model, test.images, latent=latent).numpy()
+    np.testing.assert_allclose(scores["jepa + latent"]["test"], expected, atol=1e-6)
+    assert {"jepa", "jepa + latent"} <= set(found.metrics["ood"]["far"])
