@@ -6,53 +6,50 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from probjepa.heads import Diffusion
+from probjepa.heads.diffusion import DiffusionPrediction
 
 KEPT = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
 MEAN = torch.tensor([0.8, -0.5], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.5, 0.3], [0.3, 0.8]], dtype=torch.float64)
 
 
-class GaussianNoise(nn.Module):
-    """E[ε|x] when the target is N(c, Σ): √(1−ᾱ)·(ᾱΣ + (1−ᾱ)I)⁻¹(x − √ᾱ·c)."""
+class GaussianNoise(Diffusion):
+    """Predicts E[ε|x] when the target is N(c, Σ): √(1−ᾱ)·(ᾱΣ + (1−ᾱ)I)⁻¹(x − √ᾱ·c)."""
 
-    def __init__(self, covariance):
-        super().__init__()
+    def __init__(self, covariance, **settings):
+        super().__init__(2, 2, width=4, blocks=1, code_width=4, **settings)
         self.covariance = covariance
 
-    def encode(self, context):
-        return context
+    def forward(self, context):
+        return DiffusionPrediction(self, context)
 
     def gain(self, kept):
         eye = torch.eye(len(self.covariance), dtype=torch.float64)
         kept = kept[..., None, None]
         return (1 - kept).sqrt() * torch.linalg.inv(kept * self.covariance + (1 - kept) * eye)
 
-    def forward(self, x, t, mean):
-        kept = KEPT[(1000 * t).round().long()]
+    def noise(self, x, level, mean):
+        kept = KEPT[level]
         shifted = x - kept.sqrt().unsqueeze(-1) * mean
         return (self.gain(kept) @ shifted.unsqueeze(-1)).squeeze(-1)
 
 
 def exact_head(covariance=COVARIANCE, **settings):
-    head = Diffusion(2, 2, width=4, blocks=1, code_width=4, **settings).double().eval()
-    head._dtype_keeper = head.noise  # the predictor has no parameters to tell the head's type
-    head.noise = GaussianNoise(covariance)
-    return head
+    return GaussianNoise(covariance, **settings).double().eval()
 
 
 def ddim_moments(head, steps):
     """Mean and covariance of DDIM's output under the exact predictor: each step is affine in x."""
-    predictor, eye = head.noise, torch.eye(2, dtype=torch.float64)
+    eye = torch.eye(2, dtype=torch.float64)
     levels = head.levels(steps)
     kept = torch.cat([KEPT[levels], torch.ones(1, dtype=torch.float64)])
     mean, root = torch.zeros(2, dtype=torch.float64), eye
     for now, after in pairwise(kept):
         stretch = (after / now).sqrt()
         noise = (1 - after).sqrt() - stretch * (1 - now).sqrt()
-        gain = predictor.gain(now)
+        gain = head.gain(now)
         mean = stretch * mean + noise * gain @ (mean - now.sqrt() * MEAN)
         root = (stretch * eye + noise * gain) @ root
     return mean, root @ root.T
@@ -118,7 +115,17 @@ def test_the_loss_of_the_best_predictor():
     assert abs(loss.mean() - KEPT.mean()) < 3 * loss.std() / math.sqrt(len(loss))
 
 
-def test_the_loss_of_an_untrained_predictor_is_the_noise():
+def test_an_untrained_predictor_is_the_best_one_for_a_standard_normal():
     torch.manual_seed(0)
-    loss = Diffusion(8, 2, width=8)(torch.zeros(5000, 2)).loss(torch.randn(5000, 8))
-    assert abs(loss.mean() - 1) < 3 * loss.std() / math.sqrt(5000)
+    head = Diffusion(8, 2, width=8)
+    loss = head(torch.zeros(5000, 2)).loss(torch.randn(5000, 8))
+    assert abs(loss.mean() - KEPT.mean()) < 3 * loss.std() / math.sqrt(5000)
+    drawn = head(torch.zeros(2)).sample((20_000,), torch.Generator().manual_seed(0))
+    assert (drawn.std(0) - 0.976).abs().max() < 3 * 0.976 / math.sqrt(2 * 20_000)
+
+
+def test_a_wrong_network_does_not_blow_up_the_samples():
+    head = Diffusion(8, 2, width=8)
+    with torch.no_grad():
+        head.network.exit[-1].bias.fill_(1.0)
+    assert head(torch.zeros(2)).sample((500,), torch.Generator().manual_seed(0)).abs().max() < 20

@@ -32,6 +32,7 @@ def test_gaussian_log_prob():
     expected = Independent(Normal(prediction.mean, prediction.stddev), 1)
     torch.testing.assert_close(prediction.log_prob(TARGET), expected.log_prob(TARGET))
     torch.testing.assert_close(prediction.variance, expected.variance)
+    torch.testing.assert_close(prediction.entropy(), expected.entropy())
 
 
 def test_gaussian_samples_differentiate():

@@ -18,8 +18,11 @@ class Diffusion(Head):
 
     βₜ from 1e-4 to 0.02 over 1,000 levels, ᾱₜ = Π(1 − β): loss = mean over coordinates of
     (ε − ε̂(√ᾱₜ·y + √(1 − ᾱₜ)·ε, t, c))², one level and one ε an element, from torch's global generator.
-    Sources: arXiv 2006.11239 (training), 2010.02502 (DDIM). Targets are expected at about unit scale (as
-    I-JEPA's layer-normed tokens are). The mean is one of draws.
+    ε̂(x, t, c) = √(1 − ᾱₜ)·x + √ᾱₜ·f(x, t, c): the first term is the best predictor for N(0, I), what is left
+    to the network f is the target's departure from it, and its errors are not magnified by 1/√ᾱ ≤ 157 when a
+    clean target is read from ε̂. Sources: arXiv 2006.11239 (training), 2010.02502 (DDIM), 2202.00512 (f, there
+    v). Targets are expected at about unit scale (as I-JEPA's layer-normed tokens are). The mean is one of
+    draws.
 
     Parameters
     ----------
@@ -63,12 +66,18 @@ class Diffusion(Head):
         self.steps = steps
         beta = torch.linspace(_BETA_FIRST, _BETA_LAST, LEVELS, dtype=torch.float64)
         self.register_buffer("kept_signal", (1 - beta).cumprod(0).float(), persistent=False)  # ᾱ
-        self.noise = Denoiser(dim, context_dim, width, blocks, code_width)
+        self.network = Denoiser(dim, context_dim, width, blocks, code_width)
 
     def forward(self, context: Tensor) -> DiffusionPrediction:
         """Predict from a context (..., C)."""
         context = self.checked(context)
-        return DiffusionPrediction(self, self.noise.encode(context))
+        return DiffusionPrediction(self, self.network.encode(context))
+
+    def noise(self, x: Tensor, level: Tensor, code: Tensor) -> Tensor:
+        """ε̂ (..., D) in noisy targets x (..., D) at levels 0…999, a scalar or (...), and a context's code."""
+        kept = self.kept_signal[level].to(x.dtype).unsqueeze(-1)
+        departure: Tensor = self.network(x, level.to(x.dtype) / LEVELS, code).to(x.dtype)
+        return (1 - kept).sqrt() * x + kept.sqrt() * departure
 
     def levels(self, steps: int) -> Tensor:
         """Levels to visit, from the noisiest to 0: at most ``steps``, fewer where two fall together."""
@@ -95,8 +104,7 @@ class DiffusionPrediction(Prediction):
         level = torch.randint(LEVELS, target.shape[:-1], device=target.device)
         signal = self.head.kept_signal[level].to(target.dtype).unsqueeze(-1)
         noisy = signal.sqrt() * target + (1 - signal).sqrt() * noise
-        predicted: Tensor = self.head.noise(noisy, level.to(target.dtype) / LEVELS, self._code)
-        return (predicted.to(target.dtype) - noise).square().mean(-1)
+        return (self.head.noise(noisy, level, self._code) - noise).square().mean(-1)
 
     @torch.no_grad()
     def sample(
@@ -113,7 +121,7 @@ class DiffusionPrediction(Prediction):
         with full_precision(y):
             code = self._code.to(y.dtype)
             for level, now, after in zip(levels, signal[:-1], signal[1:], strict=True):
-                noise = self.head.noise(y, level.to(y.dtype) / LEVELS, code)
+                noise = self.head.noise(y, level, code)
                 clean = (y - (1 - now).sqrt() * noise) / now.sqrt()
                 y = after.sqrt() * clean + (1 - after).sqrt() * noise
         return y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,8 @@ from probjepa.heads.base import (
     positive_scale,
 )
 from probjepa.heads.networks import mlp
+
+_HALF_LOG_2PI_E = 0.5 * math.log(2 * math.pi * math.e)
 
 
 class Gaussian(Head):
@@ -76,6 +79,10 @@ class GaussianPrediction(DensityPrediction):
         value = self.checked(value)
         with full_precision(value):
             return gaussian_log_density(value, self._mean, self._scale).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy (...) in nats: Σ ½·log(2πe·σ²)."""
+        return (self._scale.log() + _HALF_LOG_2PI_E).sum(-1)
 
     def rsample(self, sample_shape: _size = (), generator: torch.Generator | None = None) -> Tensor:
         """Draw targets (*sample_shape, ..., D) that are differentiable in μ and σ."""
