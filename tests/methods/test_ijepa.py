@@ -126,19 +126,22 @@ def test_score_is_the_density_of_the_images_own_tokens():
     model, x = small(), pixels()
     score = model.score_samples(x)
     context, targets = MultiBlockMasks(4)(2, torch.Generator().manual_seed(0))
-    spread = []
+    spread, entropy = [], []
     for image, found in zip(model.preprocess(x), score, strict=True):
-        densities, variances = [], []
+        densities, variances, entropies = [], [], []
         for seen, blocks in zip(context, targets, strict=True):
             for block in blocks:
                 prediction = normal(model, predicted(model, image, seen, block))
                 densities.append(prediction.log_prob(truth(model, image, block)).mean().item())
                 variances.append(prediction.variance.mean().item())
+                entropies.append(prediction.entropy().mean().item())
         assert found.item() == pytest.approx(sum(densities) / len(densities), rel=1e-4)
         spread.append(math.sqrt(sum(variances) / len(variances)))
+        entropy.append(sum(entropies) / len(entropies))
     assert model.uncertainty(x)["spread"].tolist() == pytest.approx(spread, rel=1e-4)
+    assert model.uncertainty(x)["entropy"].tolist() == pytest.approx(entropy, rel=1e-4)
     features = model.features(x)
-    assert set(features) == {"h", "log_density", "spread"}
+    assert set(features) == {"h", "log_density", "spread", "entropy"}
     assert torch.equal(features["h"], model.embed(x))
     assert torch.equal(model.score_features(features), score)
     others = model.ood_scores(features)
