@@ -27,13 +27,25 @@ if TYPE_CHECKING:
     from probjepa.data import open_images as open_images
     from probjepa.jacobian import jacobian_spectrum as jacobian_spectrum
     from probjepa.jacobian import jepa_score as jepa_score
+    from probjepa.methods.barlow_twins import BarlowTwins as BarlowTwins
+    from probjepa.methods.byol import BYOL as BYOL
     from probjepa.methods.ijepa import IJEPA as IJEPA
+    from probjepa.methods.lejepa import LeJEPA as LeJEPA
+    from probjepa.methods.simsiam import SimSiam as SimSiam
+    from probjepa.methods.vi_simsiam import VISimSiam as VISimSiam
+    from probjepa.methods.vicreg import VICReg as VICReg
     from probjepa.methods.vje import VJE as VJE
     from probjepa.training import fit as fit
 
 # name → module it lives in; None: the name is itself a sub-package
 _LAZY: dict[str, str | None] = {
+    "BYOL": "probjepa.methods.byol",
+    "BarlowTwins": "probjepa.methods.barlow_twins",
     "IJEPA": "probjepa.methods.ijepa",
+    "LeJEPA": "probjepa.methods.lejepa",
+    "SimSiam": "probjepa.methods.simsiam",
+    "VICReg": "probjepa.methods.vicreg",
+    "VISimSiam": "probjepa.methods.vi_simsiam",
     "VJE": "probjepa.methods.vje",
     "backbones": None,
     "data": None,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from probjepa.heads.gaussian import Gaussian as Gaussian
     from probjepa.heads.inference import InferenceNetwork as InferenceNetwork
     from probjepa.heads.mixture import MixtureDensity as MixtureDensity
+    from probjepa.heads.projectors import projector as projector
     from probjepa.heads.realnvp import RealNVP as RealNVP
 
 HEADS = Registry(
@@ -49,6 +50,7 @@ _LAZY = {
     "NoDensityError": "base",
     "Prediction": "base",
     "RealNVP": "realnvp",
+    "projector": "projectors",
 }
 
 __all__ = ["HEADS", *_LAZY]

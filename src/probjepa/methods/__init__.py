@@ -15,6 +15,12 @@ METHODS = Registry(
     {
         "i-jepa": "probjepa.methods.ijepa:IJEPA",
         "vje": "probjepa.methods.vje:VJE",
+        "vi-simsiam": "probjepa.methods.vi_simsiam:VISimSiam",
+        "simsiam": "probjepa.methods.simsiam:SimSiam",
+        "byol": "probjepa.methods.byol:BYOL",
+        "vicreg": "probjepa.methods.vicreg:VICReg",
+        "barlow-twins": "probjepa.methods.barlow_twins:BarlowTwins",
+        "lejepa": "probjepa.methods.lejepa:LeJEPA",
     },
 )
 

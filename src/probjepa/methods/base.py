@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -166,6 +167,13 @@ def two_views(method: Method, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             f"{[tuple(view.shape) for view in batch]}: make them with the view recipe '{method.view_recipe}'"
         )
     return batch[0], batch[1]
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raise ConfigError unless the weights of a loss, by the name of their setting, are finite and ≥ 0."""
+    for name, value in weights.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{name} must be a finite number ≥ 0, got {value}")
 
 
 class ProbabilisticMethod(Method):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -33,11 +34,15 @@ class Pretrained(
     ----------
     name
         its name in the registry
+    recipe
+        keywords of ``fit`` that suit it at CIFAR size, batch 256 and 200 epochs: ``probjepa train`` and the
+        experiments take them as defaults, ``fit`` itself does not
     settings
         keywords of the constructor, as config.json holds them
     """
 
     name: ClassVar[str]
+    recipe: ClassVar[Mapping[str, Any]] = {}
     settings: dict[str, Any]
 
     def save_pretrained(

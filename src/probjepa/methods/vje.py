@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
     """
 
     name = "vje"
+    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 
     def __init__(
         self,

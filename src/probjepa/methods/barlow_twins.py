@@ -1,0 +1,106 @@
+"""Barlow Twins: the cross-correlation of two views' features, pulled to the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from probjepa.heads.base import at_least_float32, full_precision
+from probjepa.heads.projectors import equal_widths, projector
+from probjepa.methods.base import Method, check_weights, two_views
+from probjepa.methods.distributed import gather
+
+_VARIANCE_FLOOR = 1e-5  # BatchNorm's, with which the authors' code standardises
+
+
+def barlow_twins_loss(z1: Tensor, z2: Tensor, redundancy_weight: float = 5e-3) -> dict[str, Tensor]:
+    r"""Cross-correlation loss of two views' embeddings (N, D): "loss" and its two terms, unweighted.
+
+    With each feature standardised over its view's batch (variance over N, floor 1e-5), C = z₁ᵀz₂/N:
+
+    loss = Σᵢ(1 − Cᵢᵢ)² + λ·Σ_{i≠j} C_{ij}²,  "invariance" and "redundancy"
+    """
+    with full_precision(z1):
+        z1, z2 = _standardised(at_least_float32(z1)), _standardised(at_least_float32(z2))
+        correlation = z1.T @ z2 / len(z1)
+        diagonal = correlation.diagonal()
+        invariance = (1 - diagonal).square().sum()
+        redundancy = (correlation - torch.diag(diagonal)).square().sum()
+        loss = invariance + redundancy_weight * redundancy
+    return {"loss": loss, "invariance": invariance, "redundancy": redundancy}
+
+
+def _standardised(z: Tensor) -> Tensor:
+    return (z - z.mean(0)) * (z.var(0, correction=0) + _VARIANCE_FLOOR).rsqrt()
+
+
+class BarlowTwins(Method, paper_url="https://arxiv.org/abs/2103.03230"):
+    r"""Barlow Twins (Zbontar et al., arXiv 2103.03230).
+
+    h = f(x), projector z = g(h), and of the cross-correlation C of the two views' z
+
+    loss = Σᵢ(1 − Cᵢᵢ)² + λ·Σ_{i≠j} C_{ij}²,  see ``barlow_twins_loss``
+
+    The statistics are those of the batches of all processes together. Both views run through f and g as one
+    batch.
+
+    Parameters
+    ----------
+    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+        see ``Method``
+    projector_dim, projector_layers
+        width of all the projector's layers (CIFAR; 8192 for ImageNet), and how many
+    redundancy_weight
+        λ ≥ 0
+
+    Raises
+    ------
+    ConfigError
+        for a setting out of its range
+    """
+
+    name = "barlow-twins"
+    # lightly's benchmark on CIFAR-10: 0.06 at batch 128, scaled with the batch
+    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.12, "momentum": 0.9, "weight_decay": 5e-4}
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet18",
+        *,
+        backbone_options: Mapping[str, Any] | None = None,
+        channels: int = 3,
+        image_size: int = 32,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        view_recipe: str | None = None,
+        projector_dim: int = 2048,
+        projector_layers: int = 3,
+        redundancy_weight: float = 5e-3,
+    ) -> None:
+        check_weights({"redundancy_weight": redundancy_weight})
+        super().__init__(
+            backbone,
+            backbone_options=backbone_options,
+            channels=channels,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+            view_recipe=view_recipe,
+            settings={
+                "projector_dim": projector_dim,
+                "projector_layers": projector_layers,
+                "redundancy_weight": redundancy_weight,
+            },
+        )
+        self.redundancy_weight = redundancy_weight
+        widths = equal_widths(self.embedding_dim, projector_dim, projector_layers)
+        self.projector = projector(widths, last_bias=False)
+
+    def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Objective for two views, each (N, C, H, W): "loss" and its unweighted terms."""
+        z = self.projector(self.encoder(torch.cat(two_views(self, batch))))
+        z1, z2 = gather(at_least_float32(z).reshape(2, -1, z.shape[1]), dim=1)
+        return barlow_twins_loss(z1, z2, self.redundancy_weight)

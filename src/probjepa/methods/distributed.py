@@ -1,0 +1,65 @@
+"""What a loss over the whole batch needs where several processes train: rows and a seed in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def world_size() -> int:
+    """Number of processes that train together: 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        ctx.dim = dim
+        return torch.cat(parts, dim)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # a sum: every process has a loss of its own in which this process's rows stand
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size(), ctx.dim)[dist.get_rank()], None
+
+
+def gather(x: Tensor, dim: int = 0) -> Tensor:
+    """Join the rows of all processes along ``dim``, in the order of their ranks, with gradients.
+
+    A loss of the joined rows is the same number in every process. Its gradient reaches each process's rows
+    once from every process, so that parameter gradients averaged over the processes, as DDP does, are
+    exactly those of one process with the joined batch. Batch normalisation in front of it stays each
+    process's own, unless the trainer joins that too (``sync_batchnorm``). In one process it returns ``x``.
+
+    Parameters
+    ----------
+    x
+        of one shape in all processes
+    """
+    if world_size() == 1:
+        return x
+    joined: Tensor = _Gather.apply(x, dim)  # type: ignore[no-untyped-call]
+    return joined
+
+
+def shared_seed(device: torch.device) -> int:
+    """Draw a seed from torch's global generator, the same in all processes: the first one's.
+
+    Parameters
+    ----------
+    device
+        one that the processes can exchange tensors on
+    """
+    seed = torch.randint(2**62, ())
+    if world_size() > 1:
+        seed = seed.to(device)
+        dist.broadcast(seed, 0)
+    return int(seed)

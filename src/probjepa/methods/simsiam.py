@@ -1,0 +1,105 @@
+"""SimSiam: two views, a predictor, a stop-gradient, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probjepa.heads.base import at_least_float32, full_precision
+from probjepa.heads.projectors import equal_widths, projector
+from probjepa.methods.base import Method, two_views
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean of −cos(p, z) over the rows (N, D), a scalar in [−1, 1]; the target is held constant."""
+    with full_precision(prediction):
+        prediction, target = at_least_float32(prediction), at_least_float32(target.detach())
+        cosine: Tensor = F.cosine_similarity(prediction, target, dim=-1)
+        return -cosine.mean()
+
+
+def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
+    """½[−cos(p₁, sg z₂) − cos(p₂, sg z₁)], a mean over the rows of four (N, D)."""
+    return 0.5 * (negative_cosine(p1, z2) + negative_cosine(p2, z1))
+
+
+def direction_spread(z: Tensor) -> Tensor:
+    """√D times the mean standard deviation of the features of z/‖z‖, z (N, D), without gradients.
+
+    1 where the directions are spread evenly, 0 after a collapse to one point (SimSiam, figure 2).
+    """
+    directions = F.normalize(z.detach().float(), dim=-1)
+    return directions.std(0, correction=0).mean() * math.sqrt(z.shape[-1])
+
+
+class SimSiam(Method, paper_url="https://arxiv.org/abs/2011.10566"):
+    r"""Simple Siamese representation learning (Chen & He, arXiv 2011.10566).
+
+    h = f(x), projector z = g(h), predictor p = q(z), each view's z held constant as the other's target:
+
+    loss = ½[−cos(p₁, sg z₂) − cos(p₂, sg z₁)]
+
+    Projector of 2 layers (CIFAR; 3 for ImageNet) with a BatchNorm without scale and shift at its end;
+    predictor 2048 → 512 → 2048. Both views run as one batch, and share its batch statistics.
+
+    Parameters
+    ----------
+    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+        see ``Method``
+    projector_dim, projector_layers
+        width of all the projector's layers, and how many
+    predictor_dim
+        width of the predictor's hidden layer
+
+    Raises
+    ------
+    ConfigError
+        for a setting out of its range
+    """
+
+    name = "simsiam"
+    # the paper's for CIFAR-10, which it does not scale with the batch
+    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.06, "momentum": 0.9, "weight_decay": 5e-4}
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet18",
+        *,
+        backbone_options: Mapping[str, Any] | None = None,
+        channels: int = 3,
+        image_size: int = 32,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        view_recipe: str | None = None,
+        projector_dim: int = 2048,
+        projector_layers: int = 2,
+        predictor_dim: int = 512,
+    ) -> None:
+        super().__init__(
+            backbone,
+            backbone_options=backbone_options,
+            channels=channels,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+            view_recipe=view_recipe,
+            settings={
+                "projector_dim": projector_dim,
+                "projector_layers": projector_layers,
+                "predictor_dim": predictor_dim,
+            },
+        )
+        widths = equal_widths(self.embedding_dim, projector_dim, projector_layers)
+        self.projector = projector(widths, last_norm="plain")
+        self.predictor = projector([projector_dim, predictor_dim, projector_dim])
+
+    def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Objective for two views, each (N, C, H, W); "spread" is ``direction_spread`` of z."""
+        z = self.projector(self.encoder(torch.cat(two_views(self, batch))))
+        loss = simsiam_loss(*self.predictor(z).chunk(2), *z.chunk(2))
+        return {"loss": loss, "spread": direction_spread(z)}

@@ -1,0 +1,180 @@
+"""VI-SimSiam: SimSiam whose predictor says how sure it is, as a Power Spherical density."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+from torch.nn import functional as F
+
+from probjepa.distributions import HypersphericalUniform, PowerSpherical
+from probjepa.distributions.student_t import unit_direction
+from probjepa.errors import ConfigError
+from probjepa.heads.base import at_least_float32, full_precision
+from probjepa.heads.projectors import equal_widths, projector
+from probjepa.methods.base import ProbabilisticMethod, check_weights, two_views
+from probjepa.methods.simsiam import direction_spread
+
+_CONCENTRATION_FLOOR = 1e-3
+
+
+def power_spherical(direction: Tensor, concentration: Tensor) -> PowerSpherical:
+    """Power Spherical with mean directions (N, D) and concentrations κ (N, 1)."""
+    return PowerSpherical(direction, concentration.squeeze(-1), validate_args=False)
+
+
+def kl_to_uniform(density: PowerSpherical) -> Tensor:
+    """KL to the uniform distribution on the sphere, in nats, of the density's batch shape; 0 at κ = 0."""
+    kl: Tensor = kl_divergence(density, HypersphericalUniform(density.dim))
+    return kl
+
+
+def vi_simsiam_loss(density: PowerSpherical, z: Tensor, kl_weight: float = 1.0) -> dict[str, Tensor]:
+    """Mean of −log PS(sg z/‖z‖) + β·KL(PS ‖ uniform): "loss", "nll" and "kl", in nats.
+
+    Row i of z (N, D) is what the density's element i predicts; it is held constant.
+    """
+    nll = -density.log_prob(z.detach()).mean()
+    kl = kl_to_uniform(density).mean()
+    return {"loss": nll + kl_weight * kl, "nll": nll, "kl": kl}
+
+
+class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437"):
+    r"""SimSiam as variational inference (Nakamura et al., arXiv 2203.11437).
+
+    h = f(x), projector z = g(h); the predictor of z has one output more than z, from which the density of the
+    other view's z/‖z‖ is PS(μ, κ), Power Spherical with μ = p/‖p‖ and κ = softplus(a) + 1e-3:
+
+    loss = ½[−log PS(sg z̄₂; μ₁, κ₁) − log PS(sg z̄₁; μ₂, κ₂)] + β·½[KL₁ + KL₂],  KL to the uniform density
+
+    Layers and batches are SimSiam's; projector and predictor run in float32 whatever the autocast around
+    them.
+
+    Parameters
+    ----------
+    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+        see ``Method``
+    projector_dim, projector_layers
+        width ≥ 2 of all the projector's layers, and how many
+    predictor_dim
+        width of the predictor's hidden layer
+    kl_weight
+        β ≥ 0
+
+    Raises
+    ------
+    ConfigError
+        for a setting out of its range
+    """
+
+    name = "vi-simsiam"
+    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.06, "momentum": 0.9, "weight_decay": 5e-4}
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet18",
+        *,
+        backbone_options: Mapping[str, Any] | None = None,
+        channels: int = 3,
+        image_size: int = 32,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        view_recipe: str | None = None,
+        projector_dim: int = 2048,
+        projector_layers: int = 2,
+        predictor_dim: int = 512,
+        kl_weight: float = 1.0,
+    ) -> None:
+        check_weights({"kl_weight": kl_weight})
+        if projector_dim < 2:
+            raise ConfigError(
+                f"projector_dim must be at least 2: a direction has no fewer, got {projector_dim}"
+            )
+        super().__init__(
+            backbone,
+            backbone_options=backbone_options,
+            channels=channels,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+            view_recipe=view_recipe,
+            settings={
+                "projector_dim": projector_dim,
+                "projector_layers": projector_layers,
+                "predictor_dim": predictor_dim,
+                "kl_weight": kl_weight,
+            },
+        )
+        self.kl_weight = kl_weight
+        widths = equal_widths(self.embedding_dim, projector_dim, projector_layers)
+        self.projector = projector(widths, last_norm="plain")
+        self.predictor = projector([projector_dim, predictor_dim, projector_dim + 1])
+
+    def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Objective for two views, each (N, C, H, W): "loss" and its terms in nats.
+
+        Without gradients: "concentration", the mean κ, and "spread", ``direction_spread`` of z.
+        """
+        out = self.outputs(self.encoder(torch.cat(two_views(self, batch))))
+        z = out["z"]
+        swapped = torch.cat(z.chunk(2)[::-1])  # each view is the other's target
+        terms = vi_simsiam_loss(
+            power_spherical(out["direction"], out["concentration"]), swapped, self.kl_weight
+        )
+        return {
+            **terms,
+            "concentration": out["concentration"].detach().mean(),
+            "spread": direction_spread(z),
+        }
+
+    def outputs(self, h: Tensor) -> dict[str, Tensor]:
+        """Add "z" and the unit "direction" μ, both (N, projector_dim), and "concentration" κ (N, 1)."""
+        with full_precision(h):
+            z = self.projector(at_least_float32(h))
+            p, raw = self.predictor(z).split([z.shape[1], 1], dim=1)
+            return {
+                "h": h,
+                "z": z,
+                "direction": unit_direction(p),
+                "concentration": F.softplus(raw) + _CONCENTRATION_FLOOR,
+            }
+
+    def posterior(self, x: Tensor) -> PowerSpherical:
+        """PS(μ, κ) of each image: batch shape (N,), event shape (projector_dim,)."""
+        out = self.features(x)
+        return power_spherical(out["direction"], out["concentration"])
+
+    def score_features(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Log-density (N,) float64 of an image's z/‖z‖ under its own PS, in nats."""
+        return self.ood_scores(features)["likelihood"]
+
+    def ood_scores(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Label-free scores of encoded images, each (N,) float64, higher = more typical.
+
+        "likelihood" (log PS of the same image's z/‖z‖), "concentration" κ, "elbo" (likelihood − KL),
+        "cosine" (of μ and z).
+        """
+        z, direction, kappa = (features[key].double() for key in ("z", "direction", "concentration"))
+        density = power_spherical(direction, kappa)
+        likelihood = density.log_prob(z)
+        return {
+            "likelihood": likelihood,
+            "concentration": density.concentration,
+            "elbo": likelihood - kl_to_uniform(density),
+            "cosine": F.cosine_similarity(direction, z, dim=-1),
+        }
+
+    def uncertainty_of_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Measures of encoded images, each (N,) float64.
+
+        "concentration" (κ: high = sure), "entropy" and "kl" (to the uniform distribution), in nats.
+        """
+        density = power_spherical(features["direction"].double(), features["concentration"].double())
+        return {
+            "concentration": density.concentration,
+            "entropy": density.entropy(),
+            "kl": kl_to_uniform(density),
+        }

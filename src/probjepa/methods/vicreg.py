@@ -1,0 +1,138 @@
+"""VICReg: views that agree, features that vary, features that are uncorrelated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probjepa.errors import DataError
+from probjepa.heads.base import at_least_float32, full_precision
+from probjepa.heads.projectors import equal_widths, projector
+from probjepa.methods.base import Method, check_weights, two_views
+from probjepa.methods.distributed import gather
+
+
+def vicreg_loss(
+    z1: Tensor,
+    z2: Tensor,
+    invariance_weight: float = 25.0,
+    variance_weight: float = 25.0,
+    covariance_weight: float = 1.0,
+) -> dict[str, Tensor]:
+    r"""Variance–invariance–covariance loss of two views' embeddings: "loss" and its three terms, unweighted.
+
+    - invariance: Σ(z₁ − z₂)²/(N·D)
+    - variance: ½[v(z₁) + v(z₂)], v(z) = mean over features of max(0, 1 − √(var + 1e-4)), var over N − 1
+    - covariance: c(z₁) + c(z₂), c(z) = Σ_{i≠j} C_{ij}²/D, C the covariance over N − 1
+
+    That is the authors' code. The paper (arXiv 2105.04906, eq. 6) sums the two hinges, twice our variance
+    term, and so do some libraries; others halve the covariance term too.
+
+    Parameters
+    ----------
+    z1, z2
+        (N, D), N ≥ 2, of the same images in the same order
+    invariance_weight, variance_weight, covariance_weight
+        of the three terms in "loss"
+
+    Raises
+    ------
+    DataError
+        for fewer than two rows, which have no variance
+    """
+    if len(z1) < 2:
+        raise DataError(f"the VICReg loss needs at least 2 images a batch, got {len(z1)}: use a larger batch")
+    with full_precision(z1):
+        z1, z2 = at_least_float32(z1), at_least_float32(z2)
+        invariance = F.mse_loss(z1, z2)
+        variance = 0.5 * (_hinge(z1) + _hinge(z2))
+        covariance = _off_diagonal(z1) + _off_diagonal(z2)
+        loss = invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
+    return {"loss": loss, "invariance": invariance, "variance": variance, "covariance": covariance}
+
+
+def _hinge(z: Tensor) -> Tensor:
+    return F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean()
+
+
+def _off_diagonal(z: Tensor) -> Tensor:
+    centred = z - z.mean(0)
+    covariance = centred.T @ centred / (len(z) - 1)
+    # subtracting the diagonal's squares from the sum of all would cancel
+    return (covariance - torch.diag(covariance.diagonal())).square().sum() / z.shape[1]
+
+
+class VICReg(Method, paper_url="https://arxiv.org/abs/2105.04906"):
+    r"""Variance–invariance–covariance regularisation (Bardes et al., arXiv 2105.04906).
+
+    h = f(x), expander z = g(h), loss = 25·invariance + 25·variance + 1·covariance: see ``vicreg_loss`` for
+    the terms and their normalisation. The statistics are those of the batches of all processes together. Both
+    views run through f and g as one batch.
+
+    Parameters
+    ----------
+    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+        see ``Method``
+    projector_dim, projector_layers
+        width of all the expander's layers (CIFAR; 8192 for ImageNet), and how many
+    invariance_weight, variance_weight, covariance_weight
+        weights ≥ 0 of the three terms
+
+    Raises
+    ------
+    ConfigError
+        for a setting out of its range
+    """
+
+    name = "vicreg"
+    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.03, "momentum": 0.9, "weight_decay": 5e-4}
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet18",
+        *,
+        backbone_options: Mapping[str, Any] | None = None,
+        channels: int = 3,
+        image_size: int = 32,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        view_recipe: str | None = None,
+        projector_dim: int = 2048,
+        projector_layers: int = 3,
+        invariance_weight: float = 25.0,
+        variance_weight: float = 25.0,
+        covariance_weight: float = 1.0,
+    ) -> None:
+        weights = {
+            "invariance_weight": invariance_weight,
+            "variance_weight": variance_weight,
+            "covariance_weight": covariance_weight,
+        }
+        check_weights(weights)
+        super().__init__(
+            backbone,
+            backbone_options=backbone_options,
+            channels=channels,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+            view_recipe=view_recipe,
+            settings={
+                "projector_dim": projector_dim,
+                "projector_layers": projector_layers,
+                **weights,
+            },
+        )
+        self.weights = weights
+        widths = equal_widths(self.embedding_dim, projector_dim, projector_layers)
+        self.projector = projector(widths, last_bias=False)
+
+    def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Objective for two views, each (N, C, H, W): "loss" and its unweighted terms."""
+        z = self.projector(self.encoder(torch.cat(two_views(self, batch))))
+        z1, z2 = gather(at_least_float32(z).reshape(2, -1, z.shape[1]), dim=1)
+        return vicreg_loss(z1, z2, **self.weights)
