@@ -118,7 +118,7 @@ def train(
     from probjepa.report.training import training_report
     from probjepa.training import fit
 
-    fit_settings: dict[str, Any] = {"epochs": 200, "seed": 0, **sorted_settings.fit}
+    fit_settings: dict[str, Any] = {"epochs": 200, "seed": 0, **METHODS[method].recipe, **sorted_settings.fit}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit_settings["seed"])
         model = METHODS[method](**sorted_settings.method, backbone_options=sorted_settings.backbone)
