@@ -1,4 +1,4 @@
-"""Every score that needs no label, of every set: the model's own, the detectors', and the baselines'."""
+"""Every score that needs no label, of every set: the model's own, the detectors', the baselines'."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def label_free_scores(
     """Return score → set → (N,), higher = more typical.
 
     The method's own come first (``ood_scores``, and VJE's predictive density behind its likelihood), then
-    the detectors on h, then kNN on the spaces that the embedding must beat.
+    the detectors on h.
 
     Parameters
     ----------
     known, features
         the method's ``features`` of the reference, and of every set by name
     spaces
-        "h", "random-init", "raw pixels", as far as there are any
+        "h" and the others
     seed
         of the detectors
     """
@@ -52,10 +52,16 @@ def label_free_scores(
                     table |= _predictive(method, known, features)
     for detector in DETECTORS:
         table[detector] = _detected(detector, spaces["h"], seed)
-    for space in ("random-init", "raw pixels"):
-        if space in spaces:
-            table[f"knn, {space}"] = _detected("knn", spaces[space], seed)
     return table
+
+
+def baseline_scores(spaces: Mapping[str, Space], seed: int) -> dict[str, Scores]:
+    """Return kNN on the spaces that the embedding must beat, as far as they are there."""
+    return {
+        f"knn, {space}": _detected("knn", spaces[space], seed)
+        for space in ("random-init", "raw pixels")
+        if space in spaces
+    }
 
 
 def _predictive(

@@ -21,7 +21,7 @@ from probjepa.data import Images
 from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
 from probjepa.errors import ConfigError, DataError
-from probjepa.evaluation.label_free import Space, jepa_scores, label_free_scores
+from probjepa.evaluation.label_free import Space, baseline_scores, jepa_scores, label_free_scores
 from probjepa.evaluation.openood import openood_summary
 from probjepa.evaluation.selective import selective_prediction
 from probjepa.methods import Method, ProbabilisticMethod
@@ -116,6 +116,7 @@ def evaluate(
     scores = label_free_scores(method, known, features, spaces, seed)
     if jepa:
         scores |= jepa_scores(method, sets, known["h"], progress)
+    scores |= baseline_scores(spaces, seed)
     outside = {
         name: {
             score: {

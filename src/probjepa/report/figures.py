@@ -185,7 +185,7 @@ def detector_dots(
     axis.grid(True, axis="x")
     axis.grid(False, axis="y")
     axis.spines["left"].set_visible(False)
-    axis.locator_params(axis="x", nbins=4)
+    axis.locator_params(axis="x", nbins=3)
     values = ", ".join(f"{detector} {v[0]:.3f}" for detector, v in rows.items())
     return finish(figure, "", f"AUROC against {name}: {values}", "third")
 
