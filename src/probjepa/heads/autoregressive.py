@@ -64,7 +64,7 @@ class Autoregressive(Head):
         K ≥ 1, Gaussians a coordinate
     hidden
         widths of the masked network, each at least ``dim``; None: 1024, 768, 512, raised to ``dim`` where
-        that is more. About 12 MFLOP a target at the sizes of I-JEPA tokens (192 → 384), forward
+        that is more. About 11.4 MFLOP a target at the sizes of I-JEPA tokens (192 → 384), forward
 
     Raises
     ------

@@ -29,10 +29,10 @@ class Diffusion(Head):
     dim, context_dim
         dimensions of the target and of the context
     width, blocks, code_width
-        of the network, see ``Denoiser``. About 5.9 MFLOP a target at the sizes of I-JEPA tokens (192 → 384),
+        of the network, see ``Denoiser``. About 5.8 MFLOP a target at the sizes of I-JEPA tokens (192 → 384),
         forward; one such pass a training step
     steps
-        DDIM steps, 1…1000, at levels of equal spacing in arccos √ᾱ; ``sample(…, steps=25)`` is the fast mode
+        DDIM steps, at levels of equal spacing in arccos √ᾱ; ``sample(…, steps=25)`` is the fast mode
 
     Raises
     ------

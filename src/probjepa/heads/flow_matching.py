@@ -30,7 +30,7 @@ class FlowMatching(Head):
     dim, context_dim
         dimensions of the target and of the context
     width, blocks, code_width
-        of the network, see ``Denoiser``. About 5.9 MFLOP a target at the sizes of I-JEPA tokens (192 → 384),
+        of the network, see ``Denoiser``. About 5.8 MFLOP a target at the sizes of I-JEPA tokens (192 → 384),
         forward; one such pass a training step
     steps
         steps of the solver, for samples and densities
