@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types unit clean
+.PHONY: setup demo test lint types unit nightly clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,9 @@ types: setup
 
 unit: setup
 	$(BIN)/python -m pytest -n 2
+
+nightly: setup
+	$(BIN)/python -m pytest -m nightly tests/nightly
 
 clean:
 	rm -rf $(VENV) demo-run .mypy_cache .ruff_cache .pytest_cache

@@ -105,7 +105,8 @@ def short(monkeypatch):
 
 
 def reproduce(out, **changes):
-    options = {"data_root": None, "quick": True, "seed": 0, "overwrite": False, "progress": False} | changes
+    options = {"data_root": None, "budget": "quick", "cells": None, "seed": 0, "overwrite": False}
+    options |= {"progress": False, **changes}
     EXPERIMENTS["jepa-score-gmm"](out, **options)
 
 
@@ -151,6 +152,11 @@ def test_refuses_a_folder_of_something_else(tmp_path, short):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactError, match="exists already"):
         reproduce(tmp_path)
+
+
+def test_refuses_the_budget_that_it_does_not_have(tmp_path):
+    with pytest.raises(ConfigError, match="quick or full"):
+        reproduce(tmp_path / "out", budget="small")
 
 
 def test_training_makes_embeddings_gaussian():

@@ -429,7 +429,17 @@ def reproduce(
     data_root: Annotated[
         Path | None, typer.Option("--data-root", metavar="DIR", help="folder of the data sets it needs")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="a small version, in minutes")] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="quick|small|full", help="what a cell is trained with  [full]"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="--budget quick: digits, in minutes")] = False,
+    cells: Annotated[
+        Path | None,
+        typer.Option(
+            "--cells", metavar="DIR", help="finished cells, which experiments can share  [OUT/cells]"
+        ),
+    ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -439,9 +449,17 @@ def reproduce(
 
     if name not in EXPERIMENTS:
         raise unknown_name("experiment", name, EXPERIMENTS)
+    if quick and budget not in (None, "quick"):
+        raise ConfigError(f"--quick is --budget quick, and --budget is '{budget}': pass one of them")
     folder = out or Path(f"reproduce-{name}")
     EXPERIMENTS[name](
-        folder, data_root=data_root, quick=quick, seed=seed, overwrite=overwrite, progress=not quiet
+        folder,
+        data_root=data_root,
+        budget="quick" if quick else budget or "full",
+        cells=cells,
+        seed=seed,
+        overwrite=overwrite,
+        progress=not quiet,
     )
     print(f"wrote {folder}/metrics.json and {folder}/report.html")
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import probjepa
 from probjepa.artifacts import refuse_existing, write_text
+from probjepa.errors import ConfigError
 from probjepa.experiments.gaussian_mixture import GaussianMixture, energy_distance, langevin
 from probjepa.jacobian import jepa_score, jepa_score_details
 from probjepa.jacobian.latent import fit_normal, latent_term
@@ -294,9 +295,16 @@ def sample_by_langevin(model: nn.Module, mixture: GaussianMixture, data: Tensor,
 
 
 def reproduce(
-    out: Path, *, data_root: Path | None, quick: bool, seed: int, overwrite: bool, progress: bool
+    out: Path,
+    *,
+    data_root: Path | None,
+    budget: str,
+    cells: Path | None,
+    seed: int,
+    overwrite: bool,
+    progress: bool,
 ) -> None:
-    """Run the study into ``out``: cells/*.json as they end, then metrics.json and report.html.
+    """Run the study into ``out``: one JSON a cell as they end, then metrics.json and report.html.
 
     A run that was cut short goes on where it was: cells whose settings are the same are not run again.
 
@@ -304,24 +312,33 @@ def reproduce(
     ----------
     data_root
         not used: the data are drawn
-    quick
-        three small cells in place of the study
+    budget
+        "full", or "quick": three small cells in place of the study
+    cells
+        folder of the finished cells; None: ``out``/cells
 
     Raises
     ------
+    ConfigError
+        for another budget
     ArtifactError
         if ``out`` holds a finished study or something else, or cannot be written
     """
     from probjepa.experiments.jepa_score_gmm_page import page, summary
 
-    cells = study_cells(quick, seed)
+    if budget not in ("quick", "full"):
+        raise ConfigError(
+            f"jepa-score-gmm runs as quick or full, not '{budget}': its data are drawn, any CPU will do"
+        )
+    quick = budget == "quick"
+    study = study_cells(quick, seed)
     half_done = not (out / "metrics.json").exists() and (out / "cells").is_dir()
     refuse_existing(out, overwrite or half_done)
     found = []
-    with _bar(sum(cell.steps for cell in cells), progress) as (advance, say):
-        for cell in cells:
+    with _bar(sum(cell.steps for cell in study), progress) as (advance, say):
+        for cell in study:
             say(f"{cell.dim}-D, {cell.samples:,} samples, K = {cell.embedding_dim}")
-            place = out / "cells" / f"{cell.name}.json"
+            place = (cells or out / "cells") / f"{cell.name}.json"
             result = _finished(place, cell)
             if result is None:
                 result = run_cell(cell, lambda: advance(1))

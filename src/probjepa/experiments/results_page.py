@@ -1,0 +1,148 @@
+"""docs/results.md from committed metrics: ``python -m probjepa.experiments.results_page RESULTS PAGE``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from probjepa.artifacts import write_text
+from probjepa.errors import ArtifactError
+from probjepa.experiments import EXPERIMENTS
+from probjepa.experiments.budgets import BUDGETS
+from probjepa.experiments.declare import Experiment
+from probjepa.experiments.grid import verdict
+
+FOLDER = "reproduce"  # under the results: NAME-BUDGET.json, copies of metrics.json
+_HEAD = """# Results
+
+What was reproduced of the papers' tables, with what budget, and what was not. Written by
+`python -m probjepa.experiments.results_page benchmarks/results docs/results.md` from the committed
+`benchmarks/results/reproduce/*.json`, each a copy of the metrics.json that
+`probjepa reproduce NAME --budget BUDGET` leaves.
+
+A cell of a table holds ours, its 95 % interval (Student's t over three seeds; of one seed, Wilson or
+bootstrap), and in brackets the published figure, which is of another budget.
+"""
+
+
+def results_page(results: Path) -> str:
+    """Return the page as Markdown.
+
+    Raises
+    ------
+    ArtifactError
+        for a file that is no metrics.json of a known experiment
+    """
+    runs: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for path in sorted((results / FOLDER).glob("*.json")):
+        metrics = _read(path)
+        runs.setdefault(metrics["experiment"], {})[metrics["budget"]["name"]] = metrics
+    tables = [name for name in EXPERIMENTS if isinstance(EXPERIMENTS[name], Experiment)]
+    parts = [_HEAD, _overview(tables, runs)]
+    for name in tables:
+        for budget in BUDGETS:
+            if budget in runs.get(name, {}):
+                parts.append(_section(runs[name][budget]))
+    return "\n".join(parts)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        metrics: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        name, budget = metrics["experiment"], metrics["budget"]["name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} is no metrics.json of an experiment: copy it again ({error!r})"
+        ) from error
+    if path.stem != f"{name}-{budget}" or name not in EXPERIMENTS or budget not in BUDGETS:
+        raise ArtifactError(f"{path} holds {name} with the budget {budget}: name it {name}-{budget}.json")
+    return metrics
+
+
+def _overview(tables: Sequence[str], runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    rows = []
+    for name in tables:
+        rows.append([f"`{name}`", EXPERIMENTS[name].question, *(_run(runs, name, b) for b in BUDGETS)])
+    budgets = "\n".join(f"- **{budget.name}**: {budget.title}." for budget in BUDGETS.values())
+    return f"{_table(['experiment', 'question', *BUDGETS], rows)}\n\n{budgets}\n"
+
+
+def _run(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str, budget: str) -> str:
+    metrics = runs.get(name, {}).get(budget)
+    if metrics is None:
+        return "not run"
+    findings = [finding for table in metrics["tables"].values() for finding in table["findings"]]
+    judged = [finding for finding in findings if finding["judged"]]
+    held = sum(finding["holds"] == finding["judged"] for finding in judged)
+    return f"run; {held} of {len(judged)} findings hold" if judged else "run"
+
+
+def _section(metrics: Mapping[str, Any]) -> str:
+    seeds = metrics["seeds"]
+    count = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    versions = ", ".join(f"probjepa {of['probjepa']} on torch {of['torch']}" for of in metrics["versions"])
+    lines = [
+        f"## {metrics['title']} ({metrics['budget']['name']})",
+        "",
+        f"{metrics['question']} {metrics['paper']}. Ours: {metrics['budget']['title']}; {count}; {versions}; "
+        f"{'; '.join(metrics['hardware'])}. Published: {metrics['published_budget'] or 'no figures'}.",
+    ]
+    for table in metrics["tables"].values():
+        shown = [
+            column
+            for column in table["columns"]
+            if any(row["values"][column["label"]]["value"] is not None for row in table["rows"])
+        ]
+        rows = [
+            [
+                row["label"] + (f" ({len(row['failed'])} of {row['cells']} failed)" if row["failed"] else ""),
+                *(_figure(row["values"][column["label"]], column["percent"]) for column in shown),
+            ]
+            for row in table["rows"]
+        ]
+        lines += ["", _table([table["title"], *(column["label"] for column in shown)], rows)]
+        lines += [""] * bool(table["findings"])
+        lines += [f"- {finding['claim']}: **{verdict(finding)}**." for finding in table["findings"]]
+    if metrics["not_run"]:
+        lines += ["", *(f"- {line}." for line in metrics["not_run"])]
+    return "\n".join(lines) + "\n"
+
+
+def _figure(of: Mapping[str, Any], percent: bool) -> str:
+    if of["value"] is None:
+        return "–"
+    text = _number(of["value"], percent)
+    if of["low"] is not None and of["high"] is not None:
+        text += f" ({_number(of['low'], percent)} to {_number(of['high'], percent)})"
+    if of.get("published") is not None:
+        text += f" [{_number(of['published'], percent)}]"
+    return text
+
+
+def _number(value: float, percent: bool) -> str:
+    return f"{100 * value:.1f}" if percent else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the page; 2 and one line where that fails."""
+    if len(arguments) != 2:
+        print("usage: python -m probjepa.experiments.results_page RESULTS PAGE", file=sys.stderr)
+        return 2
+    try:
+        write_text(Path(arguments[1]), results_page(Path(arguments[0])))
+    except ArtifactError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
