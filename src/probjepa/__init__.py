@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from probjepa.methods.ijepa import IJEPA as IJEPA
     from probjepa.methods.lejepa import LeJEPA as LeJEPA
     from probjepa.methods.simsiam import SimSiam as SimSiam
+    from probjepa.methods.var_jepa import VarJEPA as VarJEPA
     from probjepa.methods.vi_simsiam import VISimSiam as VISimSiam
     from probjepa.methods.vicreg import VICReg as VICReg
     from probjepa.methods.vje import VJE as VJE
@@ -47,6 +48,7 @@ _LAZY: dict[str, str | None] = {
     "VICReg": "probjepa.methods.vicreg",
     "VISimSiam": "probjepa.methods.vi_simsiam",
     "VJE": "probjepa.methods.vje",
+    "VarJEPA": "probjepa.methods.var_jepa",
     "backbones": None,
     "data": None,
     "detectors": None,

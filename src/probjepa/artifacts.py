@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -167,7 +167,13 @@ def _looks_like_repository(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
-def load(source: str | Path, *, backbone: nn.Module | None = None, **hub: Any) -> Any:
+def load(
+    source: str | Path,
+    *,
+    backbone: nn.Module | None = None,
+    networks: Mapping[str, nn.Module] | None = None,
+    **hub: Any,
+) -> Any:
     """Load any saved method from a run folder, a model folder or a hub repository, in evaluation mode.
 
     Parameters
@@ -176,6 +182,8 @@ def load(source: str | Path, *, backbone: nn.Module | None = None, **hub: Any) -
         ``RUN``, ``RUN/model`` or ``owner/name`` on the hub
     backbone
         the module to fill, for a model that was built on a backbone of the user's own
+    networks
+        name → module to fill, for a model that was built with networks of the user's own (``VarJEPA``)
     hub
         ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as huggingface_hub takes them
 
@@ -188,7 +196,7 @@ def load(source: str | Path, *, backbone: nn.Module | None = None, **hub: Any) -
     from safetensors.torch import load_file
 
     from probjepa.data import Preprocess
-    from probjepa.methods import METHODS
+    from probjepa.methods import METHODS, MODELS
     from probjepa.methods.base import Method
 
     folder = _resolve(source, hub)
@@ -196,10 +204,11 @@ def load(source: str | Path, *, backbone: nn.Module | None = None, **hub: Any) -
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         check_format(config.get("format_version"), config.get("probjepa_version"), folder)
         settings = dict(config["settings"])
-        method = METHODS[config["method"]]
+        method = (MODELS if config["method"] in MODELS else METHODS)[config["method"]]
         of_images = issubclass(method, Method)
         preprocess = dict(config["preprocess"]) if of_images else {}
         own = of_images and settings["backbone"] is None
+        own_networks = sorted(settings.pop("networks", []))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, ArtifactError):
             raise
@@ -210,6 +219,14 @@ def load(source: str | Path, *, backbone: nn.Module | None = None, **hub: Any) -
                 f"{folder} was built on a backbone of its user's own: pass it, load(…, backbone=module)"
             )
         settings["backbone"] = backbone
+    if own_networks != sorted(networks or {}):
+        needs = ", ".join(own_networks) or "none"
+        raise ArtifactError(
+            f"{folder} was built with these networks of its user's own: {needs}; "
+            "pass just those, load(…, networks={name: module})"
+        )
+    if own_networks:
+        settings["networks"] = networks
     try:
         if of_images:
             settings |= {"mean": preprocess["mean"], "std": preprocess["std"]}
@@ -217,7 +234,7 @@ def load(source: str | Path, *, backbone: nn.Module | None = None, **hub: Any) -
         if of_images:
             model.preprocess = Preprocess(**preprocess)
     except (ValueError, KeyError, TypeError) as error:
-        if own and isinstance(error, ConfigError):
+        if (own or own_networks) and isinstance(error, ConfigError):
             raise  # of the module that was passed
         raise _damaged(folder, error) from error
     try:

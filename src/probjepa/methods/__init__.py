@@ -24,7 +24,10 @@ METHODS = Registry(
     },
 )
 
-__all__ = ["METHODS", "Method", "ProbabilisticMethod"]
+# models of other data: saved and loaded alike, but trained by a loop of one's own
+MODELS = Registry("model", {"var-jepa": "probjepa.methods.var_jepa:VarJEPA"})
+
+__all__ = ["METHODS", "MODELS", "Method", "ProbabilisticMethod"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,408 @@
+"""Var-JEPA: joint-embedding prediction as one latent-variable model, trained by its evidence lower bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Distribution, Independent, Normal
+
+from probjepa.distributions.gaussian import kl_diagonal_gaussians
+from probjepa.errors import ConfigError, DataError, unknown_name
+from probjepa.methods.base import evaluating
+from probjepa.methods.pretrained import Pretrained
+from probjepa.methods.sigreg import sigreg
+
+TERMS = ("rec", "gen", "sx", "z", "sy")
+NETWORKS = ("encoder", "auxiliary", "target_encoder", "predictor", "x_decoder", "y_decoder")
+LIKELIHOODS = ("gaussian", "bernoulli")
+_LARGEST_LOG_VARIANCE = 20.0  # σ² in [2e-9, 5e8]: no overflow in float32
+
+Gaussian = tuple[Tensor, Tensor]  # mean, log σ²
+
+
+class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
+    r"""Variational joint-embedding predictive architecture (arXiv 2603.20111), for pairs (x, y) of any data.
+
+    Generative model: p(s_x) p(z) p(x|s_x) p(s_y|s_x, z) p(y|s_y) with N(0, I) priors on s_x and z. Posterior:
+    q(s_x|x) q(z|s_x) q(s_y|s_x, z, y). All latents are diagonal Gaussians, drawn once. The loss is
+
+    .. math::
+        \alpha_{rec}\,E[-\log p(x|s_x)] + \alpha_{gen}\,E[-\log p(y|s_y)]
+        + \alpha_{sx} KL(q(s_x|x) \| N(0, I)) + \alpha_z KL(q(z|s_x) \| N(0, I))
+        + \alpha_{sy} KL(q(s_y|s_x, z, y) \| p(s_y|s_x, z)),
+
+    the mean over the batch, in nats: with every α = 1 the negative evidence lower bound of log p(x, y). No
+    averaged teacher, no stop-gradient; standard JEPA is its deterministic limit.
+
+    Parameters
+    ----------
+    x_dim, y_dim
+        features of x and y, for the networks that are built here
+    latent_dim, z_dim
+        dimensions of s_x and s_y, and of z
+    hidden
+        widths of the hidden layers of each network built here (GELU between); ``()``: linear maps
+    x_likelihood, y_likelihood
+        of the decoders built here: "gaussian", or "bernoulli" for features in {0, 1}
+    noise
+        standard deviation of the Gaussian likelihoods; None: learned, one a decoder, from 1
+    alpha_rec, alpha_gen, alpha_sx, alpha_z, alpha_sy
+        weights α ≥ 0 of the five terms
+    anneal
+        T as a share of the training: the α of the three divergences grow as min(t/T, 1); 0: at once
+    sigreg_weight
+        λ ≥ 0 of SIGReg on the draws of s_x, as the source has it: the mean over 64 directions and 64
+        frequencies to 5 of the squared distance of characteristic functions, with neither window nor factor N
+    networks
+        modules of your own in the place of some of the six: "encoder" (x), "auxiliary" (s_x),
+        "target_encoder" (s_x, z, y) and "predictor" (s_x, z) take tensors and return (N, 2K), mean and log σ²
+        side by side; "x_decoder" (s_x) and "y_decoder" (s_y) return a ``torch.distributions.Distribution``
+        whose ``log_prob`` has the batch first. ``load(…, networks=…)`` takes such modules again.
+
+    Raises
+    ------
+    ConfigError
+        for a setting out of its range, or an unknown name of a network or likelihood
+
+    Examples
+    --------
+    Any loop trains it:
+
+    >>> _ = torch.manual_seed(0)
+    >>> x, y = torch.randn(2, 64, 32)
+    >>> model = VarJEPA(anneal=0.5)
+    >>> optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    >>> for step in range(4):
+    ...     terms = model.loss((x, y))
+    ...     optimizer.zero_grad()
+    ...     terms["loss"].backward()
+    ...     optimizer.step()
+    ...     model.after_step(step, 4)
+    >>> sorted(terms)
+    ['gen', 'loss', 'rec', 'sx', 'sy', 'z']
+    >>> model.embed(x).shape, model.score_samples(x, y).shape
+    (torch.Size([64, 16]), torch.Size([64]))
+    """
+
+    name = "var-jepa"
+    anneal_factor: Tensor
+    x_decoder: nn.Module
+    y_decoder: nn.Module
+
+    def __init__(
+        self,
+        *,
+        x_dim: int = 32,
+        y_dim: int = 32,
+        latent_dim: int = 16,
+        z_dim: int = 8,
+        hidden: Sequence[int] = (128, 128),
+        x_likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
+        y_likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
+        noise: float | None = None,
+        alpha_rec: float = 1.0,
+        alpha_gen: float = 1.0,
+        alpha_sx: float = 1.0,
+        alpha_z: float = 1.0,
+        alpha_sy: float = 1.0,
+        anneal: float = 0.0,
+        sigreg_weight: float = 0.0,
+        networks: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"x_dim": x_dim, "y_dim": y_dim, "latent_dim": latent_dim, "z_dim": z_dim}
+        sizes |= {f"hidden[{i}]": width for i, width in enumerate(hidden)}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ConfigError(f"{name} must be a whole number ≥ 1, got {size!r}")
+        alpha = dict(zip(TERMS, (alpha_rec, alpha_gen, alpha_sx, alpha_z, alpha_sy), strict=True))
+        weights = {f"alpha_{name}": value for name, value in alpha.items()} | {"sigreg_weight": sigreg_weight}
+        for name, value in weights.items():
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{name} must be a finite number ≥ 0, got {value}")
+        if not any(weights.values()):
+            raise ConfigError("every weight is 0: set at least one alpha above 0")
+        if not 0 <= anneal <= 1:
+            raise ConfigError(f"anneal is a share of the training in [0, 1], got {anneal}")
+        if noise is not None and not 0 < noise < math.inf:
+            raise ConfigError(f"noise must be a positive number, or None to learn it, got {noise}")
+        for likelihood in (x_likelihood, y_likelihood):
+            if likelihood not in LIKELIHOODS:
+                raise unknown_name("likelihood", likelihood, LIKELIHOODS)
+        own = dict(networks or {})
+        for name in own:
+            if name not in NETWORKS:
+                raise unknown_name("network", name, NETWORKS)
+        self.settings = {
+            "x_dim": x_dim,
+            "y_dim": y_dim,
+            "latent_dim": latent_dim,
+            "z_dim": z_dim,
+            "hidden": list(hidden),
+            "x_likelihood": x_likelihood,
+            "y_likelihood": y_likelihood,
+            "noise": noise,
+            **weights,
+            "anneal": anneal,
+            "networks": sorted(own),  # their names only: the modules are the user's
+        }
+        self.alpha = alpha
+        self.anneal = anneal
+        self.sigreg_weight = sigreg_weight
+        self.latent_dim, self.z_dim = latent_dim, z_dim
+        s, z = {"s": latent_dim}, {"z": z_dim}
+        build: dict[str, Callable[[], nn.Module]] = {
+            "encoder": lambda: VectorNetwork({"x": x_dim}, 2 * latent_dim, hidden),
+            "auxiliary": lambda: VectorNetwork(s, 2 * z_dim, hidden),
+            "target_encoder": lambda: VectorNetwork({**s, **z, "y": y_dim}, 2 * latent_dim, hidden),
+            "predictor": lambda: VectorNetwork({**s, **z}, 2 * latent_dim, hidden),
+            "x_decoder": lambda: Decoder(VectorNetwork(s, x_dim, hidden), x_likelihood, noise),
+            "y_decoder": lambda: Decoder(VectorNetwork(s, y_dim, hidden), y_likelihood, noise),
+        }
+        for name, make in build.items():
+            self.add_module(name, own[name] if name in own else make())
+        # saved with the weights: a resumed run goes on at its own factor
+        self.register_buffer("anneal_factor", torch.tensor(0.0 if anneal else 1.0))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.anneal_factor.device
+
+    def _gaussian(self, network: str, dim: int, *inputs: Tensor) -> Gaussian:
+        """Mean and bounded log σ², each (N, dim), that a network gives; in float32 at least."""
+        out = _at_least_float32(self.get_submodule(network)(*inputs))
+        if out.ndim != 2 or out.shape[1] != 2 * dim:
+            raise DataError(
+                f"the network '{network}' returned shape {tuple(out.shape)}: it must return (N, {2 * dim}), "
+                f"the mean and log σ² of {dim} latents side by side"
+            )
+        mean, log_variance = out.chunk(2, 1)
+        return mean, log_variance.clamp(-_LARGEST_LOG_VARIANCE, _LARGEST_LOG_VARIANCE)
+
+    def _terms(
+        self, x: Tensor, y: Tensor | None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """The terms of each row (N,), unweighted, and the draw "s_x" (N, K); those of x alone without y."""
+        q_sx = self._gaussian("encoder", self.latent_dim, x)
+        s_x = _draw(q_sx, generator)
+        found = {
+            "rec": -_log_prob(self.x_decoder(s_x), x),
+            "sx": kl_diagonal_gaussians(*q_sx),
+            "s_x": s_x,
+        }
+        if y is None:
+            return found
+        q_z = self._gaussian("auxiliary", self.z_dim, s_x)
+        z = _draw(q_z, generator)
+        q_sy = self._gaussian("target_encoder", self.latent_dim, s_x, z, y)
+        p_sy = self._gaussian("predictor", self.latent_dim, s_x, z)
+        s_y = _draw(q_sy, generator)
+        return found | {
+            "gen": -_log_prob(self.y_decoder(s_y), y),
+            "z": kl_diagonal_gaussians(*q_z),
+            "sy": kl_diagonal_gaussians(*q_sy, *p_sy),
+        }
+
+    def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Objective for a batch (x, y): "loss" and its unweighted terms, means over the batch in nats.
+
+        "rec" and "gen" are negative log-likelihoods, "sx", "z" and "sy" divergences; "sigreg" where it is on.
+        """
+        x, y = self._pair(batch)
+        rows = self._terms(x, y)
+        terms = {name: rows[name].mean() for name in TERMS}
+        factors = {name: 1.0 if name in ("rec", "gen") else self.anneal_factor for name in TERMS}
+        # a term of weight 0 is left out: it may grow without bound, and 0 · ∞ is no number
+        weighted = [factors[name] * self.alpha[name] * terms[name] for name in TERMS if self.alpha[name]]
+        loss = sum(weighted, torch.zeros((), device=x.device))
+        if self.sigreg_weight:
+            with torch.autocast(x.device.type, enabled=False):
+                statistic = sigreg(rows["s_x"], 64, resolution=math.inf, points=64, largest_frequency=5.0)
+            terms["sigreg"] = statistic / (2 * 5.0 * len(x))  # a mean over [−5, 5], not N times an integral
+            loss = loss + self.sigreg_weight * terms["sigreg"]
+        return {"loss": loss, **terms}
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Anneal: after optimiser step number ``step`` (from 0) the factor is min((step + 1)/T, 1)."""
+        if self.anneal:
+            length = self.anneal * max(total_steps, 1)
+            self.anneal_factor.fill_(min((step + 1) / length, 1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Posterior mean of s_x (N, K): differentiable, in the current mode."""
+        return self._gaussian("encoder", self.latent_dim, self._checked(x, "x"))[0]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Posterior mean of s_x (N, latent_dim), in evaluation mode and without gradients."""
+        with evaluating(self):
+            mean: Tensor = self(x)
+        return mean
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """q(s_x|x), a diagonal Gaussian: batch shape (N,), event shape (latent_dim,)."""
+        with evaluating(self):
+            mean, log_variance = self._gaussian("encoder", self.latent_dim, self._checked(x, "x"))
+        return Independent(Normal(mean, torch.exp(0.5 * log_variance)), 1)
+
+    def score_samples(self, x: Tensor, y: Tensor | None = None, *, draws: int = 16, seed: int = 0) -> Tensor:
+        """Evidence lower bound (N,) float64, in nats: of log p(x), or of log p(x, y) where y is given.
+
+        Higher = more typical. The plain bound, whatever the weights α. The expectation is a mean over
+        ``draws``, the same for the same ``seed``.
+
+        Raises
+        ------
+        DataError
+            for NaN or Inf, or x and y of different lengths
+        ConfigError
+            for fewer than one draw
+        """
+        if draws < 1:
+            raise ConfigError(f"draws must be at least 1, got {draws}")
+        if y is None:
+            x = self._checked(x, "x")
+        else:
+            x, y = self._pair((x, y))
+        generator = torch.Generator(self.device).manual_seed(seed)
+        bound = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        with evaluating(self):
+            for _ in range(draws):
+                rows = self._terms(x, y, generator)
+                bound -= sum(rows[name].double() for name in TERMS if name in rows)
+        return bound / draws
+
+    def uncertainty(self, x: Tensor) -> dict[str, Tensor]:
+        """Measures of q(s_x|x), each (N,) float64.
+
+        "mean_variance" (mean σ²), "trace" (Σσ²), "kl" (to the prior N(0, I), nats: low = uninformed).
+        """
+        with evaluating(self):
+            q = self._gaussian("encoder", self.latent_dim, self._checked(x, "x"))
+        mean, log_variance = q[0].double(), q[1].double()
+        variance = log_variance.exp()
+        return {
+            "mean_variance": variance.mean(1),
+            "trace": variance.sum(1),
+            "kl": kl_diagonal_gaussians(mean, log_variance),
+        }
+
+    def _pair(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        if len(batch) != 2:
+            raise DataError(
+                f"the loss of VarJEPA takes a batch (x, y), got {len(batch)} parts: give the pair"
+            )
+        x, y = (self._checked(part, name) for part, name in zip(batch, "xy", strict=True))
+        if len(x) != len(y):
+            raise DataError(f"x has {len(x)} rows and y {len(y)}: give one y for each x")
+        return x, y
+
+    def _checked(self, values: Tensor, name: str) -> Tensor:
+        values = values.to(self.device)
+        if len(values) == 0:
+            raise DataError(f"{name} is empty, shape {tuple(values.shape)}: give at least one row")
+        bad = len(values) - int(values.isfinite().reshape(len(values), -1).all(1).sum())
+        if bad:
+            raise DataError(f"{name} has NaN or Inf in {bad} of {len(values)} rows: drop or fill them")
+        return values
+
+
+class VectorNetwork(nn.Module):
+    """An MLP with GELU on vectors that are laid side by side: (N, D₁), (N, D₂), … → (N, out).
+
+    Parameters
+    ----------
+    inputs
+        name → dimension, in the order of the arguments
+    out
+        outputs
+    hidden
+        widths of the hidden layers
+    """
+
+    def __init__(self, inputs: Mapping[str, int], out: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.inputs = dict(inputs)
+        widths = [sum(inputs.values()), *hidden, out]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), nn.GELU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, *vectors: Tensor) -> Tensor:
+        """Apply the network; DataError names an input of another width."""
+        for (name, dim), vector in zip(self.inputs.items(), vectors, strict=True):
+            if vector.ndim != 2 or vector.shape[1] != dim:
+                raise DataError(
+                    f"{name} has shape {tuple(vector.shape)} and the network takes (N, {dim}): "
+                    "set x_dim and y_dim to the data's, or give a network of your own"
+                )
+        dtype = next(self.parameters()).dtype
+        out: Tensor = self.layers(torch.cat([vector.to(dtype) for vector in vectors], 1))
+        return out
+
+
+class Decoder(nn.Module):
+    """A network's output as the distribution of features: (N, K) → batch shape (N, D).
+
+    Parameters
+    ----------
+    network
+        (N, K) → (N, D), the mean or the logits
+    likelihood
+        "gaussian" or "bernoulli"
+    noise
+        standard deviation of the Gaussian, one for all features; None: learned, from 1
+    """
+
+    def __init__(self, network: nn.Module, likelihood: str, noise: float | None) -> None:
+        super().__init__()
+        self.network = network
+        self.likelihood = likelihood
+        if likelihood == "gaussian":
+            log_scale = torch.tensor(0.0 if noise is None else math.log(noise))
+            if noise is None:
+                self.log_scale = nn.Parameter(log_scale)
+            else:
+                self.register_buffer("log_scale", log_scale)
+
+    def forward(self, latent: Tensor) -> Distribution:
+        """Distribution of the features given the latent."""
+        out = _at_least_float32(self.network(latent))
+        if self.likelihood == "bernoulli":
+            return Bernoulli(logits=out, validate_args=False)
+        return Normal(out, self.log_scale.to(out.dtype).exp().expand_as(out), validate_args=False)
+
+
+def _draw(q: Gaussian, generator: torch.Generator | None) -> Tensor:
+    mean, log_variance = q
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    return mean + torch.exp(0.5 * log_variance) * noise
+
+
+def _log_prob(distribution: Distribution, values: Tensor) -> Tensor:
+    """Log-density (N,): the feature axes that the distribution leaves are summed."""
+    kind = type(distribution).__name__
+    shape = tuple(distribution.batch_shape + distribution.event_shape)
+    if tuple(values.shape) != shape:  # they would broadcast
+        raise DataError(
+            f"a decoder gives a {kind} of shape {shape}, and the data have {tuple(values.shape)}: "
+            "set x_dim and y_dim to the data's, or mend the decoder"
+        )
+    support = distribution.support
+    if support is not None and not bool(support.check(values).all()):  # type: ignore[no-untyped-call]
+        raise DataError(
+            f"the data hold values that the {kind} likelihood does not have ({support}): "
+            "choose another likelihood, or scale the data"
+        )
+    density: Tensor = distribution.log_prob(values)
+    return density.reshape(len(values), -1).sum(1)
+
+
+def _at_least_float32(out: Tensor) -> Tensor:
+    return out if out.dtype in (torch.float32, torch.float64) else out.float()
