@@ -292,5 +292,5 @@ def test_help_and_list_load_no_torch():
 def test_list_names_what_is_registered(capsys):
     assert run(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in ("vje", "resnet18", "convnet", "predictive", "byol-32"):
+    for name in ("vje", "resnet18", "convnet", "predictive", "byol-32", "flow_matching"):
         assert name in printed

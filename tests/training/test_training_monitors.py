@@ -10,6 +10,7 @@ from torch import nn
 
 from probjepa.data import ImageSet
 from probjepa.errors import ConfigError, ProbjepaError, ProbjepaWarning
+from probjepa.methods.ijepa import IJEPA
 from probjepa.methods.vje import VJE
 from probjepa.training.callbacks import (
     CollapseMonitor,
@@ -181,6 +182,16 @@ def test_collapse_monitor_measures_spread_and_posterior():
     assert values["mean_variance"] == pytest.approx(posterior.variance.mean().item(), rel=1e-4)
     assert values["kl_per_dim"] == pytest.approx(kl.mean().item(), rel=1e-4)
     assert 1 <= values["effective_rank"] <= 8
+
+
+def test_collapse_monitor_asks_for_no_prediction():
+    vit = {"patch_size": 4, "width": 8, "depth": 1, "heads": 2}
+    method = IJEPA(channels=1, image_size=16, backbone_options=vit, predictor_width=8, predictor_heads=2)
+    method.head.forward = None  # a prediction of 2,048 images takes minutes with some heads
+    monitor = CollapseMonitor(image_set(6, pixels=torch.randint(0, 256, (6, 1, 16, 16))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ProbjepaWarning)
+        assert set(monitor.measure(method)) == {"effective_rank", "std_mean", "std_min"}
 
 
 def test_a_collapse_is_warned_of_once():

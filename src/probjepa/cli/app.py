@@ -84,7 +84,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a method; Ctrl-C leaves a run that --resume goes on with."""
-    from probjepa.cli.settings import parse_assignments, read_config, sort_settings
+    from probjepa.cli.settings import fill_in, parse_assignments, read_config, sort_settings
     from probjepa.methods import METHODS
 
     if method not in METHODS:
@@ -105,10 +105,9 @@ def train(
         data, size=size, channels=channels, convert=convert, on_error=_checked_on_error(on_error),
         progress=not quiet,
     )  # fmt: skip
-    side = given.setdefault("image_size", min(max(opened.size, 16), 224))
-    given.setdefault("channels", opened.channels)
-    small_grey = given["channels"] == 1 and side <= 28
-    sorted_settings = sort_settings(method, given, "convnet" if small_grey else "resnet18")
+    given = fill_in(method, given, opened.size, opened.channels)
+    side = given["image_size"]
+    sorted_settings = sort_settings(method, given)
     if size is None:
         opened = open_images(opened if _in_memory(opened) else data, size=side, channels=opened.channels)
     _say_skipped(opened)
@@ -466,15 +465,17 @@ def reproduce(
 
 @app.command("list")
 def list_names() -> None:
-    """List methods, backbones, scores, view recipes and experiments."""
+    """List methods, heads, backbones, scores, view recipes and experiments."""
     from probjepa.backbones import BACKBONES
     from probjepa.data.views import RECIPES
     from probjepa.experiments import EXPERIMENTS
+    from probjepa.heads import HEADS
     from probjepa.methods import METHODS
     from probjepa.scores import SCORES
 
     for title, names in (
         ("methods", METHODS),
+        ("heads", HEADS),
         ("backbones", BACKBONES),
         ("scores", SCORES),
         ("view recipes", RECIPES),

@@ -16,7 +16,8 @@ _RECORDED = {
     "on_error", "convert", "data", "val",
 }  # fmt: skip
 # arguments of lightning.Trainer that a run may set
-_TRAINER = {"accumulate_grad_batches", "devices", "strategy"}
+_TRAINER = {"accumulate_grad_batches", "devices", "gradient_clip_val", "strategy"}
+_LARGEST_PATCH, _LEAST_GRID, _MOST_GRID = 16, 7, 32
 # arguments of fit that have an option of their own, or no place on a command line
 _NOT_SETTABLE = {
     "method", "data", "val", "out", "resume", "overwrite", "progress", "convert", "on_error",
@@ -90,8 +91,43 @@ def read_config(path: Path, method: str) -> dict[str, Any]:
     return {**flat, **own, **options}
 
 
-def sort_settings(method: str, settings: Mapping[str, Any], default_backbone: str) -> RunSettings:
-    """Say for each setting where it goes.
+def fill_in(method: str, settings: Mapping[str, Any], size: int, channels: int) -> dict[str, Any]:
+    """Return the settings with what follows from the data: size, channels, backbone and its patches.
+
+    The size is that of the data within 16 to 224 pixels, for a vision transformer rounded down to a multiple
+    of 4, or of 8 above 32 pixels. Its patches are the largest of at most 16 pixels that divide the size and
+    leave a grid of 7 × 7 or more. A method whose default is a ResNet-18 takes a ConvNet for grey images of at
+    most 28 pixels.
+
+    Raises
+    ------
+    ConfigError
+        where no patch divides the size
+    """
+    from probjepa.methods import METHODS
+
+    filled = {"channels": channels, **settings}
+    side = settings.get("image_size") or min(max(size, 16), 224)
+    if not settings.get("backbone"):
+        own = inspect.signature(METHODS[method].__init__).parameters["backbone"].default
+        small_grey = filled["channels"] == 1 and side <= 28
+        filled["backbone"] = "convnet" if own == "resnet18" and small_grey else own
+    if filled["backbone"] == "vit" and "patch_size" not in settings:
+        if not settings.get("image_size"):
+            side -= side % (8 if side > 32 else 4)
+        patches = [patch for patch in range(1, _LARGEST_PATCH + 1) if side % patch == 0]
+        patches = [patch for patch in patches if _LEAST_GRID <= side // patch <= _MOST_GRID]
+        if not patches:
+            raise ConfigError(
+                f"no patch divides images of {side} pixels well: set image_size to a multiple of 8, or "
+                "patch_size"
+            )
+        filled["patch_size"] = patches[-1]
+    return {**filled, "image_size": side}
+
+
+def sort_settings(method: str, settings: Mapping[str, Any]) -> RunSettings:
+    """Say for each setting, among them the backbone, where it goes.
 
     Raises
     ------
@@ -102,7 +138,7 @@ def sort_settings(method: str, settings: Mapping[str, Any], default_backbone: st
     from probjepa.methods import METHODS
     from probjepa.training.runs import fit
 
-    backbone = settings.get("backbone") or default_backbone
+    backbone = settings["backbone"]
     of_method = dict(inspect.signature(METHODS[method].__init__).parameters)
     of_backbone = dict(inspect.signature(BACKBONES[backbone]).parameters)
     of_fit: dict[str, inspect.Parameter | None] = dict(inspect.signature(fit).parameters)
@@ -112,7 +148,7 @@ def sort_settings(method: str, settings: Mapping[str, Any], default_backbone: st
     for name in _NOT_SETTABLE:
         del of_fit[name]
     of_fit |= dict.fromkeys(_TRAINER)
-    sorted_settings = RunSettings(method={"backbone": backbone})
+    sorted_settings = RunSettings()
     for key, value in settings.items():
         for parameters, place in (
             (of_method, sorted_settings.method),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -168,6 +168,10 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
     """
 
     name = "i-jepa"
+    recipe: ClassVar[Mapping[str, Any]] = {
+        key: PRESETS["tiny-imagenet"]["fit"][key]
+        for key in ("optimizer", "learning_rate", "weight_decay", "gradient_clip_val")
+    }
 
     def __init__(
         self,

@@ -119,7 +119,7 @@ def _labelled(images: Images, most: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class CollapseMonitor(Monitor):
-    """Effective rank, spread of the normalised embeddings and, where there is a posterior, mean σ² and KL.
+    """Effective rank, spread of the normalised embeddings and, where h has a posterior, mean σ² and KL.
 
     Values: ``effective_rank`` (entropy of the spectrum), ``std_mean`` and ``std_min`` (per feature, of h/‖h‖;
     1/√D when spread evenly), ``mean_variance`` and ``kl_per_dim``. A collapse raises a ProbjepaWarning once.
@@ -137,13 +137,16 @@ class CollapseMonitor(Monitor):
 
     def measure(self, method: Method) -> dict[str, float]:
         """Return the values above."""
-        from probjepa.methods.base import ProbabilisticMethod
+        from probjepa.methods.base import ProbabilisticMethod, evaluating
         from probjepa.metrics import collapse_summary
 
         h = method.embed(self._images)
         values = {key: value for key, value in collapse_summary(h).items() if key != "rank_me"}
         if isinstance(method, ProbabilisticMethod):
-            uncertainty = method.uncertainty(self._images)
+            with evaluating(method):
+                outputs = method.outputs(h)
+            # what is read from h costs nothing; I-JEPA predicts tokens, which takes many passes an image
+            uncertainty = method.uncertainty_of_features(outputs) if len(outputs) > 1 else {}
             if "mean_variance" in uncertainty:
                 values["mean_variance"] = float(uncertainty["mean_variance"].mean())
             if "kl" in uncertainty:
