@@ -1,0 +1,314 @@
+"""The downstream protocol against brute force, and that no test row reaches a fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix
+
+from probjepa.errors import ConfigError, DataError
+from probjepa.tabular import TJEPA, VarTJEPA
+from probjepa.tabular import predictors as predictors_module
+from probjepa.tabular.downstream import evaluate_once, evaluate_table, over_seeds, split_rows
+from probjepa.tabular.files import row_hashes
+from probjepa.tabular.predictors import PREDICTORS, RawFeatures
+from probjepa.tabular.selection import GRID, selection_figures
+from probjepa.tabular.simulated import ambiguity_figures, blended_digits, simulate
+
+TINY = {"max_epochs": 1, "dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8, "device": "cpu"}
+
+
+def table(rows: int = 160, seed: int = 0) -> pd.DataFrame:
+    """Two classes that a number and a category tell apart, with missing cells of both."""
+    random = np.random.default_rng(seed)
+    label = random.integers(2, size=rows)
+    number = label * 2.0 + random.normal(size=rows)
+    number[random.random(rows) < 0.1] = np.nan
+    place = np.where(random.random(rows) < 0.8, np.array(["here", "there"])[label], "else").astype(object)
+    place[random.random(rows) < 0.1] = None
+    noise = random.normal(size=rows)
+    return pd.DataFrame(
+        {"number": number, "place": place, "noise": noise, "y": np.array(["no", "yes"])[label]}
+    )
+
+
+def factory(seed: int) -> VarTJEPA:
+    return VarTJEPA(random_state=seed, **TINY)
+
+
+@pytest.mark.parametrize("shares", [(0.7, 0.1, 0.2), (0.875, 0.125)])
+def test_a_split_is_a_stratified_partition(shares):
+    labels = np.repeat([0, 1, 2, 3], [100, 40, 3, 1])
+    parts = split_rows(labels, 0, shares)
+    joined = np.concatenate(parts)
+    assert len(joined) == len(labels)
+    assert set(joined) == set(range(len(labels)))
+    for code, count in ((0, 100), (1, 40)):
+        for part, share in zip(parts, shares, strict=True):
+            assert abs((labels[part] == code).sum() - share * count) <= 1
+    assert set(labels[parts[0]]) == {0, 1, 2, 3}  # the rarest class too
+    assert any((a != b).any() for a, b in zip(parts, split_rows(labels, 1, shares), strict=True))
+    assert all((a == b).all() for a, b in zip(parts, split_rows(labels, 0, shares), strict=True))
+
+
+def test_raw_features_by_hand():
+    fit = pd.DataFrame({"a": [1.0, 3.0, np.nan], "b": ["x", "y", "x"], "c": [5, 5, 5]})
+    raw = RawFeatures().fit(fit)
+    # a standardised, whether a is missing, x, y: the constant c and the places that nobody takes are left out
+    np.testing.assert_allclose(raw.transform(fit), [[-1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0]])
+    new = pd.DataFrame({"a": [2.0], "b": ["z"], "c": [9]})
+    np.testing.assert_allclose(raw.transform(new), [[0, 0, 0, 0]])
+
+
+def test_selection_is_what_counting_gives():
+    random = np.random.default_rng(0)
+    n = 137
+    doubt, correct = random.permutation(n).astype(float), random.random(n) < 0.7
+    selective, calibration = selection_figures(correct, {"d": doubt, "random": np.zeros(n)})
+    order = sorted(range(n), key=lambda i: doubt[i])
+    risk = [np.mean([not correct[i] for i in order[: k + 1]]) for k in range(n)]
+    assert selective["d"]["aurc"]["value"] == pytest.approx(np.mean(risk))
+    perfect = [max(k - correct.sum(), 0) / k for k in range(1, n + 1)]
+    assert selective["d"]["excess_aurc"]["value"] == pytest.approx(np.mean(risk) - np.mean(perfect))
+    for share in (1.0, 0.9, 0.8, 0.5):
+        answered = order[: int(np.ceil(share * n))]
+        expected = np.mean([correct[i] for i in answered])
+        assert selective["d"]["accuracy_at"][str(share)]["value"] == pytest.approx(expected)
+    for coverage, found in zip(GRID, selective["d"]["risk"], strict=True):
+        assert found == pytest.approx(risk[int(np.ceil(round(coverage * n, 6))) - 1])
+    np.testing.assert_allclose(selective["random"]["risk"], 1 - correct.mean())
+    assert "random" not in calibration
+    sizes = [14] * 7 + [13] * 3
+    ends = np.cumsum(sizes)
+    by_hand = [
+        np.mean([correct[i] for i in order[end - size : end]]) for size, end in zip(sizes, ends, strict=True)
+    ]
+    np.testing.assert_allclose(calibration["d"]["accuracy"], by_hand)
+    ranks, wrong = doubt - doubt.mean(), (~correct) - (~correct).mean()
+    rho = ranks @ wrong / np.sqrt((ranks @ ranks) * (wrong @ wrong))
+    assert calibration["d"]["spearman"]["value"] == pytest.approx(rho)
+
+
+def test_f1_scores_from_the_confusion_matrix():
+    frame = table()
+    test = table(60, seed=1)
+    outcome = evaluate_once(None, frame, frame[:20], test, "y", seed=0, predictors=["logistic regression"])
+    raw = RawFeatures().fit(frame.drop(columns="y"))
+    y = (frame["y"] == "yes").to_numpy().astype(int)
+    x = raw.transform(frame.drop(columns="y"))
+    answers = PREDICTORS["logistic regression"](x, y, x[:20], y[:20], 0)(
+        raw.transform(test.drop(columns="y"))
+    )
+    matrix = confusion_matrix((test["y"] == "yes").astype(int), answers.argmax(1))
+    f1 = 2 * np.diag(matrix) / (matrix.sum(0) + matrix.sum(1))
+    found = outcome.figures["accuracy"]["raw"]["logistic regression"]
+    assert found["accuracy"]["value"] == pytest.approx(np.trace(matrix) / matrix.sum())
+    assert found["macro F1"]["value"] == pytest.approx(f1.mean())
+    assert found["weighted F1"]["value"] == pytest.approx((f1 * matrix.sum(1)).sum() / matrix.sum())
+    assert found["accuracy"]["low"] < found["accuracy"]["value"] < found["accuracy"]["high"]
+    assert found["accuracy"]["value"] > 0.75
+
+
+@pytest.mark.parametrize("name", list(PREDICTORS))
+def test_predictors_learn_and_say_probabilities(name):
+    if name == "XGBoost":
+        pytest.importorskip("xgboost")
+    random = np.random.default_rng(0)
+    y = random.integers(3, size=300)
+    x = (np.eye(3)[y] * 4 + random.normal(size=(300, 3))).astype(np.float32)
+    read = PREDICTORS[name](x[:200], y[:200], x[200:240], y[200:240], 0)
+    found = read(x[240:])
+    assert found.shape == (60, 3)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    assert (found.argmax(1) == y[240:]).mean() > 0.9
+    np.testing.assert_array_equal(
+        found, PREDICTORS[name](x[:200], y[:200], x[200:240], y[200:240], 0)(x[240:])
+    )
+
+
+def test_no_test_row_reaches_a_fit():
+    frame, test = table(), table(40, seed=1)
+    changed = test.assign(number=test["number"] * 100 + 7, place="elsewhere", y=test["y"].to_numpy()[::-1])
+    options = {"seed": 3, "predictors": ["logistic regression"]}
+    one, other = (evaluate_once(factory, frame, frame[:20], of, "y", **options) for of in (test, changed))
+    alone = factory(3).fit(frame.drop(columns="y"))
+    for name, weight in alone.network_.state_dict().items():
+        assert torch.equal(weight, one.model.network_.state_dict()[name])
+        assert torch.equal(weight, other.model.network_.state_dict()[name])
+    assert one.model.schema_.to_json() == other.model.schema_.to_json()
+    assert "y" not in one.model.schema_.columns
+
+
+def test_the_validation_rows_are_no_part_of_the_encoders_fit():
+    seen = []
+
+    class Spy(VarTJEPA):
+        def fit(self, X, y=None):
+            seen.append(X)
+            return super().fit(X)
+
+    frame = table()
+    result = evaluate_table(
+        lambda seed: Spy(random_state=seed, **TINY), frame, table(30, seed=1), "y", seeds=(0, 1),
+        predictors=["logistic regression"],
+    )  # fmt: skip
+    assert [len(fit) for fit in seen] == [140, 140]
+    assert set(seen[0].index) != set(seen[1].index)
+    assert len(result.metrics["accuracy"]["embedding"]["logistic regression"]["accuracy"]["seeds"]) == 2
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    frame = table()
+    model = factory(0).fit(frame.drop(columns="y"))
+    test = pd.concat([table(50, seed=1), frame[:7]], ignore_index=True)
+    return evaluate_table(model, frame, test, "y", predictors=["logistic regression", "MLP"]), frame
+
+
+def test_rows_of_train_are_left_out_and_counted(evaluation):
+    result, _ = evaluation
+    assert result.metrics["left_out_as_in_train"] == 7
+    assert result.metrics["sets"]["test"]["rows"] == 50 == len(result.arrays["frame"])
+
+
+def test_every_source_stands_beside_every_classifier(evaluation):
+    result, _ = evaluation
+    sources = {
+        "maximum class probability", "model uncertainty", "−log-likelihood", "kNN distance, embedding",
+        "kNN distance, raw", "Isolation Forest, raw", "random",
+    }  # fmt: skip
+    for space in ("raw", "embedding", "raw + embedding"):
+        for predictor in ("logistic regression", "MLP"):
+            found = result.metrics["selective"][space][predictor]
+            assert set(found) == sources
+            accuracy = result.metrics["accuracy"][space][predictor]["accuracy"]["value"]
+            assert found["random"]["aurc"]["value"] == pytest.approx(1 - accuracy)
+    assert result.arrays["surprise"].shape == (50, 3)
+
+
+def test_t_jepa_has_no_doubt_of_its_own():
+    frame = table(80)
+    model = TJEPA(random_state=0, **TINY).fit(frame.drop(columns="y"))
+    found = evaluate_table(model, frame, table(30, seed=1), "y", predictors=["logistic regression"])
+    assert "model uncertainty" not in found.metrics["selective"]["embedding"]["logistic regression"]
+    assert "surprise" not in found.arrays
+
+
+def test_a_missing_library_is_said_not_replaced(monkeypatch):
+    def absent(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(predictors_module, "import_module", absent)
+    result = evaluate_table(
+        None, table(), table(30, seed=1), "y", predictors=["XGBoost", "logistic regression"]
+    )
+    assert result.metrics["accuracy"]["raw"]["XGBoost"] == {"not run": "install probjepa[xgboost]"}
+    assert "XGBoost" not in result.metrics["selective"]["raw"]
+
+
+def broken(case):
+    frame, test = table(), table(30, seed=1)
+    return {
+        "no target": (frame, test, "z"),
+        "no target in test": (frame, test.drop(columns="y"), "y"),
+        "one class": (frame[frame["y"] == "no"], test, "y"),
+        "NaN target": (frame.assign(y=frame["y"].where(frame.index > 3)), test, "y"),
+        "continuous": (frame.dropna(), test.dropna(), "number"),
+        "other columns": (frame, test.rename(columns={"noise": "sound"}), "y"),
+        "all in train": (frame, frame[:9], "y"),
+    }[case]
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("no target", "train has no column 'z' to predict"),
+        ("no target in test", "test has no column 'y'"),
+        ("one class", "has one class, 'no'"),
+        ("NaN target", "missing in 4 of 160 rows"),
+        ("continuous", "continuous numbers"),
+        ("other columns", "missing: 'noise'; unexpected: 'sound'"),
+        ("all in train", "every row of test also stands in train"),
+    ],
+)
+def test_bad_tables_are_one_line(case, said):
+    with pytest.raises(DataError) as caught:
+        evaluate_table(None, *broken(case), predictors=["logistic regression"])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_settings():
+    with pytest.raises(ConfigError, match="did you mean 'MLP'"):
+        evaluate_table(None, table(), table(9, 1), "y", predictors=["MLPP"])
+    with pytest.raises(ConfigError, match="seeds is empty"):
+        evaluate_table(None, table(), table(9, 1), "y", seeds=())
+
+
+def test_a_class_that_training_lacks_is_an_error_of_every_classifier():
+    test = table(30, seed=1).assign(y="third")
+    result = evaluate_table(None, table(), test, "y", predictors=["logistic regression"])
+    assert result.metrics["accuracy"]["raw"]["logistic regression"]["accuracy"]["value"] == 0
+
+
+def test_figures_over_seeds():
+    each = [{"a": {"value": x, "low": None, "high": None}, "curve": [x, 2 * x]} for x in (1.0, 2.0, 4.0)]
+    found = over_seeds(each)
+    from scipy import stats
+
+    low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1, 2, 4]))
+    assert (found["a"]["low"], found["a"]["high"]) == pytest.approx((low, high))
+    assert found["curve"] == pytest.approx([7 / 3, 14 / 3])
+    assert over_seeds(each[:2])["a"] == {"value": 1.5, "low": None, "high": None, "seeds": [1.0, 2.0]}
+    own = {"value": 0.5, "low": 0.4, "high": 0.6}
+    assert over_seeds([own]) == {**own, "seeds": [0.5]}
+
+
+def test_rows_are_equal_whatever_their_types():
+    ints = pd.DataFrame({"a": [1, 2], "b": ["x", None]})
+    floats = pd.DataFrame({"b": ["x", np.nan], "a": [1.0, 2.0]})
+    np.testing.assert_array_equal(row_hashes(ints), row_hashes(floats))
+    assert row_hashes(ints.assign(a=[1, 3]))[1] != row_hashes(ints)[1]
+
+
+def test_sim_lies_where_its_ambiguity_says():
+    drawn = simulate(3000, seed=5)
+    frame = drawn.table
+    numbers = frame[[f"n{i}" for i in range(28)]].to_numpy()
+    sure = drawn.ambiguity < 0.3
+    means = np.array([numbers[sure & (frame["label"] == k)].mean(0) for k in range(3)])
+    distances = np.linalg.norm(means[:, None] - means[None], axis=2)[np.triu_indices(3, 1)]
+    np.testing.assert_allclose(distances, 8, atol=0.5)
+    gap = np.sort(np.linalg.norm(numbers[:, None] - means[None], axis=2), axis=1)
+    margin = gap[:, 1] - gap[:, 0]
+    assert ambiguity_figures(-margin, drawn.ambiguity)["spearman"] > 0.65
+    assert ambiguity_figures(-margin, drawn.ambiguity)["auc"] > 0.9
+    nearest = np.linalg.norm(numbers[:, None] - means[None], axis=2).argmin(1)
+    assert (nearest[sure] == frame["label"][sure]).all()
+    assert frame[[f"c{i}" for i in range(4)]].nunique().tolist() == [5] * 4
+
+
+def test_blended_digits_stay_in_their_part():
+    pixels = np.eye(40) * 10
+    labels = np.arange(40) % 2
+    parts = blended_digits(0, pixels, labels)
+    used = [set(np.flatnonzero((of.table.drop(columns="label") > 0).any(axis=0))) for of in parts]
+    assert not used[0] & used[1] | used[0] & used[2] | used[1] & used[2]
+    for of in parts:
+        weights = np.sort(of.table.drop(columns="label").to_numpy() / 10, axis=1)[:, -2:]
+        np.testing.assert_allclose(weights[:, 0], of.ambiguity / 2)
+        np.testing.assert_allclose(weights[:, 1], 1 - of.ambiguity / 2)
+    with pytest.raises(DataError, match="one class"):
+        blended_digits(0, pixels, np.zeros(40))
+    with pytest.raises(DataError, match="give"):
+        blended_digits(0, pixels, labels[:3])
+
+
+def test_auc_of_the_most_ambiguous_fifth_by_counting():
+    random = np.random.default_rng(0)
+    ambiguity, doubt = random.random(50), random.random(50)
+    most = ambiguity >= np.sort(ambiguity)[40]
+    pairs = [(doubt[i] > doubt[j]) for i in np.flatnonzero(most) for j in np.flatnonzero(~most)]
+    assert ambiguity_figures(doubt, ambiguity)["auc"] == pytest.approx(np.mean(pairs))
