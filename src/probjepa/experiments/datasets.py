@@ -82,8 +82,11 @@ def title_of(name: str) -> str:
     return "digits 0–7" if name == "digits" else name
 
 
-def missing(name: str, data_root: Path | None) -> str | None:
-    """Return why a data set cannot be opened ("no <path>"), or None; ConfigError for an unknown name."""
+def missing(name: str, data_root: Path | None, *, trained_on: bool = True) -> str | None:
+    """Return why a data set cannot be opened ("no <path>"), or None; ConfigError for an unknown name.
+
+    One that is not ``trained_on`` needs its held-out file alone.
+    """
     if name in ("digits", RANDOM_PIXELS):
         return None
     if name not in SOURCES:
@@ -91,7 +94,7 @@ def missing(name: str, data_root: Path | None) -> str | None:
     source = SOURCES[name]
     if data_root is None:
         return f"no --data-root, which holds {source.folder}/{source.files[0]}"
-    paths = [data_root / source.folder / file for file in source.files]
+    paths = [data_root / source.folder / file for file in source.files[not trained_on :]]
     return next((f"no {path}" for path in paths if not path.exists()), None)
 
 
@@ -132,7 +135,7 @@ def _from_files(
         ood["unseen classes"] = test.with_labels_in(source.unseen)
         train, test = train.with_labels_in(seen), test.with_labels_in(seen)
     for other in source.ood:
-        reason = missing(other, data_root)
+        reason = missing(other, data_root, trained_on=False)
         if reason:
             not_run.append(f"{title_of(other)} as an out-of-distribution set: {reason}")
         else:

@@ -1,0 +1,36 @@
+"""A small table and a small budget that the tests of the runner share."""
+
+import json
+from dataclasses import replace
+
+from probjepa.experiments.budgets import QUICK
+from probjepa.experiments.declare import LEARNED, Experiment, Finding, Row
+
+TINY = replace(
+    QUICK,
+    title="tiny",
+    backbone_options={"widths": (4, 8)},
+    methods={"vje": {"hidden_dim": 8}},
+    fit={**QUICK.fit, "epochs": 1},
+    seeds=2,
+    images=3 * 128,
+    n_bootstrap=5,
+    cost={"image_size": 8, "channels": 1, "batch_size": 4, "rounds": 2},
+)
+TABLE = Experiment(
+    name="test-table",
+    title="A table",
+    paper="none",
+    question="Does it run?",
+    rows=(Row("one"), Row("two", settings={"df": 3})),
+    columns=LEARNED,
+    findings=(Finding("σ² is a variance", lambda r: r("one", "mean σ²") > 0, asserted=True),),
+    published={("digits", "one", "mean σ²"): 0.5},
+    published_budget="a larger one",
+)
+
+
+def run(experiment, out, **changes):
+    options = {"data_root": None, "budget": "quick", "cells": None, "seed": 0, "overwrite": False}
+    experiment(out, **{**options, "progress": False, **changes})
+    return json.loads((out / "metrics.json").read_text())

@@ -1,0 +1,118 @@
+"""What a cell is known by, and that every declared table can be built."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from experiment_tables import TABLE, run
+
+from probjepa.errors import ConfigError
+from probjepa.experiments import EXPERIMENTS, grid
+from probjepa.experiments.budgets import BUDGETS, QUICK
+from probjepa.experiments.cells import build, make_cell
+from probjepa.experiments.declare import Experiment, Row
+
+DECLARED = {name: EXPERIMENTS[name] for name in EXPERIMENTS if isinstance(EXPERIMENTS[name], Experiment)}
+
+
+def cell_of(row, budget=QUICK, dataset="digits", seed=0, mark="abc"):
+    return make_cell(row, budget, dataset, (1, 16), seed, mark)
+
+
+def test_a_default_that_is_spelt_out_is_the_same_cell():
+    plain = cell_of(Row("a")).key
+    assert (
+        cell_of(Row("another label", settings={"df": 1, "draws": 1, "target": "stop-gradient"})).key == plain
+    )
+    assert cell_of(Row("a", score="knn")).key == plain  # a row may read another figure of the same training
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"row": Row("a", settings={"df": 3})},
+        {"row": Row("a", settings={"df": math.inf})},
+        {"row": Row("a", settings={"radial": False})},
+        {"row": Row("a", settings={"kl_weight": 0.5})},
+        {"row": Row("a", fit={"learning_rate": 0.01})},
+        {"row": Row("a", fit={"weight_decay": 0.0})},
+        {"row": Row("a", task="random-init")},
+        {"row": Row("a", "simsiam")},
+        {"budget": replace(QUICK, fit={**QUICK.fit, "epochs": 61})},
+        {"budget": replace(QUICK, backbone_options={"widths": (16, 32, 65)})},
+        {"budget": replace(QUICK, name="small")},
+        {"dataset": "cifar10"},
+        {"seed": 1},
+        {"mark": "abd"},
+    ],
+    ids=str,
+)
+def test_whatever_changes_the_figures_changes_the_key(change):
+    changed = cell_of(**{"row": Row("a"), **change})
+    assert changed.key.rpartition("-")[2] != cell_of(Row("a")).key.rpartition("-")[2]
+
+
+def test_keys_are_readable_and_identities_are_json():
+    cell = cell_of(Row("ν = ∞", settings={"df": math.inf, "target": "ema"}))
+    assert cell.key.startswith("vje-df=inf-target=ema-digits-quick-s0-")
+    assert json.loads(json.dumps(cell.identity, allow_nan=False)) == cell.identity
+
+
+def test_the_recipe_of_each_method_is_its_own_and_the_rest_is_equal():
+    vje, lejepa = cell_of(Row("a")), cell_of(Row("b", "lejepa"))
+    assert (vje.fit.get("optimizer", "sgd"), lejepa.fit["optimizer"]) == ("sgd", "adamw")
+    assert vje.fit["learning_rate"] != lejepa.fit["learning_rate"]
+    for name in QUICK.fit:
+        assert vje.fit[name] == lejepa.fit[name]
+
+
+def test_an_unknown_setting_or_budget_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="vje has no setting degrees"):
+        cell_of(Row("a", settings={"degrees": 3}))
+    with pytest.raises(ConfigError, match="unknown budget 'quik', did you mean 'quick'"):
+        run(replace(TABLE, data={"quik": ("digits",)}), tmp_path / "out", budget="quik")
+
+
+@pytest.mark.parametrize("name", DECLARED)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_declarations_are_valid(name, budget):
+    experiment = DECLARED[name]
+    assert experiment.name == name
+    rows = experiment.rows_of(budget)
+    assert len({row.label for row in rows}) == len(rows) > 1
+    spent = BUDGETS[budget]
+    small = {"backbone": "convnet", "backbone_options": {"widths": (4,)}}  # a ResNet a row would take minutes
+    built = set()
+    for row in rows:
+        cell = make_cell(row, spent, "digits", (1, 16), 0, "")
+        thin = {key: 16 for key in cell.settings if key.endswith("_dim") and cell.settings[key]}
+        if cell.key not in built:
+            method = build(replace(cell, settings={**cell.settings, **small, **thin}))
+            assert method.name == row.method
+            built.add(cell.key)
+    labels = {column.label for column in grid.expand(experiment.columns, ["noise"])}
+    for data, row, column in experiment.published:
+        assert any(data in names for names in experiment.data.values())
+        assert row in {row.label for row in experiment.rows}
+        assert column in labels
+    assert experiment.published_budget
+    assert set(experiment.data) == set(BUDGETS)
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_findings_read_rows_and_columns_that_there_are(name):
+    experiment = DECLARED[name]
+    ood = ["unseen classes", "natural patches", "noise"]
+    columns = {column.label for column in grid.expand(experiment.columns, ood)}
+    rows = {row.label for row in experiment.rows_of("quick")}
+    assert experiment.findings
+    full = {row.label for row in experiment.rows_of("full")}
+    for finding in experiment.findings:
+
+        def look(row, column, known=rows if finding.asserted else full):
+            assert row in known
+            assert column in columns
+            return 0.5
+
+        assert finding.holds(look) in (True, False)

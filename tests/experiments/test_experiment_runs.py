@@ -1,0 +1,240 @@
+"""Cells that are trained, three steps each: from the data to the pages."""
+
+import io
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from experiment_tables import TABLE, TINY, run
+from PIL import Image
+
+import probjepa.training
+from probjepa.data import open_images
+from probjepa.errors import ArtifactError, ConfigError, ProbjepaError
+from probjepa.experiments import EXPERIMENTS, budgets, cells, datasets, grid, measure
+from probjepa.experiments.cells import build
+from probjepa.experiments.datasets import RANDOM_PIXELS, open_data_set
+from probjepa.experiments.declare import LEARNED, OOD, Column, Row
+from probjepa.experiments.results_page import main as write_results_page
+from probjepa.experiments.results_page import results_page
+from probjepa.training import Interrupted
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(budgets.BUDGETS, "quick", TINY)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_data_set("digits", None, TINY.images)
+
+
+def test_data_are_disjoint_and_of_the_size_asked_for(digits):
+    assert len(digits.train) == 384
+    assert torch.bincount(digits.train.labels).tolist()[:8] == pytest.approx([48] * 8, abs=2)
+    pixels = {bytes(image) for image in digits.train.images.numpy()}
+    for images in (digits.test, *digits.ood.values()):
+        assert not any(bytes(image) in pixels for image in images.images.numpy())
+    assert open_data_set("digits", None, TINY.images).fingerprint == digits.fingerprint
+    assert open_data_set("digits", None, 300).fingerprint != digits.fingerprint
+
+
+def test_a_tiny_table_from_training_to_page(tmp_path, tiny, capsys):
+    rows = (
+        Row("VJE, likelihood", score="likelihood"),
+        Row("VJE-EMA, knn", settings={"target": "ema"}, score="knn"),
+        Row("VI-SimSiam, likelihood", "vi-simsiam", settings={"projector_dim": 8, "predictor_dim": 4},
+            score="likelihood"),
+        Row("random", task="random-init", score="knn"),
+        Row("pixels", task="raw-pixels", score="knn"),
+    )  # fmt: skip
+    columns = (*LEARNED, Column("EMA", "knn20/ema-h"), OOD, Column("ρ", "spearman/kl/margin"))
+    metrics = run(replace(TABLE, rows=rows, columns=columns, findings=()), tmp_path / "out")
+    table = {row["label"]: row["values"] for row in metrics["tables"]["digits"]["rows"]}
+    assert all(row["failed"] == [] for row in metrics["tables"]["digits"]["rows"])
+    for name, values in table.items():
+        assert 0 <= values["kNN on h, %"]["value"] <= 1
+        assert 0 <= values["AUROC, noise"]["value"] <= 1
+        assert (values["mean σ²"]["value"] is not None) == name.startswith(("VJE", "random"))
+        assert (values["EMA"]["value"] is not None) == name.startswith("VJE-EMA")
+        assert (values["ρ"]["value"] is not None) == name.startswith(("VJE", "random"))
+    # scikit-learn's digits are easily told apart by their pixels
+    assert table["pixels"]["kNN on h, %"]["value"] > 0.9
+    assert len(table["pixels"]["kNN on h, %"]["seeds"]) == 1
+    assert len(table["random"]["kNN on h, %"]["seeds"]) == 2
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert html.count("data:image/svg") + html.count("<svg") >= 3
+    assert "VI-SimSiam, likelihood" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "runs").exists()
+
+    results = tmp_path / "results" / "reproduce"
+    results.mkdir(parents=True)
+    renamed = {**metrics, "experiment": "vje-draws"}
+    (results / "vje-draws-quick.json").write_text(json.dumps(renamed))
+    page = tmp_path / "results.md"
+    assert write_results_page([str(tmp_path / "results"), str(page)]) == 0
+    text = page.read_text()
+    assert text == results_page(tmp_path / "results")
+    assert "| VJE, likelihood |" in text
+    assert text.count("not run") >= 10
+    (results / "vje-draws-full.json").write_text(json.dumps(renamed))
+    with pytest.raises(ArtifactError, match=r"name it vje-draws-quick\.json"):
+        results_page(tmp_path / "results")
+
+
+class StopAfter(L.Callback):
+    """Press Ctrl-C in the middle of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_that_was_cut_short_goes_on(tmp_path, tiny, digits, monkeypatch):
+    (cell,) = [c for c in grid.plan(TABLE, TINY, "digits", digits, 0) if c.label == "one" and c.seed == 0]
+    whole = cells.run_cell(cell, digits, tmp_path / "whole", n_bootstrap=5, progress=False)
+
+    fit, resumed = probjepa.training.fit, []
+
+    def interrupted(*args, resume, **options):
+        resumed.append(resume)
+        if len(resumed) == 1:
+            options["callbacks"] = [StopAfter(2)]
+        return fit(*args, resume=resume, **options)
+
+    monkeypatch.setattr(probjepa.training, "fit", interrupted)
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted, match="run the same command again"):
+        run(replace(TABLE, rows=TABLE.rows[:1]), out)
+    assert (out / "runs" / cell.key / "checkpoints" / "last.ckpt").is_file()
+    assert not (out / "metrics.json").exists()
+    metrics = run(replace(TABLE, rows=TABLE.rows[:1]), out)
+    assert resumed == [False, True, False]
+    assert metrics["cells"][0]["figures"] == whole["figures"]
+
+
+def test_a_cell_that_diverges_is_recorded_as_failed(tmp_path, tiny, capsys):
+    rows = (Row("fine"), Row("wild", fit={"learning_rate": 1e30}))
+    metrics = run(replace(TABLE, rows=rows, findings=TABLE.findings), tmp_path / "out", progress=True)
+    fine, wild = metrics["tables"]["digits"]["rows"]
+    assert (len(fine["failed"]), len(wild["failed"])) == (0, 2)
+    assert "not finite" in wild["failed"][0]
+    assert wild["values"]["kNN on h, %"]["value"] is None
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "wild (2 failed)" in html
+    assert "not finite" in html
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rpartition("; ")[2] for line in lines if " left" in line] == [
+        "3 left",
+        "2 left",
+        "1 left",
+        "0 left",
+    ]
+    # it is not tried again
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
+    run(replace(TABLE, rows=rows), tmp_path / "out", overwrite=True)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
+
+
+def test_what_the_user_must_act_on_is_raised(tmp_path, tiny):
+    with pytest.raises(ConfigError, match="batch_size"):
+        run(replace(TABLE, rows=(Row("one", fit={"batch_size": 10_000}),)), tmp_path / "out")
+
+
+def test_the_cost_of_a_step(tmp_path, tiny):
+    thin = {"projector_dim": 8, "predictor_dim": 4}
+    budgets.BUDGETS["quick"].methods["simsiam"] = thin
+    experiment = replace(
+        EXPERIMENTS["vje-compute"],
+        rows=(Row("VJE", task="cost"), Row("SimSiam", "simsiam", task="cost", settings=thin)),
+        findings=(),
+    )
+    metrics = run(experiment, tmp_path / "out")
+    vje, simsiam = (row["values"] for row in metrics["tables"][RANDOM_PIXELS]["rows"])
+    # conv 4 + 8 with batch norms, the inference network 8→8→8 with layer norms and two heads
+    encoder = (4 * 9 + 8) + (4 * 8 * 9 + 16)
+    inference = 2 * (8 * 8 + 16) + 2 * (8 * 8 + 8)
+    assert vje["parameters, M"]["value"] == pytest.approx((encoder + inference) / 1e6)
+    projector = 8 * 8 + 16 + 8 * 8
+    predictor = 8 * 4 + 8 + 4 * 8 + 8
+    assert simsiam["parameters, M"]["value"] == pytest.approx((encoder + projector + predictor) / 1e6)
+    # two views of four images, 2 operations a multiply-add; forward, and the gradients of weights and inputs
+    conv1, conv2 = 8 * 8 * 9 * 4, 4 * 4 * 9 * 4 * 8
+    forward = 8 * 2 * (conv1 + conv2 + 4 * 8 * 8)
+    assert vje["GFLOP a step"]["value"] == pytest.approx((3 * forward - 8 * 2 * conv1) / 1e9)
+    assert (
+        vje["step / SimSiam's"]["low"] <= vje["step / SimSiam's"]["value"] <= vje["step / SimSiam's"]["high"]
+    )
+    assert any("memory: not measured" in note for cell in metrics["cells"] for note in cell["notes"])
+
+
+def test_an_evaluation_that_fails_is_noted_and_the_rest_is_measured(tmp_path, digits, monkeypatch):
+    def collapsed(*_):
+        raise ProbjepaError("the embeddings do not vary")
+
+    monkeypatch.setattr(measure, "label_free_scores", collapsed)
+    (cell, *_) = grid.plan(TABLE, TINY, "digits", digits, 0)
+    method = build(cell)
+    method.calibrate(digits.train.images)
+    figures, notes = measure.measure(method.eval(), digits, seed=0, n_bootstrap=5)
+    assert notes == ["AUROC: the embeddings do not vary"]
+    assert {"knn20/h", "mean variance"} <= set(figures)
+
+
+def test_results_page_is_that_of_the_committed_results():
+    root = Path(__file__).parents[2]
+    assert (root / "docs" / "results.md").read_text(encoding="utf-8") == results_page(
+        root / "benchmarks" / "results"
+    )
+
+
+def write_set(path, codec, labels, size=32, seed=0):
+    """A parquet file as Hugging Face lays it out."""
+    random = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = []
+    for _ in labels:
+        file = io.BytesIO()
+        smooth = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((size, size))
+        smooth.save(file, codec, **({"quality": 75} if codec == "JPEG" else {}))
+        images.append({"bytes": file.getvalue(), "path": None})
+    pq.write_table(pa.table({"img": images, "label": list(labels)}), path)
+
+
+@pytest.mark.parametrize("codec", ["JPEG", "PNG"])
+def test_sets_from_files_share_one_codec(tmp_path, monkeypatch, codec):
+    monkeypatch.setattr(datasets, "NOISE_IMAGES", 20)
+    labels = [number % 10 for number in range(40)]
+    write_set(tmp_path / "cifar10" / "train.parquet", codec, labels)
+    write_set(tmp_path / "cifar10" / "test.parquet", codec, labels[:20], seed=1)
+    write_set(tmp_path / "cifar100" / "test.parquet", "PNG", labels[:10], seed=2)
+    found = open_data_set("cifar10", tmp_path, images=20)
+    assert (len(found.train), len(found.test)) == (20, 20)
+    assert torch.bincount(found.train.labels).tolist() == [2] * 10
+    assert set(found.ood) == {"cifar100", "digits", "noise"}
+    assert [line.partition(" as ")[0] for line in found.not_run] == ["Tiny ImageNet, 100 classes", "SVHN"]
+    raw = open_images(tmp_path / "cifar100" / "test.parquet", size=32, channels=3)
+    assert found.ood["cifar100"].images.equal(raw.images) == (codec == "PNG")
+
+    eight = open_data_set("cifar10-8", tmp_path)
+    assert set(eight.train.labels.tolist()) == set(eight.test.labels.tolist()) == set(range(8))
+    assert set(eight.ood["unseen classes"].labels.tolist()) == {8, 9}
+
+
+def test_test_images_that_were_trained_on_are_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "NOISE_IMAGES", 20)
+    write_set(tmp_path / "cifar10" / "train.parquet", "PNG", range(10))
+    write_set(tmp_path / "cifar10" / "test.parquet", "PNG", list(range(10)) * 2)  # its first ten are the same
+    assert len(open_data_set("cifar10", tmp_path).test) == 10
