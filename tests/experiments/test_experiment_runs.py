@@ -106,6 +106,14 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path, tiny, digits, monkeypatch):
     (cell,) = [c for c in grid.plan(TABLE, TINY, "digits", digits, 0) if c.label == "one" and c.seed == 0]
     whole = cells.run_cell(cell, digits, tmp_path / "whole", n_bootstrap=5, progress=False)
 
+    # killed after the training and before its cell was written; and before there was anything
+    again = cells.run_cell(cell, digits, tmp_path / "whole", n_bootstrap=5, progress=False)
+    assert again["figures"] == whole["figures"]
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / ".config.yaml.tmp").write_text("")
+    bare = cells.run_cell(cell, digits, tmp_path / "bare", n_bootstrap=5, progress=False)
+    assert bare["figures"] == whole["figures"]
+
     fit, resumed = probjepa.training.fit, []
 
     def interrupted(*args, resume, **options):

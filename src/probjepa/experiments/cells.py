@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import re
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -181,6 +182,8 @@ def run_cell(
         assert data is not None
         method = build(cell)
         if cell.task == "train":
+            if not (run / "config.yaml").is_file():
+                shutil.rmtree(run, ignore_errors=True)  # killed before there was anything to go on with
             try:
                 fit(
                     method, data.train, out=run, resume=(run / "config.yaml").is_file(), seed=cell.seed,
