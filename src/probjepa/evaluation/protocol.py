@@ -23,8 +23,10 @@ from probjepa.data.fingerprint import fingerprint
 from probjepa.errors import ConfigError, DataError
 from probjepa.evaluation.label_free import Space, baseline_scores, jepa_scores, label_free_scores
 from probjepa.evaluation.openood import openood_summary
+from probjepa.evaluation.predictive import evaluate_predictions
 from probjepa.evaluation.selective import selective_prediction
 from probjepa.methods import Method, ProbabilisticMethod
+from probjepa.methods.ijepa import IJEPA
 from probjepa.overlap import overlap
 from probjepa.scores import encode, knn_neighbour
 
@@ -42,7 +44,7 @@ class Evaluation:
     Attributes
     ----------
     metrics
-        JSON-able: settings, accuracy, collapse, variance, geometry, selection and OOD figures
+        JSON-able: settings, accuracy, collapse, variance, predictions, geometry, selection and OOD figures
     arrays
         what the report draws: scores by score and set, embeddings, variances, labels, and the sets
         themselves, so that a gallery reads the few images that it shows
@@ -160,12 +162,18 @@ def evaluate(
         with torch.no_grad():
             measures = {k: v.cpu() for k, v in method.uncertainty_of_features(features[TEST]).items()}
     result |= _uncertainty(measures, method.embedding_dim)
+    predicted: dict[str, Any] | None = None
+    if isinstance(method, IJEPA):
+        result["predictive"], predicted = evaluate_predictions(
+            method, test, seed=seed, n_bootstrap=n_bootstrap
+        )
     if measures and _has_classes(test):
         assert test.labels is not None
+        density = {"nll": -scores["likelihood"][TEST]} if "likelihood" in scores else {}
         result["geometry"] = metrics.uncertainty_geometry(
             features[TEST].get("mu", features[TEST]["h"]),
             test.labels,
-            {"nll": -scores["likelihood"][TEST], **measures},
+            {**density, **measures},
             n_bootstrap=n_bootstrap,
             seed=seed,
         )
@@ -186,6 +194,7 @@ def evaluate(
         "classes": test.classes,
         "images": test,
         "ood_images": {name: images for name, images in sets.items() if name != TEST},
+        "predictive": predicted,
     }
     if jepa:
         arrays |= _jacobian_arrays(method, sets)
