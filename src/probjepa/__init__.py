@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from probjepa.methods.vi_simsiam import VISimSiam as VISimSiam
     from probjepa.methods.vicreg import VICReg as VICReg
     from probjepa.methods.vje import VJE as VJE
+    from probjepa.tabular import TJEPA as TJEPA
+    from probjepa.tabular import VarTJEPA as VarTJEPA
     from probjepa.training import fit as fit
 
 # name → module it lives in; None: the name is itself a sub-package
@@ -45,10 +47,12 @@ _LAZY: dict[str, str | None] = {
     "IJEPA": "probjepa.methods.ijepa",
     "LeJEPA": "probjepa.methods.lejepa",
     "SimSiam": "probjepa.methods.simsiam",
+    "TJEPA": "probjepa.tabular",
     "VICReg": "probjepa.methods.vicreg",
     "VISimSiam": "probjepa.methods.vi_simsiam",
     "VJE": "probjepa.methods.vje",
     "VarJEPA": "probjepa.methods.var_jepa",
+    "VarTJEPA": "probjepa.tabular",
     "backbones": None,
     "data": None,
     "detectors": None,

@@ -1,0 +1,42 @@
+"""The terms of the evidence lower bound of diagonal Gaussians, as plain functions of tensors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def bounded_log_variance(raw: Tensor) -> Tensor:
+    """Return 10·tanh(raw/10): log σ² as it is near 0, but within (−10, 10), so that no term overflows."""
+    return 10 * torch.tanh(raw / 10)
+
+
+def draw(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return one reparameterised draw of N(mean, exp(log_variance)), of their shape (…, D)."""
+    return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+
+
+def kl_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return KL(N(μ, σ²) ‖ N(0, I)) = ½Σ(μ² + σ² − log σ² − 1) over the last dimension: (…, D) → (…)."""
+    return 0.5 * (mean.square() + log_variance.expm1() - log_variance).sum(-1)
+
+
+def kl_gaussians(
+    mean: Tensor, log_variance: Tensor, prior_mean: Tensor, prior_log_variance: Tensor
+) -> Tensor:
+    """Return KL(N(μ, σ²) ‖ N(m, s²)) = ½Σ((μ − m)²/s² + σ²/s² − 1 − log(σ²/s²)): (…, D) → (…)."""
+    ratio = log_variance - prior_log_variance
+    distance = (mean - prior_mean).square() * (-prior_log_variance).exp()
+    return 0.5 * (distance + ratio.expm1() - ratio).sum(-1)
+
+
+def gaussian_nll(value: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Return −log N(value; mean, variance), element by element, constants included."""
+    return 0.5 * ((value - mean).square() / variance + variance.log() + math.log(2 * math.pi))
+
+
+def annealed(weight: float, epoch: float, over: float) -> float:
+    """Return α(t) = min(t/T, 1)·α: the weight of a KL term at epoch t (a fraction within one) of T = over."""
+    return weight * min(epoch / over, 1.0) if over > 0 else weight

@@ -1,0 +1,337 @@
+"""What both table transformers share: settings, schema, the fit loop, files.
+
+The loop is plain PyTorch. Lightning is for runs with a folder, logs and checkpoints; a scikit-learn
+estimator has none of them, is cloned and fitted many times in one process, and must not print or write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.exceptions import NotFittedError as SklearnNotFittedError
+from sklearn.utils import check_random_state
+from torch import Tensor, nn
+
+import probjepa
+from probjepa import artifacts
+from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
+from probjepa.tabular.fitting import Best, train
+from probjepa.tabular.frames import as_frame
+from probjepa.tabular.masks import check_share
+from probjepa.tabular.presets import PRESETS
+from probjepa.tabular.schema import TableSchema
+from probjepa.tabular.tokens import Layout, Rows
+from probjepa.training.interrupt import Interrupted
+
+_WEIGHTS = "model.safetensors"
+_CONFIG = "config.json"
+# tokens encoded at a time outside the fit
+_TOKENS = 65536
+
+
+class NotFittedError(ConfigError, SklearnNotFittedError):  # type: ignore[misc]  # scikit-learn has no types
+    """An estimator was used before ``fit``."""
+
+
+class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """A self-supervised encoder of tables as a scikit-learn transformer.
+
+    A sub-class has its parameters as attributes, ``_build(layout, settings)``, and ``transform``.
+    Parameters that are None are taken from ``PRESETS[preset]``.
+
+    ``fit`` is deterministic given ``random_state`` and leaves the global generators as they were (CUDA's
+    kernels may still add up in another order). Ctrl-C during ``fit`` raises ``Interrupted``, so that a
+    surrounding search stops as well; if an epoch was finished, the estimator is fitted: it has the best
+    weights so far.
+    """
+
+    _build: Callable[[Layout, Mapping[str, Any]], nn.Module]
+    # which settings of a preset are its parameters
+    _own: ClassVar[tuple[str, ...]]
+
+    preset: str
+    random_state: Any
+    device: str
+    verbose: bool
+    column_types: Any
+    numeric_transform: Any
+    max_categories: int
+    embedding: str
+    network_: Any  # the sub-class's own, set by ``fit``
+
+    # --- settings ---------------------------------------------------------------------------------------
+
+    def _settings(self) -> dict[str, Any]:
+        if self.preset not in PRESETS:
+            raise unknown_name("preset", str(self.preset), PRESETS)
+        preset = PRESETS[self.preset]
+        given = {name: getattr(self, name) for name in self._own}
+        settings = {name: preset[name] if value is None else value for name, value in given.items()}
+        for name in ("context_share", "target_share"):
+            check_share(name, settings[name])
+        for name in ("max_epochs", "batch_size", "n_targets"):
+            if settings[name] < 1:
+                raise ConfigError(f"{name} is {settings[name]!r}: use at least 1")
+        if not settings["learning_rate"] > 0:
+            raise ConfigError(f"learning_rate is {settings['learning_rate']!r}: use a positive number")
+        if not 0 <= settings["dropout"] < 1:
+            raise ConfigError(f"dropout is {settings['dropout']!r}: use 0 to below 1")
+        self._check_embedding()
+        return settings
+
+    def _check_embedding(self) -> None:
+        if self.embedding not in ("flattened", "pooled"):
+            raise ConfigError(f"embedding is {self.embedding!r}: use 'flattened' or 'pooled'")
+
+    def _device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.zeros(0, device=self.device).device
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"device is {self.device!r} and cannot be used ({artifacts.first_line(error)}): "
+                "use 'auto' or 'cpu'"
+            ) from error
+
+    # --- fit --------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Fit to a table (N, D): DataFrame, pyarrow Table or array; labels are ignored.
+
+        Sets ``schema_``, ``settings_`` (with the preset's), ``network_``, ``history_`` (a dict of losses an
+        epoch), ``best_epoch_``, ``n_iter_`` (epochs run), ``n_features_in_`` (columns) and, for a table
+        with names, ``feature_names_in_``.
+
+        Raises
+        ------
+        DataError
+            for an empty table, Inf, or cells that are not of their column's type
+        ConfigError
+            for a setting out of its range
+        Interrupted
+            at Ctrl-C; if an epoch was finished, with the best weights so far in place
+        """
+        settings = self._settings()
+        device = self._device()
+        frame = as_frame(X)
+        schema = TableSchema.infer(
+            frame,
+            column_types=self.column_types,
+            numeric_transform=self.numeric_transform,
+            max_categories=self.max_categories,
+        )
+        rows = _as_rows(schema, frame)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            network = self._build(schema.layout, settings).to(device)
+            self._forget()
+            best, history = Best(), list[dict[str, float]]()
+            try:
+                for losses in train(network, rows, settings, seed, device, best, bool(self.verbose)):
+                    history.append(losses)
+            except KeyboardInterrupt:
+                if best.state is None:
+                    raise Interrupted(
+                        f"the fit of this {type(self).__name__} was stopped before its first epoch ended: "
+                        "it is not fitted, fit again"
+                    ) from None
+                self._keep(network, schema, settings, best, history, named=hasattr(X, "columns"))
+                raise Interrupted(
+                    f"the fit of this {type(self).__name__} was stopped in epoch {len(history) + 1}: "
+                    f"it has the weights of epoch {best.epoch} and can be used, or fitted again"
+                ) from None
+        self._keep(network, schema, settings, best, history, named=hasattr(X, "columns"))
+        return self
+
+    def _forget(self) -> None:
+        for name in [n for n in vars(self) if n.endswith("_") and not n.startswith("_")]:
+            delattr(self, name)
+
+    def _keep(
+        self,
+        network: nn.Module,
+        schema: TableSchema,
+        settings: dict[str, Any],
+        best: Best,
+        history: list[dict[str, float]],
+        *,
+        named: bool,
+    ) -> None:
+        assert best.state is not None
+        network.load_state_dict(best.state)
+        self.network_ = network.eval()
+        self.schema_ = schema
+        self.settings_ = settings
+        self.history_ = history
+        self.best_epoch_ = best.epoch
+        self.n_iter_ = len(history)
+        self._set_columns(named)
+
+    def _set_columns(self, named: bool) -> None:
+        self.n_features_in_ = len(self.schema_.columns)
+        if named:
+            self.feature_names_in_ = np.array(self.schema_.columns, dtype=object)
+
+    # --- use --------------------------------------------------------------------------------------------
+
+    def _check_is_fitted(self) -> None:
+        if not hasattr(self, "network_"):
+            raise NotFittedError(
+                f"This {type(self).__name__} instance is not fitted yet: call fit(X) before you use it"
+            )
+
+    def _batches(self, X: Any) -> Iterator[Rows]:
+        """Check and encode a table, and yield it in pieces on the network's device."""
+        self._check_is_fitted()
+        rows = _as_rows(self.schema_, X)
+        device = next(self.network_.parameters()).device
+        size = max(1, _TOKENS // (self.schema_.layout.n_features + 3))
+        for start in range(0, len(rows), size):
+            yield rows.at(slice(start, start + size), device)
+
+    def _arranged(self, tokens: Tensor) -> npt.NDArray[np.float32]:
+        """Tokens (B, D, d) to the embedding asked for, (B, D·d) or (B, d)."""
+        self._check_embedding()
+        flat = tokens.flatten(1) if self.embedding == "flattened" else tokens.mean(1)
+        out: npt.NDArray[np.float32] = flat.float().cpu().numpy()
+        return out
+
+    def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
+        """Names of the embedding's columns: "age_0" … for "flattened", "vartjepa0" … for "pooled".
+
+        Raises
+        ------
+        DataError
+            if ``input_features`` are given and are not the fit's columns
+        """
+        self._check_is_fitted()
+        if input_features is not None and list(input_features) != list(self.schema_.columns):
+            raise DataError("input_features is not equal to feature_names_in_: leave it out, or give those")
+        dim = self.network_.dim
+        if self.embedding == "pooled":
+            names = [f"{type(self).__name__.lower()}{i}" for i in range(dim)]
+        else:
+            names = [f"{feature.name}_{i}" for feature in self.schema_.features for i in range(dim)]
+        return np.array(names, dtype=object)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "network_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []
+        tags.non_deterministic = False
+        return tags
+
+    # --- files ------------------------------------------------------------------------------------------
+
+    def save(self, directory: str | Path) -> None:
+        """Write model.safetensors and config.json into a folder, each by a rename; no pickle.
+
+        Raises
+        ------
+        NotFittedError
+            before ``fit``
+        ArtifactError
+            if it cannot be written, or a parameter is no JSON
+        """
+        from safetensors.torch import save
+
+        self._check_is_fitted()
+        params = self.get_params(deep=False)
+        if not isinstance(params["random_state"], int | None):
+            params["random_state"] = None  # a generator's state: of no use to a model that is fitted
+        config = {
+            "format_version": artifacts.FORMAT_VERSION,
+            "probjepa_version": probjepa.__version__,
+            "estimator": type(self).__name__,
+            "params": params,
+            "settings": self.settings_,
+            "schema": self.schema_.to_json(),
+            "named": hasattr(self, "feature_names_in_"),
+            "history": self.history_,
+            "best_epoch": self.best_epoch_,
+        }
+        try:
+            text = json.dumps(config, indent=1, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"the parameters of this {type(self).__name__} are no JSON ({artifacts.first_line(error)}): "
+                "use plain numbers, strings, lists and mappings"
+            ) from error
+        weights = {
+            k: v.detach().to("cpu", copy=True).contiguous() for k, v in self.network_.state_dict().items()
+        }
+        with artifacts.staged_directory(Path(directory)) as stage:
+            (stage / _WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
+            (stage / _CONFIG).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """Load what ``save`` wrote, fitted.
+
+        Raises
+        ------
+        ArtifactError
+            if there is none, it is damaged, another estimator's, or in another format
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(directory)
+        if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
+            raise ArtifactError(f"{folder} holds no {cls.__name__}: expected {_CONFIG} and {_WEIGHTS} there")
+        try:
+            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            artifacts.check_format(config.get("format_version"), config.get("probjepa_version"), folder)
+            found = config.get("estimator") or config.get("method")
+            if found != cls.__name__:
+                raise ArtifactError(f"{folder} holds a {found}, not a {cls.__name__}: load it with that")
+            model = cls(**_tuples(config["params"]))
+            model.schema_ = TableSchema.from_json(config["schema"])
+            device = model._device()
+            with torch.random.fork_rng(devices=[]):
+                model.settings_ = _tuples(config["settings"])
+                model.network_ = model._build(model.schema_.layout, model.settings_)
+            model.network_.load_state_dict(load_file(folder / _WEIGHTS))
+            model.network_.to(device).eval()
+            model.history_ = config["history"]
+            model.best_epoch_ = config["best_epoch"]
+            model.n_iter_ = len(model.history_)
+            model._set_columns(config["named"])
+        except ArtifactError:
+            raise
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            TypeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
+            raise ArtifactError(
+                f"{folder} is damaged ({artifacts.first_line(error)}): save the model again"
+            ) from error
+        return model
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _as_rows(schema: TableSchema, X: Any) -> Rows:
+    table = schema.encode(X)
+    return Rows(*(torch.from_numpy(part) for part in table))

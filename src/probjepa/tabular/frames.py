@@ -1,0 +1,210 @@
+"""From any table to checked columns of a pandas DataFrame: numbers, datetime parts, categories."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from probjepa.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from probjepa.tabular.schema import ColumnType, Scalar
+
+DATETIME_PARTS = ("days", "month", "weekday", "hour")
+_SHOWN = 5
+
+
+def pandas() -> Any:
+    """Return the pandas module, or raise MissingExtraError."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingExtraError("pandas", "tables") from error
+    return pandas
+
+
+def named(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def as_frame(table: Any, names: Sequence[str] | None = None) -> Any:
+    """Return a DataFrame (N, D) with string names, N, D ≥ 1, of a DataFrame, a pyarrow Table or an array.
+
+    Parameters
+    ----------
+    table
+        the table
+    names
+        for an array without its own; None: x0, x1, …
+
+    Raises
+    ------
+    DataError
+        for another kind or shape, repeated names, or no rows or columns
+    """
+    pd = pandas()
+    if type(table).__module__.startswith("pyarrow") and hasattr(table, "to_pandas"):
+        table = table.to_pandas()
+    if isinstance(table, pd.DataFrame):
+        frame = table.set_axis([str(name) for name in table.columns], axis=1)
+        if not frame.columns.is_unique:
+            repeated = sorted(set(frame.columns[frame.columns.duplicated()]))
+            raise DataError(f"the table has several columns of one name: {named(repeated)}: rename them")
+    else:
+        frame = _from_array(pd, table, names)
+    rows, columns = frame.shape
+    if not columns:
+        raise DataError(f"the table has 0 feature(s) (shape=({rows}, 0)) while a minimum of 1 is required.")
+    if not rows:
+        raise DataError(f"the table has 0 sample(s) (shape=(0, {columns})) while a minimum of 1 is required.")
+    return frame
+
+
+def _from_array(pd: Any, table: Any, names: Sequence[str] | None) -> Any:
+    if hasattr(table, "tocsr"):
+        raise DataError("the table is a sparse matrix: pass a dense one, X.toarray()")
+    array = np.asarray(table)
+    if array.ndim != 2:
+        raise DataError(
+            f"Expected 2D array, got {array.ndim}D array instead, shape {array.shape}. Reshape your data: "
+            "X.reshape(-1, 1) if it is one feature, X.reshape(1, -1) if it is one row"
+        )
+    if names is not None and array.shape[1] != len(names):
+        raise DataError(
+            f"X has {array.shape[1]} features, but TableSchema is expecting {len(names)} features as input"
+        )
+    frame = pd.DataFrame(array, columns=names or [f"x{i}" for i in range(array.shape[1])])
+    return frame.infer_objects()
+
+
+def guess_type(column: str, series: Any) -> ColumnType:
+    """Return a column's type by its dtype, or by its values where the dtype is object."""
+    types = pandas().api.types
+    dtype = series.dtype
+    if types.is_complex_dtype(dtype):
+        raise DataError(f"Complex data not supported: column {column!r} is {dtype}: split it in two")
+    if types.is_bool_dtype(dtype):
+        return "boolean"
+    if types.is_datetime64_any_dtype(dtype):
+        return "datetime"
+    if types.is_numeric_dtype(dtype) or types.is_timedelta64_dtype(dtype):
+        return "numeric"
+    if types.is_object_dtype(dtype):
+        found = types.infer_dtype(series, skipna=True)
+        if found == "boolean":
+            return "boolean"
+        if found in ("integer", "floating", "mixed-integer-float", "decimal"):
+            return "numeric"
+        if found in ("datetime", "datetime64", "date"):
+            return "datetime"
+    return "categorical"
+
+
+def _not_of_type(column: str, series: Any, bad: Any, type_: str) -> DataError:
+    row = int(np.flatnonzero(np.asarray(bad))[0])
+    return DataError(
+        f"column {column!r} is {type_} and holds {str(series.iloc[row])[:60]!r} in row {row} "
+        f"({int(np.sum(bad))} such cells): mend them, or set its type with column_types before the fit"
+    )
+
+
+def numbers(column: str, series: Any) -> npt.NDArray[np.float64]:
+    """Return a numeric column (N,) in float64, NaN where missing (timedeltas in seconds), or raise."""
+    pd = pandas()
+    if pd.api.types.is_timedelta64_dtype(series.dtype):
+        series = series.dt.total_seconds()
+    missing = series.isna().to_numpy()
+    parsed = series
+    if isinstance(series.dtype, pd.CategoricalDtype) or not pd.api.types.is_numeric_dtype(series.dtype):
+        parsed = pd.to_numeric(series.astype(object), errors="coerce")
+    if pd.api.types.is_complex_dtype(parsed.dtype):
+        raise DataError(f"Complex data not supported: column {column!r} is {parsed.dtype}: split it in two")
+    values: npt.NDArray[np.float64] = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
+    if (bad := np.isnan(values) & ~missing).any():
+        raise _not_of_type(column, series, bad, "numeric")
+    if n := int(np.isinf(values).sum()):
+        raise DataError(f"column {column!r} holds {n} infinity (Inf) values: make them missing, or finite")
+    return values
+
+
+def datetime_parts(column: str, series: Any) -> dict[str, npt.NDArray[np.float64]]:
+    """Return a datetime column's parts by name, each (N,), NaN where missing: UTC if it has a time zone.
+
+    "days": since 1970-01-01, with fraction; "month": 1 to 12; "weekday": 0 (Monday) to 6; "hour": 0 to 24.
+    """
+    pd = pandas()
+    missing = series.isna()
+    if not pd.api.types.is_datetime64_any_dtype(series.dtype):
+        if pd.api.types.is_numeric_dtype(series.dtype) and not missing.all():
+            raise _not_of_type(column, series, ~missing, "datetime")
+        parsed = pd.to_datetime(series, errors="coerce", utc=True)
+    else:
+        parsed = pd.to_datetime(series, utc=True)
+    if (bad := parsed.isna() & ~missing).any():
+        raise _not_of_type(column, series, bad, "datetime")
+    when = parsed.dt
+    parts = {
+        "days": (parsed - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1),
+        "month": when.month,
+        "weekday": when.day_of_week,
+        "hour": when.hour + when.minute / 60 + when.second / 3600,
+    }
+    return {name: parts[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in DATETIME_PARTS}
+
+
+def _label(value: Any) -> Scalar:
+    """One category as JSON can hold it; equal numbers are one label, whatever their type was."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return str(value)
+        return int(value) if value.is_integer() else value
+    return value if isinstance(value, str | int) else str(value)
+
+
+def _labels(column: str, series: Any) -> tuple[npt.NDArray[np.int64], list[Scalar]]:
+    """Codes (N,), −1 where missing, and the label of each code."""
+    pd = pandas()
+    try:
+        codes, found = pd.factorize(series.astype(object))
+    except TypeError as error:
+        raise DataError(
+            f"column {column!r} holds nested values (argument must be a string or a number): "
+            "give one value a cell, or drop it"
+        ) from error
+    return codes, [_label(value) for value in found]
+
+
+def category_labels(column: str, series: Any, *, boolean: bool, most: int) -> tuple[Scalar, ...]:
+    """Return the known categories of a column, in an order that does not depend on the rows'.
+
+    The ``most`` frequent are kept (ties: by name). A boolean column has (False, True), and raises DataError
+    for any other value.
+    """
+    codes, labels = _labels(column, series)
+    if boolean:
+        bad = np.array([label not in (False, True) for label in labels] + [False])
+        if bad.any():
+            raise _not_of_type(column, series, bad[codes], "boolean")
+        return (False, True)
+    counts: dict[Scalar, int] = {}
+    for label, count in zip(labels, np.bincount(codes[codes >= 0], minlength=len(labels)), strict=True):
+        counts[label] = counts.get(label, 0) + int(count)
+    by_name = sorted(counts, key=lambda label: (isinstance(label, str), label))
+    kept = set(sorted(by_name, key=lambda label: -counts[label])[:most])
+    return tuple(label for label in by_name if label in kept)
+
+
+def category_codes(column: str, series: Any, categories: Sequence[Scalar]) -> npt.NDArray[np.int64]:
+    """Return a column's codes (N,): 0 missing, 1 unknown, k + 2 for ``categories[k]``."""
+    codes, labels = _labels(column, series)
+    known = {label: k + 2 for k, label in enumerate(categories)}
+    of_label = np.array([known.get(label, 1) for label in labels] + [0], dtype=np.int64)
+    return of_label[codes]  # −1, missing, takes the last

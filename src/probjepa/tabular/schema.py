@@ -1,0 +1,281 @@
+"""What a table holds: its columns' types, how each becomes numbers, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from probjepa.errors import ConfigError, DataError
+from probjepa.tabular.frames import (
+    as_frame,
+    category_codes,
+    category_labels,
+    datetime_parts,
+    guess_type,
+    named,
+    numbers,
+)
+from probjepa.tabular.tokens import Layout
+
+ColumnType = Literal["numeric", "categorical", "boolean", "datetime"]
+NumericTransform = Literal["standard", "quantile"]
+Scalar = str | int | float | bool
+
+# a value this many standard deviations out is cut off: only so that float32 cannot overflow downstream
+_FAR = 1e4
+_QUANTILES = 1000
+# of a quantile transform: the normal quantile at 1e-7, as scikit-learn has it
+_TAIL = 1e-7
+
+
+class EncodedTable(NamedTuple):
+    """A table as numbers: numeric (N, Dn) float32, 0 where missing (N, Dn) bool; codes (N, Dc) int64.
+
+    A code is 0 for a missing cell, 1 for a category that the fit did not know, k + 2 for its k-th category.
+    """
+
+    numeric: npt.NDArray[np.float32]
+    missing: npt.NDArray[np.bool_]
+    codes: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One token's worth of a table: a column, or a part of a datetime column.
+
+    Attributes
+    ----------
+    name, column, type, part
+        "when.hour" is part "hour" of the column "when"; other features are named as their column
+    location, scale
+        of the standardisation; of a constant or all-missing column scale is 1
+    quantiles
+        of the quantile transform, in rising order; empty: standardised
+    categories
+        known ones; code k + 2 is ``categories[k]``
+    """
+
+    name: str
+    column: str
+    type: ColumnType
+    part: str | None = None
+    location: float = 0.0
+    scale: float = 1.0
+    quantiles: tuple[float, ...] = ()
+    categories: tuple[Scalar, ...] = ()
+
+    @property
+    def numeric(self) -> bool:
+        """Whether it is one number (a datetime's part is)."""
+        return self.type in ("numeric", "datetime")
+
+    def forward(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Transform finite numbers (N,) to those that the model reads."""
+        if len(self.quantiles) > 1:
+            from scipy.special import ndtri
+
+            grid, levels = np.array(self.quantiles), np.linspace(0, 1, len(self.quantiles))
+            # runs of equal quantiles: the middle of the run, from both ends
+            up = np.interp(values, grid, levels)
+            down = 1 - np.interp(-values, -grid[::-1], levels)
+            return cast(npt.NDArray[np.float64], ndtri(np.clip((up + down) / 2, _TAIL, 1 - _TAIL)))
+        with np.errstate(over="ignore"):
+            scaled: npt.NDArray[np.float64] = np.clip((values - self.location) / self.scale, -_FAR, _FAR)
+        return scaled
+
+    def backward(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Undo ``forward``: the model's numbers (N,) to the table's."""
+        if len(self.quantiles) > 1:
+            from scipy.special import ndtr
+
+            levels = np.linspace(0, 1, len(self.quantiles))
+            return cast(npt.NDArray[np.float64], np.interp(ndtr(values), levels, np.array(self.quantiles)))
+        return self.location + values * self.scale
+
+
+def _standardised(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Location and scale of finite numbers; by their largest, so that squares of 1e300 do not overflow."""
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return low, 1.0
+    largest = max(abs(low), abs(high))
+    unit = values / largest
+    scale = float(unit.std()) * largest
+    # the spread of numbers that are equal but for rounding, or too small for float64, is 0
+    return float(unit.mean()) * largest, scale if scale > 0 else 1.0
+
+
+def _column_features(
+    column: str, series: Any, type_: ColumnType, numeric_transform: NumericTransform, max_categories: int
+) -> list[Feature]:
+    if type_ in ("categorical", "boolean"):
+        categories = category_labels(column, series, boolean=type_ == "boolean", most=max_categories)
+        return [Feature(column, column, type_, categories=categories)]
+    parts: list[tuple[str | None, npt.NDArray[np.float64]]] = (
+        [(None, numbers(column, series))] if type_ == "numeric" else [*datetime_parts(column, series).items()]
+    )
+    features = []
+    for part, values in parts:
+        seen = values[~np.isnan(values)]
+        location, scale = _standardised(seen)
+        grid: tuple[float, ...] = ()
+        if numeric_transform == "quantile" and len(seen) and seen.min() < seen.max():
+            levels = np.linspace(0, 1, min(_QUANTILES, max(len(seen), 2)))
+            grid = tuple(np.maximum.accumulate(np.quantile(seen, levels)).tolist())
+        name = column if part is None else f"{column}.{part}"
+        features.append(Feature(name, column, type_, part, location, scale, grid))
+    return features
+
+
+class TableSchema:
+    """The columns of a table: their types and how each cell becomes a number or a code.
+
+    Types are inferred: bool → boolean; numbers → numeric; dates and times → datetime, which becomes numeric
+    parts (days since 1970, month, weekday, hour of the day); everything else → categorical. NaN, None, NaT
+    and NA are missing cells. A constant column is coded 0; an all-missing column is missing throughout.
+
+    Parameters
+    ----------
+    features
+        one a token, in the table's order
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> schema = TableSchema.infer(pd.DataFrame({"a": [1.0, None, 3.0], "b": ["x", "y", None]}))
+    >>> schema.encode(pd.DataFrame({"b": ["y", "z"], "a": [2.0, 3.0]})).codes.tolist()
+    [[3], [1]]
+    """
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self.features = tuple(features)
+        self.columns = tuple(dict.fromkeys(feature.column for feature in features))
+
+    @classmethod
+    def infer(
+        cls,
+        table: Any,
+        *,
+        column_types: Mapping[str, ColumnType] | None = None,
+        numeric_transform: NumericTransform = "standard",
+        max_categories: int = 256,
+    ) -> TableSchema:
+        """Read the schema off a table.
+
+        Parameters
+        ----------
+        table
+            DataFrame, pyarrow Table, or array (N, D), whose columns are named x0, x1, …
+        column_types
+            column → "numeric", "categorical", "boolean" or "datetime", where the inferred one is not meant
+        numeric_transform
+            "standard": (x − mean)/std; "quantile": to the normal distribution by 1,000 quantiles
+        max_categories
+            the most frequent that are kept of each column; the others are "unknown"
+
+        Raises
+        ------
+        DataError
+            for an empty table, Inf, complex or nested values, or values that are not of their column's type
+        ConfigError
+            for an unknown type, or the type of a column that is not there
+        """
+        if numeric_transform not in get_args(NumericTransform):
+            raise ConfigError(f"numeric_transform is {numeric_transform!r}: use 'standard' or 'quantile'")
+        if max_categories < 1:
+            raise ConfigError(f"max_categories is {max_categories}: use at least 1")
+        frame = as_frame(table)
+        types = dict(column_types or {})
+        if absent := sorted(set(types) - set(frame.columns)):
+            raise ConfigError(f"column_types names columns that are not in the table: {named(absent)}")
+        features: list[Feature] = []
+        for column in frame.columns:
+            type_ = types.get(column) or guess_type(column, frame[column])
+            if type_ not in get_args(ColumnType):
+                known = ", ".join(get_args(ColumnType))
+                raise ConfigError(f"column_types[{column!r}] is {type_!r}: use one of {known}")
+            features += _column_features(column, frame[column], type_, numeric_transform, max_categories)
+        return cls(features)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the networks need to know of it."""
+        types = get_args(ColumnType)
+        return Layout(
+            numeric=tuple(i for i, f in enumerate(self.features) if f.numeric),
+            categorical=tuple(i for i, f in enumerate(self.features) if not f.numeric),
+            cardinalities=tuple(len(f.categories) for f in self.features if not f.numeric),
+            types=tuple(types.index(f.type) for f in self.features),
+        )
+
+    def frame(self, table: Any) -> Any:
+        """Return the table as a DataFrame of this schema's columns, in its order.
+
+        Columns are picked by name, so another order is fine; an array without names is taken by position.
+
+        Raises
+        ------
+        DataError
+            if the names or the number of columns differ (the line names which)
+        """
+        frame = as_frame(table, self.columns)
+        missing = [c for c in self.columns if c not in frame.columns]
+        unexpected = [c for c in frame.columns if c not in self.columns]
+        if missing or unexpected:
+            said = [f"missing: {named(missing)}"] if missing else []
+            said += [f"unexpected: {named(unexpected)}"] if unexpected else []
+            raise DataError(
+                f"the columns are not those of the fit ({'; '.join(said)}): "
+                "the feature names should match those that were passed during fit"
+            )
+        return frame[list(self.columns)]
+
+    def encode(self, table: Any) -> EncodedTable:
+        """Encode a table of N rows; a category that the fit did not know is coded 1, "unknown".
+
+        Raises
+        ------
+        DataError
+            if the columns differ from the fit's, or a cell is not of its column's type, or Inf
+        """
+        frame = self.frame(table)
+        layout = self.layout
+        numeric = np.zeros((len(frame), len(layout.numeric)), dtype=np.float32)
+        missing = np.zeros(numeric.shape, dtype=bool)
+        codes = np.zeros((len(frame), len(layout.categorical)), dtype=np.int64)
+        parts: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
+        for k, i in enumerate(layout.numeric):
+            feature = self.features[i]
+            series = frame[feature.column]
+            if feature.part is None:
+                values = numbers(feature.column, series)
+            else:
+                if feature.column not in parts:
+                    parts[feature.column] = datetime_parts(feature.column, series)
+                values = parts[feature.column][feature.part]
+            missing[:, k] = np.isnan(values)
+            numeric[~missing[:, k], k] = feature.forward(values[~missing[:, k]])
+        for k, i in enumerate(layout.categorical):
+            feature = self.features[i]
+            codes[:, k] = category_codes(feature.column, frame[feature.column], feature.categories)
+        return EncodedTable(numeric, missing, codes)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return it as lists, mappings and plain values."""
+        return [asdict(feature) for feature in self.features]
+
+    @classmethod
+    def from_json(cls, features: Sequence[Mapping[str, Any]]) -> TableSchema:
+        """Make it anew from ``to_json``'s value, also after JSON has turned its tuples into lists."""
+        tuples = ("quantiles", "categories")
+        made: list[dict[str, Any]] = [
+            {k: tuple(v) if k in tuples else v for k, v in feature.items()} for feature in features
+        ]
+        return cls([Feature(**feature) for feature in made])

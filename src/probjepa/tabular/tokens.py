@@ -1,0 +1,166 @@
+"""From cells to tokens, and from latents back to the distribution of cells."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from probjepa.tabular.elbo import bounded_log_variance, gaussian_nll
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a table's features stand, as the networks need to know.
+
+    Attributes
+    ----------
+    numeric, categorical
+        indices among the D features; together all of them
+    cardinalities
+        how many known categories each categorical feature has
+    types
+        a small integer for each feature: its column's type
+    """
+
+    numeric: tuple[int, ...]
+    categorical: tuple[int, ...]
+    cardinalities: tuple[int, ...]
+    types: tuple[int, ...]
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return len(self.types)
+
+    def order(self) -> Tensor:
+        """Return the index (D,) that puts [numeric features, categorical features] in the table's order."""
+        return torch.tensor([*self.numeric, *self.categorical]).argsort()
+
+
+class Rows(NamedTuple):
+    """A batch of an ``EncodedTable``: numeric (B, Dn), missing (B, Dn), codes (B, Dc)."""
+
+    numeric: Tensor
+    missing: Tensor
+    codes: Tensor
+
+    def at(self, index: Tensor | slice, device: torch.device) -> Rows:
+        """Return some of the rows, on a device."""
+        return Rows(*(part[index].to(device, non_blocking=True) for part in self))
+
+    def __len__(self) -> int:
+        return len(self.numeric)
+
+
+class FeatureTokenizer(nn.Module):
+    """Cells to tokens (B, D, d): value·weight + bias, or a category's embedding; + type + position.
+
+    A missing cell has a learned token in place of its value, and a category that the fit did not know has
+    another, which starts at 0 and learns where the fit's rare categories were cut off.
+    """
+
+    def __init__(self, layout: Layout, dim: int) -> None:
+        super().__init__()
+        n_types = max(layout.types) + 1
+        n_categories = sum(layout.cardinalities)
+        self.weight = nn.Parameter(torch.randn(len(layout.numeric), dim) / math.sqrt(dim))
+        self.bias = nn.Parameter(torch.zeros(len(layout.numeric), dim))
+        self.categories = nn.Parameter(torch.randn(n_categories, dim) / math.sqrt(dim))
+        self.missing = nn.Parameter(torch.randn(1, dim) / math.sqrt(dim))
+        self.unknown = nn.Parameter(torch.zeros(1, dim))
+        self.kind = nn.Parameter(torch.randn(n_types, dim) / math.sqrt(dim))
+        self.position = nn.Parameter(torch.randn(layout.n_features, dim) / math.sqrt(dim))
+        sizes = torch.tensor([0, *layout.cardinalities[:-1]], dtype=torch.long)
+        self.register_buffer("offsets", sizes.cumsum(0)[: len(layout.cardinalities)], persistent=False)
+        self.register_buffer("order", layout.order(), persistent=False)
+        self.register_buffer("types", torch.tensor(layout.types), persistent=False)
+        self.offsets: Tensor
+        self.order: Tensor
+        self.types: Tensor
+
+    def forward(self, rows: Rows) -> Tensor:
+        """Return the tokens (B, D, d) in the table's order."""
+        numeric = rows.numeric.unsqueeze(-1) * self.weight + self.bias
+        numeric = torch.where(rows.missing.unsqueeze(-1), self.missing, numeric)
+        table = torch.cat([self.missing, self.unknown, self.categories])
+        index = torch.where(rows.codes < 2, rows.codes, rows.codes + self.offsets)
+        tokens = torch.cat([numeric, F.embedding(index, table)], 1)[:, self.order]
+        return tokens + (self.kind[self.types] + self.position)
+
+    def observed(self, rows: Rows) -> Tensor:
+        """Return which cells (B, D) have a value."""
+        return torch.cat([~rows.missing, rows.codes > 0], 1)[:, self.order]
+
+
+class CellDistribution(NamedTuple):
+    """Of B rows' cells: mean and variance (B, Dn) of the numeric, logits (B, 1 + C) of each categorical.
+
+    The first logit is that of "unknown".
+    """
+
+    mean: Tensor
+    variance: Tensor
+    logits: list[Tensor]
+
+
+class FeatureDecoder(nn.Module):
+    """p(cells | latents): one linear layer a feature; Gaussian with a learned global variance, or softmax."""
+
+    def __init__(self, layout: Layout, dim: int) -> None:
+        super().__init__()
+        # the first class is "unknown"
+        self.sizes = [n + 1 for n in layout.cardinalities]
+        self.weight = nn.Parameter(torch.randn(len(layout.numeric), dim) / math.sqrt(dim))
+        self.bias = nn.Parameter(torch.zeros(len(layout.numeric)))
+        self.class_weight = nn.Parameter(torch.randn(sum(self.sizes), dim) / math.sqrt(dim))
+        self.class_bias = nn.Parameter(torch.zeros(sum(self.sizes)))
+        self.raw_log_variance = nn.Parameter(torch.zeros(()))
+        self.register_buffer("numeric", torch.tensor(layout.numeric, dtype=torch.long), persistent=False)
+        self.register_buffer("order", layout.order(), persistent=False)
+        self.numeric: Tensor
+        self.order: Tensor
+        self.categorical = layout.categorical
+
+    def forward(self, latent: Tensor, latent_variance: Tensor | None = None) -> CellDistribution:
+        r"""Return the distribution of all cells given their latents (B, D, d).
+
+        With ``latent_variance`` (B, D, d) the latents are N(latent, diag variance) and are integrated out:
+        for numbers exactly, N(w·μ + b, Σ w²σ² + σ₀²); for categories by softmax(m/√(1 + πv/8)) with the
+        logits' own means m and variances v (MacKay 1992).
+        """
+        s = latent[:, self.numeric]
+        mean = (s * self.weight).sum(-1) + self.bias
+        # Adam moves a parameter by its rate a step, and this one has a way to go: hence the unit of ten
+        variance = bounded_log_variance(10 * self.raw_log_variance).exp().expand_as(mean)
+        if latent_variance is not None:
+            variance = variance + (latent_variance[:, self.numeric] * self.weight.square()).sum(-1)
+        logits = []
+        weights, biases = torch.split(self.class_weight, self.sizes), torch.split(self.class_bias, self.sizes)
+        for i, w, b in zip(self.categorical, weights, biases, strict=True):
+            logit = F.linear(latent[:, i], w, b)
+            if latent_variance is not None:
+                logit = logit / (1 + math.pi / 8 * F.linear(latent_variance[:, i], w.square())).sqrt()
+            logits.append(logit)
+        return CellDistribution(mean, variance, logits)
+
+    def surprise(self, cells: CellDistribution, rows: Rows) -> Tensor:
+        """Return −log p of each cell (B, D); 0 where it is missing."""
+        numeric = gaussian_nll(rows.numeric, cells.mean, cells.variance).masked_fill(rows.missing, 0.0)
+        parts = [numeric]
+        for codes, logits in zip(rows.codes.unbind(1), cells.logits, strict=True):
+            nll = F.cross_entropy(logits, (codes - 1).clamp(min=0), reduction="none")
+            parts.append(nll.masked_fill(codes == 0, 0.0).unsqueeze(1))
+        return torch.cat(parts, 1)[:, self.order]
+
+    def entropy(self, cells: CellDistribution) -> Tensor:
+        """Return the expected surprise of each cell (B, D): the entropy of its distribution."""
+        parts = [0.5 * (cells.variance.log() + math.log(2 * math.pi) + 1)]
+        for logits in cells.logits:
+            log_p = logits.log_softmax(1)
+            parts.append(-(log_p.exp() * log_p).sum(1, keepdim=True))
+        return torch.cat(parts, 1)[:, self.order]

@@ -1,0 +1,185 @@
+"""Var-T-JEPA's network: four posteriors and priors over a row's tokens, and the evidence lower bound."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from probjepa.tabular.elbo import annealed, draw, kl_gaussians, kl_standard_normal
+from probjepa.tabular.masks import Masks
+from probjepa.tabular.networks import (
+    AttentionPool,
+    GaussianHead,
+    Transformer,
+    attend_by_mask,
+    pick,
+    token_parameter,
+)
+from probjepa.tabular.tokens import CellDistribution, FeatureDecoder, FeatureTokenizer, Layout, Rows
+
+
+class Weights(NamedTuple):
+    """α of the five terms, and over how many epochs the three KL terms are annealed (sx, z, sy)."""
+
+    rec: float
+    gen: float
+    sx: float
+    z: float
+    sy: float
+    anneal_epochs: tuple[float, float, float]
+
+
+class VarTJEPANetwork(nn.Module):
+    r"""Var-T-JEPA (arXiv 2603.20111): the objective is a bound on log p(x, y) of context and target cells.
+
+    p = N(s_x; 0, I) N(z; 0, I) p(x|s_x) p(s_y|s_x, z) p(y|s_y);  q = q(s_x|x) q(z|s_x) q(s_y|s_x, z, row)
+
+    One draw of each latent. s_x is a latent a token, CLS among them; z is one a row; s_y is one a feature
+    of the whole row, of which a target mask picks those that the predictor is held to. The decoders of
+    p(x|s_x) and of p(y|s_y) are two sets, each with its global variance, since the two latent spaces are
+    not one.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        dim: int,
+        n_layers: int,
+        n_heads: int,
+        ff_dim: int,
+        dropout: float,
+        weights: Weights,
+    ) -> None:
+        super().__init__()
+
+        def transformer() -> Transformer:
+            return Transformer(dim, n_layers=n_layers, n_heads=n_heads, ff_dim=ff_dim, dropout=dropout)
+
+        self.weights = weights
+        self.dim, self.n_features = dim, layout.n_features
+        self.tokenizer = FeatureTokenizer(layout, dim)
+        self.context_cls = token_parameter(dim)
+        self.context_encoder = transformer()
+        self.context_head = GaussianHead(dim)
+        self.pool = AttentionPool(dim)
+        self.auxiliary = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim), nn.GELU(), GaussianHead(dim))
+        self.target_cls = token_parameter(dim)
+        self.target_from_context = nn.Linear(dim, dim)
+        self.target_from_z = nn.Linear(dim, dim)
+        self.target_encoder = transformer()
+        self.target_head = GaussianHead(dim)
+        self.predictor_from_context = nn.Linear(dim, dim)
+        self.predictor_from_z = nn.Linear(dim, dim)
+        self.mask_token = token_parameter(dim)
+        # position 0 is CLS, i + 1 is feature i
+        self.predictor_position = nn.Parameter(torch.randn(layout.n_features + 1, dim) / math.sqrt(dim))
+        self.predictor = transformer()
+        self.predictor_head = GaussianHead(dim)
+        self.context_decoder = FeatureDecoder(layout, dim)
+        self.target_decoder = FeatureDecoder(layout, dim)
+
+    def encode_context(self, tokens: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """q(s_x|x) of tokens (B, C, d): mean and log-variance (B, 1 + C, d), CLS first."""
+        x = torch.cat([self.context_cls.expand(len(tokens), -1, -1), tokens], 1)
+        mean, log_variance = self.context_head(
+            self.context_encoder(x, None if keep is None else keep.unsqueeze(1))
+        )
+        return mean, log_variance
+
+    def encode_target(self, tokens: Tensor, pooled: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """q(s_y|s_x, z, row) of a row's tokens (B, D, d): mean and log-variance (B, D, d)."""
+        special = [self.target_from_context(pooled).unsqueeze(1), self.target_from_z(z).unsqueeze(1)]
+        x = torch.cat([self.target_cls.expand(len(tokens), -1, -1), *special, tokens], 1)
+        mean, log_variance = self.target_head(self.target_encoder(x)[:, 3:])
+        return mean, log_variance
+
+    def loss(self, rows: Rows, masks: Masks, epoch: float = math.inf) -> dict[str, Tensor]:
+        """Return "loss", −ELBO at the annealed weights of ``epoch`` (a fraction within one), and its terms.
+
+        ``rec``: mean −log p(x|s_x) of the context's cells; ``gen``: mean −log p(y|s_y) of all D, missing
+        cells left out of both; ``kl_sx``, ``kl_z``, ``kl_sy``: summed over d, averaged over tokens (sy:
+        over the K target masks' tokens).
+        """
+        tokens = self.tokenizer(rows)
+        observed = self.tokenizer.observed(rows)
+        b, _, dim = tokens.shape
+        k, _, n_target = masks.targets.shape
+
+        x_mean, x_log = self.encode_context(pick(tokens, masks.context))
+        s_x = draw(x_mean, x_log)
+        pooled = self.pool(s_x)
+        z_mean, z_log = self.auxiliary(pooled)
+        z = draw(z_mean, z_log)
+        y_mean, y_log = self.encode_target(tokens, pooled, z)
+
+        from_z = self.predictor_from_z(z).unsqueeze(1)
+        position = self.predictor_position
+        at_context = torch.cat([position[:1].expand(b, 1, dim), position[masks.context + 1]], 1)
+        shown = self.predictor_from_context(s_x) + from_z + at_context
+        targets = masks.targets.transpose(0, 1).flatten(1)  # (B, K·T)
+        asked = self.mask_token + from_z + position[targets + 1]
+        allow = attend_by_mask(shown.shape[1], k, n_target, tokens.device)
+        predicted = self.predictor(torch.cat([shown, asked], 1), allow)[:, shown.shape[1] :]
+        p_mean, p_log = self.predictor_head(predicted)
+
+        in_context = torch.zeros_like(observed).scatter(1, masks.context, True) & observed
+        scattered = torch.zeros_like(tokens).scatter(
+            1, masks.context.unsqueeze(-1).expand(-1, -1, dim), s_x[:, 1:]
+        )
+        decoder = self.context_decoder
+        rec = _mean_where(decoder.surprise(decoder(scattered), rows), in_context)
+        decoder = self.target_decoder
+        gen = _mean_where(decoder.surprise(decoder(draw(y_mean, y_log)), rows), observed)
+        kl_sx = kl_standard_normal(x_mean, x_log).mean()
+        kl_z = kl_standard_normal(z_mean, z_log).mean()
+        kl_sy = kl_gaussians(pick(y_mean, targets), pick(y_log, targets), p_mean, p_log).mean()
+        w = self.weights
+        over_sx, over_z, over_sy = w.anneal_epochs
+        loss = (
+            w.rec * rec
+            + w.gen * gen
+            + annealed(w.sx, epoch, over_sx) * kl_sx
+            + annealed(w.z, epoch, over_z) * kl_z
+            + annealed(w.sy, epoch, over_sy) * kl_sy
+        )
+        return {"loss": loss, "rec": rec, "gen": gen, "kl_sx": kl_sx, "kl_z": kl_z, "kl_sy": kl_sy}
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Nothing: no average of weights is kept."""
+
+    def embed(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Mean and std (B, D, d) of q(s_y|s_x, z, row): nothing is masked, s_x and z are their means."""
+        tokens = self.tokenizer(rows)
+        pooled = self.pool(self.encode_context(tokens)[0])
+        mean, log_variance = self.encode_target(tokens, pooled, self.auxiliary(pooled)[0])
+        return mean, (0.5 * log_variance).exp()
+
+    def predict_latents(self, rows: Rows, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """p(s_y|s_x, z) at the hidden cells (B, D), given the others: mean and log-variance (B, D, d).
+
+        s_x and z are their means. What stands at cells that are not hidden means nothing.
+        """
+        tokens = self.tokenizer(rows)
+        keep = torch.cat([torch.ones_like(hidden[:, :1]), ~hidden], 1)
+        s_x = self.encode_context(tokens, keep)[0]
+        z = self.auxiliary(self.pool(s_x, keep))[0]
+        shown = torch.where(keep.unsqueeze(-1), self.predictor_from_context(s_x), self.mask_token)
+        sequence = shown + self.predictor_from_z(z).unsqueeze(1) + self.predictor_position
+        allow = keep.unsqueeze(1) | ~keep.unsqueeze(2)  # as in the fit: the context attends to itself alone
+        mean, log_variance = self.predictor_head(self.predictor(sequence, allow)[:, 1:])
+        return mean, log_variance
+
+    def predict(self, rows: Rows, hidden: Tensor) -> CellDistribution:
+        """p(cells | the cells that are not hidden), s_y integrated out; of use at the hidden cells (B, D)."""
+        mean, log_variance = self.predict_latents(rows, hidden)
+        cells: CellDistribution = self.target_decoder(mean, log_variance.exp())
+        return cells
+
+
+def _mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of the values that ``where`` names; 0 if it names none."""
+    return (values * where).sum() / where.sum().clamp(min=1)

@@ -1,0 +1,329 @@
+"""VarTJEPA: Var-T-JEPA as a scikit-learn transformer of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from probjepa.errors import ConfigError, DataError
+from probjepa.tabular.estimator import TableTransformer
+from probjepa.tabular.frames import as_frame, pandas
+from probjepa.tabular.schema import ColumnType, NumericTransform
+from probjepa.tabular.tokens import CellDistribution, Layout
+from probjepa.tabular.var_network import VarTJEPANetwork, Weights
+
+
+class Imputation(NamedTuple):
+    """What ``impute`` returns.
+
+    Attributes
+    ----------
+    table
+        a DataFrame: the table with the asked-for cells filled by their mean or most probable category
+    cells
+        a DataFrame with a row for each filled feature: ``row`` (position), ``feature``, ``value``, ``std``
+        (of a number, else NaN), ``probabilities`` (of a category: a dict, else None)
+    """
+
+    table: Any
+    cells: Any
+
+
+class VarTJEPA(TableTransformer):
+    r"""Variational T-JEPA for tables (arXiv 2603.20111): embeddings, uncertainty, scores, imputation.
+
+    A parameter that is None is the preset's (``PRESETS[preset]``). ``fit`` and ``transform`` take a
+    DataFrame, a pyarrow Table or an array, with numbers, categories, booleans, dates and missing cells as
+    they are. The loss is −ELBO, α_rec·rec + α_gen·gen + α_sx·KL + α_z·KL + α_sy·KL (see
+    ``VarTJEPANetwork``).
+
+    At embedding time nothing is masked and latents are their means.
+
+    Parameters
+    ----------
+    preset
+        "small", or the published settings of "adult", "credit", "bank", "electricity", "covertype", "mnist"
+    max_epochs, batch_size, learning_rate, warmup_epochs, weight_decay, patience, validation_fraction
+        of the fit (see ``fitting.train``)
+    context_share, target_share
+        (low, high) shares of the features, from which each batch's counts are drawn
+    n_targets
+        K target masks a row
+    dim, n_layers, n_heads, ff_dim, dropout
+        of each of the three transformers; ``dim`` is the size of all latents
+    alpha_sx, alpha_z, alpha_sy, alpha_rec, alpha_gen
+        weights of the loss
+    anneal_epochs
+        over how many epochs the three KL weights rise from 0: (sx, z, sy)
+    embedding
+        "flattened": (N, D·dim); "pooled": the mean over features, (N, dim)
+    column_types, numeric_transform, max_categories
+        see ``TableSchema.infer``
+    random_state
+        int, numpy RandomState or None
+    device
+        "auto" (CUDA if there is one), "cpu", "cuda", …
+    verbose
+        whether ``fit`` shows a progress bar on stderr
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"age": [21.0, 35.0, None, 50.0], "work": ["a", "b", "a", None]})
+    >>> model = VarTJEPA(max_epochs=1, dim=8, random_state=0).fit(table)
+    >>> model.transform(table).shape, model.uncertainty(table).shape
+    ((4, 16), (4,))
+    """
+
+    _own = (
+        "max_epochs", "batch_size", "learning_rate", "warmup_epochs", "weight_decay", "patience",
+        "validation_fraction", "context_share", "target_share", "n_targets", "dim", "n_layers", "n_heads",
+        "ff_dim", "dropout", "alpha_sx", "alpha_z", "alpha_sy", "alpha_rec", "alpha_gen", "anneal_epochs",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        preset: str = "small",
+        *,
+        max_epochs: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        warmup_epochs: float | None = None,
+        weight_decay: float | None = None,
+        patience: int | None = None,
+        validation_fraction: float | None = None,
+        context_share: tuple[float, float] | None = None,
+        target_share: tuple[float, float] | None = None,
+        n_targets: int | None = None,
+        dim: int | None = None,
+        n_layers: int | None = None,
+        n_heads: int | None = None,
+        ff_dim: int | None = None,
+        dropout: float | None = None,
+        alpha_sx: float | None = None,
+        alpha_z: float | None = None,
+        alpha_sy: float | None = None,
+        alpha_rec: float | None = None,
+        alpha_gen: float | None = None,
+        anneal_epochs: tuple[float, float, float] | None = None,
+        embedding: Literal["flattened", "pooled"] = "flattened",
+        column_types: Mapping[str, ColumnType] | None = None,
+        numeric_transform: NumericTransform = "standard",
+        max_categories: int = 256,
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "auto",
+        verbose: bool = False,
+    ) -> None:
+        self.preset = preset
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.warmup_epochs = warmup_epochs
+        self.weight_decay = weight_decay
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.context_share = context_share
+        self.target_share = target_share
+        self.n_targets = n_targets
+        self.dim = dim
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.ff_dim = ff_dim
+        self.dropout = dropout
+        self.alpha_sx = alpha_sx
+        self.alpha_z = alpha_z
+        self.alpha_sy = alpha_sy
+        self.alpha_rec = alpha_rec
+        self.alpha_gen = alpha_gen
+        self.anneal_epochs = anneal_epochs
+        self.embedding = embedding
+        self.column_types = column_types
+        self.numeric_transform = numeric_transform
+        self.max_categories = max_categories
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def _settings(self) -> dict[str, Any]:
+        settings = super()._settings()
+        if settings["patience"] < 1:
+            raise ConfigError(f"patience is {settings['patience']!r}: use at least 1")
+        if not 0 <= settings["validation_fraction"] < 1:
+            raise ConfigError(f"validation_fraction is {settings['validation_fraction']!r}: use 0 to below 1")
+        return settings
+
+    def _build(self, layout: Layout, settings: Mapping[str, Any]) -> VarTJEPANetwork:
+        alphas = {name: settings[f"alpha_{name}"] for name in ("rec", "gen", "sx", "z", "sy")}
+        if min(alphas.values()) < 0:
+            raise ConfigError(f"the alphas are {alphas}: use numbers from 0")
+        over = tuple(settings["anneal_epochs"])
+        if len(over) != 3:
+            raise ConfigError(f"anneal_epochs is {over}: give three numbers, for sx, z and sy")
+        sizes = {name: settings[name] for name in ("dim", "n_layers", "n_heads", "ff_dim", "dropout")}
+        return VarTJEPANetwork(layout, **sizes, weights=Weights(**alphas, anneal_epochs=over))
+
+    @torch.no_grad()
+    def transform(self, X: Any) -> npt.NDArray[np.float32]:
+        """Embed a table (N, D): posterior means of the target side, (N, D·dim), or (N, dim) if pooled.
+
+        Raises
+        ------
+        NotFittedError
+            before ``fit``
+        DataError
+            if the columns are not the fit's, or a cell is not of its column's type
+        """
+        return np.concatenate([self._arranged(self.network_.embed(rows)[0]) for rows in self._batches(X)])
+
+    @torch.no_grad()
+    def uncertainty(self, X: Any, reduction: Literal["mean", "p90"] = "mean") -> npt.NDArray[np.float64]:
+        """How unsure the model is of each row, (N,): the target posterior's standard deviations, reduced.
+
+        ``reduction`` is their mean or 90th percentile over the row's D·dim values.
+        Raises as ``transform``, and ConfigError for another reduction.
+        """
+        if reduction not in ("mean", "p90"):
+            raise ConfigError(f"reduction is {reduction!r}: use 'mean' or 'p90'")
+        parts = []
+        for rows in self._batches(X):
+            std = self.network_.embed(rows)[1].flatten(1).double()
+            parts.append(std.mean(1) if reduction == "mean" else std.quantile(0.9, dim=1))
+        return torch.cat(parts).cpu().numpy()
+
+    def score_samples(self, X: Any, folds: int = 8) -> npt.NDArray[np.float64]:
+        """Score each row, (N,): mean over its cells of log p(cell | its other cells); higher = more typical.
+
+        The features are dealt into ``folds`` groups (feature i to group i mod folds; D: leave one out), and
+        each is predicted from the others. A missing cell counts with its expected log-probability, so that
+        rows with and without missing cells compare. Numbers are densities of the transformed columns.
+        Raises as ``transform``, and ConfigError for fewer than 1 fold.
+        """
+        return -np.concatenate([expected.mean(1) for _, expected in self._surprise(X, folds)])
+
+    def score_features(self, X: Any, folds: int = 8) -> Any:
+        """Surprise of each cell, −log p(cell | the row's other cells): a DataFrame (N, D), NaN where missing.
+
+        A datetime column has a column for each part. See ``score_samples``.
+        """
+        cells = np.concatenate([surprise for surprise, _ in self._surprise(X, folds)])
+        names = [feature.name for feature in self.schema_.features]
+        return pandas().DataFrame(cells, columns=names, index=as_frame(X, self.schema_.columns).index)
+
+    def _surprise(self, X: Any, folds: int) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+        """For each batch: surprise (B, D), NaN where missing; and the same with the expected one there."""
+        if folds < 1:
+            raise ConfigError(f"folds is {folds!r}: use at least 1")
+        out = []
+        for rows in self._batches(X):
+            network: VarTJEPANetwork = self.network_
+            group = torch.arange(network.n_features, device=rows.codes.device) % folds
+            surprise = torch.zeros(len(rows), network.n_features, device=group.device)
+            expected = torch.zeros_like(surprise)
+            with torch.no_grad():
+                for fold in range(min(folds, network.n_features)):
+                    cells = network.predict(rows, (group == fold).expand_as(surprise))
+                    surprise += network.target_decoder.surprise(cells, rows) * (group == fold)
+                    expected += network.target_decoder.entropy(cells) * (group == fold)
+                observed = network.tokenizer.observed(rows)
+            filled = torch.where(observed, surprise, expected).double().cpu().numpy()
+            out.append((np.where(observed.cpu().numpy(), filled, np.nan), filled))
+        return out
+
+    def impute(self, X: Any, mask: npt.ArrayLike | None = None) -> Imputation:
+        """Predict missing cells, and those that ``mask`` names, from the others of their row.
+
+        A number's distribution is Gaussian in the transformed column; with ``numeric_transform="quantile"``
+        its value is the median and its std half the spread between its 16th and 84th percentiles. A
+        category's probabilities are over the known ones. A datetime is filled from its part "days".
+
+        Parameters
+        ----------
+        X
+            the table (N, C)
+        mask
+            bool (N, C), in the order of X's columns: further cells to hide and predict
+
+        Raises
+        ------
+        NotFittedError, DataError
+            as ``transform``; DataError if the mask has another shape
+        """
+        self._check_is_fitted()
+        pd = pandas()
+        given = as_frame(X, self.schema_.columns)
+        frame = self.schema_.frame(given).copy()
+        if mask is not None:
+            hide = np.asarray(mask, dtype=bool)
+            if hide.shape != given.shape:
+                raise DataError(
+                    f"the mask has shape {hide.shape} for a table of {given.shape}: give one a cell"
+                )
+            frame = frame.mask(pd.DataFrame(hide, given.index, given.columns)[list(self.schema_.columns)])
+        parts, start = [], 0
+        for rows in self._batches(frame):
+            with torch.no_grad():
+                hidden = ~self.network_.tokenizer.observed(rows)
+                cells = self.network_.predict(rows, hidden)
+            parts.append(self._filled(cells, hidden, start))
+            start += len(rows)
+        table = pd.concat(parts, ignore_index=True)
+        for feature in self.schema_.features:
+            if feature.part not in (None, "days"):
+                continue
+            found = table[table["feature"] == feature.name]
+            if len(found):
+                frame[feature.column] = _fill(frame[feature.column], found, feature.type)
+        return Imputation(frame[list(given.columns)], table)
+
+    def _filled(self, cells: CellDistribution, hidden: torch.Tensor, start: int) -> Any:
+        """The hidden cells' distributions, as the rows of ``Imputation.cells``."""
+        pd = pandas()
+        layout = self.schema_.layout
+        asked = hidden.cpu().numpy()
+        records: list[Any] = []
+        for k, i in enumerate(layout.numeric):
+            feature, where = self.schema_.features[i], np.flatnonzero(asked[:, i])
+            mean = cells.mean[where, k].double().cpu().numpy()
+            std = cells.variance[where, k].double().sqrt().cpu().numpy()
+            spread = (feature.backward(mean + std) - feature.backward(mean - std)) / 2
+            names, none = [feature.name] * len(where), [None] * len(where)
+            records += zip(where + start, names, feature.backward(mean), spread, none, strict=True)
+        for k, i in enumerate(layout.categorical):
+            feature, where = self.schema_.features[i], np.flatnonzero(asked[:, i])
+            if not feature.categories:  # nothing is known of an all-missing column
+                continue
+            p = cells.logits[k][where, 1:].double().softmax(1).cpu().numpy()
+            values = [feature.categories[c] for c in p.argmax(1)]
+            of_row = [dict(zip(feature.categories, row.tolist(), strict=True)) for row in p]
+            names, no_std = [feature.name] * len(where), [np.nan] * len(where)
+            records += zip(where + start, names, values, no_std, of_row, strict=True)
+        out = pd.DataFrame(records, columns=["row", "feature", "value", "std", "probabilities"])
+        return out.astype({"value": object, "std": float, "row": np.int64})
+
+
+def _fill(series: Any, found: Any, type_: ColumnType) -> Any:
+    """A column with the predicted cells put in: numbers as float64, dates as such, else as objects."""
+    pd = pandas()
+    where, values = found["row"].to_numpy(), found["value"]
+    if type_ == "datetime":
+        filled = pd.to_datetime(series, utc=True)
+        days = pd.to_timedelta(values.astype(float).to_numpy(), unit="D")
+        filled.iloc[where] = (pd.Timestamp(0, tz="UTC") + days).as_unit(filled.dt.unit)
+        return filled if getattr(series.dtype, "tz", None) is not None else filled.dt.tz_localize(None)
+    if type_ == "numeric":
+        filled = pd.Series(
+            pd.to_numeric(series, errors="coerce").astype("float64").to_numpy().copy(), series.index
+        )
+        filled.iloc[where] = values.astype(float).to_numpy()
+        return filled
+    filled = series.astype(object).copy()
+    filled.iloc[where] = values.to_numpy()
+    return (
+        filled
+        if isinstance(series.dtype, pd.CategoricalDtype) or series.dtype == object
+        else filled.infer_objects()
+    )

@@ -1,0 +1,206 @@
+"""The schema: types, codes, missing cells, transforms against scikit-learn, errors that name the difference."""
+
+import datetime
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from scipy import stats
+from sklearn.preprocessing import QuantileTransformer, StandardScaler
+from tabular_cases import mixed_table
+
+from probjepa.errors import ConfigError, DataError, MissingExtraError
+from probjepa.tabular import TableSchema, frames
+
+
+def types(table, **options):
+    return {f.name: f.type for f in TableSchema.infer(table, **options).features}
+
+
+def test_types_are_inferred():
+    assert types(mixed_table()) == {
+        "size": "numeric", "count": "numeric", "colour": "categorical", "flag": "boolean", "when.days": "datetime",
+        "when.month": "datetime", "when.weekday": "datetime", "when.hour": "datetime",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, None, 3], "numeric"),
+        (pd.array([1, None], dtype="Int64"), "numeric"),
+        ([True, None, False], "boolean"),
+        (pd.array([True, None], dtype="boolean"), "boolean"),
+        (["a", None], "categorical"),
+        (pd.Categorical([1, 2]), "categorical"),
+        ([None, None], "categorical"),
+        ([np.nan, np.nan], "numeric"),
+        ([datetime.date(2020, 1, 2), None], "datetime"),
+        (pd.to_datetime(["2020-01-01 12:00+02:00"]), "datetime"),
+        (pd.to_timedelta([1, 2], unit="s"), "numeric"),
+        (["a", 1], "categorical"),
+    ],
+)
+def test_type_of_a_column(values, expected):
+    table = pd.DataFrame({"c": pd.Series(values)})
+    (found,) = set(types(table).values())
+    assert found == expected
+    encoded = TableSchema.infer(table).encode(table)
+    missing = encoded.missing[:, 0] if encoded.missing.size else encoded.codes[:, 0] == 0
+    assert missing.tolist() == table["c"].isna().tolist()
+    assert np.isfinite(encoded.numeric).all()
+
+
+def test_codes():
+    schema = TableSchema.infer(pd.DataFrame({"c": ["b", "a", None, "b"], "f": [True, True, None, True]}))
+    table = pd.DataFrame({"c": ["a", "b", None, "new"], "f": [False, True, None, False]})
+    assert schema.encode(table).codes.tolist() == [[2, 2], [3, 3], [0, 0], [1, 2]]
+
+
+def test_rare_categories_are_unknown():
+    table = pd.DataFrame({"c": list("aaabbc")})
+    assert TableSchema.infer(table, max_categories=2).encode(table).codes[:, 0].tolist() == [2, 2, 2, 3, 3, 1]
+
+
+def test_equal_numbers_are_one_category_whatever_their_type():
+    schema = TableSchema.infer(pd.DataFrame({"c": [1, 2, 10]}), column_types={"c": "categorical"})
+    assert schema.features[0].categories == (1, 2, 10)
+    assert schema.encode(pd.DataFrame({"c": [1.0, np.nan, 10.0, 2.5]})).codes[:, 0].tolist() == [2, 0, 4, 1]
+
+
+def test_overrides():
+    table = pd.DataFrame({"c": ["1", "2.5"], "d": ["2020-01-01", "2020-02-01"], "b": [0, 1]})
+    found = types(table, column_types={"c": "numeric", "d": "datetime", "b": "boolean"})
+    assert list(found.values()) == ["numeric"] + ["datetime"] * 4 + ["boolean"]
+
+
+@pytest.mark.parametrize(("transform", "sklearn"), [("standard", StandardScaler()), ("quantile", None)])
+def test_numbers_are_transformed_as_scikit_learn_does(transform, sklearn):
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(400) < 0.5, 0.0, rng.exponential(100, 400))  # half of it ties
+    values[5] = np.nan
+    table = pd.DataFrame({"v": values})
+    sklearn = sklearn or QuantileTransformer(output_distribution="normal", n_quantiles=399)
+    expected = sklearn.fit_transform(table)[:, 0]
+    schema = TableSchema.infer(table, numeric_transform=transform)
+    found = schema.encode(table)
+    kept = ~np.isnan(values)
+    positive = kept & (values > 0)
+    np.testing.assert_allclose(found.numeric[positive, 0], expected[positive], atol=1e-5)
+    tied = found.numeric[values == 0, 0]
+    if transform == "standard":
+        np.testing.assert_allclose(tied, expected[values == 0], atol=1e-5)
+    else:  # scikit-learn pins ties at the minimum to -5.2; ours are the middle of their ranks, as inside the range
+        np.testing.assert_allclose(tied, stats.norm.ppf(np.mean(values[kept] == 0) / 2), atol=0.01)
+    assert found.numeric[5, 0] == 0 and found.missing[5, 0]
+    back = schema.features[0].backward(found.numeric[positive, 0].astype(float))
+    np.testing.assert_allclose(back, values[positive], rtol=1e-3, atol=0.05)
+
+
+def test_datetime_parts():
+    when = pd.Timestamp("2024-03-09 18:30")  # a Saturday
+    parts = frames.datetime_parts("t", pd.Series([when, pd.NaT]))
+    assert {name: values[0] for name, values in parts.items()} == {
+        "days": when.value / 86400e9, "month": 3, "weekday": 5, "hour": 18.5
+    }  # fmt: skip
+    assert all(np.isnan(values[1]) for values in parts.values())
+    zoned = pd.Series([when.tz_localize("Asia/Tokyo")])
+    assert frames.datetime_parts("t", zoned)["hour"][0] == 9.5
+
+
+@pytest.mark.parametrize("transform", ["standard", "quantile"])
+@pytest.mark.parametrize("value", [0.0, 7.3, 1e300, -1e-300, np.nan])
+def test_constant_and_all_missing_columns(transform, value):
+    schema = TableSchema.infer(pd.DataFrame({"v": [value] * 4}), numeric_transform=transform)
+    found = schema.encode(pd.DataFrame({"v": [value, 3.0, np.nan]}))
+    assert found.numeric[0, 0] == 0
+    assert np.isfinite(found.numeric).all()
+    assert found.missing[:, 0].tolist() == [np.isnan(value), False, True]
+
+
+def test_extreme_numbers_stay_finite():
+    schema = TableSchema.infer(pd.DataFrame({"v": [1e300, -1e300, 1e-300]}))
+    assert np.isfinite(schema.encode(pd.DataFrame({"v": [1.7e308, -1.7e308, 0.0]})).numeric).all()
+    small = TableSchema.infer(pd.DataFrame({"v": [0.0, 1e-320]}))
+    assert np.isfinite(small.encode(pd.DataFrame({"v": [1e308]})).numeric).all()
+
+
+def test_columns_are_picked_by_name():
+    table = mixed_table()
+    schema = TableSchema.infer(table)
+    for a, b in zip(schema.encode(table), schema.encode(table[table.columns[::-1]]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_error_names_the_columns_that_differ():
+    schema = TableSchema.infer(mixed_table())
+    table = mixed_table().rename(columns={"size": "Size"}).drop(columns="flag")
+    with pytest.raises(DataError, match="missing: 'size', 'flag'; unexpected: 'Size'") as error:
+        schema.encode(table)
+    assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match="X has 2 features, but TableSchema is expecting 5 features"):
+        schema.encode(np.zeros((3, 2)))
+
+
+def test_arrow_tables_and_arrays():
+    table = mixed_table().drop(columns="when")
+    for a, b in zip(
+        TableSchema.infer(table).encode(table),
+        TableSchema.infer(pa.Table.from_pandas(table)).encode(table),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert TableSchema.infer(np.zeros((2, 3))).columns == ("x0", "x1", "x2")
+    assert types(np.array([[1, "a"], [2.5, "b"]], dtype=object)) == {"x0": "numeric", "x1": "categorical"}
+
+
+def test_json_round_trip():
+    table = mixed_table()
+    for transform in ("standard", "quantile"):
+        schema = TableSchema.infer(table, numeric_transform=transform)
+        again = TableSchema.from_json(json.loads(json.dumps(schema.to_json(), allow_nan=False)))
+        assert again.features == schema.features
+        for a, b in zip(schema.encode(table), again.encode(table), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "error", "message"),
+    [
+        (pd.DataFrame({"a": [1.0, np.inf]}), {}, DataError, "column 'a' holds 1 infinity"),
+        (pd.DataFrame({"a": [1j]}), {}, DataError, "Complex data not supported"),
+        (pd.DataFrame({"a": [[1], [2]]}), {}, DataError, "'a' holds nested values"),
+        (pd.DataFrame({"a": ["x", "1"]}), {"column_types": {"a": "numeric"}}, DataError, "is numeric and holds 'x' in row 0"),
+        (pd.DataFrame({"a": ["x"]}), {"column_types": {"a": "datetime"}}, DataError, "is datetime and holds 'x'"),
+        (pd.DataFrame({"a": [5.0]}), {"column_types": {"a": "datetime"}}, DataError, "is datetime and holds '5.0'"),
+        (pd.DataFrame({"a": [None, "yes"]}), {"column_types": {"a": "boolean"}}, DataError, "holds 'yes' in row 1"),
+        (pd.DataFrame({"a": [1]}), {"column_types": {"b": "numeric"}}, ConfigError, "not in the table: 'b'"),
+        (pd.DataFrame({"a": [1]}), {"column_types": {"a": "text"}}, ConfigError, "use one of numeric"),
+        (pd.DataFrame({"a": [1]}), {"numeric_transform": "log"}, ConfigError, "use 'standard' or 'quantile'"),
+        (pd.DataFrame({"a": [1]}), {"max_categories": 0}, ConfigError, "use at least 1"),
+        (pd.DataFrame({"a": []}), {}, DataError, r"0 sample\(s\)"),
+        (pd.DataFrame(index=[0, 1]), {}, DataError, r"0 feature\(s\)"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), {}, DataError, "several columns of one name: 'a'"),
+        (np.zeros(3), {}, DataError, "Reshape your data"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(table, options, error, message):
+    with pytest.raises(error, match=message) as caught:
+        TableSchema.infer(table, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cell_of_another_type_at_transform():
+    schema = TableSchema.infer(mixed_table())
+    table = mixed_table().astype({"count": object})
+    table.loc[4, "count"] = "many"
+    with pytest.raises(DataError, match="column 'count' is numeric and holds 'many' in row 4"):
+        schema.encode(table)
+
+
+def test_without_pandas(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match="pandas is not installed"):
+        TableSchema.infer(np.zeros((2, 2)))
