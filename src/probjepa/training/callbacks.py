@@ -70,7 +70,7 @@ class Monitor(L.Callback):
         epoch = trainer.current_epoch + 1
         if (epoch % self.every_n_epochs and epoch != trainer.max_epochs) or not trainer.is_global_zero:
             return
-        method = cast(Module, pl_module).method
+        method = cast("Method", cast(Module, pl_module).method)  # what is monitored has images
         with undisturbed(method):
             self.latest = self.measure(method)
         pl_module.log_dict(self.latest, rank_zero_only=True)

@@ -17,6 +17,7 @@ from probjepa.training.schedules import step_seed, warmup_cosine
 
 if TYPE_CHECKING:
     from probjepa.methods.base import Method
+    from probjepa.methods.var_jepa import VarJEPA
 
 CHECKPOINT_FORMAT = 1
 
@@ -31,7 +32,8 @@ class Module(L.LightningModule):
     Parameters
     ----------
     method
-        what is trained; its ``loss`` takes the views and its ``after_step`` runs after each optimiser step
+        what is trained; its ``loss`` takes the views and its ``after_step`` runs after each optimiser step.
+        One without a view recipe (``VarJEPA``) takes the loader's batches as they are
     epochs
         the length of the schedule; give the Trainer the same ``max_epochs``
     learning_rate, momentum, weight_decay, optimizer
@@ -55,7 +57,7 @@ class Module(L.LightningModule):
 
     def __init__(
         self,
-        method: Method,
+        method: Method | VarJEPA,
         *,
         epochs: int,
         learning_rate: float = 0.05,
@@ -120,7 +122,6 @@ class Module(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
-        images = batch[0] if isinstance(batch, Sequence) else batch
         accumulate = self.trainer.accumulate_grad_batches
         seed = step_seed(
             self.settings["seed"],
@@ -128,9 +129,12 @@ class Module(L.LightningModule):
             self.global_rank,
         )
         torch.manual_seed(step_seed(seed, 0))  # not the views' stream: their draws would repeat in the loss
-        # colour and blur in bfloat16 would quantise the images
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            views = self.views(images, seed)
+        views = batch
+        if self.views is not None:
+            images = batch[0] if isinstance(batch, Sequence) else batch
+            # colour and blur in bfloat16 would quantise the images
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+                views = self.views(images, seed)
         if self._channels_last:
             views = [v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for v in views]
         terms = self._loss(views)
@@ -214,8 +218,11 @@ def check_signature(signature: Any, fingerprint: Mapping[str, Any]) -> None:
             )
 
 
-def _default_views(method: Method) -> nn.Module:
+def _default_views(method: Method | VarJEPA) -> nn.Module | None:
     from probjepa.data.views import views
+    from probjepa.methods.base import Method
 
+    if not isinstance(method, Method):
+        return None
     module: nn.Module = views(method.view_recipe, **method.preprocess.config())
     return module
