@@ -1,0 +1,337 @@
+"""Var-JEPA's simulation study: which terms of the bound keep the representation informative and Gaussian?
+
+"Var-JEPA", arXiv 2603.20111. Pairs (x, y) are drawn from the model's own graph, with a mixture of two normals
+for s_x. What is measured on held-out draws of q(s_x|x): whether a linear probe finds the component, and how
+far the aggregate posterior is from N(0, I).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import probjepa
+from probjepa.artifacts import refuse_existing, write_text
+from probjepa.errors import ConfigError
+from probjepa.experiments.declare import Column, Finding
+from probjepa.experiments.grid import aggregate, judge
+from probjepa.methods.base import evaluating
+from probjepa.methods.var_jepa import VarJEPA
+from probjepa.metrics import linear_probe
+from probjepa.training.schedules import step_seed
+
+OBSERVED, LATENT, AUXILIARY, WIDTH = 32, 16, 8, 64
+PREDICTION_VARIANCE = 0.25
+NO_DIVERGENCE = {"alpha_sx": 0.0, "alpha_z": 0.0, "alpha_sy": 0.0}
+# the source's letters; what A, E, G, I and J stand for is known, the other five are ours
+VARIANTS: dict[str, tuple[str, dict[str, float]]] = {
+    "A": ("A: full bound", {}),
+    "B": ("B: no reconstruction", {"alpha_rec": 0.0}),
+    "C": ("C: no generation", {"alpha_gen": 0.0}),
+    "D": ("D: no KL on s_y", {"alpha_sy": 0.0}),
+    "E": ("E: no KL on s_x", {"alpha_sx": 0.0}),
+    "F": ("F: no KL on z", {"alpha_z": 0.0}),
+    "G": ("G: no reconstruction or generation", {"alpha_rec": 0.0, "alpha_gen": 0.0}),
+    "H": ("H: no KL but that of s_x", {"alpha_z": 0.0, "alpha_sy": 0.0}),
+    "I": ("I: no KL", NO_DIVERGENCE),
+    "J": ("J: no KL, SIGReg", {**NO_DIVERGENCE, "sigreg_weight": 10.0}),
+}
+OURS = "BCDFH"
+COLUMNS = (
+    Column("probe, %", "probe", percent=True, better="max", plot=True),
+    Column("aggregate KL", "aggregate KL", plot=True),
+    Column("‖Cov − I‖", "covariance", plot=True),
+    Column("‖mean‖", "mean", plot=True),
+    Column("probe of draws, %", "probe of draws", percent=True),
+    Column("posterior σ²", "posterior variance"),
+    Column("bound, nats", "bound"),
+)
+PUBLISHED = {  # of the first four columns
+    "A": (0.996, 0.113, 0.649, 0.082),
+    "E": (0.996, 8.374, 7.197, 2.550),
+    "G": (0.571, 0.015, 0.229, 0.055),
+    "I": (0.995, 10.465, 8.807, 3.100),
+    "J": (0.996, 2.115, 2.594, 0.205),
+}
+_A, _E, _G, _I, _J = (VARIANTS[letter][0] for letter in "AEGIJ")
+FINDINGS = (
+    Finding("the full bound keeps the component: A's probe is at least 99 %",
+            lambda r: r(_A, "probe, %") >= 0.99),
+    Finding("the full bound leaves s_x near its prior: A's aggregate KL is at most 0.2 nats",
+            lambda r: r(_A, "aggregate KL") <= 0.2),
+    Finding("without the KL on s_x (E) the aggregate KL is at least 10 times A's",
+            lambda r: r(_E, "aggregate KL") >= 10 * r(_A, "aggregate KL")),
+    Finding("without any KL (I) the aggregate KL is at least 10 times A's",
+            lambda r: r(_I, "aggregate KL") >= 10 * r(_A, "aggregate KL")),
+    Finding("without reconstruction and generation (G) s_x collapses: the probe is below 65 %",
+            lambda r: r(_G, "probe, %") < 0.65),
+    Finding("SIGReg in the place of the KLs (J) mends a part: its aggregate KL lies between A's and I's",
+            lambda r: r(_A, "aggregate KL") < r(_J, "aggregate KL") < r(_I, "aggregate KL")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a variant, the sample, and the budget.
+
+    ``samples`` and ``held_out`` are ours: the source does not say the first, and the second follows from its
+    variant G, whose draws are N(0, I) but for sampling: ‖Cov − I‖ = √(16·17/n) and ‖mean‖ = √(16/n) give
+    n ≈ 5,200 from .229 and .055.
+    """
+
+    variant: str
+    seed: int
+    samples: int = 10_000
+    held_out: int = 5_000
+    epochs: int = 40
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    noise: float = 0.3
+
+    @property
+    def name(self) -> str:
+        """Its file's name, without the ending."""
+        return f"var-jepa-simulation-{self.variant}-n{self.samples}-e{self.epochs}-s{self.seed}"
+
+
+BUDGETS: dict[str, tuple[str, tuple[str, ...], int, dict[str, Any]]] = {
+    "full": ("10,000 pairs, 40 epochs of 512, five seeds", tuple(VARIANTS), 5, {}),
+    "quick": (
+        "4,000 pairs, 40 epochs of 512, two seeds", tuple("AEGIJ"), 2, {"samples": 4_000},
+    ),
+}  # fmt: skip
+
+
+class Pairs(NamedTuple):
+    """Drawn pairs: x, y (N, 32), the component (N,), and the latents behind them."""
+
+    x: Tensor
+    y: Tensor
+    component: Tensor
+    s_x: Tensor
+    z: Tensor
+    s_y: Tensor
+
+
+class Simulator:
+    """The study's generative process, with maps that ``seed`` draws once.
+
+    s_x ~ ½N(0, I) + ½N(2·1, I), z ~ N(0, I), s_y ~ N(s_x + Az, ¼I) with A_jk ~ N(0, 1/8); x and y are
+    W₂tanh(W₁s) of s_x and s_y, each with its own W, plus N(0, noise²). Weights are Xavier-uniform without
+    biases, which is ours: the source gives the layers alone. With it a classifier on x finds the component
+    in 99.7 to 99.9 % of the draws, as the published 99.6 % asks; with PyTorch's default in 97 to 99 %.
+    """
+
+    def __init__(self, seed: int, noise: float = 0.3) -> None:
+        generator = torch.Generator().manual_seed(step_seed(seed, 0))
+        self.noise = noise
+        self.mixing = torch.randn(LATENT, AUXILIARY, generator=generator) / AUXILIARY**0.5
+        shapes = ((WIDTH, LATENT), (OBSERVED, WIDTH)) * 2
+        weights = [nn.init.xavier_uniform_(torch.empty(s), generator=generator) for s in shapes]
+        self.maps = (weights[:2], weights[2:])
+
+    def observe(self, side: int, latent: Tensor) -> Tensor:
+        """The noiseless x (side 0) or y (side 1) of latents: (N, 16) → (N, 32)."""
+        first, second = self.maps[side]
+        return torch.tanh(latent @ first.T) @ second.T
+
+    def sample(self, n: int, generator: torch.Generator) -> Pairs:
+        """Draw n pairs."""
+
+        def normal(dim: int) -> Tensor:
+            return torch.randn(n, dim, generator=generator)
+
+        component = torch.randint(2, (n,), generator=generator)
+        s_x = 2.0 * component[:, None] + normal(LATENT)
+        z = normal(AUXILIARY)
+        s_y = s_x + z @ self.mixing.T + PREDICTION_VARIANCE**0.5 * normal(LATENT)
+        x = self.observe(0, s_x) + self.noise * normal(OBSERVED)
+        y = self.observe(1, s_y) + self.noise * normal(OBSERVED)
+        return Pairs(x, y, component, s_x, z, s_y)
+
+
+def aggregate_gaussianity(draws: Tensor) -> dict[str, float]:
+    """How far draws (N, K) of an aggregate posterior are from N(0, I), by their first two moments.
+
+    "aggregate KL": KL(N(m, C) ‖ N(0, I)) = ½(tr C − K − log|C| + ‖m‖²) with their mean m and covariance C;
+    "covariance": ‖C − I‖_F; "mean": ‖m‖. The source's figures are of this definition, and of draws. Near I,
+    KL ≈ ¼‖C − I‖² + ½‖m‖²: for its variant A that is .109 with its .649 and .082, and it prints .113; for G
+    .015, as printed. The posterior means of a collapsed G would have C = 0 and an infinite KL.
+    """
+    draws = draws.double()
+    mean, covariance = draws.mean(0), torch.cov(draws.T)
+    identity = torch.eye(len(mean), dtype=torch.float64)
+    kl = 0.5 * (covariance.trace() - len(mean) - torch.logdet(covariance) + mean @ mean)
+    return {
+        "aggregate KL": kl.item(),
+        "covariance": (covariance - identity).norm().item(),
+        "mean": mean.norm().item(),
+    }
+
+
+def train(cell: Cell, x: Tensor, y: Tensor) -> VarJEPA:
+    """Train a variant on pairs (N, 32) with Adam; all randomness is the cell's seed's."""
+    settings: Mapping[str, Any] = VARIANTS[cell.variant][1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step_seed(cell.seed, 1))
+        model = VarJEPA(x_dim=OBSERVED, y_dim=OBSERVED, latent_dim=LATENT, z_dim=AUXILIARY, **settings)
+        optimizer = torch.optim.Adam(model.parameters(), lr=cell.learning_rate)
+        for _ in range(cell.epochs):
+            for rows in torch.randperm(len(x)).split(cell.batch_size):  # type: ignore[no-untyped-call]
+                optimizer.zero_grad()
+                model.loss((x[rows], y[rows]))["loss"].backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+    return model.eval()
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Draw, train and measure one cell; return its JSON."""
+    from probjepa.evaluation import hardware
+
+    cpu = time.process_time()
+    simulator = Simulator(cell.seed, cell.noise)
+    generator = torch.Generator().manual_seed(step_seed(cell.seed, 2))
+    known, new = (simulator.sample(n, generator) for n in (cell.samples, cell.held_out))
+    model = train(cell, known.x, known.y)
+    means, draws, variance = [], [], torch.zeros(())
+    for pairs in (known, new):
+        posterior = model.posterior(pairs.x)
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        means.append(posterior.mean)
+        draws.append(posterior.mean + posterior.stddev * noise)
+        variance = posterior.variance.mean()
+    with evaluating(model):
+        bound = model.score_samples(new.x, new.y, draws=1, seed=cell.seed).mean()
+    labels = (known.component, new.component)
+    figures = {
+        "probe": linear_probe(means[0], labels[0], means[1], labels[1]),
+        "probe of draws": linear_probe(draws[0], labels[0], draws[1], labels[1]),
+        **aggregate_gaussianity(draws[1]),
+        "posterior variance": variance.item(),
+        "bound": bound.item(),
+    }
+    return {
+        "cell": asdict(cell),
+        "figures": {
+            key: {"value": float(f"{x:.6g}"), "low": None, "high": None} for key, x in figures.items()
+        },
+        "hardware": hardware(),
+        "versions": {"probjepa": probjepa.__version__, "torch": str(torch.__version__)},
+        "seconds": round(time.process_time() - cpu, 1),
+    }
+
+
+def reproduce(
+    out: Path,
+    *,
+    data_root: Path | None,
+    budget: str,
+    cells: Path | None,
+    seed: int,
+    overwrite: bool,
+    progress: bool,
+) -> None:
+    """Run the study into ``out``: one JSON a cell as they end, then metrics.json and report.html.
+
+    A run that was cut short goes on where it was: cells whose settings are the same are not run again.
+
+    Parameters
+    ----------
+    data_root
+        not used: the data are drawn
+    budget
+        "full", or "quick": five variants, fewer pairs and epochs, two seeds
+    cells
+        folder of the finished cells; None: ``out``/cells
+
+    Raises
+    ------
+    ConfigError
+        for another budget
+    ArtifactError
+        if ``out`` holds a finished study or something else, or cannot be written
+    """
+    from probjepa.experiments.grid_page import print_summary
+    from probjepa.experiments.var_jepa_simulation_page import page
+
+    if budget not in BUDGETS:
+        raise ConfigError(
+            f"var-jepa-simulation runs as quick or full, not '{budget}': its data are drawn, any CPU will do"
+        )
+    half_done = not (out / "metrics.json").exists() and (out / "cells").is_dir()
+    refuse_existing(out, overwrite or half_done)
+    study = study_cells(budget, seed)
+    found = []
+    for number, cell in enumerate(study, 1):
+        place = (cells or out / "cells") / f"{cell.name}.json"
+        result, how = _finished(place, cell), "kept"
+        if result is None:
+            result = run_cell(cell)
+            write_text(place, json.dumps(result, indent=1) + "\n")
+            how = f"{result['seconds']:.0f} s"
+        found.append(result)
+        if progress:
+            where = f"{VARIANTS[cell.variant][0]}, seed {cell.seed}"
+            print(f"{where}: {how}; {len(study) - number} left", file=sys.stderr, flush=True)
+    metrics = summarise(found, budget)
+    write_text(out / "report.html", page(metrics))
+    write_text(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    print_summary(metrics)
+
+
+def study_cells(budget: str, seed: int) -> list[Cell]:
+    """Return the cells of a budget, seed by seed: a study cut short has every variant of the first ones."""
+    _, variants, seeds, changes = BUDGETS[budget]
+    return [replace(Cell(v, s), **changes) for s in range(seed, seed + seeds) for v in variants]
+
+
+def summarise(found: Sequence[Mapping[str, Any]], budget: str) -> dict[str, Any]:
+    """Return metrics.json, laid out as the other experiments': one table, its findings, every cell."""
+    rows = []
+    for letter in sorted({result["cell"]["variant"] for result in found}):
+        of = [result for result in found if result["cell"]["variant"] == letter]
+        values = {c.label: aggregate([result["figures"][c.figure] for result in of]) for c in COLUMNS}
+        for column, published in zip(COLUMNS, PUBLISHED.get(letter, ()), strict=False):
+            values[column.label]["published"] = published
+        rows.append({"label": VARIANTS[letter][0], "values": values, "cells": len(of), "failed": []})
+    table = {
+        "title": "pairs drawn from the model's graph",
+        "columns": [asdict(column) for column in COLUMNS],
+        "rows": rows,
+        "findings": [judge(finding, rows) for finding in FINDINGS],
+    }
+    common = {key: value for key, value in found[0]["cell"].items() if key not in ("variant", "seed")}
+    versions = {json.dumps(result["versions"], sort_keys=True) for result in found}
+    return {
+        "experiment": "var-jepa-simulation",
+        "title": "Var-JEPA: the terms of the bound",
+        "paper": "Var-JEPA, arXiv 2603.20111",
+        "question": "Which terms keep the representation informative and near its prior?",
+        "budget": {"name": budget, "title": BUDGETS[budget][0], "fit": common},
+        "seeds": sorted({result["cell"]["seed"] for result in found}),
+        "published_budget": "40 epochs of 512, five runs, an unknown number of pairs",
+        "hardware": sorted({result["hardware"] for result in found}),
+        "versions": [json.loads(text) for text in sorted(versions)],
+        "seconds": round(sum(result["seconds"] for result in found), 1),
+        "not_run": [],
+        "tables": {"simulation": table},
+        "cells": list(found),
+    }
+
+
+def _finished(place: Path, cell: Cell) -> dict[str, Any] | None:
+    """The cell's result, if it is there, whole, and of the same settings."""
+    try:
+        result = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = isinstance(result, dict) and result.get("cell") == asdict(cell) and "figures" in result
+    return result if same else None
