@@ -31,6 +31,9 @@ OnError = Annotated[str, typer.Option("--on-error", metavar="raise|skip", help="
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
 Seed = Annotated[int, typer.Option("--seed", help="of every random choice")]
+Target = Annotated[
+    str | None, typer.Option("--target", metavar="COLUMN", help="of tables: the labels, which no model sees")
+]
 
 
 def _version(value: bool) -> None:
@@ -75,6 +78,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method, backbone or training"),
     ] = None,
+    target: Target = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
     overwrite: Overwrite = False,
     seed: Annotated[int | None, typer.Option("--seed", help="of every random choice  [0]")] = None,
@@ -85,10 +89,18 @@ def train(
 ) -> None:
     """Train a method; Ctrl-C leaves a run that --resume goes on with."""
     from probjepa.cli.settings import fill_in, parse_assignments, read_config, sort_settings
+    from probjepa.cli.tabular import TABLE_METHODS, refuse_image_options, train_table
     from probjepa.methods import METHODS
 
+    if method in TABLE_METHODS:
+        refuse_image_options({"--val": val, "--resume": resume, "--convert": convert})
+        return train_table(
+            method, data, out, target=target, epochs=epochs, config=config, settings=settings or [],
+            seed=seed, device=device, overwrite=overwrite, progress=not quiet,
+        )  # fmt: skip
     if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
+        raise unknown_name("method", method, [*METHODS, *TABLE_METHODS])
+    _refuse_target(target, method)
     given = read_config(config, method) if config else {}
     if resume and config is None and (out / "config.yaml").is_file():
         given = read_config(out / "config.yaml", method)
@@ -130,6 +142,11 @@ def train(
     )  # fmt: skip
     training_report(out)
     print(f"trained {method} on {len(opened):,} images: {out}/model, {out}/metrics.csv, {out}/report.html")
+
+
+def _refuse_target(target: str | None, what: str) -> None:
+    if target is not None:
+        raise ConfigError(f"--target is for tables, and {what} is of images: leave it out")
 
 
 def _in_memory(images: Images) -> bool:
@@ -199,6 +216,10 @@ def embed(
     quiet: Quiet = False,
 ) -> None:
     """Write a table: id, label, embedding, and the posterior's variance where the model has one."""
+    from probjepa.cli.tabular import embed_table, is_table_model
+
+    if is_table_model(model):
+        return embed_table(model, data, out, device=device, overwrite=overwrite)
     from rich.console import Console
     from rich.progress import track
 
@@ -265,6 +286,12 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Write a table: id, label, score (higher = more typical), and the score's parts."""
+    from probjepa.cli.tabular import is_table_model, score_table
+
+    if is_table_model(model):
+        return score_table(
+            model, data, out, score=score, reference=reference, seed=seed, device=device, overwrite=overwrite
+        )
     from probjepa.artifacts import refuse_existing
     from probjepa.cli.tables import identity, open_table
 
@@ -326,6 +353,7 @@ def evaluate(
     ] = None,
     bootstrap: Annotated[int, typer.Option("--bootstrap", help="resamples of each interval")] = 1000,
     jepa: Annotated[bool, typer.Option("--jepa", help="also JEPA-SCORE: slow for wide embeddings")] = False,
+    target: Target = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     convert: Convert = False,
@@ -335,9 +363,18 @@ def evaluate(
 ) -> None:
     """Write metrics.json and report.html: accuracy and OOD detection beside their baselines."""
     from probjepa.artifacts import refuse_existing
+    from probjepa.cli.tabular import evaluate_tables, is_table_model, refuse_image_options
     from probjepa.data.codec import jpeg_quality
 
     refuse_existing(out, overwrite)
+    if is_table_model(model):
+        refuse_image_options(
+            {"--ood": ood, "--openood": openood, "--reencode": reencode, "--jepa": jepa, "--convert": convert}
+        )
+        return evaluate_tables(
+            model, train, test, out, target=target, seed=seed, device=device, progress=not quiet
+        )
+    _refuse_target(target, model)
     if reencode is not None:
         jpeg_quality(reencode)  # its complaint comes before any work
     named = {}
@@ -467,6 +504,7 @@ def reproduce(
 def list_names() -> None:
     """List methods, heads, backbones, scores, view recipes and experiments."""
     from probjepa.backbones import BACKBONES
+    from probjepa.cli.tabular import TABLE_METHODS
     from probjepa.data.views import RECIPES
     from probjepa.experiments import EXPERIMENTS
     from probjepa.heads import HEADS
@@ -475,6 +513,7 @@ def list_names() -> None:
 
     for title, names in (
         ("methods", METHODS),
+        ("methods of tables", TABLE_METHODS),
         ("heads", HEADS),
         ("backbones", BACKBONES),
         ("scores", SCORES),

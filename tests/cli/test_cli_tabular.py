@@ -1,0 +1,182 @@
+"""The commands on tables as a user runs them: what they leave, and their one-line errors."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from probjepa.cli import run
+from probjepa.tabular import TJEPA, VarTJEPA
+
+SMALL = [
+    "--set",
+    "dim=8",
+    "--set",
+    "n_layers=1",
+    "--set",
+    "n_heads=2",
+    "--set",
+    "ff_dim=8",
+    "--device",
+    "cpu",
+    "-q",
+]
+
+
+def table(rows, seed):
+    random = np.random.default_rng(seed)
+    y = random.integers(2, size=rows)
+    place = np.array(["here", "there"])[y].astype(object)
+    place[::9] = None
+    number = y + random.normal(size=rows)
+    return pd.DataFrame(
+        {"id": np.arange(rows) + 100, "number": number, "place": place, "y": np.array(["no", "yes"])[y]}
+    )
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tables")
+    train, test = table(120, 0), pd.concat([table(40, 1), table(120, 0)[:3]])
+    train.to_parquet(root / "train.parquet", index=False)
+    test.to_csv(root / "test.csv", index=False)
+    pd.read_csv(root / "test.csv").drop(columns="y").to_csv(root / "no-target.csv", index=False)
+    train.assign(y="no").to_csv(root / "one-class.csv", index=False)
+    train.assign(y=train["y"].where(train.index > 1)).to_csv(root / "nan.csv", index=False)
+    test.rename(columns={"number": "size"}).to_csv(root / "other.csv", index=False)
+    train[:0].to_csv(root / "empty.csv", index=False)
+    (root / "nothing.csv").write_text("")
+    (root / "broken.parquet").write_text("not parquet")
+    pd.DataFrame({"image": [{"bytes": b"x", "path": "a"}]}).to_parquet(root / "images.parquet")
+    data = ["--data", str(root / "train.parquet"), "--target", "y"]
+    assert run(["train", "var-t-jepa", *data, "--out", str(root / "run"), "--epochs", "2", *SMALL]) == 0
+    assert run(["train", "t-jepa", *data, "--out", str(root / "t-run"), "--epochs", "1", *SMALL]) == 0
+    (root / "image-run" / "model").mkdir(parents=True)
+    (root / "image-run" / "model" / "config.json").write_text(
+        json.dumps({"format_version": 1, "method": "vje"})
+    )
+    (root / "image-run" / "model" / "model.safetensors").write_bytes(b"")
+    return root
+
+
+def test_a_run_folder_can_be_loaded_and_says_what_it_was_made_of(places):
+    out = places / "run"
+    assert {p.name for p in out.iterdir()} == {"config.yaml", "metrics.csv", "report.html", "model"}
+    model = VarTJEPA.load(out / "model")
+    assert model.schema_.columns == ("number", "place")
+    alone = VarTJEPA(dim=8, n_layers=1, n_heads=2, ff_dim=8, device="cpu", max_epochs=2, random_state=0)
+    frame = pd.read_parquet(places / "train.parquet")[["number", "place"]]
+    np.testing.assert_array_equal(model.transform(frame), alone.fit(frame).transform(frame))
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["method"]["name"] == "var-t-jepa"
+    assert (config["target"], config["row_names"], config["data_rows"]) == ("y", "id", 120)
+    losses = pd.read_csv(out / "metrics.csv")
+    assert losses["epoch"].tolist() == [1, 2]
+    np.testing.assert_allclose(losses["train/loss"], [of["loss"] for of in model.history_])
+    assert losses["effective_rank"].notna().tolist() == [False, True]
+    assert TJEPA.load(places / "t-run" / "model").n_iter_ == 1
+
+
+def test_a_run_is_replaced_only_when_asked_and_its_config_makes_it_again(places, tmp_path):
+    out = tmp_path / "run"
+    data = ["--data", str(places / "train.parquet"), "--out", str(out)]
+    again = [*data, "--config", str(places / "run" / "config.yaml"), "--device", "cpu", "-q"]
+    assert run(["train", "var-t-jepa", *again]) == 0
+    (out / "notes.txt").write_text("mine")
+    before = (out / "model" / "model.safetensors").read_bytes()
+    assert before == (places / "run" / "model" / "model.safetensors").read_bytes()
+    assert run(["train", "var-t-jepa", *again]) == 2
+    assert run(["train", "var-t-jepa", *again, "--overwrite", "--seed", "5"]) == 0
+    assert (out / "model" / "model.safetensors").read_bytes() != before
+    assert (out / "notes.txt").read_text() == "mine"
+    assert not list(tmp_path.rglob(".stage*"))
+
+
+def test_embed_and_score_equal_the_library(places, tmp_path):
+    model = VarTJEPA.load(places / "run" / "model")
+    test = pd.read_csv(places / "test.csv")
+    common = [str(places / "run"), "--data", str(places / "test.csv"), "-q", "--device", "cpu"]
+    assert run(["embed", *common, "--out", str(tmp_path / "e.parquet")]) == 0
+    found = pq.read_table(tmp_path / "e.parquet").to_pydict()
+    features = test[["number", "place"]]
+    np.testing.assert_array_equal(np.array(found["embedding"], np.float32), model.transform(features))
+    np.testing.assert_array_equal(found["uncertainty"], model.uncertainty(features))
+    assert found["id"] == [str(x) for x in test["id"]]
+    assert found["label"] == test["y"].tolist()
+    assert run(["score", *common, "--out", str(tmp_path / "s.parquet")]) == 0
+    scored = pd.read_parquet(tmp_path / "s.parquet")
+    np.testing.assert_array_equal(scored["score"], model.score_samples(features))
+    np.testing.assert_array_equal(
+        scored[["surprise.number", "surprise.place"]].to_numpy(), model.score_features(features).to_numpy()
+    )
+
+
+def test_t_jepa_is_scored_by_distance(places, tmp_path):
+    held = table(20, 7)
+    held.to_csv(tmp_path / "held.csv", index=False)
+    common = ["score", str(places / "t-run"), "--data", str(tmp_path / "held.csv"), "-q", "--device", "cpu"]
+    out = ["--out", str(tmp_path / "s.parquet")]
+    assert run([*common, *out]) == 2
+    assert run([*common, *out, "--score", "knn", "--reference", str(places / "train.parquet")]) == 0
+    assert pq.read_table(tmp_path / "s.parquet").column_names == ["id", "label", "score"]
+
+
+def test_evaluate_writes_figures_and_a_page(places, tmp_path, capsys):
+    out = tmp_path / "evaluation"
+    code = run(["evaluate", str(places / "run"), "--train", str(places / "train.parquet"), "--test",
+                str(places / "test.csv"), "--target", "y", "--out", str(out), "--device", "cpu", "-q"])  # fmt: skip
+    assert code == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["left_out_as_in_train"] == 3
+    assert metrics["sets"]["test"]["rows"] == 40
+    assert set(metrics["accuracy"]) == {"majority class", "raw", "embedding", "raw + embedding"}
+    assert "3 test rows also stand in the training table" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert "Most surprising rows" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("evaluate run --train train.parquet --test no-target.csv --target y", "has no column 'y'"),
+        ("evaluate run --train train.parquet --test test.csv --target z", "has no column 'z'"),
+        ("evaluate run --train one-class.csv --test test.csv", "has one class, 'no'"),
+        ("evaluate run --train nan.csv --test test.csv", "missing in 2 of 120 rows"),
+        ("evaluate run --train train.parquet --test other.csv", "missing: 'number'; unexpected: 'size'"),
+        ("evaluate run --train train.parquet --test empty.csv", "has 0 rows"),
+        ("evaluate run --train train.parquet --test nothing.csv", "is empty"),
+        ("evaluate run --train train.parquet --test broken.parquet", "cannot be read as parquet"),
+        ("evaluate run --train train.parquet --test absent.csv", "no such table"),
+        ("evaluate run --train train.parquet --test train.parquet", "also stands in"),
+        ("evaluate run --train train.parquet --test test.csv --target number", "was fitted with the column"),
+        ("evaluate run --train train.parquet --test test.csv --ood a=b", "not for tables"),
+        ("evaluate image-run --train train.parquet --test test.csv --target y", "--target is for tables"),
+        ("evaluate image-run --train train.parquet --test test.csv", "image-run"),
+        ("embed run --data images.parquet", "this model is of tables"),
+        ("embed run --data other.csv", "unexpected: 'size'"),
+        ("embed run --data .", "is no table"),
+        ("score run --data test.csv --score jepa", "unknown score of tables 'jepa'"),
+        ("score run --data test.csv --score knn", "needs --reference"),
+        ("score run --data train.parquet --score knn --reference train.parquet", "fitted on"),
+        ("train var-t-jepa --data images.parquet", "this model is of tables"),
+        ("train var-t-jepa --data train.parquet --target z", "has no column 'z' to leave out"),
+        ("train var-t-jepa --data train.parquet --set dimm=8", "did you mean 'dim'"),
+        ("train var-t-jepa --data train.parquet --set dim=wide", "a setting has a value of the wrong kind"),
+        ("train var-t-jepa --data train.parquet --set preset=huge", "unknown preset"),
+        ("train var-t-jepa --data train.parquet --resume", "--resume: not for tables"),
+        ("train vje --data train.parquet --target y", "--target is for tables"),
+        ("train vje --data train.parquet", "no column holds images"),
+        ("train var-t-jepaa --data train.parquet", "did you mean 'var-t-jepa'"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(places, tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(places)
+    out = tmp_path / "out.parquet"
+    assert run([*arguments.split(), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+    assert not out.exists()
