@@ -13,6 +13,7 @@ from probjepa.report.examples import has_rows, map_section, typical_section
 from probjepa.report.geometry import geometry_section, selective_section
 from probjepa.report.openood import openood_section
 from probjepa.report.page import Card, Figure, Section, Table, Value, render
+from probjepa.report.predictive import predictive_section
 from probjepa.report.provenance import codec_note, sets_table, settings_tables
 from probjepa.report.style import palette
 from probjepa.report.verdicts import collapse_verdict
@@ -55,11 +56,11 @@ def evaluation_report(
     result
         what metrics.json holds: ``settings``, ``version``, ``hardware``, ``train``, ``test``, ``accuracy``
         (features → probe → {value, low, high}), ``ood`` (set → detector → metric → {value, low, high}),
-        ``collapse``, ``variance``, ``geometry``, ``selective``, ``openood``, ``reencode``
+        ``collapse``, ``variance``, ``predictive``, ``geometry``, ``selective``, ``openood``, ``reencode``
     arrays
         what it does not hold: ``scores`` (detector → set → (N,), the held-out set under ``"test"``),
         ``variance`` (N, D), ``embeddings`` (N, D), ``labels`` (N,), ``classes``, ``images`` (an ``Images``,
-        read where an image is shown, or uint8 (N, C, H, W)), ``ood_images`` (set → images)
+        read where an image is shown, or uint8 (N, C, H, W)), ``ood_images`` (set → images), ``predictive``
     sections
         further sections, put before the settings
 
@@ -92,6 +93,7 @@ def evaluation_report(
         typical_section(arrays, scores.get(detector, {}), detector, test),
         map_section(arrays, scores.get(detector, {}).get(IN)),
         _variance_section(arrays),
+        predictive_section(result.get("predictive"), arrays.get("predictive")),
         geometry_section(result.get("geometry") or {}),
         selective_section({_named(s): of for s, of in (result.get("selective") or {}).items()}),
         _collapse_section(collapse, variance, verdict),

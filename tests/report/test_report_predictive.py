@@ -1,0 +1,99 @@
+"""The predictions' pictures: the plane against numpy, the colours of masks, and what the section says."""
+
+import numpy as np
+import pytest
+
+from probjepa.report.page import Figure, Gallery, Table
+from probjepa.report.predictive import Plane, mask_overlay, peak, predictive_section
+
+RANDOM = np.random.default_rng(0)
+INTERVAL = {"value": 1.0, "low": 0.9, "high": 1.1}
+
+
+def figures(**changes):
+    return {
+        "head": "mdn", "images": 8, "tokens": 64, "scored_tokens": 16, "draws": 4, "target_std": 0.6,
+        "nll_per_dimension": INTERVAL, "energy_score": INTERVAL, "cosine": INTERVAL, "spread": INTERVAL,
+        "energy_score_marginal": {"value": 2.0, "low": 1.9, "high": 2.1}, "nll_marginal": INTERVAL,
+        "energy_skill": 0.5,
+    } | changes  # fmt: skip
+
+
+def arrays(**changes):
+    return {
+        "targets": RANDOM.normal(size=(64, 6)),
+        "samples": RANDOM.normal(size=(64, 6)),
+        "means": RANDOM.normal(size=(16, 6)),
+        "masks": {
+            "images": RANDOM.integers(0, 256, (2, 1, 8, 8), dtype=np.uint8),
+            "context": np.array([[0, 1], [2, 3]]),
+            "targets": np.array([[[2], [3]], [[0], [0]]]),
+            "patch": 4,
+        },
+    } | changes
+
+
+def test_plane_is_an_orthonormal_basis_of_the_main_directions():
+    x = RANDOM.normal(size=(200, 5)) * [5, 3, 2, 1, 0.1] + 7
+    plane = Plane(x)
+    assert plane.directions @ plane.directions.T == pytest.approx(np.eye(3), abs=1e-10)
+    variance = np.linalg.eigvalsh(np.cov(x.T))[::-1]
+    coords = plane(x)
+    assert np.cov(coords.T) == pytest.approx(np.diag(variance[:3]), abs=1e-9)
+    assert plane.share == pytest.approx(variance[:2].sum() / variance.sum())
+    assert coords.mean(0) == pytest.approx(np.zeros(3), abs=1e-9)
+    # other points are carried by the targets' plane, whatever their shape
+    assert plane(x.reshape(40, 5, 5)) == pytest.approx(coords.reshape(40, 5, 3))
+    assert Plane(x[:, :2])(x[:, :2])[:, 2] == pytest.approx(np.zeros(200))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_masks_tint_their_patches_and_nothing_else(channels):
+    image = np.full((1, channels, 6, 6), 100, np.uint8)
+    context, targets = np.array([[0, 4]]), np.array([[[1, 2], [2, 5]]])
+    drawn = mask_overlay(image, context, targets, 2)
+    assert drawn.shape == (1, 3, 6, 6) and drawn.dtype == np.uint8
+    green, red = (np.round(0.55 * 100 + 0.45 * np.array(c)) for c in ((0, 158, 82), (214, 39, 40)))
+    for index in range(9):
+        top, left = 2 * (index // 3), 2 * (index % 3)
+        patch = drawn[0, :, top : top + 2, left : left + 2].reshape(3, -1).T
+        expected = green if index in (0, 4) else red if index in (1, 2, 5) else [100] * 3
+        assert patch == pytest.approx(np.broadcast_to(expected, (4, 3)), abs=1)
+    assert (image == 100).all()
+
+
+def test_peak_counts_the_fullest_cell():
+    assert peak(np.concatenate([np.zeros((30, 2)), RANDOM.uniform(-5, 5, (40, 2))])) >= 30
+
+
+def test_section_shows_what_was_measured():
+    assert predictive_section(None) is None
+    section = predictive_section(figures(), arrays())
+    assert "50 % better" in section.text
+    assert [type(item) for item in section.items] == [Figure, Figure, Figure, Gallery, Table]
+    (gallery,) = (item for item in section.items if isinstance(item, Gallery))
+    assert gallery.images.shape == (2, 3, 8, 8)
+    weights = RANDOM.dirichlet(np.ones(3), 64)
+    mixture = {
+        "components": 3, "entropy": 0.9, "effective_components": 2.4, "effective_components_overall": 2.9,
+    }  # fmt: skip
+    quantiles = {"mean": 1.0, "quantiles": {"0.05": 0.5, "0.5": 1.0, "0.95": 2.0}}
+    full = predictive_section(
+        figures(mixture=mixture, sigma=quantiles, log_det=quantiles),
+        arrays(
+            weights=weights, entropy=RANDOM.uniform(0, 1, 64), components=RANDOM.normal(size=(16, 3, 6)),
+            component_weights=weights[:16], sigma=RANDOM.uniform(0.5, 2, 500), log_det=np.full(64, 0.25),
+        ),
+    )  # fmt: skip
+    assert len(full.items) == len(section.items) + 4
+    assert "uses 2.4 of its 3 components" in full.text
+    (table,) = (item for item in full.items if isinstance(item, Table))
+    assert ["σ, median (5 % to 95 %)", "1 (0.5 to 2)"] in [list(row) for row in table.rows]
+    figures_only = predictive_section(figures(nll_per_dimension=None))
+    assert [type(item) for item in figures_only.items] == [Table]
+
+
+def test_text_says_when_there_is_no_skill_and_when_the_teacher_has_collapsed():
+    assert "no better than" in predictive_section(figures(energy_skill=-0.1)).text
+    assert "has collapsed" in predictive_section(figures(target_std=0.001)).text
+    assert "has collapsed" not in predictive_section(figures()).text
