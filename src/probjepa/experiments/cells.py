@@ -177,36 +177,50 @@ def run_cell(
         figures, notes = measure_cost(cell)
     else:
         from probjepa.experiments.measure import measure
-        from probjepa.training import fit
 
         assert data is not None
-        method = build(cell)
-        if cell.task == "train":
-            if not (run / "config.yaml").is_file():
-                shutil.rmtree(run, ignore_errors=True)  # killed before there was anything to go on with
-            try:
-                fit(
-                    method, data.train, out=run, resume=(run / "config.yaml").is_file(), seed=cell.seed,
-                    monitor_every=0, knn_every=0, progress=progress, **cell.fit,
-                )  # fmt: skip
-            except Interrupted as stop:
-                reason = str(stop).partition(":")[0]
-                raise Interrupted(f"{reason} of {cell.label}: run the same command again to go on") from None
-            except (ArtifactError, ConfigError):
-                raise
-            except ProbjepaError as error:
-                failed = str(error)
-        else:
-            method.calibrate(data.train.images)
-            method.eval()
+        method, failed = trained(cell, data, run, monitor_every=0, knn_every=0, progress=progress)
         if failed is None:
             pixels = cell.task == "raw-pixels"
             figures, notes = measure(method, data, seed=cell.seed, n_bootstrap=n_bootstrap, pixels=pixels)
+    return record(cell, figures, failed, notes, started)
+
+
+def trained(cell: Cell, data: DataSet, run: Path, **options: Any) -> tuple[Method, str | None]:
+    """Return a cell's method, trained where its task is that, and the reason where the training failed.
+
+    It goes on with what ``run`` holds. ``options`` go to ``fit``: what is watched, not what is trained.
+    """
+    from probjepa.training import fit
+
+    method = build(cell)
+    if cell.task != "train":
+        method.calibrate(data.train.images)
+        return method.eval(), None
+    if not (run / "config.yaml").is_file():
+        shutil.rmtree(run, ignore_errors=True)  # killed before there was anything to go on with
+    try:
+        resume = (run / "config.yaml").is_file()
+        fit(method, data.train, out=run, resume=resume, seed=cell.seed, **options, **cell.fit)
+    except Interrupted as stop:
+        reason = str(stop).partition(":")[0]
+        raise Interrupted(f"{reason} of {cell.label}: run the same command again to go on") from None
+    except (ArtifactError, ConfigError):
+        raise
+    except ProbjepaError as error:
+        return method, str(error)
+    return method, None
+
+
+def record(
+    cell: Cell, figures: Mapping[str, Any], failed: str | None, notes: Iterable[str], started: float
+) -> dict[str, Any]:
+    """Return a cell's JSON, with what it ran on; ``started`` is of the monotonic clock."""
     return {
         "cell": cell.identity,
         "figures": {name: {key: _rounded(x) for key, x in of.items()} for name, of in figures.items()},
         "failed": failed,
-        "notes": notes,
+        "notes": list(notes),
         "seconds": round(time.monotonic() - started, 1),
         **_provenance(cell),
     }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from probjepa.experiments.budgets import Budget, budget_of
 from probjepa.experiments.cells import Cell, make_cell, run_cell
 from probjepa.experiments.datasets import RANDOM_PIXELS, DataSet, missing, open_data_set, title_of
 from probjepa.experiments.declare import Column, Experiment, Finding
+
+if TYPE_CHECKING:
+    from probjepa.report.page import Section
 
 Result = Mapping[str, Any]
 
@@ -35,6 +38,9 @@ def reproduce(
     seed: int,
     overwrite: bool,
     progress: bool,
+    budgets: Callable[[str], Budget] = budget_of,
+    run: Callable[..., dict[str, Any]] | None = None,
+    sections: Callable[[Sequence[Result]], Sequence[Section]] = lambda _: (),
 ) -> None:
     """Run an experiment into ``out``: metrics.json, report.html and a printed summary.
 
@@ -49,6 +55,10 @@ def reproduce(
         "quick", "small" or "full"
     cells
         folder of the finished cells; None: ``out``/cells
+    budgets, run, sections
+        what an experiment has of its own: its budgets by name, what runs a cell (None: ``run_cell``), and
+        what follows its tables on the page, from the cells' results. What a result has under "pictures" is
+        for these sections alone: metrics.json leaves it out
 
     Raises
     ------
@@ -63,7 +73,7 @@ def reproduce(
     """
     from probjepa.experiments.grid_page import page, print_summary
 
-    spent = budget_of(budget)
+    spent = budgets(budget)
     half_done = not (out / "metrics.json").exists() and any(
         (out / part).is_dir() for part in ("cells", "runs")
     )
@@ -87,10 +97,13 @@ def reproduce(
             for cell in plan(experiment, spent, name, data, seed):
                 if cell.key not in done:
                     left -= 1
-                    done[cell.key] = _finished_or_run(cell, data, spent, out, cells, progress, left)
+                    done[cell.key] = _finished_or_run(
+                        cell, data, spent, out, cells, progress, left, run or run_cell
+                    )
                 found.append({"row": cell.label, "key": cell.key, **done[cell.key]})
-    metrics = summarise(experiment, spent, present, ood, found, not_run, seed)
-    write_text(out / "report.html", page(metrics))
+    bare = [{key: value for key, value in result.items() if key != "pictures"} for result in found]
+    metrics = summarise(experiment, spent, present, ood, bare, not_run, seed)
+    write_text(out / "report.html", page(metrics, sections(found)))
     _write_json(out / "metrics.json", metrics)
     shutil.rmtree(out / "runs", ignore_errors=True)
     print_summary(metrics)
@@ -112,17 +125,24 @@ def plan(
 
 
 def _finished_or_run(
-    cell: Cell, data: DataSet | None, budget: Budget, out: Path, cells: Path | None, progress: bool, left: int
+    cell: Cell,
+    data: DataSet | None,
+    budget: Budget,
+    out: Path,
+    cells: Path | None,
+    progress: bool,
+    left: int,
+    run: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
     place = (cells or out / "cells") / f"{cell.key}.json"
     result = finished(place, cell)
     how = "kept"
     if result is None:
-        run = out / "runs" / cell.key
+        folder = out / "runs" / cell.key
         bar = progress and budget.name != "quick"
-        result = run_cell(cell, data, run, n_bootstrap=budget.n_bootstrap, progress=bar)
+        result = run(cell, data, folder, n_bootstrap=budget.n_bootstrap, progress=bar)
         _write_json(place, result)
-        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         how = f"{result['seconds']:.0f} s"
     if progress:
         failed = f", failed: {result['failed']}" if result["failed"] else ""
@@ -187,6 +207,7 @@ def summarise(
         "backbone": {"name": budget.backbone, "options": dict(budget.backbone_options)},
         "seeds": list(range(seed, seed + budget.seeds)),
         "published_budget": experiment.published_budget,
+        "intervals": experiment.intervals or _intervals(budget),
         "hardware": sorted({result["hardware"] for result in found}),
         "versions": [json.loads(text) for text in sorted(versions)],
         "seconds": round(sum({result["key"]: result["seconds"] for result in found}.values()), 1),
@@ -194,6 +215,14 @@ def summarise(
         "tables": tables,
         "cells": list(found),
     }
+
+
+def _intervals(budget: Budget) -> str:
+    if budget.seeds >= 3:
+        return (
+            "95 % intervals of the mean over seeds (Student's t); of a row without seeds, Wilson or bootstrap"
+        )
+    return "95 % intervals of one seed (Wilson or bootstrap), without what seeds differ by"
 
 
 def expand(columns: Sequence[Column], ood: Sequence[str]) -> list[Column]:

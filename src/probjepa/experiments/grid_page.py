@@ -20,14 +20,14 @@ _FILE_WIDTH = 160
 Metrics = Mapping[str, Any]
 
 
-def page(metrics: Metrics) -> str:
-    """Return the experiment's page."""
+def page(metrics: Metrics, further: Sequence[Section] = ()) -> str:
+    """Return the experiment's page, with ``further`` sections before the settings."""
     sections = []
     for table in metrics["tables"].values():
         sections.append(_table_section(table, metrics))
         if table["findings"]:
             sections.append(_findings_section(table))
-    sections.append(_settings_section(metrics))
+    sections += [*further, _settings_section(metrics)]
     versions = metrics["versions"]
     return render(
         metrics["title"],
@@ -87,12 +87,7 @@ def _table_section(table: Mapping[str, Any], metrics: Metrics) -> Section:
     text = "Ours"
     if any(_known(table, column, "published") for column in shown):
         text += f" beside the paper's figures, which are of another budget ({metrics['published_budget']})"
-    counts = {len(value["seeds"]) for row in table["rows"] for value in row["values"].values()}
-    text += ". " + (
-        "The bar is a 95 % interval of the mean over seeds (Student's t)."
-        if max(counts, default=0) >= 3
-        else "The bar is the interval of one seed (Wilson or bootstrap), without what seeds differ by."
-    )
+    text += f". Bars and brackets: {metrics['intervals']}."
     reasons = [
         f"{row['label']}: {reason}" for row in table["rows"] for reason in dict.fromkeys(row["failed"])
     ]
@@ -147,7 +142,7 @@ def dots(name: str, rows: Sequence[Mapping[str, Any]], percent: bool) -> Figure:
     published = " Diamond: published." if any("published" in row["values"][name] for row in kept) else ""
     return finish(
         figure,
-        f"Dot: mean; ticks: seeds; bar: 95 % interval.{published}",
+        f"Dot: mean; ticks: seeds; bar: interval.{published}",
         f"{name}: {', '.join(texts)}",
         "full" if wide else "half",
     )
@@ -214,7 +209,7 @@ def print_summary(metrics: Metrics) -> None:
     for table in metrics["tables"].values():
         shown = [column for column in table["columns"] if _known(table, column, "value")]
         fits = console.width >= 30 + 22 * len(shown)
-        title = f"{metrics['title']}: {table['title']}" + (" (95 % interval)" if fits else "")
+        title = f"{metrics['title']}: {table['title']}" + (f" ({metrics['intervals']})" if fits else "")
         printed = TerminalTable(title=title, title_justify="left")
         printed.add_column("", no_wrap=True)
         for column in shown:
