@@ -1,0 +1,128 @@
+"""The table of I-JEPA's heads: its rows, a cell that resumes, a failure that is recorded, its pictures."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from probjepa.errors import ConfigError
+from probjepa.experiments import EXPERIMENTS, ijepa_heads, ijepa_heads_page
+from probjepa.experiments.cells import build, make_cell
+from probjepa.experiments.datasets import DataSet
+from probjepa.experiments.demo import demo_sets
+from probjepa.experiments.ijepa_heads import BUDGETS, EXPERIMENT, HEADS, budget_of, run_cell
+from probjepa.training.interrupt import Interrupted
+
+QUICK = BUDGETS["quick"]
+TINY = replace(
+    QUICK,
+    backbone_options={"patch_size": 4, "width": 8, "depth": 1, "heads": 2},
+    fit={**QUICK.fit, "epochs": 2, "batch_size": 32},
+    n_bootstrap=10,
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    train, test, _ = demo_sets()
+    return DataSet("digits", "digits", train.subset(range(96)), test.subset(range(40)), {}, "mark")
+
+
+def cell(label, budget=TINY, **settings):
+    row = next(row for row in EXPERIMENT.rows if row.label == label and budget.name in row.budgets)
+    row = replace(row, settings={**row.settings, **settings})
+    return make_cell(row, budget, "digits", (1, 16), 0, "mark")
+
+
+def test_every_budget_has_every_row_and_heads_differ_in_nothing_else():
+    assert EXPERIMENTS["ijepa-heads"] is EXPERIMENT
+    for name, budget in BUDGETS.items():
+        rows = EXPERIMENT.rows_of(name)
+        assert [row.label for row in rows[:-2]] == list(HEADS)
+        shape = (1, 16) if name == "quick" else (3, 64)
+        made = [make_cell(row, budget, "x", shape, 0, "mark") for row in rows[:-2]]
+        for one in made:
+            assert isinstance(build(one), torch.nn.Module)
+            assert one.fit == made[0].fit  # the learning rate among them
+            shared = [
+                {k: v for k, v in each.settings.items() if not k.startswith("head")}
+                for each in (one, made[0])
+            ]
+            assert shared[0] == shared[1]
+        assert len({one.key for one in made}) == len(made)
+    with pytest.raises(ConfigError, match="unknown budget 'medium'"):
+        budget_of("medium")
+
+
+def test_a_stopped_cell_goes_on_to_the_same_figures(data, tmp_path, monkeypatch):
+    one = cell("mdn")
+    whole = run_cell(one, data, tmp_path / "whole", n_bootstrap=10, progress=False)
+    fit = ijepa_heads.trained.__globals__["build"]
+    assert fit is build
+
+    from lightning.pytorch import Callback
+
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                raise Interrupted("stopped: there")
+
+    original = ijepa_heads.trained
+    monkeypatch.setattr(
+        ijepa_heads, "trained", lambda *a, **options: original(*a, **options, callbacks=[Stop()])
+    )
+    with pytest.raises(Interrupted, match=r"stopped of mdn: run the same command again"):
+        run_cell(one, data, tmp_path / "cut", n_bootstrap=10, progress=False)
+    monkeypatch.undo()
+    again = run_cell(one, data, tmp_path / "cut", n_bootstrap=10, progress=False)
+
+    def untimed(result):
+        kept = {k: v for k, v in result["figures"].items() if "ratio" not in k and "sampling" not in k}
+        return kept, result["pictures"], result["cell"]
+
+    assert untimed(again) == untimed(whole)
+    assert whole["pictures"]["curves"]["epoch"] == [1, 2]
+    assert None not in whole["pictures"]["curves"]["knn"]
+    figures = whole["figures"]
+    assert {"nll", "energy", "cosine", "step ratio", "sampling", "mixture entropy"} <= set(figures)
+    assert figures["step ratio"]["low"] <= figures["step ratio"]["value"] <= figures["step ratio"]["high"]
+    json.dumps(whole, allow_nan=False)
+
+
+def test_a_training_that_diverges_is_recorded(data, tmp_path):
+    bad = cell("deterministic, smooth L1", replace(TINY, fit={**TINY.fit, "learning_rate": 1e30}))
+    result = run_cell(bad, data, tmp_path / "run", n_bootstrap=10, progress=False)
+    assert "not finite" in result["failed"]
+    assert result["figures"] == result["pictures"] == {}
+
+
+def test_baselines_have_accuracies_and_no_predictions(data, tmp_path):
+    fresh = run_cell(cell(ijepa_heads.RANDOM), data, tmp_path / "a", n_bootstrap=10, progress=False)
+    assert set(fresh["figures"]) == {"knn20/h", "linear/h", "effective rank", "target std"}
+    pixels = run_cell(cell(ijepa_heads.PIXELS), data, tmp_path / "b", n_bootstrap=10, progress=False)
+    assert set(pixels["figures"]) == {"knn20/h", "linear/h"}
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x, y = (of.images.flatten(1).double() / 255 for of in (data.train, data.test))
+    mean, std = x.mean(), x.std()
+    x, y = ((of - mean) / std for of in (x, y))
+    x, y = (of / of.norm(dim=1, keepdim=True) for of in (x, y))
+    votes = KNeighborsClassifier(20).fit(x, data.train.labels)
+    share = votes.score(y, data.test.labels)
+    assert pixels["figures"]["knn20/h"]["value"] == pytest.approx(share, abs=2.5 / 40)  # votes may tie
+
+
+def test_pictures_are_of_the_first_seed_of_each_head():
+    def result(row, seed):
+        points = [[float(seed), 0.1 * i, 0.2 * i * i] for i in range(30)]
+        curves = {"epoch": [1, 2], "loss": [1.0, 0.5], "knn": [None, 0.5], "target_std": [0.5, 0.5]}
+        return {"row": row, "pictures": {"targets": points, "samples": points, "curves": curves}}
+
+    results = [result(row, seed) for row in ("mdn", "diffusion") for seed in (0, 1)]
+    results.append({"row": "raw pixels", "pictures": {}})
+    grid, training = ijepa_heads_page.sections(results)
+    assert len(grid.items) == 2
+    assert len(training.items) == 1 + 2  # the kNN curves, and a loss a head
+    assert "50.0" in training.items[0].alt
+    assert ijepa_heads_page.sections(results[-1:]) == []
