@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from probjepa import metrics
 from probjepa.data import Images
 from probjepa.errors import DataError
+from probjepa.heads.base import gaussian_log_density
 from probjepa.heads.gaussian import GaussianPrediction
 from probjepa.heads.mixture import MixturePrediction
 from probjepa.heads.realnvp import FlowPrediction
@@ -126,7 +127,7 @@ def target_std(method: IJEPA, images: Tensor) -> float:
     """
     with evaluating(method):
         tokens = torch.cat(
-            [method.targets(method.preprocess(x.to(method.device))) for x in images.split(_BATCH)]
+            [method.targets(method.preprocess(x.to(method.device))) for x in torch.split(images, _BATCH)]
         )
     return float(tokens.std(0, correction=0).mean())
 
@@ -136,7 +137,7 @@ def _tokens(
 ) -> tuple[Tensor, Tensor, float]:
     """Context vectors (N, P, C) and targets (N, P, D) of the chosen hidden tokens (N, P); the target_std."""
     vectors, targets, everything = [], [], []
-    for part in torch.arange(len(pixels)).split(_BATCH):
+    for part in torch.split(torch.arange(len(pixels)), _BATCH):
         images = method.preprocess(pixels[part].to(method.device))
         masks = context[part].to(method.device), hidden[part].to(method.device)
         tokens = method.targets(images)
@@ -206,10 +207,9 @@ def _marginal(
     others = targets[image.to(targets.device), token.to(targets.device)].reshape(draws, -1, dim)
     flat = targets.reshape(-1, dim).double()
     mean, scale = everything.double().mean(0), everything.double().std(0, correction=0).clamp_min(1e-6)
-    normal = torch.distributions.Normal(mean, scale)
     return {
         "energy_score_marginal": metrics.energy_score(others, flat),
-        "nll_marginal": -normal.log_prob(flat).mean(-1),
+        "nll_marginal": -gaussian_log_density(flat, mean, scale).mean(-1),
     }
 
 

@@ -202,8 +202,8 @@ def draw_cloud(axis: Any, targets: Array, samples: Array) -> None:
 def peak(*clouds: Array) -> float:
     """About how many points the fullest hexagon holds, by a square grid as fine."""
     extent = extent_of(*clouds)
-    box = [[extent[0], extent[1]], [extent[2], extent[3]]]
-    return max(float(np.histogram2d(*c[:, :2].T, bins=_BINS, range=box)[0].max()) for c in clouds)
+    box = np.reshape(extent, (2, 2))
+    return max(float(np.histogram2d(c[:, 0], c[:, 1], bins=_BINS, range=box)[0].max()) for c in clouds)
 
 
 @styled
