@@ -300,14 +300,16 @@ def evaluate_tables(
             f"the model was fitted with the column '{target}': train it without, probjepa train … "
             f"--target {target}"
         )
-    frames = []
-    for path in (train, test):
+
+    def opened(path: str) -> Any:
         frame = read_table(path)
         names = _row_names(frame, [*model.schema_.columns, target])
-        frames.append(frame if names is None else frame.drop(columns=names))
+        return frame if names is None else frame.drop(columns=names)
+
     result = evaluate_table(
-        model, *frames, target, seeds=(seed,), names=(Path(train).name, Path(test).name), progress=progress
-    )
+        model, opened(train), opened(test), target, seeds=(seed,), progress=progress,
+        names=(Path(train).name, Path(test).name),
+    )  # fmt: skip
     write_text(out / "metrics.json", json.dumps(result.metrics, indent=2, allow_nan=False) + "\n")
     write_text(out / "report.html", table_report(result.metrics, result.arrays))
     _print_summary(result.metrics)

@@ -11,6 +11,7 @@ EXPERIMENTS = Registry(
         "jepa-score-gmm": "probjepa.experiments.jepa_score_gmm:reproduce",
         "var-jepa-simulation": "probjepa.experiments.var_jepa_simulation:reproduce",
         "ijepa-heads": "probjepa.experiments.ijepa_heads:EXPERIMENT",
+        "var-t-jepa": "probjepa.experiments.var_t_jepa:reproduce",
         "vje-table2": "probjepa.experiments.vje_table2:EXPERIMENT",
         "vje-df-sweep": "probjepa.experiments.vje_df_sweep:EXPERIMENT",
         "vje-loss-ablation": "probjepa.experiments.vje_loss_ablation:EXPERIMENT",

@@ -47,10 +47,23 @@ class TableEvaluation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One seed: ``figures``, nested by name, and ``doubt``: source → (N,), higher = less sure."""
+    """One seed.
+
+    Attributes
+    ----------
+    figures
+        nested by name
+    doubt
+        source → (N,), higher = less sure
+    unsure
+        features → classifier → 1 − its maximum class probability, (N,)
+    model
+        the fitted encoder, or None
+    """
 
     figures: dict[str, Any]
     doubt: dict[str, npt.NDArray[np.float64]]
+    unsure: dict[str, dict[str, npt.NDArray[np.float64]]]
     model: Any
 
 
@@ -98,7 +111,8 @@ def check_labels(frame: Any, target: str, name: str) -> npt.NDArray[np.str_]:
                 "classes, so bin it first"
             )
         column = column.astype(np.int64)
-    return column.astype(str).to_numpy(dtype=np.str_)
+    labels: npt.NDArray[np.str_] = column.astype(str).to_numpy(dtype=np.str_)
+    return labels
 
 
 def evaluate_table(
@@ -252,11 +266,12 @@ def evaluate_once(
     accuracy: dict[str, dict[str, Any]] = {"majority class": {}}
     selective: dict[str, dict[str, Any]] = {}
     calibration: dict[str, dict[str, Any]] = {}
+    unsure: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
     majority = int(np.bincount(y).argmax())
     for name in predictors:
         accuracy["majority class"][name] = class_figures(y_test, np.full(len(y_test), majority))
     for space, (x, x_val, x_test) in spaces.items():
-        for of in (accuracy, selective, calibration):
+        for of in (accuracy, selective, calibration, unsure):
             of[space] = {}
         for name in predictors:
             try:
@@ -266,14 +281,15 @@ def evaluate_once(
                 continue
             answers = probabilities.argmax(1)
             accuracy[space][name] = class_figures(y_test, answers)
+            unsure[space][name] = 1 - probabilities.max(1)
             selective[space][name], calibration[space][name] = selection_figures(
-                answers == y_test, {"maximum class probability": 1 - probabilities.max(1), **doubt}
+                answers == y_test, {"maximum class probability": unsure[space][name], **doubt}
             )
     figures: dict[str, Any] = {"accuracy": accuracy, "selective": selective, "calibration": calibration}
     if model is not None:
         collapse = metrics.collapse_summary(spaces["embedding"][2])
         figures["collapse"] = {key: measured(value) for key, value in collapse.items()}
-    return Outcome(figures, doubt, model)
+    return Outcome(figures, doubt, unsure, model)
 
 
 def class_figures(truth: Codes, answers: Codes) -> dict[str, dict[str, float | None]]:

@@ -1,0 +1,133 @@
+"""The study of table encoders: its cells, its figures, and what it leaves when data are missing."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from probjepa.errors import ArtifactError, ConfigError
+from probjepa.experiments import EXPERIMENTS, table_sets, var_t_jepa
+from probjepa.experiments.table_sets import open_table_set
+from probjepa.experiments.var_t_jepa import (
+    BUDGETS,
+    COLUMNS,
+    METHODS,
+    PUBLISHED,
+    ROWS,
+    flat_figures,
+    make_cell,
+)
+from probjepa.tabular import TJEPA, VarTJEPA
+
+OPTIONS = {"data_root": None, "cells": None, "seed": 0, "overwrite": False, "progress": False}
+TINY = replace(
+    BUDGETS["quick"], tables=("sim", "adult"), rows=60,
+    settings={"max_epochs": 1, "dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8, "device": "cpu"},
+)  # fmt: skip
+
+
+@pytest.fixture
+def adult(tmp_path):
+    """Rows that look like Adult's: numbers, text, "?" for missing."""
+    random = np.random.default_rng(0)
+    n = 60
+    frame = pd.DataFrame({"age": random.integers(20, 60, n), "work": random.choice(["a", "b", "?"], n)})
+    frame["income"] = np.where(frame["age"] + random.normal(0, 5, n) > 40, ">50K", "<=50K")
+    (tmp_path / "data" / "tabular").mkdir(parents=True)
+    frame.to_parquet(tmp_path / "data" / "tabular" / "adult.parquet")
+    return tmp_path / "data"
+
+
+def test_a_table_is_split_and_its_missing_cells_are_missing(adult):
+    data = open_table_set("adult", adult, seed=0)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [42, 6, 12]
+    joined = pd.concat([data.train, data.validation, data.test])
+    assert joined["work"].isna().any()
+    assert set(joined["work"].dropna()) == {"a", "b"}
+    assert open_table_set("adult", adult, seed=1).fingerprint != data.fingerprint
+    assert len(open_table_set("adult", adult, seed=0, rows=30).train) == 21
+
+
+@pytest.mark.parametrize("name", ["sim", "digits", "wine", "breast-cancer"])
+def test_tables_that_need_no_files(name):
+    data = open_table_set(name, None, seed=0, rows=100)
+    assert list(data.train.columns) == list(data.test.columns)
+    assert data.train["label"].nunique() >= 2
+    assert (data.ambiguity is None) == (name in ("wine", "breast-cancer"))
+    assert data.ambiguity is None or len(data.ambiguity) == len(data.test)
+
+
+def test_credit_has_categories_that_are_numbers():
+    types = table_sets.SOURCES["credit"].column_types
+    assert sorted(types, key=lambda c: int(c[1:])) == ["X2", "X3", "X4", "X6", "X7", "X8", "X9", "X10", "X11"]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "raw"])
+def test_every_declared_cell_can_be_made(budget, method):
+    data = open_table_set("wine", None, seed=0)
+    for table in BUDGETS[budget].tables:
+        cell = make_cell(method, table, data, budget, 0)
+        model = {"t-jepa": TJEPA, "var-t-jepa": VarTJEPA}[method](**cell.settings)
+        assert model.get_params()["max_epochs"] == cell.settings["max_epochs"]
+        assert cell.key != make_cell(method, table, data, budget, 1).key
+    assert make_cell(method, "adult", data, "full", 0).settings["n_layers"] == 8
+
+
+def test_published_figures_have_a_place():
+    labels = {column.label for column in COLUMNS}
+    assert all(table in table_sets.SOURCES and row in ROWS and c in labels for table, row, c in PUBLISHED)
+
+
+def test_a_study_can_be_cut_short_and_says_what_it_lacks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(var_t_jepa.BUDGETS, "quick", TINY)
+    monkeypatch.setattr(var_t_jepa, "_PREDICTORS", {"logistic regression": "LR", "MLP": "MLP"})
+    out = tmp_path / "out"
+    ran = []
+    run_cell = var_t_jepa.run_cell
+
+    def counted(cell, data):
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append(cell.label)
+        return run_cell(cell, data)
+
+    monkeypatch.setattr(var_t_jepa, "run_cell", counted)
+    study = EXPERIMENTS["var-t-jepa"]
+    with pytest.raises(KeyboardInterrupt):
+        study(out, budget="quick", **OPTIONS)
+    assert len(list((out / "cells").iterdir())) == 2
+    monkeypatch.setattr(
+        var_t_jepa, "run_cell", lambda cell, data: ran.append(cell.label) or run_cell(cell, data)
+    )
+    study(out, budget="quick", **OPTIONS)
+    assert ran == ["raw features", "T-JEPA", "Var-T-JEPA"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["not_run"] == ["Adult: not run: no --data-root, which holds tabular/adult.parquet"]
+    rows = {row["label"]: row["values"] for row in metrics["tables"]["sim"]["rows"]}
+    assert rows["Var-T-JEPA"]["ρ of σ with u"]["value"] is not None
+    assert rows["T-JEPA"]["ρ of σ with u"]["value"] is None
+    assert rows["T-JEPA"]["effective rank"]["value"] > 1
+    assert rows["raw features"]["best of 3, %"]["published"] == 0.962
+    best = max(rows["raw features"][f"{name}, %"]["value"] for name in ("LR", "MLP"))
+    assert rows["raw features"]["best of 3, %"]["value"] >= best
+    assert "Var-T-JEPA" in (out / "report.html").read_text()
+    with pytest.raises(ArtifactError, match="exists already"):
+        study(out, budget="quick", **OPTIONS)
+    with pytest.raises(ConfigError, match="unknown budget"):
+        study(tmp_path / "new", budget="huge", **OPTIONS)
+
+
+def test_a_predictor_that_was_not_run_has_no_figures():
+    figure = {"value": 0.5, "low": None, "high": None}
+    scores = {"accuracy": figure, "macro F1": figure, "weighted F1": figure}
+    figures = {
+        "accuracy": {"raw": {"MLP": scores, "XGBoost": {"not run": "why"}}},
+        "selective": {"raw": {"MLP": {}}},
+        "calibration": {"raw": {"MLP": {}}},
+    }
+    flat = flat_figures(figures)
+    assert flat["raw|best"] == figure
+    assert not [name for name in flat if "XGBoost" in name]
