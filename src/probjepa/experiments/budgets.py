@@ -72,10 +72,10 @@ QUICK = Budget(
 )
 SMALL = Budget(
     "small",
-    "10,000 images at 32 px, a ConvNet of 379,000 weights, 15 epochs of 128, on a CPU",
+    "10,000 images at 32 px, a ConvNet of 379,000 weights, 15 epochs of 64, on a CPU",
     "convnet",
     {"widths": (16, 64, 128, 256)},
-    {"epochs": 15, "batch_size": 128, "device": "cpu", "precision": "bf16-mixed", "channels_last": True},
+    {"epochs": 15, "batch_size": 64, "device": "cpu", "precision": "bf16-mixed", "channels_last": True},
     methods={
         "simsiam": {"projector_dim": 512, "predictor_dim": 128},
         "vi-simsiam": {"projector_dim": 512, "predictor_dim": 128},
@@ -86,6 +86,7 @@ SMALL = Budget(
     },
     seeds=1,
     images=10_000,
+    n_bootstrap=200,
     cost={"image_size": 32, "channels": 3, "batch_size": 128, "rounds": 7},
 )
 FULL = Budget(

@@ -44,7 +44,7 @@ class Column:
     """One column: the name of a cell's figure, and how it is shown.
 
     ``{score}`` in ``figure`` is the row's; a column with ``{ood}`` stands for one column an
-    out-of-distribution set, whose name takes its place in ``label`` too.
+    out-of-distribution set, whose name takes its place in ``label`` too. No interval leaves ``limits``.
     """
 
     label: str
@@ -52,6 +52,7 @@ class Column:
     percent: bool = False
     better: Literal["max", "min"] | None = None
     plot: bool = False
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Experiment:
         (data set, row, column) → the paper's figure, in the column's unit
     published_budget
         what the published figures were trained with
+    intervals
+        what the intervals are, where they are not the runner's 95 % ones
     """
 
     name: str
@@ -101,6 +104,7 @@ class Experiment:
     )
     published: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
     published_budget: str = ""
+    intervals: str = ""
 
     def rows_of(self, budget: str) -> list[Row]:
         """Return the lines that a budget runs."""
@@ -127,11 +131,11 @@ class Experiment:
 
 
 # the columns that most tables share
-KNN_H = Column("kNN on h, %", "knn20/h", percent=True, better="max", plot=True)
-KNN_MU = Column("kNN on μ, %", "knn20/mu", percent=True, better="max", plot=True)
-KNN_EMA = Column("kNN on EMA h, %", "knn20/ema-h", percent=True, better="max")
+KNN_H = Column("kNN on h, %", "knn20/h", percent=True, better="max", plot=True, limits=(0, 1))
+KNN_MU = Column("kNN on μ, %", "knn20/mu", percent=True, better="max", plot=True, limits=(0, 1))
+KNN_EMA = Column("kNN on EMA h, %", "knn20/ema-h", percent=True, better="max", limits=(0, 1))
 VARIANCE = Column("mean σ²", "mean variance", plot=True)
 KL = Column("KL, nats", "kl")
 RANK = Column("effective rank", "effective rank")
 LEARNED = (KNN_H, KNN_MU, VARIANCE, KL, RANK)
-OOD = Column("AUROC, {ood}", "auroc/{ood}/{score}", better="max", plot=True)
+OOD = Column("AUROC, {ood}", "auroc/{ood}/{score}", better="max", plot=True, limits=(0, 1))

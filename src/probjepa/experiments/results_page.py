@@ -23,8 +23,8 @@ What was reproduced of the papers' tables, with what budget, and what was not. W
 `benchmarks/results/reproduce/*.json`, each a copy of the metrics.json that
 `probjepa reproduce NAME --budget BUDGET` leaves.
 
-A cell of a table holds ours, its 95 % interval (Student's t over three seeds; of one seed, Wilson or
-bootstrap), and in brackets the published figure, which is of another budget.
+A cell of a table holds ours, its interval, and in square brackets the published figure, which is of another
+budget.
 """
 
 
@@ -88,7 +88,8 @@ def _section(metrics: Mapping[str, Any]) -> str:
         f"## {metrics['title']} ({metrics['budget']['name']})",
         "",
         f"{metrics['question']} {metrics['paper']}. Ours: {metrics['budget']['title']}; {count}; {versions}; "
-        f"{'; '.join(metrics['hardware'])}. Published: {metrics['published_budget'] or 'no figures'}.",
+        f"{'; '.join(metrics['hardware'])}. Intervals: {metrics['intervals']}. Published: "
+        f"{metrics['published_budget']}.",
     ]
     for table in metrics["tables"].values():
         shown = [

@@ -26,7 +26,9 @@ EXPERIMENT = Experiment(
     question="Is VJE less sure of an image the nearer it lies to another class?",
     rows=(Row("VJE"), Row("VJE-EMA", settings={"target": "ema"})),
     columns=tuple(
-        Column(f"ρ of {name} with {place}", f"spearman/{figure}/{place}", plot=place == "margin")
+        Column(
+            f"ρ of {name} with {place}", f"spearman/{figure}/{place}", plot=place == "margin", limits=(-1, 1)
+        )
         for place in ("margin", "radius")
         for name, (figure, _) in _MEASURES.items()
     ),
