@@ -56,8 +56,9 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
     anneal
         T as a share of the training: the α of the three divergences grow as min(t/T, 1); 0: at once
     sigreg_weight
-        λ ≥ 0 of SIGReg on the draws of s_x, as the source has it: the mean over 64 directions and 64
-        frequencies to 5 of the squared distance of characteristic functions, with neither window nor factor N
+        λ ≥ 0 of SIGReg on the draws of s_x: the mean over 64 directions and 64 frequencies to 5 of the
+        squared distance of characteristic functions. The source gives these counts and λ = 10; that there is
+        neither a window nor a factor N is our reading
     networks
         modules of your own in the place of some of the six: "encoder" (x), "auxiliary" (s_x),
         "target_encoder" (s_x, z, y) and "predictor" (s_x, z) take tensors and return (N, 2K), mean and log σ²
