@@ -13,7 +13,8 @@ from probjepa.experiments.budgets import BUDGETS, QUICK
 from probjepa.experiments.cells import build, make_cell
 from probjepa.experiments.declare import Experiment, Row
 
-DECLARED = {name: EXPERIMENTS[name] for name in EXPERIMENTS if isinstance(EXPERIMENTS[name], Experiment)}
+# one with budgets of its own has tests of its own
+DECLARED = {name: EXPERIMENTS[name] for name in EXPERIMENTS if type(EXPERIMENTS[name]) is Experiment}
 
 
 def cell_of(row, budget=QUICK, dataset="digits", seed=0, mark="abc"):
