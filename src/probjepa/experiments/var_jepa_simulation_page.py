@@ -66,9 +66,9 @@ def page(metrics: Metrics) -> str:
                 f"What the letters {', '.join(OURS)} stand for is ours: the published figures that we have "
                 "are of the other five. Also ours: the number of pairs, Xavier-uniform weights of the data's "
                 "frozen maps, a learned standard deviation for each decoder, GELU, and SIGReg as a plain "
-                "mean over directions and frequencies. These were settled on single trial seeds by which came "
-                "nearest to the published figures (of A's probe and of J), before the five seeds were run; "
-                "the other weights are not tuned.",
+                "mean over directions and frequencies. The weights, the decoders' scale and SIGReg's form "
+                "were settled on trial runs of one or two other draws, by what came nearest to the published "
+                "figures; then the seeds were run once.",
                 [
                     *settings_tables(metrics["budget"]["fit"], "What all variants have in common."),
                     Table(["variant", "weights other than 1"],
