@@ -40,9 +40,12 @@ def results_page(results: Path) -> str:
     for path in sorted((results / FOLDER).glob("*.json")):
         metrics = _read(path)
         runs.setdefault(metrics["experiment"], {})[metrics["budget"]["name"]] = metrics
-    tables = [name for name in EXPERIMENTS if isinstance(EXPERIMENTS[name], Experiment)]
-    parts = [_HEAD, _overview(tables, runs)]
-    for name in tables:
+    declared = {name: EXPERIMENTS[name] for name in EXPERIMENTS if isinstance(EXPERIMENTS[name], Experiment)}
+    questions = {name: experiment.question for name, experiment in declared.items()}
+    for name, by_budget in runs.items():  # those that are not declared say themselves what they answer
+        questions.setdefault(name, next(iter(by_budget.values()))["question"])
+    parts = [_HEAD, _overview(questions, runs)]
+    for name in questions:
         for budget in BUDGETS:
             if budget in runs.get(name, {}):
                 parts.append(_section(runs[name][budget]))
@@ -62,12 +65,16 @@ def _read(path: Path) -> Mapping[str, Any]:
     return metrics
 
 
-def _overview(tables: Sequence[str], runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    rows = []
-    for name in tables:
-        rows.append([f"`{name}`", EXPERIMENTS[name].question, *(_run(runs, name, b) for b in BUDGETS)])
+def _overview(questions: Mapping[str, str], runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    rows = [
+        [f"`{name}`", question, *(_run(runs, name, budget) for budget in BUDGETS)]
+        for name, question in questions.items()
+    ]
     budgets = "\n".join(f"- **{budget.name}**: {budget.title}." for budget in BUDGETS.values())
-    return f"{_table(['experiment', 'question', *BUDGETS], rows)}\n\n{budgets}\n"
+    return (
+        f"{_table(['experiment', 'question', *BUDGETS], rows)}\n\nBudgets of the `vje-…` experiments (the "
+        f"others state theirs):\n\n{budgets}\n"
+    )
 
 
 def _run(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str, budget: str) -> str:
@@ -88,7 +95,7 @@ def _section(metrics: Mapping[str, Any]) -> str:
         f"## {metrics['title']} ({metrics['budget']['name']})",
         "",
         f"{metrics['question']} {metrics['paper']}. Ours: {metrics['budget']['title']}; {count}; {versions}; "
-        f"{'; '.join(metrics['hardware'])}. Intervals: {metrics['intervals']}. Published: "
+        f"{'; '.join(metrics['hardware'])}. Intervals: {metrics.get('intervals', '95 %')}. Published: "
         f"{metrics['published_budget']}.",
     ]
     for table in metrics["tables"].values():
