@@ -103,6 +103,9 @@ def test_three_seeds_have_students_interval():
     assert found["value"] == pytest.approx(mean)
     assert (found["low"], found["high"]) == pytest.approx(stats.t.interval(0.95, 2, mean, error))
     assert found["seeds"] == values
+    cut = grid.aggregate([{"value": v, "low": 0.0, "high": 1.0} for v in values], (0, 1))
+    assert found["low"] < 0 and found["high"] > 1
+    assert (cut["value"], cut["low"], cut["high"]) == (found["value"], 0, 1)
 
 
 def test_one_seed_has_its_own_interval_and_two_have_none():

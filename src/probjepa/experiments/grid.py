@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,7 +231,7 @@ def expand(columns: Sequence[Column], ood: Sequence[str]) -> list[Column]:
     for column in columns:
         for name in ood if "{ood}" in column.figure else [""]:
             figure, label = (text.replace("{ood}", name) for text in (column.figure, column.label))
-            spelt.append(Column(label, figure, column.percent, column.better, column.plot))
+            spelt.append(replace(column, label=label, figure=figure))
     return spelt
 
 
@@ -244,7 +244,8 @@ def _rows(
         values = {}
         for column in columns:
             figure = column.figure.replace("{score}", row.score)
-            values[column.label] = aggregate([result["figures"].get(figure) for result in of])
+            each = [result["figures"].get(figure) for result in of]
+            values[column.label] = aggregate(each, column.limits)
             published = experiment.published.get((name, row.label, column.label))
             if published is not None:
                 values[column.label]["published"] = published
@@ -253,11 +254,14 @@ def _rows(
     return rows
 
 
-def aggregate(figures: Sequence[Mapping[str, float | None] | None]) -> dict[str, Any]:
+def aggregate(
+    figures: Sequence[Mapping[str, float | None] | None], limits: tuple[float, float] | None = None
+) -> dict[str, Any]:
     """Return a figure over seeds: mean, 95 % interval, and the value of each seed (None: not measured).
 
     The interval is Student's t over three seeds or more, the seed's own (Wilson, bootstrap) where there is
-    one, and none for two."""
+    one, and none for two; what lies beyond ``limits`` is cut off.
+    """
     each = [figure["value"] if figure else None for figure in figures]
     known = [value for value in each if value is not None]
     low = high = None
@@ -265,7 +269,8 @@ def aggregate(figures: Sequence[Mapping[str, float | None] | None]) -> dict[str,
         from scipy.stats import t
 
         half = float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
-        low, high = float(np.mean(known)) - half, float(np.mean(known)) + half
+        least, most = limits or (-math.inf, math.inf)
+        low, high = max(float(np.mean(known)) - half, least), min(float(np.mean(known)) + half, most)
     elif len(known) == 1:
         (own,) = (figure for figure, value in zip(figures, each, strict=True) if figure and value is not None)
         low, high = own["low"], own["high"]

@@ -23,14 +23,14 @@ EXPERIMENT = Experiment(
     columns=LEARNED,
     findings=(
         Finding(
-            "with a Gaussian likelihood (ν = ∞) the posterior means lose what they know: kNN on μ is below "
-            "half of that at ν = 1",
-            lambda r: r("ν = ∞", "kNN on μ, %") < 0.5 * r("ν = 1", "kNN on μ, %"),
+            "with a Gaussian likelihood (ν = ∞) the posterior means know less: kNN on μ is 20 points "
+            "below ν = 1",
+            lambda r: r("ν = ∞", "kNN on μ, %") < r("ν = 1", "kNN on μ, %") - 0.2,
             asserted=True,
         ),
         Finding(
-            "with a Gaussian likelihood the embeddings are far worse: kNN on h is 10 points below ν = 1",
-            lambda r: r("ν = ∞", "kNN on h, %") < r("ν = 1", "kNN on h, %") - 0.1,
+            "with a Gaussian likelihood the embeddings are worse: kNN on h is 5 points below ν = 1",
+            lambda r: r("ν = ∞", "kNN on h, %") < r("ν = 1", "kNN on h, %") - 0.05,
             asserted=True,
         ),
         Finding(
@@ -39,15 +39,19 @@ EXPERIMENT = Experiment(
             asserted=True,
         ),
         Finding(
+            "a Gaussian likelihood collapses: kNN on h is below half of that at ν = 1",
+            lambda r: r("ν = ∞", "kNN on h, %") < 0.5 * r("ν = 1", "kNN on h, %"),
+        ),
+        Finding(
+            "and so does ν = 50: kNN on h is below half of that at ν = 1",
+            lambda r: r("ν = 50", "kNN on h, %") < 0.5 * r("ν = 1", "kNN on h, %"),
+        ),
+        Finding(
             "ν = 1 and 3 are the best: none of the others has a better kNN on h by more than a point",
             lambda r: (
                 max(r(label(df), "kNN on h, %") for df in DF[2:])
                 <= 0.01 + max(r(label(df), "kNN on h, %") for df in DF[:2])
             ),
-        ),
-        Finding(
-            "ν = 50 collapses as ν = ∞ does: kNN on h is 10 points below ν = 1",
-            lambda r: r("ν = 50", "kNN on h, %") < r("ν = 1", "kNN on h, %") - 0.1,
         ),
     ),
     published={
