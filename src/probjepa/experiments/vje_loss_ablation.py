@@ -23,6 +23,16 @@ EXPERIMENT = Experiment(
             lambda r: r("no KL", "mean σ²") < 0.5 * r("full", "mean σ²"),
         ),
         Finding(
+            "without the KL the posterior leaves the prior: the KL is above ten times the full loss's",
+            lambda r: r("no KL", "KL, nats") > 10 * r("full", "KL, nats"),
+            asserted=True,
+        ),
+        Finding(
+            "without the KL the embeddings are worse: kNN on h is 10 points below the full loss's",
+            lambda r: r("no KL", "kNN on h, %") < r("full", "kNN on h, %") - 0.1,
+            asserted=True,
+        ),
+        Finding(
             "without the directional term the posterior becomes the prior: mean σ² is within 5 % of 1",
             lambda r: abs(r("no directional", "mean σ²") - 1) < 0.05,
         ),
