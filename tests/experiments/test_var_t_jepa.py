@@ -23,7 +23,7 @@ from probjepa.tabular import TJEPA, VarTJEPA
 
 OPTIONS = {"data_root": None, "cells": None, "seed": 0, "overwrite": False, "progress": False}
 TINY = replace(
-    BUDGETS["quick"], tables=("sim", "adult"), rows=60,
+    BUDGETS["quick"], tables=("sim", "adult"), train_rows=40,
     settings={"max_epochs": 1, "dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8, "device": "cpu"},
 )  # fmt: skip
 
@@ -47,12 +47,15 @@ def test_a_table_is_split_and_its_missing_cells_are_missing(adult):
     assert joined["work"].isna().any()
     assert set(joined["work"].dropna()) == {"a", "b"}
     assert open_table_set("adult", adult, seed=1).fingerprint != data.fingerprint
-    assert len(open_table_set("adult", adult, seed=0, rows=30).train) == 21
+    cut = open_table_set("adult", adult, seed=0, train_rows=21)
+    assert [len(part) for part in (cut.train, cut.validation, cut.test)] == [21, 3, 12]
+    pd.testing.assert_frame_equal(cut.test, data.test)
 
 
 @pytest.mark.parametrize("name", ["sim", "digits", "wine", "breast-cancer"])
 def test_tables_that_need_no_files(name):
-    data = open_table_set(name, None, seed=0, rows=100)
+    data = open_table_set(name, None, seed=0, train_rows=100)
+    assert len(data.train) == 100
     assert list(data.train.columns) == list(data.test.columns)
     assert data.train["label"].nunique() >= 2
     assert (data.ambiguity is None) == (name in ("wine", "breast-cancer"))

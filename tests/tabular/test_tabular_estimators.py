@@ -209,7 +209,7 @@ def test_it_stops_and_returns_the_best_epoch(table, monkeypatch):
     model = VarTJEPA(**TINY | options).fit(big)
     # the third epoch without a better one, but annealing lasts until 3: patience counts from there
     assert (model.n_iter_, model.best_epoch_) == (5, 2)
-    for name, value in model.network_.state_dict().items():
+    for name, value in model.network_.named_parameters():
         assert torch.equal(value, seen[1][name])
 
 

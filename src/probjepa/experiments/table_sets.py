@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,10 +84,10 @@ def missing(name: str, data_root: Path | None) -> str | None:
     return None if path.is_file() else f"no {path}"
 
 
-def open_table_set(name: str, data_root: Path | None, seed: int, rows: int | None = None) -> TableSet:
-    """Open a table and split it by a seed, cut down to ``rows`` rows where it has more.
+def open_table_set(name: str, data_root: Path | None, seed: int, train_rows: int | None = None) -> TableSet:
+    """Open a table and split it by a seed; of the training rows, keep ``train_rows`` where there are more.
 
-    SIM has ``rows`` rows, 10,000 where None.
+    The validation rows are then cut down to a seventh of that; the test rows stay, all of them.
 
     Raises
     ------
@@ -99,10 +100,11 @@ def open_table_set(name: str, data_root: Path | None, seed: int, rows: int | Non
         raise DataError(f"{source.title}: {reason}: put it there, or pass another --data-root")
     if name == "digits":
         first, second, third = blended_digits(seed)
-        return TableSet(first.table, second.table, third.table, LABEL, {}, third.ambiguity)
+        train, validation = _cut(train_rows, first.table, second.table)
+        return TableSet(train, validation, third.table, LABEL, {}, third.ambiguity)
     ambiguity = None
     if name == "sim":
-        drawn = simulate(rows or 10_000, seed)
+        drawn = simulate(seed=seed)
         frame, ambiguity = drawn.table, drawn.ambiguity
     elif source.file:
         assert data_root is not None
@@ -115,8 +117,6 @@ def open_table_set(name: str, data_root: Path | None, seed: int, rows: int | Non
             )
         if source.missing:
             frame = frame.replace(source.missing, None)
-        if rows is not None and rows < len(frame):
-            frame = frame.sample(rows, random_state=0).reset_index(drop=True)
     else:
         from sklearn import datasets
 
@@ -124,5 +124,12 @@ def open_table_set(name: str, data_root: Path | None, seed: int, rows: int | Non
         frame = load(as_frame=True).frame.rename(columns={"target": LABEL})
     parts = split_rows(frame[source.target].to_numpy(), seed)
     train, validation, test = (frame.iloc[part].reset_index(drop=True) for part in parts)
+    train, validation = _cut(train_rows, train, validation)
     known = None if ambiguity is None else ambiguity[parts[2]]
     return TableSet(train, validation, test, source.target, source.column_types, known)
+
+
+def _cut(train_rows: int | None, train: Any, validation: Any) -> tuple[Any, Any]:
+    if train_rows is None:
+        return train, validation
+    return train.iloc[:train_rows], validation.iloc[: math.ceil(train_rows / 7)]  # they are in random order

@@ -33,7 +33,7 @@ _UNCERTAINTY, _PROBABILITY = "model uncertainty", "maximum class probability"
 
 @dataclass(frozen=True)
 class Budget:
-    """What is run: tables, seeds counted from ``--seed``, rows of a table at most, settings of the encoders.
+    """What is run: tables, seeds counted from ``--seed``, training rows at most, settings of the encoders.
 
     ``published``: each table's published settings, in the place of the preset "small".
     """
@@ -41,7 +41,7 @@ class Budget:
     title: str
     tables: tuple[str, ...]
     seeds: int
-    rows: int | None = None
+    train_rows: int | None = None
     published: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -49,13 +49,13 @@ class Budget:
 _ALL = ("adult", "electricity", "credit", "sim", "digits")
 BUDGETS = {
     "quick": Budget(
-        "600 rows, encoders of one layer, 8 epochs, one seed", ("sim", "wine", "breast-cancer"), 1, 600,
+        "600 training rows, encoders of one layer, 8 epochs, one seed", ("sim", "wine", "breast-cancer"), 1,
+        600,
         settings={"max_epochs": 8, "dim": 16, "n_layers": 1, "ff_dim": 32, "device": "cpu"},
     ),
     "small": Budget(
-        "at most 6,000 rows, the preset “small” with latents of 32, 20 epochs, three seeds, on a "
-        "CPU", _ALL[:3], 3,
-        6_000, settings={"max_epochs": 20, "dim": 32, "device": "cpu"},
+        "at most 5,000 training rows, the preset “small”, quantile transform, three seeds, on a CPU", _ALL,
+        3, 5_000, settings={"numeric_transform": "quantile", "device": "cpu"},
     ),
     "full": Budget(
         "all rows, the published settings, 100 epochs, three seeds, on a GPU", _ALL, 3, published=True
@@ -189,7 +189,7 @@ def reproduce(
     found: list[dict[str, Any]] = []
     for number in range(seed, seed + spent.seeds):  # a study cut short has every table of the first seeds
         for name in present:
-            data = open_table_set(name, data_root, number, spent.rows)
+            data = open_table_set(name, data_root, number, spent.train_rows)
             for method in METHODS:
                 cell = make_cell(method, name, data, budget, number)
                 place = (cells or out / "cells") / f"{cell.key}.json"
@@ -379,7 +379,7 @@ def summarise(
         "budget": {
             "name": budget,
             "title": spent.title,
-            "fit": {"rows": spent.rows or "all", **spent.settings},
+            "fit": {"training rows": spent.train_rows or "all", **spent.settings},
         },
         "backbone": {"name": "a transformer on one token a feature", "options": {}},
         "seeds": list(range(seed, seed + spent.seeds)),

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import probjepa
 from probjepa import artifacts
 from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
-from probjepa.tabular.fitting import Best, train
+from probjepa.tabular.fitting import Best, split_rows, train
 from probjepa.tabular.frames import as_frame
 from probjepa.tabular.masks import check_share
 from probjepa.tabular.presets import PRESETS
@@ -144,12 +144,12 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
                         f"the fit of this {type(self).__name__} was stopped before its first epoch ended: "
                         "it is not fitted, fit again"
                     ) from None
-                self._keep(network, schema, settings, best, history, named=hasattr(X, "columns"))
+                self._keep(network, rows, seed, schema, settings, best, history, named=hasattr(X, "columns"))
                 raise Interrupted(
                     f"the fit of this {type(self).__name__} was stopped in epoch {len(history) + 1}: "
                     f"it has the weights of epoch {best.epoch} and can be used, or fitted again"
                 ) from None
-        self._keep(network, schema, settings, best, history, named=hasattr(X, "columns"))
+        self._keep(network, rows, seed, schema, settings, best, history, named=hasattr(X, "columns"))
         return self
 
     def _forget(self) -> None:
@@ -159,6 +159,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     def _keep(
         self,
         network: nn.Module,
+        rows: Rows,
+        seed: int,
         schema: TableSchema,
         settings: dict[str, Any],
         best: Best,
@@ -169,12 +171,18 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         assert best.state is not None
         network.load_state_dict(best.state)
         self.network_ = network.eval()
+        held_out = split_rows(len(rows), settings["validation_fraction"], seed)[1]
+        most = max(1, _TOKENS // (schema.layout.n_features + 3))
+        self._finish(network, rows, rows.at(held_out[:most], next(network.parameters()).device))
         self.schema_ = schema
         self.settings_ = settings
         self.history_ = history
         self.best_epoch_ = best.epoch
         self.n_iter_ = len(history)
         self._set_columns(named)
+
+    def _finish(self, network: Any, rows: Rows, held_out: Rows) -> None:
+        """What is left to fit to rows that the best weights were chosen by: nothing, of most."""
 
     def _set_columns(self, named: bool) -> None:
         self.n_features_in_ = len(self.schema_.columns)

@@ -51,8 +51,8 @@ def _seeded(seed: int, *path: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _split(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Training and validation rows; no validation where there would be too few."""
+def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers of training and validation rows; no validation where there would be too few."""
     order = torch.randperm(n_rows, generator=_seeded(seed, 1))
     n_validation = int(n_rows * fraction)
     if n_validation < _FEWEST_VALIDATION_ROWS:
@@ -84,7 +84,7 @@ def train(
     with the same masks and draws each epoch; it stops the fit after ``patience`` epochs without a better
     one, counted once warm-up and annealing are over. Without validation rows the last epoch is kept.
     """
-    training, validation = _split(len(rows), settings["validation_fraction"], seed)
+    training, validation = split_rows(len(rows), settings["validation_fraction"], seed)
     batch_size, epochs = int(settings["batch_size"]), int(settings["max_epochs"])
     steps = math.ceil(len(training) / batch_size)
     # the KL terms' gradients are a millionth of the likelihoods': Adam's usual 1e-8 would drown them

@@ -47,18 +47,30 @@ def _published(
     return MappingProxyType(_COMMON | own)
 
 
+def _with(preset: Mapping[str, Any], **changes: Any) -> Mapping[str, Any]:
+    return MappingProxyType({**preset, **changes})
+
+
 _TABLE = _published(
     (512, 1e-3, 10), (0.1, 0.3), (0.1, 0.6), (8, 4, 256), (1e-4, 1e-6, 1e-5), (15, 15, 15), (0.1, 1.0)
 )
 
-#: Keywords of ``VarTJEPA`` by name. "small" is ours, for a first fit on a CPU: two layers, and contexts of
-#: up to four fifths of a row, which imputation and scores ask of the model. The others are arXiv
-#: 2603.20111's; ``max_epochs``, ``patience``, ``weight_decay`` and ``validation_fraction`` were not
-#: published and are ours.
+#: Keywords of ``VarTJEPA`` by name. "small" is ours, for a first fit on a CPU: two layers, latents of 32,
+#: many small steps, and contexts of up to four fifths of a row, which imputation and scores ask of the
+#: model. Its weight of the KL between target posterior and prior is 0.1, not 1e-5: that term alone sets the
+#: standard deviations wherever the decoders do not look, and trains the predictor. It was chosen by the
+#: likelihood of hidden cells of held-out rows.
+#: The others are arXiv 2603.20111's; ``max_epochs``, ``patience``, ``weight_decay`` and
+#: ``validation_fraction`` were not published and are ours.
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "small": _published(
-            (128, 1e-3, 2), (0.2, 0.8), (0.2, 0.6), (2, 4, 128), (1e-4, 1e-6, 1e-5), (5, 5, 5), (0.1, 1.0)
+        "small": _with(
+            _published(
+                (64, 3e-3, 2), (0.4, 0.8), (0.2, 0.6), (2, 4, 128), (1e-4, 1e-6, 0.1), (5, 5, 5), (0.1, 1.0)
+            ),
+            dim=32,
+            max_epochs=20,
+            patience=10,
         ),
         "adult": _TABLE,
         "credit": _TABLE,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from probjepa.tabular.calibration import Calibration
 from probjepa.tabular.elbo import annealed, draw, kl_gaussians, kl_standard_normal
 from probjepa.tabular.masks import Masks
 from probjepa.tabular.networks import (
@@ -81,6 +82,7 @@ class VarTJEPANetwork(nn.Module):
         self.predictor_head = GaussianHead(dim)
         self.context_decoder = FeatureDecoder(layout, dim)
         self.target_decoder = FeatureDecoder(layout, dim)
+        self.calibration = Calibration(layout)
 
     def encode_context(self, tokens: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q(s_x|x) of tokens (B, C, d): mean and log-variance (B, 1 + C, d), CLS first."""
@@ -174,10 +176,44 @@ class VarTJEPANetwork(nn.Module):
         return mean, log_variance
 
     def predict(self, rows: Rows, hidden: Tensor) -> CellDistribution:
-        """p(cells | the cells that are not hidden), s_y integrated out; of use at the hidden cells (B, D)."""
+        """p(cells | the cells that are not hidden), calibrated; of use at the hidden cells (B, D)."""
+        cells: CellDistribution = self.calibration(self._predict(rows, hidden))
+        return cells
+
+    def predict_each(self, rows: Rows, folds: int) -> CellDistribution:
+        """p(cell | the cells of the other groups), calibrated; feature i is in group i mod ``folds``."""
+        cells: CellDistribution = self.calibration(self._predict_each(rows, folds))
+        return cells
+
+    def calibrate(self, held_out: Rows, codes: Tensor, folds: int = 8) -> None:
+        """Fit the calibration to rows that the weights were not fitted to; ``codes`` (N, Dc): the fit's."""
+        sizes = self.target_decoder.sizes
+        counts = [
+            (of[of > 0] - 1).bincount(minlength=n) for of, n in zip(codes.unbind(1), sizes, strict=True)
+        ]
+        self.calibration.fit(self._predict_each(held_out, folds), held_out, counts)
+
+    def _predict(self, rows: Rows, hidden: Tensor) -> CellDistribution:
+        """As the model has it, s_y integrated out."""
         mean, log_variance = self.predict_latents(rows, hidden)
         cells: CellDistribution = self.target_decoder(mean, log_variance.exp())
         return cells
+
+    def _predict_each(self, rows: Rows, folds: int) -> CellDistribution:
+        group = torch.arange(self.n_features, device=rows.codes.device) % folds
+        numeric = group[self.target_decoder.numeric]
+        of_categories = group[list(self.target_decoder.categorical)].tolist()
+        mean, variance = torch.zeros_like(rows.numeric), torch.ones_like(rows.numeric)
+        logits: list[Tensor] = [torch.empty(0)] * len(of_categories)
+        for fold in range(min(folds, self.n_features)):
+            cells = self._predict(rows, (group == fold).expand(len(rows), -1))
+            mean = torch.where(numeric == fold, cells.mean, mean)
+            variance = torch.where(numeric == fold, cells.variance, variance)
+            logits = [
+                of if own == fold else old
+                for own, of, old in zip(of_categories, cells.logits, logits, strict=True)
+            ]
+        return CellDistribution(mean, variance, logits)
 
 
 def _mean_where(values: Tensor, where: Tensor) -> Tensor:

@@ -1,0 +1,156 @@
+"""The calibration of predicted cells against known distributions, scipy and a brute-force search."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from probjepa.tabular import VarTJEPA
+from probjepa.tabular.calibration import Calibration
+from probjepa.tabular.tokens import CellDistribution, Layout, Rows
+
+LAYOUT = Layout(numeric=(0, 2), categorical=(1,), cardinalities=(3,), types=(0, 1, 0))
+
+
+def case(n=4000, seed=0):
+    """Predictions, and cells drawn so that the right correction is known."""
+    g = torch.Generator().manual_seed(seed)
+    mean = torch.randn(n, 2, generator=g)
+    variance = 0.1 + torch.rand(n, 2, generator=g)
+    noise = torch.randn(n, 2, generator=g)
+    # column 0: N(0.5 + 2m, 4v); column 1 does not depend on its prediction
+    numeric = torch.stack(
+        [0.5 + 2 * mean[:, 0] + 2 * variance[:, 0].sqrt() * noise[:, 0], -1 + 3 * noise[:, 1]], 1
+    )
+    logits = 2 * torch.randn(n, 4, generator=g) + torch.tensor([0.0, 0.0, 2.0, 5.0])
+    chance = -torch.empty(n, 4).exponential_(generator=g).log()  # Gumbel: its argmax is a draw
+    codes = (0.5 * logits + chance).argmax(1).add(1).unsqueeze(1)
+    return CellDistribution(mean, variance, [logits]), Rows(
+        numeric, torch.zeros(n, 2, dtype=torch.bool), codes
+    )
+
+
+def nll(cells, rows):
+    normal = stats.norm(cells.mean.numpy(), cells.variance.sqrt().numpy())
+    numbers = -normal.logpdf(rows.numeric.numpy()).mean(0)
+    category = torch.nn.functional.cross_entropy(cells.logits[0], rows.codes[:, 0] - 1)
+    return [*numbers.tolist(), float(category)]
+
+
+def fitted(cells, rows):
+    calibration = Calibration(LAYOUT)
+    counts = (rows.codes[:, 0] - 1).bincount(minlength=4)
+    calibration.fit(cells, rows, [counts])
+    return calibration
+
+
+def test_the_known_correction_is_found():
+    cells, rows = case()
+    calibration = fitted(cells, rows)
+    assert calibration.shift[0] == pytest.approx(0.5, abs=0.06)
+    assert calibration.slope[0] == pytest.approx(2, abs=0.06)
+    assert calibration.spread[0] == pytest.approx(4, rel=0.06)
+    assert calibration.sharpness[0] == pytest.approx(0.5, abs=0.04)
+    assert calibration.prior_weight[0] == pytest.approx(0, abs=0.25)
+
+
+def test_numbers_are_those_of_highest_likelihood():
+    cells, rows = case(300)
+    calibration = fitted(cells, rows)
+    m, v = cells.mean[:, 0].double().numpy(), cells.variance[:, 0].double().numpy()
+    x = rows.numeric[:, 0].double().numpy()
+
+    def loss(a, b, c):
+        return -stats.norm(a + b * m, np.sqrt(c * v)).logpdf(x).sum()
+
+    a, b = float(calibration.shift[0]), float(calibration.slope[0])
+    c = float(calibration.spread[0]) * (len(x) - 2) / len(x)  # unbiased → maximum likelihood
+    best = loss(a, b, c)
+    for da, db, dc in [(0.02, 0, 0), (-0.02, 0, 0), (0, 0.02, 0), (0, -0.02, 0), (0, 0, 0.1), (0, 0, -0.1)]:
+        assert loss(a + da, b + db, c + dc) > best
+
+
+def test_categories_are_those_of_highest_penalised_likelihood():
+    cells, rows = case(300)
+    calibration = fitted(cells, rows)
+    logits, target = cells.logits[0].double(), rows.codes[:, 0] - 1
+
+    def loss(a, b):
+        log_p = (a * logits + b * calibration.log_prior.double()).log_softmax(1)
+        return float(-log_p.gather(1, target.unsqueeze(1)).sum()) + 0.5 * ((a - 1) ** 2 + b**2)
+
+    a, b = float(calibration.sharpness[0]), float(calibration.prior_weight[0])
+    grid = [loss(x, y) for x in np.linspace(0, 1.5, 31) for y in np.linspace(-2, 2, 41)]
+    assert loss(a, b) <= min(grid) + 1e-6
+
+
+def test_held_out_likelihood_rises_and_noise_falls_back_to_the_marginal():
+    cells, rows = case(seed=0)
+    other, others = case(seed=1)
+    calibrated = fitted(cells, rows)(other)
+    before, after = nll(other, others), nll(calibrated, others)
+    assert all(b > a for b, a in zip(before, after, strict=True))
+    # v varies here without meaning, which costs a little beside the marginal N(−1, 9)
+    marginal = -stats.norm(-1, 3).logpdf(others.numeric[:, 1].numpy()).mean()
+    assert after[1] == pytest.approx(marginal, abs=0.12)
+
+
+def test_nothing_changes_before_fit_or_with_few_cells():
+    cells, rows = case(30)
+    for calibration in (Calibration(LAYOUT), fitted(cells, rows)):
+        same = calibration(cells)
+        torch.testing.assert_close(same.mean, cells.mean)
+        torch.testing.assert_close(same.variance, cells.variance)
+        torch.testing.assert_close(same.logits[0], cells.logits[0])
+
+
+@pytest.mark.parametrize("value", [0.0, 1e6])
+def test_degenerate_columns_stay_finite(value):
+    cells, rows = case(100)
+    rows = Rows(torch.full_like(rows.numeric, value), rows.missing, torch.ones_like(rows.codes))
+    cells = cells._replace(
+        mean=torch.full_like(cells.mean, 3.0), variance=torch.full_like(cells.variance, 1e-4)
+    )
+    calibrated = fitted(cells, rows)(cells)
+    assert calibrated.mean.isfinite().all()
+    assert (calibrated.variance > 0).all() and calibrated.variance.isfinite().all()
+    assert calibrated.logits[0].isfinite().all()
+
+
+def noise_table(n, seed):
+    random = np.random.default_rng(seed)
+    x = random.normal(size=n)
+    return pd.DataFrame(
+        {
+            "x": x,
+            "copy": x,
+            "noise": random.normal(size=n),
+            "coin": random.choice(["a", "b", "c"], n, p=[0.7, 0.2, 0.1]),
+        }
+    )
+
+
+def test_cells_that_the_others_say_nothing_of_have_their_marginal():
+    model = VarTJEPA(max_epochs=5, dim=16, n_layers=1, ff_dim=32, batch_size=32, random_state=0)
+    model.fit(noise_table(1200, 0))
+    test = noise_table(600, 1)
+    surprise = model.score_features(test).mean()
+    assert surprise["noise"] == pytest.approx(0.5 * np.log(2 * np.pi * np.e), abs=0.08)
+    assert surprise["coin"] == pytest.approx(stats.entropy([0.7, 0.2, 0.1]), abs=0.06)
+    hidden = np.zeros(test.shape, bool)
+    hidden[:, 2] = True
+    filled = model.impute(test, hidden).cells
+    z = (test["noise"].to_numpy() - filled["value"].astype(float)) / filled["std"]
+    assert z.std() == pytest.approx(1, abs=0.12)
+
+
+def test_a_saved_model_keeps_its_calibration(tmp_path):
+    model = VarTJEPA(max_epochs=2, dim=8, n_layers=1, ff_dim=8, batch_size=64, random_state=0)
+    model.fit(noise_table(600, 0))
+    assert float(model.network_.calibration.spread[2]) != 1
+    model.save(tmp_path / "m")
+    test = noise_table(20, 1)
+    np.testing.assert_array_equal(
+        VarTJEPA.load(tmp_path / "m").score_samples(test), model.score_samples(test)
+    )
