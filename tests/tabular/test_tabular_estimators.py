@@ -292,6 +292,16 @@ def test_scores_are_the_means_of_the_cells_surprise(fitted, table):
         fitted.score_samples(table, folds=0)
 
 
+def test_the_bound_of_a_row_does_not_depend_on_the_others(fitted, table):
+    bound = fitted.score_samples(table, kind="elbo")
+    assert bound.shape == (40,) and np.isfinite(bound).all()
+    np.testing.assert_allclose(fitted.score_samples(table[7:9], kind="elbo"), bound[7:9], rtol=1e-5)
+    far = table.assign(size=1e6)
+    assert fitted.score_samples(far, kind="elbo").mean() < bound.mean()
+    with pytest.raises(ConfigError, match="use 'cells' or 'elbo'"):
+        fitted.score_samples(table, kind="bound")
+
+
 def test_categories_surprise_is_that_of_imputed_probabilities(fitted, table):
     hide = np.zeros(table.shape, bool)
     hide[:, 2] = True

@@ -1,5 +1,7 @@
 """Tokens, transformer, and the two networks: what a mask hides, what an order of columns changes."""
 
+import math
+
 import pytest
 import torch
 from tabular_cases import mixed_table
@@ -153,7 +155,7 @@ def test_bad_sizes(schema, sizes):
 
 
 def without_noise(monkeypatch):
-    monkeypatch.setattr("probjepa.tabular.var_network.draw", lambda mean, log_variance: mean)
+    monkeypatch.setattr("probjepa.tabular.var_network.draw", lambda mean, log_variance, noise: mean)
 
 
 def test_loss_against_its_definition_mask_by_mask_and_feature_by_feature(network, rows, monkeypatch):
@@ -191,6 +193,37 @@ def test_loss_against_its_definition_mask_by_mask_and_feature_by_feature(network
         torch.testing.assert_close(found[name], value, msg=name)
     alphas = {"rec": 0.3, "gen": 0.7, "kl_sx": 0.02, "kl_z": 0.03 * 3 / 4, "kl_sy": 0.05 * 3 / 8}
     torch.testing.assert_close(found["loss"], sum(alphas[name] * expected[name] for name in alphas))
+
+
+def test_the_bound_is_the_sum_of_its_terms(network, rows):
+    context, target = [4, 1, 6], [0, 2, 3, 5, 7]
+    found = network.bound(rows, masks_of(context, [target], 40), torch.zeros_like)
+    tokens, observed = network.tokenizer(rows), network.tokenizer.observed(rows)
+    x_mean, x_log = network.encode_context(tokens[:, context])
+    pooled = network.pool(x_mean)
+    z_mean, z_log = network.auxiliary(pooled)
+    y_mean, y_log = network.encode_target(tokens, pooled, z_mean)
+    hidden = torch.zeros(40, 8, dtype=torch.bool)
+    hidden[:, target] = True
+    p_mean, p_log = network.predict_latents(rows, hidden)
+    decoded = torch.zeros_like(tokens)
+    decoded[:, context] = x_mean[:, 1:]
+    rec = network.context_decoder.surprise(network.context_decoder(decoded), rows) * observed
+    gen = network.target_decoder.surprise(network.target_decoder(y_mean), rows) * observed
+
+    def normal(mean, log_variance):
+        return torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+
+    standard = torch.distributions.Normal(0.0, 1.0)
+    kl = torch.distributions.kl_divergence
+    expected = (
+        -rec[:, context].sum(1)
+        - gen[:, target].sum(1)
+        - kl(normal(x_mean, x_log), standard).sum((1, 2))
+        - kl(normal(z_mean, z_log), standard).sum(1)
+        - kl(normal(y_mean, y_log), normal(p_mean, p_log))[:, target].sum((1, 2))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_every_parameter_is_trained(network, rows):
@@ -248,6 +281,7 @@ def test_the_bound_is_below_the_evidence():
     masks = Masks(torch.zeros(4000, 0, dtype=torch.long), torch.zeros(1, 4000, 1, dtype=torch.long))
     with torch.no_grad():
         elbo = -network.loss(rows, masks)["loss"]
+        bounds = network.bound(rows, masks, torch.randn_like)
         # log p(y) by draws from the priors of s_x (the CLS token alone) and z, s_y integrated out
         n = 4000
         s_x, z = torch.randn(n, 1, 8), torch.randn(n, 8)
@@ -262,6 +296,7 @@ def test_the_bound_is_below_the_evidence():
         log_p = -network.target_decoder.surprise(cells, rows)[:, 0]
         evidence = log_p.logsumexp(0) - torch.tensor(float(n)).log()
     assert elbo < evidence
+    assert bounds.mean() == pytest.approx(float(elbo), abs=5 * float(bounds.std()) / math.sqrt(2000))
 
 
 # --- T-JEPA ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,9 +14,15 @@ def bounded_log_variance(raw: Tensor) -> Tensor:
     return 10 * torch.tanh(raw / 10)
 
 
-def draw(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Return one reparameterised draw of N(mean, exp(log_variance)), of their shape (…, D)."""
-    return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+Noise = Callable[[Tensor], Tensor]
+
+
+def draw(mean: Tensor, log_variance: Tensor, noise: Noise = torch.randn_like) -> Tensor:
+    """Return one reparameterised draw of N(mean, exp(log_variance)), of their shape (…, D).
+
+    ``noise``: a tensor → standard normal numbers that broadcast to it.
+    """
+    return mean + (0.5 * log_variance).exp() * noise(mean)
 
 
 def kl_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def train(
             if not all(map(math.isfinite, losses.values())):
                 raise DataError(
                     f"the loss is {losses['loss']} in epoch {epoch + 1}: use a lower learning_rate, or "
-                    "numeric_transform='quantile' if a column has extreme values"
+                    "numeric_transform='quantile' if it is 'standard' and a column has extreme values"
                 )
             watched = losses.get("validation_loss", -math.inf)
             if watched < best.loss or not len(validation):

@@ -138,7 +138,7 @@ class TJEPA(TableTransformer):
         dropout: float | None = None,
         embedding: Literal["flattened", "pooled"] = "flattened",
         column_types: Mapping[str, ColumnType] | None = None,
-        numeric_transform: NumericTransform = "standard",
+        numeric_transform: NumericTransform = "quantile",
         max_categories: int = 256,
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.tabular.calibration import Calibration
-from probjepa.tabular.elbo import annealed, draw, kl_gaussians, kl_standard_normal
+from probjepa.tabular.elbo import Noise, annealed, draw, kl_gaussians, kl_standard_normal
 from probjepa.tabular.masks import Masks
 from probjepa.tabular.networks import (
     AttentionPool,
@@ -31,6 +31,27 @@ class Weights(NamedTuple):
     z: float
     sy: float
     anneal_epochs: tuple[float, float, float]
+
+
+class Latents(NamedTuple):
+    """Means and log-variances of q(s_x) (B, 1 + C, d), q(z) (B, d), q(s_y) (B, D, d) and of p(s_y) at the
+    ``targets`` (B, K·T), (B, K·T, d); and the draw s_x (B, 1 + C, d)."""
+
+    x: tuple[Tensor, Tensor]
+    z: tuple[Tensor, Tensor]
+    y: tuple[Tensor, Tensor]
+    prior: tuple[Tensor, Tensor]
+    s_x: Tensor
+    targets: Tensor
+
+    def kl(self) -> tuple[Tensor, Tensor, Tensor]:
+        """KL of s_x's tokens (B, 1 + C), of z (B,), and of the targets' s_y (B, K·T)."""
+        y_mean, y_log = (pick(part, self.targets) for part in self.y)
+        return (
+            kl_standard_normal(*self.x),
+            kl_standard_normal(*self.z),
+            kl_gaussians(y_mean, y_log, *self.prior),
+        )
 
 
 class VarTJEPANetwork(nn.Module):
@@ -106,39 +127,12 @@ class VarTJEPANetwork(nn.Module):
         cells left out of both; ``kl_sx``, ``kl_z``, ``kl_sy``: summed over d, averaged over tokens (sy:
         over the K target masks' tokens).
         """
-        tokens = self.tokenizer(rows)
+        of = self._latents(rows, masks)
+        rec, gen = self._surprise(rows, masks, of)
         observed = self.tokenizer.observed(rows)
-        b, _, dim = tokens.shape
-        k, _, n_target = masks.targets.shape
-
-        x_mean, x_log = self.encode_context(pick(tokens, masks.context))
-        s_x = draw(x_mean, x_log)
-        pooled = self.pool(s_x)
-        z_mean, z_log = self.auxiliary(pooled)
-        z = draw(z_mean, z_log)
-        y_mean, y_log = self.encode_target(tokens, pooled, z)
-
-        from_z = self.predictor_from_z(z).unsqueeze(1)
-        position = self.predictor_position
-        at_context = torch.cat([position[:1].expand(b, 1, dim), position[masks.context + 1]], 1)
-        shown = self.predictor_from_context(s_x) + from_z + at_context
-        targets = masks.targets.transpose(0, 1).flatten(1)  # (B, K·T)
-        asked = self.mask_token + from_z + position[targets + 1]
-        allow = attend_by_mask(shown.shape[1], k, n_target, tokens.device)
-        predicted = self.predictor(torch.cat([shown, asked], 1), allow)[:, shown.shape[1] :]
-        p_mean, p_log = self.predictor_head(predicted)
-
         in_context = torch.zeros_like(observed).scatter(1, masks.context, True) & observed
-        scattered = torch.zeros_like(tokens).scatter(
-            1, masks.context.unsqueeze(-1).expand(-1, -1, dim), s_x[:, 1:]
-        )
-        decoder = self.context_decoder
-        rec = _mean_where(decoder.surprise(decoder(scattered), rows), in_context)
-        decoder = self.target_decoder
-        gen = _mean_where(decoder.surprise(decoder(draw(y_mean, y_log)), rows), observed)
-        kl_sx = kl_standard_normal(x_mean, x_log).mean()
-        kl_z = kl_standard_normal(z_mean, z_log).mean()
-        kl_sy = kl_gaussians(pick(y_mean, targets), pick(y_log, targets), p_mean, p_log).mean()
+        rec, gen = _mean_where(rec, in_context), _mean_where(gen, observed)
+        kl_sx, kl_z, kl_sy = (kl.mean() for kl in of.kl())
         w = self.weights
         over_sx, over_z, over_sy = w.anneal_epochs
         loss = (
@@ -149,6 +143,79 @@ class VarTJEPANetwork(nn.Module):
             + annealed(w.sy, epoch, over_sy) * kl_sy
         )
         return {"loss": loss, "rec": rec, "gen": gen, "kl_sx": kl_sx, "kl_z": kl_z, "kl_sy": kl_sy}
+
+    def bound(self, rows: Rows, masks: Masks, noise: Noise) -> Tensor:
+        """ELBO of log p(context and target cells), (B,) in nats: weights 1, sums over cells and tokens.
+
+        Of one target mask, ``masks.targets`` (1, B, T); missing cells are left out. ``noise``: see ``draw``.
+        """
+        of = self._latents(rows, masks, noise)
+        rec, gen = self._surprise(rows, masks, of, noise)
+        observed = self.tokenizer.observed(rows)
+        likelihood = -sum(
+            (surprise * observed).gather(1, index).sum(1)
+            for surprise, index in ((rec, masks.context), (gen, masks.targets[0]))
+        )
+        kl_sx, kl_z, kl_sy = of.kl()
+        total: Tensor = likelihood - kl_sx.sum(1) - kl_z - kl_sy.sum(1)
+        return total
+
+    def bounds(self, rows: Rows, folds: int, seed: int) -> Tensor:
+        """Mean of ``bound`` over the groups of features as targets, (B,): feature i is in group i mod folds.
+
+        The noise is the same for all rows, so that a row's bound does not depend on the others.
+        """
+        device = rows.codes.device
+        generator = torch.Generator().manual_seed(seed)
+
+        def noise(of: Tensor) -> Tensor:
+            return torch.randn(of.shape[1:], generator=generator).to(of)
+
+        group = torch.arange(self.n_features, device=device) % folds
+        groups = range(min(folds, self.n_features))
+        total = torch.zeros(len(rows), device=device)
+        for fold in groups:
+            context, target = (
+                where.nonzero().squeeze(1).expand(len(rows), -1) for where in (group != fold, group == fold)
+            )
+            total += self.bound(rows, Masks(context, target.unsqueeze(0)), noise)
+        return total / len(groups)
+
+    def _latents(self, rows: Rows, masks: Masks, noise: Noise = torch.randn_like) -> Latents:
+        """One draw of each latent, and its posterior and prior."""
+        tokens = self.tokenizer(rows)
+        b, _, dim = tokens.shape
+        k, _, n_target = masks.targets.shape
+
+        x_mean, x_log = self.encode_context(pick(tokens, masks.context))
+        s_x = draw(x_mean, x_log, noise)
+        pooled = self.pool(s_x)
+        z_mean, z_log = self.auxiliary(pooled)
+        z = draw(z_mean, z_log, noise)
+        y_mean, y_log = self.encode_target(tokens, pooled, z)
+
+        from_z = self.predictor_from_z(z).unsqueeze(1)
+        position = self.predictor_position
+        at_context = torch.cat([position[:1].expand(b, 1, dim), position[masks.context + 1]], 1)
+        shown = self.predictor_from_context(s_x) + from_z + at_context
+        targets = masks.targets.transpose(0, 1).flatten(1)  # (B, K·T)
+        asked = self.mask_token + from_z + position[targets + 1]
+        allow = attend_by_mask(shown.shape[1], k, n_target, tokens.device)
+        predicted = self.predictor(torch.cat([shown, asked], 1), allow)[:, shown.shape[1] :]
+        prior = self.predictor_head(predicted)
+        return Latents((x_mean, x_log), (z_mean, z_log), (y_mean, y_log), prior, s_x, targets)
+
+    def _surprise(
+        self, rows: Rows, masks: Masks, of: Latents, noise: Noise = torch.randn_like
+    ) -> tuple[Tensor, Tensor]:
+        """−log p of each cell (B, D): of context cells given s_x, of all cells given a draw of s_y."""
+        s_x, dim = of.s_x[:, 1:], of.s_x.shape[2]
+        empty = torch.zeros(len(s_x), self.n_features, dim, device=s_x.device, dtype=s_x.dtype)
+        scattered = empty.scatter(1, masks.context.unsqueeze(-1).expand(-1, -1, dim), s_x)
+        decoder = self.context_decoder
+        rec = decoder.surprise(decoder(scattered), rows)
+        decoder = self.target_decoder
+        return rec, decoder.surprise(decoder(draw(*of.y, noise)), rows)
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Nothing: no average of weights is kept."""

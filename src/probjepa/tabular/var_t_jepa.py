@@ -16,6 +16,8 @@ from probjepa.tabular.schema import ColumnType, NumericTransform
 from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 from probjepa.tabular.var_network import VarTJEPANetwork, Weights
 
+_SCORE_SEED = 0  # of the draws of the bound
+
 
 class Imputation(NamedTuple):
     """What ``impute`` returns.
@@ -61,8 +63,11 @@ class VarTJEPA(TableTransformer):
         over how many epochs the three KL weights rise from 0: (sx, z, sy)
     embedding
         "flattened": (N, D·dim); "pooled": the mean over features, (N, dim)
-    column_types, numeric_transform, max_categories
+    column_types, max_categories
         see ``TableSchema.infer``
+    numeric_transform
+        "quantile": numbers to normal quantiles, so that a heavy tail does not rule the likelihood;
+        "standard": (x − mean)/std
     random_state
         int, numpy RandomState or None
     device
@@ -112,7 +117,7 @@ class VarTJEPA(TableTransformer):
         anneal_epochs: tuple[float, float, float] | None = None,
         embedding: Literal["flattened", "pooled"] = "flattened",
         column_types: Mapping[str, ColumnType] | None = None,
-        numeric_transform: NumericTransform = "standard",
+        numeric_transform: NumericTransform = "quantile",
         max_categories: int = 256,
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
@@ -199,15 +204,42 @@ class VarTJEPA(TableTransformer):
             parts.append(std.mean(1) if reduction == "mean" else std.quantile(0.9, dim=1))
         return torch.cat(parts).cpu().numpy()
 
-    def score_samples(self, X: Any, folds: int = 8) -> npt.NDArray[np.float64]:
-        """Score each row, (N,): mean over its cells of log p(cell | its other cells); higher = more typical.
+    def score_samples(
+        self, X: Any, folds: int = 8, kind: Literal["cells", "elbo"] = "cells"
+    ) -> npt.NDArray[np.float64]:
+        """Score each row, (N,), in nats; higher = more typical.
 
         The features are dealt into ``folds`` groups (feature i to group i mod folds; D: leave one out), and
-        each is predicted from the others. A missing cell counts with its expected log-probability, so that
-        rows with and without missing cells compare. Numbers are densities of the transformed columns.
-        Raises as ``transform``, and ConfigError for fewer than 1 fold.
+        each is predicted from the others. Numbers are densities of the transformed columns.
+
+        Parameters
+        ----------
+        X
+            the table (N, C)
+        folds
+            groups; one pass each
+        kind
+            "cells": the mean over cells of log p(cell | the cells of the other groups), calibrated; a
+            missing cell counts with its expected log-probability, so that rows with and without compare.
+            "elbo": the evidence lower bound of log p(row), all weights 1 and sums over cells, missing ones
+            left out; the mean over groups as targets, with one draw each, the same for all rows. Its KL
+            terms are large wherever the fit's weights for them were small
+
+        Raises
+        ------
+        NotFittedError, DataError
+            as ``transform``
+        ConfigError
+            for fewer than 1 fold, or another kind
         """
-        return -np.concatenate([expected.mean(1) for _, expected in self._surprise(X, folds)])
+        if kind not in ("cells", "elbo"):
+            raise ConfigError(f"kind is {kind!r}: use 'cells' or 'elbo'")
+        if kind == "cells":
+            return -np.concatenate([expected.mean(1) for _, expected in self._surprise(X, folds)])
+        _check_folds(folds)
+        with torch.no_grad():
+            bounds = [self.network_.bounds(rows, folds, _SCORE_SEED) for rows in self._batches(X)]
+        return torch.cat(bounds).double().cpu().numpy()
 
     def score_features(self, X: Any, folds: int = 8) -> Any:
         """Surprise of each cell, −log p(cell | the row's other cells): a DataFrame (N, D), NaN where missing.
@@ -220,8 +252,7 @@ class VarTJEPA(TableTransformer):
 
     def _surprise(self, X: Any, folds: int) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
         """For each batch: surprise (B, D), NaN where missing; and the same with the expected one there."""
-        if folds < 1:
-            raise ConfigError(f"folds is {folds!r}: use at least 1")
+        _check_folds(folds)
         out = []
         for rows in self._batches(X):
             network: VarTJEPANetwork = self.network_
@@ -308,6 +339,11 @@ class VarTJEPA(TableTransformer):
             records += zip(where + start, names, values, no_std, of_row, strict=True)
         out = pd.DataFrame(records, columns=["row", "feature", "value", "std", "probabilities"])
         return out.astype({"value": object, "std": float, "row": np.int64})
+
+
+def _check_folds(folds: int) -> None:
+    if folds < 1:
+        raise ConfigError(f"folds is {folds!r}: use at least 1")
 
 
 def _fill(series: Any, found: Any, type_: ColumnType) -> Any:
