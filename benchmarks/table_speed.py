@@ -1,0 +1,123 @@
+"""VarTJEPA on Adult: an epoch at the published size, transform, and the small preset's gain and time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from harness import Result, arguments, parse, write
+from probjepa.experiments.table_sets import TableSet, open_table_set
+from probjepa.tabular import VarTJEPA
+from probjepa.tabular.masks import draw_masks
+from probjepa.tabular.predictors import PREDICTORS
+
+SIZES = ("adult", "small")  # the published preset and ours
+ROWS = 34_000  # of the epoch that the target is of
+_MATRIX = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "scaled_dot_product")
+
+
+def main() -> None:
+    parser = arguments(__doc__, "table_speed", repeats=3)
+    parser.add_argument(
+        "--gain-rows", type=int, default=4_200, help="training rows of the comparison; 0: none"
+    )
+    args = parse(parser)
+    data = open_table_set("adult", args.data_root, 0)
+    train = data.train.drop(columns=data.target)
+    result = Result("table_speed", reference="transform, adult")
+    figures: dict[str, Any] = {"rows": len(train)}
+
+    published = VarTJEPA("adult", max_epochs=1, random_state=0, device=args.device)
+    wall, own = time.perf_counter(), time.process_time()
+    published.fit(train)
+    per_row = (time.perf_counter() - wall) / len(train)
+    figures["epoch, published size"] = {
+        "seconds": per_row * len(train),
+        "seconds of all cores": time.process_time() - own,
+        "outside matrix products": outside_matrix_products(published, train),
+    }
+    result.target(f"an epoch of {ROWS:,} rows, published size", per_row * ROWS, 90, "s")
+
+    models = {"adult": published, "small": VarTJEPA(max_epochs=1, random_state=0, device=args.device)}
+    models["small"].fit(train.iloc[:2_000])
+    rows = {"adult": train.iloc[:4_000], "small": train.iloc[:16_000]}
+    seconds: dict[str, list[float]] = {f"transform, {size}": [] for size in SIZES}
+    for turn in range(1 + args.repeats):
+        for size in SIZES:
+            started = time.perf_counter()
+            models[size].transform(rows[size])
+            if turn:
+                seconds[f"transform, {size}"].append((time.perf_counter() - started) / len(rows[size]))
+    result.seconds = seconds  # of a row
+    figures["transform, rows a second"] = {
+        size: 1 / result.time(f"transform, {size}").median for size in SIZES
+    }
+    result.target("a row's transform, small preset", 1e3 * result.time("transform, small").median, 0.2, "ms")
+
+    if args.gain_rows:
+        figures["gain"] = gains(data, args.gain_rows, args.device)
+        published_gain, small_gain = (figures["gain"][size] for size in SIZES)
+        share = small_gain["accuracy gain"] / published_gain["accuracy gain"]
+        figures["gain"]["small / published"] = share
+        result.target("0.95 − share of the published size's gain", 0.95 - share, 0)
+        result.target(
+            "small preset's time / published size's",
+            small_gain["seconds of all cores"] / published_gain["seconds of all cores"], 0.1,
+        )  # fmt: skip
+    result.figures = figures
+    write(result, args.out)
+
+
+def outside_matrix_products(model: VarTJEPA, train: Any) -> float:
+    """The share of three training steps' own time that is not in matrix products or attention."""
+    rows = next(model._batches(train.iloc[:512]))
+    network = model.network_.train()
+    masks = draw_masks(
+        len(rows), network.n_features, context_share=(0.2, 0.2), target_share=(0.35, 0.35), n_targets=4,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for _ in range(3):
+            network.loss(rows, masks)["loss"].backward()
+    network.eval().zero_grad(set_to_none=True)
+    events = found.key_averages()
+    matrix = sum(e.self_cpu_time_total for e in events if any(name in e.key for name in _MATRIX))
+    return 1 - matrix / sum(e.self_cpu_time_total for e in events)
+
+
+def gains(data: TableSet, n_rows: int, device: str) -> dict[str, Any]:
+    """What logistic regression on the embedding gains over the majority class, and what the fit took.
+
+    Both sizes are fitted to the same rows, until they stop: the published one after at most 100 epochs.
+    """
+    train, validation = data.train.iloc[:n_rows], data.validation.iloc[: n_rows // 7]
+    parts = [part.drop(columns=data.target) for part in (train, validation, data.test)]
+    classes = np.unique(train[data.target])
+    y, y_val, truth = (np.searchsorted(classes, part[data.target]) for part in (train, validation, data.test))
+    majority = float((truth == np.bincount(y).argmax()).mean())
+    found: dict[str, Any] = {"rows": n_rows, "majority class": majority}
+    for size in SIZES:
+        own = time.process_time()
+        model = VarTJEPA(size, random_state=0, device=device).fit(parts[0])
+        spent = time.process_time() - own
+        spaces = [model.transform(part) for part in parts]
+        answers = PREDICTORS["logistic regression"](spaces[0], y, spaces[1], y_val, 0)(spaces[2]).argmax(1)
+        accuracy = float((answers == truth).mean())
+        found[size] = {
+            "accuracy": accuracy,
+            "accuracy gain": accuracy - majority,
+            "mean log p of a hidden cell": float(model.score_samples(parts[2].iloc[:4_000]).mean()),
+            "epochs": model.n_iter_,
+            "best epoch": model.best_epoch_,
+            "seconds of all cores": spent,
+        }
+        print(size, found[size], flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()
