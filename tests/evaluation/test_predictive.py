@@ -178,3 +178,16 @@ def test_evaluate_includes_the_predictions_of_every_head(head):
     assert found["energy_score"]["low"] <= found["energy_score"]["value"] <= found["energy_score"]["high"]
     assert ("mixture" in found, "log_det" in found) == (head == "mdn", head == "realnvp")
     assert result.arrays["predictive"]["samples"].shape == result.arrays["predictive"]["targets"].shape
+
+
+def test_evaluate_asks_the_head_about_scored_images_only(monkeypatch):
+    model, asked = small(), []
+    features = IJEPA.features
+
+    def counted(self, x, *rest):
+        asked.append(len(x))
+        return features(self, x, *rest)
+
+    monkeypatch.setattr(IJEPA, "features", counted)
+    evaluate(model, images(30), images(7, seed=1), {"far": images(5, seed=2)}, n_bootstrap=20)
+    assert asked == [7, 5]  # not the reference, and no baseline's

@@ -264,3 +264,24 @@ def test_settings_out_of_range_are_one_line(name, settings, match):
 def test_a_coupling_flow_needs_two_coordinates():
     with pytest.raises(ConfigError, match="dim ≥ 2"):
         HEADS["realnvp"](1, CONTEXT)
+
+
+@every_head
+def test_noise_that_is_alike_makes_an_element_independent_of_its_neighbours(name):
+    """Against each element on its own, from the same seed."""
+    head, context, target = build(name), draw(3, 4, CONTEXT), draw(3, 4, DIM, seed=2)
+
+    def read(prediction, y):
+        torch.manual_seed(5)
+        density = prediction.log_prob(y) if name in WITH_DENSITY else None
+        return prediction.sample((6,)), density
+
+    together = read(head(context).for_scores(alike=1), target)
+    assert together[0].shape == (6, 3, 4, DIM)
+    for i in range(3):
+        alone = read(head(context[i]).for_scores(), target[i])
+        torch.testing.assert_close(together[0][:, i], alone[0], rtol=1e-4, atol=1e-5)
+        if name in WITH_DENSITY:
+            torch.testing.assert_close(together[1][i], alone[1], rtol=1e-4, atol=1e-5)
+    apart = read(head(context[:1].expand(3, 4, CONTEXT)).for_scores(), target)[0]
+    assert torch.allclose(apart[:, 0], apart[:, 1]) == (name == "deterministic")

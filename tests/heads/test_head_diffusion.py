@@ -97,6 +97,29 @@ def test_how_far_ddim_narrows_is_what_the_docstring_says(steps, scale, expected)
     assert covariance[0, 0].sqrt().item() == pytest.approx(expected, abs=5e-4)
 
 
+@pytest.mark.parametrize(("scale", "expected"), [(1, 1.0), (0.3, 0.289), (0.1, 0.093)])
+def test_samples_for_scores_have_the_scale_that_the_docstring_says(scale, expected):
+    """Of an exact predictor: f = (ε̂ − √(1 − ᾱ)·x)/√ᾱ makes the samples a multiple of the noise."""
+    head = exact_head(scale**2 * torch.eye(2, dtype=torch.float64))
+
+    def departure(x, level, code):
+        return (head.noise(x, level, code) - (1 - KEPT[level]).sqrt() * x) / KEPT[level].sqrt()
+
+    head.departure = departure
+    drawn = head(torch.zeros(2, dtype=torch.float64)).for_scores().sample((1,), torch.Generator())
+    noise = torch.randn(1, 2, generator=torch.Generator(), dtype=torch.float64)
+    assert (drawn / noise).flatten().tolist() == pytest.approx([expected] * 2, abs=5e-4)
+
+
+def test_samples_for_scores_of_a_gaussian():
+    head = exact_head()
+    head.departure = lambda x, level, code: (
+        (head.noise(x, level, code) - (1 - KEPT[level]).sqrt() * x) / KEPT[level].sqrt()
+    )
+    drawn = head(MEAN).for_scores().sample((2000,), torch.Generator().manual_seed(0))
+    assert_within_three_errors(drawn, MEAN, COVARIANCE)
+
+
 def test_ddim_is_deterministic_given_the_noise():
     """The same starting noise ends in the same place whatever the batch: nothing random on the way."""
     prediction = exact_head()(MEAN)

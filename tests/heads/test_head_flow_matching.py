@@ -95,6 +95,34 @@ def test_euler_is_of_first_order():
     assert 1.6 < coarse / fine < 2.5
 
 
+@pytest.mark.parametrize(
+    ("scale", "scored", "heun"), [(1, 0.999, 1.0), (0.3, 0.299, 0.301), (0.1, 0.098, 0.102)]
+)
+def test_the_scale_of_samples_is_what_the_docstring_says(scale, scored, heun):
+    """A linear field's samples are a multiple of the noise."""
+    head = with_field(GaussianField(scale**2 * torch.eye(2).double()), 2)
+    prediction, noise = (
+        head(torch.zeros(2).double()),
+        torch.randn(1, 2, generator=torch.Generator(), dtype=torch.float64),
+    )
+    for of, expected in ((prediction.for_scores(), scored), (prediction, heun)):
+        drawn = of.sample((1,), torch.Generator())
+        assert (drawn / noise).flatten().tolist() == pytest.approx([expected] * 2, abs=5e-4)
+
+
+def test_the_density_for_scores_of_a_gaussian():
+    prediction, truth = gaussian()
+    rows = truth.sample((50,))
+    error = prediction.for_scores().log_prob(rows, trace="exact") - truth.log_prob(rows)
+    assert error.abs().max() < 0.05
+    # two Rademacher vectors: Σ's off-diagonal is the estimate's error, 0 on average over many elements
+    many, truth = gaussian((4000,))
+    rows = truth.sample((4000,))
+    error = many.for_scores().log_prob(rows) - truth.log_prob(rows)
+    assert error.std() > 0.1
+    assert abs(error.mean()) < 3 * error.std() / math.sqrt(4000) + 0.02
+
+
 def test_the_loss_of_the_best_field_is_the_conditional_variance():
     mean = torch.tensor([1.0, -0.5], dtype=torch.float64)
     scale2 = 0.3

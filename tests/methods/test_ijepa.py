@@ -13,7 +13,8 @@ import probjepa as pj
 from probjepa.data.masks import MultiBlockMasks
 from probjepa.errors import ArtifactError, ConfigError, DataError
 from probjepa.heads import HEADS
-from probjepa.methods.ijepa import IJEPA, PRESETS, _energy
+from probjepa.methods.ijepa import IJEPA, PRESETS
+from probjepa.methods.token_measures import energy, measures, moments
 from probjepa.metrics import energy_score
 
 VIT = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2}
@@ -199,7 +200,46 @@ def test_every_head_trains_and_scores(head):
 def test_energy_score_is_that_of_the_metrics():
     samples, target = torch.randn(6, 3, 4, 5), torch.randn(3, 4, 5)
     expected = energy_score(samples.flatten(1, 2), target.flatten(0, 1))
-    torch.testing.assert_close(_energy(samples.double(), target).flatten(), expected)
+    torch.testing.assert_close(energy(samples.double(), target).flatten(), expected)
+
+
+class Sampled:
+    """N(m, s²I) that can only be drawn from, or also has a density."""
+
+    def __init__(self, mean, scale, density):
+        self.normal = Normal(mean, scale)
+        self.mean = mean
+        if density:
+            self.log_prob = lambda y: self.normal.log_prob(y).sum(-1)
+
+    def sample(self, shape):
+        return self.normal.sample(shape)
+
+
+@pytest.mark.parametrize("density", [True, False])
+def test_the_spread_of_draws_is_that_of_the_distribution(density):
+    torch.manual_seed(0)
+    scale = torch.tensor([0.3, 1.0, 2.0]).reshape(3, 1, 1).expand(3, 200, 16)
+    found = measures(Sampled(torch.randn(3, 200, 16), scale, density), torch.zeros(3, 200, 16), 4)
+    # 200 · 16 variances with at least one degree of freedom: a standard error of at most √2/√3200/2 = 1.3 %
+    assert found["spread"].tolist() == pytest.approx([0.3, 1.0, 2.0], rel=0.04)
+    assert set(found) == {"spread", "log_density" if density else "negative_energy_score"}
+
+
+def test_moments_of_draws_are_those_of_the_mixture():
+    torch.manual_seed(0)
+    mean = torch.randn(2, 4000, 3)
+    found = moments(Sampled(mean, torch.full_like(mean, 0.5), False), mean, 4)
+    torch.testing.assert_close(found["mean"], mean.mean(1))
+    expected = 0.25 + mean.var(1, correction=0)
+    torch.testing.assert_close(found["variance"], expected, rtol=0.05, atol=0)
+
+
+def test_what_reference_rows_need_asks_no_head():
+    model, x = small("flow_matching"), pixels()
+    model.head.forward = None  # calling it would fail
+    found = model.representations(x)
+    assert set(found) == {"h"} and torch.equal(found["h"], model.embed(x))
 
 
 class Laplacian(nn.Module):

@@ -237,7 +237,7 @@ def embed(
         for pixels, rows in track(
             batches, "embedding", total=total, transient=True, disable=quiet, console=bar
         ):
-            features = {key: value.cpu().numpy() for key, value in method.features(pixels).items()}
+            features = {key: value.cpu().numpy() for key, value in method.representations(pixels).items()}
             columns = {**identity(images, rows), "embedding": features["h"]}
             if "variance" in features:
                 columns["variance"] = features["variance"]

@@ -112,7 +112,7 @@ def evaluate(
     sets, dropped = _without_train(sets, train)
     test = sets[TEST]
 
-    known = encode(method, train, progress=progress)
+    known = encode(method, train, progress=progress, scored=False)
     features = {name: encode(method, images, progress=progress) for name, images in sets.items()}
     spaces = _spaces(method, train, sets, known, features, seed)
     scores = label_free_scores(method, known, features, spaces, seed)
@@ -234,8 +234,8 @@ def _spaces(
         pass  # a backbone of the user's own cannot be made anew
     else:
         spaces["random-init"] = (
-            encode(fresh, train)["h"],
-            {name: encode(fresh, images)["h"] for name, images in sets.items()},
+            encode(fresh, train, scored=False)["h"],
+            {name: encode(fresh, images, scored=False)["h"] for name, images in sets.items()},
         )
     spaces["raw pixels"] = (_pixels(method, train), {n: _pixels(method, s) for n, s in sets.items()})
     return spaces

@@ -18,12 +18,13 @@ from probjepa.heads.base import (
     Head,
     check_count,
     check_widths,
-    draw_component,
     full_precision,
     gaussian_log_density,
     positive_scale,
 )
 from probjepa.heads.networks import ActNorm
+
+_COORDINATES = 16  # drawn before their effect on all later ones is added up
 
 
 class MaskedLinear(nn.Linear):
@@ -163,35 +164,60 @@ class AutoregressivePrediction(DensityPrediction):
         head = self.head
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = self.standard_normal(sample_shape, generator)
+        uniform_shape = self.noise_shape(sample_shape)
         with full_precision(noise):
             layers = cast(list[MaskedLinear], list(head.layers))
             weights = [layer.kept for layer in layers]
             dtype = weights[0].dtype
-            scales = [scale.to(dtype) for scale in self._scales]
-            shifts = [shift.to(dtype) for shift in self._shifts]
-            direct = self._direct.to(dtype)
+            # units first, contexts last: what a coordinate reads and writes is then contiguous in memory
+            contexts = self._batch_shape.numel()
+            draws = torch.Size(sample_shape).numel()
+            scales, shifts = (
+                [film.reshape(contexts, -1).T.to(dtype).contiguous().unsqueeze(1) for film in films]
+                for films in (self._scales, self._shifts)
+            )
+            direct = self._direct.reshape(contexts, -1).T.to(dtype).contiguous().unsqueeze(1)
+            noise = noise.reshape(-1, head.dim).T.contiguous()
             y = torch.zeros_like(noise, dtype=dtype)
-            hidden = [y.new_zeros(*shape[:-1], width) for width in head.widths]
-            each = 3 * head.components
-            for i in range(head.dim):
-                seen, known = y, i
-                for layer, bound in enumerate(head.bounds):
-                    # the units of degree i, the first that see coordinate i − 1
-                    new = slice(bound[i], bound[i + 1])
-                    h = F.linear(seen[..., :known], weights[layer][new, :known], layers[layer].bias[new])
-                    hidden[layer][..., new] = F.gelu(h * scales[layer][..., new] + shifts[layer][..., new])
-                    seen, known = hidden[layer], bound[i + 1]
-                rows = slice(i * each, (i + 1) * each)
-                out = F.linear(seen[..., :known], weights[-1][rows, :known], layers[-1].bias[rows])
-                out = (out + direct[..., rows]).to(noise.dtype)
-                log_weights, means, sigma = _mixture(out)
-                chosen = draw_component(log_weights, shape[:-1], generator).unsqueeze(-1)
-                mean, spread = (p.gather(-1, chosen).squeeze(-1) for p in (means, sigma))
-                y[..., i] = mean + spread * noise[..., i]
-            return head.actnorm.inverse(y)
+            inputs = [y, *(y.new_zeros(width, y.shape[1]) for width in head.widths)]
+            per_coordinate = 3 * head.components
+            # of each layer, the first unit of degree i; of the last, coordinate i's first parameter
+            bounds = [*head.bounds, [i * per_coordinate for i in range(head.dim + 1)]]
+            for first in range(0, head.dim, _COORDINATES):
+                end = min(first + _COORDINATES, head.dim)
+                # all that the units of these coordinates get from before them, in one product a layer
+                starts = [first, *(bound[first] for bound in head.bounds)]
+                before = []
+                for k, (start, bound) in enumerate(zip(starts, bounds, strict=True)):
+                    new = slice(bound[first], bound[end])
+                    bias = layers[k].bias[new].unsqueeze(1)
+                    before.append(torch.addmm(bias, weights[k][new, :start], inputs[k][:start]))
+                for i in range(first, end):
+                    known = i
+                    for layer, (bound, start) in enumerate(zip(bounds, starts, strict=True)):
+                        # the units of degree i, the first that see coordinate i − 1
+                        new = slice(bound[i], bound[i + 1])
+                        base = before[layer][new.start - bound[first] : new.stop - bound[first]]
+                        out = torch.addmm(base, weights[layer][new, start:known], inputs[layer][start:known])
+                        out = out.view(-1, draws, contexts)
+                        if layer < len(head.bounds):
+                            h = F.gelu(out * scales[layer][new] + shifts[layer][new])
+                            inputs[layer + 1][new] = h.flatten(1)
+                            known = new.stop
+                    out = (out + direct[new]).to(noise.dtype).flatten(1)
+                    logits, means, raw = out.chunk(3)
+                    uniform = torch.rand(
+                        uniform_shape, generator=generator, device=y.device, dtype=noise.dtype
+                    )
+                    uniform = uniform.expand(shape[:-1]).reshape(-1)
+                    chosen = (uniform > logits.softmax(0).cumsum(0)[:-1]).sum(0, keepdim=True)
+                    mean, spread = (p.gather(0, chosen)[0] for p in (means, raw))
+                    y[i] = mean + positive_scale(spread) * noise[i]
+            return head.actnorm.inverse(y.T.to(noise.dtype)).reshape(shape)
 
 
 def _mixture(out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-weights, means and scales (..., K) of one coordinate's outputs (..., 3K)."""
     logits, means, raw = out.chunk(3, -1)
-    return logits.log_softmax(-1), means, positive_scale(raw)
+    # along the last dimension, a softmax of a few components takes ten times as long
+    return logits.movedim(-1, 0).log_softmax(0).movedim(0, -1), means, positive_scale(raw)

@@ -11,9 +11,10 @@ densities, losses and samples are computed outside it, in float32 at least.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +111,7 @@ class Prediction(Distribution):
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
+    _alike = 0  # leading batch dimensions along which all elements get the same noise
 
     def __init__(self, head: Head, batch_shape: torch.Size) -> None:
         self.head = head
@@ -164,11 +166,26 @@ class Prediction(Distribution):
             total += self.sample((min(block, MEAN_DRAWS - start),), generator).sum(0)
         return total / MEAN_DRAWS
 
+    def for_scores(self, alike: int = 0) -> Self:
+        """Return this prediction as scores of many elements read it.
+
+        Heads that solve an equation do so in a few well-placed steps. Along the first ``alike`` batch
+        dimensions all elements get the same noise, so that what one gets does not depend on the others.
+        """
+        other = copy.copy(self)
+        other._alike = alike
+        return other
+
+    def noise_shape(self, sample_shape: _size) -> torch.Size:
+        """Shape of one number an element and draw, (*sample_shape, ...): 1 where elements share them."""
+        return torch.Size((*sample_shape, *[1] * self._alike, *self._batch_shape[self._alike :]))
+
     def standard_normal(self, sample_shape: _size, generator: torch.Generator | None) -> Tensor:
         """Draw N(0, I) of shape (*sample_shape, ..., D), on the head's device and in its type."""
         device = next(self.head.parameters()).device
-        shape = self._extended_shape(torch.Size(sample_shape))
-        return torch.randn(shape, generator=generator, device=device, dtype=self.head.dtype)
+        shape = (*self.noise_shape(sample_shape), self.head.dim)
+        noise = torch.randn(shape, generator=generator, device=device, dtype=self.head.dtype)
+        return noise.expand(self._extended_shape(torch.Size(sample_shape)))
 
 
 class DensityPrediction(Prediction):

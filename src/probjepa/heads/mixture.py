@@ -144,7 +144,7 @@ class MixturePrediction(DensityPrediction):
     def sample(self, sample_shape: _size = (), generator: torch.Generator | None = None) -> Tensor:
         """Draw targets (*sample_shape, ..., D): a component, then a Gaussian."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        chosen = draw_component(self._log_weights, shape[:-1], generator)[..., None, None]
+        chosen = draw_component(self._log_weights, self.noise_shape(sample_shape), generator)[..., None, None]
         chosen = chosen.expand(*shape[:-1], 1, self.head.dim)
         full = (*shape[:-1], *self._means.shape[-2:])
         mean, scale = (p.expand(full).gather(-2, chosen).squeeze(-2) for p in (self._means, self._scales))

@@ -154,6 +154,10 @@ class Method(Pretrained):
             parts = [self.outputs(self(chunk).float()) for chunk in torch.split(x, batch_size)]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
+    def representations(self, x: Tensor, batch_size: int = 512) -> dict[str, Tensor]:
+        """Return ``features`` less what only the score of an image needs: enough for a reference row."""
+        return self.features(x, batch_size)
+
     def embed(self, x: Tensor, batch_size: int = 512) -> Tensor:
         """Embeddings h (N, D) of images (N, C, H, W), in evaluation mode and without gradients."""
         return self.features(x, batch_size)["h"]

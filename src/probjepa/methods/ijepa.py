@@ -2,125 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypedDict, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
-from probjepa.backbones.transformer import Transformer, sincos_positions, start_linear
 from probjepa.data.masks import MultiBlockMasks
-from probjepa.errors import ConfigError, DataError, unknown_name
-from probjepa.heads import HEADS
+from probjepa.errors import ConfigError, DataError
+from probjepa.heads.base import MEAN_DRAWS
 from probjepa.methods.base import ProbabilisticMethod, evaluating
 from probjepa.methods.ema import EMA
-
-T = TypeVar("T")
+from probjepa.methods.ijepa_predictor import Predictor, build_head
+from probjepa.methods.ijepa_presets import PRESETS as PRESETS
+from probjepa.methods.token_measures import Measured, by_image, joined, measures, moments
 
 _SMALLEST_SCALE = 1e-6
 _SCORED_AT_A_TIME = 128  # images; each holds the tokens of all masks
-
-
-class Preset(TypedDict):
-    """Keywords of ``IJEPA`` and of ``fit`` that make one published recipe."""
-
-    method: dict[str, Any]
-    fit: dict[str, Any]
-
-
-PRESETS: dict[str, Preset] = {
-    # Assran et al. 2023 (arXiv 2301.08243, appendix A), ViT-B/16. Not theirs: weight decay is constant (they
-    # raise it from 0.04 to 0.4), the rate ends at 0 (1e-6), and the recipe "ijepa" flips.
-    "i-jepa": {
-        "method": {
-            "image_size": 224,
-            "backbone_options": {"patch_size": 16, "width": 768, "depth": 12, "heads": 12},
-            "head": "deterministic",
-            "head_options": {"hidden": []},
-            "predictor_width": 384,
-            "predictor_depth": 6,
-            "predictor_heads": 12,
-            "momentum": 0.996,
-            "momentum_schedule": "linear",
-        },
-        "fit": {
-            "optimizer": "adamw",
-            "batch_size": 2048,
-            "learning_rate": 1e-3,
-            "weight_decay": 0.04,
-            "warmup_epochs": 15,
-        },
-    },
-    # "Variational JEPA: Adding Uncertainty to Visual Representations". Its: encoder, predictor's width,
-    # momentum, AdamW and the clip. Ours: 4 predictor layers (its range is 2–6) of 8 heads, batch size,
-    # learning rate, weight decay and warm-up.
-    "tiny-imagenet": {
-        "method": {
-            "image_size": 64,
-            "backbone_options": {"patch_size": 8, "width": 384, "depth": 10, "heads": 8},
-            "predictor_width": 192,
-            "predictor_depth": 4,
-            "predictor_heads": 8,
-            "momentum": 0.998,
-            "momentum_schedule": "cosine",
-        },
-        "fit": {
-            "optimizer": "adamw",
-            "batch_size": 256,
-            "learning_rate": 5e-4,
-            "weight_decay": 0.05,
-            "warmup_epochs": None,
-            "gradient_clip_val": 3.0,
-        },
-    },
-}
-
-
-class Predictor(nn.Module):
-    """Context tokens and the positions of hidden patches → one context vector a hidden patch.
-
-    Each target block is predicted on its own: its mask tokens see the context and one another.
-
-    Parameters
-    ----------
-    dim
-        D, of the context tokens
-    grid
-        patches a side
-    width, depth, heads
-        of the transformer
-    """
-
-    positions: Tensor
-
-    def __init__(self, dim: int, grid: int, width: int, depth: int, heads: int) -> None:
-        super().__init__()
-        self.entry = nn.Linear(dim, width)
-        start_linear(self.entry)
-        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
-        self.transformer = Transformer(width, depth, heads)
-        self.register_buffer("positions", sincos_positions(grid, grid, width), persistent=False)
-
-    def forward(self, tokens: Tensor, context: Tensor, targets: Tensor) -> Tensor:
-        """Return c (N, M, Tt, width).
-
-        Parameters
-        ----------
-        tokens
-            (N, Tc, D), of the context's patches
-        context, targets
-            indices (N, Tc) and (N, M, Tt), or (Tc,) and (M, Tt) for all images alike
-        """
-        blocks, asked = targets.shape[-2:]
-        seen = self.entry(tokens) + self.positions[context]
-        seen = seen.unsqueeze(1).expand(-1, blocks, -1, -1)
-        hidden = self.mask_token + self.positions[targets]
-        x = torch.cat([seen, hidden.expand(len(tokens), -1, -1, -1)], 2)
-        out: Tensor = self.transformer(x.flatten(0, 1))[:, -asked:]
-        return out.reshape(len(tokens), blocks, asked, -1)
 
 
 class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
@@ -151,8 +52,9 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
     momentum, momentum_schedule
         τ₀ of the teacher, → 1 on a "cosine" or "linear"
     score_masks, score_draws, score_seed
-        scores are means over S masks, and over draws (≥ 2) where a head has no closed form; the same masks
-        and draws for every image, so that a score does not depend on the batch
+        scores are means over S masks, and over draws (≥ 2) where a head has no closed form (the "spread" of a
+        head that has a density: 2); the same masks and noise for every image, so that a score does not depend
+        on the batch
 
     Raises
     ------
@@ -230,7 +132,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         self.predictor = Predictor(
             self.embedding_dim, grid, predictor_width, predictor_depth, predictor_heads
         )
-        self.head = _build_head(head, self.embedding_dim, predictor_width, options)
+        self.head = build_head(head, self.embedding_dim, predictor_width, options)
         self.teacher = EMA(self.encoder, momentum, momentum_schedule)
         self.score_draws = score_draws
         self.score_seed = score_seed
@@ -295,29 +197,28 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
             "spread", √(mean predictive variance), from draws where it has no closed form; "entropy" in nats a
             coordinate where the prediction has one
         """
-        measures = self._read(x, batch_size, _measures)
-        out = {"h": self.embed(x, batch_size)}
-        return out | {key: torch.stack([each[key] for each in measures]) for key in measures[0]}
+        read = partial(measures, draws=self.score_draws)
+        return {"h": self.embed(x, batch_size), **self._read(x, batch_size, read, self.score_draws)}
 
-    def _read(self, x: Tensor, batch_size: int, read: Callable[[Any, Tensor, int], T]) -> list[T]:
-        """For each image, ``read`` the prediction of its hidden tokens (S, M, Tt) and the tokens (…, D).
+    def representations(self, x: Tensor, batch_size: int = 512) -> dict[str, Tensor]:
+        """Return "h" alone: what a head says of a reference row is read by nothing, and takes many passes."""
+        return {"h": self.embed(x, batch_size)}
 
-        Heads that draw, in a sample or a density, do so image by image from one seed: drawn for a batch at
-        once, what an image gets would depend on its neighbours.
-        """
+    def _read(
+        self, x: Tensor, batch_size: int, read: Callable[[Any, Tensor], Measured], draws: int
+    ) -> Measured:
+        """What ``read`` finds in the predictions of the hidden tokens of images, see ``by_image``."""
         context, hidden = (index.to(self.device) for index in self._score_masks)
         cuda = [self.device] if self.device.type == "cuda" else []
-        found = []
+        parts = []
         with evaluating(self), torch.random.fork_rng(cuda):
             for chunk in torch.split(x, min(batch_size, _SCORED_AT_A_TIME)):
                 images = self.preprocess(chunk.to(self.device))
                 tokens = self.targets(images)[:, hidden]
                 masks = zip(context, hidden, strict=True)
                 vectors = torch.stack([self.contexts(images, *mask) for mask in masks], 1)
-                for each, target in zip(vectors, tokens, strict=True):
-                    torch.manual_seed(self.score_seed)
-                    found.append(read(self.head(each), target, self.score_draws))
-        return found
+                parts.append(by_image(self.head, vectors, tokens, read, draws=draws, seed=self.score_seed))
+        return joined(parts)
 
     def score_features(self, features: Mapping[str, Tensor]) -> Tensor:
         """Score (N,) float64 of encoded images: higher = more typical.
@@ -348,70 +249,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         ``score_masks`` masks, of the head's predictions: m = E[μ_i], v = E[σ²_i] + Var[μ_i]. It describes the
         teacher's layer-normed tokens at those patches. For one patch, call ``head`` on ``contexts``.
         """
-        means, variances = zip(*self._read(x, _SCORED_AT_A_TIME, _moments), strict=True)
-        scale = torch.stack(variances).sqrt().clamp_min(_SMALLEST_SCALE)
-        return Independent(Normal(torch.stack(means), scale), 1)
-
-
-def _build_head(head: str | nn.Module, dim: int, context_dim: int, options: dict[str, Any]) -> nn.Module:
-    if isinstance(head, str):
-        build: Callable[..., nn.Module] = HEADS[head]
-        known = set(inspect.signature(build).parameters) - {"dim", "context_dim"}
-        for option in options:
-            if option not in known:
-                raise unknown_name(f"option of head '{head}'", option, known)
-        return build(dim, context_dim, **options)
-    if options:
-        raise ConfigError("head_options go with a head's name, not with a module of your own")
-    if not isinstance(head, nn.Module):
-        raise ConfigError(
-            f"head is {head!r}: give a name of probjepa.heads.HEADS or a module. A head of your own is not "
-            "made anew from a saved model: build IJEPA(head=…) with it and load the weights into that"
-        )
-    return head
-
-
-def _measures(prediction: Any, target: Tensor, draws: int) -> dict[str, Tensor]:
-    """Means over tokens (…, D) of what a prediction says of them, scalars in float64."""
-    density = _if_there(lambda: prediction.log_prob(target))
-    variance = _if_there(lambda: prediction.variance)
-    entropy = _if_there(lambda: prediction.entropy())
-    dim = target.shape[-1]
-    out: dict[str, Tensor] = {}
-    if density is not None:
-        out["log_density"] = density.double().mean() / dim
-    if density is None or variance is None:
-        samples: Tensor = prediction.sample((draws,)).double()
-        if density is None:
-            out["negative_energy_score"] = -_energy(samples, target).mean()
-        if variance is None:
-            variance = samples.var(0)
-    out["spread"] = variance.double().mean().sqrt()
-    if entropy is not None:
-        out["entropy"] = entropy.double().mean() / dim
-    return out
-
-
-def _moments(prediction: Any, _: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance (D,) of the equal mixture of a prediction over its tokens."""
-    variance = _if_there(lambda: prediction.variance)
-    if variance is None:
-        variance = prediction.sample((draws,)).var(0)
-    means = prediction.mean.double().flatten(0, -2)
-    total = variance.double().flatten(0, -2).mean(0) + means.var(0, correction=0)
-    return means.mean(0).float(), total.float()
-
-
-def _energy(samples: Tensor, target: Tensor) -> Tensor:
-    """Energy score (…) of draws (S, …, D), unbiased: E‖X − y‖ − ½E‖X − X′‖."""
-    norm = torch.linalg.vector_norm
-    apart = norm(samples.unsqueeze(0) - samples.unsqueeze(1), dim=-1).sum((0, 1))
-    score: Tensor = norm(samples - target, dim=-1).mean(0) - apart / (2 * len(samples) * (len(samples) - 1))
-    return score
-
-
-def _if_there(read: Callable[[], Tensor]) -> Tensor | None:
-    try:
-        return read()
-    except (NotImplementedError, AttributeError):  # torch's distributions raise the first
-        return None
+        read = partial(moments, draws=self.score_draws)
+        found = self._read(x, _SCORED_AT_A_TIME, read, max(self.score_draws, MEAN_DRAWS))
+        scale = found["variance"].sqrt().clamp_min(_SMALLEST_SCALE)
+        return Independent(Normal(found["mean"], scale), 1)

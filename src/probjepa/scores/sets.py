@@ -37,9 +37,13 @@ Parts = dict[str, npt.NDArray[np.float64]]
 
 
 def encode(
-    method: Method, images: Images, *, batch_size: int = 512, progress: bool = False
+    method: Method, images: Images, *, batch_size: int = 512, progress: bool = False, scored: bool = True
 ) -> dict[str, Tensor]:
-    """Encode a set once: the method's ``features`` by name, (N, …) float32 on the CPU."""
+    """Encode a set once: the method's ``features`` by name, (N, …) on the CPU.
+
+    A set that is not ``scored`` by the method's own measures has its ``representations`` alone.
+    """
+    read = method.features if scored else method.representations
     batches: Iterable[tuple[Tensor, slice]] = images.batches(batch_size)
     if progress:
         total = -(-len(images) // batch_size)
@@ -50,7 +54,7 @@ def encode(
             transient=True,
             console=Console(stderr=True),
         )
-    parts = [{k: v.cpu() for k, v in method.features(batch, batch_size).items()} for batch, _ in batches]
+    parts = [{k: v.cpu() for k, v in read(batch, batch_size).items()} for batch, _ in batches]
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
@@ -130,7 +134,9 @@ def score_set(
 
         if reference is not None:
             refuse_overlap(images, reference)
-        density = None if reference is None else encode(method, reference, progress=progress)["h"]
+        density = (
+            None if reference is None else encode(method, reference, progress=progress, scored=False)["h"]
+        )
         found = jepa_score_details(method, images, latent=density, progress=progress)
         return found.score.numpy(), {
             "log_volume": found.log_volume.numpy(),
@@ -142,8 +148,8 @@ def score_set(
         raise ConfigError(f"the score '{score}' needs a reference set: pass --reference URI")
     vje = _as_vje(method, score) if score == "predictive" else None
     refuse_overlap(images, reference)
-    known = encode(method, reference, progress=progress)
-    features = encode(method, images, progress=progress)
+    known = encode(method, reference, progress=progress, scored=False)
+    features = encode(method, images, progress=progress, scored=False)
     if vje is not None:
         h = features["h"]
         return vje.predictive(known).log_prob(h).numpy(), {"h_norm": h.double().norm(dim=1).numpy()}
