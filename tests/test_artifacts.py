@@ -151,6 +151,56 @@ def test_tied_weights(tmp_path):
     assert loaded.encoder.second.weight is loaded.encoder.first.weight
 
 
+class OwnHead(nn.Module):
+    """A Gaussian of fixed scale whose mean is linear in c."""
+
+    def __init__(self, width=16, dim=32):
+        super().__init__()
+        self.linear = nn.Linear(width, dim)
+
+    def forward(self, c):
+        return OwnPrediction(self.linear(c), 1.0)
+
+
+class OwnPrediction(torch.distributions.Normal):
+    def loss(self, y):
+        return -self.log_prob(y).mean(-1)
+
+
+def test_a_head_of_ones_own_is_filled(tmp_path):
+    torch.manual_seed(0)
+    vit = {"patch_size": 4, "width": 32, "depth": 1, "heads": 4}
+    options = {
+        "channels": 1,
+        "image_size": 16,
+        "backbone_options": vit,
+        "predictor_width": 16,
+        "predictor_heads": 4,
+    }
+    model = pj.IJEPA(head=OwnHead(), **options)
+    model.save_pretrained(tmp_path)
+    for loaded in (pj.load(tmp_path, head=OwnHead()), pj.IJEPA.from_pretrained(tmp_path, head=OwnHead())):
+        assert torch.equal(loaded.head.linear.weight, model.head.linear.weight)
+    refused(tmp_path, r"built on a head of its user's own: pass it, load\(…, head=module\)")
+    refused(tmp_path, "does not fit its config.*size mismatch", head=OwnHead(dim=31))
+
+
+@pytest.mark.parametrize("kind", [pj.VarTJEPA, pj.TJEPA])
+def test_models_of_tables_are_loaded_too(tmp_path, kind):
+    import numpy as np
+
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    model = kind(max_epochs=1, dim=8, n_heads=2, ff_dim=8, random_state=0).fit(rows)
+    model.save(tmp_path / "model")
+    for place in (tmp_path, tmp_path / "model"):  # as a run folder, and itself
+        loaded = pj.load(place)
+        assert type(loaded) is kind
+        np.testing.assert_array_equal(loaded.transform(rows), model.transform(rows))
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace(f'"{kind.__name__}"', '"NewerJEPA"'))
+    refused(tmp_path, "holds a NewerJEPA, which this version has not")
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_config_is_strict_json(settings, tmp_path):
     def refuse(constant):

@@ -158,6 +158,15 @@ def _resolve(source: str | Path, hub: dict[str, Any]) -> Path:
         ) from error
 
 
+def _load_estimator(folder: Path, name: str) -> Any:
+    from probjepa.tabular import TJEPA, VarTJEPA
+
+    for kind in (VarTJEPA, TJEPA):
+        if kind.__name__ == name:
+            return kind.load(folder)
+    raise ArtifactError(f"{folder} holds a {name}, which this version has not: install another")
+
+
 def _damaged(folder: Path, error: Exception) -> ArtifactError:
     reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)
     return ArtifactError(f"{folder / _CONFIG} is damaged ({reason}): save the model again")
@@ -171,10 +180,13 @@ def load(
     source: str | Path,
     *,
     backbone: nn.Module | None = None,
+    head: nn.Module | None = None,
     networks: Mapping[str, nn.Module] | None = None,
     **hub: Any,
 ) -> Any:
-    """Load any saved method from a run folder, a model folder or a hub repository, in evaluation mode.
+    """Load any saved model from a run folder, a model folder or a hub repository, in evaluation mode.
+
+    A model of tables is returned as the fitted estimator that it was.
 
     Parameters
     ----------
@@ -182,6 +194,8 @@ def load(
         ``RUN``, ``RUN/model`` or ``owner/name`` on the hub
     backbone
         the module to fill, for a model that was built on a backbone of the user's own
+    head
+        the module to fill, for an ``IJEPA`` that was built with a head of the user's own
     networks
         name → module to fill, for a model that was built with networks of the user's own (``VarJEPA``)
     hub
@@ -203,22 +217,25 @@ def load(
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         check_format(config.get("format_version"), config.get("probjepa_version"), folder)
+        if "estimator" in config:
+            return _load_estimator(folder, str(config["estimator"]))
         settings = dict(config["settings"])
         method = (MODELS if config["method"] in MODELS else METHODS)[config["method"]]
         of_images = issubclass(method, Method)
         preprocess = dict(config["preprocess"]) if of_images else {}
-        own = of_images and settings["backbone"] is None
+        modules = {"backbone": backbone, "head": head} if "head" in settings else {"backbone": backbone}
+        own = [name for name in modules if of_images and settings[name] is None]
         own_networks = sorted(settings.pop("networks", []))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, ArtifactError):
             raise
         raise _damaged(folder, error) from error
-    if own:
-        if backbone is None:
+    for name in own:
+        if modules[name] is None:
             raise ArtifactError(
-                f"{folder} was built on a backbone of its user's own: pass it, load(…, backbone=module)"
+                f"{folder} was built on a {name} of its user's own: pass it, load(…, {name}=module)"
             )
-        settings["backbone"] = backbone
+        settings[name] = modules[name]
     if own_networks != sorted(networks or {}):
         needs = ", ".join(own_networks) or "none"
         raise ArtifactError(

@@ -289,8 +289,13 @@ def test_help_and_list_load_no_torch():
         assert done.stdout.strip()
 
 
+def test_python_m_probjepa_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "probjepa", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"probjepa {probjepa.__version__}\n")
+
+
 def test_list_names_what_is_registered(capsys):
     assert run(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in ("vje", "resnet18", "convnet", "predictive", "byol-32", "flow_matching"):
+    for name in ("vje", "resnet18", "convnet", "predictive", "byol-32", "flow_matching", "var-jepa"):
         assert name in printed

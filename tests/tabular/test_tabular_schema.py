@@ -120,10 +120,23 @@ def test_constant_and_all_missing_columns(transform, value):
     assert found.missing[:, 0].tolist() == [np.isnan(value), False, True]
 
 
-def test_extreme_numbers_stay_finite():
-    schema = TableSchema.infer(pd.DataFrame({"v": [1e300, -1e300, 1e-300]}))
+def test_beyond_the_range_of_the_fit_a_quantile_transform_goes_on_in_standard_deviations():
+    values = np.random.default_rng(0).normal(size=500)
+    schema = TableSchema.infer(pd.DataFrame({"v": values}), numeric_transform="quantile")
+    (feature,) = schema.features
+    out = np.array([values.min() - 3, values.min(), values.max(), values.max() + 1, values.max() + 50])
+    found = feature.forward(out)
+    np.testing.assert_allclose(found[1:3], [-5.1993, 5.1993], atol=1e-3)
+    np.testing.assert_allclose(found[0], found[1] - 3 / values.std())
+    np.testing.assert_allclose(found[3:], found[2] + np.array([1, 50]) / values.std())
+    np.testing.assert_allclose(feature.backward(found), out, atol=1e-4)
+
+
+@pytest.mark.parametrize("transform", ["standard", "quantile"])
+def test_extreme_numbers_stay_finite(transform):
+    schema = TableSchema.infer(pd.DataFrame({"v": [1e300, -1e300, 1e-300]}), numeric_transform=transform)
     assert np.isfinite(schema.encode(pd.DataFrame({"v": [1.7e308, -1.7e308, 0.0]})).numeric).all()
-    small = TableSchema.infer(pd.DataFrame({"v": [0.0, 1e-320]}))
+    small = TableSchema.infer(pd.DataFrame({"v": [0.0, 1e-320]}), numeric_transform=transform)
     assert np.isfinite(small.encode(pd.DataFrame({"v": [1e308]})).numeric).all()
 
 

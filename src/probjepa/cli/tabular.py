@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from probjepa.errors import ArtifactError, ConfigError, unknown_name
+from probjepa.errors import ConfigError, unknown_name
 from probjepa.registry import Registry
 
 TABLE_METHODS = Registry(
@@ -26,18 +26,18 @@ _DIAGNOSED = 2_000  # rows whose embeddings tell a collapse
 
 def is_table_model(source: str) -> bool:
     """Return whether a run or model folder holds a model of tables."""
-    return _config(source) is not None
+    return _folder(source) is not None
 
 
-def _config(source: str) -> tuple[Path, dict[str, Any]] | None:
-    """The model folder and its config.json, if it is of a table model."""
+def _folder(source: str) -> Path | None:
+    """The model folder, if it is of a table model."""
     for folder in (Path(source) / "model", Path(source)):
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(config, dict) and "estimator" in config:
-            return folder, config
+            return folder
     return None
 
 
@@ -45,18 +45,13 @@ def _load(source: str, device: str) -> tuple[Any, str | None]:
     """A fitted estimator on a device, and the target that its run left out."""
     import yaml
 
+    from probjepa.artifacts import load
     from probjepa.training.runs import resolve_device
 
     target_device = resolve_device(device)
-    found = _config(source)
-    assert found is not None
-    folder, config = found
-    known = {TABLE_METHODS[name].__name__: TABLE_METHODS[name] for name in TABLE_METHODS}
-    if config["estimator"] not in known:
-        raise ArtifactError(
-            f"{folder} holds a {config['estimator']}, which this version has not: install another"
-        )
-    model = known[config["estimator"]].load(folder)
+    folder = _folder(source)
+    assert folder is not None
+    model = load(folder)
     model.network_.to(target_device)
     try:
         run = yaml.safe_load((folder.parent / "config.yaml").read_text(encoding="utf-8"))

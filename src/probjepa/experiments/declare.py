@@ -44,7 +44,8 @@ class Column:
     """One column: the name of a cell's figure, and how it is shown.
 
     ``{score}`` in ``figure`` is the row's; a column with ``{ood}`` stands for one column an
-    out-of-distribution set, whose name takes its place in ``label`` too. No interval leaves ``limits``.
+    out-of-distribution set, whose name takes its place in ``label`` too. No interval leaves ``limits``
+    (None: no limit), which are 0 and 1 of percentages.
     """
 
     label: str
@@ -52,7 +53,11 @@ class Column:
     percent: bool = False
     better: Literal["max", "min"] | None = None
     plot: bool = False
-    limits: tuple[float, float] | None = None
+    limits: tuple[float | None, float | None] = (None, None)
+
+    def __post_init__(self) -> None:
+        if self.percent:
+            object.__setattr__(self, "limits", (0, 1))
 
 
 @dataclass(frozen=True)
@@ -131,11 +136,11 @@ class Experiment:
 
 
 # the columns that most tables share
-KNN_H = Column("kNN on h, %", "knn20/h", percent=True, better="max", plot=True, limits=(0, 1))
-KNN_MU = Column("kNN on μ, %", "knn20/mu", percent=True, better="max", plot=True, limits=(0, 1))
-KNN_EMA = Column("kNN on EMA h, %", "knn20/ema-h", percent=True, better="max", limits=(0, 1))
-VARIANCE = Column("mean σ²", "mean variance", plot=True)
-KL = Column("KL, nats", "kl")
+KNN_H = Column("kNN on h, %", "knn20/h", percent=True, better="max", plot=True)
+KNN_MU = Column("kNN on μ, %", "knn20/mu", percent=True, better="max", plot=True)
+KNN_EMA = Column("kNN on EMA h, %", "knn20/ema-h", percent=True, better="max")
+VARIANCE = Column("mean σ²", "mean variance", plot=True, limits=(0, None))
+KL = Column("KL, nats", "kl", limits=(0, None))
 RANK = Column("effective rank", "effective rank")
 LEARNED = (KNN_H, KNN_MU, VARIANCE, KL, RANK)
 OOD = Column("AUROC, {ood}", "auroc/{ood}/{score}", better="max", plot=True, limits=(0, 1))

@@ -255,7 +255,8 @@ def _rows(
 
 
 def aggregate(
-    figures: Sequence[Mapping[str, float | None] | None], limits: tuple[float, float] | None = None
+    figures: Sequence[Mapping[str, float | None] | None],
+    limits: tuple[float | None, float | None] = (None, None),
 ) -> dict[str, Any]:
     """Return a figure over seeds: mean, 95 % interval, and the value of each seed (None: not measured).
 
@@ -269,8 +270,9 @@ def aggregate(
         from scipy.stats import t
 
         half = float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
-        least, most = limits or (-math.inf, math.inf)
-        low, high = max(float(np.mean(known)) - half, least), min(float(np.mean(known)) + half, most)
+        least, most = limits
+        low, high = float(np.mean(known)) - half, float(np.mean(known)) + half
+        low, high = low if least is None else max(low, least), high if most is None else min(high, most)
     elif len(known) == 1:
         (own,) = (figure for figure, value in zip(figures, each, strict=True) if figure and value is not None)
         low, high = own["low"], own["high"]

@@ -155,9 +155,9 @@ def _findings_section(table: Mapping[str, Any]) -> Section:
     ]
     return Section(
         f"Findings: {table['title']}",
-        "What the paper says, and whether it holds here, seed by seed. A nightly test fails where one marked "
+        "What was asked, and whether it holds here, seed by seed. A nightly test fails where one marked "
         "as tested does not hold in every seed on digits.",
-        [Table(["finding", "verdict", "means over the seeds", "tested"], rows, "The paper's findings.")],
+        [Table(["finding", "verdict", "means over the seeds", "tested"], rows, "Findings.")],
     )
 
 

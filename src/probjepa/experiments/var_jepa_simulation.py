@@ -298,7 +298,9 @@ def summarise(found: Sequence[Mapping[str, Any]], budget: str) -> dict[str, Any]
     rows = []
     for letter in sorted({result["cell"]["variant"] for result in found}):
         of = [result for result in found if result["cell"]["variant"] == letter]
-        values = {c.label: aggregate([result["figures"][c.figure] for result in of]) for c in COLUMNS}
+        values = {
+            c.label: aggregate([result["figures"][c.figure] for result in of], c.limits) for c in COLUMNS
+        }
         for column, published in zip(COLUMNS, PUBLISHED.get(letter, ()), strict=False):
             values[column.label]["published"] = published
         rows.append({"label": VARIANTS[letter][0], "values": values, "cells": len(of), "failed": []})

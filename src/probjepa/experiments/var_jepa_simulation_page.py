@@ -57,9 +57,9 @@ def page(metrics: Metrics) -> str:
             ),
             Section(
                 "Findings",
-                "What the paper says, and whether it holds here, seed by seed.",
+                "What the paper says or follows from it, and whether it holds here, seed by seed.",
                 [Table(["finding", "verdict", "means over the seeds"],
-                       [[f["claim"], verdict(f), evidence(f)] for f in findings], "The paper's findings.")],
+                       [[f["claim"], verdict(f), evidence(f)] for f in findings], "Findings.")],
             ),
             Section(
                 "Settings",

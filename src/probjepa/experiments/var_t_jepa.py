@@ -358,7 +358,9 @@ def summarise(
             values = {}
             for column in COLUMNS:
                 figure = f"{space}|{column.figure}"
-                values[column.label] = aggregate([result["figures"].get(figure) for result in of])
+                values[column.label] = aggregate(
+                    [result["figures"].get(figure) for result in of], column.limits
+                )
                 if (name, row, column.label) in PUBLISHED:
                     values[column.label]["published"] = PUBLISHED[name, row, column.label]
             failed = [result["failed"] for result in of if result["failed"]]

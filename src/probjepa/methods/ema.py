@@ -15,7 +15,10 @@ SCHEDULES = ("cosine", "linear")
 
 
 class EMA(nn.Module):
-    """A copy that follows ``source`` at momentum τ₀ → 1, always in evaluation mode.
+    """A copy that follows ``source`` at momentum τ₀ → 1.
+
+    It stays in evaluation mode when the method is put in training mode: its batch statistics are the
+    source's. A method whose published teacher normalises by its own batch sets ``module``'s mode (BYOL).
 
     τ(step) = 1 − (1 − τ₀)·r with r = (1 + cos(π·step/total))/2 ("cosine") or 1 − step/total ("linear").
     Buffers (batch statistics) are copied as they are.

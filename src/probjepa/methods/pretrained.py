@@ -89,7 +89,12 @@ class Pretrained(
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *, backbone: nn.Module | None = None, **hub: Any
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        backbone: nn.Module | None = None,
+        head: nn.Module | None = None,
+        **hub: Any,
     ) -> Self:
         """Load from a folder or a hub repository: safetensors and JSON, no pickle.
 
@@ -97,6 +102,8 @@ class Pretrained(
         ----------
         backbone
             the module to fill, for a model that was built on a backbone of the user's own
+        head
+            the module to fill, for an ``IJEPA`` that was built with a head of the user's own
         hub
             ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as huggingface_hub takes them
 
@@ -105,7 +112,7 @@ class Pretrained(
         ArtifactError
             if there is no model, it is another method's, or another format's
         """
-        model = artifacts.load(pretrained_model_name_or_path, backbone=backbone, **hub)
+        model = artifacts.load(pretrained_model_name_or_path, backbone=backbone, head=head, **hub)
         if not isinstance(model, cls):
             raise ArtifactError(
                 f"{pretrained_model_name_or_path} holds a {type(model).__name__}, not a {cls.__name__}: "

@@ -25,20 +25,6 @@ def draw(mean: Tensor, log_variance: Tensor, noise: Noise = torch.randn_like) ->
     return mean + (0.5 * log_variance).exp() * noise(mean)
 
 
-def kl_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Return KL(N(μ, σ²) ‖ N(0, I)) = ½Σ(μ² + σ² − log σ² − 1) over the last dimension: (…, D) → (…)."""
-    return 0.5 * (mean.square() + log_variance.expm1() - log_variance).sum(-1)
-
-
-def kl_gaussians(
-    mean: Tensor, log_variance: Tensor, prior_mean: Tensor, prior_log_variance: Tensor
-) -> Tensor:
-    """Return KL(N(μ, σ²) ‖ N(m, s²)) = ½Σ((μ − m)²/s² + σ²/s² − 1 − log(σ²/s²)): (…, D) → (…)."""
-    ratio = log_variance - prior_log_variance
-    distance = (mean - prior_mean).square() * (-prior_log_variance).exp()
-    return 0.5 * (distance + ratio.expm1() - ratio).sum(-1)
-
-
 def gaussian_nll(value: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Return −log N(value; mean, variance), element by element, constants included."""
     return 0.5 * ((value - mean).square() / variance + variance.log() + math.log(2 * math.pi))

@@ -83,7 +83,11 @@ class Feature:
             # runs of equal quantiles: the middle of the run, from both ends
             up = np.interp(values, grid, levels)
             down = 1 - np.interp(-values, -grid[::-1], levels)
-            return cast(npt.NDArray[np.float64], ndtri(np.clip((up + down) / 2, _TAIL, 1 - _TAIL)))
+            inside = ndtri(np.clip((up + down) / 2, _TAIL, 1 - _TAIL))
+            with np.errstate(over="ignore"):
+                # beyond the fit's range by standard deviations: what lies far out is told from the edge
+                beyond = (values - np.clip(values, grid[0], grid[-1])) / self.scale
+            return cast(npt.NDArray[np.float64], np.clip(inside + beyond, -_FAR, _FAR))
         with np.errstate(over="ignore"):
             scaled: npt.NDArray[np.float64] = np.clip((values - self.location) / self.scale, -_FAR, _FAR)
         return scaled
@@ -91,10 +95,13 @@ class Feature:
     def backward(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Undo ``forward``: the model's numbers (N,) to the table's."""
         if len(self.quantiles) > 1:
-            from scipy.special import ndtr
+            from scipy.special import ndtr, ndtri
 
             levels = np.linspace(0, 1, len(self.quantiles))
-            return cast(npt.NDArray[np.float64], np.interp(ndtr(values), levels, np.array(self.quantiles)))
+            edge = float(ndtri(1 - _TAIL))
+            inside = np.interp(ndtr(values), levels, np.array(self.quantiles))
+            beyond = (values - np.clip(values, -edge, edge)) * self.scale
+            return cast(npt.NDArray[np.float64], inside + beyond)
         return self.location + values * self.scale
 
 
@@ -176,7 +183,8 @@ class TableSchema:
         column_types
             column → "numeric", "categorical", "boolean" or "datetime", where the inferred one is not meant
         numeric_transform
-            "standard": (x − mean)/std; "quantile": to the normal distribution by 1,000 quantiles
+            "standard": (x − mean)/std; "quantile": to the normal distribution by 1,000 quantiles,
+            and beyond the fit's range on by standard deviations
         max_categories
             the most frequent that are kept of each column; the others are "unknown"
 

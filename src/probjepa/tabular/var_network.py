@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from probjepa.distributions.gaussian import kl_diagonal_gaussians
 from probjepa.tabular.calibration import Calibration
-from probjepa.tabular.elbo import Noise, annealed, draw, kl_gaussians, kl_standard_normal
+from probjepa.tabular.elbo import Noise, annealed, draw
 from probjepa.tabular.masks import Masks
 from probjepa.tabular.networks import (
     AttentionPool,
@@ -48,9 +49,9 @@ class Latents(NamedTuple):
         """KL of s_x's tokens (B, 1 + C), of z (B,), and of the targets' s_y (B, K·T)."""
         y_mean, y_log = (pick(part, self.targets) for part in self.y)
         return (
-            kl_standard_normal(*self.x),
-            kl_standard_normal(*self.z),
-            kl_gaussians(y_mean, y_log, *self.prior),
+            kl_diagonal_gaussians(*self.x),
+            kl_diagonal_gaussians(*self.z),
+            kl_diagonal_gaussians(y_mean, y_log, *self.prior),
         )
 
 
