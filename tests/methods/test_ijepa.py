@@ -268,9 +268,11 @@ def test_a_head_of_ones_own(tmp_path):
     assert features["entropy"].tolist() == pytest.approx([1 + math.log(4)] * 4)
     assert torch.equal(model.ood_scores(features)["entropy"], -features["entropy"])
     model.save_pretrained(tmp_path)
-    with pytest.raises(ArtifactError, match="A head of your own"):
+    with pytest.raises(ArtifactError, match="built on a head of its user's own"):
         pj.load(tmp_path)
-    with pytest.raises(ConfigError, match="A head of your own"):
+    loaded = pj.load(tmp_path, head=Laplacian())
+    torch.testing.assert_close(loaded.features(x), features)
+    with pytest.raises(ConfigError, match="a head of your own cannot be made anew"):
         model.reinitialised()
 
 

@@ -106,10 +106,11 @@ class Method(Pretrained):
         Raises
         ------
         ConfigError
-            for a backbone of the user's own, whose initialisation is not known here
+            for a backbone or a head of the user's own, whose initialisation is not known here
         """
-        if self.settings["backbone"] is None:
-            raise ConfigError("a backbone of your own cannot be made anew: build the baseline yourself")
+        for part in ("backbone", "head"):
+            if self.settings.get(part, "") is None:
+                raise ConfigError(f"a {part} of your own cannot be made anew: build the baseline yourself")
         config = self.preprocess.config()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -76,8 +76,5 @@ def build_head(head: str | nn.Module, dim: int, context_dim: int, options: dict[
     if options:
         raise ConfigError("head_options go with a head's name, not with a module of your own")
     if not isinstance(head, nn.Module):
-        raise ConfigError(
-            f"head is {head!r}: give a name of probjepa.heads.HEADS or a module. A head of your own is not "
-            "made anew from a saved model: build IJEPA(head=…) with it and load the weights into that"
-        )
+        raise ConfigError(f"head is {head!r}: give a name of probjepa.heads.HEADS or a module")
     return head
