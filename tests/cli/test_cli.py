@@ -297,5 +297,8 @@ def test_python_m_probjepa_is_the_command():
 def test_list_names_what_is_registered(capsys):
     assert run(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in ("vje", "resnet18", "convnet", "predictive", "byol-32", "flow_matching", "var-jepa"):
+    for name in ("vje", "resnet18", "convnet", "predictive", "byol-32", "flow_matching"):
         assert name in printed
+    lines = printed.splitlines()
+    assert "models of networks of your own, in Python: var-jepa" in lines
+    assert "var-jepa" not in lines[0].partition(": ")[2].split(", ")  # train does not train it

@@ -106,6 +106,9 @@ def test_three_seeds_have_students_interval():
     cut = grid.aggregate([{"value": v, "low": 0.0, "high": 1.0} for v in values], (0, 1))
     assert found["low"] < 0 and found["high"] > 1
     assert (cut["value"], cut["low"], cut["high"]) == (found["value"], 0, 1)
+    half_open = grid.aggregate([{"value": v, "low": 0.0, "high": 1.0} for v in values], (0, None))
+    assert (half_open["low"], half_open["high"]) == (0, found["high"])
+    assert Column("x, %", "x", percent=True).limits == (0, 1)
 
 
 def test_one_seed_has_its_own_interval_and_two_have_none():

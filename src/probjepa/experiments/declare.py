@@ -62,7 +62,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence of the paper, and what it says of the figures of one seed on one data set.
+    """A claim, the paper's or our own, and what it says of the figures of one seed on one data set.
 
     ``holds`` reads figures by (row, column). ``asserted``: stable over seeds on digits, so that the nightly
     tests fail where it does not hold; the others are reported as they come out.
@@ -141,6 +141,6 @@ KNN_MU = Column("kNN on μ, %", "knn20/mu", percent=True, better="max", plot=Tru
 KNN_EMA = Column("kNN on EMA h, %", "knn20/ema-h", percent=True, better="max")
 VARIANCE = Column("mean σ²", "mean variance", plot=True, limits=(0, None))
 KL = Column("KL, nats", "kl", limits=(0, None))
-RANK = Column("effective rank", "effective rank")
+RANK = Column("effective rank", "effective rank", limits=(0, None))
 LEARNED = (KNN_H, KNN_MU, VARIANCE, KL, RANK)
 OOD = Column("AUROC, {ood}", "auroc/{ood}/{score}", better="max", plot=True, limits=(0, 1))

@@ -47,11 +47,11 @@ VARIANTS: dict[str, tuple[str, dict[str, float]]] = {
 OURS = "BCDFH"
 COLUMNS = (
     Column("probe, %", "probe", percent=True, better="max", plot=True),
-    Column("aggregate KL", "aggregate KL", plot=True),
-    Column("‖Cov − I‖", "covariance", plot=True),
-    Column("‖mean‖", "mean", plot=True),
+    Column("aggregate KL", "aggregate KL", plot=True, limits=(0, None)),
+    Column("‖Cov − I‖", "covariance", plot=True, limits=(0, None)),
+    Column("‖mean‖", "mean", plot=True, limits=(0, None)),
     Column("probe of draws, %", "probe of draws", percent=True),
-    Column("posterior σ²", "posterior variance"),
+    Column("posterior σ²", "posterior variance", limits=(0, None)),
     Column("bound, nats", "bound"),
 )
 PUBLISHED = {  # of the first four columns

@@ -25,11 +25,11 @@ EXPERIMENT = Experiment(
         *(Row(label, method, task="cost") for label, method in _METHODS.items()),
     ),
     columns=(
-        Column("parameters, M", "parameters", better="min"),
-        Column("GFLOP a step", "flops", better="min"),
-        Column("step, s", "step seconds"),
-        Column("step / SimSiam's", "step ratio", better="min", plot=True),
-        Column("memory, GiB", "memory", better="min"),
+        Column("parameters, M", "parameters", better="min", limits=(0, None)),
+        Column("GFLOP a step", "flops", better="min", limits=(0, None)),
+        Column("step, s", "step seconds", limits=(0, None)),
+        Column("step / SimSiam's", "step ratio", better="min", plot=True, limits=(0, None)),
+        Column("memory, GiB", "memory", better="min", limits=(0, None)),
     ),
     data=dict.fromkeys(("quick", "small", "full"), (RANDOM_PIXELS,)),
     findings=(
