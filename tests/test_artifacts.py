@@ -196,6 +196,10 @@ def test_models_of_tables_are_loaded_too(tmp_path, kind):
         loaded = pj.load(place)
         assert type(loaded) is kind
         np.testing.assert_array_equal(loaded.transform(rows), model.transform(rows))
+    with pytest.raises(
+        ArtifactError, match=f"holds a {kind.__name__}, not a VJE: load it with probjepa.load$"
+    ):
+        pj.VJE.from_pretrained(tmp_path)
     config = tmp_path / "model" / "config.json"
     config.write_text(config.read_text().replace(f'"{kind.__name__}"', '"NewerJEPA"'))
     refused(tmp_path, "holds a NewerJEPA, which this version has not")

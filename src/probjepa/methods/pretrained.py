@@ -116,6 +116,6 @@ class Pretrained(
         if not isinstance(model, cls):
             raise ArtifactError(
                 f"{pretrained_model_name_or_path} holds a {type(model).__name__}, not a {cls.__name__}: "
-                f"load it with {type(model).__name__}.from_pretrained or probjepa.load"
+                "load it with probjepa.load"
             )
         return model
