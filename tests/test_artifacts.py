@@ -249,7 +249,9 @@ def test_another_methods_model(saved):
     class Other(Method):
         name = "other"
 
-    with pytest.raises(ArtifactError, match=r"holds a VJE, not a Other: load it with probjepa.load$") as error:
+    with pytest.raises(
+        ArtifactError, match=r"holds a VJE, not a Other: load it with probjepa.load$"
+    ) as error:
         Other.from_pretrained(saved[1])
     assert "\n" not in str(error.value)
 

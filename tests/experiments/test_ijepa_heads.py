@@ -39,9 +39,9 @@ def test_every_budget_has_every_row_and_heads_differ_in_nothing_else():
     assert EXPERIMENTS["ijepa-heads"] is EXPERIMENT
     for name, budget in BUDGETS.items():
         rows = EXPERIMENT.rows_of(name)
-        assert [row.label for row in rows[:-2]] == list(HEADS)
+        assert [row.label for row in rows[: len(HEADS)]] == list(HEADS)
         shape = (1, 16) if name == "quick" else (3, 64)
-        made = [make_cell(row, budget, "x", shape, 0, "mark") for row in rows[:-2]]
+        made = [make_cell(row, budget, "x", shape, 0, "mark") for row in rows[: len(HEADS)]]
         for one in made:
             assert isinstance(build(one), torch.nn.Module)
             assert one.fit == made[0].fit  # the learning rate among them
@@ -53,6 +53,19 @@ def test_every_budget_has_every_row_and_heads_differ_in_nothing_else():
         assert len({one.key for one in made}) == len(made)
     with pytest.raises(ConfigError, match="unknown budget 'medium'"):
         budget_of("medium")
+
+
+def test_the_point_and_the_gaussian_are_also_trained_at_twice_the_rate():
+    rows = {row.label: row for row in EXPERIMENT.rows_of("small")}
+    extra = [label for label in rows if label.endswith(", twice the rate")]
+    assert extra == ["deterministic, smooth L1, twice the rate", "gaussian, twice the rate"]
+    for label in extra:
+        twice, once = (
+            make_cell(rows[name], BUDGETS["small"], "x", (3, 64), 0, "mark")
+            for name in (label, label.removesuffix(", twice the rate"))
+        )
+        assert twice.settings == once.settings
+        assert twice.fit == {**once.fit, "learning_rate": 2 * once.fit["learning_rate"]}
 
 
 def test_a_stopped_cell_goes_on_to_the_same_figures(data, tmp_path, monkeypatch):
