@@ -54,7 +54,7 @@ BUDGETS = {
         settings={"max_epochs": 8, "dim": 16, "n_layers": 1, "ff_dim": 32, "device": "cpu"},
     ),
     "small": Budget(
-        "all training rows, the preset “small”, three seeds, on a CPU", _ALL, 3, settings={"device": "cpu"}
+        "all training rows, the preset “small”, five seeds, on a CPU", _ALL, 5, settings={"device": "cpu"}
     ),
     "full": Budget(
         "all rows, the published settings, 100 epochs, three seeds, on a GPU", _ALL, 3, published=True
