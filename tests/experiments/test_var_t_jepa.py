@@ -10,15 +10,8 @@ import pytest
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.experiments import EXPERIMENTS, table_sets, var_t_jepa
 from probjepa.experiments.table_sets import open_table_set
-from probjepa.experiments.var_t_jepa import (
-    BUDGETS,
-    COLUMNS,
-    METHODS,
-    PUBLISHED,
-    ROWS,
-    flat_figures,
-    make_cell,
-)
+from probjepa.experiments.var_t_jepa import BUDGETS, METHODS, make_cell
+from probjepa.experiments.var_t_jepa_table import COLUMNS, FINDINGS, PUBLISHED, ROWS, flat_figures
 from probjepa.tabular import TJEPA, VarTJEPA
 
 OPTIONS = {"data_root": None, "cells": None, "seed": 0, "overwrite": False, "progress": False}
@@ -84,9 +77,45 @@ def test_published_figures_have_a_place():
     assert all(table in table_sets.SOURCES and row in ROWS and c in labels for table, row, c in PUBLISHED)
 
 
+GOOD = {
+    ("raw features", "MLP, %"): 0.85, ("raw features", "XGB, %"): 0.87, ("raw + Var-T-JEPA", "XGB, %"): 0.869,
+    ("T-JEPA", "best of 3, %"): 0.85, ("T-JEPA", "LR, %"): 0.84, ("T-JEPA", "MLP, %"): 0.84,
+    ("T-JEPA", "XGB, %"): 0.85, ("T-JEPA", "effective rank"): 30,
+    ("Var-T-JEPA", "best of 3, %"): 0.87, ("Var-T-JEPA", "LR, %"): 0.84, ("Var-T-JEPA", "MLP, %"): 0.86,
+    ("Var-T-JEPA", "XGB, %"): 0.87, ("Var-T-JEPA", "MLP, surest half by σ, %"): 0.91,
+    ("Var-T-JEPA", "AURC by σ, MLP"): 0.03, ("Var-T-JEPA", "AURC by p, MLP"): 0.04,
+    ("Var-T-JEPA", "ρ of σ with u"): 0.4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "broken"),
+    [
+        ({}, []),
+        ({("Var-T-JEPA", "best of 3, %"): 0.849}, ["by the best classifier"]),
+        ({("Var-T-JEPA", "LR, %"): 0.839}, ["by logistic regression"]),
+        ({("T-JEPA", "MLP, %"): 0.861}, ["T-JEPA, by the MLP"]),
+        ({("T-JEPA", "XGB, %"): 0.871}, ["by XGBoost"]),
+        ({("raw features", "MLP, %"): 0.871}, ["within one point"]),
+        ({("raw features", "XGB, %"): 0.8715}, ["XGBoost loses no more"]),
+        ({("Var-T-JEPA", "MLP, surest half by σ, %"): 0.89}, ["by four points"]),
+        ({("Var-T-JEPA", "MLP, surest half by σ, %"): 0.85}, ["σ is surest of", "by four points"]),
+        ({("Var-T-JEPA", "AURC by σ, MLP"): 0.05}, ["orders errors"]),
+        ({("Var-T-JEPA", "ρ of σ with u"): 0.2}, ["rises with ambiguity"]),
+        ({("T-JEPA", "effective rank"): 1.5}, ["not collapsed"]),
+    ],
+)
+def test_findings_say_what_the_figures_say(changed, broken):
+    figures = GOOD | changed
+    assert {column for _, column in figures} <= {column.label for column in COLUMNS}
+    failed = [finding.claim for finding in FINDINGS if not finding.holds(lambda *place: figures[place])]
+    assert len(failed) == len(broken)
+    assert all(part in claim for part, claim in zip(broken, failed, strict=True))
+
+
 def test_a_study_can_be_cut_short_and_says_what_it_lacks(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(var_t_jepa.BUDGETS, "quick", TINY)
-    monkeypatch.setattr(var_t_jepa, "_PREDICTORS", {"logistic regression": "LR", "MLP": "MLP"})
+    monkeypatch.setattr(var_t_jepa, "PREDICTORS", {"logistic regression": "LR", "MLP": "MLP"})
     out = tmp_path / "out"
     ran = []
     run_cell = var_t_jepa.run_cell

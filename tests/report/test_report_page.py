@@ -99,6 +99,18 @@ def test_ties_are_all_best_and_one_number_alone_is_not() -> None:
     assert [row[1]["best"] for row in alone.cells] == [False, False]
 
 
+def test_a_turned_table_has_its_columns_as_lines_and_marks_the_same_cells() -> None:
+    rows = [["a", Value(0.1), "p"], ["b", Value(0.9), None]]
+    plain, turned = (Table(["row", "x", "y"], rows, "c", {"x": "max"}, turned=way) for way in (False, True))
+    assert turned.heads == ["row", "a", "b"]
+    assert [[cell["text"] for cell in line] for line in turned.cells] == [
+        ["x", "0.100", "0.900"],
+        ["y", "p", "–"],
+    ]
+    assert [cell["best"] for cell in turned.cells[0]] == [False, False, True]
+    assert (plain.numeric, turned.numeric) == ([False, True, False], [False, True, True])
+
+
 @pytest.mark.parametrize(
     ("value", "text", "interval"),
     [

@@ -17,6 +17,7 @@ from probjepa.report.style import FULL, HALF, INK, MUTED, canvas, finish, label,
 
 _BLUE, _ORANGE = palette("ab").values()
 _FILE_WIDTH = 160
+MOST_COLUMNS = 12  # a table with more has its columns as lines
 Metrics = Mapping[str, Any]
 
 
@@ -95,7 +96,9 @@ def _table_section(table: Mapping[str, Any], metrics: Metrics) -> Section:
         text += " Failed: " + "; ".join(reasons) + "."
     caption = f"{table['title']}, {metrics['budget']['title']}."
     pictures = [dots(column["label"], table["rows"], column["percent"]) for column in shown if column["plot"]]
-    return Section(f"Results: {table['title']}", text, [Table(heads, rows, caption, best=best), *pictures])
+    turned = len(shown) > MOST_COLUMNS
+    results = Table(heads, rows, caption, best=best, turned=turned)
+    return Section(f"Results: {table['title']}", text, [results, *pictures])
 
 
 def _known(table: Mapping[str, Any], column: Mapping[str, Any], what: str) -> bool:

@@ -14,6 +14,7 @@ from probjepa.experiments import EXPERIMENTS
 from probjepa.experiments.budgets import BUDGETS
 from probjepa.experiments.declare import Experiment
 from probjepa.experiments.grid import verdict
+from probjepa.experiments.grid_page import MOST_COLUMNS
 
 FOLDER = "reproduce"  # under the results: NAME-BUDGET.json, copies of metrics.json
 _HEAD = """# Results
@@ -111,7 +112,10 @@ def _section(metrics: Mapping[str, Any]) -> str:
             ]
             for row in table["rows"]
         ]
-        lines += ["", _table([table["title"], *(column["label"] for column in shown)], rows)]
+        grid = [[table["title"], *(column["label"] for column in shown)], *rows]
+        if len(shown) > MOST_COLUMNS:
+            grid = [list(line) for line in zip(*grid, strict=True)]
+        lines += ["", _table(grid[0], grid[1:])]
         lines += [""] * bool(table["findings"])
         lines += [f"- {finding['claim']}: **{verdict(finding)}**." for finding in table["findings"]]
     if metrics["not_run"]:

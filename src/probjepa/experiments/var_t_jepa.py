@@ -20,15 +20,23 @@ import probjepa
 from probjepa.artifacts import refuse_existing, write_text
 from probjepa.errors import DataError, unknown_name
 from probjepa.experiments.cells import Cell
-from probjepa.experiments.declare import Column, Finding
 from probjepa.experiments.grid import aggregate, finished, judge
 from probjepa.experiments.table_sets import SOURCES, TableSet, missing, open_table_set
+from probjepa.experiments.var_t_jepa_table import (
+    COLUMNS,
+    FINDINGS,
+    PREDICTORS,
+    PRINTED,
+    PROBABILITY,
+    PUBLISHED,
+    ROWS,
+    flat_figures,
+    rounded,
+)
 from probjepa.training.interrupt import Interrupted
 
 NAME = "var-t-jepa"
 METHODS = {"raw": "raw features", "t-jepa": "T-JEPA", "var-t-jepa": "Var-T-JEPA"}
-_PREDICTORS = {"logistic regression": "LR", "MLP": "MLP", "XGBoost": "XGB"}
-_UNCERTAINTY, _PROBABILITY = "model uncertainty", "maximum class probability"
 
 
 @dataclass(frozen=True)
@@ -60,84 +68,6 @@ BUDGETS = {
         "all rows, the published settings, 100 epochs, three seeds, on a GPU", _ALL, 3, published=True
     ),
 }  # fmt: skip
-
-
-def _columns() -> tuple[Column, ...]:
-    accuracy = [
-        Column(f"{short}, %", f"accuracy/{name}", percent=True, better="max")
-        for name, short in _PREDICTORS.items()
-    ]
-    return (
-        Column("best of 3, %", "best", percent=True, better="max", plot=True),
-        *accuracy,
-        Column("MLP macro F1, %", "macro F1/MLP", percent=True, better="max"),
-        Column("MLP weighted F1, %", "weighted F1/MLP", percent=True, better="max"),
-        Column("MLP, surest half by σ, %", f"half/MLP/{_UNCERTAINTY}", percent=True, better="max", plot=True),
-        Column("XGB, surest half by σ, %", f"half/XGBoost/{_UNCERTAINTY}", percent=True, better="max"),
-        Column("MLP, surest half by p, %", f"half/MLP/{_PROBABILITY}", percent=True, better="max"),
-        Column("AURC by σ, MLP", f"aurc/MLP/{_UNCERTAINTY}", better="min", limits=(0, 1)),
-        Column("AURC by likelihood, MLP", "aurc/MLP/−log-likelihood", better="min", limits=(0, 1)),
-        Column("AURC by p, MLP", f"aurc/MLP/{_PROBABILITY}", better="min", limits=(0, 1)),
-        Column("AURC at random, MLP", "aurc/MLP/random", better="min", limits=(0, 1)),
-        Column("ρ of σ with error, MLP", f"error/MLP/{_UNCERTAINTY}", better="max", limits=(-1, 1)),
-        Column("ρ of σ with u", f"spearman/{_UNCERTAINTY}", better="max", plot=True, limits=(-1, 1)),
-        Column("AUC of σ, most ambiguous fifth", f"auc/{_UNCERTAINTY}", better="max", limits=(0, 1)),
-        Column("ρ of likelihood with u", "spearman/−log-likelihood", better="max", limits=(-1, 1)),
-        Column("ρ of MLP's p with u", f"spearman/{_PROBABILITY}", better="max", limits=(-1, 1)),
-        Column("effective rank", "effective rank", limits=(0, None)),
-        Column("std of ‖h‖-normed features", "std", limits=(0, None)),
-    )
-
-
-COLUMNS = _columns()
-_PRINTED = ("MLP, %", "AURC by σ, MLP", "AURC by p, MLP", "effective rank")
-# the label of a row → the method whose cell it reads, and the features
-ROWS = {
-    "raw features": ("raw", "raw"),
-    "T-JEPA": ("t-jepa", "embedding"),
-    "Var-T-JEPA": ("var-t-jepa", "embedding"),
-    "raw + T-JEPA": ("t-jepa", "raw + embedding"),
-    "raw + Var-T-JEPA": ("var-t-jepa", "raw + embedding"),
-}
-_PUBLISHED_ROWS = ("raw features", "T-JEPA", "Var-T-JEPA")
-PUBLISHED: dict[tuple[str, str, str], float] = {
-    **{
-        (table, row, "best of 3, %"): value
-        for table, values in {
-            "adult": (0.864, 0.854, 0.855), "electricity": (0.917, 0.860, 0.888),
-            "credit": (0.820, 0.817, 0.818), "sim": (0.962, 0.851, 0.945),
-        }.items()
-        for row, value in zip(_PUBLISHED_ROWS, values, strict=True)
-    },
-    **{
-        (table, row, "MLP, %"): value
-        for table, values in {
-            "adult": (0.849, 0.849, 0.852), "electricity": (0.781, 0.627, 0.790),
-            "credit": (0.816, 0.774, 0.818),
-        }.items()
-        for row, value in zip(_PUBLISHED_ROWS, values, strict=True)
-    },
-    **{
-        (table, "Var-T-JEPA", "MLP, surest half by σ, %"): value
-        for table, value in {"adult": 0.921, "electricity": 0.804, "credit": 0.841}.items()
-    },
-    ("adult", "Var-T-JEPA", "XGB, surest half by σ, %"): 0.928,
-    ("electricity", "Var-T-JEPA", "XGB, surest half by σ, %"): 0.891,
-}  # fmt: skip
-FINDINGS = (
-    Finding("Var-T-JEPA is above T-JEPA, by the best classifier",
-            lambda r: r("Var-T-JEPA", "best of 3, %") > r("T-JEPA", "best of 3, %")),
-    Finding("Var-T-JEPA is within one point of raw features, or above them, by the MLP",
-            lambda r: r("Var-T-JEPA", "MLP, %") > r("raw features", "MLP, %") - 0.01),
-    Finding("keeping the half that σ is surest of raises the MLP's accuracy",
-            lambda r: r("Var-T-JEPA", "MLP, surest half by σ, %") > r("Var-T-JEPA", "MLP, %")),
-    Finding("σ orders errors better than the MLP's own probability does",
-            lambda r: r("Var-T-JEPA", "AURC by σ, MLP") < r("Var-T-JEPA", "AURC by p, MLP")),
-    Finding("σ rises with ambiguity: Spearman's ρ with u is above 0.3",
-            lambda r: r("Var-T-JEPA", "ρ of σ with u") > 0.3),
-    Finding("T-JEPA has not collapsed: its effective rank is above 2",
-            lambda r: r("T-JEPA", "effective rank") > 2),
-)  # fmt: skip
 
 
 def reproduce(
@@ -216,7 +146,7 @@ def reproduce(
 
 def _in_short(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that a terminal holds; the page has all."""
-    kept = [asdict(column) for column in COLUMNS if column.plot or column.label in _PRINTED]
+    kept = [asdict(column) for column in COLUMNS if column.plot or column.label in PRINTED]
     return {**metrics, "tables": {k: {**of, "columns": kept} for k, of in metrics["tables"].items()}}
 
 
@@ -233,7 +163,7 @@ def make_cell(method: str, table: str, data: TableSet, budget: str, seed: int) -
         own = {key: value for key, value in PRESETS[preset].items() if key in known}
         settings = {**own, **spent.settings}
     slug = f"{method}-{table}-{budget}-s{seed}"
-    fit = {"predictors": list(_PREDICTORS)}
+    fit = {"predictors": list(PREDICTORS)}
     return Cell(METHODS[method], "train", method, settings, fit, table, data.fingerprint, budget, seed, slug)
 
 
@@ -252,7 +182,7 @@ def run_cell(cell: Cell, data: TableSet) -> dict[str, Any]:
     try:
         outcome = evaluate_once(
             _factory(cell, data), data.train, data.validation, data.test, data.target, seed=cell.seed,
-            predictors=tuple(_PREDICTORS), column_types=data.column_types,
+            predictors=tuple(PREDICTORS), column_types=data.column_types,
         )  # fmt: skip
     except Interrupted:
         raise Interrupted(f"{cell.label} was stopped: run the same command again to go on") from None
@@ -286,32 +216,6 @@ def _factory(cell: Cell, data: TableSet) -> Any:
     return lambda seed: kind(column_types=types, random_state=seed, **cell.settings)
 
 
-def flat_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``evaluate_once``'s figures by the names of ``COLUMNS``, each with "features|" before it."""
-    flat: dict[str, Any] = {}
-    for space, row in figures["accuracy"].items():
-        known = {name: of for name, of in row.items() if "accuracy" in of}
-        if space == "majority class" or not known:
-            continue
-        flat[f"{space}|best"] = max((of["accuracy"] for of in known.values()), key=lambda of: of["value"])
-        for name, of in known.items():
-            flat |= {f"{space}|{score}/{name}": value for score, value in of.items()}
-            for source, selected in figures["selective"][space][name].items():
-                flat[f"{space}|aurc/{name}/{source}"] = selected["aurc"]
-                flat[f"{space}|half/{name}/{source}"] = selected["accuracy_at"]["0.5"]
-            for source, judged in figures["calibration"][space][name].items():
-                flat[f"{space}|error/{name}/{source}"] = judged["spearman"]
-    collapse = figures.get("collapse") or {}
-    for key, name in (("effective_rank", "effective rank"), ("std_mean", "std")):
-        if key in collapse:
-            flat[f"embedding|{name}"] = collapse[key]
-    return {key: {k: _rounded(x) for k, x in of.items()} for key, of in flat.items()}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
-
-
 def _ambiguity(outcome: Any, data: TableSet) -> dict[str, Any]:
     """How each source of doubt tells the ambiguity, by the names of ``COLUMNS``."""
     from probjepa.tabular.simulated import ambiguity_figures
@@ -319,11 +223,11 @@ def _ambiguity(outcome: Any, data: TableSet) -> dict[str, Any]:
     assert data.ambiguity is not None
     flat = {}
     for space, by_predictor in outcome.unsure.items():
-        sources = {**outcome.doubt, **({_PROBABILITY: by_predictor["MLP"]} if "MLP" in by_predictor else {})}
+        sources = {**outcome.doubt, **({PROBABILITY: by_predictor["MLP"]} if "MLP" in by_predictor else {})}
         for source, doubt in sources.items():
             if doubt.min() < doubt.max():
                 for name, value in ambiguity_figures(doubt, data.ambiguity).items():
-                    known = _rounded(value) if math.isfinite(value) else None
+                    known = rounded(value) if math.isfinite(value) else None
                     flat[f"{space}|{name}/{source}"] = {"value": known, "low": None, "high": None}
     return flat
 

@@ -75,7 +75,7 @@ class Table:
 
     Cells are text, numbers, None or `Value`. ``best`` names the columns in which the best number is set in
     bold and which way is better. ``folded`` puts the table behind that line, to be opened by a click;
-    ``width`` is its share of the page.
+    ``width`` is its share of the page; ``turned`` lays its columns out as lines, where there are too many.
     """
 
     columns: Sequence[str]
@@ -84,6 +84,7 @@ class Table:
     best: Mapping[str, Literal["max", "min"]] = field(default_factory=dict)
     folded: str = ""
     width: Width = "full"
+    turned: bool = False
 
     def __post_init__(self) -> None:
         wrong = next((row for row in self.rows if len(row) != len(self.columns)), None)
@@ -94,21 +95,31 @@ class Table:
             )
 
     @property
+    def heads(self) -> list[str]:
+        """What heads the columns on the page."""
+        return [self.columns[0], *(str(row[0]) for row in self.rows)] if self.turned else list(self.columns)
+
+    @property
     def cells(self) -> list[list[dict[str, Any]]]:
         """The rows as the template wants them: text, interval, whether a number, whether the best."""
         best = {i: self._best(i, self.best[name]) for i, name in enumerate(self.columns) if name in self.best}
-        return [
+        grid = [
             [
                 {**_cell(x), "best": best.get(i) is not None and _number(x) == best[i]}
                 for i, x in enumerate(row)
             ]
             for row in self.rows
         ]
+        if not self.turned:
+            return grid
+        first = [{**_cell(name), "best": False} for name in self.columns]
+        return [list(line) for line in zip(first, *grid, strict=True)][1:]
 
     @property
     def numeric(self) -> list[bool]:
-        """For each column, whether it holds numbers, which are set flush right."""
-        return [any(_cell(row[i])["number"] for row in self.rows) for i in range(len(self.columns))]
+        """For each column on the page, whether it holds numbers, which are set flush right."""
+        lines = self.cells
+        return [any(line[i]["number"] for line in lines) for i in range(len(self.heads))]
 
     def _best(self, column: int, way: str) -> float | None:
         known = [x for row in self.rows if (x := _number(row[column])) is not None]
