@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
-from torch.distributions import Normal
+from torch.distributions import Categorical, Normal, kl_divergence
 
 from probjepa.tabular.elbo import (
     annealed,
@@ -76,6 +76,34 @@ def test_categories_are_decoded_near_to_the_latent_integrated_out(decoder):
     torch.testing.assert_close(found, expected, atol=0.06, rtol=0)
     plain = decoder(3 * mean).logits[0].softmax(1)[0]
     assert (found - expected).abs().max() < (plain - expected).abs().max()
+
+
+@pytest.mark.parametrize(("column", "scale", "tolerance"), [(1, 1.0, 0.02), (0, 0.05, 0.05), (2, 0.05, 0.05)])
+def test_blur_is_the_expected_divergence_of_the_decoded_cell(decoder, column, scale, tolerance):
+    mean, variance = torch.randn(1, 3, 5), scale**2 * torch.rand(1, 3, 5)
+    at = mean + variance.sqrt() * torch.randn(200_000, 3, 5)
+    centre, drawn = decoder(mean), decoder(at)
+    if column == 1:
+        pair = [Normal(cells.mean[:, 0], cells.variance[:, 0].sqrt()) for cells in (centre, drawn)]
+    else:
+        pair = [Categorical(logits=cells.logits[column // 2]) for cells in (centre, drawn)]
+    expected = kl_divergence(pair[0].expand((200_000,)), pair[1]).mean().item()
+    assert decoder.blur(mean, variance)[0, column].item() == pytest.approx(expected, rel=tolerance)
+
+
+def test_blur_does_not_depend_on_the_units_of_the_latent_nor_on_what_is_not_decoded(decoder):
+    mean, variance, unit = torch.randn(4, 3, 5), torch.rand(4, 3, 5), torch.tensor([0.1, 3.0, 1.0, 20.0, 1.0])
+    found = decoder.blur(mean, variance)
+    with torch.no_grad():
+        decoder.weight.div_(unit)
+        decoder.class_weight.div_(unit)
+    torch.testing.assert_close(decoder.blur(mean * unit, variance * unit**2), found)
+    with torch.no_grad():
+        decoder.weight[:, 3] = 0
+        decoder.class_weight[:, 3] = 7.0  # all classes alike
+    without = decoder.blur(mean, variance)
+    variance[..., 3] = 1e6
+    torch.testing.assert_close(decoder.blur(mean, variance), without, rtol=1e-3, atol=1e-3)
 
 
 def test_surprise_and_entropy_are_those_of_the_distributions(decoder):

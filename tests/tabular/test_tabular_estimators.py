@@ -276,8 +276,19 @@ def test_uncertainty_is_of_the_posteriors_standard_deviations(fitted, table):
         std = fitted.network_.embed(rows)[1].flatten(1).numpy()
     np.testing.assert_allclose(fitted.uncertainty(table), std.mean(1), rtol=1e-5)
     np.testing.assert_allclose(fitted.uncertainty(table, "p90"), np.quantile(std, 0.9, axis=1), rtol=1e-5)
-    with pytest.raises(ConfigError, match="use 'mean' or 'p90'"):
+    with pytest.raises(ConfigError, match="use 'mean', 'p90' or 'decoded'"):
         fitted.uncertainty(table, "max")
+
+
+def test_decoded_uncertainty_is_the_mean_blur_of_a_rows_cells(fitted, table):
+    network, rows = fitted.network_, next(fitted._batches(table))
+    with torch.no_grad():
+        mean, std = network.embed(rows)
+        blur = network.target_decoder.blur(mean, std.square())
+    assert blur.shape == (len(table), len(fitted.schema_.features))
+    found = fitted.uncertainty(table, "decoded")
+    np.testing.assert_allclose(found, blur.mean(1).numpy(), rtol=1e-5)
+    assert (found > 0).all()
 
 
 def test_scores_are_the_means_of_the_cells_surprise(fitted, table):
@@ -413,7 +424,12 @@ def test_no_table_gives_nan(table, numeric_transform):
     model = VarTJEPA(**TINY | {"max_epochs": 1, "batch_size": 128}, numeric_transform=numeric_transform).fit(
         table
     )
-    for out in (model.transform(table), model.uncertainty(table), model.score_samples(table, folds=2)):
+    for out in (
+        model.transform(table),
+        model.uncertainty(table),
+        model.uncertainty(table, "decoded"),
+        model.score_samples(table, folds=2),
+    ):
         assert np.isfinite(out).all()
     assert model.score_features(table, folds=2).notna().sum().sum() <= model.schema_.layout.n_features * len(
         table

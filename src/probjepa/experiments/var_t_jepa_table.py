@@ -12,6 +12,7 @@ UNCERTAINTY, PROBABILITY = "model uncertainty", "maximum class probability"
 # where doubt may come from, as ``tabular.selection`` names it → as a column does
 _DOUBTS = {
     UNCERTAINTY: "by σ",
+    "model uncertainty, decoded": "by decoded σ",
     "−log-likelihood": "by likelihood",
     "kNN distance, embedding": "by kNN",
     "kNN distance, raw": "by kNN on raw",

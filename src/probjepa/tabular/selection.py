@@ -19,6 +19,7 @@ _NEIGHBOURS = 20
 _SHARES = (0.9, 0.8, 0.5)
 GRID = tuple(round(0.01 * percent, 2) for percent in range(5, 101))  # coverages of a stored curve
 UNCERTAINTY = "model uncertainty"
+DECODED = "model uncertainty, decoded"
 
 Column = npt.NDArray[np.float64]
 
@@ -28,9 +29,10 @@ def doubts(
 ) -> dict[str, Column]:
     """Return each source of doubt (N,) about the test rows that needs no classifier, higher = less sure.
 
-    ``model uncertainty`` and ``−log-likelihood`` (−score_samples) where the model has them; kNN distance (to
-    the 20th of at most 10,000 training rows) on the raw features and the embedding; Isolation Forest on the
-    raw features; and ``random``, all equal, whose curve is the expectation of withholding at random.
+    ``model uncertainty``, the same ``decoded`` and ``−log-likelihood`` (−score_samples) where the model has
+    them; kNN distance (to the 20th of at most 10,000 training rows) on the raw features and the embedding;
+    Isolation Forest on the raw features; and ``random``, all equal, whose curve is the expectation of
+    withholding at random.
 
     Parameters
     ----------
@@ -42,6 +44,7 @@ def doubts(
     found: dict[str, Column] = {}
     if hasattr(model, "uncertainty"):
         found[UNCERTAINTY] = model.uncertainty(test)
+        found[DECODED] = model.uncertainty(test, "decoded")
     if hasattr(model, "score_samples"):
         found["−log-likelihood"] = -model.score_samples(test)
     bank, queries = spaces["raw"]

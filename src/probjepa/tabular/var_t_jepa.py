@@ -190,18 +190,26 @@ class VarTJEPA(TableTransformer):
         return np.concatenate([self._arranged(self.network_.embed(rows)[0]) for rows in self._batches(X)])
 
     @torch.no_grad()
-    def uncertainty(self, X: Any, reduction: Literal["mean", "p90"] = "mean") -> npt.NDArray[np.float64]:
+    def uncertainty(
+        self, X: Any, reduction: Literal["mean", "p90", "decoded"] = "mean"
+    ) -> npt.NDArray[np.float64]:
         """How unsure the model is of each row, (N,): the target posterior's standard deviations, reduced.
 
-        ``reduction`` is their mean or 90th percentile over the row's D·dim values.
+        "mean", "p90": the mean or 90th percentile of the row's D·dim values, the published measures. In the
+        directions that the decoder does not look at nothing fixes them, so that another ``random_state`` may
+        order the rows otherwise. "decoded": the mean over features of how much the posterior blurs the
+        decoded cell, in nats (``FeatureDecoder.blur``), which has no such freedom.
         Raises as ``transform``, and ConfigError for another reduction.
         """
-        if reduction not in ("mean", "p90"):
-            raise ConfigError(f"reduction is {reduction!r}: use 'mean' or 'p90'")
+        if reduction not in ("mean", "p90", "decoded"):
+            raise ConfigError(f"reduction is {reduction!r}: use 'mean', 'p90' or 'decoded'")
         parts = []
         for rows in self._batches(X):
-            std = self.network_.embed(rows)[1].flatten(1).double()
-            parts.append(std.mean(1) if reduction == "mean" else std.quantile(0.9, dim=1))
+            mean, std = self.network_.embed(rows)
+            of_row = std.flatten(1).double()
+            if reduction == "decoded":
+                of_row = self.network_.target_decoder.blur(mean, std.square()).double()
+            parts.append(of_row.quantile(0.9, dim=1) if reduction == "p90" else of_row.mean(1))
         return torch.cat(parts).cpu().numpy()
 
     def score_samples(
