@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from probjepa.report import tabular
 from probjepa.report.tabular import table_report
 from probjepa.tabular.selection import selection_figures
 
@@ -106,6 +107,34 @@ def test_overlapping_intervals_establish_nothing() -> None:
     result = copy.deepcopy(RESULT)
     result["accuracy"]["raw"]["MLP"]["accuracy"] = figure(0.89)
     assert "overlap: the difference is not established" in table_report(result)
+
+
+def selections(*accuracies: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Selection and calibration of a classifier each, right so often."""
+    random = np.random.default_rng(1)
+    doubt = {"model uncertainty": random.random(200), "random": np.zeros(200)}
+    pairs = [selection_figures(random.random(200) < accuracy, doubt) for accuracy in accuracies]
+    first, second = ({f"{a:g}": pair[i] for a, pair in zip(accuracies, pairs, strict=True)} for i in (0, 1))
+    return first, second
+
+
+def test_a_classifier_without_errors_has_nothing_to_withhold() -> None:
+    selective, calibration = selections(1.0, 0.5)
+    result = RESULT | {"selective": {"embedding": selective}, "calibration": {"embedding": calibration}}
+    html = table_report(result)
+    assert "For 1 nothing is: all of its answers are right." in html
+    assert "1 makes no errors here" in html
+    assert "None" not in html
+
+
+@pytest.mark.parametrize("accuracies", [(1.0, 0.5), (0.5, 1.0)])
+def test_the_curves_of_every_classifier_are_within_the_picture(monkeypatch, accuracies) -> None:  # type: ignore[no-untyped-def]
+    drawn = []
+    monkeypatch.setattr(tabular, "finish", lambda figure, *texts: drawn.append(figure))
+    tabular._curves(selections(*accuracies)[0])
+    for axis in drawn[0].axes:
+        highest = max(line.get_ydata().max() for line in axis.lines)
+        assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] >= highest
 
 
 @pytest.mark.parametrize("part", RESULT)

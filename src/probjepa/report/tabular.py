@@ -115,7 +115,12 @@ def _best(row: Result) -> tuple[str, Value | None]:
 
 def _lead(selective: Result) -> str:
     """The classifier whose selection is shown first: the one with the least error of all answers."""
-    return min(selective, key=lambda name: float(next(iter(selective[name].values()))["risk"][-1]))
+    return min(selective, key=lambda name: _error(selective[name]))
+
+
+def _error(by_source: Result) -> float:
+    """The share of wrong answers, of all."""
+    return float(next(iter(by_source.values()))["risk"][-1])
 
 
 def _accuracy_section(accuracy: Result, result: Result) -> Section | None:
@@ -207,9 +212,8 @@ def _selective_section(selective: Result, space: str) -> Section | None:
             Table(
                 ["doubt", "AURC ↓", "excess AURC ↓", *columns.values()],
                 rows,
-                f"{name} on the {space}: AURC is the mean error over all coverages, excess AURC what "
-                "it has above "
-                "the perfect order; accuracies are in %.",
+                f"{name} on the {space}: AURC is the mean error over all coverages, excess AURC what it has "
+                "above the perfect order; accuracies are in %.",
                 {
                     "AURC ↓": "min",
                     "excess AURC ↓": "min",
@@ -222,9 +226,12 @@ def _selective_section(selective: Result, space: str) -> Section | None:
     error = float(found[_RANDOM]["aurc"]["value"]) if _RANDOM in found else math.inf
     best = min(found, key=lambda source: float(found[source]["aurc"]["value"]))
     text = "The error that is left when the most doubtful answers are withheld. "
-    text += f"For {lead}, the best doubt is {best}"
     worse = [s for s, of in found.items() if s != _RANDOM and float(of["aurc"]["value"]) >= error - 1e-9]
-    text += f"; no better than withholding at random: {', '.join(worse)}." if worse else "."
+    if not _error(found):
+        text += f"For {lead} nothing is: all of its answers are right."
+    else:
+        text += f"For {lead}, the best doubt is {best}"
+        text += f"; no better than withholding at random: {', '.join(worse)}." if worse else "."
     return Section("Selective prediction", text, [_curves(selective), *tables])
 
 
@@ -243,14 +250,12 @@ def _curves(selective: Result) -> Figure:
         if _RANDOM in found:
             axis.plot(grid, 100 * np.asarray(found[_RANDOM]["risk"], float), color=MUTED, lw=1, dashes=(4, 3),
                       label="at random")  # fmt: skip
-        axis.set(title=label(name), xlim=(0, 100), ylim=(0, None), xlabel="answered, %")
-    panels[0].set_ylabel("wrong, %")
+        axis.set(title=label(name), xlim=(0, 100), xlabel="answered, %")
+    panels[0].set(ylabel="wrong, %", ylim=(0, None))  # of all panels, and so after the last of them is drawn
     panels[-1].legend(
         loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, fontsize=9.5
     )
-    ends = ", ".join(
-        f"{name} {100 * float(next(iter(of.values()))['risk'][-1]):.1f} %" for name, of in selective.items()
-    )
+    ends = ", ".join(f"{name} {100 * _error(of):.1f} %" for name, of in selective.items())
     return finish(
         figure,
         "Error of the answers given, the surest first, by classifier and source of doubt. Lower is better.",
@@ -266,17 +271,16 @@ def _calibration_section(calibration: Result, selective: Result, space: str) -> 
     table = Table(
         ["doubt", *calibration],
         [[s, *(_rho(of.get(s)) for of in calibration.values())] for s in sources],
-        "Spearman's ρ of each doubt with being wrong, by classifier: above 0, the doubtful rows are "
-        "wrong more "
-        "often.",
+        "Spearman's ρ of doubt with being wrong, by classifier: above 0 the doubtful are wrong more often.",
         width="half",
     )
     lead = _lead(selective)
     rho = _rho(calibration[lead].get(source))
-    text = (
-        f"Whether doubt goes with error. On the {space}, {source} has ρ = {rho} with the errors of "
-        f"{lead}; the curves "
-        "should fall from left to right."
+    text = "Whether doubt goes with error: the curves should fall from left to right. "
+    text += (
+        f"On the {space}, {source} has ρ = {rho} with the errors of {lead}."
+        if rho is not None
+        else f"{lead} makes no errors here, or {source} is the same for all rows."
     )
     curves = {name: of[source]["accuracy"] for name, of in calibration.items() if source in of}
     return Section("Calibration", text, [_tenths(curves, source), table])
