@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -87,6 +88,35 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically; ArtifactError if it cannot be."""
     with staged_file(path) as stage:
         stage.write_text(text, encoding="utf-8")
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write ``content`` under a temporary name beside ``path``, sync it and rename it.
+
+    Raises
+    ------
+    ArtifactError
+        if the disk is full or the place cannot be written; what was at ``path`` is as it was
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = f"the disk is full ({len(content) / 1e6:.1f} MB needed)" if full else error.strerror or error
+        raise ArtifactError(
+            f"cannot write {path}: {reason}; "
+            f"{'free some space' if full else 'check the path and its permissions'} and resume"
+        ) from error
 
 
 def refuse_existing(path: Path, overwrite: bool, instead: str = "choose another --out") -> None:

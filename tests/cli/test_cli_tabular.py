@@ -1,6 +1,10 @@
 """The commands on tables as a user runs them: what they leave, and their one-line errors."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -95,6 +99,77 @@ def test_a_run_is_replaced_only_when_asked_and_its_config_makes_it_again(places,
     assert not list(tmp_path.rglob(".stage*"))
 
 
+@pytest.fixture(scope="module")
+def whole(places):
+    """A run of 25 epochs that nothing stopped, and its command line."""
+    command = ["train", "var-t-jepa", "--data", str(places / "train.parquet"), "--target", "y", *SMALL]
+    command += ["--epochs", "25", "--set", "patience=25", "--set", "batch_size=16"]
+    assert run([*command, "--out", str(places / "whole")]) == 0
+    return places / "whole", command
+
+
+def assert_same_run(one, two):
+    assert (one / "metrics.csv").read_text() == (two / "metrics.csv").read_text()
+    weights = [(out / "model" / "model.safetensors").read_bytes() for out in (one, two)]
+    assert weights[0] == weights[1]
+    configs = [(out / "config.yaml").read_text() for out in (one, two)]
+    assert configs[0] == configs[1]
+    names = [{path.name for path in out.iterdir()} for out in (one, two)]
+    assert names[0] == names[1] == {"config.yaml", "metrics.csv", "report.html", "model"}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_resumes_exactly(whole, tmp_path, capsys, sent):
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-m", "probjepa", *whole[1], "--out", str(out)],
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoints" / "last.ckpt").is_file():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(sent)
+        said = process.communicate()[1]
+    finally:
+        process.kill()
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert "go on with --resume" in said and (out / "model" / "config.json").is_file()
+    else:
+        assert process.returncode == -sent
+    assert run([*whole[1], "--out", str(out)]) == 2
+    assert "resume the run" in capsys.readouterr().err
+    assert run([*whole[1], "--out", str(out), "--resume", "--set", "dim=16"]) == 2
+    assert "other rows, settings or random_state" in capsys.readouterr().err
+    assert run([*whole[1], "--out", str(out), "--resume"]) == 0
+    assert_same_run(out, whole[0])
+    assert run([*whole[1], "--out", str(out), "--resume"]) == 2
+    assert "has no checkpoint: it is finished" in capsys.readouterr().err
+
+
+def test_what_a_run_was_started_with_need_not_be_said_again(whole, places, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    started = ["train", "var-t-jepa", "--data", str(places / "train.parquet"), "--out", str(out), "-q"]
+    (out / "config.yaml").write_text((whole[0] / "config.yaml").read_text())
+    (out / "checkpoints").mkdir()
+    frame = pd.read_parquet(places / "train.parquet")[["number", "place"]]
+    VarTJEPA(dim=8, n_layers=1, n_heads=2, ff_dim=8, device="cpu", max_epochs=25, patience=25, batch_size=16,
+             random_state=0).fit(frame, checkpoint=out / "checkpoints" / "last.ckpt")  # fmt: skip
+    assert run([*started, "--resume"]) == 0
+    assert_same_run(out, whole[0])
+
+
+def test_overwriting_starts_afresh(whole, tmp_path):
+    out = tmp_path / "run"
+    assert run([*whole[1], "--out", str(out), "--seed", "7"]) == 0
+    (out / "checkpoints").mkdir()
+    (out / "checkpoints" / "last.ckpt").write_bytes(b"of a run that was stopped")
+    assert run([*whole[1], "--out", str(out), "--overwrite"]) == 0
+    assert_same_run(out, whole[0])
+
+
 def test_embed_and_score_equal_the_library(places, tmp_path):
     model = VarTJEPA.load(places / "run" / "model")
     test = pd.read_csv(places / "test.csv")
@@ -166,7 +241,7 @@ def test_evaluate_writes_figures_and_a_page(places, tmp_path, capsys):
         ("train var-t-jepa --data train.parquet --set dimm=8", "did you mean 'dim'"),
         ("train var-t-jepa --data train.parquet --set dim=wide", "a setting has a value of the wrong kind"),
         ("train var-t-jepa --data train.parquet --set preset=huge", "unknown preset"),
-        ("train var-t-jepa --data train.parquet --resume", "--resume: not for tables"),
+        ("train var-t-jepa --data train.parquet --resume", "holds no run to resume"),
         ("train vje --data train.parquet --target y", "--target is for tables"),
         ("train vje --data train.parquet", "no column holds images"),
         ("train var-t-jepaa --data train.parquet", "did you mean 'var-t-jepa'"),

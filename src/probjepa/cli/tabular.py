@@ -79,13 +79,15 @@ def train_table(
     settings: Sequence[str],
     seed: int | None,
     device: str | None,
+    resume: bool,
     overwrite: bool,
     progress: bool,
 ) -> None:
     """Fit a table method, leaving the target and a column of row names out, and write the run folder.
 
-    The folder's files are written under temporary names and renamed once the fit is done. After Ctrl-C it has
-    the best weights so far, if an epoch was finished.
+    The folder is begun when the first epoch is over: from then on it has config.yaml and a checkpoint, which
+    ``resume`` goes on with. The other files come once the fit is done, when the checkpoint goes; after Ctrl-C
+    they come with the best weights so far, and the checkpoint stays.
 
     Raises
     ------
@@ -95,15 +97,23 @@ def train_table(
         after Ctrl-C
     """
     from probjepa.cli.settings import parse_assignments, read_config
-    from probjepa.errors import DataError
-    from probjepa.tabular.files import read_table
+    from probjepa.errors import ArtifactError, DataError
+    from probjepa.tabular.checkpoint import FitCheckpoint
+    from probjepa.tabular.files import read_table, table_sha256
     from probjepa.tabular.frames import named
     from probjepa.training.folder import RunFolder
     from probjepa.training.interrupt import Interrupted
     from probjepa.training.runs import resolve_device
 
-    RunFolder(out).check(resume=False, overwrite=overwrite)
+    folder = RunFolder(out)
+    folder.check(resume=resume, overwrite=overwrite)
     kind = TABLE_METHODS[method]
+    if resume and not folder.checkpoint.is_file():
+        raise ArtifactError(
+            f"{out} has no checkpoint: it is finished, or stopped before its first epoch ended"
+        )
+    if resume and config is None:
+        config = folder.config
     given = read_config(config, method) if config else {}
     target = target if target is not None else given.get("target")
     given = {"random_state": given.get("seed", 0)} | {k: v for k, v in given.items() if k not in _RECORDED}
@@ -123,41 +133,52 @@ def train_table(
     names = _row_names(features, ())
     features = features if names is None else features.drop(columns=names)
     model = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}, verbose=progress)
-    stopped = None
-    try:
-        _checked_fit(model, features)
-    except Interrupted as error:
-        if not hasattr(model, "network_"):
-            raise
-        stopped = error
     used = resolve_device(model.device)
-    model.set_params(device="auto")  # the model is not bound to where it was fitted
     about = {
         "data": data,
         "data_rows": len(features),
         "target": target,
         "row_names": names,
+        "data_sha256": table_sha256(features)[:16],
     }
+
+    def begin() -> None:
+        folder.start(_record(method, model, about), used, {})
+
+    checkpoint = FitCheckpoint(folder.checkpoint, resume=resume, before=None if resume else begin)
+    stopped = None
+    try:
+        _checked_fit(model, features, checkpoint)
+    except Interrupted as error:
+        if not hasattr(model, "network_"):
+            raise
+        stopped = error
+    model.set_params(device="auto")  # the model is not bound to where it was fitted
     _write_run(method, model, features, out, about, used)
     left_out = [name for name in (target, names) if name is not None]
     said = f", without {' and '.join(left_out)}" if left_out else ""
     if stopped is not None:
         raise Interrupted(
-            f"stopped after {model.n_iter_} epochs: {out} has the weights of epoch "
-            f"{model.best_epoch_} and can be "
-            "used; train again with --overwrite for more"
+            f"stopped after {model.n_iter_} epochs: {out} has the weights of epoch {model.best_epoch_} and "
+            "can be used; go on with --resume"
         )
+    shutil.rmtree(folder.checkpoint.parent)
     print(
         f"trained {method} on {len(features):,} rows{said}: {out}/model, {out}/metrics.csv, {out}/report.html"
     )
 
 
-def _checked_fit(model: Any, features: Any) -> None:
+def _checked_fit(model: Any, features: Any, checkpoint: Any) -> None:
     try:
-        model.fit(features)
+        model.fit(features, checkpoint=checkpoint)
     except TypeError as error:  # a text where a number is meant
         reason = str(error).splitlines()[0]
         raise ConfigError(f"a setting has a value of the wrong kind ({reason}): check --set") from error
+
+
+def _record(method: str, model: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+    params = {k: v for k, v in model.get_params().items() if k not in ("verbose", "device")}
+    return {"method": method, **{f"method.{key}": value for key, value in params.items()}, **about}
 
 
 def _write_run(
@@ -165,25 +186,15 @@ def _write_run(
 ) -> None:
     from probjepa.artifacts import staged_directory, write_text
     from probjepa.report.training import training_report
-    from probjepa.tabular.files import table_sha256
     from probjepa.training.folder import RunFolder
 
-    params = {k: v for k, v in model.get_params().items() if k not in ("verbose", "device")}
-    record = {
-        "method": method,
-        **{f"method.{key}": value for key, value in params.items()},
-        **about,
-        "data_sha256": table_sha256(features)[:16],
-        "best_epoch": model.best_epoch_,
-        "fitted_with": model.settings_,
-    }
+    fitted = {"best_epoch": model.best_epoch_, "fitted_with": model.settings_}
     with staged_directory(out) as stage:
-        RunFolder(stage).start(record, device, {})
+        RunFolder(stage).start(_record(method, model, about) | fitted, device, {})
         model.save(stage / "model")
         write_text(stage / "metrics.csv", _history(model, features))
-        for name in ("model", "metrics.csv", "report.html", "checkpoints", "tensorboard", "config.yaml"):
-            old = out / name  # of an earlier run; other files stay
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        if (out / "model").is_dir():  # of the weights so far, after Ctrl-C
+            shutil.rmtree(out / "model")
     training_report(out)
 
 

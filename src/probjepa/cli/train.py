@@ -50,10 +50,10 @@ def train(
     from probjepa.methods import METHODS
 
     if method in TABLE_METHODS:
-        refuse_image_options({"--val": val, "--resume": resume, "--convert": convert})
+        refuse_image_options({"--val": val, "--convert": convert})
         return train_table(
             method, data, out, target=target, epochs=epochs, config=config, settings=settings or [],
-            seed=seed, device=device, overwrite=overwrite, progress=not quiet,
+            seed=seed, device=device, resume=resume, overwrite=overwrite, progress=not quiet,
         )  # fmt: skip
     if method not in METHODS:
         raise unknown_name("method", method, [*METHODS, *TABLE_METHODS])

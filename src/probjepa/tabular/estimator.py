@@ -1,7 +1,7 @@
 """What both table transformers share: settings, schema, the fit loop, files.
 
-The loop is plain PyTorch. Lightning is for runs with a folder, logs and checkpoints; a scikit-learn
-estimator has none of them, is cloned and fitted many times in one process, and must not print or write.
+The loop is plain PyTorch. Lightning is for runs with a folder, logs and many devices; a scikit-learn
+estimator is cloned and fitted many times in one process, and writes nothing that it is not asked for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import probjepa
 from probjepa import artifacts
 from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
+from probjepa.tabular.checkpoint import FitCheckpoint, identity
 from probjepa.tabular.fitting import Best, split_rows, train
 from probjepa.tabular.frames import as_frame
 from probjepa.tabular.masks import check_share
@@ -103,8 +104,11 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
 
     # --- fit --------------------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, checkpoint: str | Path | FitCheckpoint | None = None) -> Self:
         """Fit to a table (N, D): DataFrame, pyarrow Table or array; labels are ignored.
+
+        ``checkpoint`` is a file that the fit is kept in after its epochs and, if it is there, goes on from,
+        with the numbers of a fit that was never stopped; give ``random_state`` as an int. It is not removed.
 
         Sets ``schema_``, ``settings_`` (with the preset's), ``network_``, ``history_`` (a dict of losses an
         epoch), ``best_epoch_``, ``n_iter_`` (epochs run), ``n_features_in_`` (columns) and, for a table
@@ -116,6 +120,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             for an empty table, Inf, or cells that are not of their column's type
         ConfigError
             for a setting out of its range
+        ArtifactError
+            if the checkpoint is damaged, is of another fit, or cannot be written
         Interrupted
             at Ctrl-C; if an epoch was finished, with the best weights so far in place
         """
@@ -130,13 +136,19 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         )
         rows = _as_rows(schema, frame)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if checkpoint is not None and not isinstance(checkpoint, FitCheckpoint):
+            checkpoint = FitCheckpoint(checkpoint)
+        if checkpoint is not None:
+            checkpoint.identity = identity(type(self).__name__, settings, schema.to_json(), rows, seed)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             network = self._build(schema.layout, settings).to(device)
             self._forget()
             best, history = Best(), list[dict[str, float]]()
             try:
-                for losses in train(network, rows, settings, seed, device, best, bool(self.verbose)):
+                for losses in train(
+                    network, rows, settings, seed, device, best, bool(self.verbose), checkpoint
+                ):
                     history.append(losses)
             except KeyboardInterrupt:
                 if best.state is None:
@@ -148,6 +160,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
                 raise Interrupted(
                     f"the fit of this {type(self).__name__} was stopped in epoch {len(history) + 1}: "
                     f"it has the weights of epoch {best.epoch} and can be used, or fitted again"
+                    + (" from its checkpoint" if checkpoint is not None else "")
                 ) from None
         self._keep(network, rows, seed, schema, settings, best, history, named=hasattr(X, "columns"))
         return self

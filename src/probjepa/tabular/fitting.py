@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.errors import DataError
+from probjepa.tabular.checkpoint import FitCheckpoint
 from probjepa.tabular.masks import Masks, draw_masks
 from probjepa.tabular.progress import FitProgress
 from probjepa.tabular.tokens import Rows
@@ -77,12 +78,16 @@ def train(
     device: torch.device,
     best: Best,
     verbose: bool,
+    checkpoint: FitCheckpoint | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Train for at most ``max_epochs``, keep the best in ``best``, and yield its mean losses.
+    """Train for at most ``max_epochs``, keep the best in ``best``, and yield each epoch's mean losses.
 
     AdamW, linear warm-up and a cosine to 0; gradients are cut at norm 1. Validation is at the full weights,
     with the same masks and draws each epoch; it stops the fit after ``patience`` epochs without a better
     one, counted once warm-up and annealing are over. Without validation rows the last epoch is kept.
+
+    What ``checkpoint`` holds is gone on with: the epochs before are yielded at once, and those after are what
+    they would have been.
     """
     training, validation = split_rows(len(rows), settings["validation_fraction"], seed)
     batch_size, epochs = int(settings["batch_size"]), int(settings["max_epochs"])
@@ -109,8 +114,20 @@ def train(
             generator=generator,
         ).to(device)
 
-    with FitProgress(epochs * steps, verbose) as progress:
-        for epoch in range(epochs):
+    history: list[dict[str, float]] = []
+    if checkpoint is not None and (saved := checkpoint.read()) is not None:
+        network.load_state_dict(saved["network"])
+        optimiser.load_state_dict(saved["optimiser"])
+        schedule.load_state_dict(saved["schedule"])
+        _restore_random_state(saved["random"], device)
+        history, best.loss, best.epoch = saved["history"], saved["best_loss"], saved["best_epoch"]
+        best.state = saved["best_state"]
+        yield from history
+
+    with FitProgress(epochs * steps, verbose, len(history) * steps) as progress:
+        for epoch in range(len(history), epochs):
+            if len(validation) and epoch - max(best.epoch, settled) >= settings["patience"]:
+                return
             network.train()
             generator = _seeded(seed, 2, epoch)
             order = training[torch.randperm(len(training), generator=generator)]
@@ -140,10 +157,34 @@ def train(
             watched = losses.get("validation_loss", -math.inf)
             if watched < best.loss or not len(validation):
                 best.keep(watched, epoch + 1, network)
+            history.append(losses)
+            if checkpoint is not None:
+                checkpoint.write(
+                    lambda: {
+                        "network": network.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "schedule": schedule.state_dict(),
+                        "random": _random_state(device),
+                        "history": history,
+                        "best_loss": best.loss,
+                        "best_epoch": best.epoch,
+                        "best_state": best.state,
+                    }
+                )
             progress.show(losses)
             yield losses
-            if len(validation) and epoch + 1 - max(best.epoch, settled) >= settings["patience"]:
-                return
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    """States of the generators that draws and dropout come from."""
+    on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_device]
+
+
+def _restore_random_state(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def _as_tuple(value: Any) -> tuple[float, ...]:

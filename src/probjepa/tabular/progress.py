@@ -9,7 +9,7 @@ from typing import Any, Self
 class FitProgress:
     """Context of a fit's progress bar: epoch, time left, latest losses; without ``verbose``, nothing."""
 
-    def __init__(self, total_steps: int, verbose: bool) -> None:
+    def __init__(self, total_steps: int, verbose: bool, done_steps: int = 0) -> None:
         self._bar: Any = None
         if verbose:
             from rich.console import Console
@@ -23,7 +23,7 @@ class FitProgress:
                 TextColumn("{task.fields[losses]}"),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task("fit", total=total_steps, losses="")
+            self._task = self._bar.add_task("fit", total=total_steps, completed=done_steps, losses="")
 
     def __enter__(self) -> Self:
         if self._bar is not None:

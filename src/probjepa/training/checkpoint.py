@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import time
@@ -14,37 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from probjepa.artifacts import write_atomic
 from probjepa.errors import ArtifactError
 from probjepa.training.interrupt import Interrupted, StopRequest
-
-
-def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write ``content`` under a temporary name beside ``path``, sync it and rename it.
-
-    Raises
-    ------
-    ArtifactError
-        if the disk is full or the place cannot be written; what was at ``path`` is as it was
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = f"the disk is full ({len(content) / 1e6:.1f} MB needed)" if full else error.strerror or error
-        raise ArtifactError(
-            f"cannot write {path}: {reason}; "
-            f"{'free some space' if full else 'check the path and its permissions'} and resume"
-        ) from error
 
 
 class AtomicCheckpointIO(CheckpointIO):

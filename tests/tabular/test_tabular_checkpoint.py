@@ -1,0 +1,149 @@
+"""A fit that was stopped and gone on with is the fit that was never stopped."""
+
+import os
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from tabular_cases import mixed_table
+
+from probjepa.errors import ArtifactError
+from probjepa.tabular import TJEPA, VarTJEPA
+from probjepa.tabular.checkpoint import FitCheckpoint
+from probjepa.training.interrupt import Interrupted
+
+TINY = {
+    "max_epochs": 6, "batch_size": 16, "dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8, "dropout": 0.1,
+    "warmup_epochs": 1, "random_state": 3, "device": "cpu",
+}  # fmt: skip
+BOTH = pytest.mark.parametrize("kind", [VarTJEPA, TJEPA])
+
+
+def model_of(kind, **changes):
+    own = {"validation_fraction": 0.3, "patience": 2, "anneal_epochs": (2, 3, 2)} if kind is VarTJEPA else {}
+    return kind(**TINY | own | changes)
+
+
+def stop_in(monkeypatch, epoch):
+    """Ctrl-C in the middle of an epoch, counted from 1."""
+    from probjepa.tabular import progress
+
+    steps = []
+
+    def advance(self, number, epochs):
+        steps.append(number)
+        if number == epoch - 1 and steps.count(number) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress.FitProgress, "advance", advance)
+
+
+def assert_same(one, two):
+    assert one.history_ == two.history_
+    assert (one.best_epoch_, one.n_iter_) == (two.best_epoch_, two.n_iter_)
+    pairs = zip(one.network_.state_dict().items(), two.network_.state_dict().values(), strict=True)
+    for (name, a), b in pairs:
+        assert torch.equal(a, b), name
+
+
+@BOTH
+@pytest.mark.parametrize("epoch", [2, 4, 6])
+def test_a_stopped_fit_goes_on_as_if_it_had_not_been(kind, epoch, tmp_path, monkeypatch):
+    table, place = mixed_table(), tmp_path / "deep" / "fit.ckpt"
+    whole = model_of(kind).fit(table)
+    with monkeypatch.context() as patch:
+        stop_in(patch, epoch)
+        with pytest.raises(Interrupted, match="from its checkpoint"):
+            model_of(kind).fit(table, checkpoint=str(place))
+    torch.manual_seed(99)  # what the caller's generator holds does not matter
+    resumed = model_of(kind).fit(table, checkpoint=place)
+    assert_same(resumed, whole)
+    np.testing.assert_array_equal(resumed.transform(table), whole.transform(table))
+    assert_same(model_of(kind).fit(table, checkpoint=place), whole)  # once more, from its end
+    assert [path.name for path in place.parent.iterdir()] == ["fit.ckpt"]
+
+
+def test_a_fit_that_stopped_early_stops_there_again(tmp_path):
+    table = mixed_table()
+    settings = {"max_epochs": 40, "learning_rate": 0.3, "patience": 1}
+    whole = model_of(VarTJEPA, **settings).fit(table, checkpoint=tmp_path / "fit.ckpt")
+    assert whole.n_iter_ < 40
+    assert_same(model_of(VarTJEPA, **settings).fit(table, checkpoint=tmp_path / "fit.ckpt"), whole)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"learning_rate": 0.01}, {"max_epochs": 7}, {"random_state": 4}, {"numeric_transform": "standard"}],
+)
+def test_a_checkpoint_is_of_one_fit(other, tmp_path):
+    place = tmp_path / "fit.ckpt"
+    model_of(VarTJEPA).fit(mixed_table(), checkpoint=place)
+    before = place.read_bytes()
+    with pytest.raises(ArtifactError, match="other rows, settings or random_state"):
+        model_of(VarTJEPA, **other).fit(mixed_table(), checkpoint=place)
+    with pytest.raises(ArtifactError, match="other rows, settings or random_state"):
+        model_of(TJEPA).fit(mixed_table(), checkpoint=place)
+    with pytest.raises(ArtifactError, match="other rows, settings or random_state"):
+        model_of(VarTJEPA).fit(mixed_table().iloc[::-1], checkpoint=place)
+    assert place.read_bytes() == before
+
+
+class Dangerous:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/probjepa-was-here",)
+
+
+@pytest.mark.parametrize("content", ["empty", "cut", "text", "pickle", "another"])
+def test_a_damaged_checkpoint_is_one_line(content, tmp_path):
+    place = tmp_path / "fit.ckpt"
+    model_of(VarTJEPA).fit(mixed_table(), checkpoint=place)
+    whole = place.read_bytes()
+    if content in ("pickle", "another"):
+        torch.save({"state": Dangerous()} if content == "pickle" else {"state": {}}, place)
+    else:
+        place.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"hello"}[content])
+    with pytest.raises(ArtifactError, match="damaged or not one that probjepa wrote") as error:
+        model_of(VarTJEPA).fit(mixed_table(), checkpoint=place)
+    assert "\n" not in str(error.value)
+    assert not os.path.exists("/tmp/probjepa-was-here")
+
+
+def test_nothing_is_written_before_the_first_epoch_is_over(tmp_path, monkeypatch):
+    begun = []
+    checkpoint = FitCheckpoint(tmp_path / "fit.ckpt", before=lambda: begun.append(1))
+    with monkeypatch.context() as patch:
+        stop_in(patch, 1)
+        with pytest.raises(Interrupted, match="before its first epoch ended"):
+            model_of(TJEPA).fit(mixed_table(), checkpoint=checkpoint)
+    assert not begun and not list(tmp_path.iterdir())
+    model_of(TJEPA).fit(mixed_table(), checkpoint=checkpoint)
+    assert begun == [1]
+
+
+def test_a_fit_that_is_not_gone_on_with_ignores_what_is_there(tmp_path):
+    place = tmp_path / "fit.ckpt"
+    place.write_bytes(b"of another fit")
+    fresh = model_of(TJEPA).fit(mixed_table(), checkpoint=FitCheckpoint(place, resume=False))
+    assert_same(fresh, model_of(TJEPA).fit(mixed_table(), checkpoint=place))
+
+
+def test_writing_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
+    from probjepa.tabular import checkpoint as module
+
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    written = []
+
+    def slow(path, content):
+        written.append(clock[0])
+        clock[0] += 1.0
+
+    monkeypatch.setattr(module.artifacts, "write_atomic", slow)
+    checkpoint = FitCheckpoint(tmp_path / "fit.ckpt")
+    for _ in range(50):
+        clock[0] += 1.0
+        checkpoint.write(dict)
+    assert written[0] == 1.0
+    assert all(later - earlier >= 21 for earlier, later in pairwise(written))
+    assert len(written) == 3
