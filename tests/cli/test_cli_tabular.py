@@ -121,8 +121,10 @@ def assert_same_run(one, two):
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_resumes_exactly(whole, tmp_path, capsys, sent):
     out = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-m", "probjepa", *whole[1], "--out", str(out)],
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "probjepa", *whole[1], "--out", str(out)], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         while not (out / "checkpoints" / "last.ckpt").is_file():
