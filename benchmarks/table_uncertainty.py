@@ -14,7 +14,7 @@ from probjepa import metrics
 from probjepa.experiments.table_sets import TableSet, open_table_set
 from probjepa.tabular import VarTJEPA
 from probjepa.tabular.predictors import PREDICTORS
-from probjepa.tabular.selection import doubts
+from probjepa.tabular.selection import PROBABILITY, UNCERTAINTY, doubts
 
 
 def main() -> None:
@@ -51,8 +51,8 @@ def study(data: TableSet, fits: int, device: str) -> dict[str, Any]:
         features = (spaces[0], spaces[2])
         sources = doubts(model, tables[2], {"raw": features, "embedding": features}, seed)
         sources = {name: doubt for name, doubt in sources.items() if "raw" not in name and name != "random"}
-        sources["model uncertainty, 90th percentile"] = model.uncertainty(tables[2], "p90")
-        sources["maximum class probability"] = 1 - probabilities.max(1)
+        sources[f"{UNCERTAINTY}, 90th percentile"] = model.uncertainty(tables[2], "p90")
+        sources[PROBABILITY] = 1 - probabilities.max(1)
         said.append((right, sources))
         print(f"fit {seed}: MLP {accuracy[-1]:.4f}", flush=True)
     return {

@@ -1,14 +1,15 @@
-"""Saved models: safetensors and JSON, written under a temporary name and renamed; nothing is unpickled."""
+"""Saved models, checkpoints and texts, written under a temporary name and renamed; no code is unpickled."""
 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -117,6 +118,40 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
             f"cannot write {path}: {reason}; "
             f"{'free some space' if full else 'check the path and its permissions'} and resume"
         ) from error
+
+
+def write_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values by :func:`write_atomic`, which see."""
+    import torch
+
+    # through memory: torch.save turns an OSError of its file into a RuntimeError about zip offsets
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], advice: str, *, keys: Sequence[str] = (), map_location: Any = "cpu"
+) -> dict[str, Any]:
+    """Read what ``write_checkpoint`` wrote, with ``weights_only=True``: a pickle with code in it is refused.
+
+    Raises
+    ------
+    ArtifactError
+        if the file is damaged, holds more than tensors and plain values, or lacks one of ``keys``; with
+        ``advice``, what to do
+    """
+    import torch
+
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        for key in keys:
+            content[key]
+    except Exception as error:  # whatever a damaged file makes of the reader
+        raise ArtifactError(
+            f"cannot read the checkpoint {path}: it is damaged or not one that probjepa wrote; {advice}"
+        ) from error
+    return content
 
 
 def refuse_existing(path: Path, overwrite: bool, instead: str = "choose another --out") -> None:

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ import yaml
 
 from probjepa.cli import run
 from probjepa.tabular import TJEPA, VarTJEPA
+from processes import wait_for_file
 
 SMALL = [
     "--set",
@@ -126,11 +126,7 @@ def test_a_stopped_run_resumes_exactly(whole, tmp_path, capsys, sent):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
-        while not (out / "checkpoints" / "last.ckpt").is_file():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_file(out / "checkpoints" / "last.ckpt", process)
         process.send_signal(sent)
         said = process.communicate()[1]
     finally:

@@ -15,6 +15,7 @@ import torch
 from probjepa.errors import ArtifactError, ConfigError, ProbjepaError
 from probjepa.methods.vje import VJE
 from probjepa.training import Interrupted, fit
+from processes import wait_for_file
 
 EPOCHS, STEPS = 3, 5
 
@@ -121,18 +122,16 @@ def test_a_second_ctrl_c_stops_at_once_and_resuming_is_exact(tmp_path, whole):
 def test_a_killed_run_resumes_exactly(tmp_path, whole):
     out = tmp_path / "run"
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import test_fit_resume as t;"
-        "import torch; torch.set_num_threads(int(sys.argv[3]));"
-        "t.train(Path(sys.argv[2]), callbacks=[t.Pace()], checkpoint_seconds=0)"
+        "import sys; from pathlib import Path; import test_fit_resume as t;"
+        "import torch; torch.set_num_threads(int(sys.argv[2]));"
+        "t.train(Path(sys.argv[1]), callbacks=[t.Pace()], checkpoint_seconds=0)"
     )
-    here = os.path.dirname(__file__)
-    process = subprocess.Popen([sys.executable, "-c", code, here, out, str(torch.get_num_threads())])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, out, str(torch.get_num_threads())],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     try:
-        deadline = time.monotonic() + 120
-        while not (out / "checkpoints" / "last.ckpt").is_file():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_file(out / "checkpoints" / "last.ckpt", process)
         time.sleep(random.Random().uniform(0, 0.5))  # a moment between the first step and about the tenth
     finally:
         process.kill()

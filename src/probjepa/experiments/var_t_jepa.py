@@ -27,12 +27,12 @@ from probjepa.experiments.var_t_jepa_table import (
     FINDINGS,
     PREDICTORS,
     PRINTED,
-    PROBABILITY,
     PUBLISHED,
     ROWS,
     flat_figures,
     rounded,
 )
+from probjepa.tabular.selection import PROBABILITY
 from probjepa.training.interrupt import Interrupted
 
 NAME = "var-t-jepa"

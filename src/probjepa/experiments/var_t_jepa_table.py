@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from probjepa.experiments.declare import Column, Finding
+from probjepa.tabular.selection import DECODED, LIKELIHOOD, PROBABILITY, UNCERTAINTY
 
 PREDICTORS = {"logistic regression": "LR", "MLP": "MLP", "XGBoost": "XGB"}
-UNCERTAINTY, PROBABILITY = "model uncertainty", "maximum class probability"
 # where doubt may come from, as ``tabular.selection`` names it → as a column does
 _DOUBTS = {
     UNCERTAINTY: "by σ",
-    "model uncertainty, decoded": "by decoded σ",
-    "−log-likelihood": "by likelihood",
+    DECODED: "by decoded σ",
+    LIKELIHOOD: "by likelihood",
     "kNN distance, embedding": "by kNN",
     "kNN distance, raw": "by kNN on raw",
     "Isolation Forest, raw": "by Isolation Forest",
@@ -43,7 +43,7 @@ def _columns() -> tuple[Column, ...]:
         Column("ρ of σ with error, MLP", f"error/MLP/{UNCERTAINTY}", better="max", limits=(-1, 1)),
         Column("ρ of σ with u", f"spearman/{UNCERTAINTY}", better="max", plot=True, limits=(-1, 1)),
         Column("AUC of σ, most ambiguous fifth", f"auc/{UNCERTAINTY}", better="max", limits=(0, 1)),
-        Column("ρ of likelihood with u", "spearman/−log-likelihood", better="max", limits=(-1, 1)),
+        Column("ρ of likelihood with u", f"spearman/{LIKELIHOOD}", better="max", limits=(-1, 1)),
         Column("ρ of MLP's p with u", f"spearman/{PROBABILITY}", better="max", limits=(-1, 1)),
         Column("effective rank", "effective rank", limits=(0, None)),
         Column("std of ‖h‖-normed features", "std", limits=(0, None)),

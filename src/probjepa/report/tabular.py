@@ -13,11 +13,10 @@ from probjepa.report.page import Card, Figure, Section, Table, Value, render
 from probjepa.report.provenance import settings_tables
 from probjepa.report.style import FULL, HALF, MUTED, canvas, finish, label, palette, styled
 from probjepa.report.verdicts import collapse_verdict
-from probjepa.tabular.selection import GRID, UNCERTAINTY
+from probjepa.tabular.selection import GRID, PROBABILITY, UNCERTAINTY
 
 _OWN = "embedding"
 _RANDOM = "random"
-_PROBABILITY = "maximum class probability"
 _SCORES = ("accuracy", "macro F1", "weighted F1")
 _SHOWN_ROWS = 10
 _SHOWN_COLUMNS = 14
@@ -92,7 +91,7 @@ def _cards(
             cards.append(Card(f"Accuracy, {title}", f"{value.text} %", note + interval))
     if selective:
         predictor = _lead(selective)
-        source = UNCERTAINTY if UNCERTAINTY in selective[predictor] else _PROBABILITY
+        source = UNCERTAINTY if UNCERTAINTY in selective[predictor] else PROBABILITY
         half = selective[predictor][source]["accuracy_at"]["0.5"]["value"]
         cards.append(Card(f"Accuracy, surest half by {source}", f"{100 * half:.1f} %", predictor))
         rho = (calibration.get(predictor, {}).get(source) or {}).get("spearman", {}).get("value")
@@ -266,7 +265,7 @@ def _curves(selective: Result) -> Figure:
 def _calibration_section(calibration: Result, selective: Result, space: str) -> Section | None:
     if not any(calibration.values()):
         return None
-    source = UNCERTAINTY if any(UNCERTAINTY in of for of in calibration.values()) else _PROBABILITY
+    source = UNCERTAINTY if any(UNCERTAINTY in of for of in calibration.values()) else PROBABILITY
     sources = list(dict.fromkeys(s for of in calibration.values() for s in of))
     table = Table(
         ["doubt", *calibration],

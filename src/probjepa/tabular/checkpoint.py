@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import probjepa
 from probjepa import artifacts
@@ -52,22 +49,18 @@ class FitCheckpoint:
         """
         if not self.resume or not self.path.is_file():
             return None
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-            found, version = content["format_version"], content["probjepa_version"]
-            identity, state = content["identity"], content["state"]
-        except Exception as error:  # whatever a damaged file makes of the reader
-            raise ArtifactError(
-                f"cannot read the checkpoint {self.path}: it is damaged or not one that probjepa wrote; "
-                "remove it and fit afresh"
-            ) from error
-        artifacts.check_format(found, version, self.path)
-        if identity != self.identity:
+        content = artifacts.read_checkpoint(
+            self.path,
+            "remove it and fit afresh",
+            keys=("format_version", "probjepa_version", "identity", "state"),
+        )
+        artifacts.check_format(content["format_version"], content["probjepa_version"], self.path)
+        if content["identity"] != self.identity:
             raise ArtifactError(
                 f"the checkpoint {self.path} is of a fit with other rows, settings or random_state: give "
                 "those, or remove it"
             )
-        restored: dict[str, Any] = state
+        restored: dict[str, Any] = content["state"]
         return restored
 
     def write(self, state: Callable[[], Mapping[str, Any]]) -> None:
@@ -84,15 +77,13 @@ class FitCheckpoint:
         if self._before is not None:
             self._before()
             self._before = None
-        buffer = io.BytesIO()
         content = {
             "format_version": artifacts.FORMAT_VERSION,
             "probjepa_version": probjepa.__version__,
             "identity": self.identity,
             "state": dict(state()),
         }
-        torch.save(content, buffer)
-        artifacts.write_atomic(self.path, buffer.getvalue())
+        artifacts.write_checkpoint(self.path, content)
         self._last = time.monotonic()
         self._cost = self._last - started
 

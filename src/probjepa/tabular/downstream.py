@@ -21,7 +21,7 @@ from probjepa.tabular.files import row_hashes, table_sha256
 from probjepa.tabular.frames import as_frame, named
 from probjepa.tabular.predictors import PREDICTORS, Codes, Features, RawFeatures
 from probjepa.tabular.schema import ColumnType
-from probjepa.tabular.selection import doubts, selection_figures
+from probjepa.tabular.selection import LIKELIHOOD, PROBABILITY, UNCERTAINTY, doubts, selection_figures
 
 SHARES = (0.7, 0.1, 0.2)
 _CONTINUOUS = 100  # more distinct numbers than this are no classes
@@ -218,10 +218,10 @@ def evaluate_table(
     }
     features = test[expected]
     arrays: dict[str, Any] = {"frame": features, "labels": test[target].astype(str).to_numpy()}
-    if "model uncertainty" in last.doubt:
-        arrays["uncertainty"] = last.doubt["model uncertainty"]
-    if "−log-likelihood" in last.doubt:
-        arrays |= {"score": -last.doubt["−log-likelihood"], "surprise": estimator.score_features(features)}
+    if UNCERTAINTY in last.doubt:
+        arrays["uncertainty"] = last.doubt[UNCERTAINTY]
+    if LIKELIHOOD in last.doubt:
+        arrays |= {"score": -last.doubt[LIKELIHOOD], "surprise": estimator.score_features(features)}
     return TableEvaluation(result, arrays)
 
 
@@ -283,7 +283,7 @@ def evaluate_once(
             accuracy[space][name] = class_figures(y_test, answers)
             unsure[space][name] = 1 - probabilities.max(1)
             selective[space][name], calibration[space][name] = selection_figures(
-                answers == y_test, {"maximum class probability": unsure[space][name], **doubt}
+                answers == y_test, {PROBABILITY: unsure[space][name], **doubt}
             )
     figures: dict[str, Any] = {"accuracy": accuracy, "selective": selective, "calibration": calibration}
     if model is not None:

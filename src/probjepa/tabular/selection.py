@@ -18,8 +18,9 @@ _LARGEST_BANK = 10_000  # rows; more make the neighbours' search the longest par
 _NEIGHBOURS = 20
 _SHARES = (0.9, 0.8, 0.5)
 GRID = tuple(round(0.01 * percent, 2) for percent in range(5, 101))  # coverages of a stored curve
-UNCERTAINTY = "model uncertainty"
-DECODED = "model uncertainty, decoded"
+# sources of doubt
+UNCERTAINTY, DECODED = "model uncertainty", "model uncertainty, decoded"
+LIKELIHOOD, PROBABILITY = "−log-likelihood", "maximum class probability"
 
 Column = npt.NDArray[np.float64]
 
@@ -46,7 +47,7 @@ def doubts(
         found[UNCERTAINTY] = model.uncertainty(test)
         found[DECODED] = model.uncertainty(test, "decoded")
     if hasattr(model, "score_samples"):
-        found["−log-likelihood"] = -model.score_samples(test)
+        found[LIKELIHOOD] = -model.score_samples(test)
     bank, queries = spaces["raw"]
     if "embedding" in spaces:
         found["kNN distance, embedding"] = _distance(*spaces["embedding"], seed, normalize=True)

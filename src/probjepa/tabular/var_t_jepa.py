@@ -206,10 +206,11 @@ class VarTJEPA(TableTransformer):
         parts = []
         for rows in self._batches(X):
             mean, std = self.network_.embed(rows)
-            of_row = std.flatten(1).double()
             if reduction == "decoded":
-                of_row = self.network_.target_decoder.blur(mean, std.square()).double()
-            parts.append(of_row.quantile(0.9, dim=1) if reduction == "p90" else of_row.mean(1))
+                values = self.network_.target_decoder.blur(mean, std.square()).double()
+            else:
+                values = std.flatten(1).double()
+            parts.append(values.quantile(0.9, dim=1) if reduction == "p90" else values.mean(1))
         return torch.cat(parts).cpu().numpy()
 
     def score_samples(

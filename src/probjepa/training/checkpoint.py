@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from probjepa.artifacts import write_atomic
+from probjepa.artifacts import read_checkpoint, write_checkpoint
 from probjepa.errors import ArtifactError
 from probjepa.training.interrupt import Interrupted, StopRequest
 
@@ -24,11 +22,8 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write ``checkpoint`` to ``path``; see :func:`write_atomic`."""
-        # through memory: torch.save turns an OSError of its file into a RuntimeError about zip offsets
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_atomic(path, buffer.getvalue())
+        """Write ``checkpoint`` to ``path``; see :func:`probjepa.artifacts.write_checkpoint`."""
+        write_checkpoint(path, checkpoint)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = True
@@ -42,14 +37,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         if not Path(path).is_file():
             raise ArtifactError(f"no checkpoint at {path}: train without resume, or check the path")
-        try:
-            content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-        except Exception as error:
-            raise ArtifactError(
-                f"cannot read the checkpoint {path}: it is damaged or not one that probjepa wrote; start "
-                "afresh with overwrite"
-            ) from error
-        return content
+        return read_checkpoint(path, "start afresh with overwrite", map_location=map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove a checkpoint."""
