@@ -154,7 +154,7 @@ def test_center_log_variance_divides_by_the_geometric_mean_in_the_directional_te
     torch.testing.assert_close(centred.directional_nll(h), PolarStudentT(z, 7 * by_hand, 3.0,
         center_log_variance=True).directional_nll(h))  # fmt: skip
     torch.testing.assert_close(centred.radial_nll(h), PolarStudentT(z, variance, 3.0).radial_nll(h))
-    torch.testing.assert_close(centred.variance, variance)
+    torch.testing.assert_close(centred.scale_squared, variance)
 
 
 # --- degrees of freedom -------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 
+from probjepa.distributions.base import SubDensity
 from probjepa.distributions.student_t import _MIN_SINE, log_normalizer, safe_norm, unit_direction
 
 # Elements of one block of pairs: a handful of float64 blocks of this size stay under 200 MB.
@@ -16,7 +17,7 @@ _BLOCK = 4_000_000
 _LOG10_SCALES = tuple(x / 4 for x in range(-24, 5))  # 1e-6 … 10, four to a decade
 
 
-class PolarStudentTMixture(Distribution):
+class PolarStudentTMixture(SubDensity):
     r"""log p(h) = log (1/M) Σᵢ p(h | cᵢ, τσᵢ², ν): the mean of M polar Student-t densities.
 
     Pairs are never expanded to (N, M, D): with u = h/‖h‖ and s = c/‖c‖ the log-map v = (θ/sin θ)(u − cos θ·s)
@@ -43,6 +44,8 @@ class PolarStudentTMixture(Distribution):
 
     arg_constraints = {"centers": constraints.real_vector}  # noqa: RUF012
     support = constraints.real_vector
+    lost = "that of each of its polar Student-t densities is"
+    shown = ("centers", "scale_squared", "df", "scale", "skip")
 
     def __init__(
         self, centers: Tensor, variance: Tensor, df: float = 1.0, scale: float = 1.0, skip: int = 0
@@ -60,7 +63,7 @@ class PolarStudentTMixture(Distribution):
         self.centers = centers.double()
         self.df = df
         self.scale = scale
-        variance = variance.double()
+        self.scale_squared = variance = variance.double()
         self._norm = safe_norm(self.centers).squeeze(-1)
         self._direction = unit_direction(self.centers)
         self._precision = 1 / variance

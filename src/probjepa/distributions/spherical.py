@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints, register_kl
+from torch.distributions import constraints, register_kl
 
-from probjepa.distributions.student_t import _at_least_float32, unit_direction
+from probjepa.distributions.base import Likelihood, at_least_float32
+from probjepa.distributions.student_t import unit_direction
 
 # Within this angle of the antipode, where the density falls to 0 and its logarithm diverges, log_prob is
 # held constant: there ½(1 + μᵀx) = sin²(½·1e-4).
@@ -29,7 +30,7 @@ def _check_dim(dim: int) -> None:
         raise ValueError(f"a direction needs at least 2 dimensions, got {dim}")
 
 
-class PowerSpherical(Distribution):
+class PowerSpherical(Likelihood):
     r"""Density ∝ (1 + μᵀx)^κ on the unit sphere of R^D.
 
     With β = (D−1)/2 and α = β + κ:
@@ -68,12 +69,13 @@ class PowerSpherical(Distribution):
     }
     support = constraints.real_vector
     has_rsample = True
+    shown = ("loc", "concentration")
 
     def __init__(self, loc: Tensor, concentration: Tensor | float, validate_args: bool | None = None) -> None:
-        loc = _at_least_float32(loc)
+        loc = at_least_float32(loc)
         if not isinstance(concentration, Tensor):
             concentration = torch.tensor(concentration, dtype=loc.dtype, device=loc.device)
-        concentration = _at_least_float32(concentration)
+        concentration = at_least_float32(concentration)
         dtype = torch.promote_types(loc.dtype, concentration.dtype)
         _check_dim(loc.shape[-1] if loc.ndim else 0)
         batch_shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
@@ -105,6 +107,21 @@ class PowerSpherical(Distribution):
         """E[x] = κ/(κ+D−1)·μ (..., D): inside the sphere."""
         return (self.concentration / (self.concentration + (self.dim - 1))).unsqueeze(-1) * self.loc
 
+    @property
+    def variance(self) -> Tensor:
+        """Var[x] (..., D), a value a coordinate: Var[t]·μ² + E[1 − t²]/(D−1)·(1 − μ²), t = μᵀx.
+
+        t = 2b − 1 with b ~ Beta(α, β), and what is left of x is uniform on the sphere around μ.
+        """
+        beta = (self.dim - 1) / 2
+        alpha = self.concentration.double() + beta
+        total = alpha + beta
+        across = 2 * alpha / (total * (total + 1))
+        along = 2 * beta * across / total
+        squares = self.loc.square()
+        along, across = (x.to(self.loc.dtype).unsqueeze(-1) for x in (along, across))
+        return along * squares + across * (1 - squares)
+
     def _gammas(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return κ, α, α + β and log Γ(α+β) − log Γ(α) − β·log 4π (...), in float64."""
         beta = (self.dim - 1) / 2
@@ -118,7 +135,7 @@ class PowerSpherical(Distribution):
         if self._validate_args:
             self._validate_sample(value)
         with torch.autocast(self.loc.device.type, enabled=False):
-            x = unit_direction(_at_least_float32(value))
+            x = unit_direction(at_least_float32(value))
             below = (x - self.loc).square().sum(-1) / 4  # ½(1 − μᵀx)
             above = (x + self.loc).square().sum(-1) / 4  # ½(1 + μᵀx)
             near = below < above
@@ -161,7 +178,7 @@ class PowerSpherical(Distribution):
         return -sign * reflected
 
 
-class HypersphericalUniform(Distribution):
+class HypersphericalUniform(Likelihood):
     """The uniform distribution on the unit sphere of R^D: log p = −log(2·π^{D/2}/Γ(D/2)).
 
     Parameters
@@ -182,6 +199,7 @@ class HypersphericalUniform(Distribution):
     arg_constraints = {}  # noqa: RUF012 (torch's own declaration)
     support = constraints.real_vector
     has_rsample = True
+    shown = ("dim",)
 
     def __init__(
         self,
@@ -208,6 +226,11 @@ class HypersphericalUniform(Distribution):
     def mean(self) -> Tensor:
         """The origin (..., D)."""
         return self._like.expand(self._extended_shape())
+
+    @property
+    def variance(self) -> Tensor:
+        """1/D (..., D), a value a coordinate."""
+        return self.mean + 1 / self.dim
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density at x (..., D), with respect to the surface measure: the same for all; returns (...)."""

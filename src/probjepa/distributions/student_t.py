@@ -8,21 +8,19 @@ for every vector whose norm (over σ, in ``MultivariateStudentT``) is finite: ze
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Chi2, Distribution, constraints
+
+from probjepa.distributions.base import Likelihood, SubDensity, at_least_float32
 
 Df: TypeAlias = float | Tensor
 
 # Below this sine, on the far side of the sphere, the log-map's Jacobian is held constant: the
 # antipode is its cut locus, where it diverges.
 _MIN_SINE = 1e-4
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _rescaled(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,20 +126,24 @@ def log_normalizer(df: Df, dim: int) -> Df:
     return math.lgamma((df + dim) / 2) - math.lgamma(df / 2) - dim / 2 * math.log(df * math.pi)
 
 
-class _StudentT(Distribution):
-    """Shared shape handling: a centre (..., D), a diagonal variance (..., D) and degrees of freedom."""
+class _StudentT(Likelihood):
+    """Shared shape handling: a centre (..., D), a diagonal σ² (..., D) and degrees of freedom ν.
 
-    arg_constraints = {"variance": constraints.positive}  # noqa: RUF012 (torch's own declaration)
+    ``scale_squared`` is the σ² that was given as ``variance``: the variance only at ν = ∞.
+    """
+
+    # checked below, where the message can name the arguments as the constructors do
+    arg_constraints = {}  # noqa: RUF012 (torch's own declaration)
     support = constraints.real_vector
-    has_rsample = False
+    shown: ClassVar[tuple[str, ...]] = ("loc", "scale_squared", "df")
 
     def __init__(self, center: Tensor, variance: Tensor, df: Df, validate_args: bool | None = None) -> None:
-        center, variance = _at_least_float32(center), _at_least_float32(variance)
+        center, variance = at_least_float32(center), at_least_float32(variance)
         dtype = torch.promote_types(center.dtype, variance.dtype)
         shape = torch.broadcast_shapes(center.shape, variance.shape)  # type: ignore[no-untyped-call]
         if not shape or shape[-1] < 2:
             raise ValueError(f"an embedding needs at least 2 dimensions, got shape {tuple(shape)}")
-        self._variance = variance.to(dtype).expand(shape)
+        self.scale_squared = variance.to(dtype).expand(shape)
         self._center = center.to(dtype).expand(shape)
         if isinstance(df, Tensor):
             df = df.to(dtype=dtype, device=self._center.device)
@@ -150,12 +152,11 @@ class _StudentT(Distribution):
         elif not df > 0:
             raise ValueError(f"df must be positive (inf for the Gaussian limit), got {df}")
         self.df = df
+        if Distribution._validate_args if validate_args is None else validate_args:
+            wrong = int((~(variance > 0)).sum())
+            if wrong:
+                raise ValueError(f"variance (σ²) must be positive: {wrong} of {variance.numel()} are not")
         super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
-
-    @property
-    def variance(self) -> Tensor:
-        """The diagonal σ² (..., D) that was given: a scale parameter (at ν ≤ 2 there is no variance)."""
-        return self._variance
 
     @property
     def dim(self) -> int:
@@ -166,7 +167,7 @@ class _StudentT(Distribution):
         """Return the distribution with its batch shape broadcast to ``batch_shape``."""
         shape = torch.Size(batch_shape) + self._event_shape
         return type(self)(
-            self._center.expand(shape), self.variance.expand(shape), self.df, validate_args=False,
+            self._center.expand(shape), self.scale_squared.expand(shape), self.df, validate_args=False,
             **self._options(),
         )  # fmt: skip
 
@@ -174,8 +175,8 @@ class _StudentT(Distribution):
         return {}
 
     def _value(self, value: Tensor) -> Tensor:
-        value = _at_least_float32(value)
-        return value.to(torch.promote_types(value.dtype, self.variance.dtype))
+        value = at_least_float32(value)
+        return value.to(torch.promote_types(value.dtype, self.scale_squared.dtype))
 
 
 def _directional_nll(h: Tensor, s: Tensor, variance: Tensor, df: Df) -> Tensor:
@@ -190,7 +191,7 @@ def _directional_nll(h: Tensor, s: Tensor, variance: Tensor, df: Df) -> Tensor:
     return _kernel(delta2, df, dim - 1) + 0.5 * log_det + (dim - 2) * log_sine_ratio
 
 
-class TangentStudentT(_StudentT):
+class TangentStudentT(_StudentT, SubDensity):
     r"""Student-t sub-density on the unit sphere, through the tangent space at ``loc``.
 
     With v = log_s(u), d = D−1, Λ = diag(1/σ²), δ² = vᵀΛv − (sᵀΛv)²/(sᵀΛs) and
@@ -200,7 +201,8 @@ class TangentStudentT(_StudentT):
     log Z = log Γ((ν+d)/2) − log Γ(ν/2) − (d/2)·log(νπ).
 
     The tangent density's mass beyond ‖v‖ = π has no place on the sphere and is lost: p integrates to at
-    most 1, and to 1 as σ → 0. Within 1e-4 of the antipode, its cut locus, the Jacobian term is held constant.
+    most 1, and to 1 as σ → 0. It therefore has no samples, mean or variance. Within 1e-4 of the antipode, its
+    cut locus, the Jacobian term is held constant.
     arXiv 2602.05639.
 
     Parameters
@@ -218,6 +220,8 @@ class TangentStudentT(_StudentT):
         if D < 2, df ≤ 0, or (with validation on) a variance is not positive
     """
 
+    lost = "tangent vectors longer than π have no place on the sphere"
+
     def __init__(
         self, loc: Tensor, variance: Tensor, df: Df = 1.0, validate_args: bool | None = None
     ) -> None:
@@ -227,7 +231,7 @@ class TangentStudentT(_StudentT):
     def nll(self, u: Tensor) -> Tensor:
         """Negative log-density without the constant log Z; u (..., D) is normalised; returns (...)."""
         with torch.autocast(self.loc.device.type, enabled=False):
-            return _directional_nll(self._value(u), self.loc, self.variance, self.df)
+            return _directional_nll(self._value(u), self.loc, self.scale_squared, self.df)
 
     def log_prob(self, u: Tensor) -> Tensor:
         """Log-density at u (..., D) with respect to the sphere's surface measure; returns (...)."""
@@ -235,12 +239,15 @@ class TangentStudentT(_StudentT):
         return (log_normalizer(self.df, self.dim - 1) - nll).to(nll.dtype)
 
 
-class PolarStudentT(_StudentT):
+class PolarStudentT(_StudentT, SubDensity):
     """Likelihood of an embedding h given a latent z: a directional and a radial Student-t.
 
     The direction h/‖h‖ follows ``TangentStudentT(z/‖z‖, σ², ν)`` and the norm ‖h‖ a one-dimensional
     Student-t at ‖z‖ with scale 1: −log p(h|z) = directional + ½(ν+1)·log(1+r²/ν) + const, r = ‖h‖ − ‖z‖.
     The density is with respect to surface measure × length (no r^{D−1} Jacobian). arXiv 2602.05639.
+
+    Two parts of the mass are lost: the directional one's beyond ‖v‖ = π, and the radial one's below 0. So p
+    integrates to less than 1, and has no samples, mean or variance.
 
     Parameters
     ----------
@@ -258,6 +265,9 @@ class PolarStudentT(_StudentT):
     ValueError
         if D < 2, df ≤ 0, or (with validation on) a variance is not positive
     """
+
+    lost = "tangent vectors longer than π, and norms below 0, belong to no embedding"
+    shown = ("z", "scale_squared", "df", "center_log_variance")
 
     def __init__(
         self,
@@ -278,7 +288,7 @@ class PolarStudentT(_StudentT):
     @property
     def directional(self) -> TangentStudentT:
         """The distribution of h/‖h‖."""
-        variance = self.variance
+        variance = self.scale_squared
         if self.center_log_variance:
             log_variance = variance.log()
             variance = (log_variance - log_variance.mean(-1, keepdim=True)).exp()
@@ -313,8 +323,16 @@ class MultivariateStudentT(_StudentT):
     Parameters
     ----------
     loc, variance, df
-        z (..., D), σ² > 0 (..., D) and ν > 0 (``math.inf``: Gaussian)
+        z (..., D), σ² > 0 (..., D) and ν > 0 (``math.inf``: Gaussian). σ² is the squared scale, kept as
+        ``scale_squared``; the property ``variance`` is σ²·ν/(ν−2), as torch's ``StudentT`` has it
+
+    Examples
+    --------
+    >>> MultivariateStudentT(torch.zeros(2), torch.tensor([1.0, 2.0]), df=4.0).variance
+    tensor([2., 4.])
     """
+
+    has_rsample = True
 
     def __init__(
         self, loc: Tensor, variance: Tensor, df: Df = 1.0, validate_args: bool | None = None
@@ -322,11 +340,40 @@ class MultivariateStudentT(_StudentT):
         super().__init__(loc, variance, df, validate_args)
         self.loc = self._center
 
+    @property
+    def mean(self) -> Tensor:
+        """E[h] = z (..., D); NaN for ν ≤ 1, where there is none."""
+        return torch.where(self._nu() > 1, self.loc, math.nan)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[h] = σ²·ν/(ν−2) (..., D), a value a coordinate; inf for 1 < ν ≤ 2, NaN for ν ≤ 1."""
+        nu = self._nu()
+        finite = torch.where(torch.isfinite(nu) & (nu > 2), nu, 3.0)
+        factor = torch.where(torch.isfinite(nu), finite / (finite - 2), 1.0)
+        factor = torch.where(nu > 2, factor, torch.where(nu > 1, math.inf, math.nan))
+        return factor * self.scale_squared
+
+    def _nu(self) -> Tensor:
+        """ν as a tensor (..., 1), beside the coordinates."""
+        return torch.as_tensor(self.df, dtype=self.loc.dtype, device=self.loc.device).unsqueeze(-1)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw h = z + σ·ε·√(ν/χ²_ν) (sample_shape + (..., D)), differentiable in z, σ² and ν."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        nu = self._nu().expand(*shape[:-1], 1)
+        finite = torch.isfinite(nu)
+        nu = torch.where(finite, nu, 1.0)
+        chi2 = Chi2(nu, validate_args=False).rsample()
+        stretch = torch.where(finite, (nu / chi2).sqrt(), 1.0)
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + self.scale_squared.sqrt() * noise * stretch
+
     def nll(self, h: Tensor) -> Tensor:
         """Negative log-density without the constant log Z; h (..., D) → (...)."""
         with torch.autocast(self.loc.device.type, enabled=False):
-            distance = safe_norm((self._value(h) - self.loc) / self.variance.sqrt()).squeeze(-1)
-            log_det = self.variance.log().sum(-1)
+            distance = safe_norm((self._value(h) - self.loc) / self.scale_squared.sqrt()).squeeze(-1)
+            log_det = self.scale_squared.log().sum(-1)
             return _kernel_of_distance(distance, self.df, self.dim) + 0.5 * log_det
 
     def log_prob(self, h: Tensor) -> Tensor:

@@ -1,0 +1,59 @@
+"""What the likelihoods share: shapes that print, and the refusal to sample what is no full density."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x, in float32 if its type is narrower."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+class Likelihood(Distribution):
+    """A torch distribution that prints its shapes and its parameters, named in ``shown``."""
+
+    shown: ClassVar[tuple[str, ...]] = ()
+
+    def __repr__(self) -> str:
+        parts = {"batch_shape": self._batch_shape, "event_shape": self._event_shape}
+        parts |= {name: _printed(getattr(self, name)) for name in self.shown}
+        return f"{type(self).__name__}({', '.join(f'{name}: {part}' for name, part in parts.items())})"
+
+
+def _printed(value: Any) -> Any:
+    """A number as it is, a tensor of several numbers by its shape: as torch prints its distributions."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.item() if value.numel() == 1 else value.shape
+
+
+class SubDensity(Likelihood):
+    """A density whose mass is below 1: a log-density, without samples, mean or variance.
+
+    A sub-class says in ``lost`` where the rest of the mass went.
+    """
+
+    has_rsample = False
+    lost: ClassVar[str]
+
+    def rsample(self, sample_shape: Any = ()) -> NoReturn:
+        """Raise NotImplementedError, as ``sample`` does: no random vector has a mass below 1."""
+        raise self._missing("samples")
+
+    @property
+    def mean(self) -> Tensor:
+        """Raises NotImplementedError, as there are no samples."""
+        raise self._missing("mean")
+
+    @property
+    def variance(self) -> Tensor:
+        """Raises NotImplementedError, as there are no samples; ``scale_squared`` is the σ² that was given."""
+        raise self._missing("variance")
+
+    def _missing(self, what: str) -> NotImplementedError:
+        return NotImplementedError(f"{type(self).__name__} has no {what}: its mass is below 1 ({self.lost})")
