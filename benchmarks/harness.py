@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import probjepa
-from probjepa.artifacts import write_text
+from probjepa.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -35,7 +35,7 @@ HEAVY = [
     "rich",
 ]
 ROOMS = [
-    "artifacts", "backbones", "data", "detectors", "distributions", "errors", "heads", "methods", "metrics",
+    "backbones", "data", "detectors", "distributions", "errors", "heads", "methods", "metrics",
     "overlap", "registry", "scores", "training",
 ]  # fmt: skip
 
@@ -64,7 +64,7 @@ def test_lazy_names():
     assert set(probjepa.__all__) <= set(dir(probjepa))
     for name in probjepa.__all__:
         assert getattr(probjepa, name) is getattr(probjepa, name)
-    from probjepa.artifacts import load
+    from probjepa.loading import load
     from probjepa.methods.vje import VJE
 
     assert probjepa.VJE is VJE
@@ -110,7 +110,7 @@ def test_everything_public_is_documented(room):
 
 @pytest.mark.parametrize(
     "module",
-    ["errors", "registry", "methods.base", "methods.pretrained", "methods.vje", "methods.ema", "artifacts"],
+    ["errors", "registry", "methods.base", "methods.pretrained", "methods.vje", "methods.ema", "files"],
 )
 def test_examples_in_docstrings_run(module):
     assert doctest.testmod(importlib.import_module(f"probjepa.{module}")).failed == 0

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from probjepa import metrics as metrics
     from probjepa import scores as scores
     from probjepa import training as training
-    from probjepa.artifacts import load as load
     from probjepa.data import open_images as open_images
     from probjepa.jacobian import jacobian_spectrum as jacobian_spectrum
     from probjepa.jacobian import jepa_score as jepa_score
+    from probjepa.loading import load as load
     from probjepa.methods.barlow_twins import BarlowTwins as BarlowTwins
     from probjepa.methods.byol import BYOL as BYOL
     from probjepa.methods.ijepa import IJEPA as IJEPA
@@ -63,7 +63,7 @@ _LAZY: dict[str, str | None] = {
     "jacobian": None,
     "jacobian_spectrum": "probjepa.jacobian",
     "jepa_score": "probjepa.jacobian",
-    "load": "probjepa.artifacts",
+    "load": "probjepa.loading",
     "methods": None,
     "metrics": None,
     "open_images": "probjepa.data",

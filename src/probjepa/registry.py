@@ -1,16 +1,21 @@
-"""Names to objects, imported only when asked for: `probjepa list` reads the tables without loading torch."""
+"""Names to objects, imported only when asked for: `probjepa list` reads the tables without loading torch.
+
+Every table is open: ``register`` adds to it, and so does an installed package, by an entry point of the
+table's group. Where a name is taken, an object is taken too (:meth:`Registry.resolve`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
-from probjepa.errors import unknown_name
+from probjepa.errors import ConfigError, unknown_name
 
 
 class Registry(Mapping[str, Any]):
-    """A read-only mapping from a name to a lazily imported object.
+    """A mapping from a name to an object, imported on first use.
 
     Parameters
     ----------
@@ -18,25 +23,108 @@ class Registry(Mapping[str, Any]):
         what the entries are, for messages ("method", "backbone")
     entries
         name → ``"module:attribute"``; one line an entry
+    group
+        of the entry points by which installed packages add entries ("probjepa.methods"); None: none
+
+    Raises
+    ------
+    ConfigError
+        from a look-up, for an unknown name (with the nearest one) or an entry that cannot be imported
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, entries: Mapping[str, str], *, group: str | None = None) -> None:
         self.kind = kind
-        self._entries = dict(entries)
+        self.group = group
+        self._own = dict(entries)
+        self._added: dict[str, Any] = {}
+        self._installed: dict[str, str] | None = None
+
+    def register(self, name: str, entry: Any = None) -> Any:
+        """Add an object, or its ``"module:attribute"``; without ``entry``, decorate a class with it.
+
+        Raises
+        ------
+        ConfigError
+            if the name is taken by another object
+        """
+        if entry is None:
+
+            def decorate(made: Any) -> Any:
+                return self.register(name, made)
+
+            return decorate
+        known = self._entries()
+        if name in known and known[name] is not entry and known[name] != entry:
+            raise ConfigError(f"the {self.kind} '{name}' is registered already: choose another name")
+        self._added[name] = entry
+        return entry
+
+    def remove(self, name: str) -> None:
+        """Take out what ``register`` added."""
+        self._added.pop(name, None)
+
+    def resolve(self, name_or_object: Any, is_one: Callable[[Any], bool] = callable) -> Any:
+        """Return the object of a name, or what was given if it is no text and ``is_one``.
+
+        Raises
+        ------
+        ConfigError
+            for an unknown name, or something that is neither
+        """
+        if isinstance(name_or_object, str):
+            return self[name_or_object]
+        if not is_one(name_or_object):
+            raise ConfigError(
+                f"{name_or_object!r} is no {self.kind}: give an object, or one of {', '.join(sorted(self))}"
+            )
+        return name_or_object
+
+    def path(self, name: str) -> str:
+        """Return the ``"module:attribute"`` of an entry, without importing it."""
+        entry = self._entry(name)
+        return entry if isinstance(entry, str) else f"{entry.__module__}:{entry.__qualname__}"
+
+    def _entries(self) -> dict[str, Any]:
+        if self._installed is None:
+            found = entry_points(group=self.group) if self.group else ()
+            self._installed = {point.name: point.value for point in found}
+        return {**self._installed, **self._own, **self._added}
+
+    def _entry(self, name: str) -> Any:
+        if name in self._own:  # the usual case reads no metadata of installed packages
+            return self._own[name]
+        if name in self._added:
+            return self._added[name]
+        entries = self._entries()
+        if name not in entries:
+            raise unknown_name(self.kind, name, entries)
+        return entries[name]
 
     def __getitem__(self, name: str) -> Any:
-        """Import and return the object; an unknown name raises ConfigError with the nearest one."""
+        entry = self._entry(name)
+        if not isinstance(entry, str):
+            return entry
+        module, _, attribute = entry.partition(":")
         try:
-            module, attribute = self._entries[name].split(":")
-        except KeyError:
-            raise unknown_name(self.kind, name, self._entries) from None
-        return getattr(import_module(module), attribute)
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            if name in self._own:
+                raise  # a missing extra says so itself
+            raise ConfigError(
+                f"the {self.kind} '{name}' cannot be imported from '{entry}' ({error}): "
+                "mend the package that registers it"
+            ) from error
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self._own or name in self._entries()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        # the order of the table, then what was added
+        return iter([*self._own, *(name for name in self._entries() if name not in self._own)])
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries())
+
+
+# how a lower room has a name made a model: the loader stands on the roof, and is imported when it is called
+LOADERS = Registry("loader", {"saved model": "probjepa.loading:load"})

@@ -153,10 +153,7 @@ class Plain(Method):
     name = "plain"
 
     def __init__(self):
-        super().__init__(
-            "convnet", backbone_options={"widths": (8,)}, channels=1, image_size=16, mean=None, std=None,
-            view_recipe=None, settings={},
-        )  # fmt: skip
+        super().__init__("convnet", backbone_options={"widths": (8,)}, channels=1, image_size=16)
 
 
 class Concentrated(ProbabilisticMethod, Plain):

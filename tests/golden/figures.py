@@ -31,7 +31,14 @@ SMALL = {
     "vicreg": ["projector_dim=64"],
     "barlow-twins": ["projector_dim=64"],
     "lejepa": ["projector_dim=16"],
-    "i-jepa": ["width=32", "depth=2", "heads=4", "predictor_width=16", "predictor_depth=1", "predictor_heads=2"],
+    "i-jepa": [
+        "width=32",
+        "depth=2",
+        "heads=4",
+        "predictor_width=16",
+        "predictor_depth=1",
+        "predictor_heads=2",
+    ],
 }
 SCORES = (
     "likelihood", "predictive", "jepa", "knn", "mahalanobis", "gmm", "directional", "radial", "kl",
@@ -79,7 +86,9 @@ def images_figures(folder: Path) -> dict[str, Any]:
             )  # fmt: skip
             table = pq.read_table(out)
             figures[f"score/{method}/{score}"] = {
-                name: summary(table[name].to_numpy()) for name in table.column_names if name not in ("id", "label", "estimator")
+                name: summary(table[name].to_numpy())
+                for name in table.column_names
+                if name not in ("id", "label", "estimator")
             }
     return figures
 

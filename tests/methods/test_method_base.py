@@ -1,17 +1,18 @@
 """What every method shares: embedding without side effects, calibration, a baseline of fresh weights."""
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from probjepa import VJE
+from probjepa import IJEPA, VJE
 from probjepa.data import Preprocess
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods import Method
-from probjepa.methods.base import ProbabilisticMethod, evaluating
+from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluating
 
 
 class Encoder(nn.Module):
@@ -186,10 +187,7 @@ def test_the_base_leaves_the_objective_to_the_method():
     class Bare(ProbabilisticMethod):
         name = "bare"
 
-    bare = Bare(
-        Encoder(), backbone_options=None, channels=1, image_size=8, mean=None, std=None, view_recipe=None,
-        settings={},
-    )  # fmt: skip
+    bare = Bare(Encoder(), channels=1, image_size=8)
     assert isinstance(bare, Method)
     assert bare.embed(pixels(3)).shape == (3, 12)
     assert list(bare.features(pixels(3))) == ["h"]
@@ -197,3 +195,33 @@ def test_the_base_leaves_the_objective_to_the_method():
     for missing in (bare.loss, bare.posterior, bare.score_samples, bare.uncertainty):
         with pytest.raises(NotImplementedError):
             missing(pixels(3))
+
+
+def test_a_methods_signature_has_the_encoders_arguments():
+    found = inspect.signature(VJE).parameters
+    shared = [name for name in inspect.signature(Method).parameters if name != "backbone"]
+    assert list(found)[: 1 + len(shared)] == ["backbone", *shared]
+    assert set(shared) == set(EncoderSettings.__annotations__)
+    assert "encoder" not in found
+    assert inspect.signature(IJEPA).parameters["image_size"].default == 64
+    assert list(inspect.signature(model().encoder).parameters) == [
+        "images"
+    ]  # of an instance it is the call's
+
+
+def test_the_arguments_are_recorded_once_with_their_defaults():
+    class Mine(Method):
+        name = "mine"
+
+        def __init__(self, backbone="convnet", *, weight=1.0, teacher=None, **encoder):
+            super().__init__(backbone, **encoder)
+
+    made = Mine(image_size=16, teacher=nn.Linear(1, 1))
+    assert made.settings == {
+        "backbone": "convnet", "backbone_options": {}, "channels": 3, "image_size": 16,
+        "view_recipe": made.view_recipe, "weight": 1.0, "teacher": None,
+    }  # fmt: skip
+    assert made.config()["modules"] == ["teacher"]
+    assert copy.deepcopy(made).settings == made.settings
+    with pytest.raises(TypeError, match="warmth"):
+        Mine(warmth=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from probjepa.errors import ConfigError
@@ -12,7 +13,7 @@ from probjepa.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKBONES", "build_backbone", "embedding_dim_of"]
+__all__ = ["BACKBONES", "build_backbone", "embedding_dim_of", "encoder_of"]
 
 MIN_IMAGE_SIZE = 8
 
@@ -25,7 +26,49 @@ BACKBONES = Registry(
         "convnet": "probjepa.backbones.convnet:ConvNet",
         "vit": "probjepa.backbones.vit:ViT",
     },
+    group="probjepa.backbones",
 )
+HUBS = ("hf:", "timm:")
+
+
+def encoder_of(
+    backbone: str | nn.Module, options: Mapping[str, Any], *, channels: int = 3, image_size: int = 32
+) -> nn.Module:
+    """Return the encoder that a name or a module stands for: (N, channels, H, W) → (N, D).
+
+    Parameters
+    ----------
+    backbone
+        a registered name; ``"hf:NAME"`` or ``"timm:NAME"``, pretrained; or a module, which is returned as it
+        is, but for a vision model of transformers, whose last hidden state is pooled
+    options
+        keywords of a registered backbone, or ``pooling`` of a pretrained one
+    channels, image_size
+        see :func:`build_backbone`
+
+    Raises
+    ------
+    ConfigError
+        for an unknown name or option, or options beside a module
+    MissingExtraError, ArtifactError
+        where transformers or timm is not installed, or has no such model
+    """
+    if isinstance(backbone, str) and not backbone.startswith(HUBS):
+        return build_backbone(backbone, channels=channels, image_size=image_size, **options)
+    from torch import nn
+
+    from probjepa.backbones.hub import TransformersEncoder, is_transformers, load_pretrained
+
+    if isinstance(backbone, str):
+        unknown = sorted(set(options) - {"pooling"})
+        if unknown:
+            raise ConfigError(f"backbone '{backbone}' has no option '{unknown[0]}' (known: pooling)")
+        return load_pretrained(backbone, options.get("pooling"))[0]
+    if options:
+        raise ConfigError("backbone_options go with a backbone's name, not with a module of your own")
+    if not isinstance(backbone, nn.Module):
+        raise ConfigError(f"backbone is {backbone!r}: give a name of `probjepa list` or a torch module")
+    return TransformersEncoder(backbone) if is_transformers(backbone) else backbone
 
 
 def build_backbone(name: str, *, channels: int = 3, image_size: int = 32, **options: Any) -> nn.Module:

@@ -103,12 +103,12 @@ def reproduce(
 def list_names() -> None:
     """List methods, heads, backbones, scores, view recipes and experiments."""
     from probjepa.backbones import BACKBONES
-    from probjepa.cli.tabular import TABLE_METHODS
     from probjepa.data.views import RECIPES
     from probjepa.experiments import EXPERIMENTS
     from probjepa.heads import HEADS
     from probjepa.methods import METHODS, MODELS
     from probjepa.scores import SCORES
+    from probjepa.tabular import TABLE_METHODS
 
     for title, names in (
         ("methods", METHODS),

@@ -57,9 +57,9 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Write metrics.json and report.html: accuracy and OOD detection beside their baselines."""
-    from probjepa.artifacts import refuse_existing
     from probjepa.cli.tabular import evaluate_tables, is_table_model, refuse_image_options
     from probjepa.data.codec import jpeg_quality
+    from probjepa.files import refuse_existing
 
     refuse_existing(out, overwrite)
     if is_table_model(model):
@@ -136,7 +136,7 @@ def curate(
     quiet: Quiet = False,
 ) -> None:
     """Rank images by typicality and uncertainty: keep, review and drop lists with thumbnails."""
-    from probjepa.artifacts import refuse_existing
+    from probjepa.files import refuse_existing
 
     refuse_existing(out, overwrite)
     method = load_method(model, device)

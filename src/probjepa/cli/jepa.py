@@ -14,11 +14,11 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from probjepa.artifacts import refuse_existing, staged_file, write_text
 from probjepa.cli.tables import TableWriter, identity
 from probjepa.data import Images
 from probjepa.data.preprocess import Preprocess
 from probjepa.errors import ArtifactError
+from probjepa.files import refuse_existing, staged_file, write_text
 from probjepa.jacobian import Encoder, as_encoder, jepa_score_details
 from probjepa.jacobian.estimators import Rank
 from probjepa.overlap import refuse_overlap

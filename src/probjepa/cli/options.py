@@ -51,7 +51,7 @@ def say_skipped(images: Images) -> None:
 
 def load_method(source: str, device: str) -> Method:
     """Load a model of images onto a device."""
-    from probjepa.artifacts import load
+    from probjepa.loading import load
     from probjepa.methods import Method
     from probjepa.training.runs import resolve_device
 

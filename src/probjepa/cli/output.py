@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from probjepa.artifacts import write_text
 from probjepa.evaluation import Evaluation
+from probjepa.files import write_text
 from probjepa.report.evaluation import evaluation_report
 from probjepa.report.jacobian import jacobian_sections
 

@@ -41,8 +41,8 @@ def embed(
     from rich.console import Console
     from rich.progress import track
 
-    from probjepa.artifacts import refuse_existing
     from probjepa.cli.tables import identity, open_table
+    from probjepa.files import refuse_existing
 
     refuse_existing(out, overwrite)
     method = load_method(model, device)
@@ -109,8 +109,8 @@ def score(
         return score_table(
             model, data, out, score=score, reference=reference, seed=seed, device=device, overwrite=overwrite
         )
-    from probjepa.artifacts import refuse_existing
     from probjepa.cli.tables import identity, open_table
+    from probjepa.files import refuse_existing
 
     refuse_existing(out, overwrite)
     options: dict[str, Any] = {"convert": convert, "on_error": on_error, "quiet": quiet}

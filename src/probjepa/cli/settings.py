@@ -109,7 +109,7 @@ def fill_in(method: str, settings: Mapping[str, Any], size: int, channels: int) 
     filled = {"channels": channels, **settings}
     side = settings.get("image_size") or min(max(size, 16), 224)
     if not settings.get("backbone"):
-        own = inspect.signature(METHODS[method].__init__).parameters["backbone"].default
+        own = inspect.signature(METHODS[method]).parameters["backbone"].default
         small_grey = filled["channels"] == 1 and side <= 28
         filled["backbone"] = "convnet" if own == "resnet18" and small_grey else own
     if filled["backbone"] == "vit" and "patch_size" not in settings:
@@ -139,7 +139,7 @@ def sort_settings(method: str, settings: Mapping[str, Any]) -> RunSettings:
     from probjepa.training.runs import fit
 
     backbone = settings["backbone"]
-    of_method = dict(inspect.signature(METHODS[method].__init__).parameters)
+    of_method = dict(inspect.signature(METHODS[method]).parameters)
     of_backbone = dict(inspect.signature(BACKBONES[backbone]).parameters)
     of_fit: dict[str, inspect.Parameter | None] = dict(inspect.signature(fit).parameters)
     for name in ("self", "backbone_options"):

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probjepa.artifacts import refuse_existing, staged_file
 from probjepa.data import Images
+from probjepa.files import refuse_existing, staged_file
 
 
 class TableWriter:

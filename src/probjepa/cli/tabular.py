@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from probjepa.errors import ConfigError, unknown_name
-from probjepa.registry import Registry
+from probjepa.tabular import TABLE_METHODS
 
-TABLE_METHODS = Registry(
-    "method",
-    {
-        "var-t-jepa": "probjepa.tabular.var_t_jepa:VarTJEPA",
-        "t-jepa": "probjepa.tabular.t_jepa:TJEPA",
-    },
-)
 _RECORDED = ("data", "data_rows", "data_sha256", "target", "row_names", "fitted_with", "best_epoch", "seed")
 _DIAGNOSED = 2_000  # rows whose embeddings tell a collapse
 
@@ -45,7 +38,7 @@ def _load(source: str, device: str) -> tuple[Any, str | None]:
     """A fitted estimator on a device, and the target that its run left out."""
     import yaml
 
-    from probjepa.artifacts import load
+    from probjepa.loading import load
     from probjepa.training.runs import resolve_device
 
     target_device = resolve_device(device)
@@ -184,7 +177,7 @@ def _record(method: str, model: Any, about: Mapping[str, Any]) -> dict[str, Any]
 def _write_run(
     method: str, model: Any, features: Any, out: Path, about: Mapping[str, Any], device: Any
 ) -> None:
-    from probjepa.artifacts import staged_directory, write_text
+    from probjepa.files import staged_directory, write_text
     from probjepa.report.training import training_report
     from probjepa.training.folder import RunFolder
 
@@ -238,8 +231,8 @@ def _opened(data: str, model: Any, target: str | None) -> tuple[Any, dict[str, A
 
 def embed_table(source: str, data: str, out: Path, *, device: str, overwrite: bool) -> None:
     """Write id, label where the run's target is there, embedding, and uncertainty where the model has one."""
-    from probjepa.artifacts import refuse_existing
     from probjepa.cli.tables import open_table
+    from probjepa.files import refuse_existing
 
     refuse_existing(out, overwrite)
     model, target = _load(source, device)
@@ -257,8 +250,8 @@ def score_table(
     overwrite: bool,
 ) -> None:  # fmt: skip
     """Write id, label, score (higher = more typical); of the likelihood, also each cell's surprise."""
-    from probjepa.artifacts import refuse_existing
     from probjepa.cli.tables import open_table
+    from probjepa.files import refuse_existing
 
     refuse_existing(out, overwrite)
     model, target = _load(source, device)
@@ -292,7 +285,7 @@ def evaluate_tables(
     progress: bool,
 ) -> None:  # fmt: skip
     """Write metrics.json and report.html of ``tabular.downstream.evaluate_table``, and print a summary."""
-    from probjepa.artifacts import write_text
+    from probjepa.files import write_text
     from probjepa.report.tabular import table_report
     from probjepa.tabular.downstream import evaluate_table
     from probjepa.tabular.files import read_table

@@ -46,8 +46,9 @@ def train(
 ) -> None:
     """Train a method; Ctrl-C leaves a run that --resume goes on with."""
     from probjepa.cli.settings import fill_in, parse_assignments, read_config, sort_settings
-    from probjepa.cli.tabular import TABLE_METHODS, refuse_image_options, train_table
+    from probjepa.cli.tabular import refuse_image_options, train_table
     from probjepa.methods import METHODS
+    from probjepa.tabular import TABLE_METHODS
 
     if method in TABLE_METHODS:
         refuse_image_options({"--val": val, "--convert": convert})
@@ -64,8 +65,8 @@ def train(
     given |= parse_assignments(settings or [])
     given |= {k: v for k, v in {"epochs": epochs, "seed": seed, "device": device}.items() if v is not None}
 
-    from probjepa.artifacts import refuse_existing
     from probjepa.data import open_images
+    from probjepa.files import refuse_existing
 
     if not resume:
         refuse_existing(out, overwrite, "go on with it with --resume")

@@ -6,7 +6,6 @@ pixels and a random-initialisation encoder.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +27,7 @@ from probjepa.evaluation.selective import selective_prediction
 from probjepa.methods import Method, ProbabilisticMethod
 from probjepa.methods.ijepa import IJEPA
 from probjepa.overlap import overlap
+from probjepa.provenance import hardware
 from probjepa.scores import encode, knn_neighbour
 
 TEST = "test"
@@ -314,17 +314,3 @@ def describe(images: Images) -> dict[str, Any]:
         "shape": list(images.shape),
         "sha256": fingerprint(images),
     }
-
-
-def hardware() -> str:
-    """Name the processor (and GPU) that figures were measured on."""
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    if torch.cuda.is_available():
-        name = f"{torch.cuda.get_device_name()}, {name}"
-    threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}"

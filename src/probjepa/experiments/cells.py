@@ -116,7 +116,7 @@ def make_cell(row: Row, budget: Budget, dataset: str, shape: tuple[int, int], se
 
 
 def _defaults(method: str) -> dict[str, Any]:
-    parameters = inspect.signature(METHODS[method].__init__).parameters
+    parameters = inspect.signature(METHODS[method]).parameters
     return {name: p.default for name, p in parameters.items() if name not in _NOT_SETTINGS}
 
 
@@ -234,7 +234,7 @@ def _provenance(cell: Cell) -> dict[str, Any]:
     import platform
 
     import probjepa
-    from probjepa.evaluation import hardware
+    from probjepa.provenance import hardware
 
     return {
         "hardware": hardware(),

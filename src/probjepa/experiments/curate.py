@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from probjepa.artifacts import staged_file, write_text
 from probjepa.cli.tables import TableWriter, identity
 from probjepa.data import Images
 from probjepa.errors import ConfigError
+from probjepa.files import staged_file, write_text
 from probjepa.methods import Method
 from probjepa.methods.vje import VJE
 from probjepa.report.page import Card, Gallery, Section, render

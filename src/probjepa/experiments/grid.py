@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from probjepa.artifacts import refuse_existing, write_text
 from probjepa.errors import DataError
 from probjepa.experiments.budgets import Budget, budget_of
 from probjepa.experiments.cells import Cell, make_cell, run_cell
 from probjepa.experiments.datasets import RANDOM_PIXELS, DataSet, missing, open_data_set, title_of
 from probjepa.experiments.declare import Column, Experiment, Finding
+from probjepa.files import refuse_existing, write_text
 
 if TYPE_CHECKING:
     from probjepa.report.page import Section

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 import probjepa
-from probjepa.artifacts import refuse_existing, write_text
 from probjepa.errors import ConfigError
 from probjepa.experiments.gaussian_mixture import GaussianMixture, energy_distance, langevin
+from probjepa.files import refuse_existing, write_text
 from probjepa.jacobian import jepa_score, jepa_score_details
 from probjepa.jacobian.latent import fit_normal, latent_term
 from probjepa.methods.ema import EMA

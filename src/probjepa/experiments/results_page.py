@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from probjepa.artifacts import write_text
 from probjepa.errors import ArtifactError
 from probjepa.experiments import EXPERIMENTS
 from probjepa.experiments.budgets import BUDGETS
 from probjepa.experiments.declare import Experiment
 from probjepa.experiments.grid import verdict
 from probjepa.experiments.grid_page import MOST_COLUMNS
+from probjepa.files import write_text
 
 FOLDER = "reproduce"  # under the results: NAME-BUDGET.json, copies of metrics.json
 _HEAD = """# Results

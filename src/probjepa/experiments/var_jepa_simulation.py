@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 import probjepa
-from probjepa.artifacts import refuse_existing, write_text
 from probjepa.errors import ConfigError
 from probjepa.experiments.declare import Column, Finding
 from probjepa.experiments.grid import aggregate, judge
+from probjepa.files import refuse_existing, write_text
 from probjepa.methods.base import evaluating
 from probjepa.methods.var_jepa import VarJEPA
 from probjepa.metrics import linear_probe
@@ -194,7 +194,7 @@ def train(cell: Cell, x: Tensor, y: Tensor) -> VarJEPA:
 
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Draw, train and measure one cell; return its JSON."""
-    from probjepa.evaluation import hardware
+    from probjepa.provenance import hardware
 
     cpu = time.process_time()
     simulator = Simulator(cell.seed, cell.noise)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import probjepa
-from probjepa.artifacts import refuse_existing, write_text
 from probjepa.errors import DataError, unknown_name
 from probjepa.experiments.cells import Cell
 from probjepa.experiments.grid import aggregate, finished, judge
@@ -32,6 +31,7 @@ from probjepa.experiments.var_t_jepa_table import (
     flat_figures,
     rounded,
 )
+from probjepa.files import refuse_existing, write_text
 from probjepa.tabular.selection import PROBABILITY
 from probjepa.training.interrupt import Interrupted
 
@@ -154,7 +154,7 @@ def make_cell(method: str, table: str, data: TableSet, budget: str, seed: int) -
     """Return the cell of a method: what determines its figures, with the preset's settings spelt out."""
     settings: dict[str, Any] = {}
     if method != "raw":
-        from probjepa.cli.tabular import TABLE_METHODS
+        from probjepa.tabular import TABLE_METHODS
         from probjepa.tabular.presets import PRESETS
 
         spent = BUDGETS[budget]
@@ -172,7 +172,7 @@ def run_cell(cell: Cell, data: TableSet) -> dict[str, Any]:
 
     A fit that fails (a loss that is not finite) gives a result with the reason under "failed".
     """
-    from probjepa.evaluation import hardware
+    from probjepa.provenance import hardware
     from probjepa.tabular.downstream import evaluate_once
 
     started = time.monotonic()
@@ -209,7 +209,7 @@ def run_cell(cell: Cell, data: TableSet) -> dict[str, Any]:
 def _factory(cell: Cell, data: TableSet) -> Any:
     if cell.method == "raw":
         return None
-    from probjepa.cli.tabular import TABLE_METHODS
+    from probjepa.tabular import TABLE_METHODS
 
     kind = TABLE_METHODS[cell.method]
     types = dict(data.column_types) or None

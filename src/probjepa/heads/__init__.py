@@ -35,6 +35,7 @@ HEADS = Registry(
         "flow_matching": "probjepa.heads.flow_matching:FlowMatching",
         "diffusion": "probjepa.heads.diffusion:Diffusion",
     },
+    group="probjepa.heads",
 )
 
 # name → module it lives in

@@ -11,7 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from probjepa.backbones.hub import load_pretrained
 from probjepa.errors import ConfigError, DataError
+from probjepa.methods.base import Method
+from probjepa.registry import LOADERS
 
 Pooling = Literal["cls", "mean"]
 
@@ -85,23 +88,15 @@ def as_encoder(encoder: Any, *, pooling: Pooling | None = None) -> Encoder:
     MissingExtraError
         where transformers or timm is not installed
     """
-    from probjepa.methods.base import Method
-
     if isinstance(encoder, str) and encoder.startswith(("hf:", "timm:")):
-        from probjepa.jacobian import hub
-
-        kind, name = encoder.split(":", 1)
-        load = hub.load_transformers if kind == "hf" else hub.load_timm
-        module, preprocess = load(name, pooling)
+        module, preprocess = load_pretrained(encoder, pooling)
         return Encoder(module, module, preprocess, encoder)
     if pooling is not None:
         raise ConfigError("pooling goes with 'hf:' and 'timm:' encoders: this one pools by itself")
     if isinstance(encoder, Encoder):
         return encoder
     if isinstance(encoder, str | Path):
-        from probjepa.artifacts import load as load_method
-
-        encoder = load_method(encoder)
+        encoder = LOADERS["saved model"](encoder)
     if isinstance(encoder, Method):
         return Encoder(encoder.encoder, encoder.encoder, encoder.preprocess, type(encoder).__name__)
     if isinstance(encoder, nn.Module):

@@ -22,6 +22,7 @@ METHODS = Registry(
         "barlow-twins": "probjepa.methods.barlow_twins:BarlowTwins",
         "lejepa": "probjepa.methods.lejepa:LeJEPA",
     },
+    group="probjepa.methods",
 )
 
 # models of other data: saved and loaded alike, but trained by a loop of one's own

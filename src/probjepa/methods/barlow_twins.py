@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import Method, check_weights, two_views
+from probjepa.methods.base import EncoderSettings, Method, check_weights, two_views
 from probjepa.methods.distributed import gather
 
 _VARIANCE_FLOOR = 1e-5  # BatchNorm's, with which the authors' code standardises
@@ -49,7 +49,7 @@ class BarlowTwins(Method, paper_url="https://arxiv.org/abs/2103.03230"):
 
     Parameters
     ----------
-    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+    backbone, encoder
         see ``Method``
     projector_dim, projector_layers
         width of all the projector's layers (CIFAR; 8192 for ImageNet), and how many
@@ -70,31 +70,13 @@ class BarlowTwins(Method, paper_url="https://arxiv.org/abs/2103.03230"):
         self,
         backbone: str | nn.Module = "resnet18",
         *,
-        backbone_options: Mapping[str, Any] | None = None,
-        channels: int = 3,
-        image_size: int = 32,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        view_recipe: str | None = None,
         projector_dim: int = 2048,
         projector_layers: int = 3,
         redundancy_weight: float = 5e-3,
+        **encoder: Unpack[EncoderSettings],
     ) -> None:
         check_weights({"redundancy_weight": redundancy_weight})
-        super().__init__(
-            backbone,
-            backbone_options=backbone_options,
-            channels=channels,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            view_recipe=view_recipe,
-            settings={
-                "projector_dim": projector_dim,
-                "projector_layers": projector_layers,
-                "redundancy_weight": redundancy_weight,
-            },
-        )
+        super().__init__(backbone, **encoder)
         self.redundancy_weight = redundancy_weight
         widths = equal_widths(self.embedding_dim, projector_dim, projector_layers)
         self.projector = projector(widths, last_bias=False)

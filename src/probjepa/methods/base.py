@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from probjepa.backbones import build_backbone, embedding_dim_of
+from probjepa.backbones import embedding_dim_of, encoder_of
 from probjepa.data import Preprocess, channel_statistics, default_recipe
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods.pretrained import Pretrained
@@ -30,15 +30,36 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
-class Method(Pretrained):
-    """Base of all methods: a plain ``nn.Module`` with no trainer inside.
+class EncoderSettings(TypedDict, total=False):
+    """The keywords of ``Method`` that every method hands on: see there."""
 
-    A subclass sets ``name``, calls ``super().__init__`` with its settings, and writes ``loss``.
+    backbone_options: Mapping[str, Any] | None
+    channels: int
+    image_size: int
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    view_recipe: str | None
+
+
+class Method(Pretrained):
+    """Base of all methods: a plain ``nn.Module`` on an encoder, with no trainer inside.
+
+    A subclass sets ``name``, hands the encoder's keywords on, and writes ``loss``:
+
+    >>> class Mine(Method):
+    ...     name = "mine"
+    ...
+    ...     def __init__(self, backbone="resnet18", *, weight=1.0, **encoder):
+    ...         super().__init__(backbone, **encoder)
+    ...         self.weight = weight
+    >>> Mine("convnet", image_size=16, weight=2.0).settings["weight"]
+    2.0
 
     Parameters
     ----------
     backbone
-        a registered name (``probjepa list``) or any module that maps (N, C, H, W) to (N, D)
+        a registered name (``probjepa list``), ``"hf:NAME"`` or ``"timm:NAME"``, or any module that maps
+        (N, C, H, W) to (N, D); a vision model of transformers is pooled
     backbone_options
         keywords of a registered backbone, such as ``{"width": 0.25, "stem": "cifar"}``
     channels, image_size
@@ -47,8 +68,6 @@ class Method(Pretrained):
         channel statistics in [0, 1] units; None: estimated on the training images by ``calibrate``
     view_recipe
         name of the view recipe; None: the default for size and channels
-    settings
-        the subclass's own keywords, as its constructor takes them, for config.json
 
     Raises
     ------
@@ -58,15 +77,14 @@ class Method(Pretrained):
 
     def __init__(
         self,
-        backbone: str | nn.Module,
+        backbone: str | nn.Module = "resnet18",
         *,
-        backbone_options: Mapping[str, Any] | None,
-        channels: int,
-        image_size: int,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        view_recipe: str | None,
-        settings: Mapping[str, Any],
+        backbone_options: Mapping[str, Any] | None = None,
+        channels: int = 3,
+        image_size: int = 32,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        view_recipe: str | None = None,
     ) -> None:
         super().__init__()
         if channels not in (1, 3):
@@ -76,12 +94,7 @@ class Method(Pretrained):
         if (mean is None) != (std is None):
             raise ConfigError("mean and std go together: give both or neither")
         options = dict(backbone_options or {})
-        if isinstance(backbone, str):
-            self.encoder = build_backbone(backbone, channels=channels, image_size=image_size, **options)
-        elif options:
-            raise ConfigError("backbone_options go with a backbone's name, not with a module of your own")
-        else:
-            self.encoder = backbone
+        self.encoder = encoder_of(backbone, options, channels=channels, image_size=image_size)
         self.embedding_dim = embedding_dim_of(self.encoder, channels, image_size)
         self.calibrated = mean is not None
         self.preprocess = Preprocess(
@@ -91,14 +104,25 @@ class Method(Pretrained):
             std=tuple(std) if std is not None else (0.25,) * channels,
         )
         self.view_recipe = view_recipe or default_recipe(image_size, channels)
-        self.settings: dict[str, Any] = {
-            "backbone": backbone if isinstance(backbone, str) else None,
+        # the channel statistics are the preprocessing's, which is saved beside the settings
+        self.settings = {k: v for k, v in self.settings.items() if k not in ("mean", "std")} | {
             "backbone_options": options,
-            "channels": channels,
-            "image_size": image_size,
             "view_recipe": self.view_recipe,
-            **settings,
         }
+
+    def config(self) -> dict[str, Any]:
+        """Return what config.json holds: the settings, and the preprocessing."""
+        return {**super().config(), "preprocess": self.preprocess.config()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **modules: Any) -> Self:
+        """Make a method with fresh weights from what ``config`` returned; see ``Pretrained``."""
+        preprocess = dict(config["preprocess"])
+        settings = {**config["settings"], "mean": preprocess["mean"], "std": preprocess["std"]}
+        settings["backbone"]  # without one it would be the default
+        model = super().from_config({**config, "settings": settings}, **modules)
+        model.preprocess = Preprocess(**preprocess)
+        return model
 
     def reinitialised(self, seed: int = 0) -> Self:
         """Return the same method with fresh random weights: the baseline that training must beat.
@@ -108,13 +132,13 @@ class Method(Pretrained):
         ConfigError
             for a backbone or a head of the user's own, whose initialisation is not known here
         """
-        for part in ("backbone", "head"):
-            if self.settings.get(part, "") is None:
-                raise ConfigError(f"a {part} of your own cannot be made anew: build the baseline yourself")
-        config = self.preprocess.config()
+        for part in self._modules_given:
+            raise ConfigError(f"a {part} of your own cannot be made anew: build the baseline yourself")
+        if ":" in self.settings["backbone"]:
+            raise ConfigError(f"{self.settings['backbone']} is pretrained: build the baseline yourself")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fresh = type(self)(**self.settings, mean=config["mean"], std=config["std"])
+            fresh = self.from_config(self.config())
         return fresh.to(self.device).eval()
 
     @property

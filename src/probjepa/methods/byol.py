@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from probjepa.heads.projectors import projector
-from probjepa.methods.base import Method, two_views
+from probjepa.methods.base import EncoderSettings, Method, two_views
 from probjepa.methods.ema import EMA
 from probjepa.methods.simsiam import direction_spread, negative_cosine
 
@@ -33,7 +33,7 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
 
     Parameters
     ----------
-    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+    backbone, encoder
         see ``Method``
     projector_dim
         width of the projections
@@ -56,30 +56,12 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
         self,
         backbone: str | nn.Module = "resnet18",
         *,
-        backbone_options: Mapping[str, Any] | None = None,
-        channels: int = 3,
-        image_size: int = 32,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        view_recipe: str | None = None,
         projector_dim: int = 256,
         hidden_dim: int = 4096,
         momentum: float = 0.996,
+        **encoder: Unpack[EncoderSettings],
     ) -> None:
-        super().__init__(
-            backbone,
-            backbone_options=backbone_options,
-            channels=channels,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            view_recipe=view_recipe,
-            settings={
-                "projector_dim": projector_dim,
-                "hidden_dim": hidden_dim,
-                "momentum": momentum,
-            },
-        )
+        super().__init__(backbone, **encoder)
         self.projector = projector([self.embedding_dim, hidden_dim, projector_dim], last_bias=False)
         self.predictor = projector([projector_dim, hidden_dim, projector_dim], last_bias=False)
         self.target = EMA(self._online(), momentum)

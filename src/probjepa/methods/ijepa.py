@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from probjepa.data.masks import MultiBlockMasks
 from probjepa.errors import ConfigError, DataError
 from probjepa.heads.base import MEAN_DRAWS
-from probjepa.methods.base import ProbabilisticMethod, evaluating
+from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluating
 from probjepa.methods.ema import EMA
 from probjepa.methods.ijepa_predictor import Predictor, build_head
 from probjepa.methods.ijepa_presets import PRESETS as PRESETS
@@ -37,7 +37,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
 
     Parameters
     ----------
-    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+    backbone, encoder
         see ``Method``. The backbone is "vit", or a module of your own with ``tokens(images, keep)`` and
         ``patch_size``, see ``ViT``. The default recipe is "ijepa", one view; each view of another recipe
         counts as an image of its own
@@ -70,6 +70,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
     """
 
     name = "i-jepa"
+    defaults: ClassVar[Mapping[str, Any]] = {"image_size": 64, "view_recipe": "ijepa"}
     recipe: ClassVar[Mapping[str, Any]] = {
         key: PRESETS["tiny-imagenet"]["fit"][key]
         for key in ("optimizer", "learning_rate", "weight_decay", "gradient_clip_val")
@@ -79,12 +80,6 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         self,
         backbone: str | nn.Module = "vit",
         *,
-        backbone_options: Mapping[str, Any] | None = None,
-        channels: int = 3,
-        image_size: int = 64,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        view_recipe: str | None = None,
         head: str | nn.Module = "gaussian",
         head_options: Mapping[str, Any] | None = None,
         predictor_width: int = 192,
@@ -95,39 +90,22 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         score_masks: int = 4,
         score_draws: int = 8,
         score_seed: int = 0,
+        **encoder: Unpack[EncoderSettings],
     ) -> None:
         for name, count, least in (("score_masks", score_masks, 1), ("score_draws", score_draws, 2)):
             if not isinstance(count, int) or count < least:
                 raise ConfigError(f"{name} must be a whole number, at least {least}, got {count!r}")
         options = dict(head_options or {})
-        super().__init__(
-            backbone,
-            backbone_options=backbone_options,
-            channels=channels,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            view_recipe=view_recipe or "ijepa",
-            settings={
-                "head": head if isinstance(head, str) else None,
-                "head_options": options,
-                "predictor_width": predictor_width,
-                "predictor_depth": predictor_depth,
-                "predictor_heads": predictor_heads,
-                "momentum": momentum,
-                "momentum_schedule": momentum_schedule,
-                "score_masks": score_masks,
-                "score_draws": score_draws,
-                "score_seed": score_seed,
-            },
-        )
+        given = {name: value for name, value in encoder.items() if value is not None}
+        super().__init__(backbone, **cast(EncoderSettings, {**self.defaults, **given}))
+        self.settings["head_options"] = options
         patch = getattr(self.encoder, "patch_size", None)
         if not isinstance(patch, int) or not hasattr(self.encoder, "tokens"):
             raise ConfigError(
                 f"I-JEPA encodes some of the patches, and {type(self.encoder).__name__} cannot: use "
                 "backbone='vit', or a module with tokens(images, keep) and patch_size"
             )
-        grid = image_size // patch
+        grid = self.preprocess.size // patch
         self.masks = MultiBlockMasks(grid)
         self.predictor = Predictor(
             self.embedding_dim, grid, predictor_width, predictor_depth, predictor_heads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from probjepa.errors import ConfigError, DataError
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import projector
-from probjepa.methods.base import Method
+from probjepa.methods.base import EncoderSettings, Method
 from probjepa.methods.distributed import gather, shared_seed
 from probjepa.methods.sigreg import sigreg
 
@@ -48,7 +48,7 @@ class LeJEPA(Method, paper_url="https://arxiv.org/abs/2511.08544"):
 
     Parameters
     ----------
-    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+    backbone, encoder
         see ``Method``
     projector_dim, hidden_dim
         width of the projections, and of the projector's two hidden layers
@@ -75,36 +75,17 @@ class LeJEPA(Method, paper_url="https://arxiv.org/abs/2511.08544"):
         self,
         backbone: str | nn.Module = "resnet18",
         *,
-        backbone_options: Mapping[str, Any] | None = None,
-        channels: int = 3,
-        image_size: int = 32,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        view_recipe: str | None = None,
         projector_dim: int = 128,
         hidden_dim: int = 2048,
         sigreg_weight: float = 0.02,
         n_directions: int = 256,
+        **encoder: Unpack[EncoderSettings],
     ) -> None:
         if not 0 <= sigreg_weight <= 1:
             raise ConfigError(f"sigreg_weight must lie in [0, 1], got {sigreg_weight}")
         if not isinstance(n_directions, int) or n_directions < 1:
             raise ConfigError(f"n_directions must be a whole number ≥ 1, got {n_directions!r}")
-        super().__init__(
-            backbone,
-            backbone_options=backbone_options,
-            channels=channels,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            view_recipe=view_recipe,
-            settings={
-                "projector_dim": projector_dim,
-                "hidden_dim": hidden_dim,
-                "sigreg_weight": sigreg_weight,
-                "n_directions": n_directions,
-            },
-        )
+        super().__init__(backbone, **encoder)
         self.sigreg_weight = sigreg_weight
         self.n_directions = n_directions
         self.projector = projector([self.embedding_dim, hidden_dim, hidden_dim, projector_dim])

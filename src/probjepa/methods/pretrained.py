@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,8 +11,9 @@ from typing import Any, ClassVar, Self
 from huggingface_hub import ModelHubMixin
 from torch import nn
 
-from probjepa import artifacts
-from probjepa.errors import ArtifactError
+from probjepa import files
+from probjepa.errors import ArtifactError, ConfigError
+from probjepa.registry import LOADERS
 
 _MODEL_CARD = """---
 {{ card_data }}
@@ -19,6 +22,36 @@ _MODEL_CARD = """---
 A [probjepa](https://pypi.org/project/probjepa/) model: `probjepa.load("owner/name")` loads it, no pickle.
 {% if paper_url %}Its method: {{ paper_url }}{% endif %}
 """
+
+
+class _Signature:
+    """The constructor's signature, with the parent's arguments in the place of ``**keywords``.
+
+    ``inspect.signature`` and ``help`` read it of the class; an instance is called otherwise, and has none.
+    """
+
+    def __get__(self, instance: object, owner: type[Pretrained]) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        return _joined(owner)
+
+
+def _joined(cls: type[Pretrained]) -> inspect.Signature:
+    home: Any = next(kind for kind in cls.__mro__ if "__init__" in vars(kind))
+    own = list(inspect.signature(home.__init__).parameters.values())[1:]
+    parent = home.__mro__[1]
+    if not own or own[-1].kind is not inspect.Parameter.VAR_KEYWORD or not issubclass(parent, Pretrained):
+        return inspect.Signature(own)
+    names = {parameter.name for parameter in own}
+    inherited = [
+        parameter.replace(
+            kind=inspect.Parameter.KEYWORD_ONLY, default=home.defaults.get(parameter.name, parameter.default)
+        )
+        for parameter in _joined(parent).parameters.values()
+        if parameter.name not in names and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    positional = [p for p in own if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    return inspect.Signature([*positional, *inherited, *own[len(positional) : -1]])
 
 
 class Pretrained(
@@ -30,6 +63,9 @@ class Pretrained(
 ):
     """Base of what can be saved: a module, its registered name, and the settings that make it anew.
 
+    The constructor's arguments are recorded here, once for all sub-classes. A sub-class that takes
+    ``**keywords`` for its parent's constructor has the parent's arguments in its own signature.
+
     Attributes
     ----------
     name
@@ -37,13 +73,43 @@ class Pretrained(
     recipe
         keywords of ``fit`` that suit it at CIFAR size, batch 256 and 200 epochs: ``probjepa train`` and the
         experiments take them as defaults, ``fit`` itself does not
+    defaults
+        of the parent's arguments, where a sub-class that takes them as ``**keywords`` has others
     settings
-        keywords of the constructor, as config.json holds them
+        the constructor's arguments, defaults among them, as config.json holds them; None for a module
     """
 
     name: ClassVar[str]
     recipe: ClassVar[Mapping[str, Any]] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    __signature__ = _Signature()
     settings: dict[str, Any]
+    _modules_given: tuple[str, ...]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Record the arguments before the constructor sees them."""
+        model: Self = super().__new__(cls, *args, **kwargs)
+        signature = inspect.signature(cls)
+        try:
+            bound = signature.bind_partial(*args, **kwargs)
+        except TypeError:
+            return model  # an argument that there is not: the constructor says so
+        bound.apply_defaults()
+        for parameter in signature.parameters.values():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                bound.arguments |= bound.arguments.pop(parameter.name)
+        given = bound.arguments
+        model.__dict__["settings"] = {name: _recorded(value) for name, value in given.items()}
+        modules = tuple(name for name, value in given.items() if isinstance(value, nn.Module))
+        model.__dict__["_modules_given"] = modules
+        return model
+
+    # --- saving -----------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """Return what config.json holds of this model: its method, its settings, and which are modules."""
+        settings = {k: "inf" if v == math.inf else v for k, v in self.settings.items()}
+        return {"method": self.name, "settings": settings, "modules": list(self._modules_given)}
 
     def save_pretrained(
         self,
@@ -60,7 +126,7 @@ class Pretrained(
         folder's name) and returns the commit's address. Raises ArtifactError if either fails.
         """
         folder = Path(save_directory)
-        with artifacts.staged_directory(folder) as stage:
+        with files.staged_directory(folder) as stage:
             super().save_pretrained(stage, model_card_kwargs=model_card_kwargs)
             if (folder / "README.md").exists():
                 (stage / "README.md").unlink()
@@ -80,12 +146,71 @@ class Pretrained(
             raise
         except Exception as error:  # the HTTP library under the hub's client differs between its versions
             raise ArtifactError(
-                f"cannot upload to {repo_id} ({artifacts.first_line(error)}): check the name, "
+                f"cannot upload to {repo_id} ({files.first_line(error)}): check the name, "
                 "the connection and your token (hf auth login)"
             ) from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        artifacts.write_model(self, save_directory)
+        what = f"the settings of this {type(self).__name__}"
+        files.write_model(save_directory, self.config(), self.state_dict(), what)
+
+    # --- loading ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **modules: Any) -> Self:
+        """Make a model with fresh weights from what ``config`` returned, and its user's own modules by name.
+
+        Raises
+        ------
+        ConfigError, KeyError, TypeError
+            for settings that are none of this class
+        """
+        return cls(**{**config["settings"], **modules})
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: Mapping[str, Any], **modules: Any) -> Self:
+        """Load a saved model, in evaluation mode; see ``probjepa.load``, which finds the class.
+
+        Raises
+        ------
+        ArtifactError
+            for a damaged file, or a missing module
+        """
+        try:
+            own = cls._own_modules(config)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise files.damaged(folder, error) from error
+        cls._check_modules(folder, own, modules)
+        try:
+            model = cls.from_config(config, **cls._fill(own, modules))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if own and isinstance(error, ConfigError):
+                raise  # of the module that was passed
+            raise files.damaged(folder, error) from error
+        files.read_weights(folder, model.load_state_dict)
+        return model.eval()
+
+    @classmethod
+    def _fill(cls, own: list[str], modules: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: modules[name] for name in own}
+
+    @classmethod
+    def _own_modules(cls, config: Mapping[str, Any]) -> list[str]:
+        """Names of the arguments that were modules of the user's own; older models have no list of them."""
+        settings = config["settings"]
+        old = [name for name in ("backbone", "head") if settings.get(name, "") is None]
+        return list(config.get("modules", old))
+
+    @classmethod
+    def _check_modules(cls, folder: Path, own: list[str], given: Mapping[str, Any]) -> None:
+        for name in own:
+            if name not in given:
+                raise ArtifactError(
+                    f"{folder} was built on a {name} of its user's own: pass it, load(…, {name}=module)"
+                )
+        for name in given:
+            if name not in inspect.signature(cls).parameters:
+                raise ArtifactError(f"{folder} holds a {cls.__name__}, which takes no {name}: leave it out")
 
     @classmethod
     def from_pretrained(
@@ -112,10 +237,20 @@ class Pretrained(
         ArtifactError
             if there is no model, it is another method's, or another format's
         """
-        model = artifacts.load(pretrained_model_name_or_path, backbone=backbone, head=head, **hub)
+        load = LOADERS["saved model"]
+        model = load(pretrained_model_name_or_path, backbone=backbone, head=head, **hub)
         if not isinstance(model, cls):
             raise ArtifactError(
                 f"{pretrained_model_name_or_path} holds a {type(model).__name__}, not a {cls.__name__}: "
                 "load it with probjepa.load"
             )
         return model
+
+
+def _recorded(value: Any) -> Any:
+    """An argument as config.json holds it."""
+    if isinstance(value, nn.Module):
+        return None
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import Method, two_views
+from probjepa.methods.base import EncoderSettings, Method, two_views
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class SimSiam(Method, paper_url="https://arxiv.org/abs/2011.10566"):
 
     Parameters
     ----------
-    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+    backbone, encoder
         see ``Method``
     projector_dim, projector_layers
         width of all the projector's layers, and how many
@@ -70,30 +70,12 @@ class SimSiam(Method, paper_url="https://arxiv.org/abs/2011.10566"):
         self,
         backbone: str | nn.Module = "resnet18",
         *,
-        backbone_options: Mapping[str, Any] | None = None,
-        channels: int = 3,
-        image_size: int = 32,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        view_recipe: str | None = None,
         projector_dim: int = 2048,
         projector_layers: int = 2,
         predictor_dim: int = 512,
+        **encoder: Unpack[EncoderSettings],
     ) -> None:
-        super().__init__(
-            backbone,
-            backbone_options=backbone_options,
-            channels=channels,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            view_recipe=view_recipe,
-            settings={
-                "projector_dim": projector_dim,
-                "projector_layers": projector_layers,
-                "predictor_dim": predictor_dim,
-            },
-        )
+        super().__init__(backbone, **encoder)
         widths = equal_widths(self.embedding_dim, projector_dim, projector_layers)
         self.projector = projector(widths, last_norm="plain")
         self.predictor = projector([projector_dim, predictor_dim, projector_dim])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Self, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
 from probjepa.distributions.gaussian import kl_diagonal_gaussians
-from probjepa.errors import ConfigError, DataError, unknown_name
-from probjepa.methods.base import evaluating
+from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
+from probjepa.methods.base import check_weights, evaluating
 from probjepa.methods.pretrained import Pretrained
 from probjepa.methods.sigreg import sigreg
 
@@ -22,7 +24,20 @@ NETWORKS = ("encoder", "auxiliary", "target_encoder", "predictor", "x_decoder", 
 LIKELIHOODS = ("gaussian", "bernoulli")
 _LARGEST_LOG_VARIANCE = 20.0  # σ² in [2e-9, 5e8]: no overflow in float32
 
+WEIGHTS = {**{f"alpha_{name}": 1.0 for name in TERMS}, "sigreg_weight": 0.0}
+
 Gaussian = tuple[Tensor, Tensor]  # mean, log σ²
+
+
+class TermWeights(TypedDict, total=False):
+    """Weights of the loss, see ``VarJEPA``; unset: 1 of the five terms, 0 of SIGReg."""
+
+    alpha_rec: float
+    alpha_gen: float
+    alpha_sx: float
+    alpha_z: float
+    alpha_sy: float
+    sigreg_weight: float
 
 
 class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
@@ -106,14 +121,9 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         x_likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
         y_likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
         noise: float | None = None,
-        alpha_rec: float = 1.0,
-        alpha_gen: float = 1.0,
-        alpha_sx: float = 1.0,
-        alpha_z: float = 1.0,
-        alpha_sy: float = 1.0,
         anneal: float = 0.0,
-        sigreg_weight: float = 0.0,
         networks: Mapping[str, nn.Module] | None = None,
+        **weights: Unpack[TermWeights],
     ) -> None:
         super().__init__()
         sizes = {"x_dim": x_dim, "y_dim": y_dim, "latent_dim": latent_dim, "z_dim": z_dim}
@@ -121,12 +131,12 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
                 raise ConfigError(f"{name} must be a whole number ≥ 1, got {size!r}")
-        alpha = dict(zip(TERMS, (alpha_rec, alpha_gen, alpha_sx, alpha_z, alpha_sy), strict=True))
-        weights = {f"alpha_{name}": value for name, value in alpha.items()} | {"sigreg_weight": sigreg_weight}
-        for name, value in weights.items():
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"{name} must be a finite number ≥ 0, got {value}")
-        if not any(weights.values()):
+        for name in weights:
+            if name not in WEIGHTS:
+                raise unknown_name("setting of VarJEPA", name, inspect.signature(VarJEPA).parameters)
+        every: dict[str, float] = {**WEIGHTS, **cast(Mapping[str, float], weights)}
+        check_weights(every)
+        if not any(every.values()):
             raise ConfigError("every weight is 0: set at least one alpha above 0")
         if not 0 <= anneal <= 1:
             raise ConfigError(f"anneal is a share of the training in [0, 1], got {anneal}")
@@ -139,22 +149,11 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         for name in own:
             if name not in NETWORKS:
                 raise unknown_name("network", name, NETWORKS)
-        self.settings = {
-            "x_dim": x_dim,
-            "y_dim": y_dim,
-            "latent_dim": latent_dim,
-            "z_dim": z_dim,
-            "hidden": list(hidden),
-            "x_likelihood": x_likelihood,
-            "y_likelihood": y_likelihood,
-            "noise": noise,
-            **weights,
-            "anneal": anneal,
-            "networks": sorted(own),  # their names only: the modules are the user's
-        }
-        self.alpha = alpha
+        # of networks their names only: the modules are the user's
+        self.settings |= {"hidden": list(hidden), "networks": sorted(own), **every}
+        self.alpha = {name: every[f"alpha_{name}"] for name in TERMS}
         self.anneal = anneal
-        self.sigreg_weight = sigreg_weight
+        self.sigreg_weight = every["sigreg_weight"]
         self.latent_dim, self.z_dim = latent_dim, z_dim
         s, z = {"s": latent_dim}, {"z": z_dim}
         build: dict[str, Callable[[], nn.Module]] = {
@@ -169,6 +168,29 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
             self.add_module(name, own[name] if name in own else make())
         # saved with the weights: a resumed run goes on at its own factor
         self.register_buffer("anneal_factor", torch.tensor(0.0 if anneal else 1.0))
+
+    @classmethod
+    def _own_modules(cls, config: Mapping[str, Any]) -> list[str]:
+        return sorted(config["settings"]["networks"])
+
+    @classmethod
+    def _fill(cls, own: list[str], modules: Mapping[str, Any]) -> Mapping[str, Any]:
+        networks: Mapping[str, Any] = modules.get("networks", {})
+        return networks
+
+    @classmethod
+    def _check_modules(cls, folder: Path, own: list[str], given: Mapping[str, Any]) -> None:
+        if own != sorted(given.get("networks", {})):
+            raise ArtifactError(
+                f"{folder} was built with these networks of its user's own: {', '.join(own) or 'none'}; "
+                "pass just those, load(…, networks={name: module})"
+            )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **modules: Any) -> Self:
+        """Make a model with fresh weights from what ``config`` returned; see ``Pretrained``."""
+        settings = {k: v for k, v in config["settings"].items() if k != "networks"}
+        return cls(**settings, networks=modules or None)
 
     @property
     def device(self) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from probjepa.distributions.student_t import unit_direction
 from probjepa.errors import ConfigError
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import ProbabilisticMethod, check_weights, two_views
+from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, check_weights, two_views
 from probjepa.methods.simsiam import direction_spread
 
 _CONCENTRATION_FLOOR = 1e-3
@@ -55,7 +55,7 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
 
     Parameters
     ----------
-    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+    backbone, encoder
         see ``Method``
     projector_dim, projector_layers
         width ≥ 2 of all the projector's layers, and how many
@@ -79,37 +79,18 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
         self,
         backbone: str | nn.Module = "resnet18",
         *,
-        backbone_options: Mapping[str, Any] | None = None,
-        channels: int = 3,
-        image_size: int = 32,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        view_recipe: str | None = None,
         projector_dim: int = 2048,
         projector_layers: int = 2,
         predictor_dim: int = 512,
         kl_weight: float = 1.0,
+        **encoder: Unpack[EncoderSettings],
     ) -> None:
         check_weights({"kl_weight": kl_weight})
         if projector_dim < 2:
             raise ConfigError(
                 f"projector_dim must be at least 2: a direction has no fewer, got {projector_dim}"
             )
-        super().__init__(
-            backbone,
-            backbone_options=backbone_options,
-            channels=channels,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            view_recipe=view_recipe,
-            settings={
-                "projector_dim": projector_dim,
-                "projector_layers": projector_layers,
-                "predictor_dim": predictor_dim,
-                "kl_weight": kl_weight,
-            },
-        )
+        super().__init__(backbone, **encoder)
         self.kl_weight = kl_weight
         widths = equal_widths(self.embedding_dim, projector_dim, projector_layers)
         self.projector = projector(widths, last_norm="plain")

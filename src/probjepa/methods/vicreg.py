@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from probjepa.errors import DataError
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import Method, check_weights, two_views
+from probjepa.methods.base import EncoderSettings, Method, check_weights, two_views
 from probjepa.methods.distributed import gather
 
 
@@ -75,7 +75,7 @@ class VICReg(Method, paper_url="https://arxiv.org/abs/2105.04906"):
 
     Parameters
     ----------
-    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+    backbone, encoder
         see ``Method``
     projector_dim, projector_layers
         width of all the expander's layers (CIFAR; 8192 for ImageNet), and how many
@@ -95,17 +95,12 @@ class VICReg(Method, paper_url="https://arxiv.org/abs/2105.04906"):
         self,
         backbone: str | nn.Module = "resnet18",
         *,
-        backbone_options: Mapping[str, Any] | None = None,
-        channels: int = 3,
-        image_size: int = 32,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        view_recipe: str | None = None,
         projector_dim: int = 2048,
         projector_layers: int = 3,
         invariance_weight: float = 25.0,
         variance_weight: float = 25.0,
         covariance_weight: float = 1.0,
+        **encoder: Unpack[EncoderSettings],
     ) -> None:
         weights = {
             "invariance_weight": invariance_weight,
@@ -113,20 +108,7 @@ class VICReg(Method, paper_url="https://arxiv.org/abs/2105.04906"):
             "covariance_weight": covariance_weight,
         }
         check_weights(weights)
-        super().__init__(
-            backbone,
-            backbone_options=backbone_options,
-            channels=channels,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            view_recipe=view_recipe,
-            settings={
-                "projector_dim": projector_dim,
-                "projector_layers": projector_layers,
-                **weights,
-            },
-        )
+        super().__init__(backbone, **encoder)
         self.weights = weights
         widths = equal_widths(self.embedding_dim, projector_dim, projector_layers)
         self.projector = projector(widths, last_bias=False)

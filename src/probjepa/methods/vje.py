@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Independent, Normal
 from probjepa.distributions import MultivariateStudentT, PolarStudentT, PolarStudentTMixture
 from probjepa.errors import ConfigError, DataError, unknown_name
 from probjepa.heads import InferenceNetwork
-from probjepa.methods.base import ProbabilisticMethod, two_views
+from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, two_views
 from probjepa.methods.ema import EMA
 from probjepa.overlap import refuse_overlap
 
@@ -30,7 +30,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
 
     Parameters
     ----------
-    backbone, backbone_options, channels, image_size, mean, std, view_recipe
+    backbone, encoder
         see ``Method``
     hidden_dim
         width of the inference network; None: D/4, at least 8
@@ -72,12 +72,6 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         self,
         backbone: str | nn.Module = "resnet18",
         *,
-        backbone_options: Mapping[str, Any] | None = None,
-        channels: int = 3,
-        image_size: int = 32,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        view_recipe: str | None = None,
         hidden_dim: int | None = None,
         df: float = 1.0,
         kl_weight: float = 1.0,
@@ -89,6 +83,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         target: Literal["stop-gradient", "ema"] = "stop-gradient",
         momentum: float = 0.996,
         center_log_variance: bool = False,
+        **encoder: Unpack[EncoderSettings],
     ) -> None:
         try:
             df = float(df)  # "inf" too, as config.json has it
@@ -111,28 +106,8 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
             )
         if not (directional or radial):
             raise ConfigError("directional=False and radial=False leave no likelihood: keep one of them")
-        super().__init__(
-            backbone,
-            backbone_options=backbone_options,
-            channels=channels,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            view_recipe=view_recipe,
-            settings={
-                "hidden_dim": hidden_dim,
-                "df": df,
-                "kl_weight": kl_weight,
-                "directional": directional,
-                "radial": radial,
-                "draws": draws,
-                "variance": variance,
-                "likelihood": likelihood,
-                "target": target,
-                "momentum": momentum,
-                "center_log_variance": center_log_variance,
-            },
-        )
+        super().__init__(backbone, **encoder)
+        self.settings["df"] = df
         self.df = df
         self.kl_weight = kl_weight
         self.draws = draws

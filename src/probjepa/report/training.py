@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from probjepa.artifacts import write_text
 from probjepa.errors import ArtifactError
+from probjepa.files import write_text
 from probjepa.report.curves import collapse_curves, diagnostic_columns, series, training_curves
 from probjepa.report.page import Card, Section, render
 from probjepa.report.provenance import flatten, settings_tables

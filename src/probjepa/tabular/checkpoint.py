@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import probjepa
-from probjepa import artifacts
+from probjepa import files
 from probjepa.errors import ArtifactError
 from probjepa.tabular.tokens import Rows
 
@@ -49,12 +49,12 @@ class FitCheckpoint:
         """
         if not self.resume or not self.path.is_file():
             return None
-        content = artifacts.read_checkpoint(
+        content = files.read_checkpoint(
             self.path,
             "remove it and fit afresh",
             keys=("format_version", "probjepa_version", "identity", "state"),
         )
-        artifacts.check_format(content["format_version"], content["probjepa_version"], self.path)
+        files.check_format(content["format_version"], content["probjepa_version"], self.path)
         if content["identity"] != self.identity:
             raise ArtifactError(
                 f"the checkpoint {self.path} is of a fit with other rows, settings or random_state: give "
@@ -78,12 +78,12 @@ class FitCheckpoint:
             self._before()
             self._before = None
         content = {
-            "format_version": artifacts.FORMAT_VERSION,
+            "format_version": files.FORMAT_VERSION,
             "probjepa_version": probjepa.__version__,
             "identity": self.identity,
             "state": dict(state()),
         }
-        artifacts.write_checkpoint(self.path, content)
+        files.write_checkpoint(self.path, content)
         self._last = time.monotonic()
         self._cost = self._last - started
 

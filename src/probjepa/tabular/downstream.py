@@ -17,6 +17,7 @@ import numpy.typing as npt
 import probjepa
 from probjepa import metrics
 from probjepa.errors import ConfigError, DataError, MissingExtraError, unknown_name
+from probjepa.provenance import hardware
 from probjepa.tabular.files import row_hashes, table_sha256
 from probjepa.tabular.frames import as_frame, named
 from probjepa.tabular.predictors import PREDICTORS, Codes, Features, RawFeatures
@@ -203,7 +204,7 @@ def evaluate_table(
     estimator = last.model
     result: dict[str, Any] = {
         "version": probjepa.__version__,
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "settings": {**describe_model(estimator), "seeds": list(seeds), "predictors": chosen},
         "train": names[0],
         "test": names[1],
@@ -371,12 +372,6 @@ def _check_columns(found: Any, expected: Sequence[str], name: str) -> None:
         said += [f"unexpected: {named(unexpected)}"] if unexpected else []
         raise DataError(f"{name} has other columns than the model was fitted on or the training table has "
                         f"({'; '.join(said)}): give the same")  # fmt: skip
-
-
-def _hardware() -> str:
-    from probjepa.evaluation import hardware
-
-    return hardware()
 
 
 def _tracked(seeds: Sequence[int], progress: bool) -> Any:

@@ -6,7 +6,6 @@ estimator is cloned and fitted many times in one process, and writes nothing tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -19,8 +18,7 @@ from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
-import probjepa
-from probjepa import artifacts
+from probjepa import files
 from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
 from probjepa.tabular.checkpoint import FitCheckpoint, identity
 from probjepa.tabular.fitting import Best, split_rows, train
@@ -31,8 +29,6 @@ from probjepa.tabular.schema import TableSchema
 from probjepa.tabular.tokens import Layout, Rows
 from probjepa.training.interrupt import Interrupted
 
-_WEIGHTS = "model.safetensors"
-_CONFIG = "config.json"
 # tokens encoded at a time outside the fit
 _TOKENS = 65536
 
@@ -98,7 +94,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             return torch.zeros(0, device=self.device).device
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(
-                f"device is {self.device!r} and cannot be used ({artifacts.first_line(error)}): "
+                f"device is {self.device!r} and cannot be used ({files.first_line(error)}): "
                 "use 'auto' or 'cpu'"
             ) from error
 
@@ -258,6 +254,62 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
 
     # --- files ------------------------------------------------------------------------------------------
 
+    def config(self) -> dict[str, Any]:
+        """Return what config.json holds of a fitted estimator: parameters, settings, schema and history."""
+        self._check_is_fitted()
+        params = self.get_params(deep=False)
+        if not isinstance(params["random_state"], int | None):
+            params["random_state"] = None  # a generator's state: of no use to a model that is fitted
+        return {
+            "estimator": type(self).__name__,
+            "params": params,
+            "settings": self.settings_,
+            "schema": self.schema_.to_json(),
+            "named": hasattr(self, "feature_names_in_"),
+            "history": self.history_,
+            "best_epoch": self.best_epoch_,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Make a fitted estimator with fresh weights from what ``config`` returned.
+
+        Raises
+        ------
+        ConfigError, KeyError, TypeError
+            for what describes none
+        """
+        model = cls(**_tuples(config["params"]))
+        model.schema_ = TableSchema.from_json(config["schema"])
+        with torch.random.fork_rng(devices=[]):
+            model.settings_ = _tuples(config["settings"])
+            model.network_ = model._build(model.schema_.layout, model.settings_)
+        model.network_.to(model._device())
+        model.history_ = config["history"]
+        model.best_epoch_ = config["best_epoch"]
+        model.n_iter_ = len(model.history_)
+        model._set_columns(config["named"])
+        return model
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> Self:
+        """Load a saved estimator, fitted; see ``probjepa.load``, which finds the class.
+
+        Raises
+        ------
+        ArtifactError
+            if it is damaged
+        """
+        try:
+            model = cls.from_config(config)
+        except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+            raise ArtifactError(
+                f"{folder} is damaged ({files.first_line(error)}): save the model again"
+            ) from error
+        files.read_weights(folder, model.network_.load_state_dict)
+        model.network_.eval()
+        return model
+
     def save(self, directory: str | Path) -> None:
         """Write model.safetensors and config.json into a folder, each by a rename; no pickle.
 
@@ -268,36 +320,10 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         ArtifactError
             if it cannot be written, or a parameter is no JSON
         """
-        from safetensors.torch import save
-
-        self._check_is_fitted()
-        params = self.get_params(deep=False)
-        if not isinstance(params["random_state"], int | None):
-            params["random_state"] = None  # a generator's state: of no use to a model that is fitted
-        config = {
-            "format_version": artifacts.FORMAT_VERSION,
-            "probjepa_version": probjepa.__version__,
-            "estimator": type(self).__name__,
-            "params": params,
-            "settings": self.settings_,
-            "schema": self.schema_.to_json(),
-            "named": hasattr(self, "feature_names_in_"),
-            "history": self.history_,
-            "best_epoch": self.best_epoch_,
-        }
-        try:
-            text = json.dumps(config, indent=1, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"the parameters of this {type(self).__name__} are no JSON ({artifacts.first_line(error)}): "
-                "use plain numbers, strings, lists and mappings"
-            ) from error
-        weights = {
-            k: v.detach().to("cpu", copy=True).contiguous() for k, v in self.network_.state_dict().items()
-        }
-        with artifacts.staged_directory(Path(directory)) as stage:
-            (stage / _WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
-            (stage / _CONFIG).write_text(text + "\n", encoding="utf-8")
+        config = self.config()
+        with files.staged_directory(Path(directory)) as stage:
+            what = f"the parameters of this {type(self).__name__}"
+            files.write_model(stage, config, self.network_.state_dict(), what)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -308,45 +334,16 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         ArtifactError
             if there is none, it is damaged, another estimator's, or in another format
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         folder = Path(directory)
-        if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
-            raise ArtifactError(f"{folder} holds no {cls.__name__}: expected {_CONFIG} and {_WEIGHTS} there")
-        try:
-            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-            artifacts.check_format(config.get("format_version"), config.get("probjepa_version"), folder)
-            found = config.get("estimator") or config.get("method")
-            if found != cls.__name__:
-                raise ArtifactError(f"{folder} holds a {found}, not a {cls.__name__}: load it with that")
-            model = cls(**_tuples(config["params"]))
-            model.schema_ = TableSchema.from_json(config["schema"])
-            device = model._device()
-            with torch.random.fork_rng(devices=[]):
-                model.settings_ = _tuples(config["settings"])
-                model.network_ = model._build(model.schema_.layout, model.settings_)
-            model.network_.load_state_dict(load_file(folder / _WEIGHTS))
-            model.network_.to(device).eval()
-            model.history_ = config["history"]
-            model.best_epoch_ = config["best_epoch"]
-            model.n_iter_ = len(model.history_)
-            model._set_columns(config["named"])
-        except ArtifactError:
-            raise
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            TypeError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
+        if not (folder / files.CONFIG).is_file() or not (folder / files.WEIGHTS).is_file():
             raise ArtifactError(
-                f"{folder} is damaged ({artifacts.first_line(error)}): save the model again"
-            ) from error
-        return model
+                f"{folder} holds no {cls.__name__}: expected {files.CONFIG} and {files.WEIGHTS} there"
+            )
+        config = files.read_config(folder)
+        found = config.get("estimator") or config.get("method")
+        if found != cls.__name__:
+            raise ArtifactError(f"{folder} holds a {found}, not a {cls.__name__}: load it with that")
+        return cls.from_folder(folder, config)
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probjepa.artifacts import first_line
 from probjepa.errors import DataError
+from probjepa.files import first_line
 from probjepa.tabular.frames import named, pandas
 
 SUFFIXES = (".csv", ".parquet")

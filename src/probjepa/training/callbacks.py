@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probjepa.artifacts import write_atomic
 from probjepa.errors import ConfigError, ProbjepaWarning
+from probjepa.files import write_atomic
 from probjepa.training.module import Module
 from probjepa.training.schedules import step_seed
 

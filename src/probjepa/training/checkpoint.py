@@ -11,8 +11,8 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from probjepa.artifacts import read_checkpoint, write_checkpoint
 from probjepa.errors import ArtifactError
+from probjepa.files import read_checkpoint, write_checkpoint
 from probjepa.training.interrupt import Interrupted, StopRequest
 
 
@@ -22,7 +22,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write ``checkpoint`` to ``path``; see :func:`probjepa.artifacts.write_checkpoint`."""
+        """Write ``checkpoint`` to ``path``; see :func:`probjepa.files.write_checkpoint`."""
         write_checkpoint(path, checkpoint)
 
     def load_checkpoint(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from probjepa import __version__
-from probjepa.artifacts import write_text
 from probjepa.data.fingerprint import fingerprint
 from probjepa.errors import ArtifactError, ConfigError
+from probjepa.files import write_text
 
 if TYPE_CHECKING:
     from probjepa.data.images import Images

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import probjepa as pj
-from probjepa import artifacts
+from probjepa import files
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.methods import Method
 
@@ -212,7 +212,7 @@ def test_config_is_strict_json(settings, tmp_path):
 
     small(**settings).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(), parse_constant=refuse)
-    assert config["format_version"] == artifacts.FORMAT_VERSION
+    assert config["format_version"] == files.FORMAT_VERSION
     assert config["probjepa_version"] == pj.__version__
     assert config["method"] == "vje"
 
@@ -394,7 +394,7 @@ def test_a_full_disk_keeps_the_old_model(fault, saved, monkeypatch):
         writing, match = largest_file(4096), "File too large"
     else:
         writing, match = contextlib.nullcontext(), "No space left on device"
-        home = artifacts.tempfile if fault == "mkdtemp" else Path
+        home = files.tempfile if fault == "mkdtemp" else Path
         monkeypatch.setattr(home, fault, full)
     with writing, pytest.raises(ArtifactError, match=f"cannot write .*{match}; free some space") as error:
         small(seed=1).save_pretrained(folder)
@@ -407,19 +407,19 @@ def test_a_full_disk_keeps_the_old_model(fault, saved, monkeypatch):
 @pytest.mark.parametrize("fault", ["limit", "write_text", "replace"])
 def test_a_full_disk_keeps_the_old_file(fault, tmp_path, monkeypatch):
     path = tmp_path / "deep" / "metrics.json"
-    artifacts.write_text(path, "old")
+    files.write_text(path, "old")
     if fault == "limit":
         writing = largest_file(4096)
     else:
         writing = contextlib.nullcontext()
         monkeypatch.setattr(Path, fault, full)
     with writing, pytest.raises(ArtifactError, match=r"cannot write .*metrics\.json") as error:
-        artifacts.write_text(path, "new" * 10_000)
+        files.write_text(path, "new" * 10_000)
     monkeypatch.undo()
     assert "\n" not in str(error.value)
     assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
     assert path.read_text() == "old"
-    artifacts.write_text(path, "new")
+    files.write_text(path, "new")
     assert path.read_text() == "new"
 
 
@@ -428,7 +428,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
     for write in (
         lambda: small().save_pretrained(tmp_path / "file"),
         lambda: small().save_pretrained(tmp_path / "file" / "model"),
-        lambda: artifacts.write_text(tmp_path / "file" / "x.json", ""),
+        lambda: files.write_text(tmp_path / "file" / "x.json", ""),
     ):
         with pytest.raises(ArtifactError, match="cannot write") as error:
             write()
@@ -440,9 +440,9 @@ def test_an_error_of_the_callers_own_passes_and_leaves_nothing(tmp_path):
         stage.write_text("half")
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), artifacts.staged_file(tmp_path / "x") as stage:
+    with pytest.raises(ZeroDivisionError), files.staged_file(tmp_path / "x") as stage:
         fail(stage)
-    with pytest.raises(ZeroDivisionError), artifacts.staged_directory(tmp_path) as stage:
+    with pytest.raises(ZeroDivisionError), files.staged_directory(tmp_path) as stage:
         fail(stage / "half")
     assert list(tmp_path.iterdir()) == []
 
@@ -451,14 +451,14 @@ def test_outputs_are_not_overwritten_unasked(tmp_path):
     file, folder, empty = tmp_path / "a.parquet", tmp_path / "run", tmp_path / "empty"
     empty.mkdir()
     for path in (file, folder, empty):
-        artifacts.refuse_existing(path, overwrite=False)
+        files.refuse_existing(path, overwrite=False)
     file.write_text("")
     folder.mkdir()
     (folder / "x").write_text("")
     for path in (file, folder):
-        artifacts.refuse_existing(path, overwrite=True)
+        files.refuse_existing(path, overwrite=True)
         with pytest.raises(ArtifactError, match="--overwrite"):
-            artifacts.refuse_existing(path, overwrite=False)
+            files.refuse_existing(path, overwrite=False)
 
 
 # --- the hub --------------------------------------------------------------------------------------------

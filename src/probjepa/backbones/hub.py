@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.errors import ArtifactError, ConfigError, MissingExtraError
+from probjepa.files import first_line
 
 Loaded = tuple[nn.Module, Callable[[Tensor], Tensor] | None]
 
@@ -19,10 +20,6 @@ def _extra(package: str, extra: str) -> Any:
         return import_module(package)
     except ImportError:
         raise MissingExtraError(package, extra) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _pool(tokens: Tensor, pooling: Literal["cls", "mean"], prefix: int) -> Tensor:
@@ -35,6 +32,23 @@ def _choose(name: str, pooling: str | None, has_class_token: bool) -> Literal["c
     if pooling == "cls" and not has_class_token:
         raise ConfigError(f"{name} has no class token: use pooling='mean'")
     return "cls" if pooling == "cls" or (pooling is None and has_class_token) else "mean"
+
+
+def load_pretrained(name: str, pooling: str | None = None) -> Loaded:
+    """Load ``"hf:NAME"`` or ``"timm:NAME"``: the encoder, in evaluation mode, and its preprocessing.
+
+    Raises
+    ------
+    MissingExtraError, ArtifactError, ConfigError
+        see :func:`load_transformers` and :func:`load_timm`
+    """
+    kind, _, rest = name.partition(":")
+    return load_transformers(rest, pooling) if kind == "hf" else load_timm(rest, pooling)
+
+
+def is_transformers(module: nn.Module) -> bool:
+    """Whether a module is a model of transformers; it need not be installed to say no."""
+    return any(kind.__name__ == "PreTrainedModel" for kind in type(module).__mro__)
 
 
 class TransformersEncoder(nn.Module):
@@ -80,7 +94,7 @@ def load_transformers(name: str, pooling: str | None = None) -> Loaded:
         model = transformers.AutoModel.from_pretrained(name)
     except Exception as error:  # its errors differ between versions
         raise ArtifactError(
-            f"no model 'hf:{name}', on this disk or on the hub: {_first_line(error)}"
+            f"no model 'hf:{name}', on this disk or on the hub: {first_line(error)}"
         ) from error
     encoder = TransformersEncoder(model, pooling).eval()
     try:
@@ -131,7 +145,7 @@ def load_timm(name: str, pooling: str | None = None) -> Loaded:
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # its errors differ between versions
-        raise ArtifactError(f"no model 'timm:{name}': {_first_line(error)}") from error
+        raise ArtifactError(f"no model 'timm:{name}': {first_line(error)}") from error
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 
     def preprocess(images: Tensor) -> Tensor:

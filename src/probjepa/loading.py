@@ -1,0 +1,67 @@
+"""From a name to a model of any kind: the one room that knows every table of models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from probjepa.errors import ArtifactError
+from probjepa.files import damaged, model_folder, read_config
+from probjepa.methods import METHODS, MODELS
+from probjepa.tabular import TABLE_METHODS
+
+
+def load(
+    source: str | Path,
+    *,
+    backbone: nn.Module | None = None,
+    head: nn.Module | None = None,
+    networks: Mapping[str, nn.Module] | None = None,
+    **hub: Any,
+) -> Any:
+    """Load any saved model from a run folder, a model folder or a hub repository, in evaluation mode.
+
+    A model of tables is returned as the fitted estimator that it was.
+
+    Parameters
+    ----------
+    source
+        ``RUN``, ``RUN/model`` or ``owner/name`` on the hub
+    backbone
+        the module to fill, for a model that was built on a backbone of the user's own
+    head
+        the module to fill, for an ``IJEPA`` that was built with a head of the user's own
+    networks
+        name → module to fill, for a model that was built with networks of the user's own (``VarJEPA``)
+    hub
+        ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as huggingface_hub takes them; a module
+        fills the argument of its name, of a method of the user's own
+
+    Raises
+    ------
+    ArtifactError
+        if there is no model, it is damaged, or it was written in another format
+    """
+    own = {name: value for name, value in hub.items() if isinstance(value, nn.Module)}
+    modules = {"backbone": backbone, "head": head, "networks": networks, **own}
+    folder = model_folder(source, {name: value for name, value in hub.items() if name not in own})
+    config = read_config(folder)
+    given = {name: module for name, module in modules.items() if module is not None}
+    return kind_of(config, folder).from_folder(folder, config, **given)
+
+
+def kind_of(config: Mapping[str, Any], folder: Path) -> Any:
+    """Return the class of the model that a config.json describes; ArtifactError for one that is not known."""
+    if "estimator" in config:
+        name = str(config["estimator"])
+        for table in TABLE_METHODS:
+            if TABLE_METHODS.path(table).endswith(f":{name}"):
+                return TABLE_METHODS[table]
+        raise ArtifactError(f"{folder} holds a {name}, which this version has not: install another")
+    try:
+        return (MODELS if config["method"] in MODELS else METHODS)[config["method"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(folder, error) from error
