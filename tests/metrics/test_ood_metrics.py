@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from probjepa.errors import ConfigError, DataError
-from probjepa.metrics import Interval, accuracy_interval, bootstrap_interval, ood_metrics
+from probjepa.metrics import Interval, ood_metrics
 
 
 def scikit_learn(inside, outside):
@@ -110,29 +110,3 @@ def test_errors(arguments, options, error, message):
     with pytest.raises(error, match=message) as caught:
         ood_metrics(*arguments, **options)
     assert "\n" not in str(caught.value)
-
-
-def test_bootstrap_interval_of_a_mean_and_a_median():
-    values = np.random.default_rng(0).exponential(size=400)
-    found = bootstrap_interval(values)
-    half = 1.96 * values.std() / math.sqrt(400)
-    assert found.value == pytest.approx(values.mean())
-    assert found.high - found.low == pytest.approx(2 * half, rel=0.1)
-    expected = stats.bootstrap(
-        (values,), np.median, n_resamples=1000, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
-    median = bootstrap_interval(values, np.median)
-    assert (median.value, median.low, median.high) == pytest.approx((np.median(values), *expected), abs=0.02)
-
-
-@pytest.mark.parametrize(("right", "n"), [(0, 10), (7, 10), (950, 1000), (1000, 1000)])
-@pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_accuracy_interval_is_wilsons(right, n, confidence):
-    expected = stats.binomtest(right, n).proportion_ci(confidence, method="wilson")
-    found = accuracy_interval(np.arange(n) < right, confidence=confidence)
-    assert (found.value, found.low, found.high) == pytest.approx((right / n, *expected), abs=1e-9)
-
-
-def test_accuracy_interval_wants_right_or_wrong():
-    with pytest.raises(DataError, match="2 values other than 0 and 1"):
-        accuracy_interval([0, 1, 2, 0.5])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from probjepa.errors import DataError
@@ -21,6 +19,7 @@ from probjepa.experiments.cells import Cell, make_cell, run_cell
 from probjepa.experiments.datasets import RANDOM_PIXELS, DataSet, missing, open_data_set, title_of
 from probjepa.experiments.declare import Column, Experiment, Finding
 from probjepa.files import refuse_existing, write_text
+from probjepa.metrics import seed_interval
 
 if TYPE_CHECKING:
     from probjepa.report.page import Section
@@ -258,26 +257,10 @@ def aggregate(
     figures: Sequence[Mapping[str, float | None] | None],
     limits: tuple[float | None, float | None] = (None, None),
 ) -> dict[str, Any]:
-    """Return a figure over seeds: mean, 95 % interval, and the value of each seed (None: not measured).
-
-    The interval is Student's t over three seeds or more, the seed's own (Wilson, bootstrap) where there is
-    one, and none for two; what lies beyond ``limits`` is cut off.
-    """
-    each = [figure["value"] if figure else None for figure in figures]
-    known = [value for value in each if value is not None]
-    low = high = None
-    if len(known) >= 3:
-        from scipy.stats import t
-
-        half = float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
-        least, most = limits
-        low, high = float(np.mean(known)) - half, float(np.mean(known)) + half
-        low, high = low if least is None else max(low, least), high if most is None else min(high, most)
-    elif len(known) == 1:
-        (own,) = (figure for figure, value in zip(figures, each, strict=True) if figure and value is not None)
-        low, high = own["low"], own["high"]
-    mean = float(np.mean(known)) if known else None
-    return {"value": mean, "low": low, "high": high, "seeds": each}
+    """Return a figure over seeds, as ``metrics.seed_interval`` does; a None was not measured."""
+    known = [figure for figure in figures if figure and figure["value"] is not None]
+    own = (known[0]["low"], known[0]["high"]) if len(known) == 1 else None
+    return seed_interval([figure["value"] if figure else None for figure in figures], own, limits)
 
 
 class _NotMeasuredError(Exception):

@@ -3,7 +3,7 @@
 from probjepa.metrics.collapse import collapse_summary, effective_rank, rank_me
 from probjepa.metrics.energy import energy_score
 from probjepa.metrics.geometry import uncertainty_geometry
-from probjepa.metrics.intervals import Interval, accuracy_interval, bootstrap_interval
+from probjepa.metrics.intervals import Interval, accuracy_interval, bootstrap_interval, seed_interval
 from probjepa.metrics.knn import knn_accuracy, knn_predict, knn_vote
 from probjepa.metrics.linear import linear_probe
 from probjepa.metrics.ood import ood_metrics
@@ -24,5 +24,6 @@ __all__ = [
     "ood_metrics",
     "rank_me",
     "risk_coverage",
+    "seed_interval",
     "uncertainty_geometry",
 ]

@@ -329,18 +329,8 @@ def over_seeds(each: Sequence[Any]) -> Any:
         return first
     if "value" not in first:
         return {key: over_seeds([one[key] for one in each]) for key in first}
-    values = [one["value"] for one in each]
-    known = [value for value in values if value is not None]
-    if len(each) == 1:
-        return {**first, "seeds": values}
-    if not known:
-        return {**measured(math.nan), "seeds": values}
-    mean, half = float(np.mean(known)), math.nan
-    if len(known) >= 3:
-        from scipy.stats import t
-
-        half = float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
-    return {**measured(mean, mean - half, mean + half), "seeds": values}
+    own = (first["low"], first["high"]) if len(each) == 1 else None
+    return metrics.seed_interval([one["value"] for one in each], own)
 
 
 def describe_model(model: Any) -> dict[str, Any]:
