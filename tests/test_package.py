@@ -36,7 +36,7 @@ HEAVY = [
 ]
 ROOMS = [
     "backbones", "data", "detectors", "distributions", "errors", "heads", "methods", "metrics",
-    "overlap", "registry", "scores", "training",
+    "data.overlap", "registry", "scores", "training",
 ]  # fmt: skip
 
 

@@ -14,14 +14,14 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from probjepa.cli.tables import TableWriter, identity
 from probjepa.data import Images
+from probjepa.data.overlap import refuse_overlap
 from probjepa.data.preprocess import Preprocess
+from probjepa.data.rows import TableWriter, identity
 from probjepa.errors import ArtifactError
 from probjepa.files import refuse_existing, staged_file, write_text
 from probjepa.jacobian import Encoder, as_encoder, jepa_score_details
 from probjepa.jacobian.estimators import Rank
-from probjepa.overlap import refuse_overlap
 from probjepa.training.folder import data_fingerprint
 
 _ROWS_A_PART = 64

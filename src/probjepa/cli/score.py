@@ -41,7 +41,7 @@ def embed(
     from rich.console import Console
     from rich.progress import track
 
-    from probjepa.cli.tables import identity, open_table
+    from probjepa.data.rows import identity, open_table
     from probjepa.files import refuse_existing
 
     refuse_existing(out, overwrite)
@@ -109,7 +109,7 @@ def score(
         return score_table(
             model, data, out, score=score, reference=reference, seed=seed, device=device, overwrite=overwrite
         )
-    from probjepa.cli.tables import identity, open_table
+    from probjepa.data.rows import identity, open_table
     from probjepa.files import refuse_existing
 
     refuse_existing(out, overwrite)

@@ -231,7 +231,7 @@ def _opened(data: str, model: Any, target: str | None) -> tuple[Any, dict[str, A
 
 def embed_table(source: str, data: str, out: Path, *, device: str, overwrite: bool) -> None:
     """Write id, label where the run's target is there, embedding, and uncertainty where the model has one."""
-    from probjepa.cli.tables import open_table
+    from probjepa.data.rows import open_table
     from probjepa.files import refuse_existing
 
     refuse_existing(out, overwrite)
@@ -250,7 +250,7 @@ def score_table(
     overwrite: bool,
 ) -> None:  # fmt: skip
     """Write id, label, score (higher = more typical); of the likelihood, also each cell's surprise."""
-    from probjepa.cli.tables import open_table
+    from probjepa.data.rows import open_table
     from probjepa.files import refuse_existing
 
     refuse_existing(out, overwrite)

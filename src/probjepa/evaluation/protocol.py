@@ -19,6 +19,7 @@ from probjepa import metrics
 from probjepa.data import Images
 from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
+from probjepa.data.overlap import overlap
 from probjepa.errors import ConfigError, DataError
 from probjepa.evaluation.label_free import Space, baseline_scores, jepa_scores, label_free_scores
 from probjepa.evaluation.openood import openood_summary
@@ -26,7 +27,6 @@ from probjepa.evaluation.predictive import evaluate_predictions
 from probjepa.evaluation.selective import selective_prediction
 from probjepa.methods import Method, ProbabilisticMethod
 from probjepa.methods.ijepa import IJEPA
-from probjepa.overlap import overlap
 from probjepa.provenance import hardware
 from probjepa.scores import encode, knn_neighbour
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from probjepa.cli.tables import TableWriter, identity
 from probjepa.data import Images
+from probjepa.data.rows import TableWriter, identity
 from probjepa.errors import ConfigError
 from probjepa.files import staged_file, write_text
 from probjepa.methods import Method

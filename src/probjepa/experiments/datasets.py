@@ -13,8 +13,8 @@ import numpy as np
 from probjepa.data import Images, ImageSet, open_images, split
 from probjepa.data.codec import reencode
 from probjepa.data.fingerprint import fingerprint
+from probjepa.data.overlap import overlap
 from probjepa.errors import DataError, unknown_name
-from probjepa.overlap import overlap
 
 CODEC = "jpeg:75"
 NOISE_IMAGES = 5_000

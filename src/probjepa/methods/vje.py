@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from probjepa.data.overlap import refuse_overlap
 from probjepa.distributions import MultivariateStudentT, PolarStudentT, PolarStudentTMixture
 from probjepa.errors import ConfigError, DataError, unknown_name
 from probjepa.heads import InferenceNetwork
 from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, two_views
 from probjepa.methods.ema import EMA
-from probjepa.overlap import refuse_overlap
 
 
 class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):

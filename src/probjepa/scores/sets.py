@@ -14,10 +14,10 @@ from rich.progress import track
 from torch import Tensor
 
 from probjepa.data import Images
+from probjepa.data.overlap import refuse_overlap
 from probjepa.errors import ConfigError, unknown_name
 from probjepa.methods import Method, ProbabilisticMethod
 from probjepa.methods.vje import VJE
-from probjepa.overlap import refuse_overlap
 
 if TYPE_CHECKING:
     from probjepa.detectors import KNN, GaussianMixture, Mahalanobis

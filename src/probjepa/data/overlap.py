@@ -12,7 +12,7 @@ from probjepa._arrays import fingerprints
 from probjepa.errors import DataError
 
 if TYPE_CHECKING:
-    from probjepa.data import Images
+    from probjepa.data.images import Images
 
 _ROWS_AT_A_TIME = 4096
 

@@ -1,4 +1,4 @@
-"""Parquet tables with a row per input, written as they are made, under a temporary name."""
+"""A parquet table with a row an input, written as it is made, under a temporary name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probjepa.data import Images
+from probjepa.data.images import Images
 from probjepa.files import refuse_existing, staged_file
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from probjepa.data.overlap import overlap, refuse_overlap
 from probjepa.errors import DataError
-from probjepa.overlap import overlap, refuse_overlap
 
 
 def pixels(n, seed, levels=256, shape=(1, 2, 2)):
