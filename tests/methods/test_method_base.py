@@ -204,9 +204,7 @@ def test_a_methods_signature_has_the_encoders_arguments():
     assert set(shared) == set(EncoderSettings.__annotations__)
     assert "encoder" not in found
     assert inspect.signature(IJEPA).parameters["image_size"].default == 64
-    assert list(inspect.signature(model().encoder).parameters) == [
-        "images"
-    ]  # of an instance it is the call's
+    assert "backbone" not in inspect.signature(model()).parameters  # of an instance it is the call's
 
 
 def test_the_arguments_are_recorded_once_with_their_defaults():

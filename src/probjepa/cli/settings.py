@@ -142,8 +142,7 @@ def sort_settings(method: str, settings: Mapping[str, Any]) -> RunSettings:
     of_method = dict(inspect.signature(METHODS[method]).parameters)
     of_backbone = dict(inspect.signature(BACKBONES[backbone]).parameters)
     of_fit: dict[str, inspect.Parameter | None] = dict(inspect.signature(fit).parameters)
-    for name in ("self", "backbone_options"):
-        del of_method[name]
+    del of_method["backbone_options"]
     del of_backbone["channels"]
     for name in _NOT_SETTABLE:
         del of_fit[name]

@@ -39,10 +39,14 @@ class _Signature:
 def _joined(cls: type[Pretrained]) -> inspect.Signature:
     home: Any = next(kind for kind in cls.__mro__ if "__init__" in vars(kind))
     own = list(inspect.signature(home.__init__).parameters.values())[1:]
-    parent = home.__mro__[1]
-    if not own or own[-1].kind is not inspect.Parameter.VAR_KEYWORD or not issubclass(parent, Pretrained):
+    if not own or own[-1].kind is not inspect.Parameter.VAR_KEYWORD:
         return inspect.Signature(own)
+    parent = home.__mro__[1]
     names = {parameter.name for parameter in own}
+    if parent is Pretrained:  # its own keywords, by their defaults
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        more = [inspect.Parameter(name, keyword, default=value) for name, value in home.defaults.items()]
+        return inspect.Signature([*own[:-1], *more] if more else own)
     inherited = [
         parameter.replace(
             kind=inspect.Parameter.KEYWORD_ONLY, default=home.defaults.get(parameter.name, parameter.default)
@@ -74,7 +78,7 @@ class Pretrained(
         keywords of ``fit`` that suit it at CIFAR size, batch 256 and 200 epochs: ``probjepa train`` and the
         experiments take them as defaults, ``fit`` itself does not
     defaults
-        of the parent's arguments, where a sub-class that takes them as ``**keywords`` has others
+        of what a sub-class takes as ``**keywords``, where they are not the parent's
     settings
         the constructor's arguments, defaults among them, as config.json holds them; None for a module
     """

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, Unpack, cast
+from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ NETWORKS = ("encoder", "auxiliary", "target_encoder", "predictor", "x_decoder", 
 LIKELIHOODS = ("gaussian", "bernoulli")
 _LARGEST_LOG_VARIANCE = 20.0  # σ² in [2e-9, 5e8]: no overflow in float32
 
-WEIGHTS = {**{f"alpha_{name}": 1.0 for name in TERMS}, "sigreg_weight": 0.0}
 
 Gaussian = tuple[Tensor, Tensor]  # mean, log σ²
 
@@ -106,6 +105,9 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
     """
 
     name = "var-jepa"
+    defaults: ClassVar[Mapping[str, float]] = {f"alpha_{name}": 1.0 for name in TERMS} | {
+        "sigreg_weight": 0.0
+    }
     anneal_factor: Tensor
     x_decoder: nn.Module
     y_decoder: nn.Module
@@ -132,9 +134,9 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
             if not isinstance(size, int) or size < 1:
                 raise ConfigError(f"{name} must be a whole number ≥ 1, got {size!r}")
         for name in weights:
-            if name not in WEIGHTS:
+            if name not in self.defaults:
                 raise unknown_name("setting of VarJEPA", name, inspect.signature(VarJEPA).parameters)
-        every: dict[str, float] = {**WEIGHTS, **cast(Mapping[str, float], weights)}
+        every: dict[str, float] = {**self.defaults, **cast(Mapping[str, float], weights)}
         check_weights(every)
         if not any(every.values()):
             raise ConfigError("every weight is 0: set at least one alpha above 0")
