@@ -1,70 +1,20 @@
-"""Saved models: round trips to the bit, no pickle, one-line errors, and nothing half-written."""
+"""Files are whole or as they were: full disks, moves cut short, what killed processes left."""
 
 import contextlib
 import errno
 import json
-import math
 import os
-import pickle
-import shutil
-import struct
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
-import torch
-from huggingface_hub import HfApi
-from safetensors.torch import load_file
-from torch import nn
 
 import probjepa as pj
 from probjepa import files
-from probjepa.errors import ArtifactError, ConfigError
-from probjepa.methods import Method
-
-FILES = {"README.md", "config.json", "model.safetensors"}
-
-
-class Own(nn.Module):
-    def __init__(self, dim=12):
-        super().__init__()
-        self.conv = nn.Conv2d(1, dim, 3)
-
-    def forward(self, images):
-        return self.conv(images).mean((2, 3))
-
-
-class Tied(nn.Module):
-    """Two layers that share one weight."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
-        self.second.weight = self.first.weight
-
-    def forward(self, images):
-        return self.second(self.first(images.flatten(1)).relu())
-
-
-def small(seed=0, backbone="convnet", **settings):
-    torch.manual_seed(seed)
-    if backbone == "convnet":
-        settings["backbone_options"] = {"widths": (8, 32)}
-    model = pj.VJE(backbone, channels=1, image_size=8, **settings)
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if "running" in name:
-                buffer.add_(torch.rand(buffer.shape))
-    return model
-
-
-def pixels(n=5):
-    return torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def same(a, b):
-    mine, theirs = a.state_dict(), b.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+from probjepa.errors import ArtifactError
+from saved_models import FILES, same, small
 
 
 def refused(source, match, **options):
@@ -84,255 +34,6 @@ def saved(tmp_path):
     model = small()
     model.save_pretrained(tmp_path / "model")
     return model, tmp_path / "model"
-
-
-# --- round trips ----------------------------------------------------------------------------------------
-
-SETTINGS = [
-    {},
-    {"df": math.inf},
-    {"df": 3, "draws": 4, "variance": "isotropic", "kl_weight": 0.25, "hidden_dim": 8},
-    {"likelihood": "standard"},
-    {"target": "ema", "momentum": 0.9, "center_log_variance": True},
-    {"mean": [0.1307], "std": [0.3081], "radial": False, "view_recipe": "byol-32"},
-]
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_round_trip_is_exact(settings, tmp_path):
-    model = small(**settings)
-    if model.target is not None:
-        model.after_step(0, 1)
-    assert model.save_pretrained(tmp_path / "a" / "model") is None
-    assert {p.name for p in (tmp_path / "a" / "model").iterdir()} == FILES
-    for loaded in (
-        pj.load(tmp_path / "a" / "model"),
-        pj.load(str(tmp_path / "a")),  # a run folder, which holds model/
-        pj.VJE.from_pretrained(tmp_path / "a" / "model"),
-        Method.from_pretrained(tmp_path / "a"),
-    ):
-        assert type(loaded) is pj.VJE
-        assert same(loaded, model)
-        assert json.dumps(loaded.settings) == json.dumps(model.settings)
-        assert loaded.preprocess.config() == model.preprocess.config()
-        assert torch.equal(loaded.preprocess(pixels()), model.preprocess(pixels()))
-        assert torch.equal(loaded.score_samples(pixels()), model.score_samples(pixels()))
-        assert not loaded.training
-
-
-def test_statistics_of_the_training_images_are_saved(tmp_path):
-    model = small()
-    model.calibrate(pixels())
-    model.save_pretrained(tmp_path)
-    loaded = pj.load(tmp_path)
-    assert loaded.preprocess.config() == model.preprocess.config()
-    assert loaded.calibrated
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_backbone_of_the_users_own(memory_format, tmp_path):
-    model = small(backbone=Own()).to(memory_format=memory_format)
-    model.save_pretrained(tmp_path)
-    for loaded in (pj.load(tmp_path, backbone=Own()), pj.VJE.from_pretrained(tmp_path, backbone=Own())):
-        assert same(loaded, model)
-        torch.testing.assert_close(loaded.embed(pixels()), model.embed(pixels()))
-    refused(tmp_path, "pass it, load")
-    refused(tmp_path, "does not fit its config.*size mismatch", backbone=Own(dim=13))
-    refused(tmp_path, "does not fit its config.*Missing key", backbone=Tied())
-    with pytest.raises(ConfigError, match="one embedding an image"):  # the module's fault, not the file's
-        pj.load(tmp_path, backbone=nn.Conv2d(1, 2, 3))
-
-
-def test_tied_weights(tmp_path):
-    model = small(backbone=Tied())
-    model.save_pretrained(tmp_path)
-    loaded = pj.load(tmp_path, backbone=Tied())
-    assert same(loaded, model)
-    assert loaded.encoder.second.weight is loaded.encoder.first.weight
-
-
-class OwnHead(nn.Module):
-    """A Gaussian of fixed scale whose mean is linear in c."""
-
-    def __init__(self, width=16, dim=32):
-        super().__init__()
-        self.linear = nn.Linear(width, dim)
-
-    def forward(self, c):
-        return OwnPrediction(self.linear(c), 1.0)
-
-
-class OwnPrediction(torch.distributions.Normal):
-    def loss(self, y):
-        return -self.log_prob(y).mean(-1)
-
-
-def test_a_head_of_ones_own_is_filled(tmp_path):
-    torch.manual_seed(0)
-    vit = {"patch_size": 4, "width": 32, "depth": 1, "heads": 4}
-    options = {
-        "channels": 1,
-        "image_size": 16,
-        "backbone_options": vit,
-        "predictor_width": 16,
-        "predictor_heads": 4,
-    }
-    model = pj.IJEPA(head=OwnHead(), **options)
-    model.save_pretrained(tmp_path)
-    for loaded in (pj.load(tmp_path, head=OwnHead()), pj.IJEPA.from_pretrained(tmp_path, head=OwnHead())):
-        assert torch.equal(loaded.head.linear.weight, model.head.linear.weight)
-    refused(tmp_path, r"built on a head of its user's own: pass it, load\(…, head=module\)")
-    refused(tmp_path, "does not fit its config.*size mismatch", head=OwnHead(dim=31))
-
-
-@pytest.mark.parametrize("kind", [pj.VarTJEPA, pj.TJEPA])
-def test_models_of_tables_are_loaded_too(tmp_path, kind):
-    import numpy as np
-
-    rows = np.random.default_rng(0).normal(size=(40, 3))
-    model = kind(max_epochs=1, dim=8, n_heads=2, ff_dim=8, random_state=0).fit(rows)
-    model.save(tmp_path / "model")
-    for place in (tmp_path, tmp_path / "model"):  # as a run folder, and itself
-        loaded = pj.load(place)
-        assert type(loaded) is kind
-        np.testing.assert_array_equal(loaded.transform(rows), model.transform(rows))
-    with pytest.raises(
-        ArtifactError, match=f"holds a {kind.__name__}, not a VJE: load it with probjepa.load$"
-    ):
-        pj.VJE.from_pretrained(tmp_path)
-    config = tmp_path / "model" / "config.json"
-    config.write_text(config.read_text().replace(f'"{kind.__name__}"', '"NewerJEPA"'))
-    refused(tmp_path, "holds a NewerJEPA, which this version has not")
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_config_is_strict_json(settings, tmp_path):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
-
-    small(**settings).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text(), parse_constant=refuse)
-    assert config["format_version"] == files.FORMAT_VERSION
-    assert config["probjepa_version"] == pj.__version__
-    assert config["method"] == "vje"
-
-
-@pytest.mark.parametrize("value", [math.nan, object(), {1, 2}])
-def test_settings_that_are_no_json(value, tmp_path):
-    model = small()
-    model.settings["view_recipe"] = value
-    with pytest.raises(ArtifactError, match="no JSON") as error:
-        model.save_pretrained(tmp_path / "model")
-    assert "\n" not in str(error.value)
-    assert list((tmp_path / "model").iterdir()) == []
-
-
-def test_the_weights_are_the_state_and_nothing_else(saved):
-    model, folder = saved
-    found = load_file(folder / "model.safetensors")
-    assert found.keys() == model.state_dict().keys()
-    length = struct.unpack("<Q", (folder / "model.safetensors").read_bytes()[:8])[0]
-    assert json.loads((folder / "model.safetensors").read_bytes()[8 : 8 + length])  # a plain JSON header
-
-
-def test_the_model_card_names_the_library_and_the_paper(saved):
-    text = (saved[1] / "README.md").read_text()
-    assert "library_name: probjepa" in text
-    assert "arxiv.org/abs/2602.05639" in text
-    assert "probjepa.load" in text
-
-
-# --- what is refused ------------------------------------------------------------------------------------
-
-
-def test_another_methods_model(saved):
-    class Other(Method):
-        name = "other"
-
-    with pytest.raises(
-        ArtifactError, match=r"holds a VJE, not a Other: load it with probjepa.load$"
-    ) as error:
-        Other.from_pretrained(saved[1])
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '"model"', "null", "\x00", '{"format_version": 1}'])
-def test_damaged_json(text, saved):
-    (saved[1] / "config.json").write_text(text)
-    refused(saved[1], r"config\.json is damaged")
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"settings": ...}, "no 'settings'"),
-        ({"preprocess": ...}, "no 'preprocess'"),
-        ({"method": ...}, "no 'method'"),
-        ({"settings": {}}, "no 'backbone'"),
-        ({"settings": {"backbone": "convnet", "warmth": 3}}, "warmth"),
-        (
-            {"settings": {"backbone": "convnet", "channels": 1, "image_size": 8, "df": -1}},
-            "df must be positive",
-        ),
-        ({"preprocess": {"mean": [0.5]}}, "no 'std'"),
-        ({"preprocess": 3}, "damaged"),
-        ({"method": "vj"}, "did you mean 'vje'"),
-    ],
-)
-def test_config_that_describes_no_model(changes, match, saved):
-    edit(saved[1], **changes)
-    refused(saved[1], match)
-    refused(saved[1], r"config\.json is damaged")
-
-
-@pytest.mark.parametrize("version", [0, 2, "1", None, ...])
-def test_another_format(version, saved):
-    edit(saved[1], format_version=version, probjepa_version="9.9")
-    refused(saved[1], r"was written by probjepa 9\.9 in format .* install that version, or train again")
-
-
-def test_weights_cut_short_or_of_another_model(saved, tmp_path):
-    _, folder = saved
-    whole = (folder / "model.safetensors").read_bytes()
-    for length in (0, 4, 100, len(whole) // 2, len(whole) - 1):
-        (folder / "model.safetensors").write_bytes(whole[:length])
-        refused(folder, "does not fit its config")
-    small(hidden_dim=16).save_pretrained(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "model.safetensors", folder)
-    refused(folder, "does not fit its config.*size mismatch")
-    small(target="ema").save_pretrained(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "model.safetensors", folder)
-    refused(folder, "does not fit its config.*Unexpected key")
-
-
-def test_no_model_there(saved, tmp_path):
-    _, folder = saved
-    refused(tmp_path / "nowhere", "no such model")
-    refused("./nowhere/model", "no such model")
-    refused(folder / "config.json", "holds no model")
-    (folder / "model.safetensors").unlink()
-    refused(folder, "holds no model")
-    (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "holds no model")
-
-
-class Bomb:
-    def __reduce__(self):
-        return os.mkdir, (str(Path(os.environ["BOMB"])),)
-
-
-def test_pickles_are_never_read(saved, tmp_path, monkeypatch):
-    _, folder = saved
-    monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
-    bomb = pickle.dumps(Bomb())
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(bomb)
-    refused(folder, "holds no model")
-    (folder / "model.safetensors").write_bytes(bomb)
-    refused(folder, "does not fit its config")
-    assert not (tmp_path / "exploded").exists()
-    pickle.loads(bomb)
-    assert (tmp_path / "exploded").exists()  # it would have gone off
 
 
 # --- writing --------------------------------------------------------------------------------------------
@@ -461,85 +162,24 @@ def test_outputs_are_not_overwritten_unasked(tmp_path):
             files.refuse_existing(path, overwrite=False)
 
 
-# --- the hub --------------------------------------------------------------------------------------------
+def dead_process():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """Stand in for the hub: what was uploaded, by repository."""
-    uploads = {}
-
-    class Made:
-        def __init__(self, repo_id):
-            self.repo_id = repo_id
-
-    def upload(self, *, repo_id, folder_path, **options):
-        uploads[repo_id] = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
-        return f"https://huggingface.co/{repo_id}/commit/1"
-
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **options: Made(repo_id))
-    monkeypatch.setattr(HfApi, "upload_folder", upload)
-    return uploads
-
-
-def test_push_uploads_the_three_files(hub, tmp_path):
-    model = small(df=math.inf)
-    url = model.push_to_hub("me/model")
-    assert url == "https://huggingface.co/me/model/commit/1"
-    assert set(hub["me/model"]) == FILES
-    for name, content in hub["me/model"].items():
-        (tmp_path / name).write_bytes(content)
-    assert same(pj.load(tmp_path), model)
-
-
-def test_saving_can_push_too(hub, tmp_path):
-    assert (
-        small()
-        .save_pretrained(tmp_path / "digits", push_to_hub=True, repo_id="me/x")
-        .endswith("me/x/commit/1")
-    )
-    small().save_pretrained(tmp_path / "digits", push_to_hub=True)
-    assert list(hub) == ["me/x", "digits"]  # the folder's name is the default
-    local = {p.name: p.read_bytes() for p in (tmp_path / "digits").iterdir()}
-    assert hub["me/x"] == hub["digits"] == local
-
-
-def test_a_failed_upload_keeps_what_was_saved(hub, tmp_path, monkeypatch):
-    def offline(self, **options):
-        raise ConnectionError("no route\nto the hub")
-
-    monkeypatch.setattr(HfApi, "upload_folder", offline)
-    model = small()
-    with pytest.raises(ArtifactError, match=r"cannot upload to me/x \(no route\)") as error:
-        model.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="me/x")
-    assert "\n" not in str(error.value)
-    assert same(pj.load(tmp_path / "model"), model)
-
-
-def test_loading_from_the_hub_asks_for_two_files(saved, monkeypatch):
-    model, folder = saved
-    asked = {}
-
-    def download(repo_id, **options):
-        asked[repo_id] = options
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert same(pj.load("me/model", revision="v1", local_files_only=True), model)
-    assert same(pj.VJE.from_pretrained("me/other", token="t"), model)
-    files = {"allow_patterns": ["config.json", "model.safetensors"]}  # no pickle, whatever else is there
-    assert asked == {
-        "me/model": {**files, "revision": "v1", "local_files_only": True},
-        "me/other": {**files, "token": "t"},
-    }
-
-
-@pytest.mark.parametrize("text", ["gone\nfor good", ""])
-def test_a_repository_that_cannot_be_had(text, monkeypatch):
-    def download(repo_id, **options):
-        raise huggingface_hub.errors.LocalEntryNotFoundError(text)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    refused("me/model", "no model at me/model, on this disk or on the hub")
-    monkeypatch.undo()
-    refused("me/mo..del", "no model at me/mo..del")  # no name for a repository
+def test_what_killed_processes_left_is_swept_and_what_others_write_is_not(tmp_path):
+    host = socket.gethostname()
+    left = tmp_path / f".x.json.{host}-{dead_process()}-abc.tmp"
+    busy = tmp_path / f".x.json.{host}-{os.getpid()}-abc.tmp"
+    elsewhere = tmp_path / ".x.json.another-1-abc.tmp"
+    others = tmp_path / f".y.json.{host}-{dead_process()}-abc.tmp"
+    for path in (left, busy, elsewhere, others):
+        path.write_text("half")
+    files.write_text(tmp_path / "x.json", "{}")
+    assert {p.name for p in tmp_path.iterdir()} == {"x.json", busy.name, elsewhere.name, others.name}
+    stage = tmp_path / f".stage-{host}-{dead_process()}-abc"
+    stage.mkdir()
+    (stage / "model.safetensors").write_bytes(b"half")
+    small().save_pretrained(tmp_path)
+    assert not stage.exists()

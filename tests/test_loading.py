@@ -1,0 +1,452 @@
+"""Saved models: round trips to the bit, no pickle, one-line errors, a place for classes of ones own."""
+
+import json
+import math
+import os
+import pickle
+import shutil
+import struct
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+from torch import nn
+
+import probjepa as pj
+from probjepa import files
+from probjepa.errors import ArtifactError, ConfigError
+from probjepa.methods import METHODS, Method
+from saved_models import FILES, Own, Tied, pixels, same, small
+
+
+def refused(source, match, **options):
+    with pytest.raises(ArtifactError, match=match) as error:
+        pj.load(source, **options)
+    assert "\n" not in str(error.value)
+
+
+def edit(folder, **changes):
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = small()
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+# --- round trips ----------------------------------------------------------------------------------------
+
+SETTINGS = [
+    {},
+    {"df": math.inf},
+    {"df": 3, "draws": 4, "variance": "isotropic", "kl_weight": 0.25, "hidden_dim": 8},
+    {"likelihood": "standard"},
+    {"target": "ema", "momentum": 0.9, "center_log_variance": True},
+    {"mean": [0.1307], "std": [0.3081], "radial": False, "view_recipe": "byol-32"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_round_trip_is_exact(settings, tmp_path):
+    model = small(**settings)
+    if model.target is not None:
+        model.after_step(0, 1)
+    assert model.save_pretrained(tmp_path / "a" / "model") is None
+    assert {p.name for p in (tmp_path / "a" / "model").iterdir()} == FILES
+    for loaded in (
+        pj.load(tmp_path / "a" / "model"),
+        pj.load(str(tmp_path / "a")),  # a run folder, which holds model/
+        pj.VJE.from_pretrained(tmp_path / "a" / "model"),
+        Method.from_pretrained(tmp_path / "a"),
+    ):
+        assert type(loaded) is pj.VJE
+        assert same(loaded, model)
+        assert json.dumps(loaded.settings) == json.dumps(model.settings)
+        assert loaded.preprocess.config() == model.preprocess.config()
+        assert torch.equal(loaded.preprocess(pixels()), model.preprocess(pixels()))
+        assert torch.equal(loaded.score_samples(pixels()), model.score_samples(pixels()))
+        assert not loaded.training
+
+
+def test_statistics_of_the_training_images_are_saved(tmp_path):
+    model = small()
+    model.calibrate(pixels())
+    model.save_pretrained(tmp_path)
+    loaded = pj.load(tmp_path)
+    assert loaded.preprocess.config() == model.preprocess.config()
+    assert loaded.calibrated
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_backbone_of_the_users_own(memory_format, tmp_path):
+    model = small(backbone=Own()).to(memory_format=memory_format)
+    model.save_pretrained(tmp_path)
+    for loaded in (pj.load(tmp_path, backbone=Own()), pj.VJE.from_pretrained(tmp_path, backbone=Own())):
+        assert same(loaded, model)
+        torch.testing.assert_close(loaded.embed(pixels()), model.embed(pixels()))
+    refused(tmp_path, "pass it, load")
+    refused(tmp_path, "does not fit its config.*size mismatch", backbone=Own(dim=13))
+    refused(tmp_path, "does not fit its config.*Missing key", backbone=Tied())
+    with pytest.raises(ConfigError, match="one embedding an image"):  # the module's fault, not the file's
+        pj.load(tmp_path, backbone=nn.Conv2d(1, 2, 3))
+
+
+def test_tied_weights(tmp_path):
+    model = small(backbone=Tied())
+    model.save_pretrained(tmp_path)
+    loaded = pj.load(tmp_path, backbone=Tied())
+    assert same(loaded, model)
+    assert loaded.encoder.second.weight is loaded.encoder.first.weight
+
+
+class OwnHead(nn.Module):
+    """A Gaussian of fixed scale whose mean is linear in c."""
+
+    def __init__(self, width=16, dim=32):
+        super().__init__()
+        self.linear = nn.Linear(width, dim)
+
+    def forward(self, c):
+        return OwnPrediction(self.linear(c), 1.0)
+
+
+class OwnPrediction(torch.distributions.Normal):
+    def loss(self, y):
+        return -self.log_prob(y).mean(-1)
+
+
+def test_a_head_of_ones_own_is_filled(tmp_path):
+    torch.manual_seed(0)
+    vit = {"patch_size": 4, "width": 32, "depth": 1, "heads": 4}
+    options = {
+        "channels": 1,
+        "image_size": 16,
+        "backbone_options": vit,
+        "predictor_width": 16,
+        "predictor_heads": 4,
+    }
+    model = pj.IJEPA(head=OwnHead(), **options)
+    model.save_pretrained(tmp_path)
+    for loaded in (pj.load(tmp_path, head=OwnHead()), pj.IJEPA.from_pretrained(tmp_path, head=OwnHead())):
+        assert torch.equal(loaded.head.linear.weight, model.head.linear.weight)
+    refused(tmp_path, r"built on a head of its user's own: pass it, load\(…, head=module\)")
+    refused(tmp_path, "does not fit its config.*size mismatch", head=OwnHead(dim=31))
+
+
+@pytest.mark.parametrize("kind", [pj.VarTJEPA, pj.TJEPA])
+def test_models_of_tables_are_loaded_too(tmp_path, kind):
+    import numpy as np
+
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    model = kind(max_epochs=1, dim=8, n_heads=2, ff_dim=8, random_state=0).fit(rows)
+    model.save(tmp_path / "model")
+    for place in (tmp_path, tmp_path / "model"):  # as a run folder, and itself
+        loaded = pj.load(place)
+        assert type(loaded) is kind
+        np.testing.assert_array_equal(loaded.transform(rows), model.transform(rows))
+    with pytest.raises(
+        ArtifactError, match=f"holds a {kind.__name__}, not a VJE: load it with probjepa.load$"
+    ):
+        pj.VJE.from_pretrained(tmp_path)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace(f'"{kind.__name__}"', '"NewerJEPA"'))
+    refused(tmp_path, "holds a NewerJEPA, which this version has not")
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_config_is_strict_json(settings, tmp_path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    small(**settings).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(), parse_constant=refuse)
+    assert config["format_version"] == files.FORMAT_VERSION
+    assert config["probjepa_version"] == pj.__version__
+    assert config["method"] == "vje"
+
+
+@pytest.mark.parametrize("value", [math.nan, object(), {1, 2}])
+def test_settings_that_are_no_json(value, tmp_path):
+    model = small()
+    model.settings["view_recipe"] = value
+    with pytest.raises(ArtifactError, match="no JSON") as error:
+        model.save_pretrained(tmp_path / "model")
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_the_weights_are_the_state_and_nothing_else(saved):
+    model, folder = saved
+    found = load_file(folder / "model.safetensors")
+    assert found.keys() == model.state_dict().keys()
+    length = struct.unpack("<Q", (folder / "model.safetensors").read_bytes()[:8])[0]
+    assert json.loads((folder / "model.safetensors").read_bytes()[8 : 8 + length])  # a plain JSON header
+
+
+def test_the_model_card_names_the_library_and_the_paper(saved):
+    text = (saved[1] / "README.md").read_text()
+    assert "library_name: probjepa" in text
+    assert "arxiv.org/abs/2602.05639" in text
+    assert "probjepa.load" in text
+
+
+# --- what is refused ------------------------------------------------------------------------------------
+
+
+def test_another_methods_model(saved):
+    class Other(Method):
+        name = "other"
+
+    with pytest.raises(
+        ArtifactError, match=r"holds a VJE, not a Other: load it with probjepa.load$"
+    ) as error:
+        Other.from_pretrained(saved[1])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"model"', "null", "\x00", '{"format_version": 1}'])
+def test_damaged_json(text, saved):
+    (saved[1] / "config.json").write_text(text)
+    refused(saved[1], r"config\.json is damaged")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"settings": ...}, "no 'settings'"),
+        ({"preprocess": ...}, "no 'preprocess'"),
+        ({"method": ...}, "no 'method'"),
+        ({"settings": {}}, "no 'backbone'"),
+        ({"settings": {"backbone": "convnet", "warmth": 3}}, "warmth"),
+        (
+            {"settings": {"backbone": "convnet", "channels": 1, "image_size": 8, "df": -1}},
+            "df must be positive",
+        ),
+        ({"preprocess": {"mean": [0.5]}}, "no 'std'"),
+        ({"preprocess": 3}, "damaged"),
+        ({"method": "vj"}, "did you mean 'vje'"),
+    ],
+)
+def test_config_that_describes_no_model(changes, match, saved):
+    edit(saved[1], **changes)
+    refused(saved[1], match)
+    refused(saved[1], r"config\.json is damaged")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, ...])
+def test_another_format(version, saved):
+    edit(saved[1], format_version=version, probjepa_version="9.9")
+    refused(saved[1], r"was written by probjepa 9\.9 in format .* install that version, or train again")
+
+
+def test_weights_cut_short_or_of_another_model(saved, tmp_path):
+    _, folder = saved
+    whole = (folder / "model.safetensors").read_bytes()
+    for length in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        (folder / "model.safetensors").write_bytes(whole[:length])
+        refused(folder, "does not fit its config")
+    small(hidden_dim=16).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", folder)
+    refused(folder, "does not fit its config.*size mismatch")
+    small(target="ema").save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", folder)
+    refused(folder, "does not fit its config.*Unexpected key")
+
+
+def test_no_model_there(saved, tmp_path):
+    _, folder = saved
+    refused(tmp_path / "nowhere", "no such model")
+    refused("./nowhere/model", "no such model")
+    refused(folder / "config.json", "holds no model")
+    (folder / "model.safetensors").unlink()
+    refused(folder, "holds no model")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "holds no model")
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, (str(Path(os.environ["BOMB"])),)
+
+
+def test_pickles_are_never_read(saved, tmp_path, monkeypatch):
+    _, folder = saved
+    monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
+    bomb = pickle.dumps(Bomb())
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(bomb)
+    refused(folder, "holds no model")
+    (folder / "model.safetensors").write_bytes(bomb)
+    refused(folder, "does not fit its config")
+    assert not (tmp_path / "exploded").exists()
+    pickle.loads(bomb)
+    assert (tmp_path / "exploded").exists()  # it would have gone off
+
+
+# --- the hub --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stand in for the hub: what was uploaded, by repository."""
+    uploads = {}
+
+    class Made:
+        def __init__(self, repo_id):
+            self.repo_id = repo_id
+
+    def upload(self, *, repo_id, folder_path, **options):
+        uploads[repo_id] = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
+        return f"https://huggingface.co/{repo_id}/commit/1"
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **options: Made(repo_id))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    return uploads
+
+
+def test_push_uploads_the_three_files(hub, tmp_path):
+    model = small(df=math.inf)
+    url = model.push_to_hub("me/model")
+    assert url == "https://huggingface.co/me/model/commit/1"
+    assert set(hub["me/model"]) == FILES
+    for name, content in hub["me/model"].items():
+        (tmp_path / name).write_bytes(content)
+    assert same(pj.load(tmp_path), model)
+
+
+def test_saving_can_push_too(hub, tmp_path):
+    assert (
+        small()
+        .save_pretrained(tmp_path / "digits", push_to_hub=True, repo_id="me/x")
+        .endswith("me/x/commit/1")
+    )
+    small().save_pretrained(tmp_path / "digits", push_to_hub=True)
+    assert list(hub) == ["me/x", "digits"]  # the folder's name is the default
+    local = {p.name: p.read_bytes() for p in (tmp_path / "digits").iterdir()}
+    assert hub["me/x"] == hub["digits"] == local
+
+
+def test_a_failed_upload_keeps_what_was_saved(hub, tmp_path, monkeypatch):
+    def offline(self, **options):
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(HfApi, "upload_folder", offline)
+    model = small()
+    with pytest.raises(ArtifactError, match=r"cannot upload to me/x \(no route\)") as error:
+        model.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="me/x")
+    assert "\n" not in str(error.value)
+    assert same(pj.load(tmp_path / "model"), model)
+
+
+def test_loading_from_the_hub_asks_for_two_files(saved, monkeypatch):
+    model, folder = saved
+    asked = {}
+
+    def download(repo_id, **options):
+        asked[repo_id] = options
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert same(pj.load("me/model", revision="v1", local_files_only=True), model)
+    assert same(pj.VJE.from_pretrained("me/other", token="t"), model)
+    files = {"allow_patterns": ["config.json", "model.safetensors"]}  # no pickle, whatever else is there
+    assert asked == {
+        "me/model": {**files, "revision": "v1", "local_files_only": True},
+        "me/other": {**files, "token": "t"},
+    }
+
+
+@pytest.mark.parametrize("text", ["gone\nfor good", ""])
+def test_a_repository_that_cannot_be_had(text, monkeypatch):
+    def download(repo_id, **options):
+        raise huggingface_hub.errors.LocalEntryNotFoundError(text)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    refused("me/model", "no model at me/model, on this disk or on the hub")
+    monkeypatch.undo()
+    refused("me/mo..del", "no model at me/mo..del")  # no name for a repository
+
+
+# --- classes of one's own -------------------------------------------------------------------------------
+
+
+class Spread(Method):
+    """A loss of a user's package."""
+
+    name = "test-spread"
+
+    def __init__(self, backbone="convnet", *, weight=1.0, teacher=None, **encoder):
+        super().__init__(backbone, **encoder)
+        self.weight = weight
+        self.teacher = teacher
+
+    def loss(self, batch):
+        h = self.encoder(torch.cat(list(batch)))
+        return {"loss": -self.weight * h.std(0).mean()}
+
+
+@pytest.fixture
+def registered():
+    METHODS.register(Spread.name, Spread)
+    yield Spread
+    METHODS.remove(Spread.name)
+
+
+def test_a_registered_method_trains_saves_and_loads(registered, tmp_path):
+    images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
+    made = METHODS["test-spread"](
+        channels=1, image_size=8, weight=0.5, backbone_options={"widths": (4, 8)}, teacher=nn.Linear(2, 2)
+    )
+    pj.fit(made, images, epochs=1, batch_size=8, out=tmp_path / "run", device="cpu", progress=False)
+    loaded = pj.load(tmp_path / "run", teacher=nn.Linear(2, 2))
+    assert type(loaded) is Spread
+    assert loaded.weight == 0.5
+    assert same(loaded, made)
+    refused(tmp_path / "run", r"built on a teacher of its user's own: pass it, load\(…, teacher=module\)")
+    refused(tmp_path / "run", "takes no head: leave it out", teacher=nn.Linear(2, 2), head=nn.Linear(1, 1))
+
+
+def test_a_method_that_no_installed_package_registers(registered, tmp_path):
+    registered(channels=1, image_size=8).save_pretrained(tmp_path)
+    METHODS.remove("test-spread")
+    refused(tmp_path, r"config\.json is damaged \(unknown method 'test-spread'")
+
+
+def test_a_vision_model_of_transformers_is_a_backbone(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8,
+        patch_size=4, num_channels=1,
+    )  # fmt: skip
+    vit = transformers.ViTModel(config)
+    model = small(backbone=vit)
+    assert model.embedding_dim == 16
+    with torch.no_grad():
+        expected = vit.eval()(model.preprocess(pixels())).last_hidden_state[:, 0]  # the class token
+    torch.testing.assert_close(model.embed(pixels()), expected)
+    views = [model.preprocess(pixels()), model.preprocess(pixels(5))]
+    model.loss(views)["loss"].backward()
+    assert vit.embeddings.patch_embeddings.projection.weight.grad is not None
+    model.save_pretrained(tmp_path / "own")
+    assert same(pj.load(tmp_path / "own", backbone=transformers.ViTModel(config)), model)
+    # by name: a folder as transformers writes it
+    vit.save_pretrained(tmp_path / "vit")
+    named = pj.VJE(f"hf:{tmp_path / 'vit'}", channels=1, image_size=8, backbone_options={"pooling": "mean"})
+    with torch.no_grad():
+        tokens = vit(named.preprocess(pixels())).last_hidden_state[:, 1:]
+    torch.testing.assert_close(named.embed(pixels()), tokens.mean(1))
+    named.save_pretrained(tmp_path / "named")
+    assert same(pj.load(tmp_path / "named"), named)
+    with pytest.raises(ConfigError, match="is pretrained: build the baseline yourself"):
+        named.reinitialised()
+    with pytest.raises(ConfigError, match="has no option 'width'"):
+        pj.VJE(f"hf:{tmp_path / 'vit'}", channels=1, image_size=8, backbone_options={"width": 2})
+    with pytest.raises(ConfigError, match="give a name of `probjepa list` or a torch module"):
+        pj.VJE(3)
