@@ -9,7 +9,7 @@ from PIL import Image
 from probjepa.errors import DataError
 from probjepa.evaluation import openood_sets, openood_summary
 from probjepa.evaluation.openood import GROUPS, MEAN, STD
-from probjepa.report.openood import openood_section
+from probjepa.report.detection import openood_section
 
 PREPROCESS = {"size": 32, "channels": 3, "mean": list(MEAN), "std": list(STD)}
 

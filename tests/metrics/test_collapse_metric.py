@@ -9,6 +9,7 @@ from scipy.stats import ortho_group
 
 from probjepa.errors import DataError
 from probjepa.metrics import collapse_summary, effective_rank, rank_me
+from probjepa.metrics.collapse import collapse_advice
 
 
 def with_spectrum(sigma, n=40, centred=True):
@@ -69,3 +70,38 @@ def test_summary_of_the_whole_sphere_and_of_a_dead_feature():
 def test_errors(measure):
     with pytest.raises(DataError, match="NaN or Inf in 2 of 3 rows"):
         measure([[1.0, np.nan], [np.inf, np.nan], [0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({}, None),
+        ({"mean_variance": 1e-5}, "raise kl_weight"),
+        ({"mean_variance": 1.0, "kl_per_dim": 1e-5}, "lower kl_weight"),
+        ({"mean_variance": 1.0, "kl_per_dim": 0.5}, None),
+        ({"effective_rank": 1.2}, "lower df or the learning rate"),
+        ({"std_mean": 1e-3}, "lower df or the learning rate"),
+    ],
+)
+def test_advice_for_each_collapse(change, advice):
+    healthy = {
+        "effective_rank": 40.0,
+        "std_mean": 0.12,
+        "std_min": 0.1,
+        "mean_variance": 0.6,
+        "kl_per_dim": 0.3,
+    }
+    text = collapse_advice(healthy | change, 64)
+    assert text is None if advice is None else advice in text
+
+
+def test_advice_says_what_was_measured_and_no_more():
+    assert collapse_advice({"effective_rank": 1.25, "std_mean": 1e-3}, 64) == (
+        "the embeddings have collapsed (effective rank 1.2 of 64, mean spread 1.0e-03 of 1.2e-01): lower df or "
+        "the learning rate, or use larger batches"
+    )
+    assert "(effective rank 1.2)" in collapse_advice({"effective_rank": 1.25, "std_mean": None})
+    assert "(mean spread 5.0e-04)" in collapse_advice({"std_mean": 5e-4, "effective_rank": float("nan")})
+    assert collapse_advice({"std_mean": 2e-3}) is None  # judged as if D were 10,000
+    assert collapse_advice({"std_mean": 2e-3}, 64) is not None
+    assert collapse_advice({}) is None

@@ -1,4 +1,4 @@
-"""The two reports: what they say about a run or an evaluation, with parts missing, and in a real browser."""
+"""The two reports: what they show of a run or an evaluation, with parts missing, and in a real browser."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import csv
 import json
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import pytest
 from PIL import Image
 
 from probjepa.errors import ArtifactError
+from probjepa.report.detection import detection_section
 from probjepa.report.evaluation import evaluation_report
 from probjepa.report.page import Section
 from probjepa.report.provenance import flatten
+from probjepa.report.sections import accuracy_section, collapse_section, diagnosis
 from probjepa.report.training import read_metrics, training_report
-from probjepa.report.verdicts import collapse_verdict
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -87,36 +89,76 @@ def write_run(folder: Path, epochs: int = 12, **columns: list[Any]) -> Path:
     return folder
 
 
-def test_evaluation_says_what_was_found() -> None:
+class Page(HTMLParser):
+    """Collects the cards of a page (label → value, note) and the rows of its tables."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.cards: dict[str, tuple[str, ...]] = {}
+        self.rows: list[list[str]] = []
+        self._card: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        name = dict(attrs).get("class") or ""
+        self._open.append(tag)
+        if tag == "li" and name.startswith("card"):
+            self._card = []
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "li" and self._card:
+            self.cards[self._card[0]] = tuple(self._card[1:])
+            self._card = []
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "td" in self._open[-2:] or "th" in self._open[-1:]:
+            self.rows[-1][-1] += (" " if self.rows[-1][-1] else "") + data
+        elif "li" in self._open and "div" in self._open:
+            self._card.append(data)
+
+
+def test_evaluation_shows_what_was_found() -> None:
     html = evaluation_report(*example())
-    assert "90.0 %" in html
-    assert "The intervals do not overlap" in html
-    assert "No sign of collapse" in html
-    assert "nested.sizes" in html
-    assert "Another detector does better on 1 of 2 sets." in html
+    page = Page(html)
+    assert page.cards["Accuracy, kNN, k = 20"] == ("90.0 %", "95 % interval 88.0–92.0")
+    assert page.cards["Accuracy, linear probe"] == ("93.0 %", "95 % interval 91.0–95.0")
+    assert page.cards["AUROC against noise"] == ("0.950", "likelihood score; 95 % interval 0.930–0.970")
+    assert page.cards["Effective rank"] == ("6.2", "of 8 directions")
+    assert ["raw pixels", "60.0 58.0–62.0", "50.0 48.0–52.0", "70.0 68.0–72.0"] in page.rows
+    assert ["kNN", "0.970 0.950–0.990", "0.600 0.580–0.620"] in page.rows
+    assert ["nested.sizes", "1, 2"] in page.rows
+    assert ["effective rank", "6.2"] in page.rows and ["mean σ²", "0.4"] in page.rows
+    assert "collapsed" not in html
     assert HOSTILE not in html
 
 
-@pytest.mark.parametrize(
-    ("ours", "rival", "sentence"),
-    [
-        (0.9, 0.6, "The intervals do not overlap"),
-        (0.9, 0.89, "within the intervals"),
-        (0.6, 0.9, "Training has not yet paid off"),
-    ],
-)
-def test_accuracy_is_judged_against_the_best_baseline(ours: float, rival: float, sentence: str) -> None:
-    accuracy = {"h": {"knn20": near(ours)}, "raw pixels": {"knn20": near(rival)}, "mu": {"knn20": near(1.0)}}
-    assert sentence in evaluation_report({"accuracy": accuracy})
+def test_the_best_of_every_column_is_marked() -> None:
+    accuracy = {"h": {"knn20": near(0.9)}, "raw pixels": {"knn20": near(0.6)}, "mu": {"knn20": near(0.95)}}
+    section = accuracy_section(accuracy, "photos")
+    assert section is not None
+    (table,) = section.items
+    assert {row[0]["text"]: row[1]["best"] for row in table.cells} == {
+        "h, the embedding": False, "raw pixels": False, "μ, the posterior mean": True,
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("auroc", "sentence"),
-    [(0.3, "looks more typical than"), (0.51, "no better than a coin toss"), (0.8, "No other detector")],
-)
-def test_detection_is_judged_against_chance(auroc: float, sentence: str) -> None:
-    html = evaluation_report({"ood": {"noise": {"likelihood": metrics_of(auroc)}}})
-    assert sentence in html
+@pytest.mark.parametrize("auroc", [0.3, 0.51, 0.8])
+def test_detection_is_drawn_beside_chance(auroc: float) -> None:
+    section = detection_section({"noise": {"likelihood": metrics_of(auroc)}}, "photos", {"noise": "#0067a5"})
+    assert section is not None
+    dots, summary, every = section.items
+    assert dots.alt == f"AUROC against noise: likelihood {auroc:.3f}"
+    assert "stroke-dasharray" in dots.image.decode()
+    assert [[cell["text"] for cell in row] for row in summary.cells] == [["likelihood", f"{auroc:.3f}"]]
+    assert [row["text"] for row in every.cells[0]] == ["likelihood", f"{auroc:.3f}", *["0.250"] * 4]
+    assert every.best["FPR at 95 % caught ↓"] == "min" and every.best["AUPR-in ↑"] == "max"
 
 
 RESULT, ARRAYS = example()
@@ -163,17 +205,20 @@ def test_a_training_report_is_written_into_the_run(tmp_path: Path) -> None:
     html = training_report(run, [Section("Extra", "More to say.")])
     assert (run / "report.html").read_text(encoding="utf-8") == html
     assert "Training of vje" in html
-    assert "The loss fell from 9 to 5.002 over 12 epochs. It had levelled off by the end." in html
-    assert "spread over about 30 directions" in html
+    page = Page(html)
+    assert page.cards["Epochs"] == ("12", "120 steps")
+    assert page.cards["Training loss"] == ("5.002", "first epoch 9")
+    assert page.cards["Effective rank"] == ("30", "directions in use")
+    assert "loss over training, from 9 to 5.002" in html
     assert "method.df" in html
     assert html.index("More to say.") < html.index("config.yaml")
     assert not list(run.glob("*.tmp"))
 
 
 def test_a_run_of_one_epoch_and_a_loss_that_was_never_finite(tmp_path: Path) -> None:
-    assert "One epoch was logged" in training_report(write_run(tmp_path / "one", epochs=1))
+    assert "loss over training, from 9 to 9" in training_report(write_run(tmp_path / "one", epochs=1))
     never = write_run(tmp_path / "never", epochs=3, **{"train/loss": ["nan"] * 3})
-    assert "never finite" in training_report(never)
+    assert Page(training_report(never)).cards["Training loss"][0] == "never finite"
     (never / "config.yaml").unlink()
     assert "Settings" not in training_report(never)
 
@@ -208,20 +253,32 @@ def test_cells_that_are_empty_or_no_numbers_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "tone", "word"),
     [
-        ({"effective_rank": 1.2, "std_mean": 0.1}, "warn", "Collapsed"),
-        ({"effective_rank": 20.0, "std_mean": 1e-4}, "warn", "Collapsed"),
-        ({"effective_rank": 20.0, "mean_variance": 1e-5}, "warn", "point"),
-        ({"effective_rank": 20.0, "mean_variance": 0.999, "kl_per_dim": 1e-5}, "warn", "prior"),
-        ({"effective_rank": 20.0, "mean_variance": 0.4, "kl_per_dim": 0.3}, "good", "No sign"),
-        ({"std_mean": 0.12}, "good", "No sign"),
+        ({"effective_rank": 1.2, "std_mean": 0.1}, "warn", "The embeddings have collapsed"),
+        ({"effective_rank": 20.0, "std_mean": 1e-4}, "warn", "The embeddings have collapsed"),
+        ({"effective_rank": 20.0, "mean_variance": 1e-5}, "warn", "to a point"),
+        ({"effective_rank": 20.0, "mean_variance": 0.999, "kl_per_dim": 1e-5}, "warn", "to the prior"),
+        ({"effective_rank": 20.0, "mean_variance": 0.4, "kl_per_dim": 0.3}, "good", "rank near 1"),
+        ({"std_mean": 0.12}, "good", "rank near 1"),
         ({"effective_rank": float("nan")}, "plain", "not recorded"),
+        ({"mean_variance": 0.5}, "plain", "not recorded"),
         ({}, "plain", "not recorded"),
     ],
 )
-def test_collapse_verdict(values: dict[str, float], tone: str, word: str) -> None:
-    found, sentence = collapse_verdict(values, dim=64)
+def test_a_collapse_is_named_with_its_remedy(values: dict[str, float], tone: str, word: str) -> None:
+    text, found = diagnosis(values, dim=64)
     assert found == tone
-    assert word in sentence
+    assert word in text
+    assert ("have collapsed" in text or "the posterior has" in text.lower()) == (tone == "warn")
+
+
+def test_a_posterior_without_information_is_found_in_an_evaluation() -> None:
+    variance = {"mean": near(1.0), "kl_per_dimension": {"value": 1e-6}}
+    section, tone = collapse_section({"effective_rank": near(20.0)}, variance, "the images", 64)
+    assert section is not None and tone == "warn" and "fallen back to the prior" in section.text
+    assert [[row[0] for row in table.rows] for table in section.items] == [
+        ["effective rank"], ["mean σ²", "KL to the prior, nats per dimension"],
+    ]  # fmt: skip
+    assert collapse_section({}, {}, "the images") == (None, "plain")
 
 
 def test_settings_are_flattened_with_dotted_names() -> None:

@@ -1,4 +1,4 @@
-"""Sections on geometry and selection: their findings follow from the numbers, their pictures are sound."""
+"""Sections on geometry and selection: their tables hold the numbers, their pictures are sound."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from probjepa.metrics import risk_coverage, uncertainty_geometry
-from probjepa.report.geometry import geometry_section, selective_section
-from probjepa.report.page import Figure, Table, render
+from probjepa.report.embedding import geometry_section
+from probjepa.report.page import Figure, Table, Value, render
+from probjepa.report.sections import selective_section
 
 
 def written_in(figure: Figure) -> str:
@@ -39,30 +40,29 @@ def geometry(**margins: dict[str, float | None]) -> dict[str, Any]:
 FALLS, RISES, FLAT = rho(-0.3, -0.4, -0.2), rho(0.25, 0.15, 0.35), rho(0.01, -0.1, 0.1)
 
 
-def test_geometry_names_what_holds_and_what_does_not():
+def test_geometry_shows_what_was_expected_and_what_was_found():
     section = geometry_section(
         geometry(mean_variance=FALLS, nll=FLAT, kl=RISES, anisotropy=FALLS, mine=RISES, constant=rho(None))
     )
     assert section is not None
     assert "3 class centroids" in section.text
-    assert "negative for 12.5 %" in section.text
-    assert "As it grows: mean σ² falls, KL to the prior rises, as expected; " in section.text
-    assert "; anisotropy of σ² falls, against expectation; no clear trend in NLL." in section.text
-    assert "mine" not in section.text
 
     figure, table = section.items
     assert isinstance(figure, Figure) and isinstance(table, Table)
+    assert "negative for 12.5 %" in table.caption
     drawn = written_in(figure)
     assert all(name in drawn for name in ("mean σ²", "NLL", "KL to the prior", "anisotropy of σ²", "mine"))
-    assert "mean σ² −0.30" in figure.alt
+    assert "mean σ² −0.300" in figure.alt
     rows = {row[0]: list(row[1:]) for row in table.rows}
     assert rows["mean σ²"][:2] == ["falls", "falls"]
     assert rows["NLL"][:2] == ["falls", "unclear"]
     assert rows["KL to the prior"][:2] == ["rises", "rises"]
     assert rows["anisotropy of σ²"][:2] == ["rises", "falls"]
     assert rows["mine"][:2] == [None, "rises"]
-    assert rows["constant"][1:3] == ["unclear", "–"]
-    assert rows["mean σ²"][2] == "−0.30 (−0.40 to −0.20)"
+    assert rows["constant"][1] == "unclear" and rows["constant"][2].text == "–"
+    assert rows["mean σ²"][2:4] == [Value(-0.3, -0.4, -0.2), Value(0.1, 0.05, 0.15)]
+    cells = {line[0]["text"]: line for line in table.cells}
+    assert (cells["mean σ²"][3]["text"], cells["mean σ²"][3]["interval"]) == ("−0.300", "−0.400 to −0.200")
     assert rows["mean σ²"][4:] == [1.5, 2.5, 3.5]
 
 
@@ -73,7 +73,7 @@ def test_geometry_of_the_metric_itself():
     found = uncertainty_geometry(mean, labels, {"kl": rng.normal(size=400)}, n_bootstrap=50)
     section = geometry_section(json.loads(json.dumps(found)))
     assert section is not None
-    value = f"{found['spearman']['kl']['margin']['value']:.2f}".replace("-", "−")
+    value = f"{found['spearman']['kl']['margin']['value']:.3f}".replace("-", "−")
     assert f"KL to the prior {value}" in section.items[0].alt
     assert "Uncertainty and the classes" in render("page", [], [section])
 
@@ -82,6 +82,7 @@ def test_nothing_to_say_is_no_section():
     assert geometry_section({}) is None
     assert geometry_section({"classes": 2, "spearman": {}}) is None
     assert selective_section({}) is None
+    assert selective_section({"kNN": {}}) is None
 
 
 def selective(confidence: Any, right: Any) -> dict[str, Any]:
@@ -103,22 +104,23 @@ ORDERS = {
 }
 
 
-def test_selection_names_the_best_and_the_useless():
-    result = {name: selective(order, RIGHT) for name, order in ORDERS.items()}
-    section = selective_section(json.loads(json.dumps(result)))
+def section_of(**orders: Any) -> Any:
+    result = {name: selective(order, RIGHT) for name, order in orders.items()}
+    section = selective_section({"kNN": json.loads(json.dumps(result))})
     assert section is not None
-    assert (
-        "The best confidence here is probe: answering the surest 50 % takes accuracy from 75.0 to 100.0 %"
-        in section.text
-    )
-    assert section.text.endswith("no better than withholding at random: mean σ².")
+    return result, section
+
+
+def test_selection_shows_every_figure_and_marks_the_best():
+    result, section = section_of(**ORDERS)
     figure, table = section.items
     drawn = written_in(figure)
     assert all(name in drawn for name in ("probe", "mean σ²", "odd <b>"))
-    assert "Dashed" in figure.caption
+    assert "at random" in drawn
+    assert figure.alt.endswith("error of all answers: kNN 25.0 %")
     assert "<b>" not in render("page", [], [section])
-    assert table.columns[3:] == ["accuracy, 100 % answered", "accuracy, 90 % answered",
-                                 "accuracy, 80 % answered", "accuracy, 50 % answered"]  # fmt: skip
+    assert table.columns[3:] == ["accuracy, 100 % coverage", "accuracy, 90 % coverage ↑",
+                                 "accuracy, 80 % coverage ↑", "accuracy, 50 % coverage ↑"]  # fmt: skip
     for row, (_, of) in zip(table.rows, result.items(), strict=True):
         assert row[1:3] == [of["aurc"], of["excess_aurc"]]
         assert [cell.value for cell in row[3:]] == [
@@ -130,27 +132,35 @@ def test_selection_names_the_best_and_the_useless():
 
 
 def test_withholding_at_random_is_the_dashed_line_and_no_rival():
-    result = {name: selective(order, RIGHT) for name, order in {**ORDERS, "random": np.zeros(200)}.items()}
-    section = selective_section(result)
-    assert section is not None
-    assert section.text.endswith("no better than withholding at random: mean σ².")
+    result, section = section_of(**ORDERS, random=np.zeros(200))
     drawn = written_in(section.items[0])
-    assert "at random" in drawn
-    assert drawn.index("probe") < drawn.index("odd") < drawn.index("mean σ²")  # the best first
-    assert [row[0] for row in section.items[1].rows][-1] == "random"
+    assert drawn.count("random") == 1
+    rows = {row[0]: row[1] for row in section.items[1].rows}
+    assert rows["random"] == result["random"]["aurc"] == pytest.approx(0.25)
 
 
-def test_more_sources_than_colours_stay_apart():
-    many = {f"source {i}": selective(np.random.default_rng(i).normal(size=200), RIGHT) for i in range(11)}
-    figure = selective_section(many).items[0]
-    drawn = re.findall(r"(stroke-dasharray[^;]*;[^;]*;)? stroke: var\(--c(\d+)\)", figure.image.decode())
-    curves = {(dashes, colour) for dashes, colour in drawn if int(colour) >= 4}  # the first four are neutral
-    assert len({colour for _, colour in curves}) == 8 and len(curves) == 11
+def test_images_and_tables_write_the_same_section():
+    of_images = selective(ORDERS["probe"], RIGHT)
+    grid = np.array([max(1, round(200 * share)) - 1 for share in np.linspace(0.05, 1, 96)])
+    of_tables = {
+        "aurc": {"value": of_images["aurc"], "low": None, "high": None},
+        "excess_aurc": {"value": of_images["excess_aurc"], "low": None, "high": None},
+        "accuracy_at": {s: {"value": x} for s, x in of_images["accuracy_at"].items()},
+        "risk": np.array(of_images["curve"]["risk"])[grid].tolist(),
+    }
+    first, second = (selective_section({"kNN": {"probe": of}}) for of in (of_images, of_tables))
+    assert first.items[1].cells == second.items[1].cells
+    assert first.items[0].alt == second.items[0].alt
 
 
-def test_selection_that_gains_nothing_says_so():
-    section = selective_section({"kl": selective(np.arange(200), RIGHT)})
-    assert section is not None and "By none of these" in section.text
+def test_the_classifier_with_the_fewest_errors_comes_first_and_the_others_are_folded():
+    good, bad = ({"probe": selective(-np.arange(100), np.arange(100) < right)} for right in (90, 60))
+    figure, first, second = selective_section({"tree": bad, "MLP": good}).items
+    assert first.caption.startswith("MLP.") and not first.folded
+    assert second.folded == "tree: all sources of uncertainty"
+    drawn = written_in(figure)
+    assert drawn.index("tree") < drawn.index("MLP")  # the panels keep their order
+    assert figure.alt.endswith("tree 40.0 %, MLP 10.0 %")
 
 
 @pytest.mark.parametrize(
@@ -163,11 +173,10 @@ def test_selection_that_gains_nothing_says_so():
     ],
 )
 def test_selection_takes_what_there_is(result: dict[str, Any]):
-    section = selective_section(result)
+    section = selective_section({"kNN": result})
     assert section is not None
-    assert not re.search(r"\bnan\b", section.text)
     for item in section.items:
         if isinstance(item, Figure):
-            written_in(item)
-            assert "Dashed" not in item.caption or len(result) == 1
-    render("page", [], [section])
+            assert ("at random" in written_in(item)) == (len(result) == 1)
+    html = render("page", [], [section])
+    assert not re.search(r">\s*nan\s*<", html.lower())

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from probjepa.errors import ConfigError
-from probjepa.report.page import Card, Figure, Gallery, Section, Table, Value, render
+from probjepa.report.page import Card, Figure, Gallery, Section, Table, Value, grid, render
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
@@ -118,10 +118,53 @@ def test_a_turned_table_has_its_columns_as_lines_and_marks_the_same_cells() -> N
         (Value(0.1234, 0.1, 0.2, percent=True), "12.3", "10.0–20.0"),
         (Value(float("nan"), 0.1, 0.2), "–", "0.100–0.200"),
         (Value(float("inf")), "–", ""),
+        (Value(-0.25, -0.5, 0.125), "−0.250", "−0.500 to 0.125"),
     ],
 )
 def test_values_print_with_their_interval(value: Value, text: str, interval: str) -> None:
     assert (value.text, value.interval) == (text, interval)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ({"value": 0.5, "low": 0.4, "high": 0.6}, Value(0.5, 0.4, 0.6)),
+        ({"value": 0.5, "low": None, "high": None}, Value(0.5)),
+        (0.5, Value(0.5)),
+        (1, Value(1.0)),
+        (None, Value(float("nan"))),
+        ({"value": None}, Value(float("nan"))),
+    ],
+)
+def test_values_are_read_as_metrics_json_has_them(entry: object, value: Value) -> None:
+    found = Value.of(entry)
+    assert repr(found) == repr(value)
+    assert found.known == np.isfinite(value.value)
+    assert Value.of(entry, percent=True).percent
+
+
+def test_a_grid_has_what_is_known_and_marks_the_best_by_its_arrow() -> None:
+    rows = {
+        "a": {"x": {"value": 0.25, "low": 0.2, "high": 0.3}, "y": 0.123456},
+        "b": {"x": 0.5, "y": "not run"},
+    }
+    columns = {"x": "X ↓", "y": "Y ↑", "z": "Z"}
+    table = grid("row", rows, columns, "c", percent=["x"], folded="f")
+    assert list(table.columns) == ["row", "X ↓", "Y ↑"]
+    assert [[cell["text"] for cell in line] for line in table.cells] == [
+        ["a", "25.0", "0.1235"],
+        ["b", "50.0", "not run"],
+    ]
+    assert table.cells[0][1]["interval"] == "20.0–30.0"
+    assert table.best == {"X ↓": "min", "Y ↑": "max"}
+    assert table.folded == "f"
+
+
+def test_noted_cells_are_set_off_with_their_notes_and_no_others() -> None:
+    table = Table(["", "x", "y"], [["a", 1, 2], ["b", 3, 4]], "c", notes=[{2: "odd <b>"}, {}])
+    assert [[cell["best"] for cell in line] for line in table.cells] == [[False, False, True], [False] * 3]
+    assert table.cells[0][2]["interval"] == "odd <b>"
+    assert "odd &lt;b&gt;" in render("T", [], [Section("S", "t", [table])])
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

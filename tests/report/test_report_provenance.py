@@ -47,6 +47,16 @@ def test_every_set_is_named_with_its_size_hash_and_what_was_not_used() -> None:
     assert rows["noise"][-2:] == ["0", "0"]
 
 
+def test_sets_of_tables_stand_in_the_same_table() -> None:
+    about = {"name": "b.parquet", "rows": 60, "columns": 3, "sha256": "0123456789abcdef01"}
+    html = evaluation_report({"sets": {"test": about}, "left_out_as_in_train": 2})
+    assert "3 columns" in html and "Rows used" in html
+    table = sets_table({"test": about}, {"test": 2}, {})
+    assert [cell["text"] for cell in table.cells[0]] == [
+        "test", "b.parquet", "60", "3 columns", "0123456789abcdef", "2", "0",
+    ]  # fmt: skip
+
+
 def test_provenance_reaches_the_page_escaped() -> None:
     html = evaluation_report({"sets": SETS, "left_out_as_in_train": {"test": 7}, "skipped": {}})
     assert all(about["sha256"] in html for about in SETS.values())
@@ -101,7 +111,6 @@ def test_the_headline_is_of_one_named_score(detectors: list[str], leads: str) ->
     (card,) = cards(html)
     assert card[:2] == ("AUROC against noise", f"{wanted:.3f}")
     assert card[2].startswith(f"{leads} score; 95 % interval")
-    assert f"By the {leads} score" in html
     assert f"Images sorted by the {leads} score" in html
 
 
@@ -122,7 +131,7 @@ def test_degenerate_scores_one_class_and_no_ood_are_a_page_without_nan(inside: n
     }
     html = evaluation_report({"ood": {}, "accuracy": {}}, arrays)
     words = re.sub(r"data:[^\"]*|<style>.*?</style>", " ", html, flags=re.DOTALL)
-    assert not re.search(r"\b(nan|inf|none)\b", re.sub(r"<[^>]*>", " ", words).replace("none stay", ""), re.I)
+    assert not re.search(r"\b(nan|inf|none)\b", re.sub(r"<[^>]*>", " ", words), re.I)
 
 
 def test_a_full_disk_is_a_one_line_error_and_leaves_the_old_page(

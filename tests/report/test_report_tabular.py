@@ -1,17 +1,21 @@
-"""The page of a table encoder's evaluation: what it says, with parts missing, and its marked cells."""
+"""The page of a table encoder's evaluation: what it shows, with parts missing, and its marked cells."""
 
 from __future__ import annotations
 
-import copy
+import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure as Canvas
 
-from probjepa.report import tabular
-from probjepa.report.tabular import table_report
+from probjepa.report.evaluation import table_report
+from probjepa.report.page import Figure
+from probjepa.report.sections import selective_section
+from probjepa.report.tables import calibration_section, surprising_section
 from probjepa.tabular.selection import selection_figures
 
 HOSTILE = "<script>alert(1)</script>"
@@ -27,9 +31,9 @@ def example() -> tuple[dict[str, Any], dict[str, Any]]:
     own, raw = (
         {"accuracy": figure(x), "macro F1": figure(x - 0.1), "weighted F1": figure(x)} for x in (0.9, 0.7)
     )
-    doubt = {name: random.random(n) for name in ("maximum class probability", "model uncertainty")}
-    doubt["random"] = np.zeros(n)
-    selective, calibration = selection_figures(random.random(n) < 0.8, doubt)
+    unsure = {name: random.random(n) for name in ("maximum class probability", "model uncertainty")}
+    unsure["random"] = np.zeros(n)
+    selective, calibration = selection_figures(random.random(n) < 0.8, unsure)
     result = {
         "version": "0.1.0",
         "settings": {"model": "VarTJEPA", "dim": 8},
@@ -85,12 +89,18 @@ class Marks(HTMLParser):
             self.inside = False
 
 
-def test_the_page_says_what_was_found() -> None:
+def test_the_page_shows_what_was_found() -> None:
     html = table_report(RESULT, ARRAYS)
-    assert "Their intervals do not overlap." in html
-    assert "2 test rows that stand in the training table were left out." in html
+    text = " ".join(re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL).split())
+    assert "Accuracy, embedding 90.0 % best of the classifiers: MLP; 95 % interval 88.0–92.0" in text
+    assert "Accuracy, raw features 70.0 % best of the classifiers: MLP; 95 % interval 68.0–72.0" in text
+    half = RESULT["selective"]["embedding"]["MLP"]["model uncertainty"]["accuracy_at"]["0.5"]["value"]
+    assert f"Accuracy at 50 % coverage, by model uncertainty {100 * half:.1f} % MLP" in text
+    assert "embedding, MLP 90.0 88.0–92.0 80.0 78.0–82.0 90.0 88.0–92.0" in text
+    assert "test b 60 3 columns 0123456789abcdef 2 0" in text
     assert "not run: install probjepa[xgboost]" in html
-    assert "Collapsed" in html
+    assert "The embeddings have collapsed (effective rank 1.1, mean spread 1.0e-01)" in html
+    assert not {"doubt", "doubtful", "surest"} & set(text.lower().split())
     assert HOSTILE not in html
     assert "prefers-color-scheme: dark" in html
     assert 'src="http' not in html
@@ -103,17 +113,23 @@ def test_the_surprising_cells_are_marked_and_no_others() -> None:
     assert marks.cells[0].startswith(f"{ARRAYS['frame']['age'][7]:.4g}")
 
 
-def test_overlapping_intervals_establish_nothing() -> None:
-    result = copy.deepcopy(RESULT)
-    result["accuracy"]["raw"]["MLP"]["accuracy"] = figure(0.89)
-    assert "overlap: the difference is not established" in table_report(result)
+def test_many_columns_are_shown_by_how_much_they_surprise() -> None:
+    frame = pd.DataFrame({f"c{i}": np.arange(12.0) for i in range(20)})
+    surprise = pd.DataFrame({f"c{i}": np.full(12, float(i)) for i in range(20)})
+    section = surprising_section({"frame": frame, "surprise": surprise, "score": np.arange(12.0)})
+    assert section is not None
+    (table,) = section.items
+    assert list(table.columns[3:]) == [f"c{i}" for i in range(19, 5, -1)]
+    assert "6 columns that surprise less are not shown" in table.caption
+    assert [row[0] for row in table.rows] == [str(i) for i in range(10)]
+    assert table.notes == [{3: "19.0 nats", 4: "18.0 nats", 5: "17.0 nats"}] * 10
 
 
 def selections(*accuracies: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """Selection and calibration of a classifier each, right so often."""
     random = np.random.default_rng(1)
-    doubt = {"model uncertainty": random.random(200), "random": np.zeros(200)}
-    pairs = [selection_figures(random.random(200) < accuracy, doubt) for accuracy in accuracies]
+    unsure = {"model uncertainty": random.random(200), "random": np.zeros(200)}
+    pairs = [selection_figures(random.random(200) < accuracy, unsure) for accuracy in accuracies]
     first, second = ({f"{a:g}": pair[i] for a, pair in zip(accuracies, pairs, strict=True)} for i in (0, 1))
     return first, second
 
@@ -122,18 +138,32 @@ def test_a_classifier_without_errors_has_nothing_to_withhold() -> None:
     selective, calibration = selections(1.0, 0.5)
     result = RESULT | {"selective": {"embedding": selective}, "calibration": {"embedding": calibration}}
     html = table_report(result)
-    assert "For 1 nothing is: all of its answers are right." in html
-    assert "1 makes no errors here" in html
-    assert "None" not in html
+    assert "Accuracy at 50 % coverage, by model uncertainty" in html and "100.0 %" in html
+    section = calibration_section(calibration)
+    assert section is not None
+    figure, table = section.items
+    row = dict(zip(table.columns, (cell["text"] for cell in table.cells[0]), strict=True))
+    rho = calibration["0.5"]["model uncertainty"]["spearman"]["value"]
+    assert row == {"uncertainty": "model uncertainty", "1": "–", "0.5": f"{rho:.4g}".replace("-", "−")}
+    assert figure.alt.startswith("Accuracy by tenth of model uncertainty: 1 100 to 100 %")
+    assert "None" not in html.replace("None where", "")
 
 
 @pytest.mark.parametrize("accuracies", [(1.0, 0.5), (0.5, 1.0)])
-def test_the_curves_of_every_classifier_are_within_the_picture(monkeypatch, accuracies) -> None:  # type: ignore[no-untyped-def]
-    drawn = []
-    monkeypatch.setattr(tabular, "finish", lambda figure, *texts: drawn.append(figure))
-    tabular._curves(selections(*accuracies)[0])
+def test_the_curves_of_every_classifier_are_within_the_picture(
+    monkeypatch: pytest.MonkeyPatch, accuracies: tuple[float, float]
+) -> None:
+    drawn: list[Any] = []
+
+    def kept(draw: Callable[[Any], None], *texts: str, **size: Any) -> Figure:
+        draw(canvas := Canvas())
+        drawn.append(canvas)
+        return Figure(b"", "", *texts)
+
+    monkeypatch.setattr("probjepa.report.sections.picture", kept)
+    selective_section(selections(*accuracies)[0])
     for axis in drawn[0].axes:
-        highest = max(line.get_ydata().max() for line in axis.lines)
+        highest = max(line.get_ydata().max() for line in axis.lines if len(line.get_ydata()) > 2)
         assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] >= highest
 
 

@@ -16,7 +16,6 @@ from probjepa.training.callbacks import (
     CollapseMonitor,
     MetricsTable,
     OnlineKNN,
-    collapse_advice,
     sample_rows,
     undisturbed,
 )
@@ -202,29 +201,6 @@ def test_a_collapse_is_warned_of_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         monitor.measure(method)
-
-
-@pytest.mark.parametrize(
-    ("change", "advice"),
-    [
-        ({}, None),
-        ({"mean_variance": 1e-5}, "raise kl_weight"),
-        ({"mean_variance": 1.0, "kl_per_dim": 1e-5}, "lower kl_weight"),
-        ({"mean_variance": 1.0, "kl_per_dim": 0.5}, None),
-        ({"effective_rank": 1.2}, "lower df or the learning rate"),
-        ({"std_mean": 1e-3}, "lower df or the learning rate"),
-    ],
-)
-def test_advice_for_each_collapse(change, advice):
-    healthy = {
-        "effective_rank": 40.0,
-        "std_mean": 0.12,
-        "std_min": 0.1,
-        "mean_variance": 0.6,
-        "kl_per_dim": 0.3,
-    }
-    text = collapse_advice(healthy | change, 64)
-    assert text is None if advice is None else advice in text
 
 
 def test_importing_the_room_does_not_import_lightning():

@@ -377,7 +377,7 @@ def _curves(run: Path) -> dict[str, list[float | None]]:
 
 
 def _points(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    from probjepa.report.predictive import Plane
+    from probjepa.plots import Plane
 
     plane = Plane(arrays["targets"])
     every = math.ceil(len(arrays["targets"]) / _POINTS)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from probjepa import plots
 from probjepa.experiments.ijepa_heads import HEADS
-from probjepa.report.curves import training_curves
 from probjepa.report.page import Figure, Section
-from probjepa.report.predictive import draw_cloud, draw_hexbin, extent_of, peak
 from probjepa.report.style import FULL, canvas, finish, label, palette, styled
+from probjepa.report.training import training_curves
 
 Pictures = Mapping[str, Any]
 
@@ -56,12 +56,9 @@ def head_row(name: str, pictures: Pictures) -> Figure:
     """Return a head's targets and samples: two densities in the plane, and both clouds in space."""
     targets, samples = (np.asarray(pictures[key], np.float64) for key in ("targets", "samples"))
     figure = canvas(FULL, 268)
-    extent, most = extent_of(targets, samples), peak(targets, samples)
-    for index, (title, coords) in enumerate((("targets", targets), ("samples", samples))):
-        axis = figure.add_subplot(1, 3, index + 1)
-        draw_hexbin(axis, coords, extent, most)
-        axis.set_title(label(f"{name}: {title}", 40))
-    draw_cloud(figure.add_subplot(1, 3, 3, projection="3d"), targets, samples)
+    panels = [figure.add_subplot(1, 3, index) for index in (1, 2)]
+    plots.hexbins(panels, {f"{name}: targets": targets, f"{name}: samples": samples})
+    plots.cloud(figure.add_subplot(1, 3, 3, projection="3d"), targets, samples)
     return finish(
         figure, "Right: targets blue, samples orange.", f"{name}: {len(targets)} targets and as many samples"
     )

@@ -233,7 +233,7 @@ def _ambiguity(outcome: Any, data: TableSet) -> dict[str, Any]:
 
 
 def _notes(figures: Mapping[str, Any], label: str) -> list[str]:
-    from probjepa.report.verdicts import collapse_verdict
+    from probjepa.metrics.collapse import collapse_advice
 
     notes = [
         f"{name}: not run: {of['not run']}"
@@ -241,10 +241,9 @@ def _notes(figures: Mapping[str, Any], label: str) -> list[str]:
         if "not run" in of
     ]
     if "collapse" in figures:
-        values = {key: of["value"] for key, of in figures["collapse"].items() if of["value"] is not None}
-        tone, verdict = collapse_verdict(values)
-        if tone == "warn":
-            notes.append(f"{label}: {verdict.rstrip('.')}")
+        advice = collapse_advice({key: of["value"] for key, of in figures["collapse"].items()})
+        if advice:
+            notes.append(f"{label}: {advice}")
     return notes
 
 

@@ -1,6 +1,9 @@
-"""How many dimensions an embedding uses."""
+"""How many dimensions an embedding uses, and what to do where they are too few."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +70,41 @@ def collapse_summary(embeddings: ArrayInput) -> dict[str, float]:
         "std_mean": float(spread.mean()),
         "std_min": float(spread.min()),
     }
+
+
+def collapse_advice(values: Mapping[str, float | None], dim: int | None = None) -> str | None:
+    """Return what to do about the collapse that diagnostics show, or None for none.
+
+    Collapsed: the spread is below a tenth of an even one (1/√D), or the effective rank below 2; σ² below
+    10⁻³ (it shrinks to nothing without a KL term) or within 1 % of the prior's 1 with a KL of nearly 0.
+
+    Parameters
+    ----------
+    values
+        any of ``effective_rank`` and ``std_mean`` (see :func:`collapse_summary`), ``mean_variance`` (mean σ²)
+        and ``kl_per_dim``; what is missing or not finite is not judged
+    dim
+        size D of the embedding. Without it the spread is judged as if D were 10,000
+    """
+    known = {name: float(x) for name, x in values.items() if x is not None and math.isfinite(x)}
+    variance, kl = known.get("mean_variance"), known.get("kl_per_dim")
+    if variance is not None and variance < 1e-3:
+        return f"the posterior has collapsed to a point (mean variance {variance:.1e}): raise kl_weight"
+    if variance is not None and kl is not None and abs(variance - 1) < 0.01 and kl < 1e-3:
+        return (
+            f"the posterior has fallen back to the prior (mean variance {variance:.3f}, KL {kl:.1e} a "
+            "dimension): lower kl_weight, or keep the directional term"
+        )
+    rank, spread = known.get("effective_rank", math.inf), known.get("std_mean", math.inf)
+    even = (dim or 10_000) ** -0.5
+    if rank >= 2 and spread >= 0.1 * even:
+        return None
+    signs = {
+        f"effective rank {rank:.1f}{f' of {dim}' if dim else ''}": rank,
+        f"mean spread {spread:.1e}{f' of {even:.1e}' if dim else ''}": spread,
+    }
+    seen = ", ".join(text for text, value in signs.items() if math.isfinite(value))
+    return f"the embeddings have collapsed ({seen}): lower df or the learning rate, or use larger batches"
 
 
 def _effective_rank(matrix: _Matrix) -> float:

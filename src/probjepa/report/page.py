@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ _LARGEST_TILE = 96  # pixels; a gallery is for the eye, and the page carries eve
 
 Width = Literal["full", "half", "third"]
 Tone = Literal["plain", "good", "warn"]
+Better = Literal["max", "min"]
 
 
 @dataclass(frozen=True)
@@ -35,22 +36,36 @@ class Value:
     high: float = math.nan
     percent: bool = False
 
+    @classmethod
+    def of(cls, entry: Any, percent: bool = False) -> Value:
+        """Read a figure of metrics.json: {"value", "low", "high"}, a bare number, or None for unknown."""
+        parts = entry if isinstance(entry, Mapping) else {"value": entry}
+        value, low, high = (
+            math.nan if parts.get(key) is None else float(parts[key]) for key in ("value", "low", "high")
+        )
+        return cls(value, low, high, percent)
+
     @property
     def text(self) -> str:
         """The number alone."""
         return self._format(self.value)
 
     @property
+    def known(self) -> bool:
+        """Whether there is a number."""
+        return math.isfinite(self.value)
+
+    @property
     def interval(self) -> str:
         """The interval as ``low–high``, or nothing where it is unknown."""
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             return ""
-        return f"{self._format(self.low)}–{self._format(self.high)}"
+        return f"{self._format(self.low)}{' to ' if self.low < 0 else '–'}{self._format(self.high)}"
 
     def _format(self, x: float) -> str:
         if not math.isfinite(x):
             return "–"
-        return f"{100 * x:.1f}" if self.percent else f"{x:.3f}"
+        return (f"{100 * x:.1f}" if self.percent else f"{x:.3f}").replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -76,15 +91,17 @@ class Table:
     Cells are text, numbers, None or `Value`. ``best`` names the columns in which the best number is set in
     bold and which way is better. ``folded`` puts the table behind that line, to be opened by a click;
     ``width`` is its share of the page; ``turned`` lays its columns out as lines, where there are too many.
+    ``notes`` has a mapping a row, from the cells that are set off to what stands below them.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str
-    best: Mapping[str, Literal["max", "min"]] = field(default_factory=dict)
+    best: Mapping[str, Better] = field(default_factory=dict)
     folded: str = ""
     width: Width = "full"
     turned: bool = False
+    notes: Sequence[Mapping[int, str]] = ()
 
     def __post_init__(self) -> None:
         wrong = next((row for row in self.rows if len(row) != len(self.columns)), None)
@@ -110,6 +127,9 @@ class Table:
             ]
             for row in self.rows
         ]
+        for row, notes in zip(grid, self.notes, strict=False):
+            for column, note in notes.items():
+                row[column] |= {"best": True, "interval": note}
         if not self.turned:
             return grid
         first = [{**_cell(name), "best": False} for name in self.columns]
@@ -126,6 +146,44 @@ class Table:
         if len(known) < 2:  # alone, a number is not the best of anything
             return None
         return max(known) if way == "max" else min(known)
+
+
+def grid(
+    head: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    columns: Mapping[str, str],
+    caption: str,
+    *,
+    percent: Container[str] = (),
+    folded: str = "",
+) -> Table:
+    """Return a table of figures of metrics.json.
+
+    Parameters
+    ----------
+    head
+        what heads the rows
+    rows
+        name → column → figure (see :meth:`Value.of`), or text such as why it was not measured
+    columns
+        column → its title; an arrow in it (↑, ↓) marks the best number. Columns that no row has are left out
+    caption, folded
+        as of a :class:`Table`
+    percent
+        columns that are shown in %
+    """
+    known = {key: title for key, title in columns.items() if any(key in row for row in rows.values())}
+
+    def cell(entry: Any, key: str) -> Any:
+        if isinstance(entry, str):
+            return entry
+        value = Value.of(entry, key in percent)
+        return value if value.percent or value.interval else value.value  # alone, with four digits
+
+    cells = [[name, *(cell(row.get(key), key) for key in known)] for name, row in rows.items()]
+    best: dict[str, Better] = {title: "max" for title in known.values() if "↑" in title}
+    best |= {title: "min" for title in known.values() if "↓" in title}
+    return Table([head, *known.values()], cells, caption, best, folded=folded)
 
 
 @dataclass(frozen=True)
@@ -174,7 +232,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of the page: a plain sentence of interpretation, then figures, tables and galleries."""
+    """A titled part of the page: how to read it, then figures, tables and galleries."""
 
     title: str
     text: str

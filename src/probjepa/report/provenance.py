@@ -5,10 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from probjepa.report.page import Table
+from probjepa.report.page import Section, Table
 
 _SHORT = 8  # rows; a longer table of settings is set in two columns
 _HASH = 16  # hex digits shown: metrics.json has all
+
+
+def provenance_section(result: Mapping[str, Any], text: str) -> Section | None:
+    """Return the sets, the classes of a table's target, and the settings of an evaluation, if it has any."""
+    sets, classes, settings = (result.get(key) or {} for key in ("sets", "classes", "settings"))
+    left_out = result.get("left_out_as_in_train") or {}
+    if isinstance(left_out, int):  # of a table, the test rows
+        left_out = {"test": left_out}
+    items = [sets_table(sets, left_out, result.get("skipped") or {})] if sets else []
+    if classes:
+        rows = [[name, count] for name, count in classes.items()]
+        items.append(Table(["class", "training rows"], rows[:50], "Classes of the target.", folded="Classes"))
+    if settings:
+        items += settings_tables(settings, "Settings of the model and of this evaluation")
+    if "reencode" in result:
+        text += " " + codec_note(result["reencode"])
+    return Section("Provenance", text, items) if items else None
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -39,34 +56,36 @@ def settings_tables(settings: Mapping[str, Any], caption: str) -> list[Table]:
 def sets_table(
     sets: Mapping[str, Mapping[str, Any]], left_out: Mapping[str, int], skipped: Mapping[str, Any]
 ) -> Table:
-    """Return a row a set: its name, size, shape and pixel hash, and how many images were not used.
+    """Return a row a set: its name, size, shape and hash, and what of it was not used.
 
     Parameters
     ----------
     sets
-        role → {name, images, shape, sha256}
+        role → {name, images, shape, sha256}, or for tables {name, rows, columns, sha256}
     left_out
-        role → images that are also in the reference set
+        role → images or rows that are also in the reference set
     skipped
         name → the images that could not be read, or their number
     """
+    unit = "rows" if any("rows" in about for about in sets.values()) else "images"
     rows = [
         [
             role,
             about.get("name", "–"),
-            about.get("images"),
-            "\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}".join(map(str, about.get("shape") or ())) or "–",
+            about.get(unit),
+            _shape(about),
             str(about.get("sha256", "–"))[:_HASH],
             left_out.get(role),
             _count(skipped.get(str(about.get("name")), 0)),
         ]
         for role, about in sets.items()
     ]
+    content = "cells" if unit == "rows" else "pixels"
     return Table(
-        ("set", "source", "images", "shape", "SHA-256", "left out", "skipped"),
+        ("set", "source", unit, "shape", "SHA-256", "left out", "skipped"),
         rows,
-        "Images scored, and the start of the hash of their names and pixels. Left out: also in the reference "
-        "set; skipped: could not be read.",
+        f"{unit.capitalize()} used, and the start of the hash of their names and {content}. Left out: also "
+        "in the reference set; skipped: could not be read.",
     )
 
 
@@ -78,6 +97,12 @@ def codec_note(reencode: str | None) -> str:
         "The sets were not re-encoded: where some come from JPEG files and others do not, a score may tell "
         "them apart by the codec alone, which --reencode jpeg:75 rules out."
     )
+
+
+def _shape(about: Mapping[str, Any]) -> str:
+    if "columns" in about:
+        return f"{about['columns']} columns"
+    return "\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}".join(map(str, about.get("shape") or ())) or "–"
 
 
 def _count(entry: Any) -> int:

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from probjepa import plots
 from probjepa.errors import ArtifactError
 from probjepa.files import write_text
-from probjepa.report.curves import collapse_curves, diagnostic_columns, series, training_curves
-from probjepa.report.page import Card, Section, render
+from probjepa.plots.style import Array
+from probjepa.report.figures import picture
+from probjepa.report.page import Card, Figure, Section, render
 from probjepa.report.provenance import flatten, settings_tables
-from probjepa.report.verdicts import collapse_verdict
+from probjepa.report.sections import diagnosis
+
+Metrics = Mapping[str, Sequence[float]]
+
+# column, with or without a prefix such as "monitor/" → (title, what to look for)
+_DIAGNOSTICS = {
+    "effective_rank": ("Effective rank", "Directions in use; near 1, collapsed."),
+    "std_mean": ("Mean feature std", "Of normalised embeddings; 0, collapsed."),
+    "std_min": ("Least feature std", "Near 0, a feature is dead."),
+    "mean_variance": ("Mean σ²", "At 1, the posterior is the prior; at 0, a point."),
+    "kl_per_dim": ("KL per dimension", "At 0, the posterior is the prior."),
+    "knn": ("kNN accuracy", "On held-out images."),
+}
 
 
 def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> str:
@@ -28,15 +42,18 @@ def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> st
     run = Path(run_dir)
     metrics = read_metrics(run / "metrics.csv")
     config = _read_config(run / "config.yaml")
-    latest = {c: float(points[1][-1]) for c in metrics if len((points := series(metrics, c))[0])}
+    latest = {c: float(values[-1]) for c in metrics if len(values := series(metrics, c)[1])}
     epochs = int(latest.get("epoch", len(next(iter(metrics.values())))))
     found = {name: latest[column] for name, column in diagnostic_columns(metrics).items()}
-    tone, verdict = collapse_verdict(found)
+    text, tone = diagnosis(found)
 
     cards = [Card("Epochs", f"{epochs:,}", _steps(latest, metrics.get("seconds", [])))]
     if "train/loss" in latest:
         first = float(series(metrics, "train/loss")[1][0])
         cards.append(Card("Training loss", f"{latest['train/loss']:.4g}", f"first epoch {first:.4g}"))
+    elif "train/loss" in metrics:
+        note = "lower the learning rate, and look at the data for NaN"
+        cards.append(Card("Training loss", "never finite", note, "warn"))
     if "knn" in found:
         cards.append(Card("kNN accuracy", f"{100 * found['knn']:.1f} %", "held-out images, last epoch"))
     if "effective_rank" in found:
@@ -45,18 +62,13 @@ def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> st
         cards.append(Card("Mean σ²", f"{found['mean_variance']:.3g}", "prior: 1"))
 
     body = [
-        Section("Training", _training_sentence(metrics), training_curves(metrics)),
-        Section("Collapse", verdict, collapse_curves(metrics)),
+        Section("Training", "Means over each epoch; the last stands at its curve.", training_curves(metrics)),
+        Section("Collapse", text, collapse_curves(metrics)),
         *sections,
     ]
     if config:
-        body.append(
-            Section(
-                "Settings",
-                "What this run was started with, as written in config.yaml.",
-                settings_tables(config, "Settings of this run"),
-            )
-        )
+        text = "What this run was started with, as written in config.yaml."
+        body.append(Section("Settings", text, settings_tables(config, "Settings of this run")))
     method = config.get("method")
     name = method.get("name", "") if isinstance(method, dict) else str(method or "")
     html = render(
@@ -68,6 +80,59 @@ def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> st
     )
     write_text(run / "report.html", html)
     return html
+
+
+def series(metrics: Metrics, column: str) -> tuple[Array, Array]:
+    """Return (epochs, values) of a column, averaged within an epoch, without what is missing or not finite.
+
+    Where there is no column ``epoch``, rows are counted instead.
+    """
+    y = np.asarray(metrics[column], np.float64)
+    x = np.asarray(metrics.get("epoch", np.arange(len(y))), np.float64)
+    keep = np.isfinite(x) & np.isfinite(y)
+    epochs, where, counts = np.unique(x[keep], return_inverse=True, return_counts=True)
+    return epochs, np.bincount(where, weights=y[keep], minlength=len(epochs)) / counts
+
+
+def diagnostic_columns(metrics: Metrics) -> dict[str, str]:
+    """Return diagnostic → column for every collapse diagnostic in ``metrics``, in the order of reading."""
+    logged = {column.rsplit("/", 1)[-1]: column for column in metrics if len(series(metrics, column)[0])}
+    return {name: logged[name] for name in _DIAGNOSTICS if name in logged}
+
+
+def training_curves(metrics: Metrics) -> list[Figure]:
+    """Return the loss, each of its terms, the validation loss and the learning rate, a figure each."""
+    columns = [c for c in metrics if c.startswith(("train/", "val/"))]
+    columns.sort(key=lambda c: (not c.startswith("train/"), not c.endswith("/loss")))
+    columns += [c for c in metrics if c == "learning_rate"]
+    return [figure for c in columns for figure in _curve(_name(c), "", *series(metrics, c))]
+
+
+def collapse_curves(metrics: Metrics) -> list[Figure]:
+    """Return effective rank, feature spread, mean σ², KL per dimension and kNN accuracy, where logged."""
+    columns = diagnostic_columns(metrics).items()
+    return [figure for key, c in columns for figure in _curve(*_DIAGNOSTICS[key], *series(metrics, c))]
+
+
+def _name(column: str) -> str:
+    kind, _, rest = column.partition("/")
+    name = "KL" if rest == "kl" else (rest or kind).replace("_", " ")
+    return f"{name} (validation)" if kind == "val" else name
+
+
+def _curve(name: str, caption: str, epochs: Array, values: Array) -> list[Figure]:
+    """The picture of one quantity, unless nothing of it is known."""
+    if not len(values):
+        return []
+    return [
+        picture(
+            lambda f: plots.training_curve(f.add_subplot(title=plots.label(name)), epochs, values),
+            caption,
+            f"{name} over training, from {values[0]:.4g} to {values[-1]:.4g}",
+            width="third",
+            height=176,
+        )
+    ]
 
 
 def read_metrics(path: str | Path) -> dict[str, list[float]]:
@@ -96,29 +161,6 @@ def _read_config(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise ArtifactError(f"cannot read {path}: {reason}; restore it, or remove it to go without") from None
     return config if isinstance(config, dict) else {}
-
-
-def _training_sentence(metrics: dict[str, list[float]]) -> str:
-    if "train/loss" not in metrics:
-        return "No training loss was logged."
-    x, y = series(metrics, "train/loss")
-    if not len(x):
-        return "The loss was never finite: lower the learning rate and look at the data for NaN."
-    if len(x) == 1:
-        return f"One epoch was logged, with a loss of {y[0]:.4g}; a trend needs more."
-    way = "fell" if y[-1] < y[0] else "rose" if y[-1] > y[0] else "stayed"
-    text = f"The loss {way} from {y[0]:.4g} to {y[-1]:.4g} over {len(x)} epochs."
-    tail = y[-max(2, len(y) // 5) :]
-    moved = float(np.ptp(tail)) / max(float(np.ptp(y)), 1e-12)
-    if way == "fell" and len(y) >= 10:
-        text += (
-            " It was still moving at the end, so more epochs may help."
-            if moved > 0.1
-            else " It had levelled off by the end."
-        )
-    if way == "rose":
-        text += " A rising loss calls for a lower learning rate."
-    return text
 
 
 def _steps(latest: dict[str, float], seconds: Sequence[float]) -> str:

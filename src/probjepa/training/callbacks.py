@@ -155,34 +155,12 @@ class CollapseMonitor(Monitor):
         return values
 
     def _warn(self, values: dict[str, float], dim: int) -> None:
+        from probjepa.metrics.collapse import collapse_advice
+
         advice = collapse_advice(values, dim)
         if advice and not self._warned:
             self._warned = True
             warnings.warn(advice, ProbjepaWarning, stacklevel=2)
-
-
-def collapse_advice(values: dict[str, float], dim: int) -> str | None:
-    """Return what to do about a collapse that a :class:`CollapseMonitor` measured, or None for none.
-
-    Collapsed: the spread is below a tenth of an even one (1/√D), or the effective rank below 2; σ² below
-    10⁻³ (it shrinks to nothing without a KL term) or within 1 % of the prior's 1 with a KL of nearly 0.
-    """
-    variance = values.get("mean_variance")
-    if variance is not None and variance < 1e-3:
-        return f"the posterior has collapsed to a point (mean variance {variance:.1e}): raise kl_weight"
-    kl = values.get("kl_per_dim")
-    if variance is not None and kl is not None and abs(variance - 1) < 0.01 and kl < 1e-3:
-        return (
-            f"the posterior has fallen back to the prior (mean variance {variance:.3f}, KL {kl:.1e} a "
-            "dimension): lower kl_weight, or keep the directional term"
-        )
-    if values["effective_rank"] < 2 or values["std_mean"] < 0.1 / dim**0.5:
-        return (
-            f"the embeddings have collapsed (effective rank {values['effective_rank']:.1f} of {dim}, mean "
-            f"spread {values['std_mean']:.1e} of {dim**-0.5:.1e}): lower df or the learning rate, or use "
-            "larger batches"
-        )
-    return None
 
 
 class MetricsTable(L.Callback):

@@ -1,0 +1,156 @@
+"""Out-of-distribution detection: AUROC of every score, histograms, ROC curves, and OpenOOD's averages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from probjepa import plots
+from probjepa.plots.style import finite
+from probjepa.report.figures import left_out, picture
+from probjepa.report.page import Figure, Section, Table, Value, grid
+
+TEST = "test"  # the key of the in-distribution set among a score's arrays
+_METRICS = {
+    "auroc": "AUROC ↑",
+    "aupr_out": "AUPR-out ↑",
+    "aupr_in": "AUPR-in ↑",
+    "fpr_at_95_tpr_out": "FPR at 95 % caught ↓",
+    "fpr_at_95_tpr_in": "FPR at 95 % kept ↓",
+}
+_OPENOOD = {
+    f"{metric} {group}": f"{title} {group} {arrow}"
+    for metric, title, arrow in (("auroc", "AUROC", "↑"), ("fpr_at_95_tpr_in", "FPR95", "↓"))
+    for group in ("near", "far", "overall")
+}
+
+
+def detection_section(ood: Mapping[str, Any], test: str, colours: Mapping[str, str]) -> Section | None:
+    """Return every score's AUROC and further metrics against each set, or None for an empty ``ood``.
+
+    ``ood`` maps set → score → metric → figure, ``colours`` a set to its colour.
+    """
+    if not ood:
+        return None
+    auroc = {s: {d: Value.of(m.get("auroc")) for d, m in by.items()} for s, by in ood.items()}
+    scores = list(dict.fromkeys(d for by_score in ood.values() for d in by_score))
+    summary = Table(
+        ["score", *auroc],
+        [[d, *(row.get(d) for row in auroc.values())] for d in scores],
+        f"AUROC for telling each set from {test}, with 95 % intervals; the best of each column is marked.",
+        dict.fromkeys(auroc, "max"),
+    )
+    known = [x for row in auroc.values() for v in row.values() for x in (v.value, v.low) if math.isfinite(x)]
+    metrics = [
+        grid(
+            "score", by_score, _METRICS,
+            "AUPR-out and AUPR-in are average precision with the out- or the in-distribution set as "
+            "positive; FPR is read where 95 % of the outside images are caught, or 95 % of the inside ones "
+            "kept.",
+            folded=f"All metrics against {name}",
+        )
+        for name, by_score in ood.items()
+    ]  # fmt: skip
+    text = (
+        "How well each score tells other sets from the held-out images. In the plots, pale bars are 95 % "
+        "intervals and the dashed line is chance: left of it, a set looks more typical than the held-out "
+        "images themselves."
+    )
+    dots = [_auroc_dots(s, row, min([*known, 0.5]), colours[s]) for s, row in auroc.items()]
+    return Section("Out-of-distribution detection", text, [*dots, summary, *metrics])
+
+
+def _auroc_dots(name: str, auroc: Mapping[str, Value], least: float, colour: str) -> Figure:
+    rows = {d: (v.value, v.low, v.high) for d, v in auroc.items() if v.known}
+
+    def draw(figure: Any) -> None:
+        axis = figure.add_subplot(xlabel="AUROC")
+        plots.dots(axis, rows, colour=colour, chance=0.5, written=True, name_limit=19)
+        axis.set_xlim(max(-0.03, least - 0.05), 1)  # one axis for all sets: they compare
+        axis.set_title(plots.label(name), color=colour)
+
+    values = ", ".join(f"{d} {value:.3f}" for d, (value, *_) in rows.items())
+    return picture(draw, "", f"AUROC against {name}: {values}", width="third", height=62 + 20 * len(rows))
+
+
+def openood_section(result: Mapping[str, Any], named: Callable[[str], str] = str) -> Section | None:
+    """Return near, far and overall averages of every score, or None where there are none.
+
+    ``result`` is what ``evaluation.openood_summary`` returns; ``named`` gives a score's name in words.
+    """
+    averages = result.get("averages") or {}
+    if not averages:
+        return None
+    rows = {
+        named(score): {f"{metric} {group}": x for metric, of in by.items() for group, x in of.items()}
+        for score, by in averages.items()
+    }
+    table = grid(
+        "score", rows, _OPENOOD,
+        "In %. FPR95: share of the outside images accepted where 95 % of the test images are. A group is the "
+        "mean of its sets; overall is the mean of near and far. The best of each column is marked.",
+        percent=_OPENOOD,
+    )  # fmt: skip
+    counts = Table(
+        ["set", "group", "images", "in the protocol"],
+        [[name, of["group"], of["images"], of["expected"]] for name, of in result["sets"].items()],
+        "Images evaluated, and in the protocol's lists.",
+    )
+    differences = [[line] for line in result["differences"]]
+    departs = Table(["where this evaluation differs from the protocol"], differences, "")
+    text = f"{result['protocol']}. Figures compare with published ones as far as the last table lets them."
+    return Section("OpenOOD", text, [table, counts, departs])
+
+
+def scores_section(
+    scores: Mapping[str, Mapping[str, Any]], test: str, sets: Sequence[str], colours: Mapping[str, str]
+) -> Section | None:
+    """Return histograms and ROC curves of the three leading scores, score → set → (N,), or None."""
+    ranked = [d for d in ("predictive", "likelihood", "kNN") if d in scores]
+    renamed = {test: colours[TEST], **{s: colours[s] for s in sets}}
+    items: list[Figure] = []
+    for name in list(dict.fromkeys([*ranked, *scores]))[:3]:
+        inside = scores[name].get(TEST)
+        outside = {s: scores[name][s] for s in sets if s in scores[name]}
+        if inside is not None and outside:
+            items += [
+                histograms({test: inside, **outside}, f"{name} score", renamed),
+                _roc(name, inside, outside, renamed),
+            ]
+    text = (
+        "How the scores of the held-out images and of the other sets overlap. A good score puts the other "
+        "sets to the left, and its ROC curve runs close to the upper left corner."
+    )
+    return Section("Scores", text, items) if items else None
+
+
+def histograms(scores: Mapping[str, Any], name: str, colours: Mapping[str, str]) -> Figure:
+    """Return a histogram of the score ``name`` for each set, set → (N,), the in-distribution one first."""
+    known = {key: x for key, values in scores.items() if (x := finite(values)).size}
+    medians = ", ".join(f"{key} median {np.median(x):.4g}" for key, x in known.items())
+    return picture(
+        lambda figure: plots.score_histograms(
+            figure.add_subplot(xlabel=f"{plots.label(name)}  (right: more typical)"), known, colours=colours
+        ),
+        f"Share of each set by {name}. Filled, behind every row: {next(iter(scores))}. Triangles: "
+        "medians. Peaks taller than a row are cut, and the outermost bins hold what lies beyond the axis."
+        + left_out(*scores.values()),
+        f"Histograms of the {name}: {medians}",
+        width="half",
+        height=max(250, 44 + 42 * len(known)),  # at least as tall as the ROC beside it
+    )
+
+
+def _roc(name: str, inside: Any, outside: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
+    return picture(
+        lambda figure: plots.roc(
+            figure.add_subplot(title=plots.label(name)), inside, outside, colours=colours
+        ),
+        f"{name}: the area under each curve stands beside its set; the dashed diagonal is chance."
+        + left_out(inside, *outside.values()),
+        f"ROC curves of the {name} for {', '.join(outside)}",
+        width="half",
+    )

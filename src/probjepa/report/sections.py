@@ -1,0 +1,202 @@
+"""Sections that evaluations of images and of tables share, each from a part of metrics.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from probjepa import plots
+from probjepa.metrics.collapse import collapse_advice
+from probjepa.report.figures import picture
+from probjepa.report.page import Figure, Section, Table, Tone, Value, grid
+
+Result = Mapping[str, Any]
+RANDOM = "random"  # a source of uncertainty that is none: its curve is the dashed line
+_NAMES = {
+    "h": "h, the embedding", "mu": "μ, the posterior mean", "random-init": "random initialisation",
+    "knn20": "kNN, k = 20", "knn200": "kNN, k = 200, weighted", "linear": "linear probe",
+    "knn": "kNN", "mahalanobis": "Mahalanobis", "gmm": "Gaussian mixture", "jepa": "JEPA-SCORE",
+    "jepa + latent": "JEPA-SCORE + latent", "elbo": "ELBO", "nll": "NLL", "kl": "KL to the prior",
+    "directional_nll": "directional NLL", "radial_nll": "radial NLL",
+    "mean variance": "mean σ²", "mean_variance": "mean σ²", "trace": "trace of σ²",
+    "anisotropy": "anisotropy of σ²", "h_norm": "‖h‖", "mu_norm": "‖μ‖",
+    "effective_rank": "effective rank", "rank_me": "RankMe", "std_mean": "mean std of a feature of h/‖h‖",
+    "std_min": "least std of a feature of h/‖h‖",
+    "kl_per_dimension": "KL to the prior, nats per dimension",
+}  # fmt: skip
+_F1 = ("accuracy", "macro F1", "weighted F1")
+
+
+def named(key: str) -> str:
+    """Return a key of metrics.json in words: "knn, raw pixels" is a kNN on raw pixels."""
+    kind, comma, features = key.partition(", ")
+    return _NAMES.get(kind, kind) + comma + features
+
+
+def accuracy_of(entry: Any) -> Any:
+    """Return the accuracy in the entry of one classifier, or why it was not run."""
+    if isinstance(entry, Mapping) and "not run" in entry:
+        return f"not run: {entry['not run']}"
+    return entry["accuracy"] if isinstance(entry, Mapping) and "accuracy" in entry else entry
+
+
+def accuracy_section(accuracy: Result, test: str) -> Section | None:
+    """Return what classifiers read from frozen features, or None for an empty ``accuracy``.
+
+    ``accuracy`` maps features → classifier → a figure, or for tables {"accuracy", "macro F1", "weighted F1"}.
+    """
+    if not any(accuracy.values()):
+        return None
+    rows = {named(space): {k: accuracy_of(of) for k, of in row.items()} for space, row in accuracy.items()}
+    columns = {key: f"{named(key)} ↑" for row in rows.values() for key in row}
+    caption = f"Accuracy in % on {test}, with 95 % intervals; the best of each column is marked."
+    items = [grid("features", rows, columns, caption, percent=columns)]
+    scored = {
+        f"{space}, {name}": of
+        for space, row in accuracy.items()
+        for name, of in row.items()
+        if "macro F1" in of and (space != "majority class" or name == next(iter(columns)))
+    }
+    if scored:
+        caption = (
+            "In %. Macro F1 is the mean of the classes' F1, weighted F1 weights it by their sizes: published "
+            "figures named macro F1 are weighted F1."
+        )
+        f1 = {key: f"{key} ↑" for key in _F1}
+        items.append(
+            grid("features, classifier", scored, f1, caption, percent=_F1, folded="Macro F1 and weighted F1")
+        )
+    text = (
+        "How well simple classifiers read the class from frozen features; only the classifiers are given "
+        "labels. Where two intervals overlap, the difference is not established."
+    )
+    return Section("Accuracy", text, items)
+
+
+def error_of_all(by_source: Result) -> float:
+    """Return the share of wrong answers, of all, of one classifier's selective prediction; NaN if unknown."""
+    for of in by_source.values():
+        if (accuracy := Value.of((of.get("accuracy_at") or {}).get("1.0"))).known:
+            return 1 - accuracy.value
+        if curve := _curve(of):
+            return float(curve[1][-1])
+    return math.nan
+
+
+def lead(selective: Result) -> str:
+    """Return the classifier that is shown first: the one with the least error of all answers."""
+    return min(selective, key=lambda name: np.nan_to_num(error_of_all(selective[name]), nan=np.inf))
+
+
+def selective_section(selective: Result) -> Section | None:
+    """Return what withholding the most uncertain answers gains, or None where nothing was measured.
+
+    Parameters
+    ----------
+    selective
+        classifier → source of uncertainty → {"aurc", "excess_aurc", "accuracy_at": {"1.0": ..., "0.9": ...},
+        and "curve": {"coverage", "risk"}, or "risk" at coverages from 5 % to 100 %}, as
+        ``metrics.risk_coverage`` measures them
+    """
+    selective = {name: by_source for name, by_source in selective.items() if by_source}
+    if not selective:
+        return None
+    first = lead(selective)
+    names = sorted(selective, key=lambda name: name != first)
+    items: list[Figure | Table] = [_selective_table(name, selective[name], name != first) for name in names]
+    if any(_curve(of) for by_source in selective.values() for of in by_source.values()):
+        items.insert(0, _risk_coverage(selective))
+    text = (
+        "The error that is left when the most uncertain answers are withheld. Lower is better; an "
+        "uncertainty is of use where its curve lies below the dashed line."
+    )
+    return Section("Selective prediction", text, items)
+
+
+def _curve(of: Result) -> tuple[Any, Any] | None:
+    curve = of.get("curve") or {}
+    if curve.get("coverage"):
+        return curve["coverage"], curve["risk"]
+    return (np.linspace(0.05, 1, len(of["risk"])), of["risk"]) if of.get("risk") else None
+
+
+def _risk_coverage(selective: Result) -> Figure:
+    sources = dict.fromkeys(s for by_source in selective.values() for s in by_source if s != RANDOM)
+    colours = plots.palette(map(named, sources))
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(selective), sharey=True, squeeze=False)[0]
+        for axis, (name, by_source) in zip(panels, selective.items(), strict=True):
+            curves = {named(s): curve for s in sources if (curve := _curve(by_source.get(s) or {}))}
+            plots.risk_coverage(axis, curves, colours=colours, legend=axis is panels[-1])
+            axis.set(title=plots.label(name), ylabel="wrong, %" if axis is panels[0] else "")
+        panels[0].autoscale(axis="y")  # of all panels, and so after the last of them is drawn
+        panels[0].set_ylim(0, None)
+
+    ends = ", ".join(f"{name} {100 * error_of_all(of):.1f} %" for name, of in selective.items())
+    return picture(
+        draw,
+        "Error of the answers given, by coverage: the share of the inputs answered, the least uncertain "
+        "first. Dashed: the error of all answers, which withholding at random leaves.",
+        f"Risk–coverage curves; error of all answers: {ends}",
+        height=300,
+    )
+
+
+def _selective_table(classifier: str, by_source: Result, folded: bool) -> Table:
+    shares = sorted({s for of in by_source.values() for s in of.get("accuracy_at") or {}}, key=float)[::-1]
+    # all answered, there is nothing to choose
+    titles = {s: f"accuracy, {100 * float(s):g} % coverage{' ↑' if float(s) < 1 else ''}" for s in shares}
+    return grid(
+        "uncertainty",
+        {named(source): {**of, **(of.get("accuracy_at") or {})} for source, of in by_source.items()},
+        {"aurc": "AURC ↓", "excess_aurc": "excess AURC ↓", **titles},
+        f"{classifier}. AURC is the mean error over all coverages, excess AURC what it has above that of the "
+        "perfect order; accuracies are in %. The best of each column is marked.",
+        percent=shares,
+        folded=f"{classifier}: all sources of uncertainty" if folded else "",
+    )
+
+
+def collapse_section(
+    collapse: Result, variance: Result, what: str, dim: int | None = None
+) -> tuple[Section | None, Tone]:
+    """Return the collapse diagnostics with what to do about a collapse, and the tone of their card.
+
+    Parameters
+    ----------
+    collapse
+        what ``metrics.collapse_summary`` returns, perhaps with intervals
+    variance
+        "mean", "kl_per_dimension" and "anisotropy" of the posteriors
+    what
+        what was embedded
+    dim
+        size D of the embedding
+    """
+    found = {key: Value.of(entry).value for key, entry in collapse.items()}
+    posterior = {"mean_variance" if k == "mean" else k: Value.of(of).value for k, of in variance.items()}
+    text, tone = diagnosis({**found, **posterior, "kl_per_dim": posterior.get("kl_per_dimension")}, dim)
+    tables = [
+        Table(("diagnostic", "value"), [[named(k), v] for k, v in of.items()], caption, width="half")
+        for of, caption in ((found, f"Embeddings of {what}"), (posterior, "Their posteriors"))
+        if of
+    ]
+    return Section("Collapse", text, tables) if tables else None, tone
+
+
+def diagnosis(values: Mapping[str, float | None], dim: int | None = None) -> tuple[str, Tone]:
+    """Return what to do about a collapse, or else how to read the diagnostics, and a tone."""
+    advice = collapse_advice(values, dim)
+    if advice:
+        return f"{advice[0].upper()}{advice[1:]}.", "warn"
+    text = (
+        "An effective rank near 1, or a feature std near 0, is a collapse of the embeddings. A mean σ² near "
+        "0 is a posterior that has shrunk to a point; near 1 with a KL near 0, it is the prior."
+    )
+    if any(Value.of(values.get(key)).known for key in ("effective_rank", "std_mean")):
+        return text, "good"
+    return f"{text} The spread was not recorded, so a collapse cannot be ruled out.", "plain"

@@ -1,0 +1,111 @@
+"""Sections that only evaluations of tables have: calibration by tenths, and the most surprising rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probjepa import plots
+from probjepa.report.figures import picture
+from probjepa.report.page import Section, Table, grid
+from probjepa.tabular.selection import PROBABILITY, UNCERTAINTY
+
+_SHOWN_ROWS = 10
+_SHOWN_COLUMNS = 14
+_MARKED = 3  # cells of a row
+_SURPRISING = 3.0  # nats: a twentieth of the density, or probability, of an expected cell
+
+
+def main_source(by_source: Mapping[str, Any]) -> str:
+    """Return the source of uncertainty that is shown first: the model's own, if it has one."""
+    return UNCERTAINTY if UNCERTAINTY in by_source else PROBABILITY
+
+
+def calibration_section(calibration: Mapping[str, Any]) -> Section | None:
+    """Return whether uncertainty goes with error, classifier → source → figures; None where none varied.
+
+    The figures are {"spearman": ρ of uncertainty with being wrong, "accuracy": of each tenth of the rows}.
+    """
+    sources = list(dict.fromkeys(s for of in calibration.values() for s in of))
+    if not sources:
+        return None
+    source = main_source(dict.fromkeys(sources))
+    curves = {name: of[source]["accuracy"] for name, of in calibration.items() if source in of}
+    ends = ", ".join(f"{name} {100 * of[0]:.0f} to {100 * of[-1]:.0f} %" for name, of in curves.items())
+    figure = picture(
+        lambda f: plots.calibration(
+            f.add_subplot(xlabel=f"tenth of the rows, by {plots.label(source)}"), curves
+        ),
+        f"Accuracy from the least uncertain tenth (1) to the most, by {source}.",
+        f"Accuracy by tenth of {source}: {ends}",
+        width="half",
+        height=260,
+    )
+    rho = {s: {name: (of.get(s) or {}).get("spearman") for name, of in calibration.items()} for s in sources}
+    table = grid(
+        "uncertainty",
+        rho,
+        {name: name for name in calibration},
+        "Spearman's ρ of uncertainty with being wrong, by classifier: above 0, the uncertain are wrong more "
+        "often. None where no answer, or every one, is wrong.",
+    )
+    text = "Whether uncertainty goes with error: the curves should fall from left to right."
+    return Section("Calibration", text, [figure, table])
+
+
+def surprising_section(arrays: Mapping[str, Any]) -> Section | None:
+    """Return the rows with the lowest score and their most surprising cells, or None without either.
+
+    ``arrays`` has ``frame`` (the rows), ``score`` (N,), ``surprise`` (a DataFrame of −log p, a column a
+    feature) and perhaps ``labels`` (N,).
+    """
+    frame, surprise, score = (arrays.get(key) for key in ("frame", "surprise", "score"))
+    if frame is None or surprise is None or score is None:
+        return None
+    labels = arrays.get("labels")
+    order = np.argsort(score, kind="stable")[:_SHOWN_ROWS]
+    cells = np.nan_to_num(_by_column(surprise, list(frame.columns)), nan=-np.inf)
+    # the columns that surprise most come first: a wide table is cut off by the window
+    columns = np.argsort(-cells[order].max(0), kind="stable")[:_SHOWN_COLUMNS]
+    rows, notes = [], []
+    for row in order:
+        said = [None if labels is None else labels[row], *(_shown(frame.iloc[row, c]) for c in columns)]
+        rows.append([str(row), f"{score[row]:.2f}".replace("-", "−"), *said])
+        values = cells[row, columns]
+        most = np.argsort(-values, kind="stable")[:_MARKED]
+        notes.append({3 + int(i): f"{values[i]:.1f} nats" for i in most if values[i] > _SURPRISING})
+    left = len(frame.columns) - len(columns)
+    table = Table(
+        ["test row", "score", "label", *(frame.columns[c] for c in columns)],
+        rows,
+        f"The {len(order)} test rows with the lowest score (mean log p of a cell given the row's others). "
+        f"Marked: the up to {_MARKED} most surprising cells of a row, −log p above {_SURPRISING:g} nats."
+        + (f" {left} columns that surprise less are not shown." if left else ""),
+        notes=notes,
+    )
+    text = (
+        "What the model finds least likely, and which cells make it so: look here for errors of entry, rare "
+        "combinations and outliers. Numbers are densities of standardised columns."
+    )
+    return Section("Most surprising rows", text, [table])
+
+
+def _by_column(surprise: Any, columns: list[str]) -> NDArray[np.float64]:
+    """Surprise (N, D) by column of the table: of a date's parts, the largest."""
+    found = np.full((len(surprise), len(columns)), np.nan)
+    for name in surprise.columns:
+        at = columns.index(name if name in columns else name.rpartition(".")[0])
+        found[:, at] = np.fmax(found[:, at], surprise[name].to_numpy())
+    return found
+
+
+def _shown(value: Any) -> str:
+    if value is None or value != value:  # NaN
+        return "missing"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:22]}…"
