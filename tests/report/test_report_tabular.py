@@ -144,7 +144,7 @@ def test_a_classifier_without_errors_has_nothing_to_withhold() -> None:
     figure, table = section.items
     row = dict(zip(table.columns, (cell["text"] for cell in table.cells[0]), strict=True))
     rho = calibration["0.5"]["model uncertainty"]["spearman"]["value"]
-    assert row == {"uncertainty": "model uncertainty", "1": "–", "0.5": f"{rho:.4g}".replace("-", "−")}
+    assert row == {"uncertainty": "model uncertainty", "1": "–", "0.5": f"{rho:.3f}".replace("-", "−")}
     assert figure.alt.startswith("Accuracy by tenth of model uncertainty: 1 100 to 100 %")
     assert "None" not in html.replace("None where", "")
 

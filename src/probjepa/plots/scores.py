@@ -27,6 +27,7 @@ from probjepa.plots.style import (
 )
 
 Dot = tuple[float, float, float]  # value, low, high
+_ROW = 0.88  # of the distance between two rows: as high as a histogram gets
 
 
 def histogram(
@@ -78,14 +79,20 @@ def score_histograms(
     shares = {key: np.histogram(np.clip(x, low, high), edges)[0] / x.size for key, x in kept.items()}
     reference, *_ = kept
     height = 1.08 * min(max(share.max() for share in shares.values()), 2.5 * shares[reference].max())
-    behind = np.minimum(shares[reference] / height, 1)
+    shares = {key: _ROW * np.minimum(share / height, 1) for key, share in shares.items()}
     for row, (key, share) in enumerate(shares.items()):
         base = len(kept) - 1 - row
         axis.axhline(base, color=RULE, lw=1)
         axis.stairs(
-            base + behind, edges, baseline=base, fill=True, color=colours[reference], alpha=0.22, lw=0
+            base + shares[reference],
+            edges,
+            baseline=base,
+            fill=True,
+            color=colours[reference],
+            alpha=0.22,
+            lw=0,
         )
-        axis.stairs(base + np.minimum(share / height, 1), edges, baseline=base, color=colours[key], lw=1.6)
+        axis.stairs(base + share, edges, baseline=base, color=colours[key], lw=1.6)
         median = float(np.clip(np.median(kept[key]), low, high))
         axis.plot([median], [base], marker="^", ms=6.5, color=colours[key], clip_on=False, zorder=5)
         beyond = float(np.mean((kept[key] < low) | (kept[key] > high)))

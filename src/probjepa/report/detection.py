@@ -71,6 +71,7 @@ def _auroc_dots(name: str, auroc: Mapping[str, Value], least: float, colour: str
         plots.dots(axis, rows, colour=colour, chance=0.5, written=True, name_limit=19)
         axis.set_xlim(max(-0.03, least - 0.05), 1)  # one axis for all sets: they compare
         axis.set_title(plots.label(name), color=colour)
+        axis.locator_params(axis="x", nbins=3)
 
     values = ", ".join(f"{d} {value:.3f}" for d, (value, *_) in rows.items())
     return picture(draw, "", f"AUROC against {name}: {values}", width="third", height=62 + 20 * len(rows))

@@ -111,7 +111,7 @@ def table_report(result: Result, arrays: Mapping[str, Any] | None = None) -> str
     ]
     body = [
         accuracy_section(accuracy, str(result.get("test", "the test table"))),
-        selective_section({f"{name} on the {space}": of for name, of in selective.items()}),
+        selective_section(selective, space),
         calibration_section(calibration),
         surprising_section(arrays),
         collapsed,

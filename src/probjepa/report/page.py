@@ -156,6 +156,7 @@ def grid(
     *,
     percent: Container[str] = (),
     folded: str = "",
+    width: Width = "full",
 ) -> Table:
     """Return a table of figures of metrics.json.
 
@@ -164,10 +165,10 @@ def grid(
     head
         what heads the rows
     rows
-        name → column → figure (see :meth:`Value.of`), or text such as why it was not measured
+        name → column → figure (see :meth:`Value.of`), or another cell, such as why there is none
     columns
         column → its title; an arrow in it (↑, ↓) marks the best number. Columns that no row has are left out
-    caption, folded
+    caption, folded, width
         as of a :class:`Table`
     percent
         columns that are shown in %
@@ -175,15 +176,13 @@ def grid(
     known = {key: title for key, title in columns.items() if any(key in row for row in rows.values())}
 
     def cell(entry: Any, key: str) -> Any:
-        if isinstance(entry, str):
-            return entry
-        value = Value.of(entry, key in percent)
-        return value if value.percent or value.interval else value.value  # alone, with four digits
+        plain = not isinstance(entry, Mapping) and (key not in percent or isinstance(entry, str))
+        return entry if plain else Value.of(entry, key in percent)
 
     cells = [[name, *(cell(row.get(key), key) for key in known)] for name, row in rows.items()]
     best: dict[str, Better] = {title: "max" for title in known.values() if "↑" in title}
     best |= {title: "min" for title in known.values() if "↓" in title}
-    return Table([head, *known.values()], cells, caption, best, folded=folded)
+    return Table([head, *known.values()], cells, caption, best, folded, width)
 
 
 @dataclass(frozen=True)
@@ -302,8 +301,8 @@ def _cell(x: Any) -> dict[str, Any]:
         return {"text": "–", "interval": "", "number": False}
     if isinstance(x, bool) or not isinstance(x, (int, float, np.integer, np.floating)):
         return {"text": str(x), "interval": "", "number": False}
-    text = "–" if not math.isfinite(x) else f"{x:,}" if isinstance(x, (int, np.integer)) else format(x, ".4g")
-    return {"text": text, "interval": "", "number": True}
+    text = f"{x:,}" if isinstance(x, (int, np.integer)) else f"{x:.4g}" if math.isfinite(x) else "–"
+    return {"text": text.replace("-", "−"), "interval": "", "number": True}
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

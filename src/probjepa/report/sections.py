@@ -91,7 +91,7 @@ def lead(selective: Result) -> str:
     return min(selective, key=lambda name: np.nan_to_num(error_of_all(selective[name]), nan=np.inf))
 
 
-def selective_section(selective: Result) -> Section | None:
+def selective_section(selective: Result, features: str = "embedding") -> Section | None:
     """Return what withholding the most uncertain answers gains, or None where nothing was measured.
 
     Parameters
@@ -100,13 +100,17 @@ def selective_section(selective: Result) -> Section | None:
         classifier → source of uncertainty → {"aurc", "excess_aurc", "accuracy_at": {"1.0": ..., "0.9": ...},
         and "curve": {"coverage", "risk"}, or "risk" at coverages from 5 % to 100 %}, as
         ``metrics.risk_coverage`` measures them
+    features
+        what the classifiers read
     """
     selective = {name: by_source for name, by_source in selective.items() if by_source}
     if not selective:
         return None
     first = lead(selective)
     names = sorted(selective, key=lambda name: name != first)
-    items: list[Figure | Table] = [_selective_table(name, selective[name], name != first) for name in names]
+    items: list[Figure | Table] = [
+        _selective_table(name, selective[name], features, name != first) for name in names
+    ]
     if any(_curve(of) for by_source in selective.values() for of in by_source.values()):
         items.insert(0, _risk_coverage(selective))
     text = (
@@ -124,7 +128,11 @@ def _curve(of: Result) -> tuple[Any, Any] | None:
 
 
 def _risk_coverage(selective: Result) -> Figure:
-    sources = dict.fromkeys(s for by_source in selective.values() for s in by_source if s != RANDOM)
+    found = selective[lead(selective)]
+    sources = sorted(  # the best first
+        dict.fromkeys(s for by_source in selective.values() for s in by_source if s != RANDOM),
+        key=lambda s: np.nan_to_num(Value.of((found.get(s) or {}).get("aurc")).value, nan=np.inf),
+    )
     colours = plots.palette(map(named, sources))
 
     def draw(figure: Any) -> None:
@@ -132,7 +140,7 @@ def _risk_coverage(selective: Result) -> Figure:
         for axis, (name, by_source) in zip(panels, selective.items(), strict=True):
             curves = {named(s): curve for s in sources if (curve := _curve(by_source.get(s) or {}))}
             plots.risk_coverage(axis, curves, colours=colours, legend=axis is panels[-1])
-            axis.set(title=plots.label(name), ylabel="wrong, %" if axis is panels[0] else "")
+            axis.set(title=plots.label(name, 21), ylabel="wrong, %" if axis is panels[0] else "")
         panels[0].autoscale(axis="y")  # of all panels, and so after the last of them is drawn
         panels[0].set_ylim(0, None)
 
@@ -146,7 +154,7 @@ def _risk_coverage(selective: Result) -> Figure:
     )
 
 
-def _selective_table(classifier: str, by_source: Result, folded: bool) -> Table:
+def _selective_table(classifier: str, by_source: Result, features: str, folded: bool) -> Table:
     shares = sorted({s for of in by_source.values() for s in of.get("accuracy_at") or {}}, key=float)[::-1]
     # all answered, there is nothing to choose
     titles = {s: f"accuracy, {100 * float(s):g} % coverage{' ↑' if float(s) < 1 else ''}" for s in shares}
@@ -154,8 +162,9 @@ def _selective_table(classifier: str, by_source: Result, folded: bool) -> Table:
         "uncertainty",
         {named(source): {**of, **(of.get("accuracy_at") or {})} for source, of in by_source.items()},
         {"aurc": "AURC ↓", "excess_aurc": "excess AURC ↓", **titles},
-        f"{classifier}. AURC is the mean error over all coverages, excess AURC what it has above that of the "
-        "perfect order; accuracies are in %. The best of each column is marked.",
+        f"{classifier} on the {features}. AURC is the mean error over all coverages, excess AURC "
+        "what it has above that of the perfect order; accuracies are in %. The best of each column is "
+        "marked.",
         percent=shares,
         folded=f"{classifier}: all sources of uncertainty" if folded else "",
     )

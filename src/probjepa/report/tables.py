@@ -51,6 +51,7 @@ def calibration_section(calibration: Mapping[str, Any]) -> Section | None:
         {name: name for name in calibration},
         "Spearman's ρ of uncertainty with being wrong, by classifier: above 0, the uncertain are wrong more "
         "often. None where no answer, or every one, is wrong.",
+        width="half",
     )
     text = "Whether uncertainty goes with error: the curves should fall from left to right."
     return Section("Calibration", text, [figure, table])

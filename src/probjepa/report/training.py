@@ -62,7 +62,11 @@ def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> st
         cards.append(Card("Mean σ²", f"{found['mean_variance']:.3g}", "prior: 1"))
 
     body = [
-        Section("Training", "Means over each epoch; the last stands at its curve.", training_curves(metrics)),
+        Section(
+            "Training",
+            "Means over each epoch, with the last one at the end of its curve.",
+            training_curves(metrics),
+        ),
         Section("Collapse", text, collapse_curves(metrics)),
         *sections,
     ]
