@@ -2,15 +2,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOWEST := .venv-lowest
+LOWEST_STAMP := $(LOWEST)/.installed
+PIP := python -m pip install -q --disable-pip-version-check
 
-.PHONY: setup demo test lint types unit nightly clean
+.PHONY: setup demo test lint types unit docs floors coverage lowest nightly clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check torch -c constraints.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/$(PIP) torch -c constraints.txt
+	$(BIN)/$(PIP) -e '.[dev,docs]' -c constraints.txt
 	touch $@
 
 demo: setup
@@ -28,8 +31,32 @@ types: setup
 unit: setup
 	$(BIN)/python -m pytest -n 2
 
+# a room imports only rooms below it: the contract is in pyproject.toml, its reasons in docs/architecture.md
+floors: setup
+	$(BIN)/lint-imports
+
+# the site, in site/; --strict fails on a broken link or a docstring that cannot be read
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+coverage: setup
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=xml --cov-report=term:skip-covered
+
+# a second environment with the lowest versions that pyproject.toml allows, and a selection of the tests
+lowest: $(LOWEST_STAMP)
+	$(LOWEST)/bin/python -m pytest tests/test_package.py tests/data tests/metrics tests/distributions/test_student_t.py \
+	  tests/heads/test_head_contract.py tests/methods/test_method_contract.py tests/jacobian/test_jepa_score_encoders.py \
+	  tests/tabular/test_tabular_estimators.py tests/cli/test_cli.py
+
+$(LOWEST_STAMP): pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/$(PIP) torch -c constraints-lowest.txt
+	$(LOWEST)/bin/$(PIP) -e '.[hf,tables]' pytest hypothesis mpmath -c constraints-lowest.txt
+	touch $@
+
 nightly: setup
 	$(BIN)/python -m pytest -m nightly tests/nightly
 
 clean:
-	rm -rf $(VENV) demo-run .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) demo-run site coverage.xml .coverage
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, unknown_name
 from probjepa.tabular import TABLE_METHODS
 
 _RECORDED = ("data", "data_rows", "data_sha256", "target", "row_names", "fitted_with", "best_epoch", "seed")
@@ -89,7 +89,7 @@ def train_table(
     Interrupted
         after Ctrl-C
     """
-    from probjepa.cli.settings import check_settings, parse_assignments, read_config
+    from probjepa.cli.settings import parse_assignments, read_config
     from probjepa.errors import ArtifactError, DataError
     from probjepa.tabular.checkpoint import FitCheckpoint
     from probjepa.tabular.files import read_table, table_sha256
@@ -97,7 +97,6 @@ def train_table(
     from probjepa.training.folder import RunFolder
     from probjepa.training.interrupt import Interrupted
     from probjepa.training.runs import resolve_device
-    from probjepa.typed import types_of
 
     folder = RunFolder(out)
     folder.check(resume=resume, overwrite=overwrite)
@@ -114,7 +113,10 @@ def train_table(
     given |= parse_assignments(settings)
     given |= {k: v for k, v in {"max_epochs": epochs, "random_state": seed, "device": device}.items()
               if v is not None}  # fmt: skip
-    given = check_settings(given, {k: v for k, v in types_of(kind).items() if k != "verbose"})
+    known = set(kind().get_params()) - {"verbose"}
+    for key in given:
+        if key not in known:
+            raise unknown_name("setting", key, known)
     frame = read_table(data)
     if target is not None and target not in frame.columns:
         raise DataError(
@@ -123,7 +125,7 @@ def train_table(
     features = frame if target is None else frame.drop(columns=target)
     names = _row_names(features, ())
     features = features if names is None else features.drop(columns=names)
-    model = kind(**given, verbose=progress)
+    model = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}, verbose=progress)
     used = resolve_device(model.device)
     about = {
         "data": data,
@@ -139,7 +141,7 @@ def train_table(
     checkpoint = FitCheckpoint(folder.checkpoint, resume=resume, before=None if resume else begin)
     stopped = None
     try:
-        model.fit(features, checkpoint=checkpoint)
+        _checked_fit(model, features, checkpoint)
     except Interrupted as error:
         if not hasattr(model, "network_"):
             raise
@@ -157,6 +159,14 @@ def train_table(
     print(
         f"trained {method} on {len(features):,} rows{said}: {out}/model, {out}/metrics.csv, {out}/report.html"
     )
+
+
+def _checked_fit(model: Any, features: Any, checkpoint: Any) -> None:
+    try:
+        model.fit(features, checkpoint=checkpoint)
+    except TypeError as error:  # a text where a number is meant
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"a setting has a value of the wrong kind ({reason}): check --set") from error
 
 
 def _record(method: str, model: Any, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,14 +252,29 @@ def score_table(
     """Write id, label, score (higher = more typical); of the likelihood, also each cell's surprise."""
     from probjepa.data.rows import open_table
     from probjepa.files import refuse_existing
-    from probjepa.scores import score_set
 
     refuse_existing(out, overwrite)
     model, target = _load(source, device)
     features, columns = _opened(data, model, target)
-    known = None if reference is None else _opened(reference, model, target)[0]
-    columns["score"], parts = score_set(model, features, score, reference=known, seed=seed)
-    columns |= parts
+    if score == "likelihood":
+        if not hasattr(model, "score_samples"):
+            raise ConfigError(
+                f"{type(model).__name__} has no likelihood: use --score knn, mahalanobis or gmm with "
+                "--reference"
+            )
+        columns["score"] = model.score_samples(features)
+        surprise = model.score_features(features)
+        columns |= {f"surprise.{name}": surprise[name].to_numpy() for name in surprise.columns}
+    else:
+        from probjepa.scores.sets import DETECTORS, make_detector
+
+        if score not in DETECTORS:
+            raise unknown_name("score of tables", score, ["likelihood", *DETECTORS])
+        if reference is None:
+            raise ConfigError(f"--score {score} needs --reference, a table of typical rows")
+        known = model.transform(_opened(reference, model, target)[0])
+        detector = make_detector(score, len(known), seed).fit(known)
+        columns["score"] = detector.score_samples(model.transform(features))
     with open_table(out, overwrite) as table:
         table.write(columns)
     print(f"scored {len(features):,} rows by {score} (higher = more typical): {out}")

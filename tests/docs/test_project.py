@@ -1,0 +1,103 @@
+"""What the front door says of the project agrees with the project: README, pages, versions, links."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import probjepa
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+
+
+def pins(name):
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(one.name): Version(str(one.specifier).removeprefix("==")) for one in found}
+
+
+def lower_bounds(requirements):
+    found = [Requirement(text) for text in requirements]
+    return {
+        canonicalize_name(one.name): Version(next(iter(one.specifier)).version)
+        for one in found
+        if one.specifier
+    }
+
+
+# --- versions -------------------------------------------------------------------------------------------
+
+
+def test_make_lowest_pins_exactly_the_lower_bounds():
+    extras = PROJECT["project"]["optional-dependencies"]
+    bounds = lower_bounds([*PROJECT["project"]["dependencies"], *extras["hf"], *extras["tables"]])
+    lowest = pins("constraints-lowest.txt")
+    assert (
+        lowest.pop("torch") == pins("constraints.txt")["torch"]
+    )  # the only CPU wheel that is sure to be there
+    del bounds["torch"]
+    assert lowest == bounds
+
+
+def test_the_tested_versions_are_allowed():
+    extras = PROJECT["project"]["optional-dependencies"]
+    bounds = lower_bounds([*PROJECT["project"]["dependencies"], *extras["dev"], *extras["docs"]])
+    tested = pins("constraints.txt")
+    assert [name for name in bounds if name in tested and tested[name] < bounds[name]] == []
+    assert sorted(set(bounds) - set(tested)) == []
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert probjepa.__version__ == PROJECT["project"]["version"] == citation["version"]
+    assert f"## {probjepa.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+# --- pages ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if link and not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if f" {page}\n" not in navigation] == []
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    names = [name for name in probjepa.__all__ if name != "__version__"]
+    assert [
+        name for name in names if not re.search(rf"^::: probjepa\.{name}\b", reference, re.MULTILINE)
+    ] == []
+
+
+def test_the_readme_is_a_front_door():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) < 700
+    assert text.index("pip install probjepa") < text.index("```python")
+    from probjepa.methods import METHODS
+
+    assert [
+        f"pj.{METHODS[name].__name__}" for name in METHODS if f"pj.{METHODS[name].__name__}" not in text
+    ] == []
+    assert "make demo" in text
+    assert "make test" in text
