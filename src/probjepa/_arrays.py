@@ -1,8 +1,7 @@
-"""Checked inputs of the metrics and detectors, and the blocked nearest-neighbour search under both."""
+"""Checked inputs of the metrics and detectors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
@@ -98,42 +97,3 @@ def fingerprints(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
     """
     digests = (blake2b(row.tobytes(), digest_size=8).digest() for row in np.ascontiguousarray(rows))
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
-
-
-def iter_top_k(
-    similarity: Callable[[slice, slice], torch.Tensor], n_queries: int, n_bank: int, k: int, chunk_size: int
-) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """Find each query's ``k`` most similar bank rows, block by block.
-
-    At most ``chunk_size`` × ``chunk_size`` similarities are held at a time, however large both sets are.
-
-    Parameters
-    ----------
-    similarity
-        (slice of the queries, slice of the bank) → their similarities (n, m)
-    n_queries, n_bank, k
-        sizes; k ≤ n_bank
-    chunk_size
-        rows of a block on both sides
-
-    Yields
-    ------
-    tuple[slice, Tensor, Tensor]
-        a slice of the queries, their ``k`` similarities in falling order (n, k), and the bank rows (n, k)
-    """
-    for start in range(0, n_queries, chunk_size):
-        queries = slice(start, min(start + chunk_size, n_queries))
-        best: torch.Tensor | None = None
-        where: torch.Tensor | None = None
-        for first in range(0, n_bank, chunk_size):
-            bank = slice(first, min(first + chunk_size, n_bank))
-            values, rows = similarity(queries, bank).topk(min(k, bank.stop - bank.start), dim=1)
-            rows += first
-            if best is not None and where is not None:
-                values, rows = torch.cat([best, values], 1), torch.cat([where, rows], 1)
-                values, kept = values.topk(min(k, values.shape[1]), dim=1)
-                rows = rows.gather(1, kept)
-            best, where = values, rows
-        assert best is not None
-        assert where is not None
-        yield queries, best, where

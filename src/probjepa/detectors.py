@@ -1,38 +1,55 @@
-"""Detectors of atypical embeddings in scikit-learn's manner: ``fit``, ``score_samples`` (higher = typical).
+"""Detectors of atypical embeddings, as scikit-learn has outlier detectors.
 
-All of them refuse to score a row that they were fitted on: it is its own nearest neighbour, and a covariance
-fitted on fewer rows than dimensions separates those rows from all others whatever they hold, so such an
-evaluation reports an AUROC of 1 for any encoder.
+``score_samples`` is higher for more typical rows. Rows of the fit can be scored, but such scores say nothing
+of held-out rows: a row is its own nearest neighbour, and a covariance fitted on fewer rows than dimensions
+separates those rows from all others whatever they hold. ``probjepa.data.overlap.refuse_fitted_rows`` finds
+them; every command that scores calls it.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.covariance import ledoit_wolf
+from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.mixture import GaussianMixture as SklearnGaussianMixture
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import gen_batches
+from sklearn.utils.validation import validate_data
 
-from probjepa._arrays import ArrayInput, as_features, as_labels, fingerprints, iter_top_k
+from probjepa._arrays import ArrayInput, as_features, as_float_tensor, as_labels
 from probjepa.errors import ConfigError, DataError
 
-__all__ = ["KNN", "GaussianMixture", "Mahalanobis"]
+__all__ = ["KNN", "GaussianMixture", "Mahalanobis", "NotFittedError"]
 
 _Matrix = npt.NDArray[np.float64]
+_THRESHOLD_ROWS = 1024  # of the fit, whose scores set the threshold: all of them would cost kNN N² distances
 
 
-def _fingerprints(rows: _Matrix) -> npt.NDArray[np.uint64]:
-    return fingerprints(rows + 0.0)  # -0.0 becomes 0.0
+class NotFittedError(ConfigError, SklearnNotFittedError):  # type: ignore[misc]  # scikit-learn has no types
+    """An estimator was used before ``fit``."""
 
 
-class _Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """The contract of all detectors; a sub-class gives ``_fit`` and ``_score`` on checked float64 rows."""
+class _Detector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """The contract of all detectors; a sub-class gives ``_fit`` and ``_score`` on checked float64 rows.
 
-    def fit(self, embeddings: ArrayInput, labels: ArrayInput | None = None) -> Self:
-        """Fit to typical embeddings (N, D); ``labels`` (N,) are used by ``Mahalanobis`` alone.
+    Attributes
+    ----------
+    n_features_in_, feature_names_in_
+        of the fit; the names only where they were given (a DataFrame)
+    offset_
+        the threshold: the quantile ``contamination`` of the scores of the fit (of 1,024 of its rows, evenly
+        spaced, where there are more). For a share of new rows, take a quantile of held-out typical ones
+    """
+
+    contamination: float
+
+    def fit(self, X: ArrayInput, y: ArrayInput | None = None) -> Self:
+        """Fit to typical embeddings (N, D); the labels ``y`` (N,) are used by ``Mahalanobis`` alone.
 
         Raises
         ------
@@ -41,55 +58,70 @@ class _Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         ConfigError
             for a setting out of its range, or one that these embeddings do not allow
         """
-        rows = as_features(embeddings, "the embeddings to fit").double().cpu().numpy()
+        if not 0 < self.contamination <= 0.5:
+            raise ConfigError(
+                f"{type(self).__name__}: contamination is {self.contamination}: "
+                "use a share of the rows above 0 and up to 0.5"
+            )
+        rows = self._checked(X, "the embeddings to fit", reset=True)
         codes = np.zeros(len(rows), dtype=np.int64)
-        if labels is not None:
-            codes = np.unique(as_labels(labels, "the labels", rows=len(rows)), return_inverse=True)[1]
+        if y is not None:
+            codes = np.unique(as_labels(y, "the labels", rows=len(rows)), return_inverse=True)[1]
         self._fit(rows, codes)
-        self.n_features_in_ = rows.shape[1]
-        self._fitted_on = np.unique(_fingerprints(rows))
+        sample = np.unique(np.linspace(0, len(rows) - 1, _THRESHOLD_ROWS).astype(np.int64))
+        self.offset_ = float(np.quantile(self._score(rows[sample]), self.contamination))
         return self
 
-    def score_samples(self, embeddings: ArrayInput) -> npt.NDArray[np.float64]:
+    def score_samples(self, X: ArrayInput) -> npt.NDArray[np.float64]:
         """Return a score (N,) for each embedding (N, D): higher = more typical.
 
         Raises
         ------
         DataError
-            for embeddings that are no (N, D), of another width or with NaN or Inf (counted), or if any row is
-            one that the detector was fitted on (counted; ``was_fitted_on`` gives the mask)
-        ConfigError
+            for embeddings that are no (N, D), of another width, or with NaN or Inf (counted)
+        NotFittedError
             before ``fit``
         """
-        rows = self._checked(embeddings)
-        seen = int(np.isin(_fingerprints(rows), self._fitted_on).sum())
-        if seen:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(f"{type(self).__name__} is not fitted: call fit(embeddings) first")
+        return self._score(self._checked(X, "the embeddings to score", reset=False))
+
+    def decision_function(self, X: ArrayInput) -> npt.NDArray[np.float64]:
+        """Return ``score_samples`` − ``offset_`` (N,): negative for outliers. Errors as there."""
+        scores = self.score_samples(X)
+        return scores - self.offset_
+
+    def predict(self, X: ArrayInput) -> npt.NDArray[np.int64]:
+        """Return 1 for typical rows and −1 for outliers (N,). Errors as ``score_samples``."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "offset_")
+
+    def _checked(self, X: Any, what: str, *, reset: bool) -> _Matrix:
+        if isinstance(X, torch.Tensor):
+            X = as_float_tensor(X, what).cpu().numpy()
+        try:
+            # scikit-learn's words on types and names; the shape, and NaN by their count, in ours below
+            rows = validate_data(
+                self, X, reset=reset, dtype=np.float64, ensure_2d=False, allow_nd=True,
+                ensure_all_finite=False, ensure_min_samples=0,
+            )  # fmt: skip
+        except ValueError as error:
+            raise DataError(f"{what}: {error}; give numbers, one row a sample, (N, D)") from error
+        if rows.ndim != 2:
             raise DataError(
-                f"{seen} of {len(rows)} embeddings to score are among those that {type(self).__name__} was "
-                "fitted on: score held-out rows, or drop the ones that was_fitted_on(embeddings) marks"
+                f"{what} has shape {rows.shape}: give one row a sample, (N, D). Reshape your data"
             )
-        return self._score(rows)
-
-    def was_fitted_on(self, embeddings: ArrayInput) -> npt.NDArray[np.bool_]:
-        """Return a mask (N,) of the embeddings (N, D) that equal, bit for bit, a row of the fit.
-
-        Raises
-        ------
-        DataError, ConfigError
-            as ``score_samples``
-        """
-        return np.isin(_fingerprints(self._checked(embeddings)), self._fitted_on)
-
-    def _checked(self, embeddings: ArrayInput) -> _Matrix:
-        if not hasattr(self, "n_features_in_"):
-            raise ConfigError(f"{type(self).__name__} is not fitted: call fit(embeddings) first")
-        rows: _Matrix = as_features(embeddings, "the embeddings to score").double().cpu().numpy()
-        if rows.shape[1] != self.n_features_in_:
+        if reset:
+            self.n_features_in_ = rows.shape[1]
+        elif rows.shape[1] != self.n_features_in_:
             raise DataError(
-                f"the embeddings to score are {rows.shape[1]}-dimensional and {type(self).__name__} was "
-                f"fitted on {self.n_features_in_} dimensions: embed both with the same encoder"
+                f"X has {rows.shape[1]} features, but {type(self).__name__} is expecting "
+                f"{self.n_features_in_} features as input: embed {what} with the encoder of the fit"
             )
-        return rows
+        checked: _Matrix = as_features(rows, what).numpy()
+        return checked
 
     def _fit(self, rows: _Matrix, codes: npt.NDArray[np.int64]) -> None:
         raise NotImplementedError
@@ -98,11 +130,16 @@ class _Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         raise NotImplementedError
 
 
+def _counted(rows: int) -> str:
+    return "1 sample" if rows == 1 else f"{rows} embeddings"
+
+
 class KNN(_Detector):
     """Score = −(Euclidean distance to the k-th nearest row of the fit).
 
     Reference: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022, on
-    L2-normalised embeddings, whose distance √(2 − 2·cosine) has the order of the cosine distance.
+    L2-normalised embeddings, whose distance √(2 − 2·cosine) has the order of the cosine distance. The search
+    is scikit-learn's.
 
     Parameters
     ----------
@@ -111,40 +148,42 @@ class KNN(_Detector):
     normalize
         whether embeddings are L2-normalised first
     chunk_size
-        rows of a block: at most chunk_size² similarities are held at a time
+        rows to score at a time: chunk_size × k neighbours are held
+    contamination
+        share of the fit that ``predict`` calls outliers, in (0, 0.5]. A row of the fit is its own nearest
+        neighbour, so that with a small ``k`` a larger share of new rows is
 
     >>> KNN(k=1, normalize=False).fit([[0.0, 0.0], [4.0, 0.0]]).score_samples([[0.0, 3.0]])
     array([-3.])
     """
 
-    def __init__(self, k: int = 50, *, normalize: bool = True, chunk_size: int = 4096) -> None:
+    def __init__(
+        self, k: int = 50, *, normalize: bool = True, chunk_size: int = 4096, contamination: float = 0.1
+    ) -> None:
         self.k = k
         self.normalize = normalize
         self.chunk_size = chunk_size
+        self.contamination = contamination
 
     def _fit(self, rows: _Matrix, codes: npt.NDArray[np.int64]) -> None:
         if not 1 <= self.k <= len(rows):
-            raise ConfigError(f"KNN: k is {self.k} with {len(rows)} embeddings to fit: use 1 to {len(rows)}")
+            raise ConfigError(f"KNN: k is {self.k} with {_counted(len(rows))} to fit: use 1 to {len(rows)}")
         if self.chunk_size < 1:
             raise ConfigError(f"KNN: chunk_size is {self.chunk_size}: use at least 1")
         bank = self._directions(rows)
         # distances do not depend on the origin, and their rounding does
         self._centre = bank.mean(0)
         self._bank = bank - self._centre
+        self._search = NearestNeighbors(n_neighbors=self.k, algorithm="brute").fit(self._bank)
 
     def _score(self, rows: _Matrix) -> npt.NDArray[np.float64]:
-        queries, bank = torch.from_numpy(self._directions(rows) - self._centre), torch.from_numpy(self._bank)
-        half_squares = 0.5 * bank.square().sum(1)
-
-        def similarity(of: slice, to: slice) -> torch.Tensor:
-            # ½(‖q‖² − ‖q − b‖²): falls with the distance
-            return queries[of] @ bank[to].T - half_squares[to]
-
-        scores = torch.empty(len(queries), dtype=torch.float64)
-        for of, _, nearest in iter_top_k(similarity, len(queries), len(bank), self.k, self.chunk_size):
-            # from the difference itself: the similarity above loses small distances to cancellation
-            scores[of] = -torch.linalg.vector_norm(queries[of] - bank[nearest[:, -1]], dim=1)
-        return scores.numpy()
+        queries = self._directions(rows) - self._centre
+        scores = np.empty(len(queries))
+        for of in gen_batches(len(queries), self.chunk_size):
+            kth = self._search.kneighbors(queries[of], return_distance=False)[:, -1]
+            # from the difference itself: the search's own distance loses small ones to cancellation
+            scores[of] = -np.linalg.norm(queries[of] - self._bank[kth], axis=1)
+        return scores
 
     def _directions(self, rows: _Matrix) -> _Matrix:
         if not self.normalize:
@@ -164,10 +203,15 @@ class Mahalanobis(_Detector):
     shrinkage
         None: Σ as it is, which needs more rows than dimensions; a number α in [0, 1]:
         (1 − α)·Σ + α·(tr Σ/D)·I; "ledoit-wolf": the α of Ledoit & Wolf 2004
+    contamination
+        share of the fit that ``predict`` calls outliers, in (0, 0.5]
     """
 
-    def __init__(self, shrinkage: float | Literal["ledoit-wolf"] | None = None) -> None:
+    def __init__(
+        self, shrinkage: float | Literal["ledoit-wolf"] | None = None, *, contamination: float = 0.1
+    ) -> None:
         self.shrinkage = shrinkage
+        self.contamination = contamination
 
     def _fit(self, rows: _Matrix, codes: npt.NDArray[np.int64]) -> None:
         n, dim = rows.shape
@@ -182,7 +226,7 @@ class Mahalanobis(_Detector):
         # the mean of n equal numbers may miss them by rounding of this size
         if eigenvalues[-1] <= (n * eps * np.abs(rows).max()) ** 2:
             raise DataError(
-                f"Mahalanobis: the {n} embeddings to fit do not vary: the encoder collapsed, train it anew"
+                f"Mahalanobis: the {_counted(n)} to fit do not vary: the encoder collapsed, train it anew"
             )
         if eigenvalues[0] <= dim * eps * eigenvalues[-1]:
             raise ConfigError(
@@ -206,7 +250,7 @@ class Mahalanobis(_Detector):
         if not shrinkage and n - n_classes < dim:
             means = "their mean" if n_classes == 1 else f"their {n_classes} class means"
             raise ConfigError(
-                f"Mahalanobis: {n} embeddings around {means} give no covariance in {dim} dimensions: "
+                f"Mahalanobis: {_counted(n)} around {means} give no covariance in {dim} dimensions: "
                 f"fit on at least {dim + n_classes} rows, or use shrinkage='ledoit-wolf'"
             )
         sample: _Matrix = residuals.T @ residuals / n
@@ -235,6 +279,8 @@ class GaussianMixture(_Detector):
         added to the diagonal of every covariance; with few rows and many dimensions raise it, or use "diag"
     seed
         of the k-means start
+    contamination
+        share of the fit that ``predict`` calls outliers, in (0, 0.5]
     """
 
     def __init__(
@@ -244,18 +290,20 @@ class GaussianMixture(_Detector):
         covariance_type: Literal["full", "tied", "diag", "spherical"] = "full",
         reg_covar: float = 1e-6,
         seed: int = 0,
+        contamination: float = 0.1,
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
         self.reg_covar = reg_covar
         self.seed = seed
+        self.contamination = contamination
 
     def _fit(self, rows: _Matrix, codes: npt.NDArray[np.int64]) -> None:
         if len(rows) < 2:
-            raise DataError("GaussianMixture needs at least 2 embeddings to fit and got 1: give more")
+            raise DataError("GaussianMixture needs at least 2 embeddings to fit and got 1 sample: give more")
         if not 1 <= self.n_components <= len(rows):
             raise ConfigError(
-                f"GaussianMixture: n_components is {self.n_components} with {len(rows)} embeddings to fit: "
+                f"GaussianMixture: n_components is {self.n_components} with {_counted(len(rows))} to fit: "
                 f"use 1 to {len(rows)}"
             )
         mixture = SklearnGaussianMixture(

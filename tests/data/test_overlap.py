@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from probjepa.data.overlap import overlap, refuse_overlap
+from probjepa.data.overlap import overlap, refuse_fitted_rows, refuse_overlap, was_fitted_on
 from probjepa.errors import DataError
 
 
@@ -48,3 +48,34 @@ def test_refusal_counts():
         refuse_overlap(images, reference)
     assert "\n" not in str(error.value)
     refuse_overlap(images[:4], reference)
+
+
+FIT, TEST = (np.random.default_rng(seed).normal(size=(n, 5)) for seed, n in ((0, 400), (1, 20)))
+
+
+def test_refuses_the_rows_of_a_fit():
+    mixed = np.concatenate([TEST[:10], FIT[[3, 3, 77]], TEST[10:20]])
+    with pytest.raises(
+        DataError, match=r"3 of 23 embeddings to score are among those that KNN was fitted on"
+    ) as error:
+        refuse_fitted_rows("KNN", FIT, mixed)
+    assert "\n" not in str(error.value)
+    mask = was_fitted_on(mixed, FIT)
+    np.testing.assert_array_equal(np.flatnonzero(mask), [10, 11, 12])
+    refuse_fitted_rows("KNN", FIT, mixed[~mask])
+    refuse_fitted_rows("KNN", FIT, np.nextafter(FIT, np.inf))
+
+
+def test_rows_of_a_fit_are_known_in_another_type():
+    rows = np.concatenate([FIT.astype(np.float32), np.zeros((1, 5), dtype=np.float32)])
+    for same in (torch.from_numpy(rows), rows.astype(np.float64), np.asfortranarray(rows), rows[::-1]):
+        assert was_fitted_on(same, rows).all() and was_fitted_on(rows, same).all()
+    assert was_fitted_on(np.full((1, 5), -0.0), rows).all()
+
+
+def test_embeddings_with_holes_are_counted():
+    holes = np.where(np.arange(20)[:, None] < 7, np.nan, TEST)
+    with pytest.raises(DataError, match="to score has NaN or Inf in 7 of 20 rows"):
+        was_fitted_on(holes, FIT)
+    with pytest.raises(DataError, match="to fit has NaN or Inf in 7 of 20 rows"):
+        was_fitted_on(TEST, holes)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from probjepa.errors import DataError
 from probjepa.evaluation import selective_prediction
 
 
@@ -86,3 +87,10 @@ def test_a_long_curve_is_thinned_and_keeps_its_end():
     assert len(of["curve"]["coverage"]) == len(of["curve"]["risk"]) <= 200
     assert of["curve"]["coverage"][-1] == 1
     assert of["curve"]["risk"][-1] == pytest.approx(1 - of["accuracy_at"]["1.0"])
+
+
+def test_rows_of_the_bank_are_refused():
+    with pytest.raises(DataError, match="1 of 2 embeddings to score are among those that KNN was fitted on"):
+        selective_prediction(
+            *BANK, torch.stack([BANK[0][5], TEST[0][0]]), torch.tensor([0, 1]), scores={}, measures={}
+        )

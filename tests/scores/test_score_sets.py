@@ -109,6 +109,27 @@ def test_a_row_of_the_reference_is_refused(model, held_out, reference, score):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("score", DETECTORS)
+def test_an_embedding_of_the_reference_is_refused(held_out, reference, score, monkeypatch):
+    """Two images that differ, and that the encoder cannot tell apart."""
+
+    def representations(self, images, batch_size=512):
+        values = images.flatten(1).float()
+        values[:, 0] = 0
+        return {"h": values}
+
+    monkeypatch.setattr(Plain, "representations", representations)
+    twin = reference.images[7:8].clone()
+    twin[0, 0, 0, 0] ^= 1
+    both = ImageSet(torch.cat([held_out.images, twin]), None, [str(i) for i in range(14)])
+    with pytest.raises(
+        DataError, match=r"1 of 14 embeddings to score are among those that \w+ was fitted on"
+    ) as e:
+        score_set(Plain(), both, score, reference=reference)
+    assert "\n" not in str(e.value)
+    assert np.isfinite(score_set(Plain(), held_out, score, reference=reference)[0]).all()
+
+
 @pytest.mark.parametrize("score", [s for s in SCORES if s not in ("likelihood", "jepa")])
 def test_a_missing_reference(model, held_out, score):
     with pytest.raises(ConfigError, match=f"'{score}' needs a reference set: pass --reference"):
@@ -119,10 +140,7 @@ class Plain(Method):
     name = "plain"
 
     def __init__(self):
-        super().__init__(
-            "convnet", backbone_options={"widths": (8,)}, channels=1, image_size=8, mean=None, std=None,
-            view_recipe=None, settings={},
-        )  # fmt: skip
+        super().__init__("convnet", backbone_options={"widths": (8,)}, channels=1, image_size=8)
 
 
 def test_wrong_scores(model, held_out, reference):

@@ -266,6 +266,7 @@ def score_table(
         surprise = model.score_features(features)
         columns |= {f"surprise.{name}": surprise[name].to_numpy() for name in surprise.columns}
     else:
+        from probjepa.data.overlap import refuse_fitted_rows
         from probjepa.scores.sets import DETECTORS, make_detector
 
         if score not in DETECTORS:
@@ -274,7 +275,9 @@ def score_table(
             raise ConfigError(f"--score {score} needs --reference, a table of typical rows")
         known = model.transform(_opened(reference, model, target)[0])
         detector = make_detector(score, len(known), seed).fit(known)
-        columns["score"] = detector.score_samples(model.transform(features))
+        embeddings = model.transform(features)
+        refuse_fitted_rows(type(detector).__name__, known, embeddings)
+        columns["score"] = detector.score_samples(embeddings)
     with open_table(out, overwrite) as table:
         table.write(columns)
     print(f"scored {len(features):,} rows by {score} (higher = more typical): {out}")

@@ -1,4 +1,7 @@
-"""Rows that stand in two sets: a score against a reference means nothing for the reference's own rows."""
+"""Rows that stand in two sets: a score against a reference means nothing for the reference's own rows.
+
+Images are compared by their pixels, and embeddings, which different images may share, by themselves.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from probjepa._arrays import fingerprints
+from probjepa._arrays import ArrayInput, as_features, fingerprints
 from probjepa.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,4 +46,30 @@ def refuse_overlap(images: Tensor | Images, reference: Tensor | Images) -> None:
         raise DataError(
             f"{count} of {len(images)} images to score are in the reference set: "
             "score held-out images, or take these out of the reference"
+        )
+
+
+def was_fitted_on(embeddings: ArrayInput, fitted: ArrayInput) -> npt.NDArray[np.bool_]:
+    """Return a mask (N,) of the embeddings (N, D) that equal a row of a detector's fit (M, D), bit for bit.
+
+    Rows are compared in float64, where 0.0 and −0.0 are the same.
+    """
+    return np.isin(_row_hashes(embeddings, "the embeddings to score"), _row_hashes(fitted, "those to fit"))
+
+
+def _row_hashes(rows: ArrayInput, what: str) -> npt.NDArray[np.uint64]:
+    return fingerprints(as_features(rows, what).double().cpu().numpy() + 0.0)  # -0.0 becomes 0.0
+
+
+def refuse_fitted_rows(detector: str, fitted: ArrayInput, embeddings: ArrayInput) -> None:
+    """Raise DataError, with the count, if any embedding (N, D) is a row (M, D) that a detector was fitted on.
+
+    Such a row is its own nearest neighbour, and a covariance fitted on fewer rows than dimensions separates
+    those rows from all others: an evaluation on them reports an AUROC of 1 for any encoder.
+    """
+    seen = was_fitted_on(embeddings, fitted)
+    if seen.any():
+        raise DataError(
+            f"{seen.sum()} of {len(seen)} embeddings to score are among those that {detector} was "
+            "fitted on: score held-out rows, or drop the ones that was_fitted_on(embeddings, fitted) marks"
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from probjepa.data import Images
+from probjepa.data.overlap import refuse_fitted_rows
 from probjepa.errors import ConfigError
 from probjepa.methods import Method, ProbabilisticMethod
 from probjepa.methods.vje import VJE
@@ -50,6 +51,7 @@ def label_free_scores(
                 table[score] = {name: own[name][score].cpu().numpy() for name in features}
                 if score == "likelihood" and isinstance(method, VJE):
                     table |= _predictive(method, known, features)
+    _refuse_reference(spaces["h"])
     for detector in DETECTORS:
         table[detector] = _detected(detector, spaces["h"], seed)
     return table
@@ -57,11 +59,19 @@ def label_free_scores(
 
 def baseline_scores(spaces: Mapping[str, Space], seed: int) -> dict[str, Scores]:
     """Return kNN on the spaces that the embedding must beat, as far as they are there."""
-    return {
-        f"knn, {space}": _detected("knn", spaces[space], seed)
-        for space in ("random-init", "raw pixels")
-        if space in spaces
-    }
+    table: dict[str, Scores] = {}
+    for space in ("random-init", "raw pixels"):
+        if space in spaces:
+            _refuse_reference(spaces[space])
+            table[f"knn, {space}"] = _detected("knn", spaces[space], seed)
+    return table
+
+
+def _refuse_reference(space: Space) -> None:
+    """Images that differ may share an embedding: DataError if any set holds one of the reference's."""
+    bank, queries = space
+    for of in queries.values():
+        refuse_fitted_rows("KNN", bank, of)
 
 
 def _predictive(

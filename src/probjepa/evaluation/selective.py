@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from probjepa import metrics
+from probjepa.data.overlap import refuse_fitted_rows
 from probjepa.detectors import KNN
 
 _NEIGHBOURS = 20  # of the classifier, as in the accuracy table
@@ -51,6 +52,7 @@ def selective_prediction(
     k = min(_NEIGHBOURS, len(bank))
     predicted, share = metrics.knn_vote(bank, bank_labels, test, k=k)
     correct = predicted == labels.numpy()
+    refuse_fitted_rows("KNN", bank, test)
     confidence = {"kNN vote share": share, "kNN distance": KNN(k).fit(bank).score_samples(test), **scores}
     known = [_ranks(values) for values in scores.values()]
     for name, values in measures.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from probjepa._arrays import ArrayInput, as_features, as_labels, iter_top_k
+from probjepa._arrays import ArrayInput, as_features, as_labels
 from probjepa.errors import ConfigError, DataError
 
 
@@ -127,3 +128,42 @@ def knn_accuracy(
     targets = as_labels(test_labels, "the test labels", rows=len(as_features(test, "the test embeddings")))
     predicted = knn_predict(train, train_labels, test, k=k, temperature=temperature, chunk_size=chunk_size)
     return float(np.mean(predicted == targets))
+
+
+def iter_top_k(
+    similarity: Callable[[slice, slice], torch.Tensor], n_queries: int, n_bank: int, k: int, chunk_size: int
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Find each query's ``k`` most similar bank rows, block by block.
+
+    At most ``chunk_size`` × ``chunk_size`` similarities are held at a time, however large both sets are.
+
+    Parameters
+    ----------
+    similarity
+        (slice of the queries, slice of the bank) → their similarities (n, m)
+    n_queries, n_bank, k
+        sizes; k ≤ n_bank
+    chunk_size
+        rows of a block on both sides
+
+    Yields
+    ------
+    tuple[slice, Tensor, Tensor]
+        a slice of the queries, their ``k`` similarities in falling order (n, k), and the bank rows (n, k)
+    """
+    for start in range(0, n_queries, chunk_size):
+        queries = slice(start, min(start + chunk_size, n_queries))
+        best: torch.Tensor | None = None
+        where: torch.Tensor | None = None
+        for first in range(0, n_bank, chunk_size):
+            bank = slice(first, min(first + chunk_size, n_bank))
+            values, rows = similarity(queries, bank).topk(min(k, bank.stop - bank.start), dim=1)
+            rows += first
+            if best is not None and where is not None:
+                values, rows = torch.cat([best, values], 1), torch.cat([where, rows], 1)
+                values, kept = values.topk(min(k, values.shape[1]), dim=1)
+                rows = rows.gather(1, kept)
+            best, where = values, rows
+        assert best is not None
+        assert where is not None
+        yield queries, best, where

@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor
 
 from probjepa.data import Images
-from probjepa.data.overlap import refuse_overlap
+from probjepa.data.overlap import refuse_fitted_rows, refuse_overlap
 from probjepa.errors import ConfigError, unknown_name
 from probjepa.methods import Method, ProbabilisticMethod
 from probjepa.methods.vje import VJE
@@ -154,4 +154,5 @@ def score_set(
         h = features["h"]
         return vje.predictive(known).log_prob(h).numpy(), {"h_norm": h.double().norm(dim=1).numpy()}
     detector: Any = make_detector(score, len(reference)).fit(known["h"])
+    refuse_fitted_rows(type(detector).__name__, known["h"], features["h"])
     return detector.score_samples(features["h"]), {}

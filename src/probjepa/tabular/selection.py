@@ -59,7 +59,7 @@ def doubts(
 
 
 def _distance(bank: Features, queries: Features, seed: int, *, normalize: bool) -> Column:
-    # different rows may have equal features (unknown categories), and a detector refuses its own
+    # different rows may have equal features (unknown categories): their distance of 0 would say nothing
     bank = bank[~np.isin(fingerprints(bank + np.float32(0)), fingerprints(queries + np.float32(0)))]
     if len(bank) > _LARGEST_BANK:
         bank = bank[np.random.default_rng(seed).choice(len(bank), _LARGEST_BANK, replace=False)]
