@@ -35,6 +35,16 @@ class ProbjepaWarning(UserWarning):
     """A result that may mislead (a collapse, a fit with too few rows): the text says what to do."""
 
 
+def short(value: object, width: int = 60) -> str:
+    """Return a value as one line of at most ``width`` characters, for messages.
+
+    >>> short("a b  c"), short("0123456789", 5)
+    ('a b c', '0123…')
+    """
+    text = " ".join(str(value).split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """Return the error for an unknown ``name``, with the nearest known one suggested.
 

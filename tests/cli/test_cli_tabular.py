@@ -237,7 +237,7 @@ def test_evaluate_writes_figures_and_a_page(places, tmp_path, capsys):
         ("train var-t-jepa --data images.parquet", "this model is of tables"),
         ("train var-t-jepa --data train.parquet --target z", "has no column 'z' to leave out"),
         ("train var-t-jepa --data train.parquet --set dimm=8", "did you mean 'dim'"),
-        ("train var-t-jepa --data train.parquet --set dim=wide", "a setting has a value of the wrong kind"),
+        ("train var-t-jepa --data train.parquet --set dim=wide", "the setting dim takes a whole number or null, got 'wide'"),
         ("train var-t-jepa --data train.parquet --set preset=huge", "unknown preset"),
         ("train var-t-jepa --data train.parquet --resume", "holds no run to resume"),
         ("train vje --data train.parquet --target y", "--target is for tables"),

@@ -6,23 +6,27 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from probjepa.errors import ConfigError, unknown_name
+from probjepa.errors import ConfigError, short, unknown_name
+from probjepa.typed import checked, types_of
+from probjepa.yaml_files import parse_yaml, read_yaml
 
 # what a run's own config.yaml records beside its settings
 _RECORDED = {
     "data_images", "data_sha256", "val_images", "val_sha256", "hardware", "versions", "processes",
-    "on_error", "convert", "data", "val",
+    "on_error", "convert", "data", "val", "data_rows", "row_names", "fitted_with", "best_epoch",
 }  # fmt: skip
 # arguments of lightning.Trainer that a run may set
-_TRAINER = {"accumulate_grad_batches", "devices", "gradient_clip_val", "strategy"}
+_TRAINER: dict[str, Any] = {
+    "accumulate_grad_batches": int,
+    "devices": int | list[int] | Literal["auto"],
+    "gradient_clip_val": float | None,
+    "strategy": str,
+}
 _LARGEST_PATCH, _LEAST_GRID, _MOST_GRID = 16, 7, 32
 # arguments of fit that have an option of their own, or no place on a command line
-_NOT_SETTABLE = {
-    "method", "data", "val", "out", "resume", "overwrite", "progress", "convert", "on_error",
-    "trainer_options",
-}  # fmt: skip
+_NOT_SETTABLE = {"method", "data", "val", "out", "resume", "overwrite", "progress", "convert", "on_error"}
 
 
 @dataclass
@@ -34,30 +38,19 @@ class RunSettings:
     fit: dict[str, Any] = field(default_factory=dict)
 
 
-def parse_value(text: str) -> Any:
-    """Read a value as YAML does ("0.1", "true", "[0.5, 0.5]", "null", "inf"); other text stays text.
-
-    >>> parse_value("1e-3"), parse_value("inf"), parse_value("polar")
-    (0.001, inf, 'polar')
-    """
-    import yaml
-
-    try:
-        return float(text) if text.strip().lower() in ("inf", "nan") or "e" in text else yaml.safe_load(text)
-    except ValueError:  # "e" in a word, not in a number
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"cannot read the value '{text}': write key=value, the value as in YAML") from None
-
-
 def parse_assignments(items: Sequence[str]) -> dict[str, Any]:
-    """Turn ``key=value`` items into a mapping; the later of two equal keys wins."""
+    """Turn ``key=value`` items, the values as in YAML, into a mapping; the later of two equal keys wins."""
     settings = {}
     for item in items:
         key, sign, value = item.partition("=")
         if not sign or not key.strip():
-            raise ConfigError(f"--set takes key=value, got '{item}'")
-        settings[key.strip()] = parse_value(value)
+            raise ConfigError(f"--set takes key=value, got '{short(item)}'")
+        try:
+            settings[key.strip()] = parse_yaml(value)
+        except ConfigError as error:
+            raise ConfigError(
+                f"cannot read the value '{short(value)}' ({error}): write key=value, the value as in YAML"
+            ) from None
     return settings
 
 
@@ -67,28 +60,39 @@ def read_config(path: Path, method: str) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        if it cannot be read, is no mapping, or is another method's
+        if it cannot be read, is no mapping of names, or is another method's
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+    content = read_yaml(path)
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path} holds no settings: write one 'key: value' a line")
-    content = {**content, **(content.get("options") or {})}
-    flat = {k: v for k, v in content.items() if k not in _RECORDED | {"method", "options"}}
-    own = content.get("method", {})
-    if isinstance(own, str):
-        own = {"name": own}
-    if own.get("name", method) != method:
-        raise ConfigError(f"{path} is a config of '{own['name']}', not of '{method}'")
-    own = {k: v for k, v in own.items() if k != "name"}
-    options = own.pop("backbone_options", {}) or {}
-    return {**flat, **own, **options}
+    settings = {key: value for key, value in content.items() if key not in _RECORDED}
+    if isinstance(content.get("method"), str):
+        settings["method"] = {"name": content["method"]}
+    for group in ("options", "method", "backbone_options"):
+        part = settings.pop(group, None) or {}
+        if not isinstance(part, Mapping):
+            raise ConfigError(f"{group} in {path} takes a mapping, got '{short(part)}'")
+        if group == "method" and part.get("name", method) != method:
+            raise ConfigError(f"{path} is a config of '{short(part['name'])}', not of '{method}'")
+        settings |= {key: value for key, value in part.items() if (group, key) != ("method", "name")}
+    for key in settings:
+        if not isinstance(key, str):
+            raise ConfigError(f"{path} has the key {short(key)}: a setting is a name")
+    return settings
+
+
+def check_settings(settings: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings, each as its type has it.
+
+    Raises
+    ------
+    ConfigError
+        for one that is not among the types, with the nearest name, or that is of another type
+    """
+    for key in settings:
+        if key not in types:
+            raise unknown_name("setting", short(key), types)
+    return {key: checked(key, value, types[key]) for key, value in settings.items()}
 
 
 def fill_in(method: str, settings: Mapping[str, Any], size: int, channels: int) -> dict[str, Any]:
@@ -126,6 +130,40 @@ def fill_in(method: str, settings: Mapping[str, Any], size: int, channels: int) 
     return {**filled, "image_size": side}
 
 
+def image_types(method: str, backbone: str | None = None) -> tuple[dict[str, Any], ...]:
+    """Return the types of the settings of a method, of its backbone, where that is known, and of ``fit``."""
+    from probjepa.backbones import BACKBONES, HUBS
+    from probjepa.methods import METHODS
+    from probjepa.training import fit
+
+    of_backbone: dict[str, Any] = {}
+    if backbone is not None:
+        hub = backbone.startswith(HUBS)
+        of_backbone = {"pooling": str} if hub else types_of(BACKBONES[backbone])
+    of_method, of_fit = types_of(METHODS[method]), types_of(fit) | _TRAINER
+    return tuple(
+        {name: kind for name, kind in types.items() if name not in left_out}
+        for types, left_out in (
+            (of_method, {"backbone_options"}),
+            (of_backbone, {"channels"}),
+            (of_fit, _NOT_SETTABLE),
+        )
+    )
+
+
+def check_early(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings, checked as far as they are the method's and of ``fit``: before data are opened.
+
+    Raises
+    ------
+    ConfigError
+        for one of another type
+    """
+    of_method, _, of_fit = image_types(method)
+    known = of_fit | of_method
+    return dict(settings) | check_settings({k: v for k, v in settings.items() if k in known}, known)
+
+
 def sort_settings(method: str, settings: Mapping[str, Any]) -> RunSettings:
     """Say for each setting, among them the backbone, where it goes.
 
@@ -134,41 +172,14 @@ def sort_settings(method: str, settings: Mapping[str, Any]) -> RunSettings:
     ConfigError
         for a key that neither the method, its backbone nor the training takes, with the nearest name
     """
-    from probjepa.backbones import BACKBONES
-    from probjepa.methods import METHODS
-    from probjepa.training.runs import fit
-
-    backbone = settings["backbone"]
-    of_method = dict(inspect.signature(METHODS[method]).parameters)
-    of_backbone = dict(inspect.signature(BACKBONES[backbone]).parameters)
-    of_fit: dict[str, inspect.Parameter | None] = dict(inspect.signature(fit).parameters)
-    del of_method["backbone_options"]
-    del of_backbone["channels"]
-    for name in _NOT_SETTABLE:
-        del of_fit[name]
-    of_fit |= dict.fromkeys(_TRAINER)
+    places = image_types(method, settings["backbone"])
+    of_method, of_backbone, of_fit = places
+    settings = check_settings(settings, of_fit | of_backbone | of_method)
     sorted_settings = RunSettings()
-    for key, value in settings.items():
-        for parameters, place in (
-            (of_method, sorted_settings.method),
-            (of_backbone, sorted_settings.backbone),
-            (of_fit, sorted_settings.fit),
-        ):
-            if key in parameters:
-                place[key] = _checked(key, value, parameters[key])
-                break
-        else:
-            raise unknown_name("setting", key, of_method | of_backbone | of_fit)
+    taken: set[str] = set()
+    for types, place in zip(
+        places, (sorted_settings.method, sorted_settings.backbone, sorted_settings.fit), strict=True
+    ):
+        place.update({k: v for k, v in settings.items() if k in types and k not in taken})
+        taken |= set(place)
     return sorted_settings
-
-
-def _checked(key: str, value: Any, parameter: inspect.Parameter | None) -> Any:
-    """Return the value if it is of the kind of the parameter's default (where that says a kind)."""
-    default = parameter.default if parameter else None
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
-    kind = type(default)
-    if kind not in kinds or type(value) is kind or (kind is float and type(value) is int):
-        return value
-    if kind is str and isinstance(value, bool):  # channels_last: "auto", true or false
-        return value
-    raise ConfigError(f"the setting {key} takes {kinds[kind]}, got '{value}'")

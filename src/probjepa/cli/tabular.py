@@ -89,7 +89,7 @@ def train_table(
     Interrupted
         after Ctrl-C
     """
-    from probjepa.cli.settings import parse_assignments, read_config
+    from probjepa.cli.settings import check_settings, parse_assignments, read_config
     from probjepa.errors import ArtifactError, DataError
     from probjepa.tabular.checkpoint import FitCheckpoint
     from probjepa.tabular.files import read_table, table_sha256
@@ -97,6 +97,7 @@ def train_table(
     from probjepa.training.folder import RunFolder
     from probjepa.training.interrupt import Interrupted
     from probjepa.training.runs import resolve_device
+    from probjepa.typed import types_of
 
     folder = RunFolder(out)
     folder.check(resume=resume, overwrite=overwrite)
@@ -113,10 +114,7 @@ def train_table(
     given |= parse_assignments(settings)
     given |= {k: v for k, v in {"max_epochs": epochs, "random_state": seed, "device": device}.items()
               if v is not None}  # fmt: skip
-    known = set(kind().get_params()) - {"verbose"}
-    for key in given:
-        if key not in known:
-            raise unknown_name("setting", key, known)
+    given = check_settings(given, {k: v for k, v in types_of(kind).items() if k != "verbose"})
     frame = read_table(data)
     if target is not None and target not in frame.columns:
         raise DataError(
@@ -125,7 +123,7 @@ def train_table(
     features = frame if target is None else frame.drop(columns=target)
     names = _row_names(features, ())
     features = features if names is None else features.drop(columns=names)
-    model = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}, verbose=progress)
+    model = kind(**given, verbose=progress)
     used = resolve_device(model.device)
     about = {
         "data": data,
@@ -141,7 +139,7 @@ def train_table(
     checkpoint = FitCheckpoint(folder.checkpoint, resume=resume, before=None if resume else begin)
     stopped = None
     try:
-        _checked_fit(model, features, checkpoint)
+        model.fit(features, checkpoint=checkpoint)
     except Interrupted as error:
         if not hasattr(model, "network_"):
             raise
@@ -159,14 +157,6 @@ def train_table(
     print(
         f"trained {method} on {len(features):,} rows{said}: {out}/model, {out}/metrics.csv, {out}/report.html"
     )
-
-
-def _checked_fit(model: Any, features: Any, checkpoint: Any) -> None:
-    try:
-        model.fit(features, checkpoint=checkpoint)
-    except TypeError as error:  # a text where a number is meant
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"a setting has a value of the wrong kind ({reason}): check --set") from error
 
 
 def _record(method: str, model: Any, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a method; Ctrl-C leaves a run that --resume goes on with."""
-    from probjepa.cli.settings import fill_in, parse_assignments, read_config, sort_settings
+    from probjepa.cli.settings import check_early, fill_in, parse_assignments, read_config, sort_settings
     from probjepa.cli.tabular import refuse_image_options, train_table
     from probjepa.methods import METHODS
     from probjepa.tabular import TABLE_METHODS
@@ -64,6 +64,8 @@ def train(
         given = read_config(out / "config.yaml", method)
     given |= parse_assignments(settings or [])
     given |= {k: v for k, v in {"epochs": epochs, "seed": seed, "device": device}.items() if v is not None}
+
+    given = check_early(method, given)
 
     from probjepa.data import open_images
     from probjepa.files import refuse_existing

@@ -73,7 +73,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         backbone: str | nn.Module = "resnet18",
         *,
         hidden_dim: int | None = None,
-        df: float = 1.0,
+        df: float | Literal["inf"] = 1.0,
         kl_weight: float = 1.0,
         directional: bool = True,
         radial: bool = True,

@@ -1,0 +1,125 @@
+"""Settings that users write, checked against the types that arguments are annotated with."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from probjepa.errors import ConfigError, short
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
+_LISTS = (list, tuple, set, frozenset, Sequence)
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML reads a number only with a dot
+
+
+def types_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the type of each argument of a class or function, by name, those of ``**keywords`` apart.
+
+    An argument without an annotation has the type of its default, where that is a plain value, else Any.
+    """
+    found: dict[str, Any] = {}
+    for kind in reversed(inspect.getmro(function) if inspect.isclass(function) else ()):
+        if "__init__" in vars(kind):
+            found |= _hints(vars(kind)["__init__"])
+    found |= {} if inspect.isclass(function) else _hints(function)
+    types = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        of_default = type(parameter.default) if type(parameter.default) in _WORDS else Any
+        annotated = parameter.annotation
+        written = annotated is not parameter.empty and not isinstance(annotated, str)
+        types[name] = annotated if written else found.get(name, of_default)
+    return types
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError, AttributeError):  # it names what only a type checker imports
+        return {}
+
+
+def checked(name: str, value: Any, kind: Any) -> Any:
+    """Return a value if it is of a type; a list as the tuple or the like that the type asks for.
+
+    A text such as "1e-3" is a number where one belongs. NaN and infinity are none, unless the type says
+    ``Literal["inf"]``, which infinity then becomes.
+
+    Raises
+    ------
+    ConfigError
+        that names the setting, what it takes and, shortened, what it got
+    """
+    from pydantic import ValidationError
+
+    adapter = _adapter(kind)
+    if adapter is None or kind is Any:
+        return value
+    for given in (_finite(value), _finite(_numbers(value))):
+        try:
+            read = adapter.validate_json(json.dumps(given), strict=True)
+        except (ValidationError, TypeError, ValueError):
+            continue
+        return read if isinstance(given, list | dict) else given
+    takes = describe(kind) or f"a {getattr(kind, '__name__', kind)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        takes = takes.replace("a number", "a finite number")
+    raise ConfigError(f"the setting {name} takes {takes}, got '{short('null' if value is None else value)}'")
+
+
+@lru_cache
+def _adapter(kind: Any) -> Any:
+    """What checks a type; None: the type is one that only Python's own objects have."""
+    from pydantic import ConfigDict, TypeAdapter
+    from pydantic.errors import PydanticUserError
+
+    try:
+        return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:
+        return None
+
+
+def _finite(value: Any) -> Any:
+    """A value with its NaN and infinities as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return _inside(_finite, value)
+
+
+def _numbers(value: Any) -> Any:
+    """A value with its texts that are numbers with an exponent as numbers."""
+    if isinstance(value, str) and _EXPONENT.fullmatch(value.strip()):
+        return float(value)
+    return _inside(_numbers, value)
+
+
+def _inside(change: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: change(item) for key, item in value.items()}
+    return [change(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def describe(kind: Any, plural: bool = False) -> str:
+    """Say in words what a type takes ("a number or null"); "" for a type that no text stands for."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        words = [describe(part, plural) for part in parts if part is not NoneType]
+        words += ["null"] if NoneType in parts else []
+        return " or ".join(word for word in words if word)
+    if origin is Literal:
+        return " or ".join(f"'{part}'" for part in parts)
+    if kind in _WORDS:
+        word = _WORDS[kind]
+        return word.removeprefix("a ") + "s" if plural and word.startswith("a ") else word
+    if origin in _LISTS or kind in _LISTS:
+        fixed = f" of {len(parts)}" if origin is tuple and ... not in parts else ""
+        items = describe(parts[0], plural=True) if parts else ""
+        return f"a list{fixed or (' of' if items else '')}{f' {items}' if items else ''}"
+    return "a mapping" if origin is not None and issubclass(origin, Mapping) else ""
