@@ -55,6 +55,13 @@ def test_reading_the_table_of_methods_loads_nothing_heavy():
     assert loaded_after("from probjepa.methods import METHODS; list(METHODS)") == set()
 
 
+def test_reading_the_table_of_scores_loads_nothing_heavy():
+    read = (
+        "from probjepa.scores import SCORES, score_class; assert all(score_class(n).summary for n in SCORES)"
+    )
+    assert loaded_after(read) == set()
+
+
 def test_a_method_needs_torch_and_the_hubs_client_alone():
     assert loaded_after("import probjepa; probjepa.VJE; probjepa.load") <= {"torch", "huggingface_hub"}
 
@@ -110,7 +117,16 @@ def test_everything_public_is_documented(room):
 
 @pytest.mark.parametrize(
     "module",
-    ["errors", "registry", "methods.base", "methods.pretrained", "methods.vje", "methods.ema", "files"],
+    [
+        "errors",
+        "registry",
+        "methods.base",
+        "methods.pretrained",
+        "methods.vje",
+        "methods.ema",
+        "files",
+        "scores.base",
+    ],
 )
 def test_examples_in_docstrings_run(module):
     assert doctest.testmod(importlib.import_module(f"probjepa.{module}")).failed == 0

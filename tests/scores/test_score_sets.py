@@ -10,8 +10,9 @@ from probjepa import VJE
 from probjepa.data import ImageSet
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods import Method
-from probjepa.scores import DETECTORS, SCORES, encode, knn_neighbour, score_set
-from probjepa.scores.sets import make_detector
+from probjepa.scores import SCORES, encode, score_class, score_set
+from probjepa.scores.base import detectors
+from probjepa.scores.detectors import KNNScore, MixtureScore, knn_neighbour
 
 
 def images(n, seed, size=8):
@@ -97,11 +98,15 @@ def test_neighbours_and_components_grow_with_the_set():
     assert knn_neighbour(50_000) == 50
     assert knn_neighbour(1_281_167) == 1281
     assert [knn_neighbour(n) for n in (1, 499, 2499)] == [1, 1, 2]
-    assert [make_detector("gmm", n).n_components for n in (5, 50, 10_000)] == [1, 5, 10]
-    assert make_detector("knn", 3000).k == 3
+    assert [MixtureScore().make(n).n_components for n in (5, 50, 10_000)] == [1, 5, 10]
+    assert MixtureScore(seed=7).make(50).seed == 7
+    assert KNNScore().make(3000).k == 3
 
 
-@pytest.mark.parametrize("score", [s for s in SCORES if s not in ("likelihood", "jepa")])
+WITH_REFERENCE = [name for name in SCORES if "reference" in score_class(name).needs]
+
+
+@pytest.mark.parametrize("score", WITH_REFERENCE)
 def test_a_row_of_the_reference_is_refused(model, held_out, reference, score):
     both = ImageSet(torch.cat([held_out.images, reference.images[7:9]]), None, [str(i) for i in range(15)])
     with pytest.raises(DataError, match="2 of 15 images to score are in the reference") as error:
@@ -109,7 +114,7 @@ def test_a_row_of_the_reference_is_refused(model, held_out, reference, score):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("score", DETECTORS)
+@pytest.mark.parametrize("score", detectors())
 def test_an_embedding_of_the_reference_is_refused(held_out, reference, score, monkeypatch):
     """Two images that differ, and that the encoder cannot tell apart."""
 
@@ -130,7 +135,7 @@ def test_an_embedding_of_the_reference_is_refused(held_out, reference, score, mo
     assert np.isfinite(score_set(Plain(), held_out, score, reference=reference)[0]).all()
 
 
-@pytest.mark.parametrize("score", [s for s in SCORES if s not in ("likelihood", "jepa")])
+@pytest.mark.parametrize("score", WITH_REFERENCE)
 def test_a_missing_reference(model, held_out, score):
     with pytest.raises(ConfigError, match=f"'{score}' needs a reference set: pass --reference"):
         score_set(model, held_out, score)
@@ -148,13 +153,14 @@ def test_wrong_scores(model, held_out, reference):
         score_set(model, held_out, "knnn", reference=reference)
     with pytest.raises(ConfigError, match="uses no reference set"):
         score_set(model, held_out, "likelihood", reference=reference)
-    with pytest.raises(ConfigError, match="unknown detector"):
-        make_detector("likelihood", 10)
+    gaussian = VJE("convnet", channels=1, image_size=8, df=float("inf"))
+    with pytest.raises(ConfigError, match="polar Student-t densities: it needs likelihood='polar'"):
+        score_set(gaussian, held_out, "predictive", reference=reference)
 
 
 def test_a_method_without_a_likelihood_has_the_detectors(held_out, reference, monkeypatch):
     plain = Plain()
-    for score in DETECTORS:
+    for score in detectors():
         assert np.isfinite(score_set(plain, held_out, score, reference=reference)[0]).all()
     monkeypatch.setattr(Plain, "features", None)  # the refusal comes before any work
     for score, options in (("likelihood", {}), ("predictive", {"reference": reference})):
@@ -162,6 +168,13 @@ def test_a_method_without_a_likelihood_has_the_detectors(held_out, reference, mo
             score_set(plain, held_out, score, **options)
 
 
-def test_names_are_one_table():
-    assert set(DETECTORS) < set(SCORES)
-    assert all(text for text in SCORES.values())
+def test_a_part_of_the_models_own_is_a_score(model, held_out):
+    own = model.ood_scores(model.features(held_out.images))
+    for name in set(own) - set(SCORES):
+        score, parts = score_set(model, held_out, name)
+        np.testing.assert_allclose(score, own[name].numpy(), rtol=1e-6)
+        assert set(parts) == set(model.uncertainty(held_out.images))
+
+
+def test_every_detector_needs_a_reference_and_nothing_else():
+    assert detectors() == ["knn", "mahalanobis", "gmm"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from probjepa.errors import ConfigError, unknown_name
+from probjepa.errors import ConfigError
 from probjepa.tabular import TABLE_METHODS
 
 _RECORDED = ("data", "data_rows", "data_sha256", "target", "row_names", "fitted_with", "best_epoch", "seed")
@@ -242,32 +242,14 @@ def score_table(
     """Write id, label, score (higher = more typical); of the likelihood, also each cell's surprise."""
     from probjepa.data.rows import open_table
     from probjepa.files import refuse_existing
+    from probjepa.scores import score_set
 
     refuse_existing(out, overwrite)
     model, target = _load(source, device)
     features, columns = _opened(data, model, target)
-    if score == "likelihood":
-        if not hasattr(model, "score_samples"):
-            raise ConfigError(
-                f"{type(model).__name__} has no likelihood: use --score knn, mahalanobis or gmm with "
-                "--reference"
-            )
-        columns["score"] = model.score_samples(features)
-        surprise = model.score_features(features)
-        columns |= {f"surprise.{name}": surprise[name].to_numpy() for name in surprise.columns}
-    else:
-        from probjepa.data.overlap import refuse_fitted_rows
-        from probjepa.scores.sets import DETECTORS, make_detector
-
-        if score not in DETECTORS:
-            raise unknown_name("score of tables", score, ["likelihood", *DETECTORS])
-        if reference is None:
-            raise ConfigError(f"--score {score} needs --reference, a table of typical rows")
-        known = model.transform(_opened(reference, model, target)[0])
-        detector = make_detector(score, len(known), seed).fit(known)
-        embeddings = model.transform(features)
-        refuse_fitted_rows(type(detector).__name__, known, embeddings)
-        columns["score"] = detector.score_samples(embeddings)
+    known = None if reference is None else _opened(reference, model, target)[0]
+    columns["score"], parts = score_set(model, features, score, reference=known, seed=seed)
+    columns |= parts
     with open_table(out, overwrite) as table:
         table.write(columns)
     print(f"scored {len(features):,} rows by {score} (higher = more typical): {out}")
@@ -279,7 +261,7 @@ def evaluate_tables(
 ) -> None:  # fmt: skip
     """Write metrics.json and report.html of ``tabular.downstream.evaluate_table``, and print a summary."""
     from probjepa.files import write_text
-    from probjepa.report.evaluation import table_report
+    from probjepa.report.tabular import table_report
     from probjepa.tabular.downstream import evaluate_table
     from probjepa.tabular.files import read_table
 

@@ -21,14 +21,17 @@ from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
 from probjepa.data.overlap import overlap
 from probjepa.errors import ConfigError, DataError
-from probjepa.evaluation.label_free import Space, baseline_scores, jepa_scores, label_free_scores
+from probjepa.evaluation.label_free import columns, label_free_scores
 from probjepa.evaluation.openood import openood_summary
 from probjepa.evaluation.predictive import evaluate_predictions
 from probjepa.evaluation.selective import selective_prediction
 from probjepa.methods import Method, ProbabilisticMethod
 from probjepa.methods.ijepa import IJEPA
 from probjepa.provenance import hardware
-from probjepa.scores import encode, knn_neighbour
+from probjepa.scores import encode
+from probjepa.scores.detectors import KNNScore, knn_neighbour
+
+Space = tuple[Tensor, Mapping[str, Tensor]]  # the reference's rows (M, D), and those of every set
 
 TEST = "test"
 # A linear probe on raw pixels wider than this takes minutes, and kNN says as much.
@@ -115,10 +118,13 @@ def evaluate(
     known = encode(method, train, progress=progress, scored=False)
     features = {name: encode(method, images, progress=progress) for name, images in sets.items()}
     spaces = _spaces(method, train, sets, known, features, seed)
-    scores = label_free_scores(method, known, features, spaces, seed)
-    if jepa:
-        scores |= jepa_scores(method, sets, known["h"], progress)
-    scores |= baseline_scores(spaces, seed)
+    read = {name: {**of, "inputs": sets[name]} for name, of in features.items()}
+    scores = label_free_scores(method, known, read, seed=seed, gradients=jepa, progress=progress)
+    for space in ("random-init", "raw pixels"):
+        if space in spaces:
+            bank, queries = spaces[space]
+            of_space = columns(KNNScore(seed=seed), {"h": bank}, {n: {"h": of} for n, of in queries.items()})
+            scores[f"knn, {space}"] = of_space["knn"]
     outside = {
         name: {
             score: {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +12,13 @@ from torch import Tensor
 from probjepa import metrics
 from probjepa.data import Images
 from probjepa.errors import ProbjepaError
-from probjepa.evaluation.label_free import label_free_scores
+from probjepa.evaluation.label_free import columns, label_free_scores
 from probjepa.experiments.datasets import DataSet
 from probjepa.methods.base import Method, ProbabilisticMethod, evaluating
 from probjepa.methods.ema import EMA
 from probjepa.methods.vje import VJE
 from probjepa.scores import encode
+from probjepa.scores.detectors import KNNScore
 
 _K = 20
 Figures = dict[str, dict[str, float | None]]
@@ -124,14 +124,10 @@ def _aurocs(
     seed: int,
     pixels: bool,
 ) -> Iterator[tuple[str, dict[str, float | None]]]:
-    space = (known["h"], {name: of["h"] for name, of in features.items()})
     if pixels:  # a covariance or a mixture of thousands of pixels says nothing, and takes minutes
-        from probjepa.scores.sets import make_detector
-
-        detector: Any = make_detector("knn", len(space[0]), seed).fit(space[0])
-        scores = {"knn": {name: detector.score_samples(of) for name, of in space[1].items()}}
+        scores = columns(KNNScore(seed=seed), known, features)
     else:
-        scores = label_free_scores(method, known, features, {"h": space}, seed)
+        scores = label_free_scores(method, known, features, seed=seed)
     for ood in features:
         if ood != "test":
             for score, of in scores.items():

@@ -228,6 +228,12 @@ class ProbabilisticMethod(Method):
         """Every label-free score of encoded images by name, each (N,) float64, higher = more typical."""
         return {"likelihood": self.score_features(features)}
 
+    def score_names(self) -> list[str]:
+        """Names of ``ood_scores``, read off one blank image."""
+        size, channels = self.preprocess.size, self.preprocess.channels
+        with torch.no_grad():
+            return list(self.ood_scores(self.features(torch.zeros(1, channels, size, size).byte())))
+
     def score_samples(self, x: Tensor) -> Tensor:
         """Score (N,) float64 of images (N, C, H, W): higher = more typical of the training data."""
         return self.score_features(self.features(x))

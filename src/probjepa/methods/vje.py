@@ -216,6 +216,16 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         refuse_overlap(x, reference)
         return self.predictive(reference).log_prob(self.embed(x))
 
+    @property
+    def without_predictive(self) -> str | None:
+        """Why there is no ``predictive`` density; None where there is one."""
+        if not self.standard and math.isfinite(self.df):
+            return None
+        return (
+            "the predictive score is a mixture of polar Student-t densities: "
+            "it needs likelihood='polar' and a finite df"
+        )
+
     def predictive(self, reference: Mapping[str, Tensor] | Tensor) -> PolarStudentTMixture:
         """Density of an embedding under a reference set: the "predictive" score's log_prob.
 
@@ -250,11 +260,8 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         Tiny ImageNet / digits / noise: 0.552 / 0.999 / 0.324, kNN 0.548 / 0.999 / 0.275, and there the
         self-likelihood's 0.978 on noise is the one to use.
         """
-        if self.standard or math.isinf(self.df):
-            raise ConfigError(
-                "the predictive score is a mixture of polar Student-t densities: "
-                "it needs likelihood='polar' and a finite df"
-            )
+        if self.without_predictive is not None:
+            raise ConfigError(self.without_predictive)
         features = self.features(reference) if isinstance(reference, Tensor) else reference
         h, variance = features["h"], features["variance"].double().mean(0)
         skip = max(round(len(h) / 1000) - 1, 0)

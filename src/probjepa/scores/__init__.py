@@ -1,5 +1,43 @@
-"""Scores of whole image sets under a trained model: higher = more typical, everywhere."""
+"""Scores of inputs under a trained model: one contract, higher = more typical everywhere.
 
-from probjepa.scores.sets import DETECTORS, SCORES, encode, knn_neighbour, score_set
+A score is one class and one line here, or an entry point of the group "probjepa.scores" of another package.
+Reading the table, and the summaries of its entries, loads no torch.
+"""
 
-__all__ = ["DETECTORS", "SCORES", "encode", "knn_neighbour", "score_set"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from probjepa.registry import Registry
+
+if TYPE_CHECKING:
+    from probjepa.scores.base import Score as Score
+    from probjepa.scores.base import score_class as score_class
+    from probjepa.scores.sets import encode as encode
+    from probjepa.scores.sets import score_set as score_set
+
+#: name → a ``Score``, or a class in scikit-learn's manner (``fit``, ``score_samples``: higher = more typical)
+SCORES = Registry(
+    "score",
+    {
+        "likelihood": "probjepa.scores.own:Likelihood",
+        "predictive": "probjepa.scores.own:Predictive",
+        "jepa": "probjepa.scores.jepa:Jepa",
+        "knn": "probjepa.scores.detectors:KNNScore",
+        "mahalanobis": "probjepa.scores.detectors:MahalanobisScore",
+        "gmm": "probjepa.scores.detectors:MixtureScore",
+    },
+    group="probjepa.scores",
+)
+
+# name → module it lives in
+_LAZY = {"Score": "base", "encode": "sets", "score_class": "base", "score_set": "sets"}
+
+__all__ = ["SCORES", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'probjepa.scores' has no attribute '{name}'")
+    return getattr(import_module(f"probjepa.scores.{_LAZY[name]}"), name)

@@ -1,0 +1,147 @@
+"""The contract of every score."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
+
+from probjepa.errors import ConfigError
+from probjepa.scores import SCORES
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Values: TypeAlias = npt.NDArray[np.float64]
+
+#: what a model says of N inputs: "h" (N, D), and what else its ``features`` have; "inputs": themselves
+Features: TypeAlias = Mapping[str, Any]
+
+
+class Score(ABC):
+    """A score of inputs under a model: higher = more typical.
+
+    A score sets ``name`` and ``summary``, and writes ``score``; with a reference set, also ``fit``:
+
+    >>> class Norm(Score):
+    ...     name, summary = "norm", "length of the embedding"
+    ...
+    ...     def score(self, features):
+    ...         return (features["h"] ** 2).sum(1) ** 0.5
+    >>> SCORES.register("norm", Norm) is Norm
+    True
+    >>> SCORES.remove("norm")
+
+    Parameters
+    ----------
+    model
+        a method, or what has its ``features``; scores of embeddings alone do without
+    seed
+        of what is drawn in ``fit``
+    progress
+        show a bar where a score takes long
+
+    Attributes
+    ----------
+    name, summary, paper
+        its name, one line on it, and the address of its paper
+    needs
+        out of "reference" (``fit`` comes first) and "gradients" (it reads ``features["inputs"]``)
+    own
+        whether it reads what the model says beside its embeddings: ``lacking`` tells which models say it
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    own: ClassVar[bool] = False
+
+    def __init__(self, model: Any = None, *, seed: int = 0, progress: bool = False) -> None:
+        self.model = model
+        self.seed = seed
+        self.progress = progress
+
+    @classmethod
+    def lacking(cls, model: Any) -> str | None:
+        """Say what a model lacks to have this score, as an error message; None: it has the score."""
+        return None
+
+    @classmethod
+    def takes_reference(cls) -> bool:
+        """Whether there is something to ``fit`` to a reference set."""
+        return cls.fit is not Score.fit
+
+    @classmethod
+    def unfitted(cls) -> ConfigError:
+        """Return the error for a score without its reference set."""
+        return ConfigError(f"the score '{cls.name}' needs a reference set: pass --reference URI")
+
+    @classmethod
+    def check(cls, reference: Any) -> None:
+        """Raise ConfigError if a reference set is missing, or given to a score that uses none."""
+        if reference is None and "reference" in cls.needs:
+            raise cls.unfitted()
+        if reference is not None and not cls.takes_reference():
+            raise ConfigError(f"the score '{cls.name}' uses no reference set: leave --reference out")
+
+    def fit(self, reference: Features) -> Self:
+        """Fit to the features of typical inputs; a score without a reference set leaves this out."""
+        self.check(reference)
+        return self
+
+    @abstractmethod
+    def score(self, features: Features) -> Values:
+        """Return the score (N,) float64 of N inputs.
+
+        Raises
+        ------
+        ConfigError
+            before ``fit``, of a score that needs it
+        """
+
+    def parts(self, features: Features) -> dict[str, Values]:
+        """Return what else there is to say of N inputs, by name, each (N,)."""
+        return {}
+
+    def with_parts(self, features: Features) -> tuple[Values, dict[str, Values]]:
+        """Return ``score`` and ``parts``: one pass, where both come from it."""
+        return self.score(features), self.parts(features)
+
+    def columns(self, features: Features) -> dict[str, Values]:
+        """Return what a comparison of scores shows of this one: itself, by its name."""
+        return {self.name: self.score(features)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, seed={self.seed})"
+
+
+def score_class(score: str | type) -> type[Score]:
+    """Return the class of a score, of its name or of a class itself; one in scikit-learn's manner is wrapped.
+
+    Raises
+    ------
+    ConfigError
+        for an unknown name, or what is no score
+    """
+    from probjepa.scores.detectors import Detector
+
+    kind = SCORES.resolve(score)
+    if isinstance(kind, type) and issubclass(kind, Score):
+        return kind
+    name = score if isinstance(score, str) else kind.__name__
+    summary = (kind.__doc__ or "").strip().partition("\n")[0]
+    return type(name, (Detector,), {"name": name, "summary": summary, "kind": staticmethod(kind)})
+
+
+def detectors() -> list[str]:
+    """Return the names of the scores that any encoder has: of its embeddings and a reference set."""
+    found = {name: score_class(name) for name in SCORES}
+    return [name for name, kind in found.items() if kind.needs == {"reference"} and not kind.own]
+
+
+def no_likelihood(model: Any, score: str) -> str:
+    """Say that a model has no density for a score, and which scores it has."""
+    name = type(getattr(model, "estimator", model)).__name__
+    return f"{name} has no likelihood for the score '{score}': use {', '.join(detectors())}"

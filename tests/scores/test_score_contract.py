@@ -1,0 +1,236 @@
+"""Every entry of SCORES keeps one contract; a score of another package is an entry like any other."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.ensemble import IsolationForest
+from torch import nn
+
+from probjepa import VJE
+from probjepa.cli import run
+from probjepa.data import ImageSet
+from probjepa.errors import ConfigError
+from probjepa.evaluation import evaluate
+from probjepa.scores import SCORES, Score, score_class, score_set
+from probjepa.tabular import TJEPA, VarTJEPA
+
+DIM = 6
+
+
+def model_of(kind):
+    """VJE reads features that are given to it; tanh has its largest Jacobian at 0."""
+    torch.manual_seed(0)
+    return nn.Tanh() if "gradients" in kind.needs else VJE("convnet", channels=1, image_size=8).eval()
+
+
+def features(count, seed, typical=True):
+    """Embeddings about one direction, equal to their latents; untypical ones have other directions."""
+    random = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, DIM, generator=random)
+    mu = torch.eye(DIM)[0] + 0.1 * noise
+    h = mu if typical else mu.roll(2, 1) * 3
+    return {
+        "h": h,
+        "mu": mu,
+        "variance": torch.full_like(mu, 0.5),
+        "inputs": 0.1 * noise + (0 if typical else 2),
+    }
+
+
+def fitted(kind, seed=0):
+    score = kind(model_of(kind), seed=seed)
+    return score.fit(features(60, 1)) if "reference" in kind.needs else score
+
+
+@pytest.fixture(params=SCORES)
+def kind(request):
+    return score_class(request.param)
+
+
+def test_an_entry_says_what_it_is(kind):
+    assert SCORES[kind.name] is kind
+    assert kind.summary
+    assert "\n" not in kind.summary
+    assert kind.needs <= {"reference", "gradients"}
+    assert kind.paper == "" or kind.paper.startswith("https://")
+    assert repr(kind(model_of(kind))).startswith(f"{kind.__name__}(")
+
+
+def test_one_finite_number_an_input_whatever_their_order(kind):
+    some = features(20, 2)
+    score, again = fitted(kind).score(some), fitted(kind).score(some)
+    assert (score.shape, score.dtype) == ((20,), np.float64)
+    assert np.isfinite(score).all()
+    np.testing.assert_array_equal(score, again)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
+    turned = fitted(kind).score({name: values[order] for name, values in some.items()})
+    np.testing.assert_allclose(turned, score[order], rtol=1e-6, atol=1e-9)
+
+
+def test_higher_is_more_typical(kind):
+    score = fitted(kind)
+    assert score.score(features(20, 2)).min() > score.score(features(20, 3, typical=False)).max()
+
+
+def test_parts_are_columns_and_come_with_the_score(kind):
+    score, some = fitted(kind), features(20, 2)
+    values, parts = score.with_parts(some)
+    np.testing.assert_array_equal(values, score.score(some))
+    for name, part in score.parts(some).items():
+        assert part.shape == (20,)
+        np.testing.assert_array_equal(part, parts[name])
+    assert kind.name in score.columns(some)
+
+
+def test_a_reference_is_asked_for_and_not_taken_in_vain(kind):
+    score = kind(model_of(kind))
+    if "reference" in kind.needs:
+        with pytest.raises(ConfigError, match=f"'{kind.name}' needs a reference set"):
+            score.score(features(20, 2))
+    elif kind.takes_reference():
+        assert np.isfinite(score.fit(features(60, 1)).score(features(20, 2))).all()
+    else:
+        with pytest.raises(ConfigError, match=f"'{kind.name}' uses no reference set"):
+            score.fit(features(60, 1))
+
+
+def test_a_model_without_a_score_is_told_so(kind):
+    bare = kind.lacking(None)
+    assert (bare is None) == (not kind.own and "gradients" not in kind.needs)
+    assert bare is None or "NoneType has no likelihood" in bare
+
+
+# --- scores of another package ---------------------------------------------------------------------------
+
+
+class Norm(Score):
+    """A score that needs nothing."""
+
+    name, summary = "norm", "negative length of the embedding"
+
+    def score(self, features):
+        return -np.linalg.norm(features["h"], axis=1)
+
+
+class Forest(IsolationForest):
+    """A detector in scikit-learn's manner, with a seed."""
+
+
+class Distance:
+    """A detector with fit and score_samples, and nothing else."""
+
+    def fit(self, h):
+        self.mean = np.mean(h, 0)
+        return self
+
+    def score_samples(self, h):
+        return -np.linalg.norm(np.asarray(h) - self.mean, axis=1)
+
+
+@pytest.fixture
+def registered():
+    outside = {"norm": Norm, "forest": Forest, "distance": Distance}
+    for name, kind in outside.items():
+        SCORES.register(name, kind)
+    yield list(outside)
+    for name in outside:
+        SCORES.remove(name)
+
+
+def images(count, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
+    return ImageSet(torch.from_numpy(pixels), None, [str(i) for i in range(count)], name=f"noise {seed}")
+
+
+@pytest.fixture(scope="module")
+def vje():
+    torch.manual_seed(0)
+    return VJE("convnet", channels=1, image_size=8, backbone_options={"widths": (8, 16)}).eval()
+
+
+def test_scores_from_outside_are_scores_of_sets(vje, registered):
+    known, held_out = images(40, 1), images(9, 2)
+    h = vje.embed(held_out.images).numpy()
+    assert score_class("forest").summary == "A detector in scikit-learn's manner, with a seed."
+    np.testing.assert_allclose(score_set(vje, held_out, "norm")[0], -np.linalg.norm(h, axis=1), rtol=1e-6)
+    bank = vje.embed(known.images).numpy()
+    for seed in (0, 1):
+        expected = IsolationForest(random_state=seed).fit(bank).score_samples(h)
+        found, parts = score_set(vje, held_out, "forest", reference=known, seed=seed)
+        np.testing.assert_allclose(found, expected)
+        assert parts == {}
+    by_name = score_set(vje, held_out, "distance", reference=known)[0]
+    np.testing.assert_allclose(by_name, -np.linalg.norm(h - bank.mean(0), axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(by_name, score_set(vje, held_out, Distance, reference=known)[0])
+    with pytest.raises(ConfigError, match="'distance' needs a reference set"):
+        score_set(vje, held_out, "distance")
+
+
+def test_scores_from_outside_are_evaluated(vje, registered):
+    known, held_out, far = images(40, 1), images(12, 2), images(12, 3)
+    found = evaluate(vje, known, held_out, {"far": far}, n_bootstrap=5)
+    assert set(registered) < set(found.metrics["ood"]["far"])
+    expected = score_set(vje, far, "forest", reference=known)[0]
+    np.testing.assert_allclose(found.arrays["scores"]["forest"]["far"], expected)
+    json.dumps(found.metrics)
+
+
+def test_scores_from_outside_are_scores_of_commands(vje, registered, tmp_path):
+    vje.save_pretrained(tmp_path / "model")
+    for name, seed in (("known", 1), ("far", 2)):
+        np.save(tmp_path / f"{name}.npy", images(30, seed).images[:, 0].numpy())
+    for name in registered:
+        reference = [] if name == "norm" else ["--reference", str(tmp_path / "known.npy")]
+        out = tmp_path / f"{name}.parquet"
+        data = ["--data", str(tmp_path / "far.npy"), "--out", str(out), "--score", name, "-q"]
+        assert run(["score", str(tmp_path / "model"), *data, *reference, "--device", "cpu"]) == 0
+        assert len(pd.read_parquet(out)["score"]) == 30
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+
+TINY = {"max_epochs": 1, "dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8, "device": "cpu"}
+
+
+def table(rows, seed):
+    random = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {"number": random.normal(size=rows), "place": random.choice(["here", "there", None], rows)}
+    )
+
+
+def test_a_table_is_scored_as_images_are(registered):
+    known, held_out = table(80, 0), table(9, 1)
+    model = VarTJEPA(random_state=0, **TINY).fit(known)
+    score, parts = score_set(model, held_out, "likelihood")
+    np.testing.assert_array_equal(score, model.score_samples(held_out))
+    surprise = model.score_features(held_out)
+    assert list(parts) == [f"surprise.{name}" for name in surprise.columns]
+    np.testing.assert_array_equal(np.stack(list(parts.values()), 1), surprise.to_numpy())
+    for name in ("knn", "mahalanobis", "gmm", *registered):
+        reference = None if name == "norm" else known
+        found, parts = score_set(model, held_out, name, reference=reference, seed=3)
+        expected = score_class(name)(seed=3)
+        if reference is not None:
+            expected.fit({"h": model.transform(known)})
+        np.testing.assert_array_equal(found, expected.score({"h": model.transform(held_out)}))
+        assert parts == {}
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        ("likelihood", "TJEPA has no likelihood for the score 'likelihood': use knn, mahalanobis, gmm"),
+        ("knn", "--score knn needs --reference, a table of typical rows"),
+        ("jepa", "unknown score of tables 'jepa'"),
+        ("predictive", "unknown score of tables 'predictive'"),
+    ],
+)
+def test_what_a_table_cannot_be_scored_by(score, said):
+    model = TJEPA(random_state=0, **TINY).fit(table(80, 0))
+    with pytest.raises(ConfigError, match=said):
+        score_set(model, table(9, 1), score)
