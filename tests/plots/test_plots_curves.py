@@ -33,7 +33,7 @@ def curve(confidence: Any, right: Any = RIGHT) -> tuple[np.ndarray, np.ndarray]:
 def test_risk_is_drawn_over_coverage_from_five_percent_on() -> None:
     curves = {"best": curve(-np.arange(200)), "worst": curve(np.arange(200))}
     axis = axes()
-    plots.risk_coverage(axis, curves)
+    assert plots.risk_coverage(axis, curves) == "% wrong at the end: best 25, worst 25"
     drawn(axis)
     for line, (coverage, risk) in zip(axis.lines, curves.values(), strict=False):
         kept = coverage >= 0.05
@@ -66,7 +66,8 @@ def test_more_names_than_colours_stay_apart() -> None:
 
 
 def test_calibration_draws_the_accuracy_of_every_part() -> None:
-    plots.calibration(axis := axes(), {"MLP": [0.9, 0.8], "tree": [0.7, 0.6]})
+    words = plots.calibration(axis := axes(), {"MLP": [0.9, 0.8], "tree": [0.7, 0.6]})
+    assert words == "MLP from 90 to 80 %, tree from 70 to 60 %"
     assert [list(line.get_ydata()) for line in axis.lines] == [[90, 80], [70, 60]]
     assert list(axis.lines[0].get_xdata()) == [1, 2]
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["MLP", "tree"]
@@ -77,7 +78,8 @@ def test_calibration_draws_the_accuracy_of_every_part() -> None:
     [([3.0, 2.5], "2.5"), ([1.0, 1.0], "1"), ([0.0], "0"), ([5.0, 1e-9], "≈ 0"), ([-1.0, -2.0], "−2")],
 )
 def test_a_training_curve_ends_with_its_last_value(values: list[float], end: str) -> None:
-    plots.training_curve(axis := axes(), range(1, len(values) + 1), values)
+    words = plots.training_curve(axis := axes(), range(1, len(values) + 1), values)
+    assert words == f"from {values[0]:.4g} to {values[-1]:.4g}"
     drawn(axis)
     assert [text.get_text() for text in axis.texts] == [end]
     assert list(axis.lines[0].get_ydata()) == values
@@ -88,7 +90,8 @@ def test_a_training_curve_ends_with_its_last_value(values: list[float], end: str
 
 def test_a_spectrum_has_its_centre_and_the_middle_of_its_rows() -> None:
     rows = np.random.default_rng(0).random((40, 6))
-    plots.spectrum(axis := axes(), rows, name="<b>", centre=np.mean)
+    words = plots.spectrum(axis := axes(), rows, name="<b>", centre=np.mean)
+    assert words == f"<b> from {rows.mean(0)[0]:.3g} to {rows.mean(0)[-1]:.3g}"
     (line,), (band,) = axis.lines, axis.collections
     np.testing.assert_allclose(line.get_ydata(), rows.mean(0))
     edge = band.get_paths()[0].vertices

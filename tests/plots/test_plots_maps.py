@@ -82,10 +82,10 @@ def test_maps_of_one_class_many_classes_and_nothing_finite() -> None:
         (draws(0, 60, 2), np.arange(60) % 30),
         (np.full((3, 2), NAN), np.zeros(3, int)),
     ):
-        plots.class_map(axis := axes(), xy, labels)
+        words = plots.class_map(axis := axes(), xy, labels)
         drawn(axis)
-        titles.append((axis.get_title(), len(axis.texts)))
-    assert titles == [("1 class", 1), ("30 classes", 0), ("", 1)]
+        titles.append((words, len(axis.texts)))
+    assert titles == [("9 points of 1 class", 1), ("60 points of 30 classes", 0), ("no finite points", 1)]
     for score in (np.zeros(9), np.full(9, NAN), np.r_[np.inf, np.arange(8)]):
         plots.score_map(axis := axes(), draws(0, 9, 2), score)
         drawn(axis)
@@ -107,7 +107,8 @@ def test_peak_counts_the_fullest_cell() -> None:
 def test_densities_share_one_scale_and_hold_the_points_within() -> None:
     clouds = {"Targets": draws(0, 500, 3), "Samples": 2 * draws(1, 500, 2)}
     figure = Figure()
-    plots.hexbins(panels := figure.subplots(1, 2), clouds)
+    panels = figure.subplots(1, 2)
+    assert plots.hexbins(panels, clouds) == "Targets, Samples"
     left, right, bottom, top = extent_of(*clouds.values())
     for axis, (name, coords) in zip(panels, clouds.items(), strict=True):
         drawn(axis)
@@ -123,7 +124,8 @@ def test_clouds_are_named_and_sized() -> None:
     clouds = {"targets": draws(0, 20, 3), "<means>": draws(1, 5, 3)}
     sizes = {"<means>": np.arange(5.0)}
     colours = plots.palette(clouds)
-    plots.points(axis := axes(), clouds, colours=colours, extent=(-3, 3, -3, 3), sizes=sizes)
+    words = plots.points(axis := axes(), clouds, colours=colours, extent=(-3, 3, -3, 3), sizes=sizes)
+    assert words == "targets, <means>"
     drawn(axis)
     np.testing.assert_allclose(axis.collections[0].get_offsets(), clouds["targets"][:, :2])
     np.testing.assert_allclose(axis.collections[1].get_sizes(), np.arange(5.0))

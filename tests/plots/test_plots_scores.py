@@ -68,15 +68,18 @@ def test_what_has_nothing_finite_says_so() -> None:
         lambda axis: plots.roc(axis, [1.0], {"out": [NAN]}),
     ):
         axis = axes()
-        draw(axis)
-        assert "no finite" in written_in(axis)
+        words = draw(axis)
+        assert words in written_in(axis) and "no finite" in words
 
 
 def test_rows_of_histograms_hold_the_shares_of_their_sets() -> None:
     sets = {"in": draws(0, 400), "out": draws(1, 300)}
     axis = axes()
     colours = plots.palette(sets)
-    plots.score_histograms(axis, sets, colours=colours)
+    words = plots.score_histograms(axis, sets, colours=colours)
+    assert words == f"medians: in {np.median(sets['in']):.4g}, out {np.median(sets['out']):.4g}".replace(
+        "-", "−"
+    )
     assert [text.get_text() for text in axis.get_yticklabels()] == ["in", "out"]
     assert [text.get_color() for text in axis.get_yticklabels()] == list(colours.values())
     outlines = [patch for patch in axis.patches if not patch.get_fill()]
@@ -104,7 +107,8 @@ def test_a_spike_is_cut_and_what_lies_beyond_is_counted() -> None:
 def test_a_histogram_holds_every_value(constant: bool) -> None:
     values = np.r_[np.ones(200) if constant else draws(3, 200), NAN]
     axis = axes()
-    plots.histogram(axis, values, bins=17)
+    words = plots.histogram(axis, values, bins=17)
+    assert words == f"median {np.median(values[:-1]):.3g}"
     counts, edges, _ = axis.patches[0].get_data()
     assert counts.sum() == pytest.approx(100)
     assert len(counts) == 17
@@ -118,8 +122,9 @@ def test_roc_shows_the_auroc_of_scikit_learn_with_ties() -> None:
     inside, outside = np.round(draws(0, 300)), np.round(draws(1, 200) - 1)
     truth = np.r_[np.zeros(300), np.ones(200)]
     wanted = roc_auc_score(truth, -np.r_[inside, outside])
-    plots.roc(axis := axes(), inside, {"out": outside})
+    words = plots.roc(axis := axes(), inside, {"out": outside})
     assert f"{wanted:.3f}" in written_in(axis)
+    assert words == f"AUROC: out {wanted:.3f}"
 
 
 def test_limits_reach_no_further_than_two_ranges_of_the_first_set() -> None:
@@ -130,7 +135,8 @@ def test_limits_reach_no_further_than_two_ranges_of_the_first_set() -> None:
 
 def test_dots_stand_at_their_values_with_bars_over_their_intervals() -> None:
     rows = {"knn": (0.91234, 0.9, 0.92), "gmm": (0.5, NAN, NAN), "none": (NAN, NAN, NAN)}
-    plots.dots(axis := axes(), rows, chance=0.5, written=True)
+    words = plots.dots(axis := axes(), rows, chance=0.5, written=True)
+    assert words == "knn 0.912, gmm 0.500"
     text = written_in(axis)
     assert all(part in text for part in ("knn", "0.912", "gmm", "0.500", "none"))
     assert [a.get_fontweight() for a in axis.texts] == ["bold", "normal"]

@@ -154,7 +154,7 @@ def test_detection_is_drawn_beside_chance(auroc: float) -> None:
     section = detection_section({"noise": {"likelihood": metrics_of(auroc)}}, "photos", {"noise": "#0067a5"})
     assert section is not None
     dots, summary, every = section.items
-    assert dots.alt == f"AUROC against noise: likelihood {auroc:.3f}"
+    assert dots.alt == f"noise: likelihood {auroc:.3f}"
     assert "stroke-dasharray" in dots.image.decode()
     assert [[cell["text"] for cell in row] for row in summary.cells] == [["likelihood", f"{auroc:.3f}"]]
     assert [row["text"] for row in every.cells[0]] == ["likelihood", f"{auroc:.3f}", *["0.250"] * 4]
@@ -209,14 +209,14 @@ def test_a_training_report_is_written_into_the_run(tmp_path: Path) -> None:
     assert page.cards["Epochs"] == ("12", "120 steps")
     assert page.cards["Training loss"] == ("5.002", "first epoch 9")
     assert page.cards["Effective rank"] == ("30", "directions in use")
-    assert "loss over training, from 9 to 5.002" in html
+    assert "loss: from 9 to 5.002" in html
     assert "method.df" in html
     assert html.index("More to say.") < html.index("config.yaml")
     assert not list(run.glob("*.tmp"))
 
 
 def test_a_run_of_one_epoch_and_a_loss_that_was_never_finite(tmp_path: Path) -> None:
-    assert "loss over training, from 9 to 9" in training_report(write_run(tmp_path / "one", epochs=1))
+    assert "loss: from 9 to 9" in training_report(write_run(tmp_path / "one", epochs=1))
     never = write_run(tmp_path / "never", epochs=3, **{"train/loss": ["nan"] * 3})
     assert Page(training_report(never)).cards["Training loss"][0] == "never finite"
     (never / "config.yaml").unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -39,12 +40,28 @@ SCORES = {"in": draws(0, 200), "out": draws(1, 100) - 2}
 
 
 def test_a_picture_is_svg_with_its_caption_and_its_size() -> None:
-    figure = picture(
-        lambda f: f.add_subplot(title="<T>").plot([1, 2]), "how", "what", width="half", height=100
-    )
-    assert "<T>" in text_of(figure)
-    assert (figure.caption, figure.alt, figure.width) == ("how", "what", "half")
+    def draw(axis: Any) -> str:
+        axis.plot([1, 2])
+        return "a line"
+
+    figure = picture("<T>", draw, "how", width="half", height=100, xlabel="$x$")
+    text = text_of(figure)
+    assert "<T>" in text and "$x$" in text
+    assert (figure.caption, figure.alt, figure.width) == ("how", "<T>: a line", "half")
     assert 'viewBox="0 0 402 100"' in figure.image.decode()
+
+
+def test_panels_stand_side_by_side_on_one_scale() -> None:
+    def draw(axes: Any) -> str:
+        first, second = axes
+        first.plot([1, 2])
+        second.plot([0, 9])
+        assert first.get_ylim() == second.get_ylim()
+        return "two lines"
+
+    figure = picture("T", draw, panels=2)
+    text_of(figure)
+    assert figure.alt == "T: two lines" and 'viewBox="0 0 820 300"' in figure.image.decode()
 
 
 def test_values_that_are_left_out_are_counted() -> None:
@@ -52,14 +69,14 @@ def test_values_that_are_left_out_are_counted() -> None:
     assert left_out([NAN]) == " Left out: 1 value not finite."
     assert left_out([1.0], []) == ""
     sets = {"in": [NAN, 1.0, 2.0], "out": [-np.inf, 0.0]}
-    assert "2 values not finite" in histograms(sets, "score", plots.palette(sets)).caption
-    assert "not finite" not in histograms(SCORES, "score", plots.palette(SCORES)).caption
+    assert "2 values not finite" in histograms("knn", sets, plots.palette(sets)).caption
+    assert "not finite" not in histograms("knn", SCORES, plots.palette(SCORES)).caption
 
 
 def test_histograms_tell_the_medians_to_who_cannot_see() -> None:
-    figure = histograms({"in": [1.0, 2.0, 4.0], "none": [NAN]}, "score", plots.palette(["in", "none"]))
+    figure = histograms("knn", {"in": [1.0, 2.0, 4.0], "none": [NAN]}, plots.palette(["in", "none"]))
     text_of(figure)
-    assert figure.alt == "Histograms of the score: in median 2"
+    assert figure.alt == "knn: medians: in 2"
 
 
 @pytest.mark.parametrize(
@@ -107,10 +124,10 @@ def test_curves_draw_what_is_there_in_reading_order() -> None:
         "knn": [0.5, 0.6],
         "effective_rank": [4.0, 4.0],
     }
-    titles = [figure.alt.split(" over training")[0] for figure in training_curves(metrics)]
+    titles = [figure.alt.split(":")[0] for figure in training_curves(metrics)]
     assert titles == ["loss", "KL", "learning rate"]
-    assert training_curves(metrics)[0].alt == "loss over training, from 3 to 2.5"
-    diagnostics = [figure.alt.split(" over training")[0] for figure in collapse_curves(metrics)]
+    assert training_curves(metrics)[0].alt == "loss: from 3 to 2.5"
+    diagnostics = [figure.alt.split(":")[0] for figure in collapse_curves(metrics)]
     assert diagnostics == ["Effective rank", "kNN accuracy"]
     for figure in [*training_curves(metrics), *collapse_curves(metrics)]:
         text_of(figure)
@@ -124,9 +141,9 @@ def test_one_epoch_is_a_picture_too() -> None:
 
 def test_drawing_leaves_matplotlib_as_it_was_and_repeats_itself() -> None:
     before = dict(mpl.rcParams)
-    first = histograms(SCORES, "score", plots.palette(SCORES))
+    first = histograms("knn", SCORES, plots.palette(SCORES))
     assert dict(mpl.rcParams) == before
-    assert histograms(SCORES, "score", plots.palette(SCORES)).image == first.image
+    assert histograms("knn", SCORES, plots.palette(SCORES)).image == first.image
 
 
 def test_a_set_keeps_its_colour_from_figure_to_figure() -> None:

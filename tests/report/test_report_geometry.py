@@ -117,7 +117,7 @@ def test_selection_shows_every_figure_and_marks_the_best():
     drawn = written_in(figure)
     assert all(name in drawn for name in ("probe", "mean σ²", "odd <b>"))
     assert "at random" in drawn
-    assert figure.alt.endswith("error of all answers: kNN 25.0 %")
+    assert figure.alt.startswith("Error by coverage: kNN, % wrong at the end: probe 25, ")
     assert "<b>" not in render("page", [], [section])
     assert table.columns[3:] == ["accuracy, 100 % coverage", "accuracy, 90 % coverage ↑",
                                  "accuracy, 80 % coverage ↑", "accuracy, 50 % coverage ↑"]  # fmt: skip
@@ -161,7 +161,9 @@ def test_the_classifier_with_the_fewest_errors_comes_first_and_the_others_are_fo
     assert second.folded == "tree: all sources of uncertainty"
     drawn = written_in(figure)
     assert drawn.index("tree") < drawn.index("MLP")  # the panels keep their order
-    assert figure.alt.endswith("tree 40.0 %, MLP 10.0 %")
+    assert figure.alt == (
+        "Error by coverage: tree, % wrong at the end: probe 40; MLP, % wrong at the end: probe 10"
+    )
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,8 @@ def test_section_shows_what_was_measured():
     (table,) = (item for item in full.items if isinstance(item, Table))
     assert ["σ, median (5 % to 95 %)", "1 (0.5 to 2)"] in [list(row) for row in table.rows]
     assert ["effective components, of a token", 2.4] in [list(row) for row in table.rows]
-    weighed = next(f for f in full.items if isinstance(f, Figure) and "Mean weights" in f.alt)
-    assert all(f"{mean:.2f}" in weighed.alt for mean in weights.mean(0))
+    weighed = next(f for f in full.items if isinstance(f, Figure) and "Weights of the components" in f.alt)
+    assert all(f"component {k + 1} {mean:.3f}" in weighed.alt for k, mean in enumerate(weights.mean(0)))
     figures_only = predictive_section(figures(nll_per_dimension=None))
     assert [type(item) for item in figures_only.items] == [Table]
 

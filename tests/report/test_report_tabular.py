@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure as Canvas
 
 from probjepa.report.evaluation import table_report
 from probjepa.report.page import Figure
@@ -145,7 +143,7 @@ def test_a_classifier_without_errors_has_nothing_to_withhold() -> None:
     row = dict(zip(table.columns, (cell["text"] for cell in table.cells[0]), strict=True))
     rho = calibration["0.5"]["model uncertainty"]["spearman"]["value"]
     assert row == {"uncertainty": "model uncertainty", "1": "–", "0.5": f"{rho:.3f}".replace("-", "−")}
-    assert figure.alt.startswith("Accuracy by tenth of model uncertainty: 1 100 to 100 %")
+    assert figure.alt.startswith("Accuracy by uncertainty: 1 from 100 to 100 %")
     assert "None" not in html.replace("None where", "")
 
 
@@ -155,12 +153,11 @@ def test_the_curves_of_every_classifier_are_within_the_picture(
 ) -> None:
     drawn: list[Any] = []
 
-    def kept(draw: Callable[[Any], None], *texts: str, **size: Any) -> Figure:
-        draw(canvas := Canvas())
-        drawn.append(canvas)
-        return Figure(b"", "", *texts)
+    def kept(figure: Any, caption: str, alt: str, width: Any) -> Figure:
+        drawn.append(figure)
+        return Figure(b"", "", caption, alt, width)
 
-    monkeypatch.setattr("probjepa.report.sections.picture", kept)
+    monkeypatch.setattr("probjepa.report.figures.finish", kept)
     selective_section(selections(*accuracies)[0])
     for axis in drawn[0].axes:
         highest = max(line.get_ydata().max() for line in axis.lines if len(line.get_ydata()) > 2)

@@ -1,10 +1,12 @@
-"""Pictures: functions that draw on a matplotlib Axes. No pages, no captions, no global state."""
+"""Pictures: functions that draw on a matplotlib Axes, and return in words what they show.
+
+No pages, no captions, no global state.
+"""
 
 from __future__ import annotations
 
 from probjepa.plots.curves import (
     calibration,
-    component_weights,
     lines,
     risk_coverage,
     singular_values,
@@ -21,7 +23,6 @@ __all__ = [
     "calibration",
     "class_map",
     "cloud",
-    "component_weights",
     "dots",
     "hexbins",
     "histogram",

@@ -8,13 +8,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from probjepa.plots.style import BLUE, DASHES, INK, LIGHT, MUTED, Axis, finite_rows, label, nothing, palette
+from probjepa.plots.style import (
+    BLUE,
+    DASHES,
+    INK,
+    LIGHT,
+    MUTED,
+    Axis,
+    finite_rows,
+    label,
+    listed,
+    nothing,
+    palette,
+)
 
 LEAST_COVERAGE = 0.05  # with fewer answers the risk is that of a handful
 _MOST_POINTS = 400  # more than there are pixels only adds bytes
 
 
-def training_curve(axis: Axis, epochs: ArrayLike, values: ArrayLike) -> None:
+def training_curve(axis: Axis, epochs: ArrayLike, values: ArrayLike) -> str:
     """Draw one quantity (N,) over the epochs (N,), with its last value written at the curve's end."""
     x, y = np.asarray(epochs, np.float64), np.asarray(values, np.float64)
     axis.plot(x, y, color=BLUE)
@@ -35,6 +47,7 @@ def training_curve(axis: Axis, epochs: ArrayLike, values: ArrayLike) -> None:
     axis.locator_params(axis="y", nbins=4)
     axis.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     axis.set_xlabel("epoch")
+    return f"from {y[0]:.4g} to {y[-1]:.4g}"
 
 
 def lines(
@@ -43,7 +56,7 @@ def lines(
     *,
     colours: Mapping[str, str] | None = None,
     **style: Any,
-) -> None:
+) -> str:
     """Draw a line a name, name → (x (N,), y (N,)), labelled for a legend; ``style`` goes to ``plot``.
 
     Names beyond the number of colours are dotted, by their place in ``colours``.
@@ -53,6 +66,7 @@ def lines(
     for name, (x, y) in curves.items():
         dotted = order.index(name) >= len(LIGHT)
         axis.plot(x, y, color=colours[name], label=label(name), ls=(0, (1, 1.2)) if dotted else "-", **style)
+    return "at the end: " + listed({name: float(np.asarray(y)[-1]) for name, (_, y) in curves.items()})
 
 
 def risk_coverage(
@@ -61,7 +75,7 @@ def risk_coverage(
     *,
     colours: Mapping[str, str] | None = None,
     legend: bool = True,
-) -> None:
+) -> str:
     """Draw the error of the answers given, in %, over the share of the samples answered, from 5 % on.
 
     Parameters
@@ -81,16 +95,19 @@ def risk_coverage(
         kept = np.flatnonzero(coverage >= min(LEAST_COVERAGE, coverage.max()))
         kept = kept[np.unique(np.linspace(0, len(kept) - 1, _MOST_POINTS).astype(int))]
         shown[name] = (100 * coverage[kept], 100 * risk[kept])
-    lines(axis, shown, colours=colours, marker="o" if all(len(x) == 1 for x, _ in shown.values()) else None)
+    words = lines(
+        axis, shown, colours=colours, marker="o" if all(len(x) == 1 for x, _ in shown.values()) else None
+    )
     ends = {round(float(risk[-1]), 7) for _, risk in shown.values()}
     if len(ends) == 1:
         axis.axhline(ends.pop(), color=MUTED, lw=1, ls=DASHES, label="at random")
     axis.set(xlabel="coverage, %", ylabel="wrong, %", xlim=(0, 100), ylim=(0, None))
     if legend:
         axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
+    return f"% wrong {words}"
 
 
-def calibration(axis: Axis, curves: Mapping[str, Sequence[float]]) -> None:
+def calibration(axis: Axis, curves: Mapping[str, Sequence[float]]) -> str:
     """Draw the accuracy, in %, of each equal part of the rows, from the least to the most uncertain.
 
     ``curves`` maps a classifier to its accuracies (T,).
@@ -99,6 +116,7 @@ def calibration(axis: Axis, curves: Mapping[str, Sequence[float]]) -> None:
     lines(axis, parts, marker="o", ms=4.5)
     axis.set_ylabel("right, %")
     axis.legend()
+    return ", ".join(f"{name} from {100 * y[0]:.0f} to {100 * y[-1]:.0f} %" for name, y in curves.items())
 
 
 def spectrum(
@@ -108,22 +126,24 @@ def spectrum(
     name: str = "",
     colour: str = BLUE,
     centre: Callable[..., Any] = np.median,
-) -> None:
+) -> str:
     """Draw the centre of each column of ``rows`` (N, K), with a band over the middle 80 % of the rows."""
     values = np.asarray(rows, np.float64)
     low, high = np.quantile(values, [0.1, 0.9], axis=0)
     x = np.arange(1, values.shape[1] + 1)
     axis.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
-    axis.plot(x, centre(values, axis=0), color=colour, label=label(name), marker="o" if len(x) < 3 else None)
+    y = centre(values, axis=0)
+    axis.plot(x, y, color=colour, label=label(name), marker="o" if len(x) < 3 else None)
+    return f"{name} from {y[0]:.3g} to {y[-1]:.3g}".strip()
 
 
-def variance_spectrum(axis: Axis, variance: ArrayLike) -> None:
+def variance_spectrum(axis: Axis, variance: ArrayLike) -> str:
     """Draw the mean posterior variance (N, D) of every feature, sorted, beside the prior's variance of 1."""
     kept, _ = finite_rows(variance)
     if not kept.size:
         return nothing(axis, "no finite values")
     ordered = kept[:, np.argsort(-kept.mean(0))]
-    spectrum(axis, ordered, centre=np.mean)
+    words = spectrum(axis, ordered, centre=np.mean)
     axis.axhline(1, color=INK, lw=1, ls=DASHES)
     axis.text(1, 1, "prior", ha="right", va="bottom", transform=axis.get_yaxis_transform(), fontsize=10.5)
     low, high = np.quantile(ordered, [0.1, 0.9], axis=0)
@@ -132,26 +152,20 @@ def variance_spectrum(axis: Axis, variance: ArrayLike) -> None:
         axis.yaxis.set_major_formatter(plain_number)
     else:
         axis.set_ylim(0, max(1.15, 1.08 * float(high.max())))
+    return words
 
 
-def singular_values(axis: Axis, spectra: Mapping[str, ArrayLike], *, colours: Mapping[str, str]) -> None:
+def singular_values(axis: Axis, spectra: Mapping[str, ArrayLike], *, colours: Mapping[str, str]) -> str:
     """Draw the median singular values of the Jacobian of each set (n, K), on a logarithmic scale."""
-    for name, values in spectra.items():
+    words = [
         spectrum(axis, np.maximum(np.asarray(values, float), 1e-6), name=name, colour=colours[name])
+        for name, values in spectra.items()
+    ]
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(plain_number)
     axis.set(xlabel="rank", ylabel="σ")
     axis.legend()
-
-
-def component_weights(axis: Axis, weights: ArrayLike) -> None:
-    """Draw the mean weight (T, K) of each component of a mixture, and the middle 80 % over tokens."""
-    w = np.asarray(weights, np.float64)
-    at = np.arange(w.shape[1])
-    axis.bar(at, w.mean(0), color=BLUE, width=0.62)
-    axis.vlines(at, *np.quantile(w, [0.1, 0.9], axis=0), color=MUTED, lw=2)
-    axis.set(xlabel="component", ylim=(0, 1.02))
-    axis.set_xticks(at, [str(k + 1) for k in at])
+    return ", ".join(words)
 
 
 def plain_number(value: float, _: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import ListedColormap, to_rgba_array
+from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
 from probjepa.plots.style import CLASS_COLOURS, MUTED, PAPER, RULE, Array, Axis, finite_rows, label, nothing
@@ -45,7 +46,7 @@ class Plane:
         return np.pad(coords, [(0, 0)] * (coords.ndim - 1) + [(0, 3 - coords.shape[-1])])
 
 
-def class_map(axis: Axis, coords: ArrayLike, labels: ArrayLike, classes: Sequence[str] | None = None) -> None:
+def class_map(axis: Axis, coords: ArrayLike, labels: ArrayLike, classes: Sequence[str] | None = None) -> str:
     """Draw points (N, 2) coloured by class, with each class named at its median.
 
     ``labels`` (N,) index ``classes`` where that is given. More than twenty classes are not named.
@@ -56,11 +57,9 @@ def class_map(axis: Axis, coords: ArrayLike, labels: ArrayLike, classes: Sequenc
     present, which = np.unique(np.asarray(labels)[kept], return_inverse=True)
     shades = to_rgba_array(CLASS_COLOURS)[which % len(CLASS_COLOURS)]
     axis.scatter(*xy.T, s=_size(xy), c=shades, alpha=0.75, lw=0, rasterized=True)
-    axis.set_title(f"{len(present)} class{'es' if len(present) > 1 else ''}")
     _bare(axis)
-    if len(present) > 2 * len(CLASS_COLOURS):  # more names than that hide the points
-        return
-    for i, value in enumerate(present):
+    named = len(present) <= 2 * len(CLASS_COLOURS)  # more names than that hide the points
+    for i, value in enumerate(present if named else ()):
         known = classes is not None and 0 <= int(value) < len(classes)
         name = classes[int(value)] if known and classes is not None else value
         axis.text(
@@ -68,9 +67,10 @@ def class_map(axis: Axis, coords: ArrayLike, labels: ArrayLike, classes: Sequenc
             fontweight="bold", bbox={"facecolor": PAPER, "edgecolor": RULE, "lw": 0.6, "alpha": 0.82,
                                      "boxstyle": "round,pad=0.22"},
         )  # fmt: skip
+    return f"{len(xy)} points of {len(present)} class{'es' if len(present) > 1 else ''}"
 
 
-def score_map(axis: Axis, coords: ArrayLike, score: ArrayLike) -> None:
+def score_map(axis: Axis, coords: ArrayLike, score: ArrayLike) -> str:
     """Draw points (N, 2) coloured by ``score`` (N,), the least typical on top, with a colour bar.
 
     A point without a finite score is grey; the colours span the middle 96 % of the scores.
@@ -92,8 +92,8 @@ def score_map(axis: Axis, coords: ArrayLike, score: ArrayLike) -> None:
         bar.outline.set_visible(False)
         bar.solids.set(alpha=1, rasterized=True)
         bar.set_label("less typical  →  more typical", color=MUTED, fontsize=10.5)
-    axis.set_title("Score")
     _bare(axis)
+    return f"{len(xy)} points"
 
 
 def points(
@@ -103,7 +103,7 @@ def points(
     colours: Mapping[str, str],
     extent: Extent,
     sizes: Mapping[str, ArrayLike] | None = None,
-) -> None:
+) -> str:
     """Draw clouds of points, name → (N, ≥ 2), over each other within ``extent``, named below the axes.
 
     ``sizes`` maps a name to the areas (N,) of its points, in square points.
@@ -113,18 +113,12 @@ def points(
         axis.scatter(*coords[:, :2].T, s=area, c=colours[name], alpha=0.5, lw=0, rasterized=True)
     axis.set(xlim=extent[:2], ylim=extent[2:])
     _bare(axis)
-    name_colours(axis.figure, {name: colours[name] for name in clouds})
-
-
-def name_colours(figure: Axis, colours: Mapping[str, str]) -> None:
-    """Name colours by a dot each, at the foot of a matplotlib figure."""
-    from matplotlib.lines import Line2D
-
-    marks = [Line2D([], [], marker="o", ls="", ms=6, color=colour) for colour in colours.values()]
-    figure.legend(
-        marks, [label(name) for name in colours], loc="outside lower center", ncols=min(len(marks), 4),
+    marks = [Line2D([], [], marker="o", ls="", ms=6, color=colours[name]) for name in clouds]
+    axis.figure.legend(
+        marks, [label(name) for name in clouds], loc="outside lower center", ncols=min(len(marks), 4),
         handletextpad=0.2, columnspacing=1.2,
     )  # fmt: skip
+    return ", ".join(clouds)
 
 
 def extent_of(*clouds: Array) -> Extent:
@@ -136,7 +130,7 @@ def extent_of(*clouds: Array) -> Extent:
     return float(left), float(right), float(low[1] - margin[1]), float(high[1] + margin[1])
 
 
-def hexbins(axes: Sequence[Axis], clouds: Mapping[str, Array]) -> None:
+def hexbins(axes: Sequence[Axis], clouds: Mapping[str, Array]) -> str:
     """Draw how many points (N, ≥ 2) of each cloud lie where, an axis a cloud, on one logarithmic scale."""
     extent, most = extent_of(*clouds.values()), peak(*clouds.values())
     left, right, bottom, top = extent
@@ -150,6 +144,7 @@ def hexbins(axes: Sequence[Axis], clouds: Mapping[str, Array]) -> None:
         axis.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[], title=label(name, 40))
         axis.grid(False)
         axis.spines[:].set_visible(True)
+    return ", ".join(clouds)
 
 
 def peak(*clouds: Array) -> float:
@@ -158,7 +153,7 @@ def peak(*clouds: Array) -> float:
     return max(float(np.histogram2d(c[:, 0], c[:, 1], bins=_HEXAGONS, range=box)[0].max()) for c in clouds)
 
 
-def cloud(axis: Axis, targets: Array, samples: Array) -> None:
+def cloud(axis: Axis, targets: Array, samples: Array) -> str:
     """Draw two clouds of points (N, 3) on axes with ``projection="3d"``, the samples over the targets."""
     for coords, colour in ((targets, TARGET), (samples, SAMPLE)):
         axis.scatter(*coords.T, s=3, c=colour, alpha=0.35, lw=0, depthshade=False, rasterized=True)
@@ -173,6 +168,7 @@ def cloud(axis: Axis, targets: Array, samples: Array) -> None:
         side._axinfo["tick"].update(inward_factor=0, outward_factor=0)
     axis.set_box_aspect((1, 1, 0.85), zoom=1.15)
     axis.view_init(elev=22, azim=-58)
+    return f"{len(targets)} targets and {len(samples)} samples"
 
 
 def _size(xy: Array) -> float:

@@ -22,6 +22,7 @@ from probjepa.plots.style import (
     Axis,
     finite,
     label,
+    listed,
     nothing,
     palette,
 )
@@ -37,7 +38,7 @@ def histogram(
     limits: tuple[float, float] | None = None,
     bins: int = 40,
     colour: str = BLUE,
-) -> None:
+) -> str:
     """Draw the share of the values (N,) in each bin, in %, and a dashed line at their median.
 
     The bins span ``limits``, or the middle 99 % of the values; the outermost hold what lies beyond.
@@ -45,19 +46,21 @@ def histogram(
     x = finite(values)
     if not x.size:
         return nothing(axis, "no finite values")
+    median = float(np.median(x))
     low, high = limits or (float(q) for q in np.quantile(x, [0.005, 0.995]))
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5, high + 0.5
     counts, edges = np.histogram(np.clip(x, low, high), bins, range=(low, high))
     axis.stairs(100 * counts / x.size, edges, fill=True, color=colour, alpha=0.25)
     axis.stairs(100 * counts / x.size, edges, color=colour)
-    axis.axvline(float(np.median(x)), color=MUTED, lw=1.2, ls=DASHES)
+    axis.axvline(median, color=MUTED, lw=1.2, ls=DASHES)
     axis.set(xlim=(low, high), ylim=(0, None), ylabel="%")
+    return f"median {median:.3g}"
 
 
 def score_histograms(
     axis: Axis, scores: Mapping[str, ArrayLike], *, colours: Mapping[str, str] | None = None
-) -> None:
+) -> str:
     """Draw a histogram a set above the other, on shared bins, with a triangle at each median.
 
     Parameters
@@ -110,6 +113,7 @@ def score_histograms(
     axis.grid(False)
     axis.spines["left"].set_visible(False)
     axis.locator_params(axis="x", nbins=5)  # long numbers run into each other
+    return "medians: " + listed({key: float(np.median(x)) for key, x in kept.items()}, "{:.4g}")
 
 
 def score_limits(sets: Sequence[Array]) -> tuple[float, float]:
@@ -137,7 +141,7 @@ def roc(
     outside: Mapping[str, ArrayLike],
     *,
     colours: Mapping[str, str] | None = None,
-) -> None:
+) -> str:
     """Draw ROC curves with their areas beside them, out-of-distribution positive, told by −score.
 
     ``inside`` is (N,), ``outside`` maps a set's name to its scores (M,). The dashed diagonal is chance.
@@ -168,6 +172,7 @@ def roc(
              xlabel="in-distribution flagged", ylabel="out-of-distribution caught")  # fmt: skip
     axis.set_xticks([0, 0.5, 1], ["0", "½", "1"])
     axis.set_yticks([0, 0.5, 1], ["0", "½", "1"])
+    return "AUROC: " + listed({key: area for key, (*_, area) in curves.items()}, "{:.3f}")
 
 
 def dots(
@@ -180,7 +185,7 @@ def dots(
     ticks: Mapping[str, Sequence[float]] | None = None,
     diamonds: Mapping[str, float] | None = None,
     name_limit: int = 24,
-) -> None:
+) -> str:
     """Draw a row a name, from top to bottom: a dot at its value, and a pale bar over its interval.
 
     Parameters
@@ -225,3 +230,4 @@ def dots(
     axis.grid(False, axis="y")
     axis.spines["left"].set_visible(False)
     axis.locator_params(axis="x", nbins=5)
+    return listed({name: value for name, (value, *_) in rows.items() if np.isfinite(value)}, "{:.3f}")

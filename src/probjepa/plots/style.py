@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,13 @@ def finite_rows(x: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
     return rows[kept], kept
 
 
-def nothing(axis: Axis, reason: str) -> None:
-    """Say in an empty picture why there is nothing to see."""
+def nothing(axis: Axis, reason: str) -> str:
+    """Say in an empty picture why there is nothing to see, and return it."""
     axis.set_axis_off()
     axis.text(0.5, 0.5, reason, ha="center", va="center", color=MUTED, transform=axis.transAxes)
+    return reason
+
+
+def listed(values: Mapping[str, float], form: str = "{:.3g}") -> str:
+    """Return names with their values, in words for who does not see the picture."""
+    return ", ".join(f"{name} {form.format(x)}".replace("-", "−") for name, x in values.items())

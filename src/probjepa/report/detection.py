@@ -6,10 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from probjepa import plots
-from probjepa.plots.style import finite
 from probjepa.report.figures import left_out, picture
 from probjepa.report.page import Figure, Section, Table, Value, grid
 
@@ -66,15 +63,14 @@ def detection_section(ood: Mapping[str, Any], test: str, colours: Mapping[str, s
 def _auroc_dots(name: str, auroc: Mapping[str, Value], least: float, colour: str) -> Figure:
     rows = {d: (v.value, v.low, v.high) for d, v in auroc.items() if v.known}
 
-    def draw(figure: Any) -> None:
-        axis = figure.add_subplot(xlabel="AUROC")
-        plots.dots(axis, rows, colour=colour, chance=0.5, written=True, name_limit=19)
+    def draw(axis: Any) -> str:
+        words = plots.dots(axis, rows, colour=colour, chance=0.5, written=True, name_limit=19)
         axis.set_xlim(max(-0.03, least - 0.05), 1)  # one axis for all sets: they compare
-        axis.set_title(plots.label(name), color=colour)
         axis.locator_params(axis="x", nbins=3)
+        axis.title.set_color(colour)
+        return words
 
-    values = ", ".join(f"{d} {value:.3f}" for d, (value, *_) in rows.items())
-    return picture(draw, "", f"AUROC against {name}: {values}", width="third", height=62 + 20 * len(rows))
+    return picture(name, draw, width="third", height=62 + 20 * len(rows), xlabel="AUROC")
 
 
 def openood_section(result: Mapping[str, Any], named: Callable[[str], str] = str) -> Section | None:
@@ -118,8 +114,14 @@ def scores_section(
         outside = {s: scores[name][s] for s in sets if s in scores[name]}
         if inside is not None and outside:
             items += [
-                histograms({test: inside, **outside}, f"{name} score", renamed),
-                _roc(name, inside, outside, renamed),
+                histograms(name, {test: inside, **outside}, renamed),
+                picture(
+                    name,
+                    lambda axis: plots.roc(axis, inside, outside, colours=renamed),  # noqa: B023
+                    "The area under each curve stands beside its set; the dashed diagonal is chance."
+                    + left_out(inside, *outside.values()),
+                    width="half",
+                ),
             ]
     text = (
         "How the scores of the held-out images and of the other sets overlap. A good score puts the other "
@@ -128,30 +130,15 @@ def scores_section(
     return Section("Scores", text, items) if items else None
 
 
-def histograms(scores: Mapping[str, Any], name: str, colours: Mapping[str, str]) -> Figure:
+def histograms(name: str, scores: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
     """Return a histogram of the score ``name`` for each set, set → (N,), the in-distribution one first."""
-    known = {key: x for key, values in scores.items() if (x := finite(values)).size}
-    medians = ", ".join(f"{key} median {np.median(x):.4g}" for key, x in known.items())
     return picture(
-        lambda figure: plots.score_histograms(
-            figure.add_subplot(xlabel=f"{plots.label(name)}  (right: more typical)"), known, colours=colours
-        ),
-        f"Share of each set by {name}. Filled, behind every row: {next(iter(scores))}. Triangles: "
-        "medians. Peaks taller than a row are cut, and the outermost bins hold what lies beyond the axis."
+        name,
+        lambda axis: plots.score_histograms(axis, scores, colours=colours),
+        f"Share of each set by score. Filled, behind every row: {next(iter(scores))}. Triangles: medians. "
+        "Peaks taller than a row are cut, and the outermost bins hold what lies beyond the axis."
         + left_out(*scores.values()),
-        f"Histograms of the {name}: {medians}",
         width="half",
-        height=max(250, 44 + 42 * len(known)),  # at least as tall as the ROC beside it
-    )
-
-
-def _roc(name: str, inside: Any, outside: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
-    return picture(
-        lambda figure: plots.roc(
-            figure.add_subplot(title=plots.label(name)), inside, outside, colours=colours
-        ),
-        f"{name}: the area under each curve stands beside its set; the dashed diagonal is chance."
-        + left_out(inside, *outside.values()),
-        f"ROC curves of the {name} for {', '.join(outside)}",
-        width="half",
+        height=max(250, 64 + 42 * len(scores)),  # at least as tall as the ROC beside it
+        xlabel="score  (right: more typical)",
     )

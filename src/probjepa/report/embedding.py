@@ -78,10 +78,10 @@ def map_section(arrays: Mapping[str, Any], score: Any) -> Section | None:
     if labels is not None and len(labels) == len(embeddings):
         items.append(
             picture(
-                lambda f: plots.class_map(f.add_subplot(), coords, np.asarray(labels)[keep], classes),
+                "Class",
+                lambda axis: plots.class_map(axis, coords, np.asarray(labels)[keep], classes),
                 "Each point is a held-out image, coloured by its class; up to twenty classes are named, each "
                 "at its median.",
-                f"Map of {len(keep)} embeddings by class",
                 width="half",
                 height=430,
             )
@@ -89,9 +89,9 @@ def map_section(arrays: Mapping[str, Any], score: Any) -> Section | None:
     if score is not None and len(score) == len(embeddings):
         items.append(
             picture(
-                lambda f: plots.score_map(f.add_subplot(), coords, np.asarray(score)[keep]),
+                "Score",
+                lambda axis: plots.score_map(axis, coords, np.asarray(score)[keep]),
                 "Each point is a held-out image, coloured by its score; the least typical are drawn on top.",
-                f"Map of {len(keep)} embeddings by score",
                 width="half",
                 height=430,
             )
@@ -110,28 +110,22 @@ def variance_section(arrays: Mapping[str, Any]) -> Section | None:
         return None
     variance = np.asarray(arrays["variance"], np.float64)
     kept, _ = finite_rows(variance)
-    means = kept.mean(1) if len(kept) else np.array([math.nan])
     spectrum = picture(
-        lambda f: plots.variance_spectrum(
-            f.add_subplot(title="σ² by feature", xlabel="feature, from the most to the least uncertain"),
-            variance,
-        ),
+        "σ² by feature",
+        lambda axis: plots.variance_spectrum(axis, variance),
         "Mean over the inputs, sorted; the band holds the middle 80 % of them. A feature on the dashed line, "
         "the prior's variance, says nothing about the input; one far below it is well determined."
         + left_out(variance),
-        f"Mean posterior variance of {variance.shape[1]} features",
         width="half",
-        height=290,
+        xlabel="feature, from the most to the least uncertain",
     )
     by_input = picture(
-        lambda f: plots.histogram(
-            f.add_subplot(title="σ² by input", xlabel="mean σ² over the features"), means
-        ),
+        "σ² by input",
+        lambda axis: plots.histogram(axis, kept.mean(1)),
         "Share of the inputs by their mean posterior variance. Dashed: the median. The wider, the more the "
         "uncertainty differs between inputs; the outermost bins hold what lies beyond.",
-        f"Histogram of mean posterior variance per input: median {np.median(means):.3g}",
         width="half",
-        height=290,
+        xlabel="mean σ² over the features",
     )
     text = "How much the model leaves open about each image, beside the variance of 1 that the prior has."
     return Section("Posterior variance", text, [spectrum, by_input])
@@ -182,11 +176,13 @@ def geometry_section(result: Mapping[str, Any]) -> Section | None:
         f"is negative for {negative.text} % of the inputs.",
     )
     dots = picture(
-        lambda figure: _correlations(figure, margin, radius, expected),
+        "Correlation with the margin",
+        lambda axes: _correlations(axes, margin, radius, expected),
         "Dots: rank correlation over the images; pale bars: 95 % intervals. Grey: the side on which the "
         "paper finds the measure.",
-        f"Correlation with the margin: {', '.join(f'{name} {rho.text}' for name, rho in margin.items())}",
         height=76 + 30 * len(margin),
+        panels=2,
+        xlabel="Spearman's ρ",
     )
     text = (
         f"An image's margin is its distance to the nearest other of {result['classes']} class centroids less "
@@ -196,15 +192,16 @@ def geometry_section(result: Mapping[str, Any]) -> Section | None:
 
 
 def _correlations(
-    figure: Any, margin: Mapping[str, Value], radius: Mapping[str, Value], expected: Mapping[str, int]
-) -> None:
+    axes: Any, margin: Mapping[str, Value], radius: Mapping[str, Value], expected: Mapping[str, int]
+) -> str:
     known = [abs(x) for v in (*margin.values(), *radius.values()) for x in (v.value, v.low, v.high)]
     reach = max(0.1, 1.08 * max((x for x in known if math.isfinite(x)), default=0.0))
-    panels = figure.subplots(1, 2, sharey=True)
-    for axis, title, by in zip(panels, ("margin", "radius"), (margin, radius), strict=True):
-        plots.dots(axis, {name: (v.value, v.low, v.high) for name, v in by.items()}, name_limit=28)
-        axis.axvline(0, color=INK, lw=1)
-        axis.set(xlim=(-reach, reach), title=f"Correlation with the {title}", xlabel="Spearman's ρ")
     for at, name in enumerate(margin):
         side = [0, expected.get(name, 0) * reach]
-        panels[0].fill_between(side, at - 0.4, at + 0.4, color=MUTED, alpha=0.14, lw=0)
+        axes[0].fill_between(side, at - 0.4, at + 0.4, color=MUTED, alpha=0.14, lw=0)
+    for axis, title, by in zip(axes, ("margin", "radius"), (margin, radius), strict=True):
+        rows = {name: (v.value, v.low, v.high) for name, v in by.items()}
+        plots.dots(axis, rows, name_limit=28)
+        axis.axvline(0, color=INK, lw=1)
+        axis.set(xlim=(-reach, reach), title=f"Correlation with the {title}")
+    return ", ".join(f"{name} {rho.text}" for name, rho in margin.items())

@@ -14,35 +14,51 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 
-from probjepa.plots.style import DARK, DARK_NEUTRALS, INK, LIGHT, MUTED, PAPER, RC, RULE
+from probjepa.plots.style import DARK, DARK_NEUTRALS, INK, LIGHT, MUTED, PAPER, RC, RULE, label
 from probjepa.report.page import Figure, Width
 
 # in page units; the page stretches all of them by the same factor, about 1.2 on a desktop
 FULL, HALF, THIRD = 820, 402, 264
 _WIDTHS: Mapping[Width, int] = {"full": FULL, "half": HALF, "third": THIRD}
+_HEIGHTS: Mapping[Width, int] = {"full": 300, "half": 250, "third": 176}
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif"
 _SWAPS = dict(zip((INK, MUTED, RULE, PAPER, *LIGHT), (*DARK_NEUTRALS, *DARK), strict=True))
 
 
 def picture(
-    draw: Callable[[Any], Any], caption: str, alt: str, *, width: Width = "full", height: float = 250
+    title: str,
+    draw: Callable[[Any], str],
+    caption: str = "",
+    *,
+    width: Width = "full",
+    height: float | None = None,
+    panels: int = 1,
+    **options: Any,
 ) -> Figure:
-    """Return what ``draw`` draws on an empty matplotlib figure, under the house style.
+    """Return a drawing as a figure of the page, under the house style and off pyplot's global state.
 
     Parameters
     ----------
+    title
+        stands above the axes, and, with the words that ``draw`` returns, in for the picture
     draw
-        called with the matplotlib figure, which is off pyplot's global state:
-        ``lambda figure: plots.roc(figure.add_subplot(title="kNN"), inside, outside)``
-    caption, alt
-        how to read it, and the text that stands in for it
+        ``lambda axis: plots.roc(axis, inside, outside)``; of several panels, it is given all
+    caption
+        how to read it
     width, height
-        share of the page, and height in page units (a full figure is 820 wide)
+        share of the page, and height in page units (a full figure is 820 wide and, by default, 300 high)
+    panels
+        axes side by side, with one vertical scale
+    options
+        of the axes: ``xlabel="score"``, ``projection="3d"``
     """
     with mpl.rc_context(RC):
-        figure = canvas(_WIDTHS[width], height)
-        draw(figure)
-        return finish(figure, caption, alt, width)
+        figure = canvas(_WIDTHS[width], height or _HEIGHTS[width])
+        axes = figure.subplots(1, panels, sharey=panels > 1, squeeze=False, subplot_kw=options)[0]
+        if panels == 1:
+            axes[0].set_title(label(title, 40))
+        words = draw(axes if panels > 1 else axes[0])
+        return finish(figure, caption, f"{title}: {words}", width)
 
 
 def left_out(*arrays: ArrayLike) -> str:

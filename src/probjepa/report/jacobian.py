@@ -32,18 +32,14 @@ def jacobian_sections(arrays: Mapping[str, Any]) -> list[Section]:
     if not scores:
         return []
     colours = plots.palette(scores)
-    items = [histograms(scores, "JEPA-SCORE", colours)]
-    spectra = arrays.get("spectra")
-    if spectra:
+    items = [histograms("JEPA-SCORE", scores, colours)]
+    if arrays.get("spectra"):
         items.append(
             picture(
-                lambda figure: plots.singular_values(
-                    figure.add_subplot(title="Singular values of the Jacobian"), spectra, colours=colours
-                ),
+                "Singular values of the Jacobian",
+                lambda axis: plots.singular_values(axis, arrays["spectra"], colours=colours),
                 "Median over up to 64 images of each set; bands hold the middle 80 %. The score is the sum "
                 "of the logarithms, so a set whose whole curve lies lower is less typical.",
-                f"Singular value spectra of {', '.join(spectra)}",
-                height=300,
             )
         )
     sections = [

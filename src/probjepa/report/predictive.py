@@ -126,26 +126,27 @@ def _clouds(arrays: Mapping[str, Any]) -> list[Figure]:
         clouds["means"], colours["means"] = plane(arrays["means"]), CLASS_COLOURS[2]
     extent = extent_of(targets, samples)
     both = {f"Targets ({len(targets):,})": targets, f"Samples ({len(samples):,})": samples}
-    count = f"{len(targets)} targets and as many samples"
     return [
         picture(
-            lambda figure: plots.hexbins(figure.subplots(1, 2), both),
+            "Densities",
+            lambda axes: plots.hexbins(axes, both),
             "Hidden tokens in the plane of the targets' two main directions (PCA), and one sample of each "
             "prediction. Brighter: more of them, on a logarithmic scale.",
-            f"Density of {count} in the plane of the targets",
             height=390,
+            panels=2,
         ),
         picture(
-            lambda figure: plots.cloud(figure.add_subplot(projection="3d"), targets, samples),
-            "The same points along three main directions: targets blue, samples orange.",
-            f"{count} in three dimensions",
+            "Three main directions",
+            lambda axis: plots.cloud(axis, targets, samples),
+            "The same points: targets blue, samples orange.",
             width="half",
             height=390,
+            projection="3d",
         ),
         picture(
-            lambda f: plots.points(f.add_subplot(), clouds, colours=colours, extent=extent, sizes=sizes),
-            f"Targets, samples and {what}, in the same plane.",
-            f"Targets, samples and {what}",
+            "Parts of the predictions",
+            lambda axis: plots.points(axis, clouds, colours=colours, extent=extent, sizes=sizes),
+            f"Targets, samples and {what}, in the plane of the densities.",
             width="half",
             height=390,
         ),
@@ -156,12 +157,24 @@ def _histograms(arrays: Mapping[str, Any]) -> list[Figure]:
     items = []
     if "entropy" in arrays:
         weights = np.asarray(arrays["weights"], np.float64)
-        most = float(np.log(weights.shape[1]))
-        caption = f"Over hidden tokens, from 0 (one component) to log {weights.shape[1]} (all alike)."
-        items += [
-            _histogram("Entropy of the mixture's weights", "nats", arrays["entropy"], caption, (0.0, most)),
-            _weights(weights),
-        ]
+        count = weights.shape[1]
+        caption = f"Over hidden tokens, from 0 (one component) to log {count} (all alike)."
+        limits = (0.0, float(np.log(count)))
+        items.append(
+            _histogram("Entropy of the mixture's weights", "nats", arrays["entropy"], caption, limits)
+        )
+        low, high = np.quantile(weights, [0.1, 0.9], axis=0)
+        means = zip(weights.mean(0), low, high, strict=True)
+        rows = {f"component {k + 1}": dot for k, dot in enumerate(means)}
+        items.append(
+            picture(
+                "Weights of the components",
+                lambda axis: plots.dots(axis, rows),
+                "Dots: mean over hidden tokens; bars: the middle 80 %. A component near 0 is dead.",
+                width="half",
+                xlim=(0, 1),
+            )
+        )
     if "sigma" in arrays:
         caption = "Of single coordinates; the targets' is about 1."
         items.append(_histogram("Predicted σ", "σ", arrays["sigma"], caption))
@@ -177,22 +190,9 @@ def _histogram(
     title: str, unit: str, values: ArrayLike, caption: str, limits: tuple[float, float] | None = None
 ) -> Figure:
     return picture(
-        lambda figure: plots.histogram(figure.add_subplot(title=title, xlabel=unit), values, limits=limits),
+        title,
+        lambda axis: plots.histogram(axis, values, limits=limits),
         f"{caption} Dashed: the median.",
-        f"{title}: median {np.median(np.asarray(values)):.3g} {unit}",
         width="half",
-        height=230,
-    )
-
-
-def _weights(weights: Array) -> Figure:
-    low, high = np.quantile(weights, [0.1, 0.9], axis=0)
-    means = zip(weights.mean(0), low, high, strict=True)
-    rows = {f"component {k + 1}": dot for k, dot in enumerate(means)}
-    return picture(
-        lambda figure: plots.dots(figure.add_subplot(title="Weights of the components", xlim=(0, 1)), rows),
-        "Dots: mean over hidden tokens; bars: the middle 80 %. A component near 0 everywhere is dead.",
-        f"Mean weights of the components: {', '.join(f'{x:.2f}' for x in weights.mean(0))}",
-        width="half",
-        height=230,
+        xlabel=unit,
     )

@@ -135,22 +135,23 @@ def _risk_coverage(selective: Result) -> Figure:
     )
     colours = plots.palette(map(named, sources))
 
-    def draw(figure: Any) -> None:
-        panels = figure.subplots(1, len(selective), sharey=True, squeeze=False)[0]
-        for axis, (name, by_source) in zip(panels, selective.items(), strict=True):
+    def draw(axes: Any) -> str:
+        words = []
+        for axis, (name, by_source) in zip(np.ravel(axes), selective.items(), strict=True):
             curves = {named(s): curve for s in sources if (curve := _curve(by_source.get(s) or {}))}
-            plots.risk_coverage(axis, curves, colours=colours, legend=axis is panels[-1])
-            axis.set(title=plots.label(name, 21), ylabel="wrong, %" if axis is panels[0] else "")
-        panels[0].autoscale(axis="y")  # of all panels, and so after the last of them is drawn
-        panels[0].set_ylim(0, None)
+            last = name == list(selective)[-1]
+            words.append(f"{name}, {plots.risk_coverage(axis, curves, colours=colours, legend=last)}")
+            axis.set(title=plots.label(name, 21), ylabel="" if words[1:] else "wrong, %")
+        axis.autoscale(axis="y")  # of all panels, and so after the last of them is drawn
+        axis.set_ylim(0, None)
+        return "; ".join(words)
 
-    ends = ", ".join(f"{name} {100 * error_of_all(of):.1f} %" for name, of in selective.items())
     return picture(
+        "Error by coverage",
         draw,
         "Error of the answers given, by coverage: the share of the inputs answered, the least uncertain "
         "first. Dashed: the error of all answers, which withholding at random leaves.",
-        f"Risk–coverage curves; error of all answers: {ends}",
-        height=300,
+        panels=len(selective),
     )
 
 

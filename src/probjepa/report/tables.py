@@ -34,15 +34,12 @@ def calibration_section(calibration: Mapping[str, Any]) -> Section | None:
         return None
     source = main_source(dict.fromkeys(sources))
     curves = {name: of[source]["accuracy"] for name, of in calibration.items() if source in of}
-    ends = ", ".join(f"{name} {100 * of[0]:.0f} to {100 * of[-1]:.0f} %" for name, of in curves.items())
     figure = picture(
-        lambda f: plots.calibration(
-            f.add_subplot(xlabel=f"tenth of the rows, by {plots.label(source)}"), curves
-        ),
+        "Accuracy by uncertainty",
+        lambda axis: plots.calibration(axis, curves),
         f"Accuracy from the least uncertain tenth (1) to the most, by {source}.",
-        f"Accuracy by tenth of {source}: {ends}",
         width="half",
-        height=260,
+        xlabel=f"tenth of the rows, by {plots.label(source)}",
     )
     rho = {s: {name: (of.get(s) or {}).get("spearman") for name, of in calibration.items()} for s in sources}
     table = grid(

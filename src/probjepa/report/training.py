@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,15 +129,8 @@ def _curve(name: str, caption: str, epochs: Array, values: Array) -> list[Figure
     """The picture of one quantity, unless nothing of it is known."""
     if not len(values):
         return []
-    return [
-        picture(
-            lambda f: plots.training_curve(f.add_subplot(title=plots.label(name)), epochs, values),
-            caption,
-            f"{name} over training, from {values[0]:.4g} to {values[-1]:.4g}",
-            width="third",
-            height=176,
-        )
-    ]
+    draw = partial(plots.training_curve, epochs=epochs, values=values)
+    return [picture(name, draw, caption, width="third")]
 
 
 def read_metrics(path: str | Path) -> dict[str, list[float]]:
