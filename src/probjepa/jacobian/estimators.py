@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, unknown_name
 from probjepa.jacobian.encoders import Encoder, embeddings
 from probjepa.jacobian.rows import JacobianRows, folded_gram, gram, singular_values
 
 Rank = int | Literal["auto"] | None
+ESTIMATORS = ("exact", "folded", "sketch", "slq", "subspace", "auto")
 
 # σ ≤ 1e-4·σ_max is null for rank="auto": a thousand float32 roundings, and above the relative size 1e-5 that
 # a LayerNorm's eps (1e-5 or 1e-6) leaves of the direction it normalises away.
@@ -41,13 +42,66 @@ SKETCH_ROW_BLOCKS = 8  # the sketch holds an eighth of J at a time
 _SKETCH_COLUMNS = 4096  # of the input, drawn at a time: part of what a seed means
 
 
+def check_count(name: str, value: int | None) -> None:
+    """Raise ConfigError unless ``value`` is a whole number of at least 1, or None."""
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ConfigError(f"{name} is {value!r}: use a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an estimator is told, checked; ``jepa_score`` says what each of them is.
+
+    Raises
+    ------
+    ConfigError
+        for an unknown estimator, or a setting out of its range
+    """
+
+    estimator: str = "exact"
+    rank: Rank = None
+    eps: float = 1e-6
+    sketch_size: int | None = None
+    probes: int = 4
+    steps: int = 10
+    directions: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ESTIMATORS:
+            raise unknown_name("estimator", self.estimator, ESTIMATORS)
+        for name in ("sketch_size", "probes", "steps", "directions"):
+            check_count(name, getattr(self, name))
+        if not 0 < self.eps < math.inf:
+            raise ConfigError(f"eps is {self.eps}: use a small positive number")
+        rank = self.rank
+        if rank not in (None, "auto") and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
+            raise ConfigError(f"rank is {rank!r}: use None, 'auto' or a whole number of at least 1")
+        if self.estimator in ("slq", "subspace") and rank is not None:
+            raise ConfigError(
+                f"estimator='{self.estimator}' sees no single direction: use rank=None, or 'exact'"
+            )
+
+
 @dataclass(frozen=True)
 class Volumes:
-    """What an estimator finds for B inputs: each (B,) float64, and the embeddings (B, K).
+    """What an estimator finds for B inputs.
 
-    ``rank`` is the numerical rank, σ > 1e-4·σ_max; −1 where the estimator does not see it. ``used``
-    counts the directions in the sum. ``sigma_min`` is the smallest σ among them, before clipping.
-    ``standard_error`` is the estimator's own, 0 if exact, NaN if not known.
+    Attributes
+    ----------
+    log_volume
+        (B,) float64, Σ log σ
+    used
+        (B,) directions in the sum
+    rank
+        (B,) numerical rank, the number of σ > 1e-4·σ_max; −1 where the estimator does not see it
+    sigma_max, sigma_min
+        (B,) the extreme singular values among those in the sum, before clipping (of the sketch, sub-space or
+        Ritz values for those estimators)
+    standard_error
+        (B,) of the log-volume's estimate: 0 if exact, NaN if not known
+    embeddings
+        (B, K) as the encoder gave them
     """
 
     log_volume: Tensor
@@ -113,19 +167,14 @@ def exact_spectrum(
 
 
 def exact(
-    encoder: Encoder,
-    x: Tensor,
-    rank: Rank,
-    eps: float,
-    least_batch: int,
-    patchify: nn.Conv2d | None = None,
+    encoder: Encoder, x: Tensor, how: Settings, least_batch: int, patchify: nn.Conv2d | None = None
 ) -> Volumes:
     """Sum over the exact spectrum; see ``exact_spectrum``."""
     sigma, out = exact_spectrum(encoder, x, least_batch, patchify)
-    return _from_spectrum(sigma, rank, eps, out)
+    return _from_spectrum(sigma, how.rank, how.eps, out)
 
 
-def sketch(encoder: Encoder, x: Tensor, rank: Rank, eps: float, size: int | None, seed: int) -> Volumes:
+def sketch(encoder: Encoder, x: Tensor, how: Settings) -> Volumes:
     r"""Estimate from J·S, S (P, m) Gaussian: unbiased up to a constant that is known and taken off.
 
     (JS)(JS)ᵀ is Wishart with scale JJᵀ and m degrees of freedom, so that on r directions
@@ -138,14 +187,14 @@ def sketch(encoder: Encoder, x: Tensor, rank: Rank, eps: float, size: int | None
     ConfigError
         for m below the number of directions, or an int rank (the largest σ of a sketch are biased)
     """
-    if isinstance(rank, int):
+    if isinstance(how.rank, int):
         raise ConfigError(
             "estimator='sketch' takes rank=None or 'auto': use 'exact' for the largest singular values"
         )
     rows = JacobianRows(encoder, x, least_batch=1)  # copies would cost the memory that this saves
     dim, width = rows.embeddings.shape[1], x[0].numel()
     directions = min(dim, width)
-    m = 2 * dim if size is None else size
+    m = 2 * dim if how.sketch_size is None else how.sketch_size
     if m < directions:
         raise ConfigError(
             f"sketch_size is {m} for {directions} directions: use at least as many, 2 to 8 times better"
@@ -157,24 +206,22 @@ def sketch(encoder: Encoder, x: Tensor, rank: Rank, eps: float, size: int | None
     for part in torch.split(torch.eye(dim, device=x.device), height):
         first = int(part[0].argmax())
         block = rows(part)
-        generator.manual_seed(seed)
+        generator.manual_seed(how.seed)
         for start in range(0, width, _SKETCH_COLUMNS):
             columns = block[:, :, start : start + _SKETCH_COLUMNS]
             normal = torch.randn(columns.shape[2], m, generator=generator, device=x.device, dtype=block.dtype)
             sketched[:, first : first + len(part)] += columns @ normal
     sigma = singular_values(gram(sketched))[:, :directions] / math.sqrt(m)
-    found = _from_spectrum(sigma, rank, eps, rows.embeddings)
+    found = _from_spectrum(sigma, how.rank, how.eps, rows.embeddings)
     # entry r is for r directions; a clipped one is a constant already
-    unclipped = torch.minimum(found.used, (sigma > eps).sum(1))
+    unclipped = torch.minimum(found.used, (sigma > how.eps).sum(1))
     halves = (m - torch.arange(directions, dtype=torch.float64, device=x.device)) / 2
     bias = F.pad(0.5 * (torch.digamma(halves) - math.log(m / 2)).cumsum(0), (1, 0))
     deviation = F.pad(0.5 * torch.polygamma(1, halves).cumsum(0).sqrt(), (1, 0))
     return replace(found, log_volume=found.log_volume - bias[unclipped], standard_error=deviation[unclipped])
 
 
-def subspace(
-    encoder: Encoder, x: Tensor, eps: float, least_batch: int, size: int | None, seed: int
-) -> Volumes:
+def subspace(encoder: Encoder, x: Tensor, how: Settings, least_batch: int) -> Volumes:
     """K/p times the log-volume of p random output directions, QᵀJ with Q (K, p) orthonormal; p passes.
 
     Biased upwards, and not consistent before p = K: the σ of QᵀJ are averages of J's, which the large ones
@@ -187,13 +234,13 @@ def subspace(
     """
     rows = JacobianRows(encoder, x, least_batch)
     dim = rows.embeddings.shape[1]
-    p = min(64, dim) if size is None else size
+    p = min(64, dim) if how.directions is None else how.directions
     if not 1 <= p <= dim:
         raise ConfigError(f"directions is {p}: use 1 to {dim}, the encoder's dimensions")
-    normal = torch.randn(dim, p, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    normal = torch.randn(dim, p, generator=torch.Generator().manual_seed(how.seed), dtype=torch.float64)
     basis = torch.linalg.qr(normal)[0].T.to(x.device)
     sigma = singular_values(gram(rows(basis)))
-    found = _from_spectrum(sigma, None, eps, rows.embeddings)
+    found = _from_spectrum(sigma, None, how.eps, rows.embeddings)
     return replace(
         found,
         log_volume=found.log_volume * (min(dim, x[0].numel()) / sigma.shape[1]),
@@ -202,7 +249,7 @@ def subspace(
     )
 
 
-def slq(encoder: Encoder, x: Tensor, eps: float, probes: int, steps: int, seed: int) -> Volumes:
+def slq(encoder: Encoder, x: Tensor, how: Settings) -> Volumes:
     """Stochastic Lanczos quadrature of ½ tr log max(JJᵀ, eps²): 2·probes·steps passes, whatever K.
 
     Each Rademacher probe runs ``steps`` Lanczos iterations with full re-orthogonalisation on v ↦ J(Jᵀv); a
@@ -236,13 +283,13 @@ def slq(encoder: Encoder, x: Tensor, eps: float, probes: int, steps: int, seed: 
             (forth,) = torch.autograd.grad(pulled, dual, back, retain_graph=True)
             return forth.double()
 
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(how.seed)
         estimates, largest, smallest = [], [], []
-        for _ in range(probes):
+        for _ in range(how.probes):
             signs = torch.randint(0, 2, (dim,), generator=generator).double() * 2 - 1
             start = (signs / math.sqrt(dim)).to(x.device).expand(batch, dim)
-            values, weights = _lanczos(multiply, start, min(steps, dim))
-            logs = 0.5 * values.clamp(min=eps**2).log()
+            values, weights = _lanczos(multiply, start, min(how.steps, dim))
+            logs = 0.5 * values.clamp(min=how.eps**2).log()
             estimates.append(dim * (weights * logs).sum(1))
             largest.append(values[:, -1])
             smallest.append(values[:, 0])
@@ -253,7 +300,9 @@ def slq(encoder: Encoder, x: Tensor, eps: float, probes: int, steps: int, seed: 
         rank=torch.full_like(each[0], -1, dtype=torch.int64),
         sigma_max=torch.stack(largest).amax(0).clamp(min=0).sqrt(),
         sigma_min=torch.stack(smallest).amin(0).clamp(min=0).sqrt(),
-        standard_error=each.std(0) / math.sqrt(probes) if probes > 1 else torch.full_like(each[0], math.nan),
+        standard_error=(
+            each.std(0) / math.sqrt(len(each)) if len(each) > 1 else torch.full_like(each[0], math.nan)
+        ),
         embeddings=out.detach(),
     )
 

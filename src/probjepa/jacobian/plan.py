@@ -15,7 +15,6 @@ from probjepa.jacobian.memory import fitting
 from probjepa.jacobian.rows import WORTHWHILE_BATCH
 
 Estimator = Literal["exact", "folded", "sketch", "slq", "subspace"]
-ESTIMATORS = ("exact", "folded", "sketch", "slq", "subspace", "auto")
 # larger chunks gain no speed: a backward pass fills the machine with these
 _LARGEST_CHUNK_PIXELS = {"cpu": 2**18, "cuda": 2**24}
 

@@ -87,7 +87,7 @@ def gram(rows: Tensor) -> Tensor:
     """
     if rows.shape[2] < rows.shape[1]:
         rows = rows.transpose(1, 2)
-    return _accumulate(rows.shape[0], rows.shape[1], rows.shape[2], rows, lambda block: block)
+    return _accumulate(rows, rows.shape[1], lambda block: block)
 
 
 def folded_gram(rows: Tensor, factor: Tensor) -> Tensor:
@@ -101,25 +101,12 @@ def folded_gram(rows: Tensor, factor: Tensor) -> Tensor:
         L (D, r) float64 with LLᵀ = EEᵀ, E (D, C·p·p) the patch embedding
     """
     by_token = rows.transpose(2, 3)  # (B, R, T, D)
-    return _accumulate(
-        rows.shape[0],
-        rows.shape[1] * factor.shape[0],
-        by_token.shape[2],
-        by_token,
-        lambda block: (block @ factor).flatten(2),
-        side=rows.shape[1],
-    )
+    return _accumulate(by_token, rows.shape[1] * factor.shape[0], lambda block: (block @ factor).flatten(2))
 
 
-def _accumulate(
-    batch: int,
-    per_column: int,
-    columns: int,
-    rows: Tensor,
-    transform: Callable[[Tensor], Tensor],
-    side: int | None = None,
-) -> Tensor:
-    side = per_column if side is None else side
+def _accumulate(rows: Tensor, per_column: int, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """Σ of the blocks' Grams (B, R, R), of rows (B, R, columns, …) with ``per_column`` numbers a column."""
+    batch, side, columns = rows.shape[:3]
     total = torch.zeros(batch, side, side, dtype=torch.float64, device=rows.device)
     width = max(1, _BLOCK_ELEMENTS // (batch * per_column))
     for start in range(0, columns, width):

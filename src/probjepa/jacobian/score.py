@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,39 +14,32 @@ from rich.progress import Progress
 from torch import Tensor
 
 from probjepa.data import Images
-from probjepa.errors import ConfigError, DataError, unknown_name
+from probjepa.errors import ConfigError, DataError
 from probjepa.jacobian import estimators
-from probjepa.jacobian.encoders import as_encoder, exact_gradients
-from probjepa.jacobian.estimators import Rank, Volumes
+from probjepa.jacobian.encoders import Encoder, as_encoder, exact_gradients
+from probjepa.jacobian.estimators import Rank, Settings, Volumes, check_count
 from probjepa.jacobian.latent import Latent, as_density, latent_term
 from probjepa.jacobian.memory import in_chunks
-from probjepa.jacobian.plan import ESTIMATORS, Plan, make_plan
+from probjepa.jacobian.plan import Plan, make_plan
 
+T = TypeVar("T")
 Inputs = Tensor | np.ndarray[Any, Any] | Images
 _SMALLER = "use estimator='sketch' (an eighth of the memory), smaller inputs, or another device"
 
 
 @dataclass(frozen=True, eq=False)
-class JepaScores:
+class JepaScores(Volumes):
     """Scores of N inputs and what they are made of, on the CPU.
+
+    Beside what ``Volumes`` has of all N inputs (``log_volume``: mean over the transforms; ``embeddings``: of
+    the last of them; the others: the most cautious of them):
 
     Attributes
     ----------
     score
         (N,) float64, higher = more typical
-    log_volume, latent
-        (N,) float64, the two terms Σ log σ and log p_Z (0 without a latent); means over the transforms
-    rank
-        (N,) numerical rank, the number of σ > 1e-4·σ_max; −1 where the estimator does not see it
-    used
-        (N,) directions in the sum
-    sigma_max, sigma_min
-        (N,) the extreme singular values among those in the sum, before clipping (of the sketch, sub-space or
-        Ritz values for those estimators)
-    standard_error
-        (N,) of the log-volume's estimate: 0 if exact, NaN if not known
-    embeddings
-        (N, K) as the encoder gave them; of the last transform
+    latent
+        (N,) float64, the term log p_Z (0 without a latent); mean over the transforms
     estimator, reason
         the estimator that ran, and why
     rank_rule
@@ -56,14 +49,7 @@ class JepaScores:
     """
 
     score: Tensor
-    log_volume: Tensor
     latent: Tensor
-    rank: Tensor
-    used: Tensor
-    sigma_max: Tensor
-    sigma_min: Tensor
-    standard_error: Tensor
-    embeddings: Tensor
     estimator: str
     reason: str
     rank_rule: Rank
@@ -81,12 +67,7 @@ def jepa_score(
     n_transforms: int = 1,
     chunk_size: int | None = None,
     eps: float = 1e-6,
-    sketch_size: int | None = None,
-    probes: int = 4,
-    steps: int = 10,
-    directions: int | None = None,
-    seed: int = 0,
-    progress: bool = False,
+    **more: Any,
 ) -> Tensor:
     r"""Score inputs by the density that the encoder f: R^P → R^K has learned: higher = more typical.
 
@@ -128,12 +109,10 @@ def jepa_score(
         inputs at a time; None: from the free memory. Out of memory halves it and goes on
     eps
         singular values are clipped from below at this
-    sketch_size, probes, steps, directions
-        m of "sketch" (None: 2K), both numbers of "slq", p of "subspace" (None: 64)
-    seed
-        of the transforms and of the estimators' draws
-    progress
-        show a bar
+    more
+        ``sketch_size``, m of "sketch" (None: 2K); ``probes`` (4) and ``steps`` (10) of "slq";
+        ``directions``, p of "subspace" (None: 64); ``seed`` (0) of the transforms and of the estimators'
+        draws; ``progress``, whether to show a bar
 
     Returns
     -------
@@ -151,19 +130,14 @@ def jepa_score(
     return jepa_score_details(
         encoder,
         images,
-        estimator=estimator,
-        rank=rank,
         latent=latent,
         transforms=transforms,
         n_transforms=n_transforms,
         chunk_size=chunk_size,
+        estimator=estimator,
+        rank=rank,
         eps=eps,
-        sketch_size=sketch_size,
-        probes=probes,
-        steps=steps,
-        directions=directions,
-        seed=seed,
-        progress=progress,
+        **more,
     ).score
 
 
@@ -171,73 +145,41 @@ def jepa_score_details(
     encoder: Any,
     images: Inputs,
     *,
-    estimator: str = "exact",
-    rank: Rank = None,
     latent: Latent = None,
     transforms: Callable[[Tensor], Tensor] | None = None,
     n_transforms: int = 1,
     chunk_size: int | None = None,
-    eps: float = 1e-6,
-    sketch_size: int | None = None,
-    probes: int = 4,
-    steps: int = 10,
-    directions: int | None = None,
-    seed: int = 0,
     progress: bool = False,
+    **settings: Any,
 ) -> JepaScores:
-    """Score inputs as ``jepa_score`` does, and return what the scores are made of."""
-    if estimator not in ESTIMATORS:
-        raise unknown_name("estimator", estimator, ESTIMATORS)
-    counts = {"n_transforms": n_transforms, "probes": probes, "steps": steps}
-    optional = {"chunk_size": chunk_size, "sketch_size": sketch_size, "directions": directions}
-    for name, value in {**counts, **{k: v for k, v in optional.items() if v is not None}}.items():
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} is {value!r}: use a whole number of at least 1")
-    if not 0 < eps < math.inf:
-        raise ConfigError(f"eps is {eps}: use a small positive number")
-    if rank not in (None, "auto") and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
-        raise ConfigError(f"rank is {rank!r}: use None, 'auto' or a whole number of at least 1")
-    if estimator in ("slq", "subspace") and rank is not None:
-        raise ConfigError(f"estimator='{estimator}' sees no single direction: use rank=None, or 'exact'")
+    """Score inputs as ``jepa_score`` does, by the same arguments, and return what the scores are made of."""
+    how = Settings(**settings)
+    check_count("n_transforms", n_transforms)
+    check_count("chunk_size", chunk_size)
     if transforms is None and n_transforms > 1:
         raise ConfigError("n_transforms > 1 needs transforms: pass a random map of a batch")
     density = as_density(latent)
     model = as_encoder(encoder)
 
-    def measure(plan: Plan, x: Tensor) -> Volumes:
-        if plan.estimator == "sketch":
-            return estimators.sketch(model, x, rank, eps, sketch_size, seed)
-        if plan.estimator == "slq":
-            return estimators.slq(model, x, eps, probes, steps, seed)
-        if plan.estimator == "subspace":
-            return estimators.subspace(model, x, eps, plan.least_batch, directions, seed)
-        return estimators.exact(model, x, rank, eps, plan.least_batch, plan.patchify)
-
     def view(batch: Tensor, t: int) -> Tensor:
         if transforms is None:
             return batch
-        return torch.cat([_transformed(transforms, image, seed, t) for image in torch.split(batch, 1)])
+        return torch.cat([_transformed(transforms, image, how.seed, t) for image in torch.split(batch, 1)])
 
     source = _as_source(images)
     with exact_gradients(model):
         first = model.prepare(view(_rows(source, slice(0, 1)), 0))
-        plan = make_plan(model, first, estimator, rank, chunk_size)
+        plan = make_plan(model, first, how.estimator, how.rank, chunk_size)
 
         def score_rows(rows: slice) -> list[tuple[Volumes, Tensor]]:
             batch = _rows(source, rows)
             parts = []
             for t in range(n_transforms):
-                found = measure(plan, model.prepare(view(batch, t)))
+                found = _measure(model, model.prepare(view(batch, t)), how, plan)
                 parts.append((found, latent_term(density, found.embeddings)))
             return parts
 
-        done, sizes = [], []
-        with Progress(transient=True, disable=not progress) as bar:
-            task = bar.add_task("JEPA-SCORE", total=len(source))
-            for rows, part, size in in_chunks(len(source), plan.chunk_size, score_rows, _SMALLER):
-                done.append(part)
-                sizes.append(size)
-                bar.update(task, completed=rows.stop)
+        done, sizes = _over_chunks("JEPA-SCORE", source, plan.chunk_size, score_rows, progress)
 
     def stacked(name: str) -> Tensor:  # (T, N)
         return torch.stack(
@@ -258,9 +200,19 @@ def jepa_score_details(
         embeddings=torch.cat([part[-1][0].embeddings.cpu() for part in done]),
         estimator=plan.estimator,
         reason=plan.reason,
-        rank_rule=rank,
+        rank_rule=how.rank,
         chunk_size=sizes[-1],
     )
+
+
+def _measure(model: Encoder, x: Tensor, how: Settings, plan: Plan) -> Volumes:
+    if plan.estimator == "sketch":
+        return estimators.sketch(model, x, how)
+    if plan.estimator == "slq":
+        return estimators.slq(model, x, how)
+    if plan.estimator == "subspace":
+        return estimators.subspace(model, x, how, plan.least_batch)
+    return estimators.exact(model, x, how, plan.least_batch, plan.patchify)
 
 
 def jacobian_spectrum(
@@ -271,11 +223,9 @@ def jacobian_spectrum(
     For P < K inputs the last K − P are 0. Those below about 1e-7·σ_max are rounding. Parameters and errors
     are ``jepa_score``'s.
     """
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ConfigError(f"chunk_size is {chunk_size!r}: use a whole number of at least 1")
+    check_count("chunk_size", chunk_size)
     model = as_encoder(encoder)
     source = _as_source(images)
-    parts = []
     with exact_gradients(model):
         plan = make_plan(model, model.prepare(_rows(source, slice(0, 1))), "exact", None, chunk_size)
 
@@ -283,13 +233,23 @@ def jacobian_spectrum(
             x = model.prepare(_rows(source, rows))
             return estimators.exact_spectrum(model, x, plan.least_batch)[0].cpu()
 
-        with Progress(transient=True, disable=not progress) as bar:
-            task = bar.add_task("Jacobian spectra", total=len(source))
-            for rows, part, _ in in_chunks(len(source), plan.chunk_size, spectra, _SMALLER):
-                parts.append(part)
-                bar.update(task, completed=rows.stop)
+        parts, _ = _over_chunks("Jacobian spectra", source, plan.chunk_size, spectra, progress)
     sigma = torch.cat(parts)
     return torch.nn.functional.pad(sigma, (0, plan.dim - sigma.shape[1]))
+
+
+def _over_chunks(
+    title: str, source: Tensor | Images, size: int, compute: Callable[[slice], T], progress: bool
+) -> tuple[list[T], list[int]]:
+    """What ``compute`` makes of all rows, chunk by chunk under a bar, and the chunks' sizes."""
+    done, sizes = [], []
+    with Progress(transient=True, disable=not progress) as bar:
+        task = bar.add_task(title, total=len(source))
+        for rows, part, at_a_time in in_chunks(len(source), size, compute, _SMALLER):
+            done.append(part)
+            sizes.append(at_a_time)
+            bar.update(task, completed=rows.stop)
+    return done, sizes
 
 
 def _as_source(images: Inputs) -> Tensor | Images:
