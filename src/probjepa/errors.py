@@ -41,7 +41,10 @@ def short(value: object, width: int = 60) -> str:
     >>> short("a b  c"), short("0123456789", 5)
     ('a b c', '0123…')
     """
-    text = " ".join(str(value).split())
+    try:
+        text = " ".join(str(value).split())
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        text = "a number of thousands of digits"
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

@@ -58,7 +58,7 @@ def kind_of(config: Mapping[str, Any], folder: Path) -> Any:
     if "estimator" in config:
         name = str(config["estimator"])
         for table in TABLE_METHODS:
-            if TABLE_METHODS.path(table).endswith(f":{name}"):
+            if TABLE_METHODS.path(table).replace(":", ".").rpartition(".")[2] == name:
                 return TABLE_METHODS[table]
         raise ArtifactError(f"{folder} holds a {name}, which this version has not: install another")
     try:

@@ -1,6 +1,7 @@
 """A fit that was stopped and gone on with is the fit that was never stopped."""
 
 import os
+import signal
 from itertools import pairwise
 
 import numpy as np
@@ -10,8 +11,9 @@ from tabular_cases import mixed_table
 
 from probjepa.errors import ArtifactError
 from probjepa.tabular import TJEPA, VarTJEPA
-from probjepa.tabular.checkpoint import FitCheckpoint
+from probjepa.training.checkpoint import FitCheckpoint
 from probjepa.training.interrupt import Interrupted
+from probjepa.training.progress import ProgressBar
 
 TINY = {
     "max_epochs": 6, "batch_size": 16, "dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8, "dropout": 0.1,
@@ -25,18 +27,18 @@ def model_of(kind, **changes):
     return kind(**TINY | own | changes)
 
 
-def stop_in(monkeypatch, epoch):
-    """Ctrl-C in the middle of an epoch, counted from 1."""
-    from probjepa.tabular import progress
+def stop_in(monkeypatch, epoch, how="error"):
+    """A stop after the first step of an epoch, counted from 1: KeyboardInterrupt, or a signal."""
+    seen = set()
 
-    steps = []
+    def update(self, done, number, epochs):
+        if number == epoch and epoch not in seen:
+            if how == "error":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), how)
+        seen.add(number)
 
-    def advance(self, number, epochs):
-        steps.append(number)
-        if number == epoch - 1 and steps.count(number) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(progress.FitProgress, "advance", advance)
+    monkeypatch.setattr(ProgressBar, "update", update)
 
 
 def assert_same(one, two):
@@ -48,20 +50,40 @@ def assert_same(one, two):
 
 
 @BOTH
+@pytest.mark.parametrize("how", ["error", signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("epoch", [2, 4, 6])
-def test_a_stopped_fit_goes_on_as_if_it_had_not_been(kind, epoch, tmp_path, monkeypatch):
+def test_a_stopped_fit_goes_on_as_if_it_had_not_been(kind, epoch, how, tmp_path, monkeypatch):
     table, place = mixed_table(), tmp_path / "deep" / "fit.ckpt"
     whole = model_of(kind).fit(table)
+    stopped = model_of(kind)
+    handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
-        stop_in(patch, epoch)
-        with pytest.raises(Interrupted, match="from its checkpoint"):
-            model_of(kind).fit(table, checkpoint=str(place))
+        stop_in(patch, epoch, how)
+        with pytest.raises(Interrupted, match=f"in epoch {epoch}: .* from its checkpoint"):
+            stopped.fit(table, checkpoint=str(place))
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert stopped.history_ == whole.history_[: epoch - 1]
+    assert np.isfinite(stopped.transform(table)).all()
     torch.manual_seed(99)  # what the caller's generator holds does not matter
     resumed = model_of(kind).fit(table, checkpoint=place)
     assert_same(resumed, whole)
     np.testing.assert_array_equal(resumed.transform(table), whole.transform(table))
     assert_same(model_of(kind).fit(table, checkpoint=place), whole)  # once more, from its end
     assert [path.name for path in place.parent.iterdir()] == ["fit.ckpt"]
+
+
+def test_a_signal_in_the_last_step_of_an_epoch_stops_after_the_epoch(tmp_path, monkeypatch, capsys):
+    table, model = mixed_table(), model_of(TJEPA)
+
+    def update(self, done, number, epochs):
+        if done == 6:  # of three steps an epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ProgressBar, "update", update)
+    with pytest.raises(Interrupted, match="was stopped in epoch 3: it has the weights of epoch 2"):
+        model.fit(table, checkpoint=tmp_path / "fit.ckpt")
+    assert "stopping after this step; press Ctrl-C again" in capsys.readouterr().err
+    assert model.n_iter_ == model.best_epoch_ == 2
 
 
 def test_a_fit_that_stopped_early_stops_there_again(tmp_path):
@@ -129,7 +151,7 @@ def test_a_fit_that_is_not_gone_on_with_ignores_what_is_there(tmp_path):
 
 
 def test_writing_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
-    from probjepa.tabular import checkpoint as module
+    from probjepa.training import checkpoint as module
 
     clock = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])

@@ -193,11 +193,11 @@ def test_it_stops_and_returns_the_best_epoch(table, monkeypatch):
     losses = iter([5.0, 3.0, 4.0, 3.5, 9.0, 1.0])
     seen = []
 
-    def validate(network, *args):
-        seen.append({k: v.clone() for k, v in network.state_dict().items()})
+    def validate(loop):
+        seen.append({k: v.clone() for k, v in loop.network.state_dict().items()})
         return next(losses)
 
-    monkeypatch.setattr(fitting, "_validate", validate)
+    monkeypatch.setattr(fitting.FitLoop, "validate", validate)
     big = pd.concat([table] * 4, ignore_index=True)
     options = {
         "max_epochs": 6,
@@ -223,21 +223,21 @@ def test_validation_is_of_the_same_masks_and_draws_each_epoch(table):
     assert np.ptp([epoch["loss"] for epoch in model.history_]) > 1e-3 * abs(found[0])
 
 
-@pytest.mark.parametrize("after", [0, 2])
+@pytest.mark.parametrize("after", [1, 2])
 def test_ctrl_c(table, monkeypatch, after):
     model = VarTJEPA(**TINY | {"max_epochs": 5})
-    train = fitting.train
+    shown = []
 
-    def interrupted(*args):
-        for epoch, losses in enumerate(train(*args)):
-            if epoch == after:
-                raise KeyboardInterrupt
-            yield losses
+    def show(bar, losses):
+        shown.append(losses)
+        if len(shown) == after:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr("probjepa.tabular.estimator.train", interrupted)
-    with pytest.raises(Interrupted, match="stopped in epoch 3.*can be used" if after else "epoch 1") as error:
+    monkeypatch.setattr("probjepa.training.progress.ProgressBar.show", show)
+    with pytest.raises(Interrupted, match=f"stopped in epoch {after + 1}.*can be used") as error:
         model.fit(table)
     assert "\n" not in str(error.value)
+    assert model.n_iter_ == after
     assert np.isfinite(model.transform(table)).all()
 
 

@@ -9,8 +9,8 @@ import torch
 
 from probjepa import __version__
 from probjepa.errors import ArtifactError
-from probjepa.training.checkpoint import AtomicCheckpointIO
-from probjepa.training.module import CHECKPOINT_FORMAT, check_signature
+from probjepa.training.callbacks import AtomicCheckpointIO
+from probjepa.training.checkpoint import CHECKPOINT_FORMAT, check_signature, sign
 
 
 @pytest.fixture
@@ -100,12 +100,18 @@ def test_missing_and_truncated_checkpoints_are_one_line_errors(saved):
 
 def test_another_format_version_or_setting_is_refused():
     good = {"format": CHECKPOINT_FORMAT, "version": __version__, "fingerprint": {"batch_size": 8}}
-    check_signature(good, {"batch_size": 8})
+    signed = {}
+    sign(signed, {"batch_size": 8})
+    assert signed == {"probjepa": good}
+    check_signature(signed, {"batch_size": 8})
     with pytest.raises(ArtifactError, match="batch_size=8, this run has 16"):
-        check_signature(good, {"batch_size": 16})
+        check_signature(signed, {"batch_size": 16})
+    with pytest.raises(ArtifactError, match=r"^of another fit$"):
+        check_signature(signed, {"batch_size": 16}, "of another fit")
     with pytest.raises(ArtifactError, match=r"probjepa 0\.0\.1"):
-        check_signature(good | {"version": "0.0.1"}, {"batch_size": 8})
+        check_signature({"probjepa": good | {"version": "0.0.1"}}, {"batch_size": 8})
     with pytest.raises(ArtifactError, match="format 99"):
-        check_signature(good | {"format": 99}, {"batch_size": 8})
-    with pytest.raises(ArtifactError, match="not probjepa's"):
-        check_signature(None, {})
+        check_signature({"probjepa": good | {"format": 99}}, {"batch_size": 8})
+    for unsigned in ({}, {"probjepa": None}):
+        with pytest.raises(ArtifactError, match="not probjepa's"):
+            check_signature(unsigned, {})

@@ -12,15 +12,15 @@ from probjepa.data import ImageSet
 from probjepa.errors import ConfigError, ProbjepaError, ProbjepaWarning
 from probjepa.methods.ijepa import IJEPA
 from probjepa.methods.vje import VJE
-from probjepa.training.callbacks import (
+from probjepa.training.callbacks import MetricsTable
+from probjepa.training.loader import EpochLoader
+from probjepa.training.module import Module
+from probjepa.training.monitors import (
     CollapseMonitor,
-    MetricsTable,
     OnlineKNN,
     sample_rows,
     undisturbed,
 )
-from probjepa.training.loader import EpochLoader
-from probjepa.training.module import Module
 from probjepa.training.schedules import step_seed, warmup_cosine
 
 
@@ -203,9 +203,12 @@ def test_a_collapse_is_warned_of_once():
         monitor.measure(method)
 
 
-def test_importing_the_room_does_not_import_lightning():
+def test_importing_the_room_or_the_tables_does_not_import_lightning():
     import subprocess
     import sys
 
-    code = "import probjepa.training as t, sys; t.Interrupted; assert 'lightning' not in sys.modules"
+    code = (
+        "import probjepa.training as t, probjepa as pj, sys; t.Interrupted; t.FitSettings; pj.VarTJEPA();"
+        "assert 'lightning' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -53,7 +53,7 @@ def load_method(source: str, device: str) -> Method:
     """Load a model of images onto a device."""
     from probjepa.loading import load
     from probjepa.methods import Method
-    from probjepa.training.runs import resolve_device
+    from probjepa.training.device import resolve_device
 
     target = resolve_device(device)
     method = load(source)

@@ -122,7 +122,7 @@ def score(
         if rank not in ("none", "auto") and not rank.isdigit():
             raise ConfigError(f"--rank is '{rank}': pass none, auto or a number")
         from probjepa.cli.jepa import input_shape, open_encoder, score_jepa
-        from probjepa.training.runs import resolve_device
+        from probjepa.training.device import resolve_device
 
         encoder = open_encoder(model, resolve_device(device))
         shape = (size, None) if size else input_shape(encoder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -39,7 +37,7 @@ def _load(source: str, device: str) -> tuple[Any, str | None]:
     import yaml
 
     from probjepa.loading import load
-    from probjepa.training.runs import resolve_device
+    from probjepa.training.device import resolve_device
 
     target_device = resolve_device(device)
     folder = _folder(source)
@@ -91,12 +89,12 @@ def train_table(
     """
     from probjepa.cli.settings import check_settings, parse_assignments, read_config
     from probjepa.errors import ArtifactError, DataError
-    from probjepa.tabular.checkpoint import FitCheckpoint
     from probjepa.tabular.files import read_table, table_sha256
     from probjepa.tabular.frames import named
+    from probjepa.training.checkpoint import FitCheckpoint
+    from probjepa.training.device import resolve_device
     from probjepa.training.folder import RunFolder
     from probjepa.training.interrupt import Interrupted
-    from probjepa.training.runs import resolve_device
     from probjepa.typed import types_of
 
     folder = RunFolder(out)
@@ -184,6 +182,7 @@ def _write_run(
 def _history(model: Any, features: Any) -> str:
     """metrics.csv: losses by epoch; in the last row the collapse diagnostics of the weights that are kept."""
     from probjepa.metrics import collapse_summary
+    from probjepa.training.folder import metrics_csv
 
     some = features.iloc[:: -(-len(features) // _DIAGNOSED)]
     rows: list[dict[str, Any]] = []
@@ -191,11 +190,7 @@ def _history(model: Any, features: Any) -> str:
         named = {("val/loss" if k == "validation_loss" else f"train/{k}"): v for k, v in losses.items()}
         rows.append({"epoch": epoch, **named})
     rows[-1] |= collapse_summary(model.transform(some))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[-1]), restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return metrics_csv(rows)
 
 
 def _row_names(frame: Any, columns: Sequence[str]) -> str | None:

@@ -12,8 +12,8 @@ from probjepa.data.views import views
 from probjepa.experiments.cells import COST_REFERENCE, Cell, build
 from probjepa.methods import METHODS
 from probjepa.methods.base import Method
+from probjepa.training.device import resolve_device
 from probjepa.training.optim import make_optimizer
-from probjepa.training.runs import resolve_device
 
 _WARMUP = 3
 Figures = dict[str, dict[str, float | None]]

@@ -1,14 +1,13 @@
-"""What both table transformers share: settings, schema, the fit loop, files.
-
-The loop is plain PyTorch. Lightning is for runs with a folder, logs and many devices; a scikit-learn
-estimator is cloned and fitted many times in one process, and writes nothing that it is not asked for.
-"""
+"""What the table transformers share: parameters, settings, schema, fit, files."""
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +19,16 @@ from torch import Tensor, nn
 
 from probjepa import files
 from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
-from probjepa.tabular.checkpoint import FitCheckpoint, identity
-from probjepa.tabular.fitting import Best, split_rows, train
+from probjepa.tabular.fitting import FitLoop
 from probjepa.tabular.frames import as_frame
 from probjepa.tabular.masks import check_share
 from probjepa.tabular.presets import PRESETS
 from probjepa.tabular.schema import TableSchema
 from probjepa.tabular.tokens import Layout, Rows
-from probjepa.training.interrupt import Interrupted
+from probjepa.training.checkpoint import FitCheckpoint
+from probjepa.training.interrupt import Interrupted, stop_on_signal
+from probjepa.training.progress import ProgressBar
+from probjepa.training.randomness import forked
 
 # tokens encoded at a time outside the fit
 _TOKENS = 65536
@@ -40,18 +41,20 @@ class NotFittedError(ConfigError, SklearnNotFittedError):  # type: ignore[misc] 
 class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """A self-supervised encoder of tables as a scikit-learn transformer.
 
-    A sub-class has its parameters as attributes, ``_build(layout, settings)``, and ``transform``.
-    Parameters that are None are taken from ``PRESETS[preset]``.
+    A sub-class has a constructor with the parameters that ``VarTJEPA`` and ``TJEPA`` share, and its own; all
+    it does is ``self._set_parameters(locals())``. Its ``_build(layout, settings)`` makes the network (see
+    ``fitting.Network``), which has the size of a token as ``dim``, and its ``transform`` embeds a table. Once
+    it is registered in ``TABLE_METHODS``, the command line trains it and ``probjepa.load`` loads it.
+
+    A parameter that is None is the preset's (``PRESETS[preset]``).
 
     ``fit`` is deterministic given ``random_state`` and leaves the global generators as they were (CUDA's
-    kernels may still add up in another order). Ctrl-C during ``fit`` raises ``Interrupted``, so that a
-    surrounding search stops as well; if an epoch was finished, the estimator is fitted: it has the best
-    weights so far.
+    kernels may still add up in another order). Ctrl-C or SIGTERM during ``fit`` raises ``Interrupted``, so
+    that a surrounding search stops as well; if an epoch was finished, the estimator is fitted: it has the
+    best weights so far.
     """
 
     _build: Callable[[Layout, Mapping[str, Any]], nn.Module]
-    # which settings of a preset are its parameters
-    _own: ClassVar[tuple[str, ...]]
 
     preset: str
     random_state: Any
@@ -65,11 +68,18 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
 
     # --- settings ---------------------------------------------------------------------------------------
 
+    def _set_parameters(self, given: Mapping[str, Any]) -> None:
+        """Keep the parameters of a constructor, whose ``locals()`` are given."""
+        for name in inspect.signature(type(self)).parameters:
+            setattr(self, name, given[name])
+
     def _settings(self) -> dict[str, Any]:
+        """Return the parameters that a preset has, with the preset's values for those that are None."""
         if self.preset not in PRESETS:
             raise unknown_name("preset", str(self.preset), PRESETS)
         preset = PRESETS[self.preset]
-        given = {name: getattr(self, name) for name in self._own}
+        own = [name for name in inspect.signature(type(self)).parameters if name in preset]
+        given = {name: getattr(self, name) for name in own}
         settings = {name: preset[name] if value is None else value for name, value in given.items()}
         for name in ("context_share", "target_share"):
             check_share(name, settings[name])
@@ -119,7 +129,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         ArtifactError
             if the checkpoint is damaged, is of another fit, or cannot be written
         Interrupted
-            at Ctrl-C; if an epoch was finished, with the best weights so far in place
+            at Ctrl-C or SIGTERM; if an epoch was finished, with the best weights so far in place
         """
         settings = self._settings()
         device = self._device()
@@ -135,65 +145,50 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         if checkpoint is not None and not isinstance(checkpoint, FitCheckpoint):
             checkpoint = FitCheckpoint(checkpoint)
         if checkpoint is not None:
-            checkpoint.identity = identity(type(self).__name__, settings, schema.to_json(), rows, seed)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            of = [type(self).__name__, settings, schema.to_json(), seed]
+            checkpoint.fingerprint = {"fit": _sha256(of, rows)}
+        with forked(device):
             torch.manual_seed(seed)
             network = self._build(schema.layout, settings).to(device)
             self._forget()
-            best, history = Best(), list[dict[str, float]]()
+            loop = FitLoop(network, rows, settings, seed, device)
+            stopped = ""
             try:
-                for losses in train(
-                    network, rows, settings, seed, device, best, bool(self.verbose), checkpoint
-                ):
-                    history.append(losses)
+                with stop_on_signal() as stop, ProgressBar(bool(self.verbose)) as progress:
+                    loop.run(stop, progress, checkpoint)
             except KeyboardInterrupt:
-                if best.state is None:
-                    raise Interrupted(
-                        f"the fit of this {type(self).__name__} was stopped before its first epoch ended: "
-                        "it is not fitted, fit again"
-                    ) from None
-                self._keep(network, rows, seed, schema, settings, best, history, named=hasattr(X, "columns"))
-                raise Interrupted(
-                    f"the fit of this {type(self).__name__} was stopped in epoch {len(history) + 1}: "
-                    f"it has the weights of epoch {best.epoch} and can be used, or fitted again"
-                    + (" from its checkpoint" if checkpoint is not None else "")
-                ) from None
-        self._keep(network, rows, seed, schema, settings, best, history, named=hasattr(X, "columns"))
+                stopped = f"the fit of this {type(self).__name__} was stopped"
+        if loop.best_state is None:
+            raise Interrupted(f"{stopped} before its first epoch ended: it is not fitted, fit again")
+        self._keep(loop, schema)
+        self._set_columns(named=hasattr(X, "columns"))
+        if stopped:
+            raise Interrupted(
+                f"{stopped} in epoch {self.n_iter_ + 1}: it has the weights of epoch {self.best_epoch_} and "
+                "can be used, or fitted again" + (" from its checkpoint" if checkpoint is not None else "")
+            )
         return self
 
     def _forget(self) -> None:
         for name in [n for n in vars(self) if n.endswith("_") and not n.startswith("_")]:
             delattr(self, name)
 
-    def _keep(
-        self,
-        network: nn.Module,
-        rows: Rows,
-        seed: int,
-        schema: TableSchema,
-        settings: dict[str, Any],
-        best: Best,
-        history: list[dict[str, float]],
-        *,
-        named: bool,
-    ) -> None:
-        assert best.state is not None
-        network.load_state_dict(best.state)
-        self.network_ = network.eval()
-        held_out = split_rows(len(rows), settings["validation_fraction"], seed)[1]
-        most = max(1, _TOKENS // (schema.layout.n_features + 3))
-        self._finish(network, rows, rows.at(held_out[:most], next(network.parameters()).device))
+    def _keep(self, loop: FitLoop, schema: TableSchema) -> None:
+        """Take the best weights of a fit."""
+        loop.network.load_state_dict(loop.best_state)
+        self.network_ = loop.network.eval()
+        held_out = loop.validation[: _rows_at_a_time(schema)]
+        self._finish(self.network_, loop.rows, loop.rows.at(held_out, loop.device))
         self.schema_ = schema
-        self.settings_ = settings
-        self.history_ = history
-        self.best_epoch_ = best.epoch
-        self.n_iter_ = len(history)
-        self._set_columns(named)
+        self.settings_ = loop.settings
+        self.history_ = loop.history
+        self.best_epoch_ = loop.best_epoch
+        self.n_iter_ = len(loop.history)
 
     def _finish(self, network: Any, rows: Rows, held_out: Rows) -> None:
-        """What is left to fit to rows that the best weights were chosen by: nothing, of most."""
+        """Fit what is fitted after the weights, to rows that they were not fitted to; most have nothing."""
 
-    def _set_columns(self, named: bool) -> None:
+    def _set_columns(self, *, named: bool) -> None:
         self.n_features_in_ = len(self.schema_.columns)
         if named:
             self.feature_names_in_ = np.array(self.schema_.columns, dtype=object)
@@ -211,7 +206,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         self._check_is_fitted()
         rows = _as_rows(self.schema_, X)
         device = next(self.network_.parameters()).device
-        size = max(1, _TOKENS // (self.schema_.layout.n_features + 3))
+        size = _rows_at_a_time(self.schema_)
         for start in range(0, len(rows), size):
             yield rows.at(slice(start, start + size), device)
 
@@ -281,14 +276,14 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         """
         model = cls(**_tuples(config["params"]))
         model.schema_ = TableSchema.from_json(config["schema"])
-        with torch.random.fork_rng(devices=[]):
+        with forked(torch.device("cpu")):
             model.settings_ = _tuples(config["settings"])
             model.network_ = model._build(model.schema_.layout, model.settings_)
         model.network_.to(model._device())
         model.history_ = config["history"]
         model.best_epoch_ = config["best_epoch"]
         model.n_iter_ = len(model.history_)
-        model._set_columns(config["named"])
+        model._set_columns(named=config["named"])
         return model
 
     @classmethod
@@ -302,11 +297,11 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         """
         try:
             model = cls.from_config(config)
+            files.read_weights(folder, model.network_.load_state_dict)
         except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
             raise ArtifactError(
                 f"{folder} is damaged ({files.first_line(error)}): save the model again"
             ) from error
-        files.read_weights(folder, model.network_.load_state_dict)
         model.network_.eval()
         return model
 
@@ -348,6 +343,18 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _rows_at_a_time(schema: TableSchema) -> int:
+    return max(1, _TOKENS // (schema.layout.n_features + 3))
+
+
+def _sha256(of: list[Any], rows: Rows) -> str:
+    """Return a hash of all that the numbers of a fit come from, the device apart."""
+    digest = hashlib.sha256(json.dumps(of, default=str, sort_keys=True).encode())
+    for part in rows:
+        digest.update(part.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _as_rows(schema: TableSchema, X: Any) -> Rows:

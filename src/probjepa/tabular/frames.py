@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from probjepa.errors import DataError, MissingExtraError
 
-if TYPE_CHECKING:
-    from probjepa.tabular.schema import ColumnType, Scalar
-
+ColumnType = Literal["numeric", "categorical", "boolean", "datetime"]
+Scalar = str | int | float | bool
 DATETIME_PARTS = ("days", "month", "weekday", "hour")
 _SHOWN = 5
 

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from probjepa.errors import ConfigError, DataError
+from probjepa.tabular.frames import ColumnType as ColumnType
 from probjepa.tabular.frames import (
+    Scalar,
     as_frame,
     category_codes,
     category_labels,
@@ -22,9 +24,7 @@ from probjepa.tabular.frames import (
 )
 from probjepa.tabular.tokens import Layout
 
-ColumnType = Literal["numeric", "categorical", "boolean", "datetime"]
 NumericTransform = Literal["standard", "quantile"]
-Scalar = str | int | float | bool
 
 # a value this many standard deviations out is cut off: only so that float32 cannot overflow downstream
 _FAR = 1e4

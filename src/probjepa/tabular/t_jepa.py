@@ -43,25 +43,8 @@ class RowEncoder(nn.Module):
 class TJEPANetwork(nn.Module):
     """T-JEPA (arXiv 2410.05016): predict an averaged encoder's latents of masked features, by MSE."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        *,
-        dim: int,
-        n_reg: int,
-        momentum: float,
-        n_layers: int,
-        n_heads: int,
-        ff_dim: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, layout: Layout, *, dim: int, n_reg: int, momentum: float, **sizes: Any) -> None:
         super().__init__()
-        sizes: dict[str, Any] = {
-            "n_layers": n_layers,
-            "n_heads": n_heads,
-            "ff_dim": ff_dim,
-            "dropout": dropout,
-        }
         self.dim, self.n_features = dim, layout.n_features
         self.encoder = RowEncoder(layout, dim, n_reg, **sizes)
         self.target = EMA(self.encoder, momentum)
@@ -112,10 +95,8 @@ class TJEPA(TableTransformer):
         see ``VarTJEPA``
     """
 
-    _own = (
-        "max_epochs", "batch_size", "learning_rate", "warmup_epochs", "weight_decay", "context_share",
-        "target_share", "n_targets", "dim", "n_layers", "n_heads", "ff_dim", "dropout",
-    )  # fmt: skip
+    n_reg: int
+    momentum: float
 
     def __init__(
         self,
@@ -144,29 +125,7 @@ class TJEPA(TableTransformer):
         device: str = "auto",
         verbose: bool = False,
     ) -> None:
-        self.preset = preset
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.warmup_epochs = warmup_epochs
-        self.weight_decay = weight_decay
-        self.context_share = context_share
-        self.target_share = target_share
-        self.n_targets = n_targets
-        self.n_reg = n_reg
-        self.momentum = momentum
-        self.dim = dim
-        self.n_layers = n_layers
-        self.n_heads = n_heads
-        self.ff_dim = ff_dim
-        self.dropout = dropout
-        self.embedding = embedding
-        self.column_types = column_types
-        self.numeric_transform = numeric_transform
-        self.max_categories = max_categories
-        self.random_state = random_state
-        self.device = device
-        self.verbose = verbose
+        self._set_parameters(locals())
 
     def _settings(self) -> dict[str, Any]:
         if self.n_reg < 0:

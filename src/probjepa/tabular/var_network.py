@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,43 +64,40 @@ class VarTJEPANetwork(nn.Module):
     of the whole row, of which a target mask picks those that the predictor is held to. The decoders of
     p(x|s_x) and of p(y|s_y) are two sets, each with its global variance, since the two latent spaces are
     not one.
+
+    Parameters
+    ----------
+    layout
+        the table's
+    dim
+        d, the size of all latents
+    weights
+        of the loss
+    sizes
+        of each of the three transformers: n_layers, n_heads, ff_dim, dropout
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        *,
-        dim: int,
-        n_layers: int,
-        n_heads: int,
-        ff_dim: int,
-        dropout: float,
-        weights: Weights,
-    ) -> None:
+    def __init__(self, layout: Layout, *, dim: int, weights: Weights, **sizes: Any) -> None:
         super().__init__()
-
-        def transformer() -> Transformer:
-            return Transformer(dim, n_layers=n_layers, n_heads=n_heads, ff_dim=ff_dim, dropout=dropout)
-
         self.weights = weights
         self.dim, self.n_features = dim, layout.n_features
         self.tokenizer = FeatureTokenizer(layout, dim)
         self.context_cls = token_parameter(dim)
-        self.context_encoder = transformer()
+        self.context_encoder = Transformer(dim, **sizes)
         self.context_head = GaussianHead(dim)
         self.pool = AttentionPool(dim)
         self.auxiliary = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim), nn.GELU(), GaussianHead(dim))
         self.target_cls = token_parameter(dim)
         self.target_from_context = nn.Linear(dim, dim)
         self.target_from_z = nn.Linear(dim, dim)
-        self.target_encoder = transformer()
+        self.target_encoder = Transformer(dim, **sizes)
         self.target_head = GaussianHead(dim)
         self.predictor_from_context = nn.Linear(dim, dim)
         self.predictor_from_z = nn.Linear(dim, dim)
         self.mask_token = token_parameter(dim)
         # position 0 is CLS, i + 1 is feature i
         self.predictor_position = nn.Parameter(torch.randn(layout.n_features + 1, dim) / math.sqrt(dim))
-        self.predictor = transformer()
+        self.predictor = Transformer(dim, **sizes)
         self.predictor_head = GaussianHead(dim)
         self.context_decoder = FeatureDecoder(layout, dim)
         self.target_decoder = FeatureDecoder(layout, dim)

@@ -50,7 +50,7 @@ class VarTJEPA(TableTransformer):
     preset
         "small", or the published settings of "adult", "credit", "bank", "electricity", "covertype", "mnist"
     max_epochs, batch_size, learning_rate, warmup_epochs, weight_decay, patience, validation_fraction
-        of the fit (see ``fitting.train``)
+        of the fit (see ``fitting.FitLoop``)
     context_share, target_share
         (low, high) shares of the features, from which each batch's counts are drawn
     n_targets
@@ -83,12 +83,6 @@ class VarTJEPA(TableTransformer):
     >>> model.transform(table).shape, model.uncertainty(table).shape
     ((4, 16), (4,))
     """
-
-    _own = (
-        "max_epochs", "batch_size", "learning_rate", "warmup_epochs", "weight_decay", "patience",
-        "validation_fraction", "context_share", "target_share", "n_targets", "dim", "n_layers", "n_heads",
-        "ff_dim", "dropout", "alpha_sx", "alpha_z", "alpha_sy", "alpha_rec", "alpha_gen", "anneal_epochs",
-    )  # fmt: skip
 
     def __init__(
         self,
@@ -123,35 +117,7 @@ class VarTJEPA(TableTransformer):
         device: str = "auto",
         verbose: bool = False,
     ) -> None:
-        self.preset = preset
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.warmup_epochs = warmup_epochs
-        self.weight_decay = weight_decay
-        self.patience = patience
-        self.validation_fraction = validation_fraction
-        self.context_share = context_share
-        self.target_share = target_share
-        self.n_targets = n_targets
-        self.dim = dim
-        self.n_layers = n_layers
-        self.n_heads = n_heads
-        self.ff_dim = ff_dim
-        self.dropout = dropout
-        self.alpha_sx = alpha_sx
-        self.alpha_z = alpha_z
-        self.alpha_sy = alpha_sy
-        self.alpha_rec = alpha_rec
-        self.alpha_gen = alpha_gen
-        self.anneal_epochs = anneal_epochs
-        self.embedding = embedding
-        self.column_types = column_types
-        self.numeric_transform = numeric_transform
-        self.max_categories = max_categories
-        self.random_state = random_state
-        self.device = device
-        self.verbose = verbose
+        self._set_parameters(locals())
 
     def _settings(self) -> dict[str, Any]:
         settings = super()._settings()

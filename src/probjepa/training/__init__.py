@@ -1,6 +1,8 @@
-"""Lightning glue: one adapter, one loader and one :func:`fit` that train any method.
+"""The parts of one training loop, and :func:`fit`, which trains any method with them.
 
-Lightning is imported only when ``fit`` or ``Module`` is asked for.
+Optimiser, schedule, checkpoint, progress bar, interruption and random state are plain parts: methods of
+images are trained with them by Lightning (``fit``, ``Module``), tables by a loop of their own. Lightning is
+imported only when ``fit`` or ``Module`` is asked for.
 """
 
 from __future__ import annotations
@@ -10,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 _LAZY = {
     "EpochLoader": "probjepa.training.loader",
+    "FitSettings": "probjepa.training.settings",
     "Interrupted": "probjepa.training.interrupt",
     "Module": "probjepa.training.module",
     "fit": "probjepa.training.runs",
 }
 
-__all__ = ["EpochLoader", "Interrupted", "Module", "fit"]
+__all__ = ["EpochLoader", "FitSettings", "Interrupted", "Module", "fit"]
 
 if TYPE_CHECKING:
     from probjepa.training.interrupt import Interrupted
     from probjepa.training.loader import EpochLoader
     from probjepa.training.module import Module
     from probjepa.training.runs import fit
+    from probjepa.training.settings import FitSettings
 
 
 def __getattr__(name: str) -> Any:

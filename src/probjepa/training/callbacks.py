@@ -1,166 +1,24 @@
-"""Monitors that look at the embeddings at the end of an epoch, and the table of what they saw."""
+"""Lightning callbacks of a run: metrics.csv, the checkpoint and the progress bar."""
 
 from __future__ import annotations
 
-import csv
-import io
+import os
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import lightning.pytorch as L
-import numpy as np
-import torch
-from torch import Tensor
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import CheckpointIO
 
-from probjepa.errors import ConfigError, ProbjepaWarning
-from probjepa.files import write_atomic
+from probjepa.errors import ArtifactError
+from probjepa.files import read_checkpoint, write_atomic, write_checkpoint
+from probjepa.training.checkpoint import TimedWriter
+from probjepa.training.folder import metrics_csv
+from probjepa.training.interrupt import Interrupted, StopRequest
 from probjepa.training.module import Module
-from probjepa.training.schedules import step_seed
-
-if TYPE_CHECKING:
-    from probjepa.data.images import Images
-    from probjepa.methods.base import Method
-
-BANK_ROWS = 5_000
-MONITOR_ROWS = 2_048
-
-
-@contextmanager
-def undisturbed(method: Method) -> Iterator[None]:
-    """Evaluate inside: random generators and the mode of every sub-module are as before afterwards."""
-    modes = {module: module.training for module in method.modules()}
-    devices = [method.device] if method.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            method.eval()
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def sample_rows(count: int, most: int, seed: int) -> Tensor:
-    """Return at most ``most`` of ``count`` row numbers, in order, the same for the same seed."""
-    if count <= most:
-        return torch.arange(count)
-    rows = np.random.default_rng(seed).choice(count, most, replace=False)
-    return torch.from_numpy(np.sort(rows))
-
-
-class Monitor(L.Callback):
-    """What is measured every ``every_n_epochs``; :attr:`latest` holds this epoch's values, or nothing."""
-
-    def __init__(self, every_n_epochs: int = 1) -> None:
-        if every_n_epochs < 1:
-            raise ConfigError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
-        self.every_n_epochs = every_n_epochs
-        self.latest: dict[str, float] = {}
-
-    def measure(self, method: Method) -> dict[str, float]:
-        """Return named values of the method as it is now."""
-        raise NotImplementedError
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure on the first process, without leaving a trace, and log."""
-        self.latest = {}
-        epoch = trainer.current_epoch + 1
-        if (epoch % self.every_n_epochs and epoch != trainer.max_epochs) or not trainer.is_global_zero:
-            return
-        method = cast("Method", cast(Module, pl_module).method)  # what is monitored has images
-        with undisturbed(method):
-            self.latest = self.measure(method)
-        pl_module.log_dict(self.latest, rank_zero_only=True)
-
-
-class OnlineKNN(Monitor):
-    """Accuracy ``knn`` of a majority vote of the k nearest training embeddings, on labelled held-out images.
-
-    Parameters
-    ----------
-    train_images, val_images
-        labelled sets; at most 5,000 rows of the first and 2,048 of the second, drawn with ``seed``, are used
-    every_n_epochs
-        and after the last epoch
-    k
-        neighbours
-
-    Raises
-    ------
-    ConfigError
-        if a set has no labels
-    """
-
-    def __init__(
-        self, train_images: Images, val_images: Images, every_n_epochs: int = 1, k: int = 20, seed: int = 0
-    ) -> None:
-        super().__init__(every_n_epochs)
-        self.k = k
-        self._bank, self._bank_labels = _labelled(train_images, BANK_ROWS, seed)
-        self._queries, self._labels = _labelled(val_images, MONITOR_ROWS, seed)
-
-    def measure(self, method: Method) -> dict[str, float]:
-        """Return ``{"knn": accuracy}``."""
-        from probjepa.metrics import knn_accuracy
-
-        bank, queries = method.embed(self._bank).cpu(), method.embed(self._queries).cpu()
-        k = min(self.k, len(bank))
-        return {"knn": float(knn_accuracy(bank, self._bank_labels, queries, self._labels, k=k))}
-
-
-def _labelled(images: Images, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    if images.labels is None:
-        raise ConfigError(f"{images.name} has no labels, and a kNN accuracy needs them: leave knn_every out")
-    rows = sample_rows(len(images), most, step_seed(seed, 0))
-    return images.get(rows), images.labels[rows]
-
-
-class CollapseMonitor(Monitor):
-    """Effective rank, spread of the normalised embeddings and, where h has a posterior, mean σ² and KL.
-
-    Values: ``effective_rank`` (entropy of the spectrum), ``std_mean`` and ``std_min`` (per feature, of h/‖h‖;
-    1/√D when spread evenly), ``mean_variance`` and ``kl_per_dim``. A collapse raises a ProbjepaWarning once.
-
-    Parameters
-    ----------
-    images
-        at most 2,048 of them, drawn with ``seed``, are embedded
-    """
-
-    def __init__(self, images: Images, every_n_epochs: int = 1, seed: int = 0) -> None:
-        super().__init__(every_n_epochs)
-        self._images = images.get(sample_rows(len(images), MONITOR_ROWS, step_seed(seed, 1)))
-        self._warned = False
-
-    def measure(self, method: Method) -> dict[str, float]:
-        """Return the values above."""
-        from probjepa.methods.base import ProbabilisticMethod, evaluating
-        from probjepa.metrics import collapse_summary
-
-        h = method.embed(self._images)
-        values = {key: value for key, value in collapse_summary(h).items() if key != "rank_me"}
-        if isinstance(method, ProbabilisticMethod):
-            with evaluating(method):
-                outputs = method.outputs(h)
-            # what is read from h costs nothing; I-JEPA predicts tokens, which takes many passes an image
-            uncertainty = method.uncertainty_of_features(outputs) if len(outputs) > 1 else {}
-            if "mean_variance" in uncertainty:
-                values["mean_variance"] = float(uncertainty["mean_variance"].mean())
-            if "kl" in uncertainty:
-                values["kl_per_dim"] = float(uncertainty["kl"].mean()) / h.shape[1]
-        self._warn(values, h.shape[1])
-        return values
-
-    def _warn(self, values: dict[str, float], dim: int) -> None:
-        from probjepa.metrics.collapse import collapse_advice
-
-        advice = collapse_advice(values, dim)
-        if advice and not self._warned:
-            self._warned = True
-            warnings.warn(advice, ProbjepaWarning, stacklevel=2)
+from probjepa.training.monitors import Monitor
+from probjepa.training.progress import ProgressBar
 
 
 class MetricsTable(L.Callback):
@@ -214,14 +72,120 @@ class MetricsTable(L.Callback):
         self.rows.append(row)
         self._sums, self._steps, self._seconds, self._since = {}, 0, 0.0, now
         if self.path is not None and trainer.is_global_zero:
-            self.write()
+            write_atomic(self.path, metrics_csv(self.rows).encode())
 
-    def write(self) -> None:
-        """Write all rows; a monitor that was not due leaves its field empty."""
-        assert self.path is not None
-        columns = list(dict.fromkeys(name for row in self.rows for name in row if name != "seconds"))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [*columns, "seconds"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomic(self.path, text.getvalue().encode())
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning plugin: writes by temporary name, fsync and rename; loads tensors and plain values only."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write ``checkpoint`` to ``path``; see :func:`probjepa.files.write_checkpoint`."""
+        write_checkpoint(path, checkpoint)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint, always with ``weights_only=True``: a pickle with code in it is refused.
+
+        Raises
+        ------
+        ArtifactError
+            if the file is missing, damaged, or holds more than tensors and plain values
+        """
+        if not Path(path).is_file():
+            raise ArtifactError(f"no checkpoint at {path}: train without resume, or check the path")
+        return read_checkpoint(path, "start afresh with overwrite", map_location=map_location)
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Remove a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpointer(Checkpoint):
+    """Write ``path`` at the end of every epoch, every ``every_seconds`` between, and at a requested stop.
+
+    Parameters
+    ----------
+    path
+        the file, or None to write nothing and only heed ``stop``
+    stop
+        set by a signal; :class:`~probjepa.training.interrupt.Interrupted` is raised once the checkpoint is
+        written
+    every_seconds
+        see :class:`~probjepa.training.checkpoint.TimedWriter`
+    """
+
+    def __init__(self, path: Path | None, stop: StopRequest, every_seconds: float = 30.0) -> None:
+        self.path, self.stop = path, stop
+        self._writer = TimedWriter(every_seconds)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._writer.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save between two steps, where it is time to."""
+        # Lightning restarts a checkpoint of the last batch after the epoch's end, without its hooks: leave
+        # that batch to on_train_epoch_end. Amid an accumulation there are gradients that no checkpoint holds.
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or trainer.fit_loop._should_accumulate():
+            return
+        stop = self._any(trainer, bool(self.stop))
+        if stop or self._any(trainer, self._writer.due):
+            self._save(trainer)
+        if stop:
+            raise self._interrupted(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the epoch."""
+        self._save(trainer)
+        if trainer.current_epoch + 1 != trainer.max_epochs and self._any(trainer, bool(self.stop)):
+            raise self._interrupted(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        path = self.path
+        self._writer.write(lambda: None if path is None else trainer.save_checkpoint(path))
+
+    def _interrupted(self, trainer: L.Trainer) -> Interrupted:
+        saved = "there is no run folder, so nothing was saved"
+        if self.path is not None:
+            saved = f"go on from {self.path} with resume=True (--resume)"
+        return Interrupted(f"interrupted after step {trainer.global_step}: {saved}")
+
+    @staticmethod
+    def _any(trainer: L.Trainer, decision: bool) -> bool:
+        """Return whether any process decides so: saving and stopping are done together or not at all."""
+        return bool(trainer.strategy.reduce_boolean_decision(decision, all=False))
+
+
+class ProgressLine(L.Callback):
+    """The progress bar of the first process: epoch, time left, and the terms of the latest step."""
+
+    def __init__(self) -> None:
+        self._bar = ProgressBar()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the bar, where a resumed run left it."""
+        if trainer.is_global_zero:
+            self._bar.start(cast(Module, pl_module).total_steps, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on."""
+        if trainer.is_global_zero:
+            self._bar.update(trainer.global_step, trainer.current_epoch + 1, trainer.max_epochs or 0)
+            self._bar.show(cast(Module, pl_module).terms)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the bar as it is."""
+        self._bar.stop()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back."""
+        self._bar.stop()

@@ -1,108 +1,147 @@
-"""Checkpoints that are whole or not there, and a callback that writes them often."""
+"""Checkpoints: when one is written, what it is signed with, and the file that a plain loop resumes from."""
 
 from __future__ import annotations
 
-import os
+import math
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
-from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.io import CheckpointIO
-
+from probjepa import __version__, files
 from probjepa.errors import ArtifactError
-from probjepa.files import read_checkpoint, write_checkpoint
-from probjepa.training.interrupt import Interrupted, StopRequest
+
+CHECKPOINT_FORMAT = 1
+_SIGNATURE = "probjepa"  # the key of the signature in a checkpoint
+_LARGEST_SHARE = 0.05  # of the time, that writing may take
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning plugin: writes by temporary name, fsync and rename; loads tensors and plain values only."""
+class TimedWriter:
+    """Say when the next checkpoint is due, and time how long it takes to write.
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
-        """Write ``checkpoint`` to ``path``; see :func:`probjepa.files.write_checkpoint`."""
-        write_checkpoint(path, checkpoint)
+    A time and not a number of steps: resuming is exact anywhere, so only the cost counts.
 
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = True
-    ) -> dict[str, Any]:
-        """Read a checkpoint, always with ``weights_only=True``: a pickle with code in it is refused.
+    Parameters
+    ----------
+    every_seconds
+        between two checkpoints; longer where writing is slow, so that it takes at most a twentieth of the
+        time
+    """
 
-        Raises
-        ------
-        ArtifactError
-            if the file is missing, damaged, or holds more than tensors and plain values
-        """
-        if not Path(path).is_file():
-            raise ArtifactError(f"no checkpoint at {path}: train without resume, or check the path")
-        return read_checkpoint(path, "start afresh with overwrite", map_location=map_location)
+    def __init__(self, every_seconds: float = 0.0) -> None:
+        self.every_seconds = every_seconds
+        self._last, self._cost = -math.inf, 0.0
 
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint."""
-        Path(path).unlink(missing_ok=True)
+    def start(self) -> None:
+        """Count from now; without it the first checkpoint is due at once."""
+        self._last = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write."""
+        return time.monotonic() - self._last >= max(self.every_seconds, self._cost / _LARGEST_SHARE)
+
+    def write(self, save: Callable[[], object]) -> None:
+        """Write by ``save``."""
+        started = time.monotonic()
+        save()
+        self._last = time.monotonic()
+        self._cost = self._last - started
 
 
-class Checkpointer(Checkpoint):
-    """Write ``path`` at the end of every epoch, every ``every_seconds`` between, and at a requested stop.
+def sign(checkpoint: dict[str, Any], fingerprint: Mapping[str, Any]) -> None:
+    """Say in a checkpoint its format, the library's version, and what was trained on what."""
+    checkpoint[_SIGNATURE] = {
+        "format": CHECKPOINT_FORMAT,
+        "version": __version__,
+        "fingerprint": dict(fingerprint),
+    }
+
+
+def check_signature(
+    checkpoint: Mapping[str, Any], fingerprint: Mapping[str, Any], differs: str | None = None
+) -> None:
+    """Raise ArtifactError unless a checkpoint's signature fits this library and this run.
+
+    ``differs`` is what is said of another fingerprint; None: the first thing in which it differs.
+    """
+    signature = checkpoint.get(_SIGNATURE)
+    if not isinstance(signature, Mapping):
+        raise ArtifactError("the checkpoint is not probjepa's: resume from RUN/checkpoints/last.ckpt")
+    found = (signature.get("format"), signature.get("version"))
+    if found != (CHECKPOINT_FORMAT, __version__):
+        raise ArtifactError(
+            f"the checkpoint has format {found[0]} of probjepa {found[1]}, this is {CHECKPOINT_FORMAT} of "
+            f"{__version__}: install that version to resume, or start afresh"
+        )
+    saved = dict(signature.get("fingerprint", {}))
+    for key in sorted({*saved, *fingerprint}):
+        was, this = saved.get(key), fingerprint.get(key)
+        if was != this:
+            raise ArtifactError(
+                differs
+                or f"the checkpoint was made with {key}={was}, this run has {this}: resume with the same "
+                "data and settings, or start afresh with overwrite"
+            )
+
+
+class FitCheckpoint:
+    """A file that holds a fit as it was after an epoch: tensors and plain values, no pickled code.
 
     Parameters
     ----------
     path
-        the file, or None to write nothing and only heed ``stop``
-    stop
-        set by a signal; :class:`~probjepa.training.interrupt.Interrupted` is raised once the checkpoint is
-        written
-    every_seconds
-        a time and not a number of steps: resuming is exact anywhere, so only the cost counts; longer where
-        writing is slow, so that it takes at most a twentieth of the time
+        the file
+    resume
+        whether a fit goes on from the file, if it is there
+    before
+        called before the first write, which an unusable table or setting does not come to
     """
 
-    def __init__(self, path: Path | None, stop: StopRequest, every_seconds: float = 30.0) -> None:
-        self.path, self.stop, self.every_seconds = path, stop, every_seconds
-        self._last = time.monotonic()
-        self._cost = 0.0  # seconds that the last checkpoint took
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._last = time.monotonic()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def __init__(
+        self, path: str | Path, *, resume: bool = True, before: Callable[[], None] | None = None
     ) -> None:
-        """Save between two steps, where it is time to."""
-        # Lightning restarts a checkpoint of the last batch after the epoch's end, without its hooks: leave
-        # that batch to on_train_epoch_end. Amid an accumulation there are gradients that no checkpoint holds.
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or trainer.fit_loop._should_accumulate():
+        self.path, self.resume = Path(path), resume
+        self.fingerprint: dict[str, Any] = {}  # of what is fitted: set by whoever fits
+        self._before = before
+        self._writer = TimedWriter()
+
+    def read(self) -> dict[str, Any] | None:
+        """Return what ``write`` wrote, on the CPU; None if there is no file, or it is not gone on with.
+
+        Raises
+        ------
+        ArtifactError
+            if it is damaged, in another format, or of a fit with other rows, settings or seed
+        """
+        if not self.resume or not self.path.is_file():
+            return None
+        content = files.read_checkpoint(self.path, "remove it and fit afresh", keys=(_SIGNATURE, "state"))
+        check_signature(
+            content,
+            self.fingerprint,
+            f"the checkpoint {self.path} is of a fit with other rows, settings or random_state: give those, "
+            "or remove it",
+        )
+        restored: dict[str, Any] = content["state"]
+        return restored
+
+    def write(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Write the state, by a rename, if the last time is long enough ago for what it took.
+
+        Raises
+        ------
+        ArtifactError
+            if it cannot be written; what was there is as it was
+        """
+        if not self._writer.due:
             return
-        due = time.monotonic() - self._last >= max(self.every_seconds, 20 * self._cost)
-        stop = self._any(trainer, bool(self.stop))
-        if stop or self._any(trainer, due):
-            self._save(trainer)
-        if stop:
-            raise self._interrupted(trainer)
+        if self._before is not None:
+            self._before()
+            self._before = None
+        self._writer.write(lambda: self._save(state()))
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the epoch."""
-        self._save(trainer)
-        if trainer.current_epoch + 1 != trainer.max_epochs and self._any(trainer, bool(self.stop)):
-            raise self._interrupted(trainer)
-
-    def _save(self, trainer: L.Trainer) -> None:
-        start = time.monotonic()
-        if self.path is not None:
-            trainer.save_checkpoint(self.path)
-        self._last = time.monotonic()
-        self._cost = self._last - start
-
-    def _interrupted(self, trainer: L.Trainer) -> Interrupted:
-        saved = "there is no run folder, so nothing was saved"
-        if self.path is not None:
-            saved = f"go on from {self.path} with resume=True (--resume)"
-        return Interrupted(f"interrupted after step {trainer.global_step}: {saved}")
-
-    @staticmethod
-    def _any(trainer: L.Trainer, decision: bool) -> bool:
-        """Return whether any process decides so: saving and stopping are done together or not at all."""
-        return bool(trainer.strategy.reduce_boolean_decision(decision, all=False))
+    def _save(self, state: Mapping[str, Any]) -> None:
+        content = {"state": dict(state)}
+        sign(content, self.fingerprint)
+        files.write_checkpoint(self.path, content)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from probjepa import __version__
 from probjepa.data.fingerprint import fingerprint
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.files import write_text
+from probjepa.provenance import versions
 
 if TYPE_CHECKING:
     from probjepa.data.images import Images
@@ -83,12 +85,8 @@ class RunFolder:
             },
             **{k: v for k, v in settings.items() if not k.startswith("method")},
             "options": options,
-            "hardware": hardware(device),
-            "versions": {
-                "probjepa": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "hardware": _hardware(device),
+            "versions": versions(),
         }
         write_text(self.config, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
 
@@ -109,8 +107,18 @@ def data_fingerprint(images: Images, name: str = "data") -> dict[str, Any]:
     return {f"{name}_images": len(images), f"{name}_sha256": fingerprint(images, sample=16)[:16]}
 
 
-def hardware(device: torch.device) -> str:
-    """Return the name of what the run trains on."""
+def metrics_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return metrics.csv: a row an epoch; what a row has no value of is empty, "seconds" come last."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, sorted(columns, key=lambda name: name == "seconds"), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _hardware(device: torch.device) -> str:
+    """Name what the run trains on."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -36,13 +36,17 @@ class StopRequest:
 def stop_on_signal() -> Iterator[StopRequest]:
     """Turn SIGINT and SIGTERM into a :class:`StopRequest` for the length of the block.
 
-    Outside the main thread Python delivers no signals: the request then never comes.
+    Outside the main thread Python delivers no signals: the request then never comes. A handler that was not
+    set by Python is left alone, since it could not be put back.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {s: signal.signal(s, request._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: handler for signum, handler in handlers.items() if handler is not None}
+    for signum in before:
+        signal.signal(signum, request._handle)
     try:
         yield request
     finally:

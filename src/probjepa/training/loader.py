@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,17 +12,8 @@ from torch import Tensor
 from probjepa.errors import ArtifactError, ConfigError, DataError
 from probjepa.training.schedules import step_seed
 
-
-class Images(Protocol):
-    """What is read from an ``ImageSet`` or ``StreamedImages``."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
-
-    def get(self, indices: Any) -> Tensor:
-        """Return those images, uint8 (B, C, H, W)."""
-        ...
+if TYPE_CHECKING:
+    from probjepa.data.images import Images
 
 
 class _Batches(torch.utils.data.Dataset[Tensor]):

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
-from probjepa import __version__
-from probjepa.errors import ArtifactError, ConfigError, ProbjepaError
-from probjepa.training.optim import make_optimizer
+from probjepa.errors import ConfigError, ProbjepaError, unknown_name
+from probjepa.training.checkpoint import check_signature, sign
+from probjepa.training.optim import make_optimizer, set_learning_rate
 from probjepa.training.schedules import step_seed, warmup_cosine
+from probjepa.training.settings import LoopSettings, split_settings, with_settings
+from probjepa.typed import checked
 
 if TYPE_CHECKING:
     from probjepa.methods.base import Method
     from probjepa.methods.var_jepa import VarJEPA
-
-CHECKPOINT_FORMAT = 1
 
 
 class Module(L.LightningModule):
@@ -36,62 +37,50 @@ class Module(L.LightningModule):
         One without a view recipe (``VarJEPA``) takes the loader's batches as they are
     epochs
         the length of the schedule; give the Trainer the same ``max_epochs``
-    learning_rate, momentum, weight_decay, optimizer
-        ``"sgd"`` or ``"adamw"``; norms and biases are not decayed
-    warmup_epochs
-        the linear warm-up, in epochs; None takes 10, or a tenth of a run shorter than 100
-    seed
-        of the views, the posterior draws and whatever else the method draws
+    views
+        a recipe's name, or a module: uint8 batch, seed → list of float batches; None: the method's own recipe
     channels_last
         hold weights and views in the memory order that GPUs prefer for convolutions
     compile
         run the method's loss through ``torch.compile``
-    views
-        uint8 batch, seed → list of float batches; None makes the method's own recipe
+    settings
+        learning_rate, momentum, weight_decay, warmup_epochs, optimizer, seed: see
+        :class:`~probjepa.training.settings.LoopSettings`
 
     Raises
     ------
     ConfigError
-        for a setting out of its range
+        for an unknown setting, or one of the wrong type or out of its range
     """
 
+    @with_settings(LoopSettings)
     def __init__(
         self,
         method: Method | VarJEPA,
         *,
         epochs: int,
-        learning_rate: float = 0.05,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        warmup_epochs: float | None = None,
-        seed: int = 0,
-        optimizer: str = "sgd",
+        views: nn.Module | str | None = None,
         channels_last: bool = False,
         compile: bool = False,
-        views: nn.Module | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__()
+        epochs = checked("epochs", epochs, int)
         if epochs < 1:
             raise ConfigError(f"epochs must be at least 1, got {epochs}")
-        warmup = min(10.0, epochs / 10) if warmup_epochs is None else float(warmup_epochs)
-        if not 0 <= warmup < epochs:
-            raise ConfigError(f"warmup_epochs must lie in [0, epochs) = [0, {epochs}), got {warmup:g}")
-        if not (learning_rate > 0 and math.isfinite(learning_rate)):
-            raise ConfigError(f"learning_rate must be a positive number, got {learning_rate}")
-        if not 0 <= momentum < 1:
-            raise ConfigError(f"momentum must lie in [0, 1), got {momentum}")
-        if not (weight_decay >= 0 and math.isfinite(weight_decay)):
-            raise ConfigError(f"weight_decay must be 0 or more, got {weight_decay}")
+        loop, unknown = split_settings(LoopSettings, settings)
+        for name in unknown:
+            raise unknown_name("setting", name, inspect.signature(Module).parameters)
         self.method = method
-        self.views = _default_views(method) if views is None else views
+        self.views = _views(method, views)
         self.settings: dict[str, Any] = {
             "epochs": epochs,
-            "learning_rate": float(learning_rate),
-            "momentum": float(momentum),
-            "weight_decay": float(weight_decay),
-            "warmup_epochs": warmup,
-            "seed": seed,
-            "optimizer": optimizer,
+            "learning_rate": float(loop.learning_rate),
+            "momentum": float(loop.momentum),
+            "weight_decay": float(loop.weight_decay),
+            "warmup_epochs": loop.warmup(epochs),
+            "seed": loop.seed,
+            "optimizer": loop.optimizer,
         }
         # fit adds what it knows of the data; a resume compares it all
         self.fingerprint: dict[str, Any] = dict(self.settings)
@@ -174,19 +163,13 @@ class Module(L.LightningModule):
         step, total = self.global_step, self.total_steps
         warmup = self.settings["warmup_epochs"] * total / self.settings["epochs"]
         rate = self.settings["learning_rate"] * warmup_cosine(step, total, warmup)
-        # a function of the step alone: no scheduler state to save, nothing to drift on a resume
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.trainer.optimizers[0], rate)
         super().optimizer_step(*args, **kwargs)
         self.method.after_step(step, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint: format, library version, and what was trained on what."""
-        checkpoint["probjepa"] = {
-            "format": CHECKPOINT_FORMAT,
-            "version": __version__,
-            "fingerprint": self.fingerprint,
-        }
+        sign(checkpoint, self.fingerprint)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of another format, version, data or settings.
@@ -196,33 +179,22 @@ class Module(L.LightningModule):
         ArtifactError
             naming the first thing that differs
         """
-        check_signature(checkpoint.get("probjepa"), self.fingerprint)
+        check_signature(checkpoint, self.fingerprint)
 
 
-def check_signature(signature: Any, fingerprint: Mapping[str, Any]) -> None:
-    """Raise ArtifactError unless a checkpoint's signature fits this library and this run."""
-    if not isinstance(signature, Mapping):
-        raise ArtifactError("the checkpoint is not probjepa's: resume from RUN/checkpoints/last.ckpt")
-    found = (signature.get("format"), signature.get("version"))
-    if found != (CHECKPOINT_FORMAT, __version__):
-        raise ArtifactError(
-            f"the checkpoint has format {found[0]} of probjepa {found[1]}, this is {CHECKPOINT_FORMAT} of "
-            f"{__version__}: install that version to resume, or start afresh"
-        )
-    saved = dict(signature.get("fingerprint", {}))
-    for key in sorted({*saved, *fingerprint}):
-        if saved.get(key) != fingerprint.get(key):
-            raise ArtifactError(
-                f"the checkpoint was made with {key}={saved.get(key)}, this run has {fingerprint.get(key)}: "
-                "resume with the same data and settings, or start afresh with overwrite"
-            )
-
-
-def _default_views(method: Method | VarJEPA) -> nn.Module | None:
-    from probjepa.data.views import views
+def _views(method: Method | VarJEPA, views: Any) -> Callable[[Tensor, int], Any] | None:
+    """What makes the views of a batch; None: the batch is taken as it is."""
+    from probjepa.data.views import views as views_of
     from probjepa.methods.base import Method
 
-    if not isinstance(method, Method):
-        return None
-    module: nn.Module = views(method.view_recipe, **method.preprocess.config())
-    return module
+    if callable(views):
+        made: Callable[[Tensor, int], Any] = views
+        return made
+    if not isinstance(views, str | None):
+        raise ConfigError(f"views takes the name of a view recipe or a module, got {views!r}")
+    if isinstance(method, Method):
+        module: nn.Module = views_of(views or method.view_recipe, **method.preprocess.config())
+        return module
+    if views is not None:
+        raise ConfigError(f"a {type(method).__name__} trains on pairs, not on views: leave views out")
+    return None

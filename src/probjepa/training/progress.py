@@ -1,18 +1,21 @@
-"""One progress bar for the whole run, with the loss and its terms."""
+"""One progress bar for a whole run: epoch, time left, and the latest losses."""
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-import lightning.pytorch as L
-
-from probjepa.training.module import Module
+from collections.abc import Mapping
+from typing import Any, Self
 
 
-class ProgressLine(L.Callback):
-    """A bar over all steps on stderr: epoch, time left, and the terms of the latest step."""
+class ProgressBar:
+    """A bar over all steps of a run on stderr; without ``shown``, nothing.
 
-    def __init__(self) -> None:
+    As a context it is taken down at the end of the block.
+    """
+
+    def __init__(self, shown: bool = True) -> None:
+        self._bar: Any = None
+        if not shown:
+            return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
@@ -30,28 +33,30 @@ class ProgressLine(L.Callback):
             expand=True,
         )
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, total_steps: int, done_steps: int = 0) -> None:
         """Show the bar, where a resumed run left it."""
-        if trainer.is_global_zero:
-            total = cast(Module, pl_module).total_steps
-            self._task = self._bar.add_task("training", total=total, completed=trainer.global_step, terms="")
+        if self._bar is not None:
+            self._task = self._bar.add_task("training", total=total_steps, completed=done_steps, terms="")
             self._bar.start()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Move on."""
-        if trainer.is_global_zero:
-            terms = "  ".join(f"{name} {value:.3g}" for name, value in cast(Module, pl_module).terms.items())
-            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self._bar.update(self._task, completed=trainer.global_step, description=epoch, terms=terms)
+    def update(self, done_steps: int, epoch: int, epochs: int) -> None:
+        """Move to a step of an epoch, counted from 1."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done_steps, description=f"epoch {epoch}/{epochs}")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the bar as it is."""
-        self._bar.stop()
+    def show(self, terms: Mapping[str, float]) -> None:
+        """Show the latest losses."""
+        if self._bar is not None:
+            text = "  ".join(f"{name} {value:.3g}" for name, value in terms.items())
+            self._bar.update(self._task, terms=text)
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Give the terminal back."""
-        self._bar.stop()
+    def stop(self) -> None:
+        """Leave the bar as it is, and give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,152 @@
+"""Monitors that look at the embeddings at the end of an epoch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from probjepa.errors import ConfigError, ProbjepaWarning
+from probjepa.methods.base import ProbabilisticMethod, evaluating
+from probjepa.training.module import Module
+from probjepa.training.randomness import forked
+from probjepa.training.schedules import step_seed
+
+if TYPE_CHECKING:
+    from probjepa.data.images import Images
+    from probjepa.methods.base import Method
+
+BANK_ROWS = 5_000
+MONITOR_ROWS = 2_048
+
+
+@contextmanager
+def undisturbed(method: Method) -> Iterator[None]:
+    """Evaluate inside: random generators and the mode of every sub-module are as before afterwards."""
+    with forked(method.device), evaluating(method):
+        yield
+
+
+def sample_rows(count: int, most: int, seed: int) -> Tensor:
+    """Return at most ``most`` of ``count`` row numbers, in order, the same for the same seed."""
+    if count <= most:
+        return torch.arange(count)
+    rows = np.random.default_rng(seed).choice(count, most, replace=False)
+    return torch.from_numpy(np.sort(rows))
+
+
+class Monitor(L.Callback):
+    """What is measured every ``every_n_epochs``; :attr:`latest` holds this epoch's values, or nothing."""
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise ConfigError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        self.every_n_epochs = every_n_epochs
+        self.latest: dict[str, float] = {}
+
+    def measure(self, method: Method) -> dict[str, float]:
+        """Return named values of the method as it is now."""
+        raise NotImplementedError
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure on the first process, without leaving a trace, and log."""
+        self.latest = {}
+        epoch = trainer.current_epoch + 1
+        if (epoch % self.every_n_epochs and epoch != trainer.max_epochs) or not trainer.is_global_zero:
+            return
+        method = cast("Method", cast(Module, pl_module).method)  # what is monitored has images
+        with undisturbed(method):
+            self.latest = self.measure(method)
+        pl_module.log_dict(self.latest, rank_zero_only=True)
+
+
+class OnlineKNN(Monitor):
+    """Accuracy ``knn`` of a majority vote of the k nearest training embeddings, on labelled held-out images.
+
+    Parameters
+    ----------
+    train_images, val_images
+        labelled sets; at most 5,000 rows of the first and 2,048 of the second, drawn with ``seed``, are used
+    every_n_epochs
+        and after the last epoch
+    k
+        neighbours
+
+    Raises
+    ------
+    ConfigError
+        if a set has no labels
+    """
+
+    def __init__(
+        self, train_images: Images, val_images: Images, every_n_epochs: int = 1, k: int = 20, seed: int = 0
+    ) -> None:
+        super().__init__(every_n_epochs)
+        self.k = k
+        self._bank, self._bank_labels = _labelled(train_images, BANK_ROWS, seed)
+        self._queries, self._labels = _labelled(val_images, MONITOR_ROWS, seed)
+
+    def measure(self, method: Method) -> dict[str, float]:
+        """Return ``{"knn": accuracy}``."""
+        from probjepa.metrics import knn_accuracy
+
+        bank, queries = method.embed(self._bank).cpu(), method.embed(self._queries).cpu()
+        k = min(self.k, len(bank))
+        return {"knn": float(knn_accuracy(bank, self._bank_labels, queries, self._labels, k=k))}
+
+
+def _labelled(images: Images, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    if images.labels is None:
+        raise ConfigError(f"{images.name} has no labels, and a kNN accuracy needs them: leave knn_every out")
+    rows = sample_rows(len(images), most, step_seed(seed, 0))
+    return images.get(rows), images.labels[rows]
+
+
+class CollapseMonitor(Monitor):
+    """Effective rank, spread of the normalised embeddings and, where h has a posterior, mean σ² and KL.
+
+    Values: ``effective_rank`` (entropy of the spectrum), ``std_mean`` and ``std_min`` (per feature, of h/‖h‖;
+    1/√D when spread evenly), ``mean_variance`` and ``kl_per_dim``. A collapse raises a ProbjepaWarning once.
+
+    Parameters
+    ----------
+    images
+        at most 2,048 of them, drawn with ``seed``, are embedded
+    """
+
+    def __init__(self, images: Images, every_n_epochs: int = 1, seed: int = 0) -> None:
+        super().__init__(every_n_epochs)
+        self._images = images.get(sample_rows(len(images), MONITOR_ROWS, step_seed(seed, 1)))
+        self._warned = False
+
+    def measure(self, method: Method) -> dict[str, float]:
+        """Return the values above."""
+        from probjepa.metrics.collapse import collapse_summary
+
+        h = method.embed(self._images)
+        values = {key: value for key, value in collapse_summary(h).items() if key != "rank_me"}
+        if isinstance(method, ProbabilisticMethod):
+            with evaluating(method):
+                outputs = method.outputs(h)
+            # what is read from h costs nothing; I-JEPA predicts tokens, which takes many passes an image
+            uncertainty = method.uncertainty_of_features(outputs) if len(outputs) > 1 else {}
+            if "mean_variance" in uncertainty:
+                values["mean_variance"] = float(uncertainty["mean_variance"].mean())
+            if "kl" in uncertainty:
+                values["kl_per_dim"] = float(uncertainty["kl"].mean()) / h.shape[1]
+        self._warn(values, h.shape[1])
+        return values
+
+    def _warn(self, values: dict[str, float], dim: int) -> None:
+        from probjepa.metrics.collapse import collapse_advice
+
+        advice = collapse_advice(values, dim)
+        if advice and not self._warned:
+            self._warned = True
+            warnings.warn(advice, ProbjepaWarning, stacklevel=2)

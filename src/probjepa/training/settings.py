@@ -1,0 +1,173 @@
+"""The settings of a training run: each declared once, with its type, its default and what it means."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+import numpy as np
+import torch
+
+from probjepa.errors import ConfigError, unknown_name
+from probjepa.training.optim import OPTIMIZERS
+from probjepa.typed import checked
+
+F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S", bound="LoopSettings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """What decides the numbers of a training loop, besides its length; a resume compares it.
+
+    Parameters
+    ----------
+    learning_rate
+        the highest of the schedule: a linear warm-up, then a cosine to 0
+    momentum
+        of SGD
+    weight_decay
+        of weights; norms and biases are not decayed
+    warmup_epochs
+        the linear warm-up, in epochs; None takes 10, or a tenth of a run shorter than 100
+    optimizer
+        ``"sgd"`` or ``"adamw"``
+    seed
+        of the order of the data, the views, the posterior draws and whatever else the method draws
+
+    Raises
+    ------
+    ConfigError
+        for a value of the wrong type, or out of its range
+    """
+
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float | None = None
+    optimizer: str = "sgd"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise ConfigError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ConfigError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+
+    def warmup(self, epochs: int) -> float:
+        """Return the warm-up of a run of so many epochs, in epochs; ConfigError if it has no room there."""
+        warmup = min(10.0, epochs / 10) if self.warmup_epochs is None else float(self.warmup_epochs)
+        if not 0 <= warmup < epochs:
+            raise ConfigError(f"warmup_epochs must lie in [0, epochs) = [0, {epochs}), got {warmup:g}")
+        return warmup
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings(LoopSettings):
+    """Settings of ``fit`` beyond the data and the run folder.
+
+    Parameters
+    ----------
+    batch_size
+        images a step and process
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``
+    channels_last
+        hold weights and views in the memory order that GPUs prefer for convolutions; ``"auto"``: on a GPU
+    compile
+        run the method's loss through ``torch.compile``
+    loggers
+        ``"tensorboard"`` or Lightning loggers
+    knn_every
+        epochs between kNN accuracies on ``val``; None: where both are labelled, ten in a run; 0: never
+    monitor_every
+        epochs between looks at the effective rank, σ² and KL; 0: never
+    workers
+        processes that decode streamed images
+    checkpoint_seconds
+        between checkpoints inside an epoch
+    decode_size
+        shorter side that images are decoded to, before views are cut from them; None: the method's image size
+    on_error, convert
+        see ``open_images``
+    """
+
+    batch_size: int = 256
+    device: str = "auto"
+    channels_last: bool | Literal["auto"] = "auto"
+    compile: bool = False
+    loggers: Sequence[Any] = ()
+    knn_every: int | None = None
+    monitor_every: int = 1
+    workers: int = 2
+    checkpoint_seconds: float = 30.0
+    decode_size: int | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    convert: bool = False
+
+    def loop(self) -> dict[str, Any]:
+        """Return those of ``LoopSettings``."""
+        return {field.name: getattr(self, field.name) for field in fields(LoopSettings)}
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """Return a setting if it is of its type; a NumPy number becomes a plain one."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, torch.device):
+        value = str(value)
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    if infinite and float in (kind, *get_args(kind)):
+        return value  # the range of the setting says what is wrong with it
+    if name == "loggers" and isinstance(value, list | tuple):
+        return value  # of objects
+    return checked(name, value, kind)
+
+
+def split_settings(kind: type[S], options: Mapping[str, Any]) -> tuple[S, dict[str, Any]]:
+    """Return the settings of a kind among some options, and the other options."""
+    names = {field.name for field in fields(kind)}
+    settings = kind(**{name: value for name, value in options.items() if name in names})
+    return settings, {name: value for name, value in options.items() if name not in names}
+
+
+def with_settings(settings: type[LoopSettings], rest: str | None = None) -> Callable[[F], F]:
+    """Show the settings that a function takes as ``**options`` in its signature and in its docstring.
+
+    ``rest`` is what the other options are called; None: there are no others.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        *own, options = signature.parameters.values()
+        kind, types = inspect.Parameter.KEYWORD_ONLY, get_type_hints(settings)
+        own += [
+            inspect.Parameter(field.name, kind, default=field.default, annotation=types[field.name])
+            for field in fields(settings)
+        ]
+        if rest is not None:
+            own.append(options.replace(name=rest))
+        shown: Any = function
+        shown.__signature__ = signature.replace(parameters=own)
+        if function.__doc__ is not None:
+            before, mark, after = inspect.cleandoc(function.__doc__).partition("\n\nRaises\n")
+            documented = [_parameters(part) for part in reversed(settings.__mro__) if part is not object]
+            shown.__doc__ = "\n".join([before, *documented]) + mark + after
+        return function
+
+    return decorate
+
+
+def _parameters(kind: type) -> str:
+    """The parameters in a class's docstring."""
+    text = inspect.cleandoc(kind.__doc__ or "").partition("Parameters\n----------\n")[2]
+    return text.partition("\n\nRaises\n")[0]

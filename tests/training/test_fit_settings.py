@@ -1,0 +1,127 @@
+"""Settings of a run: declared once, typed, documented where they are taken."""
+
+import dataclasses
+import inspect
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import probjepa as pj
+from probjepa.errors import ArtifactError, ConfigError
+from probjepa.training import FitSettings, Module
+from probjepa.training.settings import LoopSettings
+
+HUGE = 10**5000  # Python does not even write it out
+
+
+def method():
+    torch.manual_seed(0)
+    return pj.VJE("convnet", backbone_options={"widths": (4, 8)}, channels=1, image_size=8)
+
+
+def train(**settings):
+    data = torch.randint(0, 256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
+    defaults = {"epochs": 1, "batch_size": 8, "progress": False, "device": "cpu"}
+    return pj.fit(method(), data, **defaults | settings)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"learning_rate": "fast"}, "learning_rate takes a number, got 'fast'"),
+        ({"learning_rate": HUGE}, "learning_rate takes a number, got 'a number of thousands of digits'"),
+        ({"warmup_epochs": [1]}, r"warmup_epochs takes a number or null, got '\[1\]'"),
+        ({"batch_size": 8.5}, "batch_size takes a whole number, got '8.5'"),
+        ({"batch_size": True}, "batch_size takes a whole number, got 'True'"),
+        ({"batch_size": float("nan")}, "batch_size takes a whole number, got 'nan'"),
+        ({"seed": HUGE}, "seed takes a whole number, got 'a number of thousands of digits'"),
+        ({"epochs": "3"}, "epochs takes a whole number, got '3'"),
+        ({"device": 1}, "device takes a name, got '1'"),
+        ({"loggers": "tensorboard"}, "loggers takes a list, got 'tensorboard'"),
+        ({"channels_last": "yes"}, "channels_last takes true or false or 'auto', got 'yes'"),
+        ({"on_error": "stop"}, "on_error takes 'raise' or 'skip', got 'stop'"),
+        ({"knn_every": "x" * 100}, "knn_every takes a whole number or null, got 'x{59}…'"),
+        ({"views": 3}, "views takes the name of a view recipe or a module, got 3"),
+        ({"views": "digit"}, "unknown view recipe 'digit', did you mean 'digits'"),
+        ({"optimizer": "adam"}, "unknown optimizer 'adam', did you mean 'adamw'"),
+        ({"learning_rate": -1}, "learning_rate must be a positive number, got -1"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(setting, message, tmp_path):
+    with pytest.raises(ConfigError, match=message) as caught:
+        train(**setting, out=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_adapter_checks_the_same_and_says_the_nearest_name():
+    for settings, message in [
+        ({"learning_rate": "fast"}, "learning_rate takes a number, got 'fast'"),
+        ({"learning_rat": 1.0}, "unknown setting 'learning_rat', did you mean 'learning_rate'"),
+        ({"batch_size": 8}, "unknown setting 'batch_size'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            Module(method(), epochs=1, **settings)
+
+
+def test_numpy_numbers_and_devices_are_taken():
+    settings = FitSettings(
+        learning_rate=np.float32(0.5), warmup_epochs=np.int64(2), device=torch.device("cuda", 1)
+    )
+    assert (settings.learning_rate, settings.warmup(3), settings.device) == (0.5, 2, "cuda:1")
+    assert FitSettings(learning_rate=1).learning_rate == 1
+
+
+@pytest.mark.parametrize("taker", [pj.fit, Module])
+def test_signature_and_help_have_every_setting(taker):
+    settings = FitSettings if taker is pj.fit else LoopSettings
+    parameters = inspect.signature(taker).parameters
+    for field in dataclasses.fields(settings):
+        assert parameters[field.name].default == field.default
+        if taker is pj.fit:
+            assert any(field.name in line.split(", ") for line in pj.fit.__doc__.splitlines()), field.name
+
+
+def test_signatures_are_short():
+    for taker in (pj.fit, Module.__init__):
+        code = inspect.unwrap(taker).__code__
+        assert code.co_argcount + code.co_kwonlyargcount <= 12
+
+
+class Halves(nn.Module):
+    """Two views without chance: the image, and the image in half the contrast."""
+
+    def forward(self, images, seed):
+        x = images.float() / 255
+        return [x, x / 2]
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_views_are_the_recipes_of_a_name_or_a_module(tmp_path):
+    own = weights(train())
+    assert torch.equal(weights(train(views=method().view_recipe)), own)
+    given = weights(train(views=Halves(), out=tmp_path / "run"))
+    assert not torch.equal(given, own)
+    assert "views: Halves" in (tmp_path / "run" / "config.yaml").read_text()
+    assert torch.equal(weights(train(views=Halves(), out=tmp_path / "run", resume=True)), given)
+    with pytest.raises(ArtifactError, match="views=Halves, this run has None"):
+        train(out=tmp_path / "run", resume=True)
+    with pytest.raises(ConfigError, match="a VarJEPA trains on pairs, not on views"):
+        Module(pj.VarJEPA(x_dim=2, y_dim=2), epochs=1, views="digits")
+
+
+def test_what_is_no_setting_goes_to_the_trainer():
+    seen = []
+
+    class Look(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append((trainer.accumulate_grad_batches, trainer.precision))
+
+    train(accumulate_grad_batches=2, precision="bf16-mixed", callbacks=[Look()])
+    assert seen == [(2, "bf16-mixed")]
