@@ -17,9 +17,10 @@ class Calibration(nn.Module):
     r"""Predicted cells → calibrated ones: a few numbers a feature, of highest likelihood on held-out rows.
 
     The latents' Gaussians are diagonal, so where their errors go together a cell's variance comes out too
-    small, and a cell that the others say nothing of is predicted too boldly. A number predicted as N(m, v) is
-    N(a + b·m, c·v); a category with logits l has a·l + b·log π, with π its frequencies: temperature scaling
-    (Guo et al. 2017, arXiv 1706.04599) with a way back to the frequencies. Before ``fit`` all is unchanged.
+    small, and a cell that the others do not determine is predicted too confidently. A number predicted as
+    N(m, v) is N(a + b·m, c·v); a category with logits l has a·l + b·log π, with π its frequencies:
+    temperature scaling (Guo et al. 2017, arXiv 1706.04599) with a way back to the frequencies. Before
+    ``fit`` all is unchanged.
     """
 
     slope: Tensor

@@ -113,8 +113,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     def fit(self, X: Any, y: Any = None, *, checkpoint: str | Path | FitCheckpoint | None = None) -> Self:
         """Fit to a table (N, D): DataFrame, pyarrow Table or array; labels are ignored.
 
-        ``checkpoint`` is a file that the fit is kept in after its epochs and, if it is there, goes on from,
-        with the numbers of a fit that was never stopped; give ``random_state`` as an int. It is not removed.
+        ``checkpoint`` is a file that the fit is written to after its epochs. If it is there already, the fit
+        resumes from it, and its numbers are those of a fit that was never stopped; give ``random_state`` as
+        an int. The file is not removed.
 
         Sets ``schema_``, ``settings_`` (with the preset's), ``network_``, ``history_`` (a dict of losses an
         epoch), ``best_epoch_``, ``n_iter_`` (epochs run), ``n_features_in_`` (columns) and, for a table

@@ -23,7 +23,7 @@ from probjepa.training.progress import ProgressBar
 from probjepa.training.randomness import forked, random_state, restore_random_state
 from probjepa.training.schedules import step_seed, warmup_cosine
 
-# fewer validation rows than this say nothing of when to stop
+# fewer validation rows than this cannot say when to stop
 _FEWEST_VALIDATION_ROWS = 10
 _LARGEST_GRADIENT = 1.0
 
@@ -102,11 +102,11 @@ class FitLoop:
         self.best_state: dict[str, Tensor] | None = None
 
     def run(self, stop: StopRequest, progress: ProgressBar, checkpoint: FitCheckpoint | None = None) -> None:
-        """Train for at most ``max_epochs``, or go on with what ``checkpoint`` holds.
+        """Train for at most ``max_epochs``, on from what ``checkpoint`` holds.
 
-        The epochs after a checkpoint are what they would have been. A ``stop`` ends the fit after its step
-        (at the last step of an epoch, after the epoch) with KeyboardInterrupt, as Ctrl-C does where no
-        handler can be set.
+        A resumed fit has the numbers of one that was never stopped. A ``stop`` ends the fit by a
+        KeyboardInterrupt after the step, or after the epoch where the step is its last: what Ctrl-C does
+        where no handler can be set, as in a notebook.
 
         Raises
         ------

@@ -135,7 +135,7 @@ class FeatureDecoder(nn.Module):
         """
         s = latent[:, self.numeric]
         mean = (s * self.weight).sum(-1) + self.bias
-        # Adam moves a parameter by its rate a step, and this one has a way to go: hence the unit of ten
+        # Adam moves a parameter by about its rate a step, and this one moves far: so its unit is ten
         variance = bounded_log_variance(10 * self.raw_log_variance).exp().expand_as(mean)
         if latent_variance is not None:
             variance = variance + (latent_variance[:, self.numeric] * self.weight.square()).sum(-1)
@@ -153,7 +153,7 @@ class FeatureDecoder(nn.Module):
 
         ½ tr(F Σ) with the Fisher information F of the cell's distribution at the mean: the expected KL of
         the cell's distribution there from that at a draw; exact for numbers (½ Σ w²σ²/σ₀²), to second order
-        for categories (½ Σ σ² Var_p w). What the decoder does not look at adds nothing.
+        for categories (½ Σ σ² Var_p w). What the decoder ignores adds nothing.
         """
         cells = self(latent)
         parts = [(latent_variance[:, self.numeric] * self.weight.square()).sum(-1) / cells.variance]

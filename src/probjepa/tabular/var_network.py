@@ -228,7 +228,7 @@ class VarTJEPANetwork(nn.Module):
     def predict_latents(self, rows: Rows, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """p(s_y|s_x, z) at the hidden cells (B, D), given the others: mean and log-variance (B, D, d).
 
-        s_x and z are their means. What stands at cells that are not hidden means nothing.
+        s_x and z are their means. Values at cells that are not hidden are meaningless.
         """
         tokens = self.tokenizer(rows)
         keep = torch.cat([torch.ones_like(hidden[:, :1]), ~hidden], 1)
@@ -241,7 +241,7 @@ class VarTJEPANetwork(nn.Module):
         return mean, log_variance
 
     def predict(self, rows: Rows, hidden: Tensor) -> CellDistribution:
-        """p(cells | the cells that are not hidden), calibrated; of use at the hidden cells (B, D)."""
+        """p(cells | the cells that are not hidden), calibrated; read it at the hidden cells (B, D)."""
         cells: CellDistribution = self.calibration(self._predict(rows, hidden))
         return cells
 

@@ -159,12 +159,12 @@ class VarTJEPA(TableTransformer):
     def uncertainty(
         self, X: Any, reduction: Literal["mean", "p90", "decoded"] = "mean"
     ) -> npt.NDArray[np.float64]:
-        """How unsure the model is of each row, (N,): the target posterior's standard deviations, reduced.
+        """Uncertainty of each row, (N,): the target posterior's standard deviations, reduced.
 
-        "mean", "p90": the mean or 90th percentile of the row's D·dim values, the published measures. In the
-        directions that the decoder does not look at nothing fixes them, so that another ``random_state`` may
-        order the rows otherwise. "decoded": the mean over features of how much the posterior blurs the
-        decoded cell, in nats (``FeatureDecoder.blur``), which has no such freedom.
+        "mean", "p90": the mean or 90th percentile of the row's D·dim values, the published measures. Nothing
+        fixes the deviations in directions that the decoder ignores, so another ``random_state`` may rank the
+        rows differently. "decoded": the mean over features of how much the posterior blurs the decoded cell,
+        in nats (``FeatureDecoder.blur``); it has no such freedom.
         Raises as ``transform``, and ConfigError for another reduction.
         """
         if reduction not in ("mean", "p90", "decoded"):

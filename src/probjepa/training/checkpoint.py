@@ -93,9 +93,9 @@ class FitCheckpoint:
     path
         the file
     resume
-        whether a fit goes on from the file, if it is there
+        whether a fit resumes from the file, if it is there
     before
-        called before the first write, which an unusable table or setting does not come to
+        called before the first write; never, if the table or a setting cannot be used
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class FitCheckpoint:
         self._writer = TimedWriter()
 
     def read(self) -> dict[str, Any] | None:
-        """Return what ``write`` wrote, on the CPU; None if there is no file, or it is not gone on with.
+        """Return what ``write`` wrote, on the CPU; None without a file, or without ``resume``.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class FitCheckpoint:
         return restored
 
     def write(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Write the state, by a rename, if the last time is long enough ago for what it took.
+        """Write the state, by a rename, if it is due: writing takes at most a twentieth of the time.
 
         Raises
         ------
