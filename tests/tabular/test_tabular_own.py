@@ -97,3 +97,14 @@ def test_the_command_line_trains_it_and_embeds_with_it(registered, tmp_path):
     embedding = np.stack(pd.read_parquet(tmp_path / "e.parquet")["embedding"])
     expected = pj.load(tmp_path / "run").transform(mixed_table())
     np.testing.assert_allclose(embedding, expected, rtol=1e-6)
+
+
+def test_a_sub_class_may_take_fewer_parameters():
+    class Small(pj.TJEPA):
+        def __init__(self, note="", *, max_epochs=1, random_state=0):
+            super().__init__(max_epochs=max_epochs, random_state=random_state, device="cpu")
+            self.note = note
+
+    model = Small("mine").fit(mixed_table())
+    assert model.settings_ == pj.TJEPA(max_epochs=1)._settings()
+    assert model.get_params() == {"note": "mine", "max_epochs": 1, "random_state": 0}

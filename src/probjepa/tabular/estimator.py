@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -70,16 +69,16 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
 
     def _set_parameters(self, given: Mapping[str, Any]) -> None:
         """Keep the parameters of a constructor, whose ``locals()`` are given."""
-        for name in inspect.signature(type(self)).parameters:
-            setattr(self, name, given[name])
+        for name, value in given.items():
+            if name not in ("self", "__class__"):
+                setattr(self, name, value)
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that a preset has, with the preset's values for those that are None."""
         if self.preset not in PRESETS:
             raise unknown_name("preset", str(self.preset), PRESETS)
         preset = PRESETS[self.preset]
-        own = [name for name in inspect.signature(type(self)).parameters if name in preset]
-        given = {name: getattr(self, name) for name in own}
+        given = {name: value for name, value in vars(self).items() if name in preset}
         settings = {name: preset[name] if value is None else value for name, value in given.items()}
         for name in ("context_share", "target_share"):
             check_share(name, settings[name])
