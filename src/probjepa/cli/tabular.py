@@ -256,7 +256,7 @@ def evaluate_tables(
 ) -> None:  # fmt: skip
     """Write metrics.json and report.html of ``tabular.downstream.evaluate_table``, and print a summary."""
     from probjepa.files import write_text
-    from probjepa.report.tabular import table_report
+    from probjepa.report.evaluation import table_report
     from probjepa.tabular.downstream import evaluate_table
     from probjepa.tabular.files import read_table
 
