@@ -238,7 +238,7 @@ def test_moments_of_draws_are_those_of_the_mixture():
 def test_what_reference_rows_need_asks_no_head():
     model, x = small("flow_matching"), pixels()
     model.head.forward = None  # calling it would fail
-    found = model.representations(x)
+    found = model.features(x, scored=False)
     assert set(found) == {"h"} and torch.equal(found["h"], model.embed(x))
 
 

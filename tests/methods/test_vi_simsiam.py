@@ -95,9 +95,9 @@ def test_it_runs_in_float32_under_autocast():
     model = small("vi-simsiam", **NARROW).train()
     h = torch.randn(8, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = model.outputs(h)
+        inside = model.features_of(h)
         assert model.loss(view_pair())["loss"].dtype == torch.float32
-    outside = model.outputs(h)
+    outside = model.features_of(h)
     assert list(inside) == ["h", "z", "direction", "concentration"]
     for key, value in inside.items():
         assert value.dtype == torch.float32

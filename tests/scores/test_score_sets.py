@@ -118,12 +118,12 @@ def test_a_row_of_the_reference_is_refused(model, held_out, reference, score):
 def test_an_embedding_of_the_reference_is_refused(held_out, reference, score, monkeypatch):
     """Two images that differ, and that the encoder cannot tell apart."""
 
-    def representations(self, images, batch_size=512):
+    def features(self, images, batch_size=512, *, scored=True):
         values = images.flatten(1).float()
         values[:, 0] = 0
         return {"h": values}
 
-    monkeypatch.setattr(Plain, "representations", representations)
+    monkeypatch.setattr(Plain, "features", features)
     twin = reference.images[7:8].clone()
     twin[0, 0, 0, 0] ^= 1
     both = ImageSet(torch.cat([held_out.images, twin]), None, [str(i) for i in range(14)])

@@ -55,7 +55,9 @@ def embed(
         for pixels, rows in track(
             batches, "embedding", total=total, transient=True, disable=quiet, console=bar
         ):
-            features = {key: value.cpu().numpy() for key, value in method.representations(pixels).items()}
+            features = {
+                key: value.cpu().numpy() for key, value in method.features(pixels, scored=False).items()
+            }
             columns = {**identity(images, rows), "embedding": features["h"]}
             if "variance" in features:
                 columns["variance"] = features["variance"]

@@ -166,22 +166,19 @@ class Method(Pretrained):
     def after_step(self, step: int, total_steps: int) -> None:
         """Do what follows an optimiser step (an EMA update); nothing by default."""
 
-    def outputs(self, h: Tensor) -> dict[str, Tensor]:
-        """Everything the model says of embeddings h (N, D), by name; "h" itself is among it."""
+    def features_of(self, h: Tensor) -> dict[str, Tensor]:
+        """Everything the model reads from embeddings h (N, D), by name; "h" itself is among it."""
         return {"h": h}
 
-    def features(self, x: Tensor, batch_size: int = 512) -> dict[str, Tensor]:
-        """Encode once, in evaluation mode: "h" and the model's other outputs (N, …), float32.
+    def features(self, x: Tensor, batch_size: int = 512, *, scored: bool = True) -> dict[str, Tensor]:
+        """Encode once, in evaluation mode: "h" and what else the model says (N, …), float32.
 
-        ``x`` is a raw uint8 or a prepared float batch (N, C, H, W) of any length.
+        ``x`` is a raw uint8 or a prepared float batch (N, C, H, W) of any length. Rows that are not ``scored``
+        by the method's own measures, such as a reference set's, may go without what only these need.
         """
         with evaluating(self):
-            parts = [self.outputs(self(chunk).float()) for chunk in torch.split(x, batch_size)]
+            parts = [self.features_of(self(chunk).float()) for chunk in torch.split(x, batch_size)]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-
-    def representations(self, x: Tensor, batch_size: int = 512) -> dict[str, Tensor]:
-        """Return ``features`` less what only the score of an image needs: enough for a reference row."""
-        return self.features(x, batch_size)
 
     def embed(self, x: Tensor, batch_size: int = 512) -> Tensor:
         """Embeddings h (N, D) of images (N, C, H, W), in evaluation mode and without gradients."""

@@ -163,8 +163,10 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         with evaluating(self):
             return torch.cat([self(chunk).float() for chunk in torch.split(x, batch_size)])
 
-    def features(self, x: Tensor, batch_size: int = 128) -> dict[str, Tensor]:
+    def features(self, x: Tensor, batch_size: int = 128, *, scored: bool = True) -> dict[str, Tensor]:
         """Embeddings and predictive measures of images (N, C, H, W), in evaluation mode.
+
+        The measures take many passes, and rows that are not ``scored`` go without.
 
         Returns
         -------
@@ -175,12 +177,10 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
             "spread", √(mean predictive variance), from draws where it has no closed form; "entropy" in nats a
             coordinate where the prediction has one
         """
+        if not scored:
+            return {"h": self.embed(x, batch_size)}
         read = partial(measures, draws=self.score_draws)
         return {"h": self.embed(x, batch_size), **self._read(x, batch_size, read, self.score_draws)}
-
-    def representations(self, x: Tensor, batch_size: int = 512) -> dict[str, Tensor]:
-        """Return "h" alone: what a head says of a reference row is read by nothing, and takes many passes."""
-        return {"h": self.embed(x, batch_size)}
 
     def _read(
         self, x: Tensor, batch_size: int, read: Callable[[Any, Tensor], Measured], draws: int

@@ -101,7 +101,7 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
 
         Without gradients: "concentration", the mean κ, and "spread", ``direction_spread`` of z.
         """
-        out = self.outputs(self.encoder(torch.cat(two_views(self, batch))))
+        out = self.features_of(self.encoder(torch.cat(two_views(self, batch))))
         z = out["z"]
         swapped = torch.cat(z.chunk(2)[::-1])  # each view is the other's target
         terms = vi_simsiam_loss(
@@ -113,7 +113,7 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
             "spread": direction_spread(z),
         }
 
-    def outputs(self, h: Tensor) -> dict[str, Tensor]:
+    def features_of(self, h: Tensor) -> dict[str, Tensor]:
         """Add "z" and the unit "direction" μ, both (N, projector_dim), and "concentration" κ (N, 1)."""
         with full_precision(h):
             z = self.projector(at_least_float32(h))

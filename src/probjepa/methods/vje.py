@@ -150,7 +150,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         if self.target:
             self.target.update(self.encoder, step, total_steps)
 
-    def outputs(self, h: Tensor) -> dict[str, Tensor]:
+    def features_of(self, h: Tensor) -> dict[str, Tensor]:
         """Add the posterior's "mu" and "variance", each (N, D), to "h"."""
         mean, variance = self.inference(h)
         return {"h": h, "mu": mean, "variance": variance}

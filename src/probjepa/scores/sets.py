@@ -28,9 +28,8 @@ def encode(
 ) -> dict[str, Tensor]:
     """Encode a set once: the method's ``features`` by name, (N, …) on the CPU.
 
-    A set that is not ``scored`` by the method's own measures has its ``representations`` alone.
+    A set that is not ``scored`` by the method's own measures may have its embeddings alone.
     """
-    read = method.features if scored else method.representations
     batches: Iterable[tuple[Tensor, slice]] = images.batches(batch_size)
     if progress:
         total = -(-len(images) // batch_size)
@@ -41,7 +40,10 @@ def encode(
             transient=True,
             console=Console(stderr=True),
         )
-    parts = [{k: v.cpu() for k, v in read(batch, batch_size).items()} for batch, _ in batches]
+    parts = [
+        {k: v.cpu() for k, v in method.features(batch, batch_size, scored=scored).items()}
+        for batch, _ in batches
+    ]
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
@@ -55,12 +57,13 @@ class TableModel:
         """Return "likelihood" where the estimator has one."""
         return ["likelihood"] if hasattr(self.estimator, "score_samples") else []
 
-    def representations(self, table: Any) -> dict[str, Tensor]:
-        """Return the embeddings "h" of a table's rows."""
-        return {"h": torch.from_numpy(self.estimator.transform(table))}
+    def features(self, table: Any, *, scored: bool = True) -> dict[str, Tensor]:
+        """Return the "likelihood" of a table's rows, and the "surprise." of the cells of each column.
 
-    def features(self, table: Any) -> dict[str, Tensor]:
-        """Return the "likelihood" of a table's rows, and the "surprise." of the cells of each column."""
+        Rows that are not ``scored`` by these have their embeddings "h" instead.
+        """
+        if not scored:
+            return {"h": torch.from_numpy(self.estimator.transform(table))}
         surprise = self.estimator.score_features(table)
         columns = {f"surprise.{name}": surprise[name].to_numpy(copy=True) for name in surprise.columns}
         found = {"likelihood": self.estimator.score_samples(table), **columns}
@@ -151,5 +154,5 @@ def _kind(subject: Any, score: str | type, table: bool) -> type[Score]:
 def _read(model: Any, data: Any, *, own: bool, progress: bool) -> dict[str, Tensor]:
     if isinstance(data, Images):
         return encode(model, data, progress=progress, scored=own)
-    features: dict[str, Tensor] = (model.features if own else model.representations)(data)
+    features: dict[str, Tensor] = model.features(data, scored=own)
     return features

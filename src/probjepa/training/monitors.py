@@ -133,9 +133,9 @@ class CollapseMonitor(Monitor):
         values = {key: value for key, value in collapse_summary(h).items() if key != "rank_me"}
         if isinstance(method, ProbabilisticMethod):
             with evaluating(method):
-                outputs = method.outputs(h)
+                features = method.features_of(h)
             # what is read from h costs nothing; I-JEPA predicts tokens, which takes many passes an image
-            uncertainty = method.uncertainty_of_features(outputs) if len(outputs) > 1 else {}
+            uncertainty = method.uncertainty_of_features(features) if len(features) > 1 else {}
             if "mean_variance" in uncertainty:
                 values["mean_variance"] = float(uncertainty["mean_variance"].mean())
             if "kl" in uncertainty:
