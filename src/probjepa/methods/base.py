@@ -173,8 +173,8 @@ class Method(Pretrained):
     def features(self, x: Tensor, batch_size: int = 512, *, scored: bool = True) -> dict[str, Tensor]:
         """Encode once, in evaluation mode: "h" and what else the model says (N, …), float32.
 
-        ``x`` is a raw uint8 or a prepared float batch (N, C, H, W) of any length. Rows that are not ``scored``
-        by the method's own measures, such as a reference set's, may go without what only these need.
+        ``x`` is a raw uint8 or a prepared float batch (N, C, H, W) of any length. Rows not ``scored`` by the
+        method's own measures, such as a reference set's, may go without what only these need.
         """
         with evaluating(self):
             parts = [self.features_of(self(chunk).float()) for chunk in torch.split(x, batch_size)]
