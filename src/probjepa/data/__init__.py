@@ -21,23 +21,18 @@ _LAZY = {
     "split": "images",
 }
 
-__all__ = [
-    "ImageSet",
-    "Images",
-    "Preprocess",
-    "StreamedImages",
-    "Views",
-    "channel_statistics",
-    "default_recipe",
-    "open_images",
-    "split",
-]
+__all__ = list(_LAZY)
 
 if TYPE_CHECKING:
-    from probjepa.data.images import Images, ImageSet, StreamedImages, split
-    from probjepa.data.preprocess import Preprocess, channel_statistics
-    from probjepa.data.sources import open_images
-    from probjepa.data.views import Views, default_recipe
+    from probjepa.data.images import Images as Images
+    from probjepa.data.images import ImageSet as ImageSet
+    from probjepa.data.images import StreamedImages as StreamedImages
+    from probjepa.data.images import split as split
+    from probjepa.data.preprocess import Preprocess as Preprocess
+    from probjepa.data.preprocess import channel_statistics as channel_statistics
+    from probjepa.data.sources import open_images as open_images
+    from probjepa.data.views import Views as Views
+    from probjepa.data.views import default_recipe as default_recipe
 
 
 def __getattr__(name: str) -> Any:

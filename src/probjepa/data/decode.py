@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from probjepa.data.preprocess import SMALLEST_SIDE
 from probjepa.errors import DataError
+from probjepa.files import first_line
 
 _ORIENTATION = 0x0112  # the Exif tag
 _ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
@@ -258,5 +259,4 @@ def _reason(error: Exception) -> str:
         return f"is larger than the {Image.MAX_IMAGE_PIXELS} pixels that Pillow takes for safe: shrink it"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
-    text = str(error).splitlines()
-    return f"cannot be decoded ({text[0] if text else type(error).__name__})"
+    return f"cannot be decoded ({first_line(error)})"

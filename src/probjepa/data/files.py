@@ -12,6 +12,7 @@ import torch
 from probjepa.data.records import ArrayRecords, FileRecords, Records
 from probjepa.data.sources import IMAGE_SUFFIXES
 from probjepa.errors import DataError, unknown_name
+from probjepa.files import first_line
 
 _IMAGE_KEYS = ("images", "image", "x", "X", "data", "arr_0", "x_train", "train_images")
 _LABEL_KEYS = ("labels", "label", "y", "Y", "targets", "target", "arr_1", "y_train", "train_labels")
@@ -95,8 +96,7 @@ def _load(path: Path, **options: Any) -> Any:
         content = np.load(path, allow_pickle=False, **options)
         return content if isinstance(content, np.ndarray) else dict(content)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"'{path}' cannot be read as {path.suffix} ({reason}): "
+            f"'{path}' cannot be read as {path.suffix} ({first_line(error)}): "
             "save it again with numpy, as arrays of numbers, not objects"
         ) from error

@@ -71,6 +71,11 @@ class Images(ABC):
     def subset(self: S, indices: Rows) -> S:
         """Return the set of some rows, in the order given; a boolean mask (N,) also selects."""
 
+    def _named(self, rows: Tensor) -> dict[str, Any]:
+        """Labels and ids of some rows."""
+        labels = None if self.labels is None else self.labels[rows]
+        return {"labels": labels, "ids": [self.ids[row] for row in rows.tolist()]}
+
     def with_labels_in(self: S, labels: Iterable[int | str]) -> S:
         """Return the rows whose label, or class name, is one of ``labels``."""
         if self.labels is None:
@@ -153,12 +158,7 @@ class ImageSet(Images):
     def subset(self, indices: Rows) -> ImageSet:
         """Return the set of some rows, in the order given; a boolean mask (N,) also selects."""
         rows = _row_numbers(indices, len(self))
-        return dataclasses.replace(
-            self,
-            images=self.images[rows],
-            labels=None if self.labels is None else self.labels[rows],
-            ids=[self.ids[row] for row in rows.tolist()],
-        )
+        return dataclasses.replace(self, images=self.images[rows], **self._named(rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,12 +220,7 @@ class StreamedImages(Images):
     def subset(self, indices: Rows) -> StreamedImages:
         """Return the set of some rows, in the order given; a boolean mask (N,) also selects."""
         rows = _row_numbers(indices, len(self))
-        return dataclasses.replace(
-            self,
-            rows=self.rows[rows],
-            labels=None if self.labels is None else self.labels[rows],
-            ids=[self.ids[row] for row in rows.tolist()],
-        )
+        return dataclasses.replace(self, rows=self.rows[rows], **self._named(rows))
 
 
 def split(images: S, fraction: float, seed: int) -> tuple[S, S]:

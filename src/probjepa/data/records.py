@@ -190,13 +190,21 @@ def each(
                 waiting.extend(pool.submit(run, *job) for job in islice(jobs, 1))
                 yield done
 
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     row = 0
-    with bomb_guard(), _bar(len(records), text, progress) as advance:
+    with (
+        bomb_guard(),
+        Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar,
+    ):
+        task = bar.add_task(text, total=len(records))
         for chunk in chunks():
             for result in chunk:
                 yield row, result
                 row += 1
-            advance(len(chunk))
+            bar.advance(task, len(chunk))
 
 
 def attempt(records: Records, function: Callable[[Payload], T], row: int, payload: Payload) -> T | Unreadable:
@@ -207,34 +215,3 @@ def attempt(records: Records, function: Callable[[Payload], T], row: int, payloa
         return broken
     except DataError as error:
         raise DataError(f"{records.where(row)}: {error}") from None
-
-
-class _bar:
-    """A progress bar on standard error, or nothing."""
-
-    def __init__(self, total: int, text: str, shown: bool) -> None:
-        self._total, self._text, self._progress = total, text, None
-        if shown:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-
-    def __enter__(self) -> Callable[[int], None]:
-        bar = self._progress
-        if bar is None:
-            return lambda count: None
-        bar.start()
-        task = bar.add_task(self._text, total=self._total)
-        return lambda count: bar.advance(task, count)
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()

@@ -102,7 +102,7 @@ def open_images(
     if isinstance(records, ArrayRecords) and (ready := _ready(records, decoder)) is not None:
         return ready
     shape = _peek(records, decoder)
-    limit = _half_of_free_memory() if memory_limit is None else memory_limit
+    limit = free_memory() // 2 if memory_limit is None else memory_limit
     workers = default_workers(shape[1] * shape[2]) if workers is None else workers
     opener = _stream if len(records) * int(np.prod(shape)) > limit else _load
     return opener(records, decoder, skip=on_error == "skip", progress=progress, workers=workers)
@@ -177,14 +177,15 @@ def _peek(records: Records, decoder: Decoder) -> tuple[int, int, int]:
     return max(shapes, default=(3, 224, 224), key=lambda shape: shape[0] * shape[1] * shape[2])
 
 
-def _half_of_free_memory() -> int:
+def free_memory() -> int:
+    """Return the bytes of main memory that can still be had."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 // 2
+                return int(line.split()[1]) * 1024
     except OSError:
         pass  # not Linux
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class _Check:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from probjepa.data.decode import Payload, Unreadable, as_payload
 from probjepa.data.records import Records, encode_labels
 from probjepa.errors import DataError, MissingExtraError
+from probjepa.files import first_line
 
 _IMAGE_NAMES = ("image", "img", "images", "imgs", "pixel_values", "picture", "photo", "x")
 _LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "class", "target", "y")
@@ -149,12 +151,8 @@ class SpooledRecords(Records):
     def __init__(self, source: ParquetRecords) -> None:
         import pyarrow as pa
 
-        self.name, self.ids, self.labels, self.classes = (
-            source.name,
-            source.ids,
-            source.labels,
-            source.classes,
-        )
+        self.name, self.ids = source.name, source.ids
+        self.labels, self.classes = source.labels, source.classes
         self.source_where, self.bases, self.firsts = source.where, [], []
         folder = tempfile.mkdtemp(prefix="probjepa-")
         weakref.finalize(self, _remove, folder, os.getpid())
@@ -201,25 +199,17 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _parquet_errors:
+@contextmanager
+def _parquet_errors(file: Path) -> Iterator[None]:
     """Turn Arrow's errors on a broken file into one line."""
+    import pyarrow as pa
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, DataError) or error is None:
-            return
-        import pyarrow as pa
-
-        if isinstance(error, OSError | pa.ArrowException):
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"'{self.file}' cannot be read as parquet ({reason}): download or write it again"
-            ) from error
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"'{file}' cannot be read as parquet ({first_line(error)}): download or write it again"
+        ) from error
 
 
 def _class_names(schema: Any, label: str | None) -> list[str] | None:

@@ -24,34 +24,24 @@ if TYPE_CHECKING:
     from probjepa.heads.projectors import projector as projector
     from probjepa.heads.realnvp import RealNVP as RealNVP
 
-HEADS = Registry(
-    "head",
-    {
-        "deterministic": "probjepa.heads.deterministic:Deterministic",
-        "gaussian": "probjepa.heads.gaussian:Gaussian",
-        "mdn": "probjepa.heads.mixture:MixtureDensity",
-        "autoregressive": "probjepa.heads.autoregressive:Autoregressive",
-        "realnvp": "probjepa.heads.realnvp:RealNVP",
-        "flow_matching": "probjepa.heads.flow_matching:FlowMatching",
-        "diffusion": "probjepa.heads.diffusion:Diffusion",
-    },
-    group="probjepa.heads",
-)
+# one line a head: its name, and where its class is
+_HEADS = {
+    "deterministic": "probjepa.heads.deterministic:Deterministic",
+    "gaussian": "probjepa.heads.gaussian:Gaussian",
+    "mdn": "probjepa.heads.mixture:MixtureDensity",
+    "autoregressive": "probjepa.heads.autoregressive:Autoregressive",
+    "realnvp": "probjepa.heads.realnvp:RealNVP",
+    "flow_matching": "probjepa.heads.flow_matching:FlowMatching",
+    "diffusion": "probjepa.heads.diffusion:Diffusion",
+}
+HEADS = Registry("head", _HEADS, group="probjepa.heads")
 
-# name → module it lives in
-_LAZY = {
-    "Autoregressive": "autoregressive",
-    "Deterministic": "deterministic",
-    "Diffusion": "diffusion",
-    "FlowMatching": "flow_matching",
-    "Gaussian": "gaussian",
-    "Head": "base",
-    "InferenceNetwork": "inference",
-    "MixtureDensity": "mixture",
-    "NoDensityError": "base",
-    "Prediction": "base",
-    "RealNVP": "realnvp",
-    "projector": "projectors",
+_LAZY = {entry.partition(":")[2]: entry for entry in _HEADS.values()} | {
+    "Head": "probjepa.heads.base:Head",
+    "InferenceNetwork": "probjepa.heads.inference:InferenceNetwork",
+    "NoDensityError": "probjepa.heads.base:NoDensityError",
+    "Prediction": "probjepa.heads.base:Prediction",
+    "projector": "probjepa.heads.projectors:projector",
 }
 
 __all__ = ["HEADS", *_LAZY]
@@ -60,4 +50,5 @@ __all__ = ["HEADS", *_LAZY]
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'probjepa.heads' has no attribute '{name}'")
-    return getattr(import_module(f"probjepa.heads.{_LAZY[name]}"), name)
+    module, _, attribute = _LAZY[name].partition(":")
+    return getattr(import_module(module), attribute)

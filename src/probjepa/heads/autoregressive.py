@@ -16,7 +16,7 @@ from probjepa.heads.base import (
     RAW_UNIT_SCALE,
     DensityPrediction,
     Head,
-    check_count,
+    check_counts,
     check_widths,
     full_precision,
     gaussian_log_density,
@@ -79,7 +79,7 @@ class Autoregressive(Head):
         self, dim: int, context_dim: int, *, components: int = 4, hidden: Sequence[int] | None = None
     ) -> None:
         super().__init__(dim, context_dim)
-        check_count(self, "components", components)
+        check_counts(self, components=components)
         widths = [max(width, dim) for width in (1024, 768, 512)] if hidden is None else list(hidden)
         if not check_widths(self, widths) or min(widths) < dim:
             # a degree without a unit would hide some earlier coordinates from later ones

@@ -18,9 +18,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 from torch.types import _size
 
+from probjepa.distributions.base import Likelihood
+from probjepa.distributions.base import at_least_float32 as at_least_float32
 from probjepa.errors import ConfigError, DataError, ProbjepaError
 
 SCALE_FLOOR = 1e-3
@@ -33,11 +35,6 @@ RAW_UNIT_SCALE = math.log(math.expm1(1 - SCALE_FLOOR))  # ``positive_scale`` map
 
 class NoDensityError(ProbjepaError, NotImplementedError):
     """A head's log-density was asked for, and it has none that can be computed."""
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return x, in float32 if its type is narrower."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def full_precision(x: Tensor) -> torch.autocast:
@@ -80,11 +77,11 @@ class Head(nn.Module):
     """
 
     name: ClassVar[str]
+    has_density: ClassVar[bool] = True  # whether its predictions have a log_prob
 
     def __init__(self, dim: int, context_dim: int) -> None:
         super().__init__()
-        for what, value in (("dim", dim), ("context_dim", context_dim)):
-            check_count(self, what, value)
+        check_counts(self, dim=dim, context_dim=context_dim)
         self.dim = dim
         self.context_dim = context_dim
 
@@ -103,7 +100,7 @@ class Head(nn.Module):
         return context.to(next(self.parameters()).dtype)
 
 
-class Prediction(Distribution):
+class Prediction(Likelihood):
     """What a head predicts of the target given a context: batch shape (...), event shape (D,).
 
     A torch distribution; a head without a density has samples, a mean and a loss, and ``log_prob`` raises.
@@ -145,14 +142,19 @@ class Prediction(Distribution):
 
         ``generator`` lives on the head's device; None: torch's global one.
         """
+        with torch.no_grad():
+            return self.rsample(sample_shape, generator)
+
+    def rsample(self, sample_shape: _size = (), generator: torch.Generator | None = None) -> Tensor:
+        """Draw as ``sample`` does, differentiably; NotImplementedError where ``has_rsample`` is false."""
         raise NotImplementedError
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density (...) in nats at targets (..., D); NoDensityError where the head has none."""
-        raise NoDensityError(
-            f"head '{self.head.name}' has no log-density: use one that has "
-            "(gaussian, mdn, autoregressive, realnvp, flow_matching)"
-        )
+        from probjepa.heads import HEADS
+
+        known = ", ".join(name for name in HEADS if HEADS[name].has_density)
+        raise NoDensityError(f"head '{self.head.name}' has no log-density: use one that has ({known})")
 
     @property
     def mean(self) -> Tensor:
@@ -196,14 +198,15 @@ class DensityPrediction(Prediction):
         return -self.log_prob(target) / self.head.dim
 
 
-def check_count(head: Head, what: str, value: Any) -> None:
-    """Raise ConfigError unless ``value`` is a whole number ≥ 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"head '{head.name}': {what} must be a whole number, at least 1, got {value}")
+def check_counts(head: Head, **counts: Any) -> None:
+    """Raise ConfigError unless each setting of the given name is a whole number ≥ 1."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"head '{head.name}': {name} must be a whole number, at least 1, got {value}")
 
 
 def check_widths(head: Head, hidden: Sequence[int]) -> list[int]:
     """Return the hidden widths as a list; ConfigError unless each is a whole number ≥ 1."""
     for width in hidden:
-        check_count(head, "each hidden width", width)
+        check_counts(head, **{"each hidden width": width})
     return list(hidden)

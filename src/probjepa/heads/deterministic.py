@@ -53,6 +53,7 @@ class Deterministic(Head):
     """
 
     name = "deterministic"
+    has_density = False
 
     def __init__(
         self,

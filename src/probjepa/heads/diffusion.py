@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.types import _size
 
-from probjepa.heads.base import Head, Prediction, check_count, full_precision
+from probjepa.heads.base import Head, Prediction, check_counts, full_precision
 from probjepa.heads.flow_matching import integrate
 from probjepa.heads.networks import Denoiser
 
@@ -51,6 +51,7 @@ class Diffusion(Head):
     """
 
     name = "diffusion"
+    has_density = False
     kept_signal: Tensor
 
     def __init__(
@@ -64,9 +65,7 @@ class Diffusion(Head):
         steps: int = 50,
     ) -> None:
         super().__init__(dim, context_dim)
-        counts = {"width": width, "blocks": blocks, "code_width": code_width, "steps": steps}
-        for what, value in counts.items():
-            check_count(self, what, value)
+        check_counts(self, width=width, blocks=blocks, code_width=code_width, steps=steps)
         self.steps = steps
         beta = torch.linspace(_BETA_FIRST, _BETA_LAST, LEVELS, dtype=torch.float64)
         self.register_buffer("kept_signal", (1 - beta).cumprod(0).float(), persistent=False)  # ᾱ

@@ -13,7 +13,7 @@ from torch.func import jvp, vmap
 from torch.types import _size
 
 from probjepa.errors import ConfigError
-from probjepa.heads.base import Head, Prediction, check_count, full_precision, gaussian_log_density
+from probjepa.heads.base import Head, Prediction, check_counts, full_precision, gaussian_log_density
 from probjepa.heads.networks import Denoiser
 
 _EXACT_TRACE_DIM = 64
@@ -60,9 +60,7 @@ class FlowMatching(Head):
         solver: Literal["heun", "euler"] = "heun",
     ) -> None:
         super().__init__(dim, context_dim)
-        counts = {"width": width, "blocks": blocks, "code_width": code_width, "steps": steps}
-        for what, value in counts.items():
-            check_count(self, what, value)
+        check_counts(self, width=width, blocks=blocks, code_width=code_width, steps=steps)
         if solver not in ("heun", "euler"):
             raise ConfigError(f"head 'flow_matching': solver must be 'heun' or 'euler', got '{solver}'")
         self.steps = steps
@@ -182,7 +180,7 @@ class FlowMatchingPrediction(Prediction):
             raise ConfigError(f"trace must be 'auto', 'exact' or 'hutchinson', got '{trace}'")
         for_scores = self._times is not None
         probes = (_SCORE_PROBES if for_scores else 8) if probes is None else probes
-        check_count(self.head, "probes", probes)
+        check_counts(self.head, probes=probes)
         y = self.checked(value)
         dim = self.head.dim
         if trace == "exact" or (trace == "auto" and dim <= _EXACT_TRACE_DIM and not for_scores):

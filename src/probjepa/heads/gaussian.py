@@ -87,8 +87,3 @@ class GaussianPrediction(DensityPrediction):
     def rsample(self, sample_shape: _size = (), generator: torch.Generator | None = None) -> Tensor:
         """Draw targets (*sample_shape, ..., D) that are differentiable in μ and σ."""
         return self._mean + self._scale * self.standard_normal(sample_shape, generator)
-
-    @torch.no_grad()
-    def sample(self, sample_shape: _size = (), generator: torch.Generator | None = None) -> Tensor:
-        """Draw targets (*sample_shape, ..., D), without gradients."""
-        return self.rsample(sample_shape, generator)

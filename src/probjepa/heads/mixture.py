@@ -14,7 +14,7 @@ from probjepa.heads.base import (
     RAW_UNIT_SCALE,
     DensityPrediction,
     Head,
-    check_count,
+    check_counts,
     check_widths,
     draw_component,
     full_precision,
@@ -69,7 +69,7 @@ class MixtureDensity(Head):
         log_variance_weight: float = 1e-3,
     ) -> None:
         super().__init__(dim, context_dim)
-        check_count(self, "components", components)
+        check_counts(self, components=components)
         if log_variance_weight < 0:
             raise ConfigError(f"head 'mdn': log_variance_weight must be ≥ 0, got {log_variance_weight}")
         self.components = components

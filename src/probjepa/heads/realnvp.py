@@ -14,7 +14,7 @@ from probjepa.errors import ConfigError
 from probjepa.heads.base import (
     DensityPrediction,
     Head,
-    check_count,
+    check_counts,
     check_widths,
     full_precision,
     gaussian_log_density,
@@ -105,7 +105,7 @@ class RealNVP(Head):
         self, dim: int, context_dim: int, *, couplings: int = 6, hidden: Sequence[int] = (384, 384)
     ) -> None:
         super().__init__(dim, context_dim)
-        check_count(self, "couplings", couplings)
+        check_counts(self, couplings=couplings)
         if dim < 2 or not check_widths(self, hidden):
             raise ConfigError(
                 f"head 'realnvp': give dim ≥ 2 and a hidden layer, got dim = {dim}, hidden = {list(hidden)}"
@@ -168,8 +168,3 @@ class FlowPrediction(DensityPrediction):
     def rsample(self, sample_shape: _size = (), generator: torch.Generator | None = None) -> Tensor:
         """Draw targets (*sample_shape, ..., D), differentiable in the flow's parameters."""
         return self.from_noise(self.standard_normal(sample_shape, generator))
-
-    @torch.no_grad()
-    def sample(self, sample_shape: _size = (), generator: torch.Generator | None = None) -> Tensor:
-        """Draw targets (*sample_shape, ..., D), without gradients."""
-        return self.rsample(sample_shape, generator)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from probjepa.data import sources
 from probjepa.errors import ConfigError
 
 T = TypeVar("T")
-_UNKNOWN_FREE = 2**31  # bytes, where the system does not say
 _SHARE = 0.5  # of the free memory that is planned with: the rest is for what is not counted
 
 
@@ -21,11 +20,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return _UNKNOWN_FREE
+    return sources.free_memory()
 
 
 def fitting(bytes_each: int, device: torch.device) -> int:
