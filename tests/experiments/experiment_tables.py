@@ -1,23 +1,24 @@
-"""A small table and a small budget that the tests of the runner share."""
+"""A small study and a small budget that the tests of the runner share."""
 
 import json
 from dataclasses import replace
 
-from probjepa.experiments.budgets import QUICK
-from probjepa.experiments.declare import LEARNED, Experiment, Finding, Row
+from probjepa.experiments.images import QUICK
+from probjepa.experiments.study import Finding, Row
+from probjepa.experiments.vje import LEARNED, image_study
 
 TINY = replace(
     QUICK,
     title="tiny",
-    backbone_options={"widths": (4, 8)},
+    settings={"backbone": "convnet", "backbone_options": {"widths": (4, 8)}},
     methods={"vje": {"hidden_dim": 8}},
     fit={**QUICK.fit, "epochs": 1},
     seeds=2,
-    images=3 * 128,
+    rows=3 * 128,
     n_bootstrap=5,
     cost={"image_size": 8, "channels": 1, "batch_size": 4, "rounds": 2},
 )
-TABLE = Experiment(
+TABLE = image_study(
     name="test-table",
     title="A table",
     paper="none",
@@ -30,7 +31,12 @@ TABLE = Experiment(
 )
 
 
-def run(experiment, out, **changes):
+def with_budget(study, budget):
+    """The study with another budget of that name."""
+    return replace(study, budgets={**study.budgets, budget.name: budget})
+
+
+def run(study, out, **changes):
     options = {"data_root": None, "budget": "quick", "cells": None, "seed": 0, "overwrite": False}
-    experiment(out, **{**options, "progress": False, **changes})
+    study(out, **{**options, "progress": False, **changes})
     return json.loads((out / "metrics.json").read_text())

@@ -6,18 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from probjepa.errors import ConfigError
-from probjepa.experiments import EXPERIMENTS, ijepa_heads, ijepa_heads_page
-from probjepa.experiments.cells import build, make_cell
+from probjepa.errors import ConfigError, ProbjepaError
+from probjepa.experiments import EXPERIMENTS, ijepa_cells, ijepa_heads
 from probjepa.experiments.datasets import DataSet
 from probjepa.experiments.demo import demo_sets
-from probjepa.experiments.ijepa_heads import BUDGETS, EXPERIMENT, HEADS, budget_of, run_cell
+from probjepa.experiments.ijepa_heads import BUDGETS, HEADS, STUDY
+from probjepa.experiments.images import build
+from probjepa.experiments.runner import figure
+from probjepa.experiments.study import Data
 from probjepa.training.interrupt import Interrupted
 
 QUICK = BUDGETS["quick"]
 TINY = replace(
     QUICK,
-    backbone_options={"patch_size": 4, "width": 8, "depth": 1, "heads": 2},
+    settings={"backbone": "vit", "backbone_options": {"patch_size": 4, "width": 8, "depth": 1, "heads": 2}},
     fit={**QUICK.fit, "epochs": 2, "batch_size": 32},
     n_bootstrap=10,
 )
@@ -26,24 +28,28 @@ TINY = replace(
 @pytest.fixture(scope="module")
 def data():
     train, test, _ = demo_sets()
-    return DataSet("digits", "digits", train.subset(range(96)), test.subset(range(40)), {}, "mark")
+    return DataSet("mark", (1, 16), train=train.subset(range(96)), test=test.subset(range(40)), ood={})
 
 
 def cell(label, budget=TINY, **settings):
-    row = next(row for row in EXPERIMENT.rows if row.label == label and budget.name in row.budgets)
+    row = next(row for row in STUDY.rows if row.label == label and budget.name in row.budgets)
     row = replace(row, settings={**row.settings, **settings})
-    return make_cell(row, budget, "digits", (1, 16), 0, "mark")
+    return STUDY.cell_of(row, budget, "digits", Data("mark", (1, 16)), 0)
+
+
+def run_cell(one, data, folder, budget=TINY):
+    return ijepa_cells.run(one, data, folder, budget, False)
 
 
 def test_every_budget_has_every_row_and_heads_differ_in_nothing_else():
-    assert EXPERIMENTS["ijepa-heads"] is EXPERIMENT
+    assert EXPERIMENTS["ijepa-heads"] is STUDY
     for name, budget in BUDGETS.items():
-        rows = EXPERIMENT.rows_of(name)
+        rows = STUDY.rows_of(name)
         assert [row.label for row in rows[: len(HEADS)]] == list(HEADS)
         shape = (1, 16) if name == "quick" else (3, 64)
-        made = [make_cell(row, budget, "x", shape, 0, "mark") for row in rows[: len(HEADS)]]
+        made = [STUDY.cell_of(row, budget, "x", Data("mark", shape), 0) for row in rows[: len(HEADS)]]
         for one in made:
-            assert isinstance(build(one), torch.nn.Module)
+            assert isinstance(build(one.method, one.settings, one.seed), torch.nn.Module)
             assert one.fit == made[0].fit  # the learning rate among them
             shared = [
                 {k: v for k, v in each.settings.items() if not k.startswith("head")}
@@ -52,16 +58,16 @@ def test_every_budget_has_every_row_and_heads_differ_in_nothing_else():
             assert shared[0] == shared[1]
         assert len({one.key for one in made}) == len(made)
     with pytest.raises(ConfigError, match="unknown budget 'medium'"):
-        budget_of("medium")
+        STUDY.budget("medium")
 
 
 def test_the_point_and_the_gaussian_are_also_trained_at_twice_the_rate():
-    rows = {row.label: row for row in EXPERIMENT.rows_of("small")}
+    rows = {row.label: row for row in STUDY.rows_of("small")}
     extra = [label for label in rows if label.endswith(", twice the rate")]
     assert extra == ["deterministic, smooth L1, twice the rate", "gaussian, twice the rate"]
     for label in extra:
         twice, once = (
-            make_cell(rows[name], BUDGETS["small"], "x", (3, 64), 0, "mark")
+            STUDY.cell_of(rows[name], BUDGETS["small"], "x", Data("mark", (3, 64)), 0)
             for name in (label, label.removesuffix(", twice the rate"))
         )
         assert twice.settings == once.settings
@@ -70,10 +76,7 @@ def test_the_point_and_the_gaussian_are_also_trained_at_twice_the_rate():
 
 def test_a_stopped_cell_goes_on_to_the_same_figures(data, tmp_path, monkeypatch):
     one = cell("mdn")
-    whole = run_cell(one, data, tmp_path / "whole", n_bootstrap=10, progress=False)
-    fit = ijepa_heads.trained.__globals__["build"]
-    assert fit is build
-
+    whole = run_cell(one, data, tmp_path / "whole")
     from lightning.pytorch import Callback
 
     class Stop(Callback):
@@ -81,40 +84,39 @@ def test_a_stopped_cell_goes_on_to_the_same_figures(data, tmp_path, monkeypatch)
             if trainer.current_epoch == 1:
                 raise Interrupted("stopped: there")
 
-    original = ijepa_heads.trained
+    original = ijepa_cells.trained
     monkeypatch.setattr(
-        ijepa_heads, "trained", lambda *a, **options: original(*a, **options, callbacks=[Stop()])
+        ijepa_cells, "trained", lambda *a, **options: original(*a, **options, callbacks=[Stop()])
     )
-    with pytest.raises(Interrupted, match=r"stopped of mdn: run the same command again"):
-        run_cell(one, data, tmp_path / "cut", n_bootstrap=10, progress=False)
+    with pytest.raises(Interrupted, match="stopped: there"):
+        run_cell(one, data, tmp_path / "cut")
     monkeypatch.undo()
-    again = run_cell(one, data, tmp_path / "cut", n_bootstrap=10, progress=False)
+    again = run_cell(one, data, tmp_path / "cut")
 
     def untimed(result):
-        kept = {k: v for k, v in result["figures"].items() if "ratio" not in k and "sampling" not in k}
-        return kept, result["pictures"], result["cell"]
+        kept = {k: v for k, v in result.figures.items() if "ratio" not in k and "sampling" not in k}
+        return kept, result.pictures, result.notes
 
     assert untimed(again) == untimed(whole)
-    assert whole["pictures"]["curves"]["epoch"] == [1, 2]
-    assert None not in whole["pictures"]["curves"]["knn"]
-    figures = whole["figures"]
+    assert whole.pictures["curves"]["epoch"] == [1, 2]
+    assert None not in whole.pictures["curves"]["knn"]
+    figures = whole.figures
     assert {"nll", "energy", "cosine", "step ratio", "sampling", "mixture entropy"} <= set(figures)
     assert figures["step ratio"]["low"] <= figures["step ratio"]["value"] <= figures["step ratio"]["high"]
-    json.dumps(whole, allow_nan=False)
+    json.dumps([{name: figure(value) for name, value in figures.items()}, whole.pictures], allow_nan=False)
 
 
 def test_a_training_that_diverges_is_recorded(data, tmp_path):
     bad = cell("deterministic, smooth L1", replace(TINY, fit={**TINY.fit, "learning_rate": 1e30}))
-    result = run_cell(bad, data, tmp_path / "run", n_bootstrap=10, progress=False)
-    assert "not finite" in result["failed"]
-    assert result["figures"] == result["pictures"] == {}
+    with pytest.raises(ProbjepaError, match="not finite"):
+        run_cell(bad, data, tmp_path / "run")
 
 
 def test_baselines_have_accuracies_and_no_predictions(data, tmp_path):
-    fresh = run_cell(cell(ijepa_heads.RANDOM), data, tmp_path / "a", n_bootstrap=10, progress=False)
-    assert set(fresh["figures"]) == {"knn20/h", "linear/h", "effective rank", "target std"}
-    pixels = run_cell(cell(ijepa_heads.PIXELS), data, tmp_path / "b", n_bootstrap=10, progress=False)
-    assert set(pixels["figures"]) == {"knn20/h", "linear/h"}
+    fresh = run_cell(cell(ijepa_heads.RANDOM), data, tmp_path / "a")
+    assert set(fresh.figures) == {"knn20/h", "linear/h", "effective rank", "target std"}
+    pixels = run_cell(cell(ijepa_heads.PIXELS), data, tmp_path / "b")
+    assert set(pixels.figures) == {"knn20/h", "linear/h"}
     from sklearn.neighbors import KNeighborsClassifier
 
     x, y = (of.images.flatten(1).double() / 255 for of in (data.train, data.test))
@@ -123,7 +125,7 @@ def test_baselines_have_accuracies_and_no_predictions(data, tmp_path):
     x, y = (of / of.norm(dim=1, keepdim=True) for of in (x, y))
     votes = KNeighborsClassifier(20).fit(x, data.train.labels)
     share = votes.score(y, data.test.labels)
-    assert pixels["figures"]["knn20/h"]["value"] == pytest.approx(share, abs=2.5 / 40)  # votes may tie
+    assert pixels.figures["knn20/h"]["value"] == pytest.approx(share, abs=2.5 / 40)  # votes may tie
 
 
 def test_pictures_are_of_the_first_seed_of_each_head():
@@ -134,8 +136,8 @@ def test_pictures_are_of_the_first_seed_of_each_head():
 
     results = [result(row, seed) for row in ("mdn", "diffusion") for seed in (0, 1)]
     results.append({"row": "raw pixels", "pictures": {}})
-    grid, training = ijepa_heads_page.sections(results)
-    assert len(grid.items) == 2
+    grid, training = ijepa_heads.sections(results)
+    assert len(grid.items) == 2 * 2  # in the plane and in space
     assert len(training.items) == 1 + 2  # the kNN curves, and a loss a head
-    assert "50.0" in training.items[0].alt
-    assert ijepa_heads_page.sections(results[-1:]) == []
+    assert "mdn 50, diffusion 50" in training.items[0].alt
+    assert ijepa_heads.sections(results[-1:]) == []

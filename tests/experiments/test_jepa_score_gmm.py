@@ -2,17 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from experiment_tables import run, with_budget
 from scipy.special import logsumexp
 from scipy.stats import energy_distance as scipy_energy_distance
 from scipy.stats import multivariate_normal
 
 from probjepa.errors import ArtifactError, ConfigError, DataError
-from probjepa.experiments import EXPERIMENTS, jepa_score_gmm
+from probjepa.experiments import EXPERIMENTS, gmm_cells, jepa_score_gmm
 from probjepa.experiments.gaussian_mixture import GaussianMixture, energy_distance, langevin
+from probjepa.experiments.jepa_score_gmm import STUDY
 from probjepa.jacobian import jepa_score
 
 
@@ -88,43 +91,64 @@ def test_langevin_stays_within_its_bound():
 
 def test_differentiable_score_is_the_librarys():
     torch.manual_seed(0)
-    model = jepa_score_gmm.ResidualMLP(2, 2, 8, 2).double()
+    model = gmm_cells.ResidualMLP(2, 2, 8, 2).double()
     x = torch.randn(20, 2, dtype=torch.float64)
     expected = jepa_score(model, x, latent="normal")
-    assert torch.allclose(jepa_score_gmm.differentiable_score(model, x).detach(), expected, atol=1e-9)
+    assert torch.allclose(gmm_cells.differentiable_score(model, x).detach(), expected, atol=1e-9)
     assert torch.autograd.gradcheck(
-        lambda points: jepa_score_gmm.differentiable_score(model, points), x[:3].clone().requires_grad_()
+        lambda points: gmm_cells.differentiable_score(model, points), x[:3].clone().requires_grad_()
     )
 
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(jepa_score_gmm, "QUICK_STEPS", 3)
-    monkeypatch.setattr(jepa_score_gmm, "LANGEVIN_CHAINS", 20)
-    monkeypatch.setattr(jepa_score_gmm, "LANGEVIN_PROPOSALS", 2)
+    monkeypatch.setitem(gmm_cells.LANGEVIN, "chains", 20)
+    monkeypatch.setitem(gmm_cells.LANGEVIN, "proposals", 2)
+    quick = jepa_score_gmm.BUDGETS["quick"]
+    return with_budget(STUDY, replace(quick, settings={**quick.settings, "steps": 3}))
 
 
-def reproduce(out, **changes):
-    options = {"data_root": None, "budget": "quick", "cells": None, "seed": 0, "overwrite": False}
-    options |= {"progress": False, **changes}
-    EXPERIMENTS["jepa-score-gmm"](out, **options)
+def test_the_study_has_the_cells_of_the_paper():
+    full, quick = (STUDY.rows_of(budget) for budget in ("full", "quick"))
+    asked = [(row.settings["dim"], row.settings["samples"], row.settings["embedding_dim"]) for row in full]
+    assert {(dim, n) for dim, n, _ in asked} == {(d, n) for d in (2, 4, 8, 16) for n in (1e3, 1e4, 1e5)}
+    assert {k for dim, n, k in asked if (dim, n) == (4, 10_000)} == {4, 16, 64}
+    assert sum(row.settings["resolution"] == 3 for row in full) == 3
+    assert [row.settings["embedding_dim"] for row in quick] == [2, 16, 8]
+    assert EXPERIMENTS["jepa-score-gmm"] is STUDY
+
+
+def test_targets_are_of_the_best_encoder():
+    in_two, in_eight = STUDY.findings
+
+    def look(values):
+        return lambda row, column: values[row] if column == jepa_score_gmm.NORMAL else None
+
+    figures = {row.label: 0.5 for row in STUDY.rows}
+    assert not in_two.holds(look(figures))
+    figures["2-D, 10,000 samples, K = 2, 4,000 steps, s = 3"] = 0.91
+    assert in_two.holds(look(figures))
+    assert not in_eight.holds(look(figures))
 
 
 def test_quick_run_leaves_metrics_and_report_and_resumes(tmp_path, short, monkeypatch, capsys):
     out = tmp_path / "study"
-    reproduce(out)
-    metrics = json.loads((out / "metrics.json").read_text())
-    assert [cell["settings"]["embedding_dim"] for cell in metrics["cells"]] == [2, 16, 8]
+    metrics = run(short, out)
+    assert [cell["cell"]["settings"]["embedding_dim"] for cell in metrics["cells"]] == [2, 16, 8]
     for cell in metrics["cells"]:
-        for value in (*cell["pearson"].values(), *cell["spearman"].values()):
-            assert -1 <= value <= 1
-    assert "langevin" in metrics["cells"][0]
+        values = [
+            of["value"] for key, of in cell["figures"].items() if key.startswith(("pearson", "spearman"))
+        ]
+        assert len(values) >= 10
+        assert all(-1 <= value <= 1 for value in values)
+    assert "energy distance/langevin" in metrics["cells"][0]["figures"]
+    assert metrics["cells"][2]["figures"]["flipped"]["value"] is not None
     html = (out / "report.html").read_text()
-    assert html.count("<svg") + html.count("data:image/svg") >= 2
-    assert "Pearson" in capsys.readouterr().out
+    assert html.count("<svg") + html.count("data:image/svg") >= 3
+    assert "K = 16" in capsys.readouterr().out
 
     with pytest.raises(ArtifactError, match="--overwrite"):
-        reproduce(out)
+        run(short, out)
 
     # cut short: one cell is lost, and another is of a study with other settings
     (out / "metrics.json").unlink()
@@ -132,37 +156,34 @@ def test_quick_run_leaves_metrics_and_report_and_resumes(tmp_path, short, monkey
     kept = json.loads(first.read_text())
     second.unlink()
     other = json.loads(third.read_text())
-    other["settings"]["noise"] = 9.0
+    other["cell"]["settings"]["noise"] = 9.0
     third.write_text(json.dumps(other))
     ran = []
-    run_cell = jepa_score_gmm.run_cell
-    monkeypatch.setattr(
-        jepa_score_gmm, "run_cell", lambda cell, tick: (ran.append(cell.name), run_cell(cell, tick))[1]
-    )
-    reproduce(out)
+    counted = replace(short, run=lambda cell, *rest: (ran.append(cell.key), gmm_cells.run(cell, *rest))[1],
+                      roots=("probjepa.experiments.gmm_cells",))  # fmt: skip
+    again = run(counted, out)
     assert sorted(ran) == [second.stem, third.stem]
-    again = json.loads((out / "metrics.json").read_text())
-    assert kept in again["cells"]
-    assert all(cell["settings"]["noise"] < 1 for cell in again["cells"])
+    assert kept["figures"] in [cell["figures"] for cell in again["cells"]]
+    assert all(cell["cell"]["settings"]["noise"] < 1 for cell in again["cells"])
     # what was drawn and trained again is what it was
-    assert [c["pearson"] for c in again["cells"]] == [c["pearson"] for c in metrics["cells"]]
+    assert again["tables"] == metrics["tables"]
 
 
 def test_refuses_a_folder_of_something_else(tmp_path, short):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactError, match="exists already"):
-        reproduce(tmp_path)
+        run(short, tmp_path)
 
 
 def test_refuses_the_budget_that_it_does_not_have(tmp_path):
-    with pytest.raises(ConfigError, match="quick or full"):
-        reproduce(tmp_path / "out", budget="small")
+    with pytest.raises(ConfigError, match="quick or full, not 'small': its data are drawn, any CPU will do"):
+        run(STUDY, tmp_path / "out", budget="small")
 
 
 def test_training_makes_embeddings_gaussian():
-    cell = jepa_score_gmm.Cell(2, 500, 2, steps=300, batch_size=256, directions=4, width=16)
+    small = {"dim": 2, "embedding_dim": 2, "steps": 300, "batch_size": 256, "directions": 4, "width": 16}
     data = 0.3 + 0.5 * torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
-    model, gaussianity = jepa_score_gmm.train(cell, data)
+    model, gaussianity = gmm_cells.train({**jepa_score_gmm.SETTINGS, **small}, data, 0)
     with torch.no_grad():
         out = model(data)
     assert gaussianity < 2  # 1.06 for a normal

@@ -2,15 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from experiment_tables import run, with_budget
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from probjepa.errors import ArtifactError, ConfigError
-from probjepa.experiments import EXPERIMENTS, var_jepa_simulation
-from probjepa.experiments.var_jepa_simulation import Cell, Simulator, aggregate_gaussianity
+from probjepa.experiments import var_jepa_simulation
+from probjepa.experiments.study import Data
+from probjepa.experiments.var_jepa_simulation import STUDY, Simulator, aggregate_gaussianity
 
 
 def test_simulated_latents_have_the_studys_moments():
@@ -93,75 +96,80 @@ def test_variants_weigh_what_their_names_say():
     assert len({tuple(sorted(of.items())) for of in settings.values()}) == 10
 
 
+def measured(letter, seed, **changes):
+    (row,) = (row for row in STUDY.rows if row.label.startswith(f"{letter}:"))
+    full = var_jepa_simulation.BUDGETS["full"]
+    budget = replace(full, settings={**full.settings, **changes})
+    cell = STUDY.cell_of(row, budget, "simulation", Data(), seed)
+    return var_jepa_simulation.run(cell, Data(), None, budget, False).figures
+
+
 def test_a_cell_repeats_and_leaves_the_global_generator_alone():
-    cell = Cell("A", 1, samples=300, held_out=200, epochs=1, batch_size=100)
+    short = {"samples": 300, "held_out": 200, "epochs": 1, "batch_size": 100}
     state = torch.get_rng_state()
-    first, again = (var_jepa_simulation.run_cell(cell)["figures"] for _ in range(2))
+    first, again = (measured("A", 1, **short) for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
     assert first == again
-    assert all(math.isfinite(figure["value"]) for figure in first.values())
+    assert all(math.isfinite(value) for value in first.values())
 
 
 def test_the_full_bound_informs_and_the_divergences_alone_collapse():
     short = {"samples": 1500, "held_out": 1000, "epochs": 12, "batch_size": 128}
-    full, collapsed = (var_jepa_simulation.run_cell(Cell(v, 0, **short))["figures"] for v in "AG")
-    assert full["probe"]["value"] > 0.97
-    assert collapsed["probe"]["value"] < 0.7
-    assert full["posterior variance"]["value"] < 0.97
-    assert collapsed["posterior variance"]["value"] == pytest.approx(1, abs=0.02)
+    full, collapsed = (measured(letter, 0, **short) for letter in "AG")
+    assert full["probe"] > 0.97
+    assert collapsed["probe"] < 0.7
+    assert full["posterior variance"] < 0.97
+    assert collapsed["posterior variance"] == pytest.approx(1, abs=0.02)
     # a sample of 1,000 from N(0, I) itself: E‖C − I‖² = 16·17/1,000
-    assert collapsed["covariance"]["value"] == pytest.approx(math.sqrt(16 * 17 / 1000), rel=0.15)
+    assert collapsed["covariance"] == pytest.approx(math.sqrt(16 * 17 / 1000), rel=0.15)
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny():
+    quick = var_jepa_simulation.BUDGETS["quick"]
     changes = {"samples": 60, "held_out": 50, "epochs": 1, "batch_size": 30}
-    monkeypatch.setitem(var_jepa_simulation.BUDGETS, "quick", ("tiny", ("A", "E", "G", "I", "J"), 2, changes))
+    return with_budget(STUDY, replace(quick, settings={**quick.settings, **changes}))
 
 
-def reproduce(out, **changes):
-    options = {"data_root": None, "budget": "quick", "cells": None, "seed": 0, "overwrite": False}
-    EXPERIMENTS["var-jepa-simulation"](out, **{**options, "progress": False, **changes})
-
-
-def test_a_run_leaves_metrics_and_report_and_resumes(tmp_path, tiny, monkeypatch, capsys):
+def test_a_run_leaves_metrics_and_report_and_resumes(tmp_path, tiny, capsys):
     out = tmp_path / "study"
-    reproduce(out)
-    metrics = json.loads((out / "metrics.json").read_text())
+    metrics = run(tiny, out)
     (table,) = metrics["tables"].values()
     assert [row["label"][0] for row in table["rows"]] == list("AEGIJ")
     assert table["rows"][1]["values"]["aggregate KL"]["published"] == 8.374
     assert all(len(row["values"]["probe, %"]["seeds"]) == 2 for row in table["rows"])
     assert len(table["findings"]) == 6
     assert all(finding["judged"] == 2 for finding in table["findings"])
+    # seed by seed: a study cut short has every variant of the first ones
+    assert [cell["cell"]["seed"] for cell in metrics["cells"]] == [0.0] * 5 + [1.0] * 5
     html = (out / "report.html").read_text()
-    assert "10.465" in html and "no reconstruction or generation" in html
+    assert "10.46" in html and "no reconstruction or generation" in html
     assert "A: full bound" in capsys.readouterr().out
 
     with pytest.raises(ArtifactError, match="--overwrite"):
-        reproduce(out)
+        run(tiny, out)
 
     # cut short: one cell is lost, and another is of other settings
     (out / "metrics.json").unlink()
     first, second, *_ = sorted((out / "cells").glob("*.json"))
     first.unlink()
     other = json.loads(second.read_text())
-    other["cell"]["noise"] = 9.0
+    other["cell"]["settings"]["noise"] = 9.0
     second.write_text(json.dumps(other))
     ran = []
-    run_cell = var_jepa_simulation.run_cell
-    monkeypatch.setattr(
-        var_jepa_simulation, "run_cell", lambda cell: (ran.append(cell.name), run_cell(cell))[1]
-    )
-    reproduce(out)
+
+    def counted(cell, *rest):
+        ran.append(cell.key)
+        return var_jepa_simulation.run(cell, *rest)
+
+    again = run(replace(tiny, run=counted, roots=("probjepa.experiments.var_jepa_simulation",)), out)
     assert sorted(ran) == [first.stem, second.stem]
-    again = json.loads((out / "metrics.json").read_text())
     assert again["tables"] == metrics["tables"]
 
 
 def test_refuses_the_budget_that_it_does_not_have_and_a_folder_of_something_else(tmp_path):
     with pytest.raises(ConfigError, match="quick or full"):
-        reproduce(tmp_path / "out", budget="small")
+        run(STUDY, tmp_path / "out", budget="small")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactError, match="exists already"):
-        reproduce(tmp_path)
+        run(STUDY, tmp_path)

@@ -27,7 +27,7 @@ def test_findings(name, cells, tmp_path):
         out,
         data_root=None,
         budget="quick",
-        cells=cells / "gmm" if name == "jepa-score-gmm" else cells,
+        cells=cells,
         seed=0,
         overwrite=False,
         progress=True,

@@ -5,67 +5,74 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from probjepa.data.views import views
-from probjepa.experiments.cells import COST_REFERENCE, Cell, build
-from probjepa.methods import METHODS
+from probjepa.experiments.images import build, modules_of, settings_of
+from probjepa.experiments.study import Base, Budget, Cell, Data, Measured, Row, Source
 from probjepa.methods.base import Method
 from probjepa.training.device import resolve_device
 from probjepa.training.optim import make_optimizer
 
+RANDOM_PIXELS = "random pixels"
+SOURCES = {RANDOM_PIXELS: Source(RANDOM_PIXELS)}  # nothing is read
+_REFERENCE = "simsiam"
 _WARMUP = 3
-Figures = dict[str, dict[str, float | None]]
+Figure = dict[str, float | None]
+Clock = Callable[[], float]
 
 
-def measure_cost(cell: Cell) -> tuple[Figures, list[str]]:
-    """Return figure → {value, low, high}, and what was not measured.
+def cost_base(row: Row, budget: Budget, dataset: str, data: Data) -> Base:
+    """Return the method's settings at the budget's size, and SimSiam's beside them."""
+    shape = budget.cost["channels"], budget.cost["image_size"]
+    backbone = {key: budget.cost[key] for key in ("backbone", "backbone_options") if key in budget.cost}
+    settings = {**settings_of(row, budget, shape), **backbone}
+    reference = {**settings_of(Row("the reference", _REFERENCE), budget, shape), **backbone}
+    fit = {
+        **{key: budget.cost[key] for key in ("batch_size", "rounds")},
+        **{key: budget.fit[key] for key in ("device", "precision", "channels_last")},
+        "reference": reference,
+    }
+    modules = modules_of(row.method, settings) + modules_of(_REFERENCE, reference)
+    return Base(settings, fit, modules)
+
+
+def run(cell: Cell, data: Data, folder: Path, budget: Budget, progress: bool) -> Measured:
+    """Measure a step's cost.
 
     A step is the loss, its gradient, the optimiser and ``after_step``; the views are made once, as they are
-    the same for all. The method and SimSiam take turns, so that a drift of the machine falls on both alike;
-    "step ratio" is the median of the rounds' ratios with their quartiles as bounds, "step seconds" likewise.
-    SimSiam against itself shows what a ratio is worth.
+    the same for all. "step ratio" is the median of the rounds' ratios with their quartiles as bounds, "step
+    seconds" likewise. SimSiam against itself shows what a ratio is worth.
     """
     device = resolve_device(cell.fit["device"])
-    method = build(cell).to(device)
-    step = _stepper(method, cell, device)
-    parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    method = build(cell.method, cell.settings, cell.seed).to(device)
+    reference = build(_REFERENCE, cell.fit["reference"], cell.seed).to(device)
+    step, other = (stepper(of, cell) for of in (method, reference))
     flops = _flops(step)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cell.seed)
-        reference: Method = METHODS[COST_REFERENCE](**cell.fit["reference"])
-    other = _stepper(reference.to(device), cell, device)
-    mine, theirs = [], []
-    for turn in range(_WARMUP + int(cell.fit["rounds"])):
-        seconds = [_seconds(run, device) for run in ((step, other) if turn % 2 else (other, step))]
-        if turn >= _WARMUP:
-            mine.append(seconds[turn % 2])
-            theirs.append(seconds[1 - turn % 2])
-    figures = {
-        "parameters": _exactly(parameters / 1e6),
-        "flops": _exactly(flops / 1e9),
-        "step seconds": _quartiles(mine),
-        "step ratio": _quartiles([a / b for a, b in zip(mine, theirs, strict=True)]),
+    mine, theirs = in_turns(step, other, device, int(cell.fit["rounds"]))
+    figures: dict[str, Figure | float] = {
+        "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad) / 1e6,
+        "flops": flops / 1e9,
+        "step seconds": quartiles(mine),
+        "step ratio": quartiles([a / b for a, b in zip(mine, theirs, strict=True)]),
     }
     if device.type != "cuda":
-        return figures, ["memory: not measured on a CPU"]
+        return Measured(figures, ["memory: not measured on a CPU"])
     del other, reference
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     step()
-    figures["memory"] = _exactly(torch.cuda.max_memory_allocated(device) / 2**30)
-    return figures, []
+    return Measured({**figures, "memory": torch.cuda.max_memory_allocated(device) / 2**30})
 
 
-def _stepper(method: Method, cell: Cell, device: torch.device) -> Callable[[], None]:
-    size, channels = method.preprocess.size, method.preprocess.channels
-    half = cell.fit["precision"] == "bf16-mixed" or (
-        device.type == "cuda" and cell.fit["precision"] == "auto"
-    )
-    last = cell.fit["channels_last"] is True or (
-        device.type == "cuda" and cell.fit["channels_last"] == "auto"
-    )
+def stepper(method: Method, cell: Cell, *, update: bool = True) -> Callable[[], None]:
+    """Return a training step of a method on fixed views of random pixels; the update of weights included."""
+    device, size, channels = method.device, method.preprocess.size, method.preprocess.channels
+    gpu = device.type == "cuda"
+    half = cell.fit["precision"] == "bf16-mixed" or (gpu and cell.fit["precision"] == "auto")
+    last = cell.fit["channels_last"] is True or (gpu and cell.fit["channels_last"] == "auto")
     config = method.preprocess.config()
     pixels = torch.randint(
         0, 256, (int(cell.fit["batch_size"]), channels, size, size), dtype=torch.uint8,
@@ -88,10 +95,45 @@ def _stepper(method: Method, cell: Cell, device: torch.device) -> Callable[[], N
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             loss = method.loss(batch)["loss"]
         torch.autograd.backward(loss)
-        optimizer.step()
-        method.after_step(0, 1000)
+        if update:
+            optimizer.step()
+            method.after_step(0, 1000)
 
     return step
+
+
+def in_turns(
+    one: Callable[[], object],
+    other: Callable[[], object],
+    device: torch.device,
+    rounds: int,
+    clock: Clock = time.perf_counter,
+) -> tuple[list[float], list[float]]:
+    """Return the seconds of both, round by round: a drift of the machine falls on both alike."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(_WARMUP + rounds):
+        for which in (turn % 2, 1 - turn % 2):
+            took = timed((one, other)[which], device, clock)
+            if turn >= _WARMUP:
+                seconds[which].append(took)
+    return seconds
+
+
+def timed(work: Callable[[], object], device: torch.device, clock: Clock = time.perf_counter) -> float:
+    """Return the seconds that some work takes, that of the GPU included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = clock()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return max(clock() - start, 1e-9)
+
+
+def quartiles(values: list[float]) -> Figure:
+    """Return the median, with the quartiles as bounds."""
+    low, median, high = statistics.quantiles(values, method="inclusive") if len(values) > 1 else values * 3
+    return {"value": median, "low": low, "high": high}
 
 
 def _flops(step: Callable[[], None]) -> int:
@@ -100,22 +142,3 @@ def _flops(step: Callable[[], None]) -> int:
     with FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())
-
-
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def _exactly(value: float) -> dict[str, float | None]:
-    return {"value": value, "low": None, "high": None}
-
-
-def _quartiles(values: list[float]) -> dict[str, float | None]:
-    low, median, high = statistics.quantiles(values, method="inclusive") if len(values) > 1 else values * 3
-    return {"value": median, "low": low, "high": high}

@@ -14,6 +14,7 @@ from probjepa.data import Images
 from probjepa.errors import ProbjepaError
 from probjepa.evaluation.label_free import columns, label_free_scores
 from probjepa.experiments.datasets import DataSet
+from probjepa.experiments.study import Measured
 from probjepa.methods.base import Method, ProbabilisticMethod, evaluating
 from probjepa.methods.ema import EMA
 from probjepa.methods.vje import VJE
@@ -21,13 +22,11 @@ from probjepa.scores import encode
 from probjepa.scores.detectors import KNNScore
 
 _K = 20
-Figures = dict[str, dict[str, float | None]]
+Figure = Mapping[str, float | None]
 
 
-def measure(
-    method: Method, data: DataSet, *, seed: int, n_bootstrap: int, pixels: bool = False
-) -> tuple[Figures, list[str]]:
-    """Return figure → {value, low, high}, and a line for each group that could not be measured.
+def measure(method: Method, data: DataSet, *, seed: int, n_bootstrap: int, pixels: bool = False) -> Measured:
+    """Return the figures, and a line for each group that could not be measured.
 
     ``knn20/…`` on "h", "mu", "ema-h" (Wilson); "mean variance", "kl", "anisotropy" and "concentration" of
     the held-out images (bootstrap); "effective rank"; ``auroc/SET/SCORE`` (bootstrap), out-of-distribution
@@ -45,9 +44,9 @@ def measure(
         known, features = {"h": _pixels(method, data.train)}, _sets(data, lambda s: {"h": _pixels(method, s)})
     else:
         known, features = encode(method, data.train), _sets(data, lambda s: encode(method, s))
-    figures: Figures = {}
+    figures: dict[str, Figure | float] = {}
     notes: list[str] = []
-    groups: dict[str, Callable[[], Iterator[tuple[str, Mapping[str, float | None]]]]] = {
+    groups: dict[str, Callable[[], Iterator[tuple[str, Figure | float]]]] = {
         "kNN": lambda: _accuracies(method, data, known, features["test"], pixels),
         "posterior": lambda: _posterior(method, features["test"], n_bootstrap, seed, pixels),
         "AUROC": lambda: _aurocs(method, known, features, n_bootstrap, seed, pixels),
@@ -55,10 +54,10 @@ def measure(
     }
     for group, make in groups.items():
         try:
-            figures |= {name: dict(value) for name, value in make()}
+            figures |= dict(make())
         except ProbjepaError as error:  # a collapse: the other groups still say how far it went
             notes.append(f"{group}: {error}")
-    return figures, notes
+    return Measured(figures, notes)
 
 
 def _sets(data: DataSet, of: Callable[[Images], dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
@@ -72,7 +71,7 @@ def _pixels(method: Method, images: Images) -> Tensor:
 
 def _accuracies(
     method: Method, data: DataSet, known: Mapping[str, Tensor], test: Mapping[str, Tensor], pixels: bool
-) -> Iterator[tuple[str, dict[str, float | None]]]:
+) -> Iterator[tuple[str, Figure]]:
     assert data.train.labels is not None
     assert data.test.labels is not None
     spaces = {space: (known[space], test[space]) for space in ("h", "mu") if space in known}
@@ -80,8 +79,13 @@ def _accuracies(
     if teacher is not None:
         spaces["ema-h"] = (_encode(method, teacher, data.train), _encode(method, teacher, data.test))
     for space, (bank, queries) in spaces.items():
-        predicted = metrics.knn_predict(bank, data.train.labels, queries, k=min(_K, len(bank)))
-        yield f"knn{_K}/{space}", asdict(metrics.accuracy_interval(predicted == data.test.labels.numpy()))
+        yield f"knn{_K}/{space}", knn_accuracy(bank, data.train.labels, queries, data.test.labels)
+
+
+def knn_accuracy(bank: Tensor, known: Tensor, queries: Tensor, truth: Tensor) -> Figure:
+    """Return the accuracy of kNN, k = 20, with its Wilson interval."""
+    predicted = metrics.knn_predict(bank, known, queries, k=min(_K, len(bank)))
+    return asdict(metrics.accuracy_interval(predicted == truth.numpy()))
 
 
 def averaged_encoder(method: Method) -> torch.nn.Module | None:
@@ -105,9 +109,8 @@ def _encode(method: Method, encoder: torch.nn.Module, images: Images) -> Tensor:
 
 def _posterior(
     method: Method, test: Mapping[str, Tensor], n_bootstrap: int, seed: int, pixels: bool
-) -> Iterator[tuple[str, Mapping[str, float | None]]]:
-    rank = metrics.effective_rank(test["h"])
-    yield "effective rank", {"value": rank, "low": None, "high": None}
+) -> Iterator[tuple[str, Figure | float]]:
+    yield "effective rank", metrics.effective_rank(test["h"])
     if isinstance(method, ProbabilisticMethod) and not pixels:
         measures = {key: value.numpy() for key, value in method.uncertainty_of_features(test).items()}
         for key in ("mean_variance", "kl", "anisotropy", "concentration"):
@@ -123,7 +126,7 @@ def _aurocs(
     n_bootstrap: int,
     seed: int,
     pixels: bool,
-) -> Iterator[tuple[str, dict[str, float | None]]]:
+) -> Iterator[tuple[str, Figure]]:
     if pixels:  # a covariance or a mixture of thousands of pixels says nothing, and takes minutes
         scores = columns(KNNScore(seed=seed), known, features)
     else:
@@ -137,7 +140,7 @@ def _aurocs(
 
 def _geometry(
     method: Method, data: DataSet, test: Mapping[str, Tensor], n_bootstrap: int, seed: int, pixels: bool
-) -> Iterator[tuple[str, dict[str, float | None]]]:
+) -> Iterator[tuple[str, Figure]]:
     if pixels or not isinstance(method, VJE):
         return
     assert data.test.labels is not None

@@ -12,25 +12,47 @@ import numpy as np
 import numpy.typing as npt
 
 from probjepa.errors import DataError, unknown_name
+from probjepa.experiments.study import Data, Source
 from probjepa.tabular.downstream import split_rows
 from probjepa.tabular.files import read_table, table_sha256
 from probjepa.tabular.schema import ColumnType
 from probjepa.tabular.simulated import LABEL, blended_digits, simulate
 
+_Ambiguity = npt.NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSet(Data):
+    """A table split 70/10/20 %: DataFrames with the target; the test rows' ambiguity where it is known."""
+
+    train: Any
+    validation: Any
+    test: Any
+    target: str
+    column_types: Mapping[str, ColumnType] = field(default_factory=dict)
+    ambiguity: _Ambiguity = None
+
 
 @dataclass(frozen=True)
-class Source:
-    """A table under the data root, or one that is drawn or that scikit-learn ships (``file`` is "").
+class TableSource(Source):
+    """A table under the data root, or one that is drawn or that scikit-learn ships (without ``files``).
 
-    ``preset`` is that of the published settings.
+    Attributes
+    ----------
+    preset
+        of the published settings
+    target, drop
+        the column of the classes, and those that are left out
+    missing_text
+        what stands where a cell is missing
+    categorical
+        columns whose type their values do not say
     """
 
-    title: str
-    preset: str
-    file: str = ""
+    preset: str = "small"
     target: str = LABEL
     drop: tuple[str, ...] = ()
-    missing: str = ""
+    missing_text: str = ""
     categorical: tuple[str, ...] = ()
 
     @property
@@ -39,97 +61,83 @@ class Source:
         kind: Literal["categorical"] = "categorical"
         return dict.fromkeys(self.categorical, kind)
 
+    def open(self, data_root: Path | None, rows: int | None, seed: int) -> TableSet:
+        """Open it and split it by a seed; of the training rows, keep ``rows`` where there are more.
 
-SOURCES: Mapping[str, Source] = {
-    "adult": Source("Adult", "adult", "adult.parquet", "income", missing="?"),
-    "electricity": Source("Electricity", "electricity", "electricity.parquet", "class"),
-    "credit": Source(
-        "Credit", "credit", "credit_default.parquet", "Y", ("ID",),
+        The validation rows are then cut down to a seventh of that; the test rows stay, all of them.
+
+        Raises
+        ------
+        DataError
+            where a file cannot be read, or lacks its target
+        """
+        if self is SOURCES["digits"]:
+            first, second, third = blended_digits(seed)
+            return self._cut(rows, first.table, second.table, third.table, third.ambiguity)
+        frame, ambiguity = self._read(data_root, seed)
+        parts = split_rows(frame[self.target].to_numpy(), seed)
+        train, validation, test = (frame.iloc[part].reset_index(drop=True) for part in parts)
+        return self._cut(rows, train, validation, test, None if ambiguity is None else ambiguity[parts[2]])
+
+    def _read(self, data_root: Path | None, seed: int) -> tuple[Any, _Ambiguity]:
+        if self is SOURCES["sim"]:
+            drawn = simulate(seed=seed)
+            return drawn.table, drawn.ambiguity
+        if not self.files:
+            from sklearn import datasets
+
+            load = {"wine": datasets.load_wine, "breast cancer": datasets.load_breast_cancer}[self.title]
+            return load(as_frame=True).frame.rename(columns={"target": LABEL}), None
+        assert data_root is not None
+        path = data_root / self.files[0]
+        frame = read_table(path).drop(columns=list(self.drop), errors="ignore")
+        if self.target not in frame.columns:
+            raise DataError(f"{path} has no column '{self.target}': restore it")
+        return (frame.replace(self.missing_text, None) if self.missing_text else frame), None
+
+    def _cut(
+        self, rows: int | None, train: Any, validation: Any, test: Any, ambiguity: _Ambiguity
+    ) -> TableSet:
+        if rows is not None:  # they are in random order
+            train, validation = train.iloc[:rows], validation.iloc[: math.ceil(rows / 7)]
+        mark = "".join(table_sha256(part)[:8] for part in (train, validation, test))
+        return TableSet(
+            fingerprint=mark, train=train, validation=validation, test=test, target=self.target,
+            column_types=self.column_types, ambiguity=ambiguity,
+        )  # fmt: skip
+
+
+def _file(name: str) -> tuple[str, ...]:
+    return (f"tabular/{name}.parquet",)
+
+
+SOURCES: Mapping[str, TableSource] = {
+    "adult": TableSource("Adult", _file("adult"), "adult", "income", missing_text="?"),
+    "electricity": TableSource("Electricity", _file("electricity"), "electricity", "class"),
+    "credit": TableSource(
+        "Credit", _file("credit_default"), "credit", "Y", ("ID",),
         categorical=("X2", "X3", "X4", *(f"X{i}" for i in range(6, 12))),
     ),
-    "sim": Source("SIM", "small"),
-    "digits": Source("digits, blended", "mnist"),
-    "wine": Source("wine", "small"),
-    "breast-cancer": Source("breast cancer", "small"),
+    "sim": TableSource("SIM"),
+    "digits": TableSource("digits, blended", preset="mnist"),
+    "wine": TableSource("wine"),
+    "breast-cancer": TableSource("breast cancer"),
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TableSet:
-    """A table split 70/10/20 %: DataFrames with the target; the test rows' ambiguity where it is known."""
-
-    train: Any
-    validation: Any
-    test: Any
-    target: str
-    column_types: Mapping[str, ColumnType] = field(default_factory=dict)
-    ambiguity: npt.NDArray[np.float64] | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Of all cells of the three parts."""
-        return "".join(table_sha256(part)[:8] for part in (self.train, self.validation, self.test))
-
-
-def missing(name: str, data_root: Path | None) -> str | None:
-    """Return why a table cannot be opened, or None; ConfigError for an unknown name."""
-    if name not in SOURCES:
-        raise unknown_name("table", name, SOURCES)
-    file = SOURCES[name].file
-    if not file:
-        return None
-    if data_root is None:
-        return f"no --data-root, which holds tabular/{file}"
-    path = data_root / "tabular" / file
-    return None if path.is_file() else f"no {path}"
-
-
 def open_table_set(name: str, data_root: Path | None, seed: int, train_rows: int | None = None) -> TableSet:
-    """Open a table and split it by a seed; of the training rows, keep ``train_rows`` where there are more.
-
-    The validation rows are then cut down to a seventh of that; the test rows stay, all of them.
+    """Open a table by name and split it by a seed; see ``TableSource.open``.
 
     Raises
     ------
+    ConfigError
+        for an unknown name
     DataError
         where a file is not there, or lacks its target
     """
-    reason = missing(name, data_root)
-    source = SOURCES[name]
+    if name not in SOURCES:
+        raise unknown_name("table", name, SOURCES)
+    reason = SOURCES[name].missing(data_root)
     if reason:
-        raise DataError(f"{source.title}: {reason}: put it there, or pass another --data-root")
-    if name == "digits":
-        first, second, third = blended_digits(seed)
-        train, validation = _cut(train_rows, first.table, second.table)
-        return TableSet(train, validation, third.table, LABEL, {}, third.ambiguity)
-    ambiguity = None
-    if name == "sim":
-        drawn = simulate(seed=seed)
-        frame, ambiguity = drawn.table, drawn.ambiguity
-    elif source.file:
-        assert data_root is not None
-        frame = read_table(data_root / "tabular" / source.file).drop(
-            columns=list(source.drop), errors="ignore"
-        )
-        if source.target not in frame.columns:
-            raise DataError(
-                f"{data_root / 'tabular' / source.file} has no column '{source.target}': restore it"
-            )
-        if source.missing:
-            frame = frame.replace(source.missing, None)
-    else:
-        from sklearn import datasets
-
-        load = {"wine": datasets.load_wine, "breast-cancer": datasets.load_breast_cancer}[name]
-        frame = load(as_frame=True).frame.rename(columns={"target": LABEL})
-    parts = split_rows(frame[source.target].to_numpy(), seed)
-    train, validation, test = (frame.iloc[part].reset_index(drop=True) for part in parts)
-    train, validation = _cut(train_rows, train, validation)
-    known = None if ambiguity is None else ambiguity[parts[2]]
-    return TableSet(train, validation, test, source.target, source.column_types, known)
-
-
-def _cut(train_rows: int | None, train: Any, validation: Any) -> tuple[Any, Any]:
-    if train_rows is None:
-        return train, validation
-    return train.iloc[:train_rows], validation.iloc[: math.ceil(train_rows / 7)]  # they are in random order
+        raise DataError(f"{SOURCES[name].title}: {reason}: put it there, or pass another --data-root")
+    return SOURCES[name].open(data_root, train_rows, seed)

@@ -8,17 +8,17 @@ import pytest
 from experiment_tables import TABLE, run
 
 from probjepa.errors import ConfigError
-from probjepa.experiments import EXPERIMENTS, grid
-from probjepa.experiments.budgets import BUDGETS, QUICK
-from probjepa.experiments.cells import build, make_cell
-from probjepa.experiments.declare import Experiment, Row
+from probjepa.experiments import EXPERIMENTS
+from probjepa.experiments.figures import expand
+from probjepa.experiments.images import BUDGETS, QUICK, build
+from probjepa.experiments.study import Data, Row
 
-# one with budgets of its own has tests of its own
-DECLARED = {name: EXPERIMENTS[name] for name in EXPERIMENTS if type(EXPERIMENTS[name]) is Experiment}
+DECLARED = {name: EXPERIMENTS[name] for name in EXPERIMENTS}
+IMAGES = [name for name in DECLARED if name.startswith("vje-")]
 
 
 def cell_of(row, budget=QUICK, dataset="digits", seed=0, mark="abc"):
-    return make_cell(row, budget, dataset, (1, 16), seed, mark)
+    return TABLE.cell_of(row, budget, dataset, Data(mark, (1, 16)), seed)
 
 
 def test_a_default_that_is_spelt_out_is_the_same_cell():
@@ -41,7 +41,7 @@ def test_a_default_that_is_spelt_out_is_the_same_cell():
         {"row": Row("a", task="random-init")},
         {"row": Row("a", "simsiam")},
         {"budget": replace(QUICK, fit={**QUICK.fit, "epochs": 61})},
-        {"budget": replace(QUICK, backbone_options={"widths": (16, 32, 65)})},
+        {"budget": replace(QUICK, settings={**QUICK.settings, "backbone_options": {"widths": (16, 32, 65)}})},
         {"budget": replace(QUICK, name="small")},
         {"dataset": "cifar10"},
         {"seed": 1},
@@ -72,40 +72,54 @@ def test_an_unknown_setting_or_budget_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="vje has no setting degrees"):
         cell_of(Row("a", settings={"degrees": 3}))
     with pytest.raises(ConfigError, match="unknown budget 'quik', did you mean 'quick'"):
-        run(replace(TABLE, data={"quik": ("digits",)}), tmp_path / "out", budget="quik")
+        run(TABLE, tmp_path / "out", budget="quik")
+    with pytest.raises(ConfigError, match="test-table runs as quick or full, not 'small'"):
+        run(
+            replace(TABLE, budgets={name: BUDGETS[name] for name in ("quick", "full")}),
+            tmp_path / "out",
+            budget="small",
+        )
 
 
-@pytest.mark.parametrize("name", DECLARED)
-@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize(("name", "budget"), [(n, b) for n, study in DECLARED.items() for b in study.budgets])
 def test_declarations_are_valid(name, budget):
     experiment = DECLARED[name]
     assert experiment.name == name
+    assert experiment.budget(budget).name == budget
+    assert set(experiment.data or experiment.budgets) == set(experiment.budgets) <= set(BUDGETS)
+    assert set(experiment.data_of(budget)) <= set(experiment.sources)
     rows = experiment.rows_of(budget)
     assert len({row.label for row in rows}) == len(rows) > 1
+    columns = [column.label for column in expand(experiment.columns, ["noise"])]
+    assert len(set(columns)) == len(columns)
+    for data, row, column in experiment.published:
+        assert any(data in experiment.data_of(name) for name in experiment.budgets)
+        assert row in {row.label for row in experiment.rows}
+        assert column in columns
+    assert experiment.published_budget
+
+
+@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_every_cell_of_images_can_be_built(name, budget):
+    experiment = DECLARED[name]
     spent = BUDGETS[budget]
     small = {"backbone": "convnet", "backbone_options": {"widths": (4,)}}  # a ResNet a row would take minutes
     built = set()
-    for row in rows:
-        cell = make_cell(row, spent, "digits", (1, 16), 0, "")
+    for row in experiment.rows_of(budget):
+        cell = experiment.cell_of(row, spent, "digits", Data("", (1, 16)), 0)
         thin = {key: 16 for key in cell.settings if key.endswith("_dim") and cell.settings[key]}
         if cell.key not in built:
-            method = build(replace(cell, settings={**cell.settings, **small, **thin}))
+            method = build(cell.method, {**cell.settings, **small, **thin}, 0)
             assert method.name == row.method
             built.add(cell.key)
-    labels = {column.label for column in grid.expand(experiment.columns, ["noise"])}
-    for data, row, column in experiment.published:
-        assert any(data in names for names in experiment.data.values())
-        assert row in {row.label for row in experiment.rows}
-        assert column in labels
-    assert experiment.published_budget
-    assert set(experiment.data) == set(BUDGETS)
 
 
 @pytest.mark.parametrize("name", DECLARED)
 def test_findings_read_rows_and_columns_that_there_are(name):
     experiment = DECLARED[name]
     ood = ["unseen classes", "natural patches", "noise"]
-    columns = {column.label for column in grid.expand(experiment.columns, ood)}
+    columns = {column.label for column in expand(experiment.columns, ood)}
     rows = {row.label for row in experiment.rows_of("quick")}
     assert experiment.findings
     full = {row.label for row in experiment.rows_of("full")}

@@ -1,4 +1,4 @@
-"""The page and the terminal's tables of an experiment, from its metrics."""
+"""The page and the terminal's tables of a study, from its metrics."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table as TerminalTable
 
-from probjepa.experiments.grid import verdict
+from probjepa import plots
+from probjepa.experiments.figures import verdict
+from probjepa.experiments.study import Result, Study
+from probjepa.report.figures import picture
 from probjepa.report.page import Card, Figure, Section, Table, Value, render
 from probjepa.report.provenance import settings_tables
-from probjepa.report.style import FULL, HALF, INK, MUTED, canvas, finish, label, palette, styled
 
-_BLUE, _ORANGE = palette("ab").values()
 _FILE_WIDTH = 160
-MOST_COLUMNS = 12  # a table with more has its columns as lines
+_MOST_COLUMNS = 12
 Metrics = Mapping[str, Any]
 
 
-def page(metrics: Metrics, further: Sequence[Section] = ()) -> str:
-    """Return the experiment's page, with ``further`` sections before the settings."""
+def page(metrics: Metrics, study: Study, results: Sequence[Result]) -> str:
+    """Return the study's page: its tables, findings and own pictures, and what all was run with."""
     sections = []
     for table in metrics["tables"].values():
-        sections.append(_table_section(table, metrics))
+        sections.append(_table_section(table, metrics, study.about))
         if table["findings"]:
             sections.append(_findings_section(table))
-    sections += [*further, _settings_section(metrics)]
+    sections += [*study.sections(results), _settings_section(metrics)]
     versions = metrics["versions"]
     return render(
         metrics["title"],
@@ -58,35 +58,45 @@ def _cards(metrics: Metrics) -> list[Card]:
              "warn" if failed else "plain"),
     ]  # fmt: skip
     if judged:
-        tone = "good" if len(held) == len(judged) else "warn"
-        cards.insert(
-            0,
-            Card("Findings that hold", f"{len(held)} of {len(judged)}", "in every seed", tone),  # type: ignore[arg-type]
-        )
+        count = f"{len(held)} of {len(judged)}"
+        tone: Any = "good" if len(held) == len(judged) else "warn"
+        cards.insert(0, Card("Findings that hold", count, "in every seed", tone))
     return cards
 
 
-def _table_section(table: Mapping[str, Any], metrics: Metrics) -> Section:
-    columns = table["columns"]
-    shown = [column for column in columns if _known(table, column, "value")]
-    heads, best = ["row"], {}
-    for column in shown:
+def shown(table: Mapping[str, Any], what: str = "value") -> list[Mapping[str, Any]]:
+    """Return the columns of a table of metrics.json in which any row has a value."""
+    return [
+        column
+        for column in table["columns"]
+        if any(row["values"][column["label"]].get(what) is not None for row in table["rows"])
+    ]
+
+
+def is_turned(table: Mapping[str, Any], columns: Sequence[Any]) -> bool:
+    """Whether a table is too wide, and not as long, so that its columns are laid out as lines."""
+    return len(columns) > max(_MOST_COLUMNS, len(table["rows"]))
+
+
+def _table_section(table: Mapping[str, Any], metrics: Metrics, about: str) -> Section:
+    columns = shown(table)
+    published = [column["label"] for column in shown(table, "published")]
+    heads = ["row"]
+    for column in columns:
         heads.append(column["label"])
-        if column["better"]:
-            best[column["label"]] = column["better"]
-        if _known(table, column, "published"):
+        if column["label"] in published:
             heads.append(f"published: {column['label']}")
     rows = []
     for row in table["rows"]:
         cells: list[Any] = [row["label"] + (f" ({len(row['failed'])} failed)" if row["failed"] else "")]
-        for column in shown:
+        for column in columns:
             of = row["values"][column["label"]]
             cells.append(None if of["value"] is None else _value(of, column["percent"]))
-            if _known(table, column, "published"):
+            if column["label"] in published:
                 cells.append(_published(of.get("published"), column["percent"]))
         rows.append(cells)
     text = "Ours"
-    if any(_known(table, column, "published") for column in shown):
+    if published:
         text += f" beside the paper's figures, which are of another budget ({metrics['published_budget']})"
     text += f". Bars and brackets: {metrics['intervals']}."
     reasons = [
@@ -94,15 +104,11 @@ def _table_section(table: Mapping[str, Any], metrics: Metrics) -> Section:
     ]
     if reasons:
         text += " Failed: " + "; ".join(reasons) + "."
-    caption = f"{table['title']}, {metrics['budget']['title']}."
-    pictures = [dots(column["label"], table["rows"], column["percent"]) for column in shown if column["plot"]]
-    turned = len(shown) > MOST_COLUMNS
-    results = Table(heads, rows, caption, best=best, turned=turned)
+    caption = f"{table['title']}, {metrics['budget']['title']}. {about}".rstrip()
+    best = {column["label"]: column["better"] for column in columns if column["better"]}
+    pictures = [dots(column, table["rows"]) for column in columns if column["plot"]]
+    results = Table(heads, rows, caption, best=best, turned=is_turned(table, columns))
     return Section(f"Results: {table['title']}", text, [results, *pictures])
-
-
-def _known(table: Mapping[str, Any], column: Mapping[str, Any], what: str) -> bool:
-    return any(row["values"][column["label"]].get(what) is not None for row in table["rows"])
 
 
 def _value(of: Mapping[str, Any], percent: bool) -> Value | str:
@@ -117,43 +123,31 @@ def _published(value: float | None, percent: bool) -> str | None:
     return None if value is None else f"{100 * value:.1f}" if percent else f"{value:.4g}"
 
 
-@styled
-def dots(name: str, rows: Sequence[Mapping[str, Any]], percent: bool) -> Figure:
+def dots(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Return a dot a row with its interval and single seeds, and a diamond where a figure is published."""
-    scale = 100 if percent else 1
-    kept = [row for row in rows if row["values"][name]["value"] is not None]
-    wide = len(kept) > 9
-    figure = canvas(FULL if wide else HALF, 74 + 23 * len(kept))
-    axis = figure.subplots()
-    texts = []
-    for at, row in enumerate(kept):
-        of = row["values"][name]
-        if of["low"] is not None and of["high"] is not None:
-            axis.plot([scale * of["low"], scale * of["high"]], [at, at], color=_BLUE, lw=5, alpha=0.3)
-        seeds = np.array([x for x in of["seeds"] if x is not None])
-        axis.plot(scale * seeds, np.full(len(seeds), at), "|", ms=9, mew=1.4, color=_BLUE)
-        axis.plot([scale * of["value"]], [at], "o", ms=6.5, color=_BLUE)
-        if of.get("published") is not None:
-            axis.plot([scale * of["published"]], [at], "D", ms=6.5, mfc="none", mew=1.6, color=_ORANGE)
-        texts.append(f"{row['label']} {scale * of['value']:.4g}")
-    axis.set_yticks(range(len(kept)), [label(row["label"], 34 if wide else 24) for row in kept])
-    axis.set(ylim=(len(kept) - 0.4, -0.6), title=label(name, 40))
-    axis.grid(True, axis="x")
-    axis.grid(False, axis="y")
-    axis.tick_params(axis="y", labelcolor=INK)
-    axis.spines["left"].set_color(MUTED)
-    published = " Diamond: published." if any("published" in row["values"][name] for row in kept) else ""
-    return finish(
-        figure,
-        f"Dot: mean; ticks: seeds; bar: interval.{published}",
-        f"{name}: {', '.join(texts)}",
-        "full" if wide else "half",
+    scale = 100 if column["percent"] else 1
+
+    def scaled(*values: float | None) -> tuple[float, ...]:
+        return tuple(math.nan if x is None else scale * x for x in values)
+
+    of = {row["label"]: row["values"][column["label"]] for row in rows}
+    of = {name: figure for name, figure in of.items() if figure["value"] is not None}
+    dot: Any = {name: scaled(*(figure[k] for k in ("value", "low", "high"))) for name, figure in of.items()}
+    seeds = {name: scaled(*figure["seeds"]) for name, figure in of.items()}
+    known = {name: scale * figure["published"] for name, figure in of.items() if "published" in figure}
+    wide = len(of) > 9
+    return picture(
+        column["label"],
+        lambda axis: plots.dots(axis, dot, ticks=seeds, diamonds=known, name_limit=34 if wide else 24),
+        f"Dot: mean; ticks: seeds; bar: interval.{' Diamond: published.' if known else ''}",
+        width="full" if wide else "half",
+        height=74 + 23 * len(of),
     )
 
 
 def _findings_section(table: Mapping[str, Any]) -> Section:
     rows = [
-        [finding["claim"], verdict(finding), evidence(finding), "yes" if finding["asserted"] else "no"]
+        [finding["claim"], verdict(finding), _evidence(finding), "yes" if finding["asserted"] else "no"]
         for finding in table["findings"]
     ]
     return Section(
@@ -164,8 +158,7 @@ def _findings_section(table: Mapping[str, Any]) -> Section:
     )
 
 
-def evidence(finding: Mapping[str, Any]) -> str:
-    """Return the figures that a finding was judged on."""
+def _evidence(finding: Mapping[str, Any]) -> str:
     known = [item for item in finding["evidence"] if item["value"] is not None]
     return "; ".join(f"{item['row']}, {item['column']}: {_short(item)}" for item in known)
 
@@ -175,28 +168,27 @@ def _short(item: Mapping[str, Any]) -> str:
 
 
 def _settings_section(metrics: Metrics) -> Section:
-    lines = {
-        "backbone": metrics["backbone"]["name"],
-        **{f"backbone.{key}": value for key, value in metrics["backbone"]["options"].items()},
+    encoder = metrics["backbone"]
+    common = {
+        **({"backbone": encoder["name"]} if encoder["name"] else {}),
+        **{f"backbone.{key}": value for key, value in encoder["options"].items()},
         **{f"fit.{key}": value for key, value in metrics["budget"]["fit"].items()},
         "seeds": metrics["seeds"],
     }
-    text = "All methods have the backbone, the epochs and the batch in common; each its own recipe otherwise."
-    tables = settings_tables(lines, "What all rows have in common.")
-    recipes: dict[str, Mapping[str, Any]] = {}
+    tables = settings_tables(common, "What all rows have in common.")
+    cells: dict[str, Mapping[str, Any]] = {}
     for cell in metrics["cells"]:
-        recipes.setdefault(cell["row"], cell["cell"])
-    rows = [[name, of["method"], _of_its_own(of, lines)] for name, of in recipes.items()]
+        cells.setdefault(cell["row"], cell["cell"])
+    rows = [[name, of["method"], _of_its_own(of, common)] for name, of in cells.items()]
     tables.append(Table(["row", "method", "settings"], rows, "The settings of each row.", folded="Every row"))
     notes = sorted({note for cell in metrics["cells"] for note in cell["notes"]})
-    if metrics["not_run"] or notes:
-        text += " " + " ".join(f"{line}." for line in [*metrics["not_run"], *notes])
-    return Section("Settings", text, tables)
+    lines = ["What is equal for all rows, and what is of each row alone", *metrics["not_run"], *notes]
+    return Section("Settings", " ".join(f"{line}." for line in lines), tables)
 
 
 def _of_its_own(cell: Mapping[str, Any], common: Mapping[str, Any]) -> str:
     shared = {"backbone", "backbone_options", "channels", "image_size", "view_recipe", "reference"}
-    given = {**cell["settings"], **{k: v for k, v in cell["fit"].items() if f"fit.{k}" not in common}}
+    given = {k: v for k, v in {**cell["settings"], **cell["fit"]}.items() if f"fit.{k}" not in common}
     return ", ".join(f"{key} {_text(value)}" for key, value in given.items() if key not in shared)
 
 
@@ -210,20 +202,20 @@ def print_summary(metrics: Metrics) -> None:
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     for table in metrics["tables"].values():
-        shown = [column for column in table["columns"] if _known(table, column, "value")]
-        fits = console.width >= 30 + 22 * len(shown)
+        columns = [column for column in shown(table) if column["brief"]]
+        fits = console.width >= 30 + 22 * len(columns)
         title = f"{metrics['title']}: {table['title']}" + (f" ({metrics['intervals']})" if fits else "")
         printed = TerminalTable(title=title, title_justify="left")
         printed.add_column("", no_wrap=True)
-        for column in shown:
+        for column in columns:
             printed.add_column(column["label"])
         for row in table["rows"]:
             failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
-            texts = (_terminal(row["values"][column["label"]], column["percent"], fits) for column in shown)
+            texts = (_terminal(row["values"][column["label"]], column["percent"], fits) for column in columns)
             printed.add_row(row["label"] + failed, *texts)
         console.print(printed)
         for finding in table["findings"]:
-            console.print(f"{verdict(finding)}: {finding['claim']} ({evidence(finding)})", markup=False)
+            console.print(f"{verdict(finding)}: {finding['claim']} ({_evidence(finding)})", markup=False)
     for line in metrics["not_run"]:
         console.print(line, markup=False)
 

@@ -13,42 +13,41 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from experiment_tables import TABLE, TINY, run
+from experiment_tables import TABLE, TINY, run, with_budget
 from PIL import Image
 
 import probjepa.training
 from probjepa.data import open_images
 from probjepa.errors import ArtifactError, ConfigError, ProbjepaError
-from probjepa.experiments import EXPERIMENTS, budgets, cells, datasets, grid, measure
-from probjepa.experiments.cells import build
-from probjepa.experiments.datasets import RANDOM_PIXELS, open_data_set
-from probjepa.experiments.declare import LEARNED, OOD, Column, Row
+from probjepa.experiments import EXPERIMENTS, datasets, images, measure, runner
+from probjepa.experiments.cost import RANDOM_PIXELS, in_turns
+from probjepa.experiments.datasets import open_data_set
 from probjepa.experiments.results_page import main as write_results_page
 from probjepa.experiments.results_page import results_page
+from probjepa.experiments.study import Column, Row
+from probjepa.experiments.vje import LEARNED
+from probjepa.experiments.vje_uncertainty import AUROC
 from probjepa.training import Interrupted
 
-
-@pytest.fixture
-def tiny(monkeypatch):
-    monkeypatch.setitem(budgets.BUDGETS, "quick", TINY)
+TABLE = with_budget(TABLE, TINY)
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return open_data_set("digits", None, TINY.images)
+    return open_data_set("digits", None, TINY.rows)
 
 
 def test_data_are_disjoint_and_of_the_size_asked_for(digits):
     assert len(digits.train) == 384
     assert torch.bincount(digits.train.labels).tolist()[:8] == pytest.approx([48] * 8, abs=2)
     pixels = {bytes(image) for image in digits.train.images.numpy()}
-    for images in (digits.test, *digits.ood.values()):
-        assert not any(bytes(image) in pixels for image in images.images.numpy())
-    assert open_data_set("digits", None, TINY.images).fingerprint == digits.fingerprint
+    for held_out in (digits.test, *digits.ood.values()):
+        assert not any(bytes(image) in pixels for image in held_out.images.numpy())
+    assert open_data_set("digits", None, TINY.rows).fingerprint == digits.fingerprint
     assert open_data_set("digits", None, 300).fingerprint != digits.fingerprint
 
 
-def test_a_tiny_table_from_training_to_page(tmp_path, tiny, capsys):
+def test_a_tiny_table_from_training_to_page(tmp_path, capsys):
     rows = (
         Row("VJE, likelihood", score="likelihood"),
         Row("VJE-EMA, knn", settings={"target": "ema"}, score="knn"),
@@ -57,7 +56,7 @@ def test_a_tiny_table_from_training_to_page(tmp_path, tiny, capsys):
         Row("random", task="random-init", score="knn"),
         Row("pixels", task="raw-pixels", score="knn"),
     )  # fmt: skip
-    columns = (*LEARNED, Column("EMA", "knn20/ema-h"), OOD, Column("ρ", "spearman/kl/margin"))
+    columns = (*LEARNED, Column("EMA", "knn20/ema-h"), AUROC, Column("ρ", "spearman/kl/margin"))
     metrics = run(replace(TABLE, rows=rows, columns=columns, findings=()), tmp_path / "out")
     table = {row["label"]: row["values"] for row in metrics["tables"]["digits"]["rows"]}
     assert all(row["failed"] == [] for row in metrics["tables"]["digits"]["rows"])
@@ -91,6 +90,10 @@ def test_a_tiny_table_from_training_to_page(tmp_path, tiny, capsys):
         results_page(tmp_path / "results")
 
 
+def json_of(measured):
+    return {name: runner.figure(value) for name, value in measured.figures.items()}
+
+
 class StopAfter(L.Callback):
     """Press Ctrl-C in the middle of a step."""
 
@@ -102,17 +105,16 @@ class StopAfter(L.Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_run_that_was_cut_short_goes_on(tmp_path, tiny, digits, monkeypatch):
-    (cell,) = [c for c in grid.plan(TABLE, TINY, "digits", digits, 0) if c.label == "one" and c.seed == 0]
-    whole = cells.run_cell(cell, digits, tmp_path / "whole", n_bootstrap=5, progress=False)
+def test_a_run_that_was_cut_short_goes_on(tmp_path, digits, monkeypatch):
+    (cell,) = [c for c in runner.plan(TABLE, TINY, "digits", digits, [0]) if c.label == "one"]
+    whole = images.run(cell, digits, tmp_path / "whole", TINY, False)
 
     # killed after the training and before its cell was written; and before there was anything
-    again = cells.run_cell(cell, digits, tmp_path / "whole", n_bootstrap=5, progress=False)
-    assert again["figures"] == whole["figures"]
+    again = images.run(cell, digits, tmp_path / "whole", TINY, False)
+    assert again == whole
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / ".config.yaml.tmp").write_text("")
-    bare = cells.run_cell(cell, digits, tmp_path / "bare", n_bootstrap=5, progress=False)
-    assert bare["figures"] == whole["figures"]
+    assert images.run(cell, digits, tmp_path / "bare", TINY, False) == whole
 
     fit, resumed = probjepa.training.fit, []
 
@@ -126,14 +128,16 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path, tiny, digits, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(Interrupted, match="run the same command again"):
         run(replace(TABLE, rows=TABLE.rows[:1]), out)
-    assert (out / "runs" / cell.key / "checkpoints" / "last.ckpt").is_file()
+    (begun,) = (out / "runs").iterdir()
+    assert begun.name.startswith(f"{cell.key}-")
+    assert (begun / "checkpoints" / "last.ckpt").is_file()
     assert not (out / "metrics.json").exists()
     metrics = run(replace(TABLE, rows=TABLE.rows[:1]), out)
     assert resumed == [False, True, False]
-    assert metrics["cells"][0]["figures"] == whole["figures"]
+    assert metrics["cells"][0]["figures"] == json_of(whole)
 
 
-def test_a_cell_that_diverges_is_recorded_as_failed(tmp_path, tiny, capsys):
+def test_a_cell_that_diverges_is_recorded_as_failed(tmp_path, capsys):
     rows = (Row("fine"), Row("wild", fit={"learning_rate": 1e30}))
     metrics = run(replace(TABLE, rows=rows, findings=TABLE.findings), tmp_path / "out", progress=True)
     fine, wild = metrics["tables"]["digits"]["rows"]
@@ -156,16 +160,15 @@ def test_a_cell_that_diverges_is_recorded_as_failed(tmp_path, tiny, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
 
 
-def test_what_the_user_must_act_on_is_raised(tmp_path, tiny):
+def test_what_the_user_must_act_on_is_raised(tmp_path):
     with pytest.raises(ConfigError, match="batch_size"):
         run(replace(TABLE, rows=(Row("one", fit={"batch_size": 10_000}),)), tmp_path / "out")
 
 
-def test_the_cost_of_a_step(tmp_path, tiny):
+def test_the_cost_of_a_step(tmp_path):
     thin = {"projector_dim": 8, "predictor_dim": 4}
-    budgets.BUDGETS["quick"].methods["simsiam"] = thin
     experiment = replace(
-        EXPERIMENTS["vje-compute"],
+        with_budget(EXPERIMENTS["vje-compute"], replace(TINY, methods={**TINY.methods, "simsiam": thin})),
         rows=(Row("VJE", task="cost"), Row("SimSiam", "simsiam", task="cost", settings=thin)),
         findings=(),
     )
@@ -188,17 +191,31 @@ def test_the_cost_of_a_step(tmp_path, tiny):
     assert any("memory: not measured" in note for cell in metrics["cells"] for note in cell["notes"])
 
 
+def test_the_steps_of_both_are_told_apart():
+    now = [0.0]
+
+    def takes(seconds):
+        def work():
+            now[0] += seconds
+
+        return work
+
+    mine, theirs = in_turns(takes(3.0), takes(1.0), torch.device("cpu"), rounds=5, clock=lambda: now[0])
+    assert mine == [3.0] * 5
+    assert theirs == [1.0] * 5
+
+
 def test_an_evaluation_that_fails_is_noted_and_the_rest_is_measured(tmp_path, digits, monkeypatch):
-    def collapsed(*_):
+    def collapsed(*_, **__):
         raise ProbjepaError("the embeddings do not vary")
 
     monkeypatch.setattr(measure, "label_free_scores", collapsed)
-    (cell, *_) = grid.plan(TABLE, TINY, "digits", digits, 0)
-    method = build(cell)
+    (cell, *_) = runner.plan(TABLE, TINY, "digits", digits, [0])
+    method = images.build(cell.method, cell.settings, cell.seed)
     method.calibrate(digits.train.images)
-    figures, notes = measure.measure(method.eval(), digits, seed=0, n_bootstrap=5)
-    assert notes == ["AUROC: the embeddings do not vary"]
-    assert {"knn20/h", "mean variance"} <= set(figures)
+    measured = measure.measure(method.eval(), digits, seed=0, n_bootstrap=5)
+    assert measured.notes == ["AUROC: the embeddings do not vary"]
+    assert {"knn20/h", "mean variance"} <= set(measured.figures)
 
 
 def test_results_page_is_that_of_the_committed_results():

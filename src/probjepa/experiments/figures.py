@@ -1,0 +1,157 @@
+"""The cells of a study brought together: rows with intervals over seeds, and findings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from probjepa.experiments.study import Budget, Column, Finding, Result, Study
+from probjepa.metrics import seed_interval
+
+
+def summarise(
+    study: Study,
+    budget: Budget,
+    ood: Mapping[str, Sequence[str]],
+    found: Sequence[Result],
+    not_run: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """Return metrics.json: every cell, the table of each data set, the findings, and what it was run with.
+
+    ``ood`` has the out-of-distribution sets of each data set that was run.
+    """
+    tables = {}
+    for name in ood:
+        columns = expand(study.columns, ood[name])
+        rows = _rows(study, budget, columns, name, [r for r in found if r["cell"]["dataset"] == name])
+        tables[name] = {
+            "title": study.sources[name].title,
+            "columns": [asdict(column) for column in columns],
+            "rows": rows,
+            "findings": [judge(finding, rows) for finding in study.findings],
+        }
+    versions = {json.dumps(result["versions"], sort_keys=True) for result in found}
+    encoder = {"name": budget.settings.get("backbone", ""), "options": {}}
+    encoder["options"] = dict(budget.settings.get("backbone_options", {}))
+    common = {key: value for key, value in budget.settings.items() if not key.startswith("backbone")}
+    return {
+        "experiment": study.name,
+        "title": study.title,
+        "paper": study.paper,
+        "question": study.question,
+        "budget": {"name": budget.name, "title": budget.title, "fit": {**budget.fit, **common}},
+        "backbone": encoder,
+        "seeds": list(range(seed, seed + budget.seeds)),
+        "published_budget": study.published_budget,
+        "intervals": study.intervals or _intervals(budget),
+        "hardware": sorted({result["hardware"] for result in found}),
+        "versions": [json.loads(text) for text in sorted(versions)],
+        "seconds": round(sum({result["key"]: result["seconds"] for result in found}.values()), 1),
+        "not_run": list(not_run),
+        "tables": tables,
+        "cells": [{k: v for k, v in result.items() if k not in ("pictures", "code")} for result in found],
+    }
+
+
+def _intervals(budget: Budget) -> str:
+    if budget.seeds >= 3:
+        return (
+            "95 % intervals of the mean over seeds (Student's t); of a row without seeds, Wilson or bootstrap"
+        )
+    if budget.seeds == 2:
+        return "none of two seeds"
+    return "95 % intervals of one seed (Wilson or bootstrap), without what seeds differ by"
+
+
+def expand(columns: Sequence[Column], ood: Sequence[str]) -> list[Column]:
+    """Return the columns with each ``{ood}`` one spelt out for every out-of-distribution set."""
+    spelt = []
+    for column in columns:
+        for name in ood if "{ood}" in column.figure else [""]:
+            figure, label = (text.replace("{ood}", name) for text in (column.figure, column.label))
+            spelt.append(replace(column, label=label, figure=figure))
+    return spelt
+
+
+def _rows(
+    study: Study, budget: Budget, columns: Sequence[Column], name: str, found: Sequence[Result]
+) -> list[dict[str, Any]]:
+    rows = []
+    for row in study.rows_of(budget.name):
+        of = [result for result in found if result["row"] == row.label]
+        values = {}
+        for column in columns:
+            figure = column.figure.replace("{score}", row.score)
+            each = [result["figures"].get(figure) for result in of]
+            values[column.label] = aggregate(each, column.limits)
+            published = study.published.get((name, row.label, column.label))
+            if published is not None:
+                values[column.label]["published"] = published
+        failed = [result["failed"] for result in of if result["failed"]]
+        rows.append({"label": row.label, "values": values, "cells": len(of), "failed": failed})
+    return rows
+
+
+def aggregate(
+    figures: Sequence[Mapping[str, float | None] | None],
+    limits: tuple[float | None, float | None] = (None, None),
+) -> dict[str, Any]:
+    """Return a figure over seeds as ``seed_interval`` does, of the cells' figures (None: not measured)."""
+    known = [figure for figure in figures if figure and figure["value"] is not None]
+    own = (known[0]["low"], known[0]["high"]) if known else None
+    return seed_interval([figure["value"] if figure else None for figure in figures], own, limits)
+
+
+class _NotMeasuredError(Exception):
+    pass
+
+
+def judge(finding: Finding, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return in how many seeds a finding holds, of how many it could be judged in, and on what figures.
+
+    A seed in which any figure that it reads is missing is not judged.
+    """
+    by_label = {row["label"]: row["values"] for row in rows}
+    read: dict[tuple[str, str], float | None] = {}
+
+    def look(seed: int) -> Callable[[str, str], float]:
+        def value(row: str, column: str) -> float:
+            figure = by_label.get(row, {}).get(column)
+            if figure is None or not figure["seeds"]:
+                raise _NotMeasuredError
+            read[row, column] = figure["value"]
+            # a row without seeds, such as raw pixels, is compared with every seed of the others
+            found = figure["seeds"][seed if len(figure["seeds"]) > 1 else 0]
+            if found is None:
+                raise _NotMeasuredError
+            return float(found)
+
+        return value
+
+    holds, judged = 0, 0
+    for seed in range(max((len(v["seeds"]) for of in by_label.values() for v in of.values()), default=0)):
+        try:
+            holds += bool(finding.holds(look(seed)))
+            judged += 1
+        except _NotMeasuredError:
+            continue
+    return {
+        "claim": finding.claim,
+        "asserted": finding.asserted,
+        "holds": holds,
+        "judged": judged,
+        "evidence": [{"row": row, "column": column, "value": value} for (row, column), value in read.items()],
+    }
+
+
+def verdict(finding: Mapping[str, Any]) -> str:
+    """Return "holds", "holds in 2 of 3 seeds", "does not hold" or "not judged" of a judged finding."""
+    holds, judged = finding["holds"], finding["judged"]
+    if not judged:
+        return "not judged"
+    if 0 < holds < judged:
+        return f"holds in {holds} of {judged} seeds"
+    return ("holds" if holds else "does not hold") + ("" if judged == 1 else f", all {judged} seeds")

@@ -1,0 +1,147 @@
+"""Cells that train a method on images: their budgets, their settings spelt out, and what runs them."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from probjepa.backbones import BACKBONES
+from probjepa.errors import ConfigError
+from probjepa.experiments.datasets import DataSet
+from probjepa.experiments.measure import measure
+from probjepa.experiments.study import Base, Budget, Cell, Data, Measured, Row
+from probjepa.heads import HEADS
+from probjepa.methods import METHODS
+from probjepa.methods.base import Method
+from probjepa.registry import Registry
+from probjepa.scores import SCORES
+
+
+def _projectors(wide: int, narrow: int) -> dict[str, dict[str, int]]:
+    """Projectors as wide as the published ones would take ten times what a small encoder takes."""
+    return {
+        "simsiam": {"projector_dim": wide, "predictor_dim": narrow},
+        "vi-simsiam": {"projector_dim": wide, "predictor_dim": narrow},
+        "byol": {"projector_dim": narrow, "hidden_dim": wide},
+        "vicreg": {"projector_dim": wide},
+        "barlow-twins": {"projector_dim": wide},
+        "lejepa": {"projector_dim": narrow, "hidden_dim": wide},
+    }
+
+
+QUICK = Budget(
+    "quick",
+    "digits at 16 px, a ConvNet of 23,000 weights, 60 epochs of 64",
+    {"backbone": "convnet", "backbone_options": {"widths": (16, 32, 64)}},
+    {"epochs": 60, "batch_size": 64, "device": "cpu", "precision": "32-true", "channels_last": False},
+    methods={
+        # an embedding of 64 would give the inference network 16 units (D/4): too few for μ to follow h
+        "vje": {"hidden_dim": 32},
+        **_projectors(256, 64),
+    },
+    n_bootstrap=100,
+    # so small a network gains nothing from more threads, and loses much where others want the cores
+    threads=1,
+    cost={"image_size": 16, "channels": 1, "batch_size": 128, "rounds": 15},
+)
+SMALL = Budget(
+    "small",
+    "10,000 images at 32 px, a ConvNet of 379,000 weights, 15 epochs of 64, on a CPU",
+    {"backbone": "convnet", "backbone_options": {"widths": (16, 64, 128, 256)}},
+    {"epochs": 15, "batch_size": 64, "device": "cpu", "precision": "bf16-mixed", "channels_last": True},
+    methods=_projectors(512, 128),
+    seeds=1,
+    rows=10_000,
+    n_bootstrap=200,
+    cost={"image_size": 32, "channels": 3, "batch_size": 128, "rounds": 7},
+)
+FULL = Budget(
+    "full",
+    "all images, ResNet-18, 200 epochs of 256, on a GPU",
+    {"backbone": "resnet18", "backbone_options": {}},
+    {"epochs": 200, "batch_size": 256, "device": "auto", "precision": "auto", "channels_last": "auto"},
+    cost={"backbone": "resnet50", "image_size": 224, "channels": 3, "batch_size": 128, "rounds": 30},
+)
+BUDGETS = {budget.name: budget for budget in (QUICK, SMALL, FULL)}
+
+
+def image_base(row: Row, budget: Budget, dataset: str, data: Data) -> Base:
+    """Return the method's defaults and the budget's settings; of training, the recipe and the budget's.
+
+    Raises
+    ------
+    ConfigError
+        for an unknown method, or a setting that its constructor does not have
+    """
+    settings = settings_of(row, budget, data.shape)
+    modules = modules_of(row.method, {**settings, **row.settings})
+    modules += tuple(module_of(SCORES, name) for name in SCORES)
+    if row.task == "train":
+        return Base(settings, {**METHODS[row.method].recipe, **budget.fit}, modules)
+    if row.task == "raw-pixels":  # only its preprocessing is used
+        settings = {"backbone": "convnet", **{key: settings[key] for key in ("channels", "image_size")}}
+    return Base(settings, {}, modules)
+
+
+def settings_of(row: Row, budget: Budget, shape: tuple[int, int]) -> dict[str, Any]:
+    """Return a method's settings at a budget, for images of so many channels and of that size."""
+    parameters = inspect.signature(METHODS[row.method]).parameters
+    # the channel statistics are the data's
+    known = {name: p.default for name, p in parameters.items() if name not in ("mean", "std")}
+    images = {"channels": shape[0], "image_size": shape[1]}
+    settings = {**known, **budget.settings, **images, **budget.methods.get(row.method, {})}
+    unknown = sorted({*settings, *row.settings} - set(known))
+    if unknown:
+        raise ConfigError(
+            f"row '{row.label}': {row.method} has no setting {', '.join(unknown)} (known: {', '.join(known)})"
+        )
+    return settings
+
+
+def modules_of(method: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the modules of a method and of what its settings name."""
+    chosen = ((BACKBONES, settings.get("backbone", "")), (HEADS, settings.get("head", "")))
+    return module_of(METHODS, method), *(module_of(table, name) for table, name in chosen if name in table)
+
+
+def module_of(table: Registry, name: str) -> str:
+    """Return the module of an entry of a table."""
+    return table.path(name).partition(":")[0]
+
+
+def build(method: str, settings: Mapping[str, Any], seed: int) -> Method:
+    """Return a method with the weights that a seed gives; ConfigError for a bad setting."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made: Method = METHODS[method](**settings)
+    return made
+
+
+def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
+    """Train and measure a cell, or go on with what ``folder`` holds of it."""
+    method = trained(cell, data, folder, monitor_every=0, knn_every=0, progress=progress)
+    pixels = cell.task == "raw-pixels"
+    return measure(method, data, seed=cell.seed, n_bootstrap=budget.n_bootstrap, pixels=pixels)
+
+
+def trained(cell: Cell, data: DataSet, folder: Path, **options: Any) -> Method:
+    """Return a cell's method, trained where its task is that; it goes on with what ``folder`` holds.
+
+    ``options`` go to ``fit``: what is watched, not what is trained.
+    """
+    from probjepa.training import fit
+
+    method = build(cell.method, cell.settings, cell.seed)
+    if cell.task != "train":
+        method.calibrate(data.train.images)
+        return method.eval()
+    resume = (folder / "config.yaml").is_file()
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything to go on with
+    fit(method, data.train, out=folder, resume=resume, seed=cell.seed, **options, **cell.fit)
+    return method

@@ -1,0 +1,222 @@
+"""Run a study's cells, each once: what is finished and of today's code is kept, the rest is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from probjepa.errors import ArtifactError, ConfigError, DataError, MissingExtraError, ProbjepaError
+from probjepa.experiments.code import changed, fingerprint
+from probjepa.experiments.figures import summarise
+from probjepa.experiments.study import Budget, Cell, Data, Measured, Study
+from probjepa.files import refuse_existing, write_text
+from probjepa.provenance import hardware, versions
+from probjepa.training.interrupt import Interrupted
+
+_UNSEEDED = ("raw-pixels", "cost")  # pixels have no seed, and a step's cost has rounds
+_NAMED = 3  # changed modules that a line names
+
+
+def reproduce(
+    study: Study,
+    out: Path,
+    *,
+    data_root: Path | None,
+    budget: str,
+    cells: Path | None,
+    seed: int,
+    overwrite: bool,
+    progress: bool,
+) -> None:
+    """Run a study into ``out``: metrics.json, report.html and a printed summary.
+
+    Each cell is one JSON in ``cells`` as soon as it ends. One that is there is not run again, whichever study
+    it was run for, as long as the code that decides its figures is what it was. A cell that was cut short
+    goes on from ``out``/runs.
+
+    Parameters
+    ----------
+    data_root
+        folder of the data sets; one that is not there is reported as not run
+    budget
+        "quick", "small" or "full"
+    cells
+        folder of the finished cells; None: ``out``/cells
+
+    Raises
+    ------
+    ArtifactError
+        if ``out`` holds a finished study or something else, or cannot be written
+    ConfigError
+        for an unknown budget, or a setting that a cell refuses
+    DataError
+        if none of the data sets is there, or one cannot be read
+    Interrupted
+        after Ctrl-C; the same command goes on
+    """
+    from probjepa.experiments.page import page, print_summary
+
+    spent = study.budget(budget)
+    half_done = not (out / "metrics.json").exists() and any(
+        (out / part).is_dir() for part in ("cells", "runs")
+    )
+    refuse_existing(out, overwrite or half_done)
+    sources = {name: study.sources[name] for name in study.data_of(budget)}
+    absent = {name: why for name, of in sources.items() if (why := of.missing(data_root))}
+    if len(absent) == len(sources):
+        reasons = "; ".join(f"{sources[name].title}: {why}" for name, why in absent.items())
+        raise DataError(f"{study.name} has no data ({reasons}): pass --data-root, or --budget quick")
+    not_run = [f"{sources[name].title}: not run: {why}" for name, why in absent.items()]
+    places = [
+        (seeds, name) for seeds in seed_groups(study, spent, seed) for name in sources if name not in absent
+    ]
+    keys = {cell.key for seeds, name in places for cell in plan(study, spent, name, Data(), seeds)}
+    work = _Work(study, spent, out, cells or out / "cells", progress, left=len(keys))
+    found: list[dict[str, Any]] = []
+    ood: dict[str, list[str]] = {}
+    with _threads(spent.threads):
+        for seeds, name in places:
+            data = sources[name].open(data_root, spent.rows, seeds[0])
+            if name not in ood:
+                ood[name] = list(data.ood)
+                not_run += [f"{sources[name].title}: not run: {line}" for line in data.not_run]
+            for cell in plan(study, spent, name, data, seeds):
+                found.append({"row": cell.label, "key": cell.key, **work.result(cell, data)})
+    metrics = summarise(study, spent, ood, found, not_run, seed)
+    write_text(out / "report.html", page(metrics, study, found))
+    _write_json(out / "metrics.json", metrics)
+    shutil.rmtree(out / "runs", ignore_errors=True)
+    print_summary(metrics)
+
+
+def seed_groups(study: Study, budget: Budget, seed: int) -> list[list[int]]:
+    """Return the seeds that are run on the same data: all, or one at a time where they are drawn anew."""
+    seeds = list(range(seed, seed + budget.seeds))
+    return [[each] for each in seeds] if study.seeded_data else [seeds]
+
+
+def plan(study: Study, budget: Budget, name: str, data: Data, seeds: Sequence[int]) -> Iterator[Cell]:
+    """Yield the cells of a data set, row by row and seed by seed; rows that read one training repeat it."""
+    for row in study.rows_of(budget.name):
+        for seed in seeds[:1] if row.task in _UNSEEDED else seeds:
+            yield study.cell_of(row, budget, name, data, seed)
+
+
+@dataclass
+class _Work:
+    """What is done of a study, and how the rest is run."""
+
+    study: Study
+    budget: Budget
+    out: Path
+    cells: Path
+    progress: bool
+    left: int
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    told: bool = False  # that there are cells without a record of their code
+
+    def result(self, cell: Cell, data: Data) -> dict[str, Any]:
+        """Return a cell's JSON, from this run, from its file, or by running it."""
+        if cell.key in self.done:
+            return self.done[cell.key]
+        self.left -= 1
+        where = f"{cell.label}, {self.study.sources[cell.dataset].title}, seed {cell.seed}"
+        code = fingerprint((*(self.study.roots or (self.study.run.__module__,)), *cell.modules))
+        place = self.cells / f"{cell.key}.json"
+        result, how = finished(place, cell), "kept"
+        if result is not None and result.get("code") != code:
+            self._say_stale(where, result.get("code"), code)
+            result = None
+        if result is None:
+            result = self._run(cell, data, code)
+            _write_json(place, result)
+            how = f"{result['seconds']:.0f} s"
+        failed = f", failed: {result['failed']}" if result["failed"] else ""
+        self._say(f"{where}: {how}{failed}; {self.left} left")
+        self.done[cell.key] = result
+        return result
+
+    def _run(self, cell: Cell, data: Data, code: Mapping[str, str]) -> dict[str, Any]:
+        started = time.monotonic()
+        # what another code left half-done is not gone on with
+        mark = hashlib.sha256(json.dumps(code).encode()).hexdigest()[:8]
+        folder = self.out / "runs" / f"{cell.key}-{mark}"
+        bar = self.progress and self.budget.name != "quick"
+        failed = None
+        try:
+            measured = self.study.run(cell, data, folder, self.budget, bar)
+        except Interrupted as stop:
+            reason = str(stop).partition(":")[0]
+            raise Interrupted(f"{reason} of {cell.label}: run the same command again to go on") from None
+        except (ArtifactError, ConfigError, MissingExtraError):  # the user must act
+            raise
+        except ProbjepaError as error:
+            measured, failed = Measured({}), str(error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return {
+            "cell": cell.identity,
+            "figures": {name: figure(value) for name, value in measured.figures.items()},
+            "failed": failed,
+            "notes": list(measured.notes),
+            "seconds": round(time.monotonic() - started, 1),
+            **({"pictures": dict(measured.pictures)} if measured.pictures else {}),
+            "hardware": hardware(),
+            "versions": versions(),
+            "code": dict(code),
+        }
+
+    def _say_stale(self, where: str, stored: Mapping[str, str] | None, code: Mapping[str, str]) -> None:
+        if stored is not None:
+            modules = changed(stored, code)
+            more = f" and {len(modules) - _NAMED} more" if len(modules) > _NAMED else ""
+            self._say(f"{where}: stale: code of {', '.join(modules[:_NAMED])}{more} changed; run again")
+        elif not self.told:
+            self.told = True
+            self._say(f"{self.cells} holds cells that do not say what code they are of: stale, run again")
+
+    def _say(self, line: str) -> None:
+        if self.progress:
+            print(line, file=sys.stderr, flush=True)
+
+
+def finished(place: Path, cell: Cell) -> dict[str, Any] | None:
+    """Return a cell's result, if it is there, whole, and of exactly these settings."""
+    try:
+        result = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(result, dict) or result.get("cell") != cell.identity:
+        return None
+    return result if {"figures", "failed", "notes", "seconds"} <= result.keys() else None
+
+
+def figure(value: Mapping[str, float | None] | float | None) -> dict[str, float | None]:
+    """Return a figure as the JSON keeps it: six digits, and None for what is not finite."""
+    parts = value if isinstance(value, Mapping) else {"value": value, "low": None, "high": None}
+    known = {key: x if x is not None and math.isfinite(x) else None for key, x in parts.items()}
+    return {key: None if x is None else float(f"{x:.6g}") for key, x in known.items()}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

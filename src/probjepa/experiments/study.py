@@ -1,0 +1,351 @@
+"""What a study is made of: rows, columns, budgets, published figures, findings. Declarations, no running."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from probjepa.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from probjepa.report.page import Section
+
+BUDGETS = ("quick", "small", "full")
+Look = Callable[[str, str], float]  # (row's label, column's label) → the figure of one seed
+Result = Mapping[str, Any]  # a cell's JSON, with the label of the row that reads it under "row"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: what is run, once for each data set and seed.
+
+    Attributes
+    ----------
+    label
+        what the line is called
+    method, settings, fit
+        name in METHODS; its settings and those of ``fit``, where they differ from the recipe and the budget's
+    task
+        "train"; "random-init" and "raw-pixels": the baselines that training must beat; "cost": a step's price
+    score
+        stands for ``{score}`` in the columns' figures: several lines may read one training
+    budgets
+        where the line is run
+    """
+
+    label: str
+    method: str = "vje"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "train"
+    score: str = ""
+    budgets: tuple[str, ...] = BUDGETS
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: the name of a cell's figure, and how it is shown.
+
+    ``{score}`` in ``figure`` is the row's; a column with ``{ood}`` stands for one column an
+    out-of-distribution set, whose name takes its place in ``label`` too. No interval leaves ``limits``
+    (None: no limit), which are 0 and 1 of percentages. The terminal leaves out what is not ``brief``.
+    """
+
+    label: str
+    figure: str
+    percent: bool = False
+    better: Literal["max", "min"] | None = None
+    plot: bool = False
+    limits: tuple[float | None, float | None] = (None, None)
+    brief: bool = True
+
+    def __post_init__(self) -> None:
+        if self.percent:
+            object.__setattr__(self, "limits", (0, 1))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim, the paper's or our own, and what it says of the figures of one seed on one data set.
+
+    ``holds`` reads figures by (row, column). ``asserted``: stable over seeds on digits, so that the nightly
+    tests fail where it does not hold; the others are reported as they come out.
+    """
+
+    claim: str
+    holds: Callable[[Look], bool]
+    asserted: bool = False
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is spent on a cell: what every cell of a budget has in common.
+
+    Attributes
+    ----------
+    title
+        what the reports call it
+    settings
+        of every model, over its defaults: of image methods the backbone and its options
+    fit
+        settings of ``fit`` of all methods: equal epochs and batches
+    methods
+        method → settings that this backbone asks for
+    seeds
+        how many, counted from ``--seed``
+    rows
+        training images (stratified) or rows of a table; None: all
+    n_bootstrap
+        resamples of each interval
+    threads
+        of torch; None: as they are
+    cost
+        of the step that is timed: size, channels, batch, rounds, and whatever else differs
+    """
+
+    name: str
+    title: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seeds: int = 3
+    rows: int | None = None
+    n_bootstrap: int = 1000
+    threads: int | None = None
+    cost: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a cell is run on, opened; without fields of its own, of a study that draws its data.
+
+    Attributes
+    ----------
+    fingerprint
+        hash of what is in it
+    shape
+        channels and size of its images
+    ood
+        its out-of-distribution sets by name
+    not_run
+        a line for each set that is not there
+    """
+
+    fingerprint: str = ""
+    shape: tuple[int, int] = (3, 32)
+    ood: Mapping[str, Any] = field(default_factory=dict)
+    not_run: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set by name: its title, and the ``files`` under the data root that it needs."""
+
+    title: str
+    files: tuple[str, ...] = ()
+
+    def missing(self, data_root: Path | None) -> str | None:
+        """Return why it cannot be opened ("no <path>"), or None."""
+        if data_root is None:
+            return f"no --data-root, which holds {self.files[0]}" if self.files else None
+        paths = [data_root / file for file in self.files]
+        return next((f"no {path}" for path in paths if not path.exists()), None)
+
+    def open(self, data_root: Path | None, rows: int | None, seed: int) -> Data:
+        """Open it, with at most ``rows`` training rows; a table is split anew for every seed."""
+        return Data()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What running a cell returns.
+
+    Attributes
+    ----------
+    figures
+        name → {value, low, high}, or a bare number where there is no interval
+    notes
+        a line for each thing that was not measured
+    pictures
+        what the study's own sections draw; metrics.json leaves it out
+    """
+
+    figures: Mapping[str, Mapping[str, float | None] | float | None]
+    notes: Iterable[str] = ()
+    pictures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a row's own settings are put on, with every default spelt out.
+
+    Attributes
+    ----------
+    settings, fit
+        keywords of the model's constructor and of ``fit``
+    modules
+        that they name: their code decides the figures, beside that of the study's ``roots``
+    """
+
+    settings: Mapping[str, Any]
+    fit: Mapping[str, Any]
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What determines a cell's figures; ``label`` and ``slug`` are for the eye."""
+
+    label: str
+    task: str
+    method: str
+    settings: Mapping[str, Any]
+    fit: Mapping[str, Any]
+    dataset: str
+    fingerprint: str
+    budget: str
+    seed: int
+    slug: str
+    modules: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its key is the hash of, as JSON has it."""
+        names = ("task", "method", "settings", "fit", "dataset", "fingerprint", "budget", "seed")
+        return {name: plain(getattr(self, name)) for name in names}
+
+    @property
+    def key(self) -> str:
+        """The name of its file and of its run folder."""
+        text = json.dumps(self.identity, sort_keys=True)
+        return f"{self.slug}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def plain(value: Any) -> Any:
+    """Return the JSON of settings in one spelling: 1 and 1.0 are one number, a tuple and a list one list."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    return float(value) if math.isfinite(value) else str(value)
+
+
+MakeBase = Callable[[Row, Budget, str, Data], Base]
+# (cell, its data, a folder that is kept until the cell is done, budget, whether to show progress)
+RunCell = Callable[[Cell, Any, Path, Budget, bool], Measured]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table or figure of a paper, and how its cells are run.
+
+    Attributes
+    ----------
+    name, title, paper, question
+        as ``probjepa list`` has it; the page's heading; where it is from; what it answers
+    run
+        runs one cell
+    rows, columns, findings
+        see there
+    budgets
+        by name
+    sources
+        the data sets by name
+    data
+        budget → names of its data sets; {}: all
+    seeded_data
+        the data are drawn or split anew for each seed
+    base
+        (row, budget, data set, its data) → what the row's settings are put on; None: the budget's
+    roots
+        modules whose code, with all that they import, decides the figures; (): the module of ``run``
+    sections
+        results → further sections of the page: the study's own pictures
+    about
+        a fixed text under the results: what the columns mean, and what is ours
+    published
+        (data set, row, column) → the paper's figure, in the column's unit
+    published_budget
+        what the published figures were trained with
+    intervals
+        what the intervals are, where they are not the runner's 95 % ones
+    """
+
+    name: str
+    title: str
+    paper: str
+    question: str
+    run: RunCell
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    budgets: Mapping[str, Budget]
+    sources: Mapping[str, Source] = field(default_factory=lambda: {"drawn": Source("drawn data")})
+    data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seeded_data: bool = False
+    base: MakeBase | None = None
+    roots: tuple[str, ...] = ()
+    sections: Callable[[Sequence[Result]], Sequence[Section]] = lambda _: ()
+    about: str = ""
+    findings: tuple[Finding, ...] = ()
+    published: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    published_budget: str = ""
+    intervals: str = ""
+
+    def rows_of(self, budget: str) -> list[Row]:
+        """Return the lines that a budget runs."""
+        return [row for row in self.rows if budget in row.budgets]
+
+    def budget(self, name: str) -> Budget:
+        """Return a budget by name, or raise ConfigError."""
+        if name in self.budgets:
+            return self.budgets[name]
+        if name in BUDGETS:
+            drawn = not any(source.files for source in self.sources.values())
+            why = ": its data are drawn, any CPU will do" if drawn else ""
+            raise ConfigError(f"{self.name} runs as {' or '.join(self.budgets)}, not '{name}'{why}")
+        raise unknown_name("budget", name, self.budgets)
+
+    def data_of(self, budget: str) -> tuple[str, ...]:
+        """Return the names of the data sets that a budget runs on."""
+        return self.data.get(budget) or tuple(self.sources)
+
+    def cell_of(self, row: Row, budget: Budget, dataset: str, data: Data, seed: int) -> Cell:
+        """Return the cell that a row reads."""
+        base = self.base(row, budget, dataset, data) if self.base else Base(budget.settings, budget.fit)
+        task, method = (row.task, row.method) if self.base else (self.name, "")
+        changes = [
+            f"{k}={v}" for k, v in sorted(row.settings.items()) if plain(v) != plain(base.settings.get(k))
+        ]
+        parts = [task if task != "train" else "", method, *changes, dataset, budget.name, f"s{seed}"]
+        slug = "-".join(re.sub(r"[^a-z0-9=.]+", "_", part.lower()).strip("_") for part in parts if part)
+        return Cell(
+            row.label, task, method, {**base.settings, **row.settings}, {**base.fit, **row.fit}, dataset,
+            data.fingerprint, budget.name, seed, slug[:120], base.modules,
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        out: Path,
+        *,
+        data_root: Path | None,
+        budget: str,
+        cells: Path | None,
+        seed: int,
+        overwrite: bool,
+        progress: bool,
+    ) -> None:
+        """Run it; see ``probjepa.experiments.runner.reproduce``."""
+        from probjepa.experiments.runner import reproduce
+
+        reproduce(
+            self, out, data_root=data_root, budget=budget, cells=cells, seed=seed, overwrite=overwrite,
+            progress=progress,
+        )  # fmt: skip

@@ -1,0 +1,147 @@
+"""The runner of the papers' tables: resuming, sharing, missing data, aggregation, findings."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from experiment_tables import TABLE, run
+from scipy import stats
+
+from probjepa.errors import ArtifactError, DataError
+from probjepa.experiments import figures, runner
+from probjepa.experiments.study import Column, Finding, Measured, Row
+from probjepa.experiments.vje_uncertainty import AUROC
+
+ran = []
+
+
+def run_cell(cell, data, folder, budget, progress):
+    """Train nothing: σ² = seed + df; what ran is recorded."""
+    ran.append(cell.key)
+    value = float(cell.seed + cell.settings["df"])
+    return Measured({"mean variance": {"value": value, "low": value - 1, "high": value + 1}})
+
+
+FAKE = replace(TABLE, run=run_cell)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """Nothing ran yet, and a cell takes as long as any other."""
+    ran.clear()
+    monkeypatch.setattr(runner.time, "monotonic", lambda: 0.0)
+
+
+def test_finished_cells_are_kept_and_shared(tmp_path):
+    shared = tmp_path / "cells"
+    first = run(FAKE, tmp_path / "a", cells=shared)
+    assert len(ran) == len(set(ran)) == 6  # two rows, three seeds
+    assert {path.stem for path in shared.iterdir()} == set(ran)
+    other = replace(FAKE, name="other", rows=(Row("base"), Row("seven", settings={"df": 7})))
+    second = run(other, tmp_path / "b", cells=shared)
+    assert len(ran) == 9  # the base was trained for the first table
+    values = [metrics["tables"]["digits"]["rows"][0]["values"]["mean σ²"] for metrics in (first, second)]
+    assert values[0]["seeds"] == values[1]["seeds"] == [1.0, 2.0, 3.0]
+
+    with pytest.raises(ArtifactError, match="--overwrite"):
+        run(FAKE, tmp_path / "a", cells=shared)
+    run(FAKE, tmp_path / "a", cells=shared, overwrite=True)
+    assert len(ran) == 9
+
+
+def test_an_unfinished_study_goes_on_and_a_damaged_cell_is_run_again(tmp_path):
+    out = tmp_path / "a"
+    whole = run(FAKE, out)
+    (out / "metrics.json").unlink()
+    lost, damaged, foreign, *_ = sorted((out / "cells").iterdir())
+    lost.unlink()
+    damaged.write_text(damaged.read_text()[:100])
+    content = json.loads(foreign.read_text())
+    content["cell"]["settings"]["kl_weight"] = 9.0
+    foreign.write_text(json.dumps(content))
+    ran.clear()
+    assert run(FAKE, out) == whole
+    assert set(ran) == {lost.stem, damaged.stem, foreign.stem}
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="exists already"):
+        run(FAKE, tmp_path)
+    assert not ran
+
+
+def test_rows_that_read_one_training_share_it(tmp_path):
+    rows = (Row("one", score="knn"), Row("two", score="likelihood"))
+    run(replace(FAKE, rows=rows, findings=()), tmp_path / "a")
+    assert len(ran) == 3
+
+
+def test_missing_data_are_reported_and_the_rest_goes_on(tmp_path):
+    experiment = replace(FAKE, data={"quick": ("cifar10", "digits")})
+    metrics = run(experiment, tmp_path / "a", data_root=tmp_path)
+    assert list(metrics["tables"]) == ["digits"]
+    (line,) = metrics["not_run"]
+    assert line == f"CIFAR-10: not run: no {tmp_path / 'cifar10' / 'train.parquet'}"
+    assert "CIFAR-10: not run" in (tmp_path / "a" / "report.html").read_text()
+    with pytest.raises(DataError, match=r"test-table has no data \(CIFAR-10: no .*: pass --data-root"):
+        run(replace(FAKE, data={"quick": ("cifar10",)}), tmp_path / "b", data_root=tmp_path)
+    with pytest.raises(DataError, match="no --data-root"):
+        run(replace(FAKE, data={"quick": ("cifar10",)}), tmp_path / "b")
+
+
+# bringing together
+
+
+def test_three_seeds_have_students_interval():
+    values = [0.3, 0.5, 0.9]
+    found = figures.aggregate([{"value": v, "low": 0.0, "high": 1.0} for v in values])
+    mean, error = np.mean(values), stats.sem(values)
+    assert found["value"] == pytest.approx(mean)
+    assert (found["low"], found["high"]) == pytest.approx(stats.t.interval(0.95, 2, mean, error))
+    assert found["seeds"] == values
+    cut = figures.aggregate([{"value": v, "low": 0.0, "high": 1.0} for v in values], (0, 1))
+    assert found["low"] < 0 and found["high"] > 1
+    assert (cut["value"], cut["low"], cut["high"]) == (found["value"], 0, 1)
+    half_open = figures.aggregate([{"value": v, "low": 0.0, "high": 1.0} for v in values], (0, None))
+    assert (half_open["low"], half_open["high"]) == (0, found["high"])
+    assert Column("x, %", "x", percent=True).limits == (0, 1)
+
+
+def test_one_seed_has_its_own_interval_and_two_have_none():
+    one, missing = {"value": 0.3, "low": 0.2, "high": 0.4}, None
+    assert figures.aggregate([missing, one]) == {**one, "seeds": [None, 0.3]}
+    two = figures.aggregate(
+        [one, {"value": 0.5, "low": 0.4, "high": 0.6}, {"value": None, "low": None, "high": None}]
+    )
+    assert two == {"value": pytest.approx(0.4), "low": None, "high": None, "seeds": [0.3, 0.5, None]}
+    assert figures.aggregate([missing])["value"] is None
+
+
+def rows_of(**seeds):
+    return [{"label": label, "values": {"x": figures.aggregate([v and {"value": v, "low": None, "high": None}
+                                                             for v in of])}} for label, of in seeds.items()]  # fmt: skip
+
+
+def test_findings_are_judged_seed_by_seed():
+    finding = Finding("a is above b", lambda r: r("a", "x") > r("b", "x"))
+    held = figures.judge(finding, rows_of(a=[2.0, 3.0, 4.0], b=[1.0, 1.0, 1.0]))
+    assert (held["holds"], held["judged"], figures.verdict(held)) == (3, 3, "holds, all 3 seeds")
+    mixed = figures.judge(finding, rows_of(a=[2.0, 3.0, 0.5], b=[1.0, 1.0, 1.0]))
+    assert figures.verdict(mixed) == "holds in 2 of 3 seeds"
+    part = figures.judge(finding, rows_of(a=[0.2, None, 0.5], b=[1.0, 1.0, 1.0]))
+    assert (part["judged"], figures.verdict(part)) == (2, "does not hold, all 2 seeds")
+    assert figures.verdict(figures.judge(finding, rows_of(a=[1.0]))) == "not judged"
+    # one without seeds is compared with every seed
+    assert figures.judge(finding, rows_of(a=[2.0, 0.5, 3.0], b=[1.0]))["holds"] == 2
+    assert held["evidence"] == [
+        {"row": "a", "column": "x", "value": 3.0},
+        {"row": "b", "column": "x", "value": 1.0},
+    ]
+
+
+def test_columns_of_out_of_distribution_sets_are_spelt_out():
+    columns = figures.expand([Column("plain", "p"), AUROC], ["noise", "svhn"])
+    assert [column.label for column in columns] == ["plain", "AUROC, noise", "AUROC, svhn"]
+    assert columns[2].figure == "auroc/svhn/{score}"
