@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,8 +114,9 @@ class Table:
 
     @property
     def heads(self) -> list[str]:
-        """What heads the columns on the page."""
-        return [self.columns[0], *(str(row[0]) for row in self.rows)] if self.turned else list(self.columns)
+        """What heads the columns on the page; an arrow stays with its last word."""
+        heads = [self.columns[0], *(str(row[0]) for row in self.rows)] if self.turned else self.columns
+        return [re.sub(" ([↑↓])$", "\N{NO-BREAK SPACE}\\1", head) for head in heads]
 
     @property
     def cells(self) -> list[list[dict[str, Any]]]:

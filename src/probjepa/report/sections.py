@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,19 +75,14 @@ def accuracy_section(accuracy: Result, test: str) -> Section | None:
     return Section("Accuracy", text, items)
 
 
-def error_of_all(by_source: Result) -> float:
-    """Return the share of wrong answers, of all, of one classifier's selective prediction; NaN if unknown."""
-    for of in by_source.values():
-        if (accuracy := Value.of((of.get("accuracy_at") or {}).get("1.0"))).known:
-            return 1 - accuracy.value
-        if curve := _curve(of):
-            return float(curve[1][-1])
-    return math.nan
-
-
 def lead(selective: Result) -> str:
-    """Return the classifier that is shown first: the one with the least error of all answers."""
-    return min(selective, key=lambda name: np.nan_to_num(error_of_all(selective[name]), nan=np.inf))
+    """Return the classifier that is shown first: the one with the highest accuracy at full coverage."""
+
+    def accuracy(name: str) -> float:
+        of = next(iter(selective[name].values()))
+        return float(np.nan_to_num(Value.of((of.get("accuracy_at") or {}).get("1.0")).value, nan=-np.inf))
+
+    return max(selective, key=accuracy)
 
 
 def selective_section(selective: Result, features: str = "embedding") -> Section | None:
