@@ -22,14 +22,17 @@ def blocks(page):
     return [(page.count("\n", 0, found.start()) + 2, *found.groups()) for found in _FENCE.finditer(page)]
 
 
+def commands(text):
+    """Return (line, words) of every command of a block."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(line, words) for line in lines if (words := shlex.split(line, comments=True))]
+
+
 def run_shell(text):
     """Run a block of commands; one that fails stops the page."""
     from probjepa.cli import run
 
-    for line in text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        if not words:
-            continue
+    for line, words in commands(text):
         if words[0] != "probjepa":
             subprocess.run(["bash", "-euc", line], check=True)
             continue
