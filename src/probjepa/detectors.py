@@ -153,6 +153,8 @@ class KNN(_Detector):
         share of the fit that ``predict`` calls outliers, in (0, 0.5]. A row of the fit is its own nearest
         neighbour, so that with a small ``k`` a larger share of new rows is
 
+    Examples
+    --------
     >>> KNN(k=1, normalize=False).fit([[0.0, 0.0], [4.0, 0.0]]).score_samples([[0.0, 3.0]])
     array([-3.])
     """

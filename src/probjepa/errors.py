@@ -38,6 +38,8 @@ class ProbjepaWarning(UserWarning):
 def short(value: object, width: int = 60) -> str:
     """Return a value as one line of at most ``width`` characters, for messages.
 
+    Examples
+    --------
     >>> short("a b  c"), short("0123456789", 5)
     ('a b c', '0123…')
     """
@@ -51,6 +53,8 @@ def short(value: object, width: int = 60) -> str:
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """Return the error for an unknown ``name``, with the nearest known one suggested.
 
+    Examples
+    --------
     >>> str(unknown_name("method", "vjee", ["vje", "simsiam"]))
     "unknown method 'vjee', did you mean 'vje'? (known: simsiam, vje)"
     """

@@ -44,6 +44,8 @@ class EncoderSettings(TypedDict, total=False):
 class Method(Pretrained):
     """Base of all methods: a plain ``nn.Module`` on an encoder, with no trainer inside.
 
+    Examples
+    --------
     A subclass sets ``name``, hands the encoder's keywords on, and writes ``loss``:
 
     >>> class Mine(Method):

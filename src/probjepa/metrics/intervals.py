@@ -18,6 +18,8 @@ from probjepa.errors import ConfigError, DataError
 class Interval:
     """A value with its confidence interval [low, high].
 
+    Examples
+    --------
     >>> print(Interval(0.91234, 0.9, 0.925))
     0.9123 [0.9000, 0.9250]
     """
@@ -119,6 +121,8 @@ def seed_interval(
         the interval is mean ± t₀.₉₇₅(n−1)·s/√n (Student), cut off at ``limits``. Of a single one it is
         ``own``, and of two there is none. What is missing is None
 
+    Examples
+    --------
     >>> seed_interval([0.25, 0.75])
     {'value': 0.5, 'low': None, 'high': None, 'seeds': [0.25, 0.75]}
     """

@@ -122,6 +122,8 @@ def knn_accuracy(
 ) -> float:
     """Return the share of test rows whose label ``knn_predict`` finds; its parameters and errors.
 
+    Examples
+    --------
     >>> knn_accuracy([[1.0, 0.0], [0.0, 1.0]], [0, 1], [[2.0, 0.1], [0.1, 3.0]], [0, 0], k=1)
     0.5
     """

@@ -22,6 +22,8 @@ Features: TypeAlias = Mapping[str, Any]
 class Score(ABC):
     """A score of inputs under a model: higher = more typical.
 
+    Examples
+    --------
     A score sets ``name`` and ``summary``, and writes ``score``; with a reference set, also ``fit``:
 
     >>> class Norm(Score):

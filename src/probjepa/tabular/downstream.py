@@ -76,6 +76,8 @@ def split_rows(
     Of each class the later parts get their share rounded to whole rows, and training the rest, so that every
     class has a training row.
 
+    Examples
+    --------
     >>> [len(part) for part in split_rows([0] * 50 + [1] * 50, seed=0)]
     [70, 10, 20]
     """
