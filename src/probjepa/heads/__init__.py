@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from probjepa.registry import Registry
+from probjepa.heads.names import CLASSES, HEADS
 
 if TYPE_CHECKING:
     from probjepa.heads.autoregressive import Autoregressive as Autoregressive
@@ -24,19 +24,7 @@ if TYPE_CHECKING:
     from probjepa.heads.projectors import projector as projector
     from probjepa.heads.realnvp import RealNVP as RealNVP
 
-# one line a head: its name, and where its class is
-_HEADS = {
-    "deterministic": "probjepa.heads.deterministic:Deterministic",
-    "gaussian": "probjepa.heads.gaussian:Gaussian",
-    "mdn": "probjepa.heads.mixture:MixtureDensity",
-    "autoregressive": "probjepa.heads.autoregressive:Autoregressive",
-    "realnvp": "probjepa.heads.realnvp:RealNVP",
-    "flow_matching": "probjepa.heads.flow_matching:FlowMatching",
-    "diffusion": "probjepa.heads.diffusion:Diffusion",
-}
-HEADS = Registry("head", _HEADS, group="probjepa.heads")
-
-_LAZY = {entry.partition(":")[2]: entry for entry in _HEADS.values()} | {
+_LAZY = {entry.partition(":")[2]: entry for entry in CLASSES.values()} | {
     "Head": "probjepa.heads.base:Head",
     "InferenceNetwork": "probjepa.heads.inference:InferenceNetwork",
     "NoDensityError": "probjepa.heads.base:NoDensityError",

@@ -24,6 +24,7 @@ from torch.types import _size
 from probjepa.distributions.base import Likelihood
 from probjepa.distributions.base import at_least_float32 as at_least_float32
 from probjepa.errors import ConfigError, DataError, ProbjepaError
+from probjepa.heads.names import HEADS
 
 SCALE_FLOOR = 1e-3
 MEAN_DRAWS = 64
@@ -151,8 +152,6 @@ class Prediction(Likelihood):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density (...) in nats at targets (..., D); NoDensityError where the head has none."""
-        from probjepa.heads import HEADS
-
         known = ", ".join(name for name in HEADS if HEADS[name].has_density)
         raise NoDensityError(f"head '{self.head.name}' has no log-density: use one that has ({known})")
 

@@ -6,11 +6,10 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.types import _size
 
-from probjepa.heads.base import Head, Prediction, check_counts, full_precision
+from probjepa.heads.base import Head, check_counts
 from probjepa.heads.flow_matching import integrate
-from probjepa.heads.networks import Denoiser
+from probjepa.heads.networks import Denoiser, FieldPrediction
 
 LEVELS = 1000
 _BETA_FIRST, _BETA_LAST = 1e-4, 0.02
@@ -95,7 +94,7 @@ class Diffusion(Head):
         return visited
 
 
-class DiffusionPrediction(Prediction):
+class DiffusionPrediction(FieldPrediction):
     """The distribution that the denoising steps make of N(0, I).
 
     A small step of DDIM is one of dx/dθ = f(x, t, c) in the angle θ = arccos √ᾱ. ``for_scores`` solves that
@@ -107,8 +106,7 @@ class DiffusionPrediction(Prediction):
     head: Diffusion
 
     def __init__(self, head: Diffusion, code: Tensor) -> None:
-        super().__init__(head, code.shape[:-1])
-        self._code = code
+        super().__init__(head, code)
         self._midpoint = False
 
     def for_scores(self, alike: int = 0) -> Self:
@@ -131,26 +129,18 @@ class DiffusionPrediction(Prediction):
         noisy = signal.sqrt() * target + (1 - signal).sqrt() * noise
         return (self.head.noise(noisy, level, self._code) - noise).square().mean(-1)
 
-    @torch.no_grad()
-    def sample(
-        self,
-        sample_shape: _size = (),
-        generator: torch.Generator | None = None,
-        *,
-        steps: int | None = None,
-    ) -> Tensor:
-        """Draw targets (*sample_shape, ..., D) by DDIM with η = 0 from N(0, I)."""
-        y = self.standard_normal(sample_shape, generator)
+    def _carried(self, noise: Tensor, steps: int | None) -> Tensor:
+        """DDIM with η = 0."""
+        y = noise
         if self._midpoint and steps is None:
             return self._by_midpoints(y)
         levels = self.head.levels(steps or self.head.steps)
         signal = torch.cat([self.head.kept_signal[levels], y.new_ones(1)]).to(y.dtype)
-        with full_precision(y):
-            code = self._code.to(y.dtype)
-            for level, now, after in zip(levels, signal[:-1], signal[1:], strict=True):
-                noise = self.head.noise(y, level, code)
-                clean = (y - (1 - now).sqrt() * noise) / now.sqrt()
-                y = after.sqrt() * clean + (1 - after).sqrt() * noise
+        code = self._code.to(y.dtype)
+        for level, now, after in zip(levels, signal[:-1], signal[1:], strict=True):
+            predicted = self.head.noise(y, level, code)
+            clean = (y - (1 - now).sqrt() * predicted) / now.sqrt()
+            y = after.sqrt() * clean + (1 - after).sqrt() * predicted
         return y
 
     def _by_midpoints(self, y: Tensor) -> Tensor:
@@ -162,6 +152,5 @@ class DiffusionPrediction(Prediction):
         def departure(x: Tensor, angle: Tensor) -> Tensor:
             return head.departure(x, (angles - angle).abs().argmin(), code)
 
-        with full_precision(y):
-            parts = torch.linspace(1, 0, _SCORE_STEPS + 1, dtype=y.dtype, device=y.device)
-            return integrate(departure, y, angles[-1] * parts**_SCORE_POWER, "midpoint")
+        parts = torch.linspace(1, 0, _SCORE_STEPS + 1, dtype=y.dtype, device=y.device)
+        return integrate(departure, y, angles[-1] * parts**_SCORE_POWER, "midpoint")

@@ -10,11 +10,10 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
-from torch.types import _size
 
 from probjepa.errors import ConfigError
-from probjepa.heads.base import Head, Prediction, check_counts, full_precision, gaussian_log_density
-from probjepa.heads.networks import Denoiser
+from probjepa.heads.base import Head, check_counts, full_precision, gaussian_log_density
+from probjepa.heads.networks import Denoiser, FieldPrediction
 
 _EXACT_TRACE_DIM = 64
 _SCORE_STEPS, _SCORE_PROBES = 6, 2
@@ -73,7 +72,7 @@ class FlowMatching(Head):
         return FlowMatchingPrediction(self, self.velocity.encode(context))
 
 
-class FlowMatchingPrediction(Prediction):
+class FlowMatchingPrediction(FieldPrediction):
     """The distribution of y at t = 1 under the velocity field.
 
     ``for_scores`` takes 6 steps of the midpoint rule at t = sin(πk/12), short where the field is steep, and
@@ -85,8 +84,7 @@ class FlowMatchingPrediction(Prediction):
     head: FlowMatching
 
     def __init__(self, head: FlowMatching, code: Tensor) -> None:
-        super().__init__(head, code.shape[:-1])
-        self._code = code
+        super().__init__(head, code)
         self._times: Tensor | None = None  # of the midpoint rule, in place of the head's solver
 
     def for_scores(self, alike: int = 0) -> Self:
@@ -128,18 +126,8 @@ class FlowMatchingPrediction(Prediction):
         with full_precision(origin):
             return self._field(origin)(origin, origin.new_zeros(()))
 
-    @torch.no_grad()
-    def sample(
-        self,
-        sample_shape: _size = (),
-        generator: torch.Generator | None = None,
-        *,
-        steps: int | None = None,
-    ) -> Tensor:
-        """Draw targets (*sample_shape, ..., D): noise carried from t = 0 to 1 in ``steps`` steps."""
-        y = self.standard_normal(sample_shape, generator)
-        with full_precision(y):
-            return self._solve(self._field(y), y, steps)
+    def _carried(self, noise: Tensor, steps: int | None) -> Tensor:
+        return self._solve(self._field(noise), noise, steps)
 
     @torch.no_grad()
     def log_prob(

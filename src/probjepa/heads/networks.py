@@ -1,4 +1,4 @@
-"""Parts that several heads are made of: the plain network, the normalised target, the denoiser."""
+"""Parts that several heads share: the plain network, the normalised target, the denoiser and its use."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.types import _size
+
+from probjepa.heads.base import Head, Prediction, full_precision
 
 _TIME_FEATURES = 64
 _STD_FLOOR = 1e-3
@@ -142,3 +145,30 @@ class Denoiser(nn.Module):
             h = block(h, code)
         out: Tensor = self.exit(h)
         return out
+
+
+class FieldPrediction(Prediction):
+    """A prediction that carries N(0, I) to the target along a field: a sub-class writes ``_carried``.
+
+    ``code`` (..., code_width) is the context's, as ``Denoiser.encode`` gives it.
+    """
+
+    def __init__(self, head: Head, code: Tensor) -> None:
+        super().__init__(head, code.shape[:-1])
+        self._code = code
+
+    @torch.no_grad()
+    def sample(
+        self,
+        sample_shape: _size = (),
+        generator: torch.Generator | None = None,
+        *,
+        steps: int | None = None,
+    ) -> Tensor:
+        """Draw targets (*sample_shape, ..., D) from N(0, I), in ``steps`` steps (None: the head's)."""
+        noise = self.standard_normal(sample_shape, generator)
+        with full_precision(noise):
+            return self._carried(noise, steps)
+
+    def _carried(self, noise: Tensor, steps: int | None) -> Tensor:
+        raise NotImplementedError
