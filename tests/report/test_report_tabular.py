@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 
 from probjepa.report.evaluation import table_report
-from probjepa.report.page import Figure
 from probjepa.report.sections import selective_section
 from probjepa.report.tables import calibration_section, surprising_section
 from probjepa.tabular.selection import selection_figures
@@ -152,12 +151,7 @@ def test_the_curves_of_every_classifier_are_within_the_picture(
     monkeypatch: pytest.MonkeyPatch, accuracies: tuple[float, float]
 ) -> None:
     drawn: list[Any] = []
-
-    def kept(figure: Any, caption: str, alt: str, width: Any) -> Figure:
-        drawn.append(figure)
-        return Figure(b"", "", caption, alt, width)
-
-    monkeypatch.setattr("probjepa.report.figures.finish", kept)
+    monkeypatch.setattr("probjepa.report.figures._svg", lambda figure: drawn.append(figure) or "")
     selective_section(selections(*accuracies)[0])
     for axis in drawn[0].axes:
         highest = max(line.get_ydata().max() for line in axis.lines if len(line.get_ydata()) > 2)

@@ -18,8 +18,7 @@ from probjepa.plots.style import DARK, DARK_NEUTRALS, INK, LIGHT, MUTED, PAPER, 
 from probjepa.report.page import Figure, Width
 
 # in page units; the page stretches all of them by the same factor, about 1.2 on a desktop
-FULL, HALF, THIRD = 820, 402, 264
-_WIDTHS: Mapping[Width, int] = {"full": FULL, "half": HALF, "third": THIRD}
+_WIDTHS: Mapping[Width, int] = {"full": 820, "half": 402, "third": 264}
 _HEIGHTS: Mapping[Width, int] = {"full": 300, "half": 250, "third": 176}
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif"
 _SWAPS = dict(zip((INK, MUTED, RULE, PAPER, *LIGHT), (*DARK_NEUTRALS, *DARK), strict=True))
@@ -53,12 +52,14 @@ def picture(
         of the axes: ``xlabel="score"``, ``projection="3d"``
     """
     with mpl.rc_context(RC):
-        figure = canvas(_WIDTHS[width], height or _HEIGHTS[width])
+        size = (_WIDTHS[width] / 72, (height or _HEIGHTS[width]) / 72)
+        layout = ConstrainedLayoutEngine(w_pad=6 / 72, h_pad=6 / 72, wspace=0.04, hspace=0.05)
+        figure = Canvas(figsize=size, dpi=72, layout=layout)
         axes = figure.subplots(1, panels, sharey=panels > 1, squeeze=False, subplot_kw=options)[0]
         if panels == 1:
             axes[0].set_title(label(title, 40))
         words = draw(axes if panels > 1 else axes[0])
-        return finish(figure, caption, f"{title}: {words}", width)
+        return Figure(_svg(figure).encode("utf-8"), "image/svg+xml", caption, f"{title}: {words}", width)
 
 
 def left_out(*arrays: ArrayLike) -> str:
@@ -67,14 +68,8 @@ def left_out(*arrays: ArrayLike) -> str:
     return f" Left out: {count:,} value{'s' if count > 1 else ''} not finite." if count else ""
 
 
-def canvas(width: float, height: float) -> Any:
-    """Return an empty matplotlib figure of ``width`` by ``height`` page units, off pyplot's global state."""
-    layout = ConstrainedLayoutEngine(w_pad=6 / 72, h_pad=6 / 72, wspace=0.04, hspace=0.05)
-    return Canvas(figsize=(width / 72, height / 72), dpi=72, layout=layout)
-
-
-def finish(figure: Any, caption: str, alt: str, width: Width = "full") -> Figure:
-    """Return the figure as SVG: text stays text, colours are CSS variables with a light and a dark value."""
+def _svg(figure: Any) -> str:
+    """SVG whose text stays text, and whose colours are CSS variables with a light and a dark value."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # a glyph that matplotlib's own font lacks is still drawn by the browser's
@@ -87,5 +82,4 @@ def finish(figure: Any, caption: str, alt: str, width: Width = "full") -> Figure
     light = ";".join(f"{names[a]}:{a}" for a in _SWAPS)
     dark = ";".join(f"{names[a]}:{b}" for a, b in _SWAPS.items())
     style = f"<style>:root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}</style>"
-    svg = svg.replace("<defs>", f"{style}<defs>", 1)
-    return Figure(svg.encode("utf-8"), "image/svg+xml", caption, alt, width)
+    return svg.replace("<defs>", f"{style}<defs>", 1)
