@@ -81,6 +81,12 @@ def open_images(
         for a setting out of its range
     MissingExtraError
         for ``hf:`` without the ``datasets`` package
+
+    Examples
+    --------
+    >>> digits = open_images("sklearn:digits", size=16)
+    >>> digits.images.shape, digits.labels.shape
+    (torch.Size([1797, 1, 16, 16]), torch.Size([1797]))
     """
     if size is not None and size < SMALLEST_SIDE:
         raise ConfigError(f"size is {size}: pass at least {SMALLEST_SIDE} pixels")

@@ -38,6 +38,13 @@ class Gaussian(Head):
     ------
     ConfigError
         for a width below 1
+
+    Examples
+    --------
+    >>> head = Gaussian(dim=2, context_dim=3)
+    >>> prediction = head(torch.zeros(5, 3))
+    >>> prediction.log_prob(torch.zeros(5, 2)).shape, prediction.sample((10,)).shape
+    (torch.Size([5]), torch.Size([10, 5, 2]))
     """
 
     name = "gaussian"

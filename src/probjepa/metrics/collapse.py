@@ -29,6 +29,11 @@ def effective_rank(embeddings: ArrayInput) -> float:
     ------
     DataError
         for embeddings that are no (N, D), or hold NaN or Inf (counted)
+
+    Examples
+    --------
+    >>> round(effective_rank([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), 6)
+    2.0
     """
     return _effective_rank(_matrix(embeddings))
 

@@ -35,6 +35,11 @@ def energy_score(samples: ArrayInput, target: ArrayInput, *, chunk_size: int = 1
         for other shapes, fewer than two samples, or NaN or Inf (counted)
     ConfigError
         for a chunk_size below 1
+
+    Examples
+    --------
+    >>> energy_score([[[0.0]], [[2.0]]], [[1.0]])
+    tensor([0.], dtype=torch.float64)
     """
     draws = as_float_tensor(samples, "the samples")
     if draws.ndim != 3 or len(draws) < 2:

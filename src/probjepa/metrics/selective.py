@@ -49,6 +49,12 @@ def risk_coverage(confidence: ArrayInput, correct: ArrayInput) -> RiskCoverage:
     ------
     DataError
         for no values, NaN (counted), lengths that do not match, or ``correct`` with values other than 0 and 1
+
+    Examples
+    --------
+    >>> curve = risk_coverage([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 1])
+    >>> curve.risk.round(2).tolist(), curve.accuracy_at[0.5]
+    ([0.0, 0.0, 0.33, 0.25], 1.0)
     """
     scores, right = as_scores(confidence, "the confidence"), as_correct(correct)
     if len(scores) != len(right):
