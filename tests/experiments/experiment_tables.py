@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 from probjepa.experiments.images import QUICK
-from probjepa.experiments.study import Finding, Row
+from probjepa.experiments.study import Finding, Published, Row
 from probjepa.experiments.vje import LEARNED, image_study
 
 TINY = replace(
@@ -26,14 +26,18 @@ TABLE = image_study(
     rows=(Row("one"), Row("two", settings={"df": 3})),
     columns=LEARNED,
     findings=(Finding("σ² is a variance", lambda r: r("one", "mean σ²") > 0, asserted=True),),
-    published={("digits", "one", "mean σ²"): 0.5},
-    published_budget="a larger one",
+    published=Published("a larger one", {("digits", "one", "mean σ²"): 0.5}),
 )
 
 
 def with_budget(study, budget):
     """The study with another budget of that name."""
     return replace(study, budgets={**study.budgets, budget.name: budget})
+
+
+def measured_by(study, run, **changes):
+    """The study with other work: what it is called with is what a study's ``run`` is."""
+    return replace(study, measurement=replace(study.measurement, run=run, **changes))
 
 
 def run(study, out, **changes):

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from experiment_tables import run
+from experiment_tables import measured_by, run
 
 import probjepa
 from probjepa.experiments import code
-from probjepa.experiments.study import Budget, Column, Measured, Row, Study
+from probjepa.experiments.study import Budget, Column, Measured, Measurement, Row, Study
 
 SOURCES = Path(probjepa.__file__).parent
 ROOTS = ("probjepa.experiments.images", "probjepa.methods.vje")
@@ -128,11 +128,10 @@ STUDY = Study(
     title="A study",
     paper="none",
     question="Is it old?",
-    run=run_cell,
+    measurement=Measurement(run_cell, roots=("probjepa.scores.sets",)),
     rows=(Row("one"), Row("two", settings={"k": 2})),
     columns=(Column("x", "x"),),
     budgets={"quick": Budget("quick", "nothing", seeds=1)},
-    roots=("probjepa.scores.sets",),
 )
 
 
@@ -194,7 +193,7 @@ def test_a_training_that_other_code_left_half_done_is_not_gone_on_with(package, 
         folder.mkdir(parents=True, exist_ok=True)
         raise KeyboardInterrupt
 
-    study = replace(STUDY, run=training)
+    study = measured_by(STUDY, training)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run(study, tmp_path / "a")

@@ -87,16 +87,16 @@ def test_declarations_are_valid(name, budget):
     assert experiment.name == name
     assert experiment.budget(budget).name == budget
     assert set(experiment.data or experiment.budgets) == set(experiment.budgets) <= set(BUDGETS)
-    assert set(experiment.data_of(budget)) <= set(experiment.sources)
+    assert experiment.sources_of(budget)
     rows = experiment.rows_of(budget)
     assert len({row.label for row in rows}) == len(rows) > 1
     columns = [column.label for column in expand(experiment.columns, ["noise"])]
     assert len(set(columns)) == len(columns)
-    for data, row, column in experiment.published:
-        assert any(data in experiment.data_of(name) for name in experiment.budgets)
+    for data, row, column in experiment.published.figures:
+        assert any(data in experiment.sources_of(name) for name in experiment.budgets)
         assert row in {row.label for row in experiment.rows}
         assert column in columns
-    assert experiment.published_budget
+    assert experiment.published.budget
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from experiment_tables import run, with_budget
+from experiment_tables import measured_by, run, with_budget
 from scipy.special import logsumexp
 from scipy.stats import energy_distance as scipy_energy_distance
 from scipy.stats import multivariate_normal
@@ -159,8 +159,10 @@ def test_quick_run_leaves_metrics_and_report_and_resumes(tmp_path, short, monkey
     other["cell"]["settings"]["noise"] = 9.0
     third.write_text(json.dumps(other))
     ran = []
-    counted = replace(short, run=lambda cell, *rest: (ran.append(cell.key), gmm_cells.run(cell, *rest))[1],
-                      roots=("probjepa.experiments.gmm_cells",))  # fmt: skip
+    roots = ("probjepa.experiments.gmm_cells",)
+    counted = measured_by(
+        short, lambda cell, *rest: (ran.append(cell.key), gmm_cells.run(cell, *rest))[1], roots=roots
+    )
     again = run(counted, out)
     assert sorted(ran) == [second.stem, third.stem]
     assert kept["figures"] in [cell["figures"] for cell in again["cells"]]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from experiment_tables import TABLE, run
+from experiment_tables import TABLE, measured_by, run
 from scipy import stats
 
 from probjepa.errors import ArtifactError, DataError
@@ -23,7 +23,7 @@ def run_cell(cell, data, folder, budget, progress):
     return Measured({"mean variance": {"value": value, "low": value - 1, "high": value + 1}})
 
 
-FAKE = replace(TABLE, run=run_cell)
+FAKE = measured_by(TABLE, run_cell)
 
 
 @pytest.fixture(autouse=True)

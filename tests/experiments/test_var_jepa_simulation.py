@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from experiment_tables import run, with_budget
+from experiment_tables import measured_by, run, with_budget
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from probjepa.errors import ArtifactError, ConfigError
@@ -162,7 +162,7 @@ def test_a_run_leaves_metrics_and_report_and_resumes(tmp_path, tiny, capsys):
         ran.append(cell.key)
         return var_jepa_simulation.run(cell, *rest)
 
-    again = run(replace(tiny, run=counted, roots=("probjepa.experiments.var_jepa_simulation",)), out)
+    again = run(measured_by(tiny, counted, roots=("probjepa.experiments.var_jepa_simulation",)), out)
     assert sorted(ran) == [first.stem, second.stem]
     assert again["tables"] == metrics["tables"]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from experiment_tables import run, with_budget
+from experiment_tables import measured_by, run, with_budget
 
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.experiments import table_cells, table_sets
@@ -65,7 +65,7 @@ def test_credit_has_categories_that_are_numbers():
 def test_every_declared_cell_can_be_made(budget, method):
     data = open_table_set("wine", None, seed=0)
     row, spent = Row("a row", method), BUDGETS[budget]
-    for table in STUDY.data_of(budget):
+    for table in STUDY.sources_of(budget):
         cell = STUDY.cell_of(row, spent, table, data, 0)
         model = {"t-jepa": TJEPA, "var-t-jepa": VarTJEPA}[method](**cell.settings)
         assert model.get_params()["max_epochs"] == cell.settings["max_epochs"]
@@ -125,15 +125,13 @@ def test_a_study_can_be_cut_short_and_says_what_it_lacks(tmp_path, monkeypatch):
         ran.append(cell.label)
         return table_cells.run(cell, *rest)
 
-    study = replace(
-        with_budget(STUDY, TINY), data={"quick": ("sim", "adult")}, run=counted,
-        roots=("probjepa.experiments.table_cells",),
-    )  # fmt: skip
+    study = replace(with_budget(STUDY, TINY), data={"quick": ("sim", "adult")})
+    study = measured_by(study, counted, roots=("probjepa.experiments.table_cells",))
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(study, out)
     assert len(list((out / "cells").iterdir())) == 2
-    study = replace(study, run=lambda cell, *rest: ran.append(cell.label) or table_cells.run(cell, *rest))
+    study = measured_by(study, lambda cell, *rest: ran.append(cell.label) or table_cells.run(cell, *rest))
     metrics = run(study, out)
     assert ran == ["raw features", "T-JEPA", "Var-T-JEPA"]
     assert metrics["not_run"] == ["Adult: not run: no --data-root, which holds tabular/adult.parquet"]

@@ -23,4 +23,5 @@ EXPERIMENTS = Registry(
         "var-t-jepa": "probjepa.experiments.var_t_jepa:STUDY",
         "jepa-score-gmm": "probjepa.experiments.jepa_score_gmm:STUDY",
     },
+    group="probjepa.experiments",
 )

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from probjepa.data.views import views
 from probjepa.experiments.images import build, modules_of, settings_of
-from probjepa.experiments.study import Base, Budget, Cell, Data, Measured, Row, Source
+from probjepa.experiments.study import Base, Budget, Cell, Data, Measured, Measurement, Row, Source
 from probjepa.methods.base import Method
 from probjepa.training.device import resolve_device
 from probjepa.training.optim import make_optimizer
 
 RANDOM_PIXELS = "random pixels"
-SOURCES = {RANDOM_PIXELS: Source(RANDOM_PIXELS)}  # nothing is read
 _REFERENCE = "simsiam"
 _WARMUP = 3
-Figure = dict[str, float | None]
 Clock = Callable[[], float]
 
 
@@ -52,7 +50,7 @@ def run(cell: Cell, data: Data, folder: Path, budget: Budget, progress: bool) ->
     step, other = (stepper(of, cell) for of in (method, reference))
     flops = _flops(step)
     mine, theirs = in_turns(step, other, device, int(cell.fit["rounds"]))
-    figures: dict[str, Figure | float] = {
+    figures: dict[str, Mapping[str, float | None] | float] = {
         "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad) / 1e6,
         "flops": flops / 1e9,
         "step seconds": quartiles(mine),
@@ -130,7 +128,7 @@ def timed(work: Callable[[], object], device: torch.device, clock: Clock = time.
     return max(clock() - start, 1e-9)
 
 
-def quartiles(values: list[float]) -> Figure:
+def quartiles(values: list[float]) -> dict[str, float | None]:
     """Return the median, with the quartiles as bounds."""
     low, median, high = statistics.quantiles(values, method="inclusive") if len(values) > 1 else values * 3
     return {"value": median, "low": low, "high": high}
@@ -142,3 +140,11 @@ def _flops(step: Callable[[], None]) -> int:
     with FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())
+
+
+STEP = Measurement(
+    run,
+    cost_base,
+    {RANDOM_PIXELS: Source(RANDOM_PIXELS)},  # nothing is read
+    intervals="the quartiles of the rounds",
+)

@@ -28,7 +28,7 @@ def summarise(
         columns = expand(study.columns, ood[name])
         rows = _rows(study, budget, columns, name, [r for r in found if r["cell"]["dataset"] == name])
         tables[name] = {
-            "title": study.sources[name].title,
+            "title": study.measurement.sources[name].title,
             "columns": [asdict(column) for column in columns],
             "rows": rows,
             "findings": [judge(finding, rows) for finding in study.findings],
@@ -45,8 +45,8 @@ def summarise(
         "budget": {"name": budget.name, "title": budget.title, "fit": {**budget.fit, **common}},
         "backbone": encoder,
         "seeds": list(range(seed, seed + budget.seeds)),
-        "published_budget": study.published_budget,
-        "intervals": study.intervals or _intervals(budget),
+        "published_budget": study.published.budget,
+        "intervals": study.measurement.intervals or _intervals(budget),
         "hardware": sorted({result["hardware"] for result in found}),
         "versions": [json.loads(text) for text in sorted(versions)],
         "seconds": round(sum({result["key"]: result["seconds"] for result in found}.values()), 1),
@@ -87,7 +87,7 @@ def _rows(
             figure = column.figure.replace("{score}", row.score)
             each = [result["figures"].get(figure) for result in of]
             values[column.label] = aggregate(each, column.limits)
-            published = study.published.get((name, row.label, column.label))
+            published = study.published.figures.get((name, row.label, column.label))
             if published is not None:
                 values[column.label]["published"] = published
         failed = [result["failed"] for result in of if result["failed"]]

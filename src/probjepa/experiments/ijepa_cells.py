@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from probjepa import metrics
-from probjepa.data import Images, ImageSet, split
+from probjepa.data import ImageSet, split
 from probjepa.evaluation.predictive import evaluate_predictions, target_std
-from probjepa.experiments.cost import Figure, in_turns, quartiles, stepper, timed
+from probjepa.experiments.cost import in_turns, quartiles, stepper, timed
 from probjepa.experiments.datasets import DataSet
 from probjepa.experiments.images import build, trained
-from probjepa.experiments.measure import knn_accuracy
+from probjepa.experiments.measure import Figure, embedded, knn_accuracy
 from probjepa.experiments.study import Budget, Cell, Measured
-from probjepa.methods import Method
 from probjepa.methods.base import evaluating
 from probjepa.methods.ijepa import IJEPA
 
@@ -45,12 +44,14 @@ def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool)
     if cell.task == "train":
         watched = {"val": test, "knn_every": max(1, cell.fit["epochs"] // _CURVE)}
     method = trained(cell, data, folder, monitor_every=0, progress=progress, **watched)
-    figures = _accuracies(method, data, cell.seed, pixels=cell.task == "raw-pixels")
+    pixels = cell.task == "raw-pixels"
+    bank, queries = (embedded(method, images, pixels=pixels) for images in (data.train, test))
+    figures: dict[str, Figure | float] = {"knn20/h": knn_accuracy(data, bank, queries)}
+    if bank.shape[1] <= _WIDEST_PROBE:
+        figures["linear/h"] = _probe(data, bank, queries, cell.seed)
     if not isinstance(method, IJEPA):
         return Measured(figures)
-    with torch.no_grad():
-        h = torch.cat([method.embed(batch).cpu() for batch, _ in test.batches(512)])
-    figures["effective rank"] = metrics.effective_rank(h)
+    figures["effective rank"] = metrics.effective_rank(queries)
     figures["target std"] = target_std(method, test.get(slice(0, 256)))
     if cell.task != "train":
         return Measured(figures)
@@ -63,29 +64,15 @@ def _capped(images: ImageSet, most: int | None) -> ImageSet:
     return images if most is None or len(images) <= most else split(images, most / len(images), 0)[1]
 
 
-def _accuracies(
-    method: Method, data: DataSet, seed: int, *, pixels: bool
-) -> dict[str, Mapping[str, float | None] | float | None]:
-    """KNN and linear-probe accuracies (Wilson) of embeddings, or of normalised pixels."""
-    assert data.train.labels is not None
-    assert data.test.labels is not None
-
-    def of(images: Images) -> Tensor:
-        with torch.no_grad():
-            read = (lambda x: method.preprocess(x).flatten(1)) if pixels else method.embed
-            return torch.cat([read(batch).cpu() for batch, _ in images.batches(512)])
-
-    bank, queries = of(data.train), of(data.test)
+def _probe(data: DataSet, bank: Tensor, queries: Tensor, seed: int) -> Figure:
+    """Linear-probe accuracy, with its Wilson interval."""
     known, truth = data.train.labels, data.test.labels
-    figures: dict[str, Mapping[str, float | None] | float | None] = {
-        "knn20/h": knn_accuracy(bank, known, queries, truth)
-    }
-    if bank.shape[1] <= _WIDEST_PROBE:
-        how: Any = "lbfgs" if len(bank) <= _LARGEST_LBFGS else "sgd"
-        share = metrics.linear_probe(bank, known, queries, truth, method=how, seed=seed)
-        hits = torch.arange(len(truth)) < round(share * len(truth))
-        figures["linear/h"] = asdict(metrics.accuracy_interval(hits.numpy()))
-    return figures
+    assert known is not None
+    assert truth is not None
+    how: Any = "lbfgs" if len(bank) <= _LARGEST_LBFGS else "sgd"
+    share = metrics.linear_probe(bank, known, queries, truth, method=how, seed=seed)
+    hits = torch.arange(len(truth)) < round(share * len(truth))
+    return asdict(metrics.accuracy_interval(hits.numpy()))
 
 
 def _predictive(said: Mapping[str, Any]) -> dict[str, Figure | float]:

@@ -12,7 +12,17 @@ from probjepa import plots
 from probjepa.experiments.datasets import SOURCES
 from probjepa.experiments.ijepa_cells import run
 from probjepa.experiments.images import image_base
-from probjepa.experiments.study import Budget, Column, Finding, Look, Result, Row, Study
+from probjepa.experiments.study import (
+    Budget,
+    Column,
+    Finding,
+    Look,
+    Measurement,
+    Published,
+    Result,
+    Row,
+    Study,
+)
 from probjepa.methods.ijepa import PRESETS
 from probjepa.report.figures import picture
 from probjepa.report.page import Figure, Section
@@ -210,8 +220,7 @@ STUDY = Study(
     paper="Variational JEPA: Adding Uncertainty to Visual Representations",
     question="Does predicting a distribution help, and which one? Encoder, masks, epochs, batch and learning "
     "rate are the same for all heads; only the head differs.",
-    run=run,
-    base=image_base,
+    measurement=Measurement(run, image_base, SOURCES, sections=sections),
     rows=_rows(),
     columns=(
         Column(KNN, "knn20/h", percent=True, better="max", plot=True),
@@ -227,15 +236,11 @@ STUDY = Study(
         Column(SPREAD, "target std", plot=True, limits=(0, None)),
     ),
     budgets=BUDGETS,
-    sources=SOURCES,
     data={"quick": ("digits",), "small": ("tiny-imagenet",), "full": ("tiny-imagenet",)},
-    sections=sections,
     findings=(
         Finding("every distribution beats both point predictions (kNN)", _better_than_a_point),
-        Finding(
-            "diffusion is the best head (kNN)",
-            lambda r: r("diffusion", KNN) >= max(r(name, KNN) for name in HEADS),
-        ),
+        Finding("diffusion is the best head (kNN)",
+                lambda r: r("diffusion", KNN) >= max(r(name, KNN) for name in HEADS)),
         Finding(
             "the source's order holds: diffusion, flow matching, mdn, autoregressive, deterministic (kNN)",
             lambda r: (
@@ -243,22 +248,22 @@ STUDY = Study(
                 > r(VIC, KNN)
             ),
         ),
-        Finding(
-            "training pays: every head is above the random initialisation (kNN)",
-            lambda r: all(r(name, KNN) > r(RANDOM, KNN) for name in HEADS),
-        ),
+        Finding("training pays: every head is above the random initialisation (kNN)",
+                lambda r: all(r(name, KNN) > r(RANDOM, KNN) for name in HEADS)),
         Finding(
             "no head has collapsed: effective rank above 2, target std above half of random initialisation's",
             lambda r: all(r(name, RANK) > 2 and r(name, SPREAD) > 0.5 * r(RANDOM, SPREAD) for name in HEADS),
         ),
     ),
-    published={
-        ("tiny-imagenet", name, KNN): value
-        for name, value in (
-            ("diffusion", 0.2236), ("flow_matching", 0.1848), ("mdn", 0.1396), ("autoregressive", 0.1192),
-            (VIC, 0.0984),
-        )
-    },
-    published_budget="epochs, widths and batches differ between the source's rows; its public logs suggest "
-    "that its deterministic baseline reached about 24 under another unit",
+    published=Published(
+        "epochs, widths and batches differ between the source's rows; its public logs suggest that its "
+        "deterministic baseline reached about 24 under another unit",
+        {
+            ("tiny-imagenet", name, KNN): value
+            for name, value in (
+                ("diffusion", 0.2236), ("flow_matching", 0.1848), ("mdn", 0.1396),
+                ("autoregressive", 0.1192), (VIC, 0.0984),
+            )
+        },
+    ),
 )  # fmt: skip

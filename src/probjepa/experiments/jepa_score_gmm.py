@@ -10,7 +10,18 @@ import torch
 
 from probjepa.experiments.gaussian_mixture import GaussianMixture
 from probjepa.experiments.gmm_cells import LANGEVIN, run
-from probjepa.experiments.study import Budget, Column, Finding, Look, Result, Row, Source, Study
+from probjepa.experiments.study import (
+    Budget,
+    Column,
+    Finding,
+    Look,
+    Measurement,
+    Published,
+    Result,
+    Row,
+    Source,
+    Study,
+)
 from probjepa.plots.style import BLUE, DASHES, INK, MUTED, ORANGE, PAPER
 from probjepa.report.figures import picture
 from probjepa.report.page import Figure, Section, Table
@@ -175,7 +186,12 @@ STUDY = Study(
     title="JEPA-SCORE on Gaussian mixtures",
     paper="Gaussian Embeddings: How JEPAs Secretly Learn Your Data Density, arXiv 2510.05949, figure 2",
     question="Does JEPA-SCORE find the density of a Gaussian mixture?",
-    run=run,
+    measurement=Measurement(
+        run,
+        sources={"mixtures": Source("mixtures of eight normals")},
+        sections=sections,
+        intervals="none, one seed",
+    ),
     rows=ROWS,
     columns=(
         Column("paper's form", "pearson/paper", better="max", limits=(-1, 1)),
@@ -193,8 +209,6 @@ STUDY = Study(
         Column("SIGReg above its null", "sigreg above its null", brief=False),
     ),
     budgets=BUDGETS,
-    sources={"mixtures": Source("mixtures of eight normals")},
-    sections=sections,
     about="Pearson's correlation with the true log p on held-out samples, and Spearman's where marked ρ. The "
     "paper's form is Σ log σ; the others add the density of the embedding: of N(0, I), of a normal fitted to "
     "the training embeddings, of a mixture of normals fitted to them, which takes out what is not Gaussian. "
@@ -203,12 +217,13 @@ STUDY = Study(
     "views' noise; the held-out points where the map's orientation is not the usual one (it is folded); the "
     "error of the log-density in nats; and SIGReg at the end above its expectation for an exact Gaussian.",
     findings=(_reaches(2, 0.9), _reaches(8, 0.8)),
-    published={
-        ("mixtures", _label(dim, 10_000, width, 1000), column): value
-        for (dim, width), values in _TRIAL.items()
-        for column, value in zip(("paper's form", NORMAL), values, strict=True)
-    },
-    published_budget="the paper prints its correlations as a picture only: an earlier trial of ours, 3,000 "
-    "steps on 10,000 samples of another mixture of eight components",
-    intervals="none, one seed",
+    published=Published(
+        "the paper prints its correlations as a picture only: an earlier trial of ours, 3,000 steps on "
+        "10,000 samples of another mixture of eight components",
+        {
+            ("mixtures", _label(dim, 10_000, width, 1000), column): value
+            for (dim, width), values in _TRIAL.items()
+            for column, value in zip(("paper's form", NORMAL), values, strict=True)
+        },
+    ),
 )

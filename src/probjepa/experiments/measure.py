@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from probjepa.scores.detectors import KNNScore
 
 _K = 20
 Figure = Mapping[str, float | None]
+Features = Mapping[str, Tensor]
 
 
 def measure(method: Method, data: DataSet, *, seed: int, n_bootstrap: int, pixels: bool = False) -> Measured:
@@ -38,20 +39,19 @@ def measure(method: Method, data: DataSet, *, seed: int, n_bootstrap: int, pixel
     method
         in evaluation mode
     pixels
-        measure kNN on normalised pixels in the place of embeddings
+        measure normalised pixels in the place of embeddings: kNN alone
     """
-    if pixels:
-        known, features = {"h": _pixels(method, data.train)}, _sets(data, lambda s: {"h": _pixels(method, s)})
-    else:
-        known, features = encode(method, data.train), _sets(data, lambda s: encode(method, s))
+
+    def read(images: Images) -> Features:
+        return {"h": embedded(method, images, pixels=True)} if pixels else encode(method, images)
+
+    features = {name: read(images) for name, images in {"test": data.test, **data.ood}.items()}
+    work = _Work(method, data, read(data.train), features, pixels, {"seed": seed, "n_bootstrap": n_bootstrap})
     figures: dict[str, Figure | float] = {}
     notes: list[str] = []
     groups: dict[str, Callable[[], Iterator[tuple[str, Figure | float]]]] = {
-        "kNN": lambda: _accuracies(method, data, known, features["test"], pixels),
-        "posterior": lambda: _posterior(method, features["test"], n_bootstrap, seed, pixels),
-        "AUROC": lambda: _aurocs(method, known, features, n_bootstrap, seed, pixels),
-        "geometry": lambda: _geometry(method, data, features["test"], n_bootstrap, seed, pixels),
-    }
+        "kNN": work.accuracies, "posterior": work.posterior, "AUROC": work.aurocs, "geometry": work.geometry,
+    }  # fmt: skip
     for group, make in groups.items():
         try:
             figures |= dict(make())
@@ -60,32 +60,19 @@ def measure(method: Method, data: DataSet, *, seed: int, n_bootstrap: int, pixel
     return Measured(figures, notes)
 
 
-def _sets(data: DataSet, of: Callable[[Images], dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    return {name: of(images) for name, images in {"test": data.test, **data.ood}.items()}
-
-
-def _pixels(method: Method, images: Images) -> Tensor:
+def embedded(method: Method, images: Images, *, pixels: bool = False) -> Tensor:
+    """Return the embeddings (N, D) of images, or their normalised pixels."""
     with torch.no_grad():
-        return torch.cat([method.preprocess(batch).flatten(1) for batch, _ in images.batches(4096)])
+        read = (lambda x: method.preprocess(x).flatten(1)) if pixels else method.embed
+        return torch.cat([read(batch).cpu() for batch, _ in images.batches(512)])
 
 
-def _accuracies(
-    method: Method, data: DataSet, known: Mapping[str, Tensor], test: Mapping[str, Tensor], pixels: bool
-) -> Iterator[tuple[str, Figure]]:
+def knn_accuracy(data: DataSet, bank: Tensor, queries: Tensor) -> Figure:
+    """Return the accuracy of kNN, k = 20, on the held-out images, with its Wilson interval."""
     assert data.train.labels is not None
     assert data.test.labels is not None
-    spaces = {space: (known[space], test[space]) for space in ("h", "mu") if space in known}
-    teacher = None if pixels else averaged_encoder(method)
-    if teacher is not None:
-        spaces["ema-h"] = (_encode(method, teacher, data.train), _encode(method, teacher, data.test))
-    for space, (bank, queries) in spaces.items():
-        yield f"knn{_K}/{space}", knn_accuracy(bank, data.train.labels, queries, data.test.labels)
-
-
-def knn_accuracy(bank: Tensor, known: Tensor, queries: Tensor, truth: Tensor) -> Figure:
-    """Return the accuracy of kNN, k = 20, with its Wilson interval."""
-    predicted = metrics.knn_predict(bank, known, queries, k=min(_K, len(bank)))
-    return asdict(metrics.accuracy_interval(predicted == truth.numpy()))
+    predicted = metrics.knn_predict(bank, data.train.labels, queries, k=min(_K, len(bank)))
+    return asdict(metrics.accuracy_interval(predicted == data.test.labels.numpy()))
 
 
 def averaged_encoder(method: Method) -> torch.nn.Module | None:
@@ -98,64 +85,66 @@ def averaged_encoder(method: Method) -> torch.nn.Module | None:
     return next(iter(whole.children())) if isinstance(whole, torch.nn.Sequential) else whole
 
 
-def _encode(method: Method, encoder: torch.nn.Module, images: Images) -> Tensor:
-    with evaluating(encoder):
-        parts = [
-            encoder(method.preprocess(batch.to(method.device))).float().cpu()
-            for batch, _ in images.batches(512)
-        ]
-    return torch.cat(parts)
+@dataclass(frozen=True)
+class _Work:
+    """A method, what it makes of the training images and of the other sets, and how intervals are drawn."""
 
+    method: Method
+    data: DataSet
+    known: Features
+    features: Mapping[str, Features]
+    pixels: bool
+    drawing: Mapping[str, Any]
 
-def _posterior(
-    method: Method, test: Mapping[str, Tensor], n_bootstrap: int, seed: int, pixels: bool
-) -> Iterator[tuple[str, Figure | float]]:
-    yield "effective rank", metrics.effective_rank(test["h"])
-    if isinstance(method, ProbabilisticMethod) and not pixels:
-        measures = {key: value.numpy() for key, value in method.uncertainty_of_features(test).items()}
-        for key in ("mean_variance", "kl", "anisotropy", "concentration"):
-            if key in measures:
-                found = metrics.bootstrap_interval(measures[key], n_bootstrap=n_bootstrap, seed=seed)
-                yield key.replace("_", " "), asdict(found)
+    def accuracies(self) -> Iterator[tuple[str, Figure]]:
+        test = self.features["test"]
+        spaces = {space: (self.known[space], test[space]) for space in ("h", "mu") if space in self.known}
+        teacher = None if self.pixels else averaged_encoder(self.method)
+        if teacher is not None:
+            bank, queries = (self._encoded(teacher, of) for of in (self.data.train, self.data.test))
+            spaces["ema-h"] = bank, queries
+        for space, (bank, queries) in spaces.items():
+            yield f"knn{_K}/{space}", knn_accuracy(self.data, bank, queries)
 
+    def _encoded(self, encoder: torch.nn.Module, images: Images) -> Tensor:
+        prepare, device = self.method.preprocess, self.method.device
+        with evaluating(encoder):
+            batches = images.batches(512)
+            return torch.cat([encoder(prepare(batch.to(device))).float().cpu() for batch, _ in batches])
 
-def _aurocs(
-    method: Method,
-    known: Mapping[str, Tensor],
-    features: Mapping[str, Mapping[str, Tensor]],
-    n_bootstrap: int,
-    seed: int,
-    pixels: bool,
-) -> Iterator[tuple[str, Figure]]:
-    if pixels:  # a covariance or a mixture of thousands of pixels says nothing, and takes minutes
-        scores = columns(KNNScore(seed=seed), known, features)
-    else:
-        scores = label_free_scores(method, known, features, seed=seed)
-    for ood in features:
-        if ood != "test":
+    def posterior(self) -> Iterator[tuple[str, Figure | float]]:
+        test = self.features["test"]
+        yield "effective rank", metrics.effective_rank(test["h"])
+        if isinstance(self.method, ProbabilisticMethod) and not self.pixels:
+            measures = self.method.uncertainty_of_features(test)
+            for key in ("mean_variance", "kl", "anisotropy", "concentration"):
+                if key in measures:
+                    found = metrics.bootstrap_interval(measures[key].numpy(), **self.drawing)
+                    yield key.replace("_", " "), asdict(found)
+
+    def aurocs(self) -> Iterator[tuple[str, Figure]]:
+        seed = self.drawing["seed"]
+        if self.pixels:  # a covariance or a mixture of thousands of pixels says nothing, and takes minutes
+            scores = columns(KNNScore(seed=seed), self.known, self.features)
+        else:
+            scores = label_free_scores(self.method, self.known, self.features, seed=seed)
+        for ood in self.data.ood:
             for score, of in scores.items():
-                found = metrics.ood_metrics(of["test"], of[ood], n_bootstrap=n_bootstrap, seed=seed)["auroc"]
-                yield f"auroc/{ood}/{score}", asdict(found)
+                yield (
+                    f"auroc/{ood}/{score}",
+                    asdict(metrics.ood_metrics(of["test"], of[ood], **self.drawing)["auroc"]),
+                )
 
-
-def _geometry(
-    method: Method, data: DataSet, test: Mapping[str, Tensor], n_bootstrap: int, seed: int, pixels: bool
-) -> Iterator[tuple[str, Figure]]:
-    if pixels or not isinstance(method, VJE):
-        return
-    assert data.test.labels is not None
-    with torch.no_grad():
-        uncertainty = method.uncertainty_of_features(test)
-        named = {
-            "nll": -method.score_features(test),
-            "kl": uncertainty["kl"],
-            "mean variance": uncertainty["mean_variance"],
-            "anisotropy": uncertainty["anisotropy"],
-        }
-    measures = {name: np.asarray(value) for name, value in named.items()}
-    found = metrics.uncertainty_geometry(
-        test["mu"], data.test.labels, measures, n_bootstrap=n_bootstrap, seed=seed
-    )
-    for name, places in found["spearman"].items():
-        for place, value in places.items():
-            yield f"spearman/{name}/{place}", value
+    def geometry(self) -> Iterator[tuple[str, Figure]]:
+        if self.pixels or not isinstance(self.method, VJE):
+            return
+        test, labels = self.features["test"], self.data.test.labels
+        assert labels is not None
+        with torch.no_grad():
+            nll, measures = -self.method.score_features(test), self.method.uncertainty_of_features(test)
+        names = ("kl", "mean_variance", "anisotropy")
+        named = {"nll": nll.numpy(), **{name.replace("_", " "): measures[name].numpy() for name in names}}
+        found = metrics.uncertainty_geometry(test["mu"], labels, named, **self.drawing)
+        for name, places in found["spearman"].items():
+            for place, value in places.items():
+                yield f"spearman/{name}/{place}", value

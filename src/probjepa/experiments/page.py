@@ -28,7 +28,7 @@ def page(metrics: Metrics, study: Study, results: Sequence[Result]) -> str:
         sections.append(_table_section(table, metrics, study.about))
         if table["findings"]:
             sections.append(_findings_section(table))
-    sections += [*study.sections(results), _settings_section(metrics)]
+    sections += [*study.measurement.sections(results), _settings_section(metrics)]
     versions = metrics["versions"]
     return render(
         metrics["title"],

@@ -72,7 +72,7 @@ def reproduce(
         (out / part).is_dir() for part in ("cells", "runs")
     )
     refuse_existing(out, overwrite or half_done)
-    sources = {name: study.sources[name] for name in study.data_of(budget)}
+    sources = study.sources_of(budget)
     absent = {name: why for name, of in sources.items() if (why := of.missing(data_root))}
     if len(absent) == len(sources):
         reasons = "; ".join(f"{sources[name].title}: {why}" for name, why in absent.items())
@@ -103,7 +103,7 @@ def reproduce(
 def seed_groups(study: Study, budget: Budget, seed: int) -> list[list[int]]:
     """Return the seeds that are run on the same data: all, or one at a time where they are drawn anew."""
     seeds = list(range(seed, seed + budget.seeds))
-    return [[each] for each in seeds] if study.seeded_data else [seeds]
+    return [[each] for each in seeds] if study.measurement.seeded_data else [seeds]
 
 
 def plan(study: Study, budget: Budget, name: str, data: Data, seeds: Sequence[int]) -> Iterator[Cell]:
@@ -131,8 +131,9 @@ class _Work:
         if cell.key in self.done:
             return self.done[cell.key]
         self.left -= 1
-        where = f"{cell.label}, {self.study.sources[cell.dataset].title}, seed {cell.seed}"
-        code = fingerprint((*(self.study.roots or (self.study.run.__module__,)), *cell.modules))
+        measurement = self.study.measurement
+        where = f"{cell.label}, {measurement.sources[cell.dataset].title}, seed {cell.seed}"
+        code = fingerprint((*(measurement.roots or (measurement.run.__module__,)), *cell.modules))
         place = self.cells / f"{cell.key}.json"
         result, how = finished(place, cell), "kept"
         if result is not None and result.get("code") != code:
@@ -155,7 +156,7 @@ class _Work:
         bar = self.progress and self.budget.name != "quick"
         failed = None
         try:
-            measured = self.study.run(cell, data, folder, self.budget, bar)
+            measured = self.study.measurement.run(cell, data, folder, self.budget, bar)
         except Interrupted as stop:
             reason = str(stop).partition(":")[0]
             raise Interrupted(f"{reason} of {cell.label}: run the same command again to go on") from None

@@ -244,86 +244,101 @@ RunCell = Callable[[Cell, Any, Path, Budget, bool], Measured]
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """How cells are made and run: what studies of one kind have in common.
+
+    Attributes
+    ----------
+    run
+        runs one cell
+    base
+        (row, budget, data set, its data) → what the row's settings are put on; None: the budget's
+    sources
+        the data sets by name
+    seeded_data
+        the data are drawn or split anew for each seed
+    roots
+        modules whose code, with all that they import, decides the figures; (): the module of ``run``
+    sections
+        results → further sections of the page: its pictures
+    intervals
+        what the intervals are, where they are not the runner's 95 % ones
+    """
+
+    run: RunCell
+    base: MakeBase | None = None
+    sources: Mapping[str, Source] = field(default_factory=lambda: {"drawn": Source("drawn data")})
+    seeded_data: bool = False
+    roots: tuple[str, ...] = ()
+    sections: Callable[[Sequence[Result]], Sequence[Section]] = lambda _: ()
+    intervals: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The paper's figures, by (data set, row, column) in the column's unit, and the ``budget`` of them."""
+
+    budget: str
+    figures: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Study:
-    """A table or figure of a paper, and how its cells are run.
+    """A table or figure of a paper, or of one's own.
 
     Attributes
     ----------
     name, title, paper, question
         as ``probjepa list`` has it; the page's heading; where it is from; what it answers
-    run
-        runs one cell
-    rows, columns, findings
+    measurement, rows, columns, findings, published
         see there
     budgets
         by name
-    sources
-        the data sets by name
     data
-        budget → names of its data sets; {}: all
-    seeded_data
-        the data are drawn or split anew for each seed
-    base
-        (row, budget, data set, its data) → what the row's settings are put on; None: the budget's
-    roots
-        modules whose code, with all that they import, decides the figures; (): the module of ``run``
-    sections
-        results → further sections of the page: the study's own pictures
+        budget → names of its data sets; {}: all of the measurement's
     about
         a fixed text under the results: what the columns mean, and what is ours
-    published
-        (data set, row, column) → the paper's figure, in the column's unit
-    published_budget
-        what the published figures were trained with
-    intervals
-        what the intervals are, where they are not the runner's 95 % ones
     """
 
     name: str
     title: str
     paper: str
     question: str
-    run: RunCell
+    measurement: Measurement
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     budgets: Mapping[str, Budget]
-    sources: Mapping[str, Source] = field(default_factory=lambda: {"drawn": Source("drawn data")})
     data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    seeded_data: bool = False
-    base: MakeBase | None = None
-    roots: tuple[str, ...] = ()
-    sections: Callable[[Sequence[Result]], Sequence[Section]] = lambda _: ()
-    about: str = ""
     findings: tuple[Finding, ...] = ()
-    published: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
-    published_budget: str = ""
-    intervals: str = ""
+    published: Published = Published("nothing is published")
+    about: str = ""
 
     def rows_of(self, budget: str) -> list[Row]:
         """Return the lines that a budget runs."""
         return [row for row in self.rows if budget in row.budgets]
+
+    def sources_of(self, budget: str) -> dict[str, Source]:
+        """Return the data sets that a budget runs on, by name."""
+        known = self.measurement.sources
+        return {name: known[name] for name in self.data.get(budget) or known}
 
     def budget(self, name: str) -> Budget:
         """Return a budget by name, or raise ConfigError."""
         if name in self.budgets:
             return self.budgets[name]
         if name in BUDGETS:
-            drawn = not any(source.files for source in self.sources.values())
+            drawn = not any(source.files for source in self.measurement.sources.values())
             why = ": its data are drawn, any CPU will do" if drawn else ""
             raise ConfigError(f"{self.name} runs as {' or '.join(self.budgets)}, not '{name}'{why}")
         raise unknown_name("budget", name, self.budgets)
 
-    def data_of(self, budget: str) -> tuple[str, ...]:
-        """Return the names of the data sets that a budget runs on."""
-        return self.data.get(budget) or tuple(self.sources)
-
     def cell_of(self, row: Row, budget: Budget, dataset: str, data: Data, seed: int) -> Cell:
         """Return the cell that a row reads."""
-        base = self.base(row, budget, dataset, data) if self.base else Base(budget.settings, budget.fit)
-        task, method = (row.task, row.method) if self.base else (self.name, "")
-        changes = [
-            f"{k}={v}" for k, v in sorted(row.settings.items()) if plain(v) != plain(base.settings.get(k))
-        ]
+        task, method, base = self.name, "", Base(budget.settings, budget.fit)
+        if self.measurement.base is not None:
+            task, method, base = row.task, row.method, self.measurement.base(row, budget, dataset, data)
+        given, known = plain(row.settings), plain(base.settings)
+        changes = [f"{name}={row.settings[name]}" for name in sorted(given) if given[name] != known.get(name)]
         parts = [task if task != "train" else "", method, *changes, dataset, budget.name, f"s{seed}"]
         slug = "-".join(re.sub(r"[^a-z0-9=.]+", "_", part.lower()).strip("_") for part in parts if part)
         return Cell(

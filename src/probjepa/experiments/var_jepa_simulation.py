@@ -14,7 +14,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from probjepa.experiments.study import Budget, Cell, Column, Data, Finding, Measured, Row, Source, Study
+from probjepa.experiments.study import (
+    Budget,
+    Cell,
+    Column,
+    Data,
+    Finding,
+    Measured,
+    Measurement,
+    Published,
+    Row,
+    Source,
+    Study,
+)
 from probjepa.methods.base import evaluating
 from probjepa.methods.var_jepa import VarJEPA
 from probjepa.metrics import linear_probe
@@ -204,15 +216,15 @@ STUDY = Study(
     title="Var-JEPA: the terms of the bound",
     paper="Var-JEPA, arXiv 2603.20111",
     question="Which terms keep the representation informative and near its prior?",
-    run=run,
+    measurement=Measurement(
+        run, sources={"simulation": Source("pairs drawn from the model's graph")}, seeded_data=True
+    ),
     rows=tuple(
         Row(label, settings=weights, budgets=("quick", "full") if letter in PUBLISHED else ("full",))
         for letter, (label, weights) in VARIANTS.items()
     ),
     columns=COLUMNS,
     budgets=BUDGETS,
-    sources={"simulation": Source("pairs drawn from the model's graph")},
-    seeded_data=True,
     about="The probe is a logistic regression on the standardised posterior means of s_x, which finds the "
     "mixture's component. Aggregate KL, covariance and mean are of held-out draws of q(s_x|x): the KL to "
     "N(0, I) of the normal with their mean and covariance, and how far these two are from 0 and I. Posterior "
@@ -224,10 +236,12 @@ STUDY = Study(
     "runs of one or two other draws, by what came nearest to the published figures; then the seeds were run "
     "once.",
     findings=FINDINGS,
-    published={
-        ("simulation", VARIANTS[letter][0], column.label): value
-        for letter, values in PUBLISHED.items()
-        for column, value in zip(COLUMNS, values, strict=False)
-    },
-    published_budget="40 epochs of 512, five runs, an unknown number of pairs",
+    published=Published(
+        "40 epochs of 512, five runs, an unknown number of pairs",
+        {
+            ("simulation", VARIANTS[letter][0], column.label): value
+            for letter, values in PUBLISHED.items()
+            for column, value in zip(COLUMNS, values, strict=False)
+        },
+    ),
 )

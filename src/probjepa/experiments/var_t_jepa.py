@@ -6,7 +6,7 @@ sources fit it on all rows, the test rows included.
 
 from __future__ import annotations
 
-from probjepa.experiments.study import Budget, Column, Finding, Row, Study
+from probjepa.experiments.study import Budget, Column, Finding, Measurement, Published, Row, Study
 from probjepa.experiments.table_cells import RAW, run, table_base
 from probjepa.experiments.table_sets import SOURCES
 from probjepa.tabular.selection import DECODED, LIKELIHOOD, PROBABILITY, UNCERTAINTY
@@ -121,8 +121,7 @@ STUDY = Study(
     paper="Var-JEPA, arXiv 2603.20111; T-JEPA, arXiv 2410.05016",
     question="Are embeddings of tables worth more than raw features, and does their uncertainty find errors "
     "and ambiguity?",
-    run=run,
-    base=table_base,
+    measurement=Measurement(run, table_base, SOURCES, seeded_data=True),
     rows=(
         Row("raw features", RAW, score="raw"),
         Row("T-JEPA", "t-jepa", score="embedding"),
@@ -132,11 +131,10 @@ STUDY = Study(
     ),
     columns=COLUMNS,
     budgets=BUDGETS,
-    sources=SOURCES,
     data={"quick": ("sim", "wine", "breast-cancer"), "small": _ALL, "full": _ALL},
-    seeded_data=True,
     findings=FINDINGS,
-    published=PUBLISHED,
-    published_budget="five seeds, the best over six predictors; the encoder is fitted on all rows, the test "
-    "rows included",
+    published=Published(
+        "five seeds, the best over six predictors; the encoder is fitted on all rows, the test rows included",
+        PUBLISHED,
+    ),
 )
