@@ -56,17 +56,55 @@ def test_updates_are_the_recursion():
         torch.testing.assert_close(mine.double(), value, rtol=0, atol=1e-6)
 
 
-def test_batch_statistics_are_the_sources():
+def test_batch_statistics_are_averaged_like_the_weights():
     source = student()
-    ema = EMA(source, momentum=0.99)
-    source(torch.randn(32, 4) * 3 + 1)
-    for name in ("running_mean", "running_var", "num_batches_tracked"):
-        assert not torch.equal(getattr(ema.module[1], name), getattr(source[1], name))
-    ema.update(source, 1, 10)
-    for name in ("running_mean", "running_var", "num_batches_tracked"):
-        assert torch.equal(getattr(ema.module[1], name), getattr(source[1], name))
+    ema = EMA(source, momentum=0.9)
+    mean, var = torch.zeros(3), torch.ones(3)
+    for step in range(1, 5):
+        source(torch.randn(32, 4) * 3 + step)
+        tau = ema.momentum_at(step, 10)
+        mean = tau * mean + (1 - tau) * source[1].running_mean
+        var = tau * var + (1 - tau) * source[1].running_var
+        ema.update(source, step, 10)
+        torch.testing.assert_close(ema.module[1].running_mean, mean)
+        torch.testing.assert_close(ema.module[1].running_var, var)
+        assert ema.module[1].num_batches_tracked == step  # a count is copied, not averaged
     source(torch.randn(32, 4))
-    assert ema.module[1].num_batches_tracked == 1  # copied, not shared
+    torch.testing.assert_close(ema.module[1].running_mean, mean)  # and not shared
+
+
+def test_averaged_statistics_are_those_of_the_averaged_networks_own_activations():
+    # weights that rotate: the source's activations and the average's are other numbers
+    torch.manual_seed(0)
+    source = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    ema = EMA(source, momentum=0.99, schedule="linear")
+    x = torch.randn(200, 4)
+    for step in range(800):
+        with torch.no_grad():
+            source[0].weight.add_(0.02 * torch.randn(8, 4))
+            source[0].bias.add_(0.02)
+        source(x)
+        ema.update(source, step, 1_000_000)
+    own = ema.module[0](x)
+    kept = (ema.module[1].running_mean - own.mean(0)).norm()
+    copied = (source[1].running_mean - own.mean(0)).norm()
+    assert kept < 0.3 * copied
+
+
+def test_a_teacher_that_uses_its_own_batch():
+    source = student()
+    ema = EMA(source, momentum=0.9, statistics="batch").train()
+    x = torch.randn(32, 4) * 3 + 1
+    out = ema.module[1](ema.module[0](x))
+    torch.testing.assert_close(out.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    before = ema.module[1].running_mean.clone()
+    source(x * 5)
+    ema.update(source, 1, 10)
+    assert torch.equal(ema.module[1].running_mean, before)  # its own, of its own activations
+    ema.eval()
+    assert torch.equal(ema(x), ema(x))
+    with pytest.raises(ConfigError, match="did you mean 'batch'"):
+        EMA(student(), statistics="batches")
 
 
 def test_it_starts_equal_and_apart():

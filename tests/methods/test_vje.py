@@ -138,6 +138,7 @@ ABLATIONS = [
     {"likelihood": "standard", "df": 7, "draws": 4, "variance": "isotropic"},
     {"center_log_variance": True},
     {"target": "ema"},
+    {"target": "ema-batch"},
     {"target": "ema", "df": INF, "draws": 0, "kl_weight": 2.0},
     {"hidden_dim": 16},
 ]

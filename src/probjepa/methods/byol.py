@@ -27,9 +27,8 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
 
     loss = ‖p̄₁ − t̄₂‖² + ‖p̄₂ − t̄₁‖² = [2 − 2cos(p₁, t₂)] + [2 − 2cos(p₂, t₁)],  x̄ = x/‖x‖
 
-    The averaged network normalises by the statistics of the batch, as in the paper's code, and not by running
-    ones: those it has are copies of the online network's, whose weights are others. Both views run as one
-    batch, and share its statistics.
+    The averaged network normalises by the statistics of its own batch, as in the paper's code. Both views run
+    as one batch, and share its statistics.
 
     Parameters
     ----------
@@ -64,7 +63,7 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
         super().__init__(backbone, **encoder)
         self.projector = projector([self.embedding_dim, hidden_dim, projector_dim], last_bias=False)
         self.predictor = projector([projector_dim, hidden_dim, projector_dim], last_bias=False)
-        self.target = EMA(self._online(), momentum)
+        self.target = EMA(self._online(), momentum, statistics="batch")
 
     def _online(self) -> nn.Sequential:
         """What is averaged; made anew, so that the state holds its weights once."""
@@ -74,7 +73,6 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
         """Objective for two views, each (N, C, H, W); "spread" is ``direction_spread`` of z."""
         images = torch.cat(two_views(self, batch))
         z = self.projector(self.encoder(images))
-        self.target.module.train(self.training)  # EMA keeps it in evaluation mode: see the class
         loss = byol_loss(*self.predictor(z).chunk(2), *self.target(images).chunk(2))
         return {"loss": loss, "spread": direction_spread(z)}
 

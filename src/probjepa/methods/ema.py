@@ -12,21 +12,31 @@ from torch import Tensor, nn
 from probjepa.errors import ConfigError, unknown_name
 
 SCHEDULES = ("cosine", "linear")
+STATISTICS = ("averaged", "batch")
 
 
 class EMA(nn.Module):
     """A copy that follows ``source`` at momentum τ₀ → 1.
 
-    It stays in evaluation mode when the method is put in training mode: its batch statistics are the
-    source's. A method whose published teacher normalises by its own batch sets ``module``'s mode (BYOL).
-
     τ(step) = 1 − (1 − τ₀)·r with r = (1 + cos(π·step/total))/2 ("cosine") or 1 − step/total ("linear").
-    Buffers (batch statistics) are copied as they are.
+
+    Batch norm in the copy needs statistics of the copy's own activations: the source's belong to other weights.
+
+    Parameters
+    ----------
+    source
+        the module that is followed
+    momentum, schedule
+        τ₀, and the course of τ
+    statistics
+        "averaged": the source's running statistics are averaged like its weights, and the copy stays in
+        evaluation mode; "batch": in training the copy normalises by its own batch, and keeps running
+        statistics of its own for evaluation, as BYOL's code does
 
     Raises
     ------
     ConfigError
-        if the momentum is not in [0, 1], or for an unknown schedule
+        if the momentum is not in [0, 1], or for an unknown schedule or kind of statistics
     """
 
     def __init__(
@@ -34,19 +44,24 @@ class EMA(nn.Module):
         source: nn.Module,
         momentum: float = 0.996,
         schedule: Literal["cosine", "linear"] = "cosine",
+        statistics: Literal["averaged", "batch"] = "averaged",
     ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ConfigError(f"EMA momentum must lie in [0, 1], got {momentum}")
         if schedule not in SCHEDULES:
             raise unknown_name("EMA schedule", schedule, SCHEDULES)
+        if statistics not in STATISTICS:
+            raise unknown_name("kind of EMA statistics", statistics, STATISTICS)
         self.momentum = momentum
         self.schedule = schedule
+        self.statistics = statistics
         self.module = copy.deepcopy(source).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> EMA:
-        """Stay in evaluation mode: the teacher's batch statistics are the source's."""
+        """Set the mode; the averaged module stays in evaluation mode unless it uses its batch's statistics."""
         self.training = mode
+        self.module.train(mode and self.statistics == "batch")
         return self
 
     @torch.no_grad()
@@ -67,5 +82,10 @@ class EMA(nn.Module):
         weight = 1 - self.momentum_at(step, total_steps)
         for mine, theirs in zip(self.module.parameters(), source.parameters(), strict=True):
             mine.lerp_(theirs.to(mine.dtype), weight)
+        if self.statistics == "batch":
+            return
         for kept, current in zip(self.module.buffers(), source.buffers(), strict=True):
-            kept.copy_(current)
+            if kept.is_floating_point():
+                kept.lerp_(current.to(kept.dtype), weight)
+            else:
+                kept.copy_(current)  # a count of batches
