@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import ROOT, environment
 
 import probjepa as pj
+from harness import ROOT, environment
 from probjepa.data import ImageSet
 from probjepa.files import write_text
 from probjepa.methods.base import evaluating

@@ -10,23 +10,30 @@ from torch import Tensor
 from probjepa.errors import ConfigError
 
 _REDRAWS = 32
+_CANDIDATES = 8  # layouts drawn for each image that is left
 _Range = tuple[float, float]
 
 
 class MultiBlockMasks:
     """One context block less several target blocks, on a square grid of patches (arXiv 2301.08243).
 
-    A block has one shape for the whole batch (scale and aspect = height/width, both uniform in their ranges
-    and independent; the admissible whole-patch shape that is nearest in log scale and log aspect) and a
-    uniform location for each image, up to the last row and column. Targets may overlap one another; the
-    context is its block less all targets. So that the indices make one tensor, the contexts of a batch are
-    cut to the shortest: which patches go is random, as dropping the last would favour the top of the image.
-    (The authors' sampler never reaches the last row and column, ties the aspect to the scale, and drops the
-    last patches.)
+    A block has one shape for the whole batch. Scale and aspect = height/width are uniform in their ranges and
+    independent; the admissible whole-patch shape that is nearest in log scale and log aspect is taken. Each
+    image has its own, uniform location of every block, up to the last row and column. Targets may overlap one
+    another; the context is its block less all targets, whole.
+
+    Contexts of one batch must make one tensor, so they have one length. The length is that of one image drawn
+    by these rules, and the others are drawn until theirs is the same. So an image's masks have the same
+    distribution in a batch of 1 and of 256; images of a batch share shapes and length, nothing else. (The
+    authors' code cuts all contexts to the shortest of the batch: the larger the batch, the less is seen. Its
+    sampler also never reaches the last row and column, and ties the aspect to the scale.)
+
+    The context's aspect has a range, since on grids of 8 × 8 to 12 × 12 patches the whole grid is the only
+    square within the usual scales.
 
     Where no whole-patch shape is within the ranges (a 4 × 4 grid's targets), the one nearest to their middle
-    is taken. Where targets leave fewer than ``min_context`` patches, the image's targets are drawn again, up
-    to 32 times, then put upon one another. With the default ranges this never happens from a 5 × 5 grid on.
+    is taken. Where targets leave fewer than ``min_context`` patches, they are drawn again, up to 32 times,
+    then put upon one another. With the default ranges this never happens from a 5 × 5 grid on.
 
     Parameters
     ----------
@@ -36,8 +43,8 @@ class MultiBlockMasks:
         blocks to predict, M ≥ 1
     target_scale, target_aspect
         share of the grid's area, and height/width, of a target block
-    context_scale
-        share of the context block, a square
+    context_scale, context_aspect
+        the same of the context block
     min_context
         patches that every context keeps, at least
 
@@ -61,13 +68,14 @@ class MultiBlockMasks:
         target_scale: _Range = (0.15, 0.2),
         target_aspect: _Range = (0.75, 1.5),
         context_scale: _Range = (0.85, 1.0),
+        context_aspect: _Range = (0.85, 1 / 0.85),
         min_context: int = 8,
     ) -> None:
         if targets < 1 or min_context < 1:
             raise ConfigError(
                 f"masks take at least one target and one patch, got {targets} and {min_context}"
             )
-        self.ranges = {"target": (target_scale, target_aspect), "context": (context_scale, (1.0, 1.0))}
+        self.ranges = {"target": (target_scale, target_aspect), "context": (context_scale, context_aspect)}
         for (low, high), (flat, tall) in self.ranges.values():
             if not 0 < low <= high <= 1 or not 0 < flat <= tall < math.inf:
                 raise ConfigError(
@@ -100,31 +108,43 @@ class MultiBlockMasks:
         tuple of Tensor
             indices of the context's patches (N, Tc), ascending, and of the targets' (N, M, Tt), row by row
         """
-        height, width = self._shape("target", generator)
-        corners = self._corners(batch_size, self.targets, height, width, generator)
-        block_height, block_width = self._shape("context", generator)
-        context_corners = self._corners(batch_size, 1, block_height, block_width, generator)
-        block = self._patches(context_corners, block_height, block_width).flatten(1)
-        in_block = torch.zeros(batch_size, self.grid**2, dtype=torch.bool).scatter_(1, block, True)
-
-        def seen(rows: Tensor | slice) -> Tensor:
-            hidden = self._patches(corners[rows], height, width).flatten(1)
-            return in_block[rows].scatter(1, hidden, False)
-
-        context = seen(slice(None))
-        for attempt in range(_REDRAWS + 1):
-            short = (context.sum(1) < self.min_context).nonzero()[:, 0]
-            if not len(short):
+        shapes = [*self._shape("target", generator), *self._shape("context", generator)]
+        corners, seen, piled = self._first(shapes, generator)
+        length = int(seen.sum())
+        found = 1
+        corners, seen = corners.repeat(batch_size, 1), seen.repeat(batch_size, 1)
+        for _ in range(_REDRAWS):
+            if found == batch_size:
                 break
-            if attempt < _REDRAWS:
-                corners[short] = self._corners(len(short), self.targets, height, width, generator)
-            else:
-                corners[short] = corners[short, :1]
-            context[short] = seen(short)
+            count = _CANDIDATES * (batch_size - found)
+            other, visible = self._layouts(count, shapes, generator, piled)
+            fit = (visible.sum(1) == length).nonzero()[: batch_size - found, 0]
+            corners[found : found + len(fit)], seen[found : found + len(fit)] = other[fit], visible[fit]
+            found += len(fit)
+        # where the length is rarer than one in hundreds, the images that are left have the first one's layout
+        context = seen.nonzero()[:, 1].reshape(batch_size, length)
+        return context, self._patches(corners, *shapes[:2])
 
-        keys = torch.rand(context.shape, generator=generator).masked_fill_(~context, -1)
-        kept = keys.topk(int(context.sum(1).min()), dim=1, sorted=False).indices.sort(1).values
-        return kept, self._patches(corners, height, width)
+    def _first(self, shapes: list[int], generator: torch.Generator | None) -> tuple[Tensor, Tensor, bool]:
+        """Layout of one image with at least ``min_context`` patches, and whether its targets are piled up."""
+        for _ in range(_REDRAWS + 1):
+            corners, seen = self._layouts(1, shapes, generator, False)
+            if int(seen.sum()) >= self.min_context:
+                return corners, seen, False
+        return *self._layouts(1, shapes, generator, True), True
+
+    def _layouts(
+        self, count: int, shapes: list[int], generator: torch.Generator | None, piled: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Top left patches (count, M) of targets, and the patches (count, grid²) that the contexts see."""
+        height, width, block_height, block_width = shapes
+        corners = self._corners(count, self.targets, height, width, generator)
+        if piled:
+            corners = corners[:, :1].repeat(1, self.targets)
+        block = self._corners(count, 1, block_height, block_width, generator)
+        seen = torch.zeros(count, self.grid**2, dtype=torch.bool)
+        seen.scatter_(1, self._patches(block, block_height, block_width).flatten(1), True)
+        return corners, seen.scatter_(1, self._patches(corners, height, width).flatten(1), False)
 
     def _shape(self, block: str, generator: torch.Generator | None) -> tuple[int, int]:
         """Height and width: the admissible shape nearest to a uniform scale and aspect."""

@@ -20,7 +20,7 @@ class EMA(nn.Module):
 
     τ(step) = 1 − (1 − τ₀)·r with r = (1 + cos(π·step/total))/2 ("cosine") or 1 − step/total ("linear").
 
-    Batch norm in the copy needs statistics of the copy's own activations: the source's belong to other weights.
+    Batch norm in the copy needs statistics of the copy's own activations: the source's are of other weights.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class EMA(nn.Module):
         self.module = copy.deepcopy(source).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> EMA:
-        """Set the mode; the averaged module stays in evaluation mode unless it uses its batch's statistics."""
+        """Set the mode; the averaged module is in evaluation mode unless it uses its batch's statistics."""
         self.training = mode
         self.module.train(mode and self.statistics == "batch")
         return self
