@@ -1,7 +1,7 @@
 """What batch norm's statistics in VJE's averaged teacher are worth: kNN on h and on the teacher's h.
 
-``python benchmarks/ema_statistics.py --data-root DIR`` trains VJE with a stop-gradient, and with teachers whose
-batch statistics are averaged like the weights, their own batch's, or the online network's copied (the form of
+``python benchmarks/ema_statistics.py --data-root DIR`` trains VJE with a stop-gradient, and with teachers
+whose batch statistics are averaged like the weights, their own batch's, or the online network's copied (the form of
 probjepa before this was measured, kept here alone). On scikit-learn's digits and on CIFAR-10, three seeds
 each. Cells that are finished are kept in the result's JSON: the same command goes on.
 """
@@ -65,7 +65,7 @@ def accuracy(method: Any, encoder: Any, train: ImageSet, test: ImageSet) -> floa
 
 
 def data_sets(data_root: Path | None) -> dict[str, tuple[ImageSet, ImageSet, dict[str, Any]]]:
-    """Digits, and CIFAR-10's first 10,000 training images where they are."""
+    """Digits, and CIFAR-10's first 5,000 training images where they are."""
     digits = pj.open_images("sklearn:digits", size=16)
     order = np.random.default_rng(0).permutation(len(digits))
     found = {
@@ -82,8 +82,8 @@ def data_sets(data_root: Path | None) -> dict[str, tuple[ImageSet, ImageSet, dic
         train = pj.open_images(data_root / "cifar10" / "train.parquet", size=32)
         test = pj.open_images(data_root / "cifar10" / "test.parquet", size=32)
         found["cifar10"] = (
-            train.subset(np.arange(10_000)),
-            test.subset(np.arange(5_000)),
+            train.subset(np.arange(5_000)),
+            test.subset(np.arange(2_000)),
             {
                 "backbone": "convnet",
                 "options": {"widths": (32, 64, 128)},
