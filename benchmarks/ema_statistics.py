@@ -1,8 +1,8 @@
 """What batch norm's statistics in VJE's averaged teacher are worth: kNN on h and on the teacher's h.
 
 ``python benchmarks/ema_statistics.py --data-root DIR`` trains VJE with a stop-gradient, and with teachers
-whose batch statistics are averaged like the weights, their own batch's, or the online network's copied (the form of
-probjepa before this was measured, kept here alone). On scikit-learn's digits and on CIFAR-10, three seeds
+whose batch statistics are averaged like the weights, their own batch's, or the online network's copied (as
+probjepa had it until November 2026; kept here alone). On scikit-learn's digits and on CIFAR-10, three seeds
 each. Cells that are finished are kept in the result's JSON: the same command goes on.
 """
 
