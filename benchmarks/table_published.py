@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 from harness import Result, arguments, parse, write
+from probjepa.evaluation.tables import evaluate_once
 from probjepa.experiments.runner import figure
 from probjepa.experiments.table_cells import flat_figures
 from probjepa.experiments.table_sets import SOURCES, open_table_set
 from probjepa.tabular import VarTJEPA
-from probjepa.tabular.downstream import evaluate_once
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
         "epochs": model.n_iter_,
         "best epoch": model.best_epoch_,
         "validation loss": [losses["validation_loss"] for losses in model.history_],
-        "figures": {name: figure(of)["value"] for name, of in flat_figures(outcome.figures).items()},
+        "figures": {name: figure(of)["value"] for name, of in flat_figures(outcome.metrics).items()},
     }
     write(result, args.out)
 

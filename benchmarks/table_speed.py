@@ -10,10 +10,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from harness import Result, arguments, parse, write
+from probjepa.evaluation.predictors import PREDICTORS
 from probjepa.experiments.table_sets import TableSet, open_table_set
 from probjepa.tabular import VarTJEPA
 from probjepa.tabular.masks import draw_masks
-from probjepa.tabular.predictors import PREDICTORS
 
 SIZES = ("adult", "small")  # the published preset and ours
 ROWS = 34_000  # of the epoch that the target is of

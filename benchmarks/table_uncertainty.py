@@ -11,10 +11,10 @@ from scipy.stats import spearmanr
 
 from harness import Result, arguments, parse, write
 from probjepa import metrics
+from probjepa.evaluation.predictors import PREDICTORS
+from probjepa.evaluation.selective import PROBABILITY, UNCERTAINTY, table_uncertainty
 from probjepa.experiments.table_sets import TableSet, open_table_set
 from probjepa.tabular import VarTJEPA
-from probjepa.tabular.predictors import PREDICTORS
-from probjepa.tabular.selection import PROBABILITY, UNCERTAINTY, doubts
 
 
 def main() -> None:
@@ -32,9 +32,9 @@ def main() -> None:
 def study(data: TableSet, fits: int, device: str) -> dict[str, Any]:
     """Fit the default preset with several seeds to the same rows; what each source says of test rows.
 
-    ``gain at half``: the MLP's accuracy on the half that the source is surest of, less that on all rows.
-    ``agreement``: Spearman's ρ of the source between two fits, row by row. ``rho with u``: with the rows'
-    ambiguity, where that is known.
+    ``gain at half``: the MLP's accuracy on the half that the source is most certain of, less that on all
+    rows. ``agreement``: Spearman's ρ of the source between two fits, row by row. ``rho with u``: with the
+    rows' ambiguity, where that is known.
     """
     splits = (data.train, data.validation, data.test)
     classes = np.unique(data.train[data.target])
@@ -49,8 +49,8 @@ def study(data: TableSet, fits: int, device: str) -> dict[str, Any]:
         right = probabilities.argmax(1) == truth
         accuracy.append(float(right.mean()))
         features = (spaces[0], spaces[2])
-        sources = doubts(model, tables[2], {"raw": features, "embedding": features}, seed)
-        sources = {name: doubt for name, doubt in sources.items() if "raw" not in name and name != "random"}
+        sources = table_uncertainty(model, tables[2], {"raw": features, "embedding": features}, seed)
+        sources = {name: values for name, values in sources.items() if "raw" not in name and name != "random"}
         sources[f"{UNCERTAINTY}, 90th percentile"] = model.uncertainty(tables[2], "p90")
         sources[PROBABILITY] = 1 - probabilities.max(1)
         said.append((right, sources))
@@ -63,8 +63,8 @@ def study(data: TableSet, fits: int, device: str) -> dict[str, Any]:
 
 
 def _of(source: str, said: list[Any], ambiguity: npt.NDArray[np.float64] | None) -> dict[str, Any]:
-    curves = [metrics.risk_coverage(-doubt[source], right) for right, doubt in said]
-    values = [doubt[source] for _, doubt in said]
+    curves = [metrics.risk_coverage(-sources[source], right) for right, sources in said]
+    values = [sources[source] for _, sources in said]
     figures: dict[str, Any] = {
         "gain at half": [
             curve.accuracy_at[0.5] - float(right.mean())

@@ -184,9 +184,10 @@ def test_evaluate_asks_the_head_about_scored_images_only(monkeypatch):
     model, asked = small(), []
     features = IJEPA.features
 
-    def counted(self, x, *rest):
-        asked.append(len(x))
-        return features(self, x, *rest)
+    def counted(self, x, *rest, scored=True):
+        if scored:
+            asked.append(len(x))
+        return features(self, x, *rest, scored=scored)
 
     monkeypatch.setattr(IJEPA, "features", counted)
     evaluate(model, images(30), images(7, seed=1), {"far": images(5, seed=2)}, n_bootstrap=20)

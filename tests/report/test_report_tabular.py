@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from probjepa.evaluation.selective import selection_figures
 from probjepa.report.evaluation import table_report
 from probjepa.report.sections import selective_section
 from probjepa.report.tables import calibration_section, surprising_section
-from probjepa.tabular.selection import selection_figures
 
 HOSTILE = "<script>alert(1)</script>"
 

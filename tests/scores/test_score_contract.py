@@ -9,7 +9,7 @@ import torch
 from sklearn.ensemble import IsolationForest
 from torch import nn
 
-from probjepa import VJE
+from probjepa import VJE, jacobian
 from probjepa.cli import run
 from probjepa.data import ImageSet
 from probjepa.errors import ConfigError
@@ -75,26 +75,37 @@ def test_higher_is_more_typical(kind):
     assert score.score(features(20, 2)).min() > score.score(features(20, 3, typical=False)).max()
 
 
-def test_parts_are_columns_and_come_with_the_score(kind):
+def test_parts_have_a_value_an_input_and_columns_the_scores_name(kind):
     score, some = fitted(kind), features(20, 2)
-    values, parts = score.with_parts(some)
-    np.testing.assert_array_equal(values, score.score(some))
-    for name, part in score.parts(some).items():
-        assert part.shape == (20,)
-        np.testing.assert_array_equal(part, parts[name])
-    assert kind.name in score.columns(some)
+    assert all(part.shape == (20,) for part in score.parts(some).values())
+    columns = score.columns(some)
+    assert next(iter(columns)) == kind.name
+    assert all(column.shape == (20,) for column in columns.values())
 
 
-def test_a_reference_is_asked_for_and_not_taken_in_vain(kind):
+def test_a_reference_that_is_needed_is_asked_for(kind):
     score = kind(model_of(kind))
     if "reference" in kind.needs:
         with pytest.raises(ConfigError, match=f"'{kind.name}' needs a reference set"):
             score.score(features(20, 2))
-    elif kind.takes_reference():
-        assert np.isfinite(score.fit(features(60, 1)).score(features(20, 2))).all()
-    else:
-        with pytest.raises(ConfigError, match=f"'{kind.name}' uses no reference set"):
-            score.fit(features(60, 1))
+    assert np.isfinite(score.fit(features(60, 1)).score(features(20, 2))).all()
+
+
+def test_jepa_score_takes_one_pass_until_it_is_fitted_anew(monkeypatch):
+    passes = []
+    details = jacobian.jepa_score_details
+    monkeypatch.setattr(
+        jacobian, "jepa_score_details", lambda *args, **more: passes.append(1) or details(*args, **more)
+    )
+    score, some = score_class("jepa")(nn.Tanh()), features(20, 2)
+    bare = score.score(some)
+    assert score.parts(some)["log_volume"] == pytest.approx(bare)
+    assert list(score.columns(some)) == ["jepa"]
+    assert len(passes) == 1
+    whole = score.fit(features(60, 1)).columns(some)
+    assert len(passes) == 2
+    assert whole["jepa"] == pytest.approx(bare)
+    assert whole["jepa + latent"] == pytest.approx(bare + score.parts(some)["latent"])
 
 
 def test_a_model_without_a_score_is_told_so(kind):

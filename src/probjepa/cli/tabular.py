@@ -254,10 +254,10 @@ def evaluate_tables(
     source: str, train: str, test: str, out: Path, *, target: str | None, seed: int, device: str,
     progress: bool,
 ) -> None:  # fmt: skip
-    """Write metrics.json and report.html of ``tabular.downstream.evaluate_table``, and print a summary."""
+    """Write metrics.json and report.html of ``evaluation.evaluate_table``, and print a summary."""
+    from probjepa.evaluation.tables import evaluate_table
     from probjepa.files import write_text
     from probjepa.report.evaluation import table_report
-    from probjepa.tabular.downstream import evaluate_table
     from probjepa.tabular.files import read_table
 
     model, recorded = _load(source, device)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from probjepa.scores import SCORES, score_class
-from probjepa.scores.detectors import Detector
 from probjepa.scores.own import Own, own_scores
 
 if TYPE_CHECKING:
@@ -61,11 +60,7 @@ def label_free_scores(
 
 def columns(score: Score, reference: Features, sets: Mapping[str, Features]) -> dict[str, dict[str, Values]]:
     """Return what a score shows of every set: column → set → (N,)."""
-    if score.takes_reference():
-        score.fit(reference)
-    if isinstance(score, Detector):
-        for of in sets.values():
-            score.refuse_fitted_rows(reference, of)
+    score.fit(reference)
     by_set = {name: score.columns(of) for name, of in sets.items()}
     return {
         column: {name: of[column] for name, of in by_set.items()} for column in next(iter(by_set.values()))

@@ -1,10 +1,10 @@
-"""How good I-JEPA's predictions of hidden tokens are: densities, proper scores, and what to draw of them."""
+"""How good predictions of hidden tokens are: densities, proper scores, and what to draw of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from probjepa.heads.gaussian import GaussianPrediction
 from probjepa.heads.mixture import MixturePrediction
 from probjepa.heads.realnvp import FlowPrediction
 from probjepa.methods.base import evaluating
-from probjepa.methods.ijepa import IJEPA
 
 _BATCH = 64  # images
 _MASKED = 6  # images drawn with their masks
@@ -28,8 +27,18 @@ _SCALES = 20_000  # standard deviations in the histogram
 T = TypeVar("T")
 
 
+@runtime_checkable
+class PredictsTokens(Protocol):
+    """What is read of a method that predicts the tokens of hidden patches, as ``IJEPA`` does."""
+
+    masks: Any
+    head: Any
+    targets: Any
+    contexts: Any
+
+
 def evaluate_predictions(
-    method: IJEPA,
+    method: Any,
     images: Images,
     *,
     n_images: int = 256,
@@ -100,12 +109,10 @@ def evaluate_predictions(
         "target_std": deviation,
     }
     for name, of in scores.items():
-        by_image = None if of is None else of.double().reshape(len(rows), scored).mean(1).cpu().numpy()
-        figures[name] = (
-            None
-            if by_image is None
-            else asdict(metrics.bootstrap_interval(by_image, n_bootstrap=n_bootstrap, seed=seed))
-        )
+        figures[name] = None
+        if of is not None:
+            by_image = of.double().reshape(len(rows), scored).mean(1).cpu().numpy()
+            figures[name] = asdict(metrics.bootstrap_interval(by_image, n_bootstrap=n_bootstrap, seed=seed))
     ours, ignorant = (figures[name]["value"] for name in ("energy_score", "energy_score_marginal"))
     figures["energy_skill"] = 1 - ours / ignorant if ignorant > 0 else 0.0
     figures |= _internals(arrays)
@@ -120,7 +127,7 @@ def evaluate_predictions(
     return figures, drawn
 
 
-def target_std(method: IJEPA, images: Tensor) -> float:
+def target_std(method: Any, images: Tensor) -> float:
     """Return the standard deviation over images (N, C, H, W) of the teacher's tokens, a mean over the rest.
 
     With layer-normed tokens it is at most 1; 0 is a teacher that says the same of every image.
@@ -133,7 +140,7 @@ def target_std(method: IJEPA, images: Tensor) -> float:
 
 
 def _tokens(
-    method: IJEPA, pixels: Tensor, context: Tensor, hidden: Tensor, chosen: Tensor
+    method: Any, pixels: Tensor, context: Tensor, hidden: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor, float]:
     """Context vectors (N, P, C) and targets (N, P, D) of the chosen hidden tokens (N, P); the target_std."""
     vectors, targets, everything = [], [], []
@@ -151,7 +158,7 @@ def _tokens(
     return torch.cat(vectors), torch.cat(targets), spread
 
 
-def _pictured(method: IJEPA, vectors: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def _pictured(method: Any, vectors: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """A draw for every token, and what the head's own parameters say."""
     prediction = method.head(vectors)
     arrays = {"targets": targets, "samples": prediction.sample((1,))[0]}
@@ -177,7 +184,7 @@ def _thinned(scales: Tensor) -> Tensor:
 
 
 def _scores(
-    method: IJEPA, vectors: Tensor, targets: Tensor, draws: int
+    method: Any, vectors: Tensor, targets: Tensor, draws: int
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
     """Means (P, D) of the predictions of targets (P, D), and their scores (P,)."""
     prediction = method.head(vectors)

@@ -1,23 +1,51 @@
-"""Selective prediction: whose doubt finds the errors of the kNN classifier."""
+"""Selective prediction: whose uncertainty finds the errors of a classifier, on images and on tables."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from probjepa import metrics
+from probjepa._arrays import fingerprints
 from probjepa.data.overlap import refuse_fitted_rows
 from probjepa.detectors import KNN
+from probjepa.evaluation.figures import figure
 
-_NEIGHBOURS = 20  # of the classifier, as in the accuracy table
-_POINTS = 200  # of a curve in a result
+_NEIGHBOURS = 20  # of the classifier of images, as in the accuracy table, and of the distances
+_LARGEST_BANK = 10_000  # rows of a table; more make the neighbours' search the longest part
+_POINTS = 200  # of a curve of images in a result
+GRID = tuple(round(0.01 * percent, 2) for percent in range(5, 101))  # coverages of a curve of tables
+# sources of uncertainty
+UNCERTAINTY, DECODED = "model uncertainty", "model uncertainty, decoded"
+LIKELIHOOD, PROBABILITY = "−log-likelihood", "maximum class probability"
 
 Column = npt.NDArray[np.float64]
+Correct = npt.NDArray[np.bool_]
+
+
+def withheld(confidence: Column, correct: Correct, at: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return what is left of the errors when the least confident of N answers are withheld.
+
+    ``curve`` ("coverage" and "risk" where ``at`` + 1 answers are given), ``aurc``, ``excess_aurc`` and
+    ``accuracy_at`` ("1.0", "0.9", "0.8", "0.5"), as ``metrics.risk_coverage`` defines them.
+    """
+    found = metrics.risk_coverage(confidence, correct)
+    accuracy_at = {1.0: float(correct.mean()), **found.accuracy_at}
+    return {
+        "curve": {"coverage": found.coverage[at].tolist(), "risk": found.risk[at].tolist()},
+        "aurc": found.aurc,
+        "excess_aurc": found.excess_aurc,
+        "accuracy_at": {str(share): accuracy for share, accuracy in accuracy_at.items()},
+    }
+
+
+# --- images -----------------------------------------------------------------------------------------------
 
 
 def selective_prediction(
@@ -29,7 +57,7 @@ def selective_prediction(
     scores: Mapping[str, Column],
     measures: Mapping[str, Column],
 ) -> dict[str, dict[str, Any]]:
-    """Return the risk–coverage curve of the kNN classifier (k = 20, majority) by each source of doubt.
+    """Return the risk–coverage curve of the kNN classifier (k = 20, majority) by each source of uncertainty.
 
     Parameters
     ----------
@@ -44,14 +72,12 @@ def selective_prediction(
     Returns
     -------
     dict
-        source → ``curve`` ("coverage" and "risk", at most 200 points, the last at coverage 1), ``aurc``,
-        ``excess_aurc``, ``accuracy_at`` ("1.0", "0.9", "0.8", "0.5"), as ``metrics.risk_coverage`` defines
-        them. Beside scores and measures: "kNN vote share" (of the winning class), "kNN distance" (to the
-        20th neighbour), and "random", the expectation of withholding at random
+        source → what ``withheld`` returns, the curve of at most 200 points, the last at coverage 1. Beside
+        scores and measures: "kNN vote share" (of the winning class), "kNN distance" (to the 20th neighbour),
+        and "random", the expectation of withholding at random
     """
     k = min(_NEIGHBOURS, len(bank))
     predicted, share = metrics.knn_vote(bank, bank_labels, test, k=k)
-    correct = predicted == labels.numpy()
     refuse_fitted_rows("KNN", bank, test)
     confidence = {"kNN vote share": share, "kNN distance": KNN(k).fit(bank).score_samples(test), **scores}
     known = [_ranks(values) for values in scores.values()]
@@ -61,7 +87,9 @@ def selective_prediction(
             known.append(ranks)
             confidence[name] = -values
     confidence["random"] = np.zeros(len(test))
-    return {source: _summary(values, correct) for source, values in confidence.items()}
+    shown = np.unique(np.linspace(0, len(test) - 1, min(_POINTS, len(test))).round().astype(int))
+    correct = predicted == labels.numpy()
+    return {source: withheld(values, correct, shown) for source, values in confidence.items()}
 
 
 def _ranks(values: Column) -> Column:
@@ -70,14 +98,80 @@ def _ranks(values: Column) -> Column:
     return ranks / max(float(np.linalg.norm(ranks)), 1.0)
 
 
-def _summary(confidence: Column, correct: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    found = metrics.risk_coverage(confidence, correct)
-    count = len(correct)
-    shown = np.unique(np.linspace(0, count - 1, min(_POINTS, count)).round().astype(int))
-    return {
-        "curve": {"coverage": found.coverage[shown].tolist(), "risk": found.risk[shown].tolist()},
-        "aurc": found.aurc,
-        "excess_aurc": found.excess_aurc,
-        "accuracy_at": {"1.0": float(correct.mean())}
-        | {str(coverage): accuracy for coverage, accuracy in found.accuracy_at.items()},
-    }
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def table_uncertainty(
+    model: Any, test: Any, spaces: Mapping[str, tuple[Any, Any]], seed: int
+) -> dict[str, Column]:
+    """Return the sources of uncertainty (N,) of the test rows that need no classifier, higher = less sure.
+
+    ``model uncertainty``, the same ``decoded`` and ``−log-likelihood`` (−score_samples) where the model has
+    them; kNN distance (to the 20th of at most 10,000 training rows) on the raw features and the embedding;
+    Isolation Forest on the raw features; and ``random``, all equal, whose curve is the expectation of
+    withholding at random.
+
+    Parameters
+    ----------
+    spaces
+        "raw", and perhaps "embedding" → features of the training and of the test rows
+    """
+    from sklearn.ensemble import IsolationForest
+
+    found: dict[str, Column] = {}
+    if hasattr(model, "uncertainty"):
+        found[UNCERTAINTY] = model.uncertainty(test)
+        found[DECODED] = model.uncertainty(test, "decoded")
+    if hasattr(model, "score_samples"):
+        found[LIKELIHOOD] = -model.score_samples(test)
+    bank, queries = spaces["raw"]
+    if "embedding" in spaces:
+        found["kNN distance, embedding"] = _distance(*spaces["embedding"], seed, normalize=True)
+    found["kNN distance, raw"] = _distance(bank, queries, seed, normalize=False)
+    forest = IsolationForest(random_state=seed).fit(bank)
+    found["Isolation Forest, raw"] = -forest.score_samples(queries)
+    found["random"] = np.zeros(len(queries))
+    return found
+
+
+def _distance(bank: Any, queries: Any, seed: int, *, normalize: bool) -> Column:
+    # different rows may have equal features (unknown categories): their distance of 0 would say nothing
+    bank = bank[~np.isin(fingerprints(bank + np.float32(0)), fingerprints(queries + np.float32(0)))]
+    if len(bank) > _LARGEST_BANK:
+        bank = bank[np.random.default_rng(seed).choice(len(bank), _LARGEST_BANK, replace=False)]
+    if not len(bank):
+        return np.zeros(len(queries))
+    return -KNN(min(_NEIGHBOURS, len(bank)), normalize=normalize).fit(bank).score_samples(queries)
+
+
+def selection_figures(
+    correct: Correct, uncertainty: Mapping[str, Column]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what each uncertainty (N,) does for answers right or wrong (N,): selection, and calibration.
+
+    Returns
+    -------
+    selective
+        source → {"aurc", "excess_aurc", "accuracy_at", "risk": at the coverages ``GRID``}, as of ``withheld``
+    calibration
+        source → {"spearman": of the uncertainty with being wrong, "accuracy": of each tenth of the rows from
+        the least to the most uncertain}, without the sources that do not vary
+    """
+    selective, calibration = {}, {}
+    n = len(correct)
+    at = np.array([max(1, math.ceil(share * n - 1e-9)) - 1 for share in GRID])
+    for source, values in uncertainty.items():
+        found = withheld(-values, correct, at)
+        selective[source] = {
+            **{name: figure(found[name]) for name in ("aurc", "excess_aurc")},
+            "accuracy_at": {share: figure(accuracy) for share, accuracy in found["accuracy_at"].items()},
+            "risk": found["curve"]["risk"],
+        }
+        if values.min() < values.max():
+            tenths = np.array_split(np.argsort(values, kind="stable"), min(10, n))
+            rho = math.nan if correct.all() or not correct.any() else float(spearmanr(values, ~correct)[0])
+            calibration[source] = {
+                "spearman": figure(rho),
+                "accuracy": [float(correct[tenth].mean()) for tenth in tenths],
+            }
+    return selective, calibration

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from probjepa.evaluation import Evaluation
+from probjepa.evaluation.selective import PROBABILITY
+from probjepa.evaluation.tables import evaluate_once
 from probjepa.experiments.images import module_of
 from probjepa.experiments.study import Base, Budget, Cell, Data, Measured, Row
 from probjepa.experiments.table_sets import SOURCES, TableSet
 from probjepa.metrics.collapse import collapse_advice
 from probjepa.tabular import PRESETS, TABLE_METHODS
-from probjepa.tabular.downstream import Outcome, evaluate_once
-from probjepa.tabular.selection import PROBABILITY
 from probjepa.tabular.simulated import ambiguity_figures
 
 PREDICTORS = ("logistic regression", "MLP", "XGBoost")
@@ -42,10 +43,10 @@ def run(cell: Cell, data: TableSet, folder: Path, budget: Budget, progress: bool
         _factory(cell, data), data.train, data.validation, data.test, data.target, seed=cell.seed,
         predictors=tuple(cell.fit["predictors"]), column_types=data.column_types,
     )  # fmt: skip
-    figures = flat_figures(outcome.figures)
+    figures = flat_figures(outcome.metrics)
     if data.ambiguity is not None:
         figures |= dict(_ambiguity(outcome, data))
-    return Measured(figures, list(_notes(outcome.figures, cell.label)))
+    return Measured(figures, list(_notes(outcome.metrics, cell.label)))
 
 
 def _factory(cell: Cell, data: TableSet) -> Callable[[int], Any] | None:
@@ -78,11 +79,13 @@ def flat_figures(figures: Mapping[str, Any]) -> Figures:
     return flat
 
 
-def _ambiguity(outcome: Outcome, data: TableSet) -> Iterator[tuple[str, float]]:
+def _ambiguity(outcome: Evaluation, data: TableSet) -> Iterator[tuple[str, float]]:
     """How each source of uncertainty tells the ambiguity."""
     assert data.ambiguity is not None
-    for space, by_predictor in outcome.unsure.items():
-        sources = {**outcome.doubt, **({PROBABILITY: by_predictor["MLP"]} if "MLP" in by_predictor else {})}
+    for space, by_predictor in outcome.arrays["answers"].items():
+        sources = dict(outcome.arrays["sources"])
+        if "MLP" in by_predictor:
+            sources[PROBABILITY] = by_predictor["MLP"]
         for source, values in sources.items():
             if values.min() < values.max():
                 for name, value in ambiguity_figures(values, data.ambiguity).items():

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from probjepa.errors import DataError, unknown_name
 from probjepa.experiments.study import Data, Source
-from probjepa.tabular.downstream import split_rows
 from probjepa.tabular.files import read_table, table_sha256
 from probjepa.tabular.schema import ColumnType
 from probjepa.tabular.simulated import LABEL, blended_digits, simulate
+from probjepa.tabular.splits import split_rows
 
 _Ambiguity = npt.NDArray[np.float64] | None
 

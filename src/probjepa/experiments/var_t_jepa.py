@@ -6,10 +6,10 @@ sources fit it on all rows, the test rows included.
 
 from __future__ import annotations
 
+from probjepa.evaluation.selective import DECODED, LIKELIHOOD, PROBABILITY, UNCERTAINTY
 from probjepa.experiments.study import Budget, Column, Finding, Measurement, Published, Row, Study
 from probjepa.experiments.table_cells import RAW, run, table_base
 from probjepa.experiments.table_sets import SOURCES
-from probjepa.tabular.selection import DECODED, LIKELIHOOD, PROBABILITY, UNCERTAINTY
 
 BUDGETS = {
     "quick": Budget(
@@ -23,7 +23,7 @@ BUDGETS = {
 }  # fmt: skip
 _ALL = ("adult", "electricity", "credit", "sim", "digits")
 _SHORT = {"logistic regression": "LR", "MLP": "MLP", "XGBoost": "XGB"}
-# where uncertainty may come from, as ``tabular.selection`` names it → as a column does
+# where uncertainty may come from, as ``evaluation.selective`` names it → as a column does
 _SOURCES = {
     UNCERTAINTY: "by σ",
     DECODED: "by decoded σ",

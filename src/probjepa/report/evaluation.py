@@ -95,7 +95,7 @@ def evaluation_report(
 
 
 def table_report(result: Result, arrays: Mapping[str, Any] | None = None) -> str:
-    """Return the page of an evaluation on tables: ``metrics`` and ``arrays`` of a ``TableEvaluation``."""
+    """Return the page of an evaluation on tables: ``metrics`` and ``arrays`` of its ``Evaluation``."""
     arrays = arrays or {}
     accuracy, selective, calibration, collapse, settings = (
         result.get(key) or {} for key in ("accuracy", "selective", "calibration", "collapse", "settings")

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probjepa import plots
+from probjepa.evaluation.selective import PROBABILITY, UNCERTAINTY
 from probjepa.report.figures import picture
 from probjepa.report.page import Section, Table, grid
-from probjepa.tabular.selection import PROBABILITY, UNCERTAINTY
 
 _SHOWN_ROWS = 10
 _SHOWN_COLUMNS = 14

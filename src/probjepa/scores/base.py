@@ -71,26 +71,12 @@ class Score(ABC):
         return None
 
     @classmethod
-    def takes_reference(cls) -> bool:
-        """Whether there is something to ``fit`` to a reference set."""
-        return cls.fit is not Score.fit
-
-    @classmethod
     def unfitted(cls) -> ConfigError:
         """Return the error for a score without its reference set."""
         return ConfigError(f"the score '{cls.name}' needs a reference set: pass --reference URI")
 
-    @classmethod
-    def check(cls, reference: Any) -> None:
-        """Raise ConfigError if a reference set is missing, or given to a score that uses none."""
-        if reference is None and "reference" in cls.needs:
-            raise cls.unfitted()
-        if reference is not None and not cls.takes_reference():
-            raise ConfigError(f"the score '{cls.name}' uses no reference set: leave --reference out")
-
     def fit(self, reference: Features) -> Self:
-        """Fit to the features of typical inputs; a score without a reference set leaves this out."""
-        self.check(reference)
+        """Fit to the features of typical inputs; here there is nothing to fit."""
         return self
 
     @abstractmethod
@@ -106,10 +92,6 @@ class Score(ABC):
     def parts(self, features: Features) -> dict[str, Values]:
         """Return what else there is to say of N inputs, by name, each (N,)."""
         return {}
-
-    def with_parts(self, features: Features) -> tuple[Values, dict[str, Values]]:
-        """Return ``score`` and ``parts``: one pass, where both come from it."""
-        return self.score(features), self.parts(features)
 
     def columns(self, features: Features) -> dict[str, Values]:
         """Return what a comparison of scores shows of this one: itself, by its name."""

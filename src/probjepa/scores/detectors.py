@@ -31,23 +31,27 @@ class Detector(Score):
         """Fit to the embeddings of a reference set."""
         import numpy as np
 
-        known = np.asarray(reference["h"])
-        self.detector = self.make(len(known)).fit(known)
+        self.known = np.asarray(reference["h"])
+        self.detector = self.make(len(self.known)).fit(self.known)
         return self
 
-    def refuse_fitted_rows(self, reference: Features, features: Features) -> None:
-        """Raise DataError if any input has the embedding of a reference row: different inputs may."""
-        from probjepa.data.overlap import refuse_fitted_rows
-
-        refuse_fitted_rows(type(self.detector).__name__, reference["h"], features["h"])
-
     def score(self, features: Features) -> Values:
-        """Return the detector's score (N,)."""
+        """Return the detector's score (N,).
+
+        Raises
+        ------
+        DataError
+            if any input has the embedding of a reference row, which different inputs may
+        """
         import numpy as np
+
+        from probjepa.data.overlap import refuse_fitted_rows
 
         if self.detector is None:
             raise self.unfitted()
-        return np.asarray(self.detector.score_samples(np.asarray(features["h"])), dtype=np.float64)
+        h = np.asarray(features["h"])
+        refuse_fitted_rows(type(self.detector).__name__, self.known, h)
+        return np.asarray(self.detector.score_samples(h), dtype=np.float64)
 
 
 def knn_neighbour(count: int) -> int:

@@ -18,6 +18,7 @@ class Jepa(Score):
     paper = "https://arxiv.org/abs/2510.05949"
     needs = frozenset({"gradients"})
     latent: Any = None
+    _last: tuple[Any, Any] | None = None  # inputs, and what one pass found of them
 
     @classmethod
     def lacking(cls, model: Any) -> str | None:
@@ -26,26 +27,30 @@ class Jepa(Score):
 
     def fit(self, reference: Features) -> Self:
         """Fit the latent term to the embeddings of a reference set."""
-        self.latent = reference["h"]
+        self.latent, self._last = reference["h"], None
         return self
+
+    def _details(self, features: Features) -> Any:
+        from probjepa.jacobian import jepa_score_details
+
+        inputs = features["inputs"]
+        if self._last is None or self._last[0] is not inputs:
+            found = jepa_score_details(self.model, inputs, latent=self.latent, progress=self.progress)
+            self._last = inputs, found
+        return self._last[1]
 
     def score(self, features: Features) -> Values:
         """Return the score (N,)."""
-        return self.with_parts(features)[0]
+        score: Values = self._details(features).score.numpy()
+        return score
 
     def parts(self, features: Features) -> dict[str, Values]:
         """Return "log_volume" and "latent", the two terms, and "sigma_max" and "sigma_min"."""
-        return self.with_parts(features)[1]
-
-    def with_parts(self, features: Features) -> tuple[Values, dict[str, Values]]:
-        """Return ``score`` and ``parts``, of one pass."""
-        from probjepa.jacobian import jepa_score_details
-
-        found = jepa_score_details(self.model, features["inputs"], latent=self.latent, progress=self.progress)
-        parts = ("log_volume", "latent", "sigma_max", "sigma_min")
-        return found.score.numpy(), {name: getattr(found, name).numpy() for name in parts}
+        found = self._details(features)
+        names = ("log_volume", "latent", "sigma_max", "sigma_min")
+        return {name: getattr(found, name).numpy() for name in names}
 
     def columns(self, features: Features) -> dict[str, Values]:
         """Return the paper's form, and the score with the latent term where a reference set gave one."""
-        score, parts = self.with_parts(features)
-        return {"jepa": parts["log_volume"]} | ({} if self.latent is None else {"jepa + latent": score})
+        volume = {"jepa": self.parts(features)["log_volume"]}
+        return volume if self.latent is None else volume | {"jepa + latent": self.score(features)}

@@ -16,7 +16,6 @@ from probjepa.data.overlap import refuse_overlap
 from probjepa.errors import ConfigError, unknown_name
 from probjepa.scores import SCORES
 from probjepa.scores.base import Score, score_class
-from probjepa.scores.detectors import Detector
 from probjepa.scores.own import Own, own_names
 
 if TYPE_CHECKING:
@@ -119,20 +118,19 @@ def score_set(
         raise ConfigError(lacking)
     if table and reference is None and "reference" in kind.needs:
         raise ConfigError(f"--score {kind.name} needs --reference, a table of typical rows")
-    kind.check(reference)
+    if reference is None and "reference" in kind.needs:
+        raise kind.unfitted()
+    if reference is not None and kind.fit is Score.fit:
+        raise ConfigError(f"the score '{kind.name}' uses no reference set: leave --reference out")
     found = kind(subject, seed=seed, progress=progress)
-    known: dict[str, Tensor] = {}
     if reference is not None:
         if not table:
             refuse_overlap(data, reference)
-        known = _read(subject, reference, own=False, progress=progress)
-        found.fit(known)
-    if "gradients" in kind.needs:
-        return found.with_parts({"inputs": data})
-    features = _read(subject, data, own=kind.own, progress=progress)
-    if isinstance(found, Detector):
-        found.refuse_fitted_rows(known, features)
-    return found.with_parts(features)
+        found.fit(_read(subject, reference, own=False, progress=progress))
+    features = {"inputs": data}
+    if "gradients" not in kind.needs:
+        features |= _read(subject, data, own=kind.own, progress=progress)
+    return found.score(features), found.parts(features)
 
 
 def _kind(subject: Any, score: str | type, table: bool) -> type[Score]:

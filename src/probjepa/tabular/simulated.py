@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from probjepa.errors import DataError
-from probjepa.tabular.downstream import split_rows
 from probjepa.tabular.frames import pandas
+from probjepa.tabular.splits import split_rows
 
 # SIM has three clusters in 28 dimensions and four categorical columns (arXiv 2603.20111). Its other constants
 # were not published: these are ours.

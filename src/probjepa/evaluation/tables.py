@@ -6,93 +6,32 @@ test row whose features also stand in the training table is left out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
 
-import probjepa
 from probjepa import metrics
 from probjepa.errors import ConfigError, DataError, MissingExtraError, unknown_name
-from probjepa.provenance import hardware
+from probjepa.evaluation.figures import Evaluation, figure, over_seeds, provenance
+from probjepa.evaluation.predictors import PREDICTORS, Codes, Features, RawFeatures
+from probjepa.evaluation.selective import (
+    LIKELIHOOD,
+    PROBABILITY,
+    UNCERTAINTY,
+    selection_figures,
+    table_uncertainty,
+)
 from probjepa.tabular.files import row_hashes, table_sha256
-from probjepa.tabular.frames import as_frame, named
-from probjepa.tabular.predictors import PREDICTORS, Codes, Features, RawFeatures
+from probjepa.tabular.frames import as_frame, named, pandas
 from probjepa.tabular.schema import ColumnType
-from probjepa.tabular.selection import LIKELIHOOD, PROBABILITY, UNCERTAINTY, doubts, selection_figures
+from probjepa.tabular.splits import split_rows
 
-SHARES = (0.7, 0.1, 0.2)
 _CONTINUOUS = 100  # more distinct numbers than this are no classes
-
-
-@dataclass(frozen=True)
-class TableEvaluation:
-    """What ``evaluate_table`` returns.
-
-    Attributes
-    ----------
-    metrics
-        JSON-able: settings, sets, accuracy, selective, calibration, collapse; a figure is {value, low, high,
-        seeds}
-    arrays
-        what the report draws, of the last seed: ``frame`` (the test rows' features), ``labels``, and where
-        the model has them ``uncertainty`` (N,), ``score`` (N,) and ``surprise``, a DataFrame of cells
-    """
-
-    metrics: dict[str, Any]
-    arrays: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One seed.
-
-    Attributes
-    ----------
-    figures
-        nested by name
-    doubt
-        source → (N,), higher = less sure
-    unsure
-        features → classifier → 1 − its maximum class probability, (N,)
-    model
-        the fitted encoder, or None
-    """
-
-    figures: dict[str, Any]
-    doubt: dict[str, npt.NDArray[np.float64]]
-    unsure: dict[str, dict[str, npt.NDArray[np.float64]]]
-    model: Any
-
-
-def split_rows(
-    labels: npt.ArrayLike, seed: int, shares: Sequence[float] = SHARES
-) -> tuple[npt.NDArray[np.int64], ...]:
-    """Return disjoint row numbers, one array a share (training first), stratified by label, in random order.
-
-    Of each class the later parts get their share rounded to whole rows, and training the rest, so that every
-    class has a training row.
-
-    Examples
-    --------
-    >>> [len(part) for part in split_rows([0] * 50 + [1] * 50, seed=0)]
-    [70, 10, 20]
-    """
-    codes = np.unique(np.asarray(labels), return_inverse=True)[1]
-    random = np.random.default_rng(seed)
-    parts: list[list[npt.NDArray[np.int64]]] = [[] for _ in shares]
-    for code in range(int(codes.max()) + 1):
-        rows = random.permutation(np.flatnonzero(codes == code))
-        sizes = [math.floor(share * len(rows) + 0.5) for share in shares[1:]]
-        while sum(sizes) >= len(rows):
-            sizes[int(np.argmax(sizes))] -= 1
-        ends = np.cumsum([len(rows) - sum(sizes), *sizes])
-        for part, piece in zip(parts, np.split(rows, ends[:-1]), strict=True):
-            part.append(piece)
-    return tuple(random.permutation(np.concatenate(part)) for part in parts)
 
 
 def check_labels(frame: Any, target: str, name: str) -> npt.NDArray[np.str_]:
@@ -130,7 +69,7 @@ def evaluate_table(
     column_types: Mapping[str, ColumnType] | None = None,
     names: tuple[str, str] = ("train", "test"),
     progress: bool = False,
-) -> TableEvaluation:
+) -> Evaluation:
     """Evaluate a table encoder by the classifiers that its embeddings feed, beside raw features.
 
     Parameters
@@ -184,8 +123,9 @@ def evaluate_table(
     if seen.all():
         raise DataError(f"every row of {names[1]} also stands in {names[0]}: give held-out rows")
     test = test[~seen].reset_index(drop=True)
-    outcomes: list[Outcome] = []
-    for seed in _tracked(seeds, progress):
+    outcomes: list[Evaluation] = []
+    bar = Console(stderr=True)
+    for seed in track(seeds, "evaluating", transient=True, disable=not progress, console=bar):
         fit, held = train, validation
         if held is None:
             first, second = split_rows(labels, seed, (0.875, 0.125))
@@ -202,12 +142,10 @@ def evaluate_table(
                 column_types=column_types,
             )
         )
-    last = outcomes[-1]
-    estimator = last.model
+    last = outcomes[-1].arrays
     result: dict[str, Any] = {
-        "version": probjepa.__version__,
-        "hardware": hardware(),
-        "settings": {**describe_model(estimator), "seeds": list(seeds), "predictors": chosen},
+        **provenance(),
+        "settings": {**describe_model(last["model"]), "seeds": list(seeds), "predictors": chosen},
         "train": names[0],
         "test": names[1],
         "target": target,
@@ -217,15 +155,15 @@ def evaluate_table(
             for role, name, frame in zip(("train", "test"), names, (train, test), strict=True)
         },
         "left_out_as_in_train": int(seen.sum()),
-        **over_seeds([outcome.figures for outcome in outcomes]),
+        **over_seeds([outcome.metrics for outcome in outcomes]),
     }
-    features = test[expected]
+    features, sources = test[expected], last["sources"]
     arrays: dict[str, Any] = {"frame": features, "labels": test[target].astype(str).to_numpy()}
-    if UNCERTAINTY in last.doubt:
-        arrays["uncertainty"] = last.doubt[UNCERTAINTY]
-    if LIKELIHOOD in last.doubt:
-        arrays |= {"score": -last.doubt[LIKELIHOOD], "surprise": estimator.score_features(features)}
-    return TableEvaluation(result, arrays)
+    if UNCERTAINTY in sources:
+        arrays["uncertainty"] = sources[UNCERTAINTY]
+    if LIKELIHOOD in sources:
+        arrays |= {"score": -sources[LIKELIHOOD], "surprise": last["model"].score_features(features)}
+    return Evaluation(result, arrays)
 
 
 def evaluate_once(
@@ -238,11 +176,14 @@ def evaluate_once(
     seed: int,
     predictors: Sequence[str] = tuple(PREDICTORS),
     column_types: Mapping[str, ColumnType] | None = None,
-) -> Outcome:
+) -> Evaluation:
     """Evaluate on one split, with checked tables; see ``evaluate_table``.
 
-    Figures: ``accuracy`` features → predictor → {"accuracy", "macro F1", "weighted F1"} (or {"not run":
+    Metrics: ``accuracy`` features → predictor → {"accuracy", "macro F1", "weighted F1"} (or {"not run":
     why}); ``selective`` and ``calibration``: see ``selection_figures``; ``collapse`` of the test embeddings.
+
+    Arrays: ``sources``, the uncertainty of each source (N,), higher = less sure; ``answers``, features →
+    classifier → 1 − its maximum class probability, (N,); ``model``, the fitted encoder, or None.
     """
     labels = check_labels(fit, target, "train")
     classes = np.unique(labels)
@@ -265,16 +206,17 @@ def evaluate_once(
         spaces["raw + embedding"] = [
             np.concatenate(pair, 1) for pair in zip(spaces["raw"], spaces["embedding"], strict=True)
         ]
-    doubt = doubts(model, tables[2], {name: (of[0], of[2]) for name, of in spaces.items()}, seed)
+    ends = {name: (of[0], of[2]) for name, of in spaces.items()}
+    sources = table_uncertainty(model, tables[2], ends, seed)
     accuracy: dict[str, dict[str, Any]] = {"majority class": {}}
     selective: dict[str, dict[str, Any]] = {}
     calibration: dict[str, dict[str, Any]] = {}
-    unsure: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
+    uncertain: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
     majority = int(np.bincount(y).argmax())
     for name in predictors:
         accuracy["majority class"][name] = class_figures(y_test, np.full(len(y_test), majority))
     for space, (x, x_val, x_test) in spaces.items():
-        for of in (accuracy, selective, calibration, unsure):
+        for of in (accuracy, selective, calibration, uncertain):
             of[space] = {}
         for name in predictors:
             try:
@@ -284,15 +226,15 @@ def evaluate_once(
                 continue
             answers = probabilities.argmax(1)
             accuracy[space][name] = class_figures(y_test, answers)
-            unsure[space][name] = 1 - probabilities.max(1)
+            uncertain[space][name] = 1 - probabilities.max(1)
             selective[space][name], calibration[space][name] = selection_figures(
-                answers == y_test, {PROBABILITY: unsure[space][name], **doubt}
+                answers == y_test, {PROBABILITY: uncertain[space][name], **sources}
             )
-    figures: dict[str, Any] = {"accuracy": accuracy, "selective": selective, "calibration": calibration}
+    found: dict[str, Any] = {"accuracy": accuracy, "selective": selective, "calibration": calibration}
     if model is not None:
         collapse = metrics.collapse_summary(spaces["embedding"][2])
-        figures["collapse"] = {key: measured(value) for key, value in collapse.items()}
-    return Outcome(figures, doubt, unsure, model)
+        found["collapse"] = {key: figure(value) for key, value in collapse.items()}
+    return Evaluation(found, {"sources": sources, "answers": uncertain, "model": model})
 
 
 def class_figures(truth: Codes, answers: Codes) -> dict[str, dict[str, float | None]]:
@@ -303,36 +245,11 @@ def class_figures(truth: Codes, answers: Codes) -> dict[str, dict[str, float | N
     """
     from sklearn.metrics import f1_score
 
-    interval = metrics.accuracy_interval(truth == answers)
     return {
-        "accuracy": measured(interval.value, interval.low, interval.high),
-        "macro F1": measured(f1_score(truth, answers, average="macro", zero_division=0)),
-        "weighted F1": measured(f1_score(truth, answers, average="weighted", zero_division=0)),
+        "accuracy": asdict(metrics.accuracy_interval(truth == answers)),
+        "macro F1": figure(f1_score(truth, answers, average="macro", zero_division=0)),
+        "weighted F1": figure(f1_score(truth, answers, average="weighted", zero_division=0)),
     }
-
-
-def measured(value: float, low: float = math.nan, high: float = math.nan) -> dict[str, float | None]:
-    """Return a figure as JSON has it; what is not finite is None."""
-    return {
-        key: float(x) if math.isfinite(x) else None
-        for key, x in (("value", value), ("low", low), ("high", high))
-    }
-
-
-def over_seeds(each: Sequence[Any]) -> Any:
-    """Bring nested figures of several seeds together: {value, low, high, seeds}, and means of lists.
-
-    The interval is Student's t over three seeds or more, the seed's own where there is one, none for two.
-    """
-    first = each[0]
-    if isinstance(first, list):
-        return np.mean(np.asarray(each, dtype=np.float64), 0).tolist()
-    if not isinstance(first, Mapping):
-        return first
-    if "value" not in first:
-        return {key: over_seeds([one[key] for one in each]) for key in first}
-    own = (first["low"], first["high"]) if len(each) == 1 else None
-    return metrics.seed_interval([one["value"] for one in each], own)
 
 
 def describe_model(model: Any) -> dict[str, Any]:
@@ -351,9 +268,8 @@ def describe_model(model: Any) -> dict[str, Any]:
 
 def _codes(labels: npt.NDArray[np.str_], classes: npt.NDArray[np.str_]) -> Codes:
     """Codes of labels; one that the training rows lack is K, which no predictor answers."""
-    where = np.searchsorted(classes, labels)
-    known = classes[np.minimum(where, len(classes) - 1)] == labels
-    return np.where(known, where, len(classes)).astype(np.int64)
+    codes = pandas().Index(classes).get_indexer(labels).astype(np.int64)
+    return np.where(codes < 0, len(classes), codes)
 
 
 def _check_columns(found: Any, expected: Sequence[str], name: str) -> None:
@@ -364,10 +280,3 @@ def _check_columns(found: Any, expected: Sequence[str], name: str) -> None:
         said += [f"unexpected: {named(unexpected)}"] if unexpected else []
         raise DataError(f"{name} has other columns than the model was fitted on or the training table has "
                         f"({'; '.join(said)}): give the same")  # fmt: skip
-
-
-def _tracked(seeds: Sequence[int], progress: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(seeds, "evaluating", transient=True, disable=not progress, console=Console(stderr=True))

@@ -1,4 +1,4 @@
-"""One evaluation: accuracy, detection, geometry and selection, always beside what they must beat.
+"""One evaluation of images: accuracy, detection, geometry and selection, beside what they must beat.
 
 Every score is computed on one encoding of each set, with the same reference rows, and stands beside raw
 pixels and a random-initialisation encoder.
@@ -7,54 +7,37 @@ pixels and a random-initialisation encoder.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import probjepa
 from probjepa import metrics
 from probjepa.data import Images
 from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
 from probjepa.data.overlap import overlap
 from probjepa.errors import ConfigError, DataError
+from probjepa.evaluation.figures import Evaluation, provenance
 from probjepa.evaluation.label_free import columns, label_free_scores
 from probjepa.evaluation.openood import openood_summary
-from probjepa.evaluation.predictive import evaluate_predictions
+from probjepa.evaluation.predictive import PredictsTokens, evaluate_predictions
 from probjepa.evaluation.selective import selective_prediction
-from probjepa.methods import Method, ProbabilisticMethod
-from probjepa.methods.ijepa import IJEPA
-from probjepa.provenance import hardware
+from probjepa.methods import Method
 from probjepa.scores import encode
 from probjepa.scores.detectors import KNNScore, knn_neighbour
+from probjepa.scores.own import uncertainty
 
-Space = tuple[Tensor, Mapping[str, Tensor]]  # the reference's rows (M, D), and those of every set
-
-TEST = "test"
+TRAIN, TEST = "train", "test"
 # A linear probe on raw pixels wider than this takes minutes, and kNN says as much.
 _WIDEST_PROBE = 2048
 _SPECTRA = 64  # images of each set whose spectra are drawn
 _VECTORS = 6  # test images, and singular vectors of each, that are drawn
+_POSTERIOR = {"mean": "mean_variance", "kl_per_dimension": "kl", "anisotropy": "anisotropy"}
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What ``evaluate`` returns.
-
-    Attributes
-    ----------
-    metrics
-        JSON-able: settings, accuracy, collapse, variance, predictions, geometry, selection and OOD figures
-    arrays
-        what the report draws: scores by score and set, embeddings, variances, labels, and the sets
-        themselves, so that a gallery reads the few images that it shows
-    """
-
-    metrics: dict[str, Any]
-    arrays: dict[str, Any]
+Spaces = dict[str, dict[str, Tensor]]  # space → set, the reference among them → (N, D)
 
 
 def evaluate(
@@ -103,44 +86,39 @@ def evaluate(
     DataError
         if a set has no row that is not in ``train``
     """
-    given = [TEST, *(ood or {}), *(openood or {})]
+    given = [TRAIN, TEST, *(ood or {}), *(openood or {})]
     twice = next((name for name in given if given.count(name) > 1), None)
     if twice is not None:
-        taken = "the in-distribution set" if twice == TEST else "an OpenOOD set"
+        taken = {TRAIN: "the reference set", TEST: "the in-distribution set"}.get(twice, "an OpenOOD set")
         raise ConfigError(f"'{twice}' is the name of {taken}: name the OOD set differently")
-    sets: dict[str, Images] = {TEST: test, **(ood or {}), **(openood or {})}
+    sets: dict[str, Images] = {TRAIN: train, TEST: test, **(ood or {}), **(openood or {})}
     if reencode is not None:
-        train = through_codec(train, reencode)
         sets = {name: through_codec(images, reencode) for name, images in sets.items()}
-    sets, dropped = _without_train(sets, train)
-    test = sets[TEST]
+    sets, dropped = _without_train(sets)
+    train, test = sets[TRAIN], sets[TEST]
 
-    known = encode(method, train, progress=progress, scored=False)
-    features = {name: encode(method, images, progress=progress) for name, images in sets.items()}
-    spaces = _spaces(method, train, sets, known, features, seed)
-    read = {name: {**of, "inputs": sets[name]} for name, of in features.items()}
+    features = {
+        name: encode(method, images, progress=progress, scored=name != TRAIN) for name, images in sets.items()
+    }
+    known, tested = features[TRAIN], features[TEST]
+    spaces = _spaces(method, sets, features, seed)
+    read = {name: {**features[name], "inputs": sets[name]} for name in dropped}
     scores = label_free_scores(method, known, read, seed=seed, gradients=jepa, progress=progress)
     for space in ("random-init", "raw pixels"):
         if space in spaces:
-            bank, queries = spaces[space]
-            of_space = columns(KNNScore(seed=seed), {"h": bank}, {n: {"h": of} for n, of in queries.items()})
-            scores[f"knn, {space}"] = of_space["knn"]
+            h = {name: {"h": of} for name, of in spaces[space].items()}
+            scores[f"knn, {space}"] = columns(KNNScore(seed=seed), h.pop(TRAIN), h)["knn"]
+    draws: dict[str, Any] = {"n_bootstrap": n_bootstrap, "seed": seed}
     outside = {
         name: {
-            score: {
-                key: asdict(value)
-                for key, value in metrics.ood_metrics(
-                    of[TEST], of[name], n_bootstrap=n_bootstrap, seed=seed
-                ).items()
-            }
+            score: {k: asdict(x) for k, x in metrics.ood_metrics(of[TEST], of[name], **draws).items()}
             for score, of in scores.items()
         }
-        for name in sets
+        for name in dropped
         if name != TEST
     }
     result: dict[str, Any] = {
-        "version": probjepa.__version__,
-        "hardware": hardware(),
+        **provenance(),
         "settings": {
             "method": method.name,
             **method.settings,
@@ -150,12 +128,12 @@ def evaluate(
         },
         "train": train.name,
         "test": test.name,
-        "sets": {"train": describe(train)} | {name: describe(images) for name, images in sets.items()},
+        "sets": {name: describe(images) for name, images in sets.items()},
         "reencode": reencode,
         "left_out_as_in_train": dropped,
-        "skipped": {images.name: images.skipped for images in (train, *sets.values()) if images.skipped},
+        "skipped": {images.name: images.skipped for images in sets.values() if images.skipped},
         "accuracy": _accuracies(spaces, train, test, seed),
-        "collapse": metrics.collapse_summary(features[TEST]["h"]),
+        "collapse": metrics.collapse_summary(tested["h"]),
         "ood": outside,
     }
     if openood:
@@ -163,54 +141,48 @@ def evaluate(
         result["openood"] = openood_summary(
             {name: outside[name] for name in openood}, counts, method.preprocess.config(), reencode
         )
-    measures: dict[str, Tensor] = {}
-    if isinstance(method, ProbabilisticMethod):
-        with torch.no_grad():
-            measures = {k: v.cpu() for k, v in method.uncertainty_of_features(features[TEST]).items()}
-    result |= _uncertainty(measures, method.embedding_dim)
+    measures = uncertainty(method, tested)
+    if set(_POSTERIOR.values()) <= set(measures):
+        result["variance"] = {key: float(measures[name].mean()) for key, name in _POSTERIOR.items()}
+        result["variance"]["kl_per_dimension"] /= method.embedding_dim
     predicted: dict[str, Any] | None = None
-    if isinstance(method, IJEPA):
-        result["predictive"], predicted = evaluate_predictions(
-            method, test, seed=seed, n_bootstrap=n_bootstrap
-        )
-    if measures and _has_classes(test):
-        assert test.labels is not None
+    if isinstance(method, PredictsTokens):
+        result["predictive"], predicted = evaluate_predictions(method, test, **draws)
+    if measures and test.labels is not None and len(test) >= 3 and len(np.unique(test.labels)) > 1:
         density = {"nll": -scores["likelihood"][TEST]} if "likelihood" in scores else {}
         result["geometry"] = metrics.uncertainty_geometry(
-            features[TEST].get("mu", features[TEST]["h"]),
-            test.labels,
-            {**density, **measures},
-            n_bootstrap=n_bootstrap,
-            seed=seed,
+            tested.get("mu", tested["h"]), test.labels, {**density, **measures}, **draws
         )
     if train.labels is not None and test.labels is not None:
         result["selective"] = selective_prediction(
             known["h"],
             train.labels,
-            features[TEST]["h"],
+            tested["h"],
             test.labels,
             scores={name: of[TEST] for name, of in scores.items()},
-            measures={name: values.numpy() for name, values in measures.items()},
+            measures=measures,
         )
     arrays = {
         "scores": scores,
-        "embeddings": features[TEST]["h"].numpy(),
-        "variance": features[TEST]["variance"].numpy() if "variance" in features[TEST] else None,
+        "embeddings": tested["h"].numpy(),
+        "variance": tested["variance"].numpy() if "variance" in tested else None,
         "labels": None if test.labels is None else test.labels.numpy(),
         "classes": test.classes,
         "images": test,
-        "ood_images": {name: images for name, images in sets.items() if name != TEST},
+        "ood_images": {name: sets[name] for name in outside},
         "predictive": predicted,
     }
     if jepa:
-        arrays |= _jacobian_arrays(method, sets)
+        arrays |= _jacobian_arrays(method, {name: sets[name] for name in dropped})
     return Evaluation(result, arrays)
 
 
-def _without_train(sets: Mapping[str, Images], train: Images) -> tuple[dict[str, Images], dict[str, int]]:
-    """Return the sets without the images of ``train``, and how many each had."""
-    kept, dropped = dict(sets), {}
+def _without_train(sets: Mapping[str, Images]) -> tuple[dict[str, Images], dict[str, int]]:
+    """Return the sets without the images of the reference, and how many each of the others had."""
+    kept, dropped, train = dict(sets), {}, sets[TRAIN]
     for name, images in sets.items():
+        if name == TRAIN:
+            continue
         seen = overlap(images, train)
         dropped[name] = int(seen.sum())
         if seen.all():
@@ -221,49 +193,24 @@ def _without_train(sets: Mapping[str, Images], train: Images) -> tuple[dict[str,
 
 
 def _spaces(
-    method: Method,
-    train: Images,
-    sets: Mapping[str, Images],
-    known: Mapping[str, Tensor],
-    features: Mapping[str, Mapping[str, Tensor]],
-    seed: int,
-) -> dict[str, Space]:
+    method: Method, sets: Mapping[str, Images], features: Mapping[str, Mapping[str, Tensor]], seed: int
+) -> Spaces:
     """Return the features that accuracies and distances are read from, the baselines among them."""
-    spaces: dict[str, Space] = {
-        key: (known[key], {name: of[key] for name, of in features.items()})
-        for key in ("h", "mu")
-        if key in known
+    spaces: Spaces = {
+        key: {name: of[key] for name, of in features.items()} for key in ("h", "mu") if key in features[TRAIN]
     }
     try:
         fresh = method.reinitialised(seed)
     except ConfigError:
         pass  # a backbone of the user's own cannot be made anew
     else:
-        spaces["random-init"] = (
-            encode(fresh, train, scored=False)["h"],
-            {name: encode(fresh, images, scored=False)["h"] for name, images in sets.items()},
-        )
-    spaces["raw pixels"] = (_pixels(method, train), {n: _pixels(method, s) for n, s in sets.items()})
-    return spaces
-
-
-def _uncertainty(measures: Mapping[str, Tensor], dim: int) -> dict[str, Any]:
-    """Return the posterior's summary, of a method that measures these three."""
-    if not {"mean_variance", "kl", "anisotropy"} <= set(measures):
-        return {}
-    return {
-        "variance": {
-            "mean": measures["mean_variance"].mean().item(),
-            "kl_per_dimension": measures["kl"].mean().item() / dim,
-            "anisotropy": measures["anisotropy"].mean().item(),
+        spaces["random-init"] = {name: encode(fresh, of, scored=False)["h"] for name, of in sets.items()}
+    with torch.no_grad():
+        spaces["raw pixels"] = {
+            name: torch.cat([method.preprocess(batch).flatten(1) for batch, _ in of.batches(4096)])
+            for name, of in sets.items()
         }
-    }
-
-
-def _has_classes(images: Images) -> bool:
-    """Whether there is a margin between classes to speak of."""
-    labels = images.labels
-    return labels is not None and len(labels) >= 3 and int(labels.min()) < int(labels.max())
+    return spaces
 
 
 def _jacobian_arrays(method: Method, sets: Mapping[str, Images]) -> dict[str, Any]:
@@ -282,33 +229,24 @@ def _jacobian_arrays(method: Method, sets: Mapping[str, Images]) -> dict[str, An
     }
 
 
-def _pixels(method: Method, images: Images) -> Tensor:
-    with torch.no_grad():
-        parts = [method.preprocess(batch).flatten(1) for batch, _ in images.batches(4096)]
-    return torch.cat(parts)
-
-
 def _accuracies(
-    spaces: Mapping[str, Space], train: Images, test: Images, seed: int
+    spaces: Spaces, train: Images, test: Images, seed: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Accuracy by space and probe with a 95 % Wilson interval; empty where a side has no labels."""
     if train.labels is None or test.labels is None:
         return {}
     known, truth = train.labels, test.labels
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for space, (bank, queries) in spaces.items():
-        rows: dict[str, dict[str, float]] = {}
+    for space, of in spaces.items():
+        bank, queries = of[TRAIN], of[TEST]
+        hits = {}
         for probe, k, temperature in (("knn20", 20, None), ("knn200", 200, 0.1)):
-            predicted = metrics.knn_predict(
-                bank, known, queries[TEST], k=min(k, len(bank)), temperature=temperature
-            )
-            correct = torch.as_tensor(predicted).cpu() == truth
-            rows[probe] = asdict(metrics.accuracy_interval(correct.numpy()))
+            found = metrics.knn_predict(bank, known, queries, k=min(k, len(bank)), temperature=temperature)
+            hits[probe] = found == truth.numpy()
         if bank.shape[1] <= _WIDEST_PROBE:
-            linear = metrics.linear_probe(bank, known, queries[TEST], truth, seed=seed)
-            hits = np.arange(len(truth)) < round(linear * len(truth))
-            rows["linear"] = asdict(metrics.accuracy_interval(hits))
-        table[space] = rows
+            share = metrics.linear_probe(bank, known, queries, truth, seed=seed)
+            hits["linear"] = np.arange(len(truth)) < round(share * len(truth))
+        table[space] = {probe: asdict(metrics.accuracy_interval(right)) for probe, right in hits.items()}
     return table
 
 

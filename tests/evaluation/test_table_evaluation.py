@@ -9,13 +9,13 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from probjepa.errors import ConfigError, DataError
+from probjepa.evaluation import evaluate_table
+from probjepa.evaluation import predictors as predictors_module
+from probjepa.evaluation.figures import over_seeds
+from probjepa.evaluation.predictors import PREDICTORS, RawFeatures
+from probjepa.evaluation.selective import GRID, selection_figures
+from probjepa.evaluation.tables import evaluate_once
 from probjepa.tabular import TJEPA, VarTJEPA
-from probjepa.tabular import predictors as predictors_module
-from probjepa.tabular.downstream import evaluate_once, evaluate_table, over_seeds, split_rows
-from probjepa.tabular.files import row_hashes
-from probjepa.tabular.predictors import PREDICTORS, RawFeatures
-from probjepa.tabular.selection import GRID, selection_figures
-from probjepa.tabular.simulated import ambiguity_figures, blended_digits, simulate
 
 TINY = {"max_epochs": 1, "dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8, "device": "cpu"}
 
@@ -38,21 +38,6 @@ def factory(seed: int) -> VarTJEPA:
     return VarTJEPA(random_state=seed, **TINY)
 
 
-@pytest.mark.parametrize("shares", [(0.7, 0.1, 0.2), (0.875, 0.125)])
-def test_a_split_is_a_stratified_partition(shares):
-    labels = np.repeat([0, 1, 2, 3], [100, 40, 3, 1])
-    parts = split_rows(labels, 0, shares)
-    joined = np.concatenate(parts)
-    assert len(joined) == len(labels)
-    assert set(joined) == set(range(len(labels)))
-    for code, count in ((0, 100), (1, 40)):
-        for part, share in zip(parts, shares, strict=True):
-            assert abs((labels[part] == code).sum() - share * count) <= 1
-    assert set(labels[parts[0]]) == {0, 1, 2, 3}  # the rarest class too
-    assert any((a != b).any() for a, b in zip(parts, split_rows(labels, 1, shares), strict=True))
-    assert all((a == b).all() for a, b in zip(parts, split_rows(labels, 0, shares), strict=True))
-
-
 def test_raw_features_by_hand():
     fit = pd.DataFrame({"a": [1.0, 3.0, np.nan], "b": ["x", "y", "x"], "c": [5, 5, 5]})
     raw = RawFeatures().fit(fit)
@@ -65,9 +50,9 @@ def test_raw_features_by_hand():
 def test_selection_is_what_counting_gives():
     random = np.random.default_rng(0)
     n = 137
-    doubt, correct = random.permutation(n).astype(float), random.random(n) < 0.7
-    selective, calibration = selection_figures(correct, {"d": doubt, "random": np.zeros(n)})
-    order = sorted(range(n), key=lambda i: doubt[i])
+    uncertainty, correct = random.permutation(n).astype(float), random.random(n) < 0.7
+    selective, calibration = selection_figures(correct, {"d": uncertainty, "random": np.zeros(n)})
+    order = sorted(range(n), key=lambda i: uncertainty[i])
     risk = [np.mean([not correct[i] for i in order[: k + 1]]) for k in range(n)]
     assert selective["d"]["aurc"]["value"] == pytest.approx(np.mean(risk))
     perfect = [max(k - correct.sum(), 0) / k for k in range(1, n + 1)]
@@ -86,7 +71,7 @@ def test_selection_is_what_counting_gives():
         np.mean([correct[i] for i in order[end - size : end]]) for size, end in zip(sizes, ends, strict=True)
     ]
     np.testing.assert_allclose(calibration["d"]["accuracy"], by_hand)
-    ranks, wrong = doubt - doubt.mean(), (~correct) - (~correct).mean()
+    ranks, wrong = uncertainty - uncertainty.mean(), (~correct) - (~correct).mean()
     rho = ranks @ wrong / np.sqrt((ranks @ ranks) * (wrong @ wrong))
     assert calibration["d"]["spearman"]["value"] == pytest.approx(rho)
 
@@ -103,7 +88,7 @@ def test_f1_scores_from_the_confusion_matrix():
     )
     matrix = confusion_matrix((test["y"] == "yes").astype(int), answers.argmax(1))
     f1 = 2 * np.diag(matrix) / (matrix.sum(0) + matrix.sum(1))
-    found = outcome.figures["accuracy"]["raw"]["logistic regression"]
+    found = outcome.metrics["accuracy"]["raw"]["logistic regression"]
     assert found["accuracy"]["value"] == pytest.approx(np.trace(matrix) / matrix.sum())
     assert found["macro F1"]["value"] == pytest.approx(f1.mean())
     assert found["weighted F1"]["value"] == pytest.approx((f1 * matrix.sum(1)).sum() / matrix.sum())
@@ -135,10 +120,10 @@ def test_no_test_row_reaches_a_fit():
     one, other = (evaluate_once(factory, frame, frame[:20], of, "y", **options) for of in (test, changed))
     alone = factory(3).fit(frame.drop(columns="y"))
     for name, weight in alone.network_.state_dict().items():
-        assert torch.equal(weight, one.model.network_.state_dict()[name])
-        assert torch.equal(weight, other.model.network_.state_dict()[name])
-    assert one.model.schema_.to_json() == other.model.schema_.to_json()
-    assert "y" not in one.model.schema_.columns
+        assert torch.equal(weight, one.arrays["model"].network_.state_dict()[name])
+        assert torch.equal(weight, other.arrays["model"].network_.state_dict()[name])
+    assert one.arrays["model"].schema_.to_json() == other.arrays["model"].schema_.to_json()
+    assert "y" not in one.arrays["model"].schema_.columns
 
 
 def test_the_validation_rows_are_no_part_of_the_encoders_fit():
@@ -188,7 +173,7 @@ def test_every_source_stands_beside_every_classifier(evaluation):
     assert result.arrays["surprise"].shape == (50, 3)
 
 
-def test_t_jepa_has_no_doubt_of_its_own():
+def test_t_jepa_has_no_uncertainty_of_its_own():
     frame = table(80)
     model = TJEPA(random_state=0, **TINY).fit(frame.drop(columns="y"))
     found = evaluate_table(model, frame, table(30, seed=1), "y", predictors=["logistic regression"])
@@ -264,51 +249,3 @@ def test_figures_over_seeds():
     assert over_seeds(each[:2])["a"] == {"value": 1.5, "low": None, "high": None, "seeds": [1.0, 2.0]}
     own = {"value": 0.5, "low": 0.4, "high": 0.6}
     assert over_seeds([own]) == {**own, "seeds": [0.5]}
-
-
-def test_rows_are_equal_whatever_their_types():
-    ints = pd.DataFrame({"a": [1, 2], "b": ["x", None]})
-    floats = pd.DataFrame({"b": ["x", np.nan], "a": [1.0, 2.0]})
-    np.testing.assert_array_equal(row_hashes(ints), row_hashes(floats))
-    assert row_hashes(ints.assign(a=[1, 3]))[1] != row_hashes(ints)[1]
-
-
-def test_sim_lies_where_its_ambiguity_says():
-    drawn = simulate(3000, seed=5)
-    frame = drawn.table
-    numbers = frame[[f"n{i}" for i in range(28)]].to_numpy()
-    sure = drawn.ambiguity < 0.3
-    means = np.array([numbers[sure & (frame["label"] == k)].mean(0) for k in range(3)])
-    distances = np.linalg.norm(means[:, None] - means[None], axis=2)[np.triu_indices(3, 1)]
-    np.testing.assert_allclose(distances, 10, atol=0.5)
-    gap = np.sort(np.linalg.norm(numbers[:, None] - means[None], axis=2), axis=1)
-    margin = gap[:, 1] - gap[:, 0]
-    assert ambiguity_figures(-margin, drawn.ambiguity)["spearman"] > 0.65
-    assert ambiguity_figures(-margin, drawn.ambiguity)["auc"] > 0.9
-    nearest = np.linalg.norm(numbers[:, None] - means[None], axis=2).argmin(1)
-    assert (nearest[sure] == frame["label"][sure]).all()
-    assert frame[[f"c{i}" for i in range(4)]].nunique().tolist() == [5] * 4
-
-
-def test_blended_digits_stay_in_their_part():
-    pixels = np.eye(40) * 10
-    labels = np.arange(40) % 2
-    parts = blended_digits(0, pixels, labels)
-    used = [set(np.flatnonzero((of.table.drop(columns="label") > 0).any(axis=0))) for of in parts]
-    assert not used[0] & used[1] | used[0] & used[2] | used[1] & used[2]
-    for of in parts:
-        weights = np.sort(of.table.drop(columns="label").to_numpy() / 10, axis=1)[:, -2:]
-        np.testing.assert_allclose(weights[:, 0], of.ambiguity / 2)
-        np.testing.assert_allclose(weights[:, 1], 1 - of.ambiguity / 2)
-    with pytest.raises(DataError, match="one class"):
-        blended_digits(0, pixels, np.zeros(40))
-    with pytest.raises(DataError, match="give"):
-        blended_digits(0, pixels, labels[:3])
-
-
-def test_auc_of_the_most_ambiguous_fifth_by_counting():
-    random = np.random.default_rng(0)
-    ambiguity, doubt = random.random(50), random.random(50)
-    most = ambiguity >= np.sort(ambiguity)[40]
-    pairs = [(doubt[i] > doubt[j]) for i in np.flatnonzero(most) for j in np.flatnonzero(~most)]
-    assert ambiguity_figures(doubt, ambiguity)["auc"] == pytest.approx(np.mean(pairs))

@@ -1,0 +1,58 @@
+"""What the evaluations of images and of tables share: their result, and figures as JSON has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import probjepa
+from probjepa import metrics
+from probjepa.provenance import hardware
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate`` and ``evaluate_table`` return.
+
+    Attributes
+    ----------
+    metrics
+        JSON-able: settings, sets, accuracy, collapse, selective prediction and, of images, OOD figures,
+        variance, geometry and predictions, of tables calibration
+    arrays
+        what a report draws. Of images: ``scores`` by score and set, ``embeddings``, ``variance``, ``labels``,
+        and the sets themselves, so that a gallery reads the few images that it shows. Of tables, of the last
+        seed: ``frame`` (the test rows' features), ``labels``, and where the model has them ``uncertainty``
+        (N,), ``score`` (N,) and ``surprise``, a DataFrame of cells
+    """
+
+    metrics: dict[str, Any]
+    arrays: dict[str, Any]
+
+
+def provenance() -> dict[str, str]:
+    """Return the version and the hardware that figures come from."""
+    return {"version": probjepa.__version__, "hardware": hardware()}
+
+
+def figure(value: float, low: float = math.nan, high: float = math.nan) -> dict[str, float | None]:
+    """Return a figure as JSON has it; what is not finite is None."""
+    known = {"value": value, "low": low, "high": high}
+    return {key: float(x) if math.isfinite(x) else None for key, x in known.items()}
+
+
+def over_seeds(each: Sequence[Any]) -> Any:
+    """Bring nested figures of several seeds together: ``metrics.seed_interval``s, and means of lists."""
+    first = each[0]
+    if isinstance(first, list):
+        return np.mean(np.asarray(each, dtype=np.float64), 0).tolist()
+    if not isinstance(first, Mapping):
+        return first
+    if "value" not in first:
+        return {key: over_seeds([one[key] for one in each]) for key in first}
+    own = (first["low"], first["high"]) if len(each) == 1 else None
+    return metrics.seed_interval([one["value"] for one in each], own)
