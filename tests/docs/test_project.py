@@ -1,5 +1,6 @@
 """What the front door says of the project agrees with the project: README, pages, versions, links."""
 
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -88,6 +89,31 @@ def test_every_public_name_is_in_the_reference():
     assert [
         name for name in names if not re.search(rf"^::: probjepa\.{name}\b", reference, re.MULTILINE)
     ] == []
+
+
+@pytest.mark.parametrize(
+    "room",
+    ["backbones", "data", "detectors", "distributions", "errors", "evaluation", "heads", "jacobian", "methods"]
+    + ["metrics", "scores", "tabular", "training"],
+)
+def test_every_name_of_a_room_is_in_the_reference(room):
+    """A room that imports its names on first use shows none of them by itself."""
+    reference = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    shown = set(re.findall(r"^::: probjepa\.(\S+)$", reference, re.MULTILINE))
+    module = importlib.import_module(f"probjepa.{room}")
+    if room in shown and not hasattr(module, "__getattr__"):
+        return
+    names = [name for name in module.__all__ if not name.isupper()]
+    assert names
+    assert [name for name in names if not {name, f"{room}.{name}"} & shown] == []
+
+
+def test_every_group_of_entry_points_is_documented():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    groups = set(re.findall(r'group="(probjepa\.\w+)"', sources))
+    assert "probjepa.methods" in groups
+    assert groups == set(re.findall(r"`(probjepa\.\w+)`", text))
 
 
 def test_the_readme_is_a_front_door():
