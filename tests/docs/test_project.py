@@ -93,7 +93,17 @@ def test_every_public_name_is_in_the_reference():
 
 @pytest.mark.parametrize(
     "room",
-    ["backbones", "data", "detectors", "distributions", "errors", "evaluation", "heads", "jacobian", "methods"]
+    [
+        "backbones",
+        "data",
+        "detectors",
+        "distributions",
+        "errors",
+        "evaluation",
+        "heads",
+        "jacobian",
+        "methods",
+    ]
     + ["metrics", "scores", "tabular", "training"],
 )
 def test_every_name_of_a_room_is_in_the_reference(room):
