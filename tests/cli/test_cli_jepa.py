@@ -10,8 +10,6 @@ from PIL import Image
 
 import probjepa
 from probjepa.cli import jepa, run
-from probjepa.errors import ConfigError
-from probjepa.experiments.curate import sort_out
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +110,3 @@ def test_curate_lists_every_image_once(places, tmp_path):
     assert ranking["typicality"] == sorted(ranking["typicality"])
     assert (out / "report.html").read_text().count("data:image/png") >= 10
     assert run(arguments) == 2  # it exists
-
-
-def test_sort_out_by_hand():
-    typicality = np.array([5.0, 1.0, 2.0, 3.0, 4.0])
-    uncertainty = np.array([9.0, 0.0, 0.0, 0.0, 0.0])
-    verdict = sort_out(typicality, uncertainty, 0.2, 0.2)
-    assert verdict.tolist() == ["review", "drop", "review", "keep", "keep"]
-    assert sort_out(typicality, None, 0.0, 0.0).tolist() == ["keep"] * 5
-    with pytest.raises(ConfigError, match="at most 1"):
-        sort_out(typicality, None, 0.7, 0.7)

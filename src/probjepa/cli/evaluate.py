@@ -144,7 +144,7 @@ def curate(
     images = open_for(method, data, **options)
     known = None if reference is None else open_for(method, reference, **options)
 
-    from probjepa.experiments.curate import curate as run_curate
+    from probjepa.curation import curate as run_curate
 
     counts = run_curate(
         method, images, out, score=score, reference=known, drop=drop, review=review, progress=not quiet

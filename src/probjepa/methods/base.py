@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self, TypedDict
+from typing import Any, ClassVar, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -209,7 +209,15 @@ class ProbabilisticMethod(Method):
 
     A subclass writes ``posterior``, ``score_features`` and ``uncertainty_of_features``; what they read is
     ``features``, so that a set is encoded once for all of them.
+
+    Attributes
+    ----------
+    main_uncertainty
+        the name of the measure of ``uncertainty_of_features`` to rank inputs by, higher = less certain; "":
+        none
     """
+
+    main_uncertainty: ClassVar[str] = ""
 
     def posterior(self, x: Tensor) -> Distribution:
         """Posterior over the latent of each image (N, C, H, W): batch shape (N,), event shape (D,)."""

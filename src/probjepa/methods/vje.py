@@ -67,6 +67,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
     """
 
     name = "vje"
+    main_uncertainty = "mean_variance"
     recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 
     def __init__(

@@ -1,0 +1,90 @@
+"""Curation: who is kept, looked at and dropped, by any score and any method's uncertainty."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from probjepa import VJE, SimSiam, VISimSiam
+from probjepa.curation import LISTS, curate, sort_out
+from probjepa.data import ImageSet
+from probjepa.errors import ConfigError
+from probjepa.scores import SCORES, score_set
+
+SMALL = {"channels": 1, "image_size": 8, "backbone_options": {"widths": (8, 16)}}
+NARROW = {"projector_dim": 16, "predictor_dim": 8, **SMALL}
+METHODS = {
+    "mean_variance": lambda: VJE("convnet", **SMALL),
+    "entropy": lambda: VISimSiam("convnet", **NARROW),
+    "": lambda: SimSiam("convnet", **NARROW),
+}
+
+
+def images(count, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
+    return ImageSet(torch.from_numpy(pixels), None, [f"{i}.png" for i in range(count)], name="noise")
+
+
+@pytest.mark.parametrize("measure", METHODS)
+@pytest.mark.parametrize("score", ["likelihood", "knn"])
+def test_uncertainty_is_the_methods_main_measure(tmp_path, measure, score):
+    torch.manual_seed(0)
+    method, some = METHODS[measure]().eval(), images(20, 1)
+    reference = images(40, 2) if score == "knn" else None
+    if score == "likelihood" and not measure:
+        with pytest.raises(ConfigError, match="no likelihood"):
+            curate(method, some, tmp_path, score=score)
+        return
+    counts = curate(method, some, tmp_path, score=score, reference=reference, drop=0.1, review=0.1)
+    table = pq.read_table(tmp_path / "ranking.parquet").to_pydict()
+    rows = [some.ids.index(name) for name in table["id"]]
+    typicality, _ = score_set(method, some, score, reference=reference)
+    np.testing.assert_allclose(table["typicality"], np.sort(typicality))
+    assert ("uncertainty" in table) == bool(measure)
+    uncertain = None
+    if measure:
+        uncertain = method.uncertainty(some.images)[measure].numpy()
+        np.testing.assert_allclose(table["uncertainty"], uncertain[rows], rtol=1e-6)
+    verdict = sort_out(typicality, uncertain, 0.1, 0.1)
+    assert table["verdict"] == verdict[rows].tolist()
+    for name in LISTS:
+        listed = (tmp_path / f"{name}.txt").read_text().split()
+        assert listed == [
+            row for row, said in zip(table["id"], table["verdict"], strict=True) if said == name
+        ]
+        assert len(listed) == counts[name]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png") >= 20
+    assert ("by uncertainty" in page) == bool(measure)
+
+
+def test_a_score_of_another_package_sorts(tmp_path):
+    class Distance:
+        def fit(self, h):
+            self.mean = np.mean(h, 0)
+            return self
+
+        def score_samples(self, h):
+            return -np.linalg.norm(np.asarray(h) - self.mean, axis=1)
+
+    torch.manual_seed(0)
+    method, some, known = VJE("convnet", **SMALL).eval(), images(20, 1), images(40, 2)
+    SCORES.register("distance", Distance)
+    try:
+        curate(method, some, tmp_path, score="distance", reference=known)
+    finally:
+        SCORES.remove("distance")
+    h, bank = (method.embed(of.images).numpy() for of in (some, known))
+    expected = np.sort(-np.linalg.norm(h - bank.mean(0), axis=1))
+    table = pq.read_table(tmp_path / "ranking.parquet").to_pydict()
+    np.testing.assert_allclose(table["typicality"], expected, rtol=1e-5)
+
+
+def test_sort_out_by_hand():
+    typicality = np.array([5.0, 1.0, 2.0, 3.0, 4.0])
+    uncertainty = np.array([9.0, 0.0, 0.0, 0.0, 0.0])
+    verdict = sort_out(typicality, uncertainty, 0.2, 0.2)
+    assert verdict.tolist() == ["review", "drop", "review", "keep", "keep"]
+    assert sort_out(typicality, None, 0.0, 0.0).tolist() == ["keep"] * 5
+    with pytest.raises(ConfigError, match="at most 1"):
+        sort_out(typicality, None, 0.7, 0.7)
