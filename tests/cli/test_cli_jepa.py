@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import probjepa
-from probjepa.cli import jepa, run
+from probjepa.cli import run
+from probjepa.scores import jepa_parts as jepa
 
 
 @pytest.fixture(scope="module")

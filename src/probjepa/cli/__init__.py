@@ -49,7 +49,11 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{getattr(error, 'format_message', error.__str__)()} (see probjepa --help)")
     except BrokenPipeError:
         return 0
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # torch says it by a RuntimeError, on the CPU of no type of its own
+        full = ("out of memory", "allocate memory")
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in full):
+            raise
         return _fail("out of memory: use a smaller batch, fewer images or a smaller backbone")
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from probjepa.cli.evaluate import curate, evaluate
-from probjepa.cli.options import OutFolder, Overwrite, Quiet, Seed
-from probjepa.cli.score import embed, score
-from probjepa.cli.train import train
+from probjepa.cli.commands import curate, embed, evaluate, score, train
+from probjepa.cli.options import OutFolder, Overwrite, Quiet, Seed, grouped
 from probjepa.errors import ConfigError, unknown_name
 
 app = typer.Typer(
@@ -54,7 +52,7 @@ def demo(
 
 
 for command in (train, embed, score, evaluate, curate):
-    app.command()(command)
+    app.command()(grouped(command))
 
 
 @app.command()
@@ -101,13 +99,14 @@ def reproduce(
 
 @app.command("list")
 def list_names() -> None:
-    """List methods, heads, backbones, scores, view recipes and experiments."""
+    """List methods, heads, backbones, scores, view recipes, data sources and experiments."""
     from probjepa.backbones import BACKBONES
+    from probjepa.data.sources import READERS
     from probjepa.data.views import RECIPES
     from probjepa.experiments import EXPERIMENTS
     from probjepa.heads import HEADS
     from probjepa.methods import METHODS, MODELS
-    from probjepa.scores import SCORES
+    from probjepa.scores import SCORES, score_class
     from probjepa.tabular import TABLE_METHODS
 
     for title, names in (
@@ -118,6 +117,9 @@ def list_names() -> None:
         ("backbones", BACKBONES),
         ("scores", SCORES),
         ("view recipes", RECIPES),
+        ("data sources", READERS),
         ("experiments", EXPERIMENTS),
     ):
         print(f"{title}: {', '.join(names)}")
+    for name in SCORES:
+        print(f"  {name}: {score_class(name).summary}")

@@ -1,17 +1,15 @@
-"""What the commands share: their options, and how they open models and images."""
+"""Options that several commands share, declared once; a group of them is one argument of a command."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-from probjepa.errors import ConfigError
-
-if TYPE_CHECKING:
-    from probjepa.data import Images
-    from probjepa.methods import Method
 
 Data = Annotated[str, typer.Option("--data", metavar="URI", help="images: folder, parquet, npy/npz, hf:, …")]
 OutFile = Annotated[Path, typer.Option("--out", metavar="F.parquet", help="table to write")]
@@ -20,66 +18,120 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is th
 Convert = Annotated[bool, typer.Option("--convert", help="convert grey ↔ RGB and drop alpha")]
 OnError = Annotated[str, typer.Option("--on-error", metavar="raise|skip", help="at an unreadable image")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
-Seed = Annotated[int, typer.Option("--seed", help="of every random choice")]
+DEVICE = typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")
+SEED = typer.Option("--seed", help="of every random choice")
+Seed = Annotated[int, SEED]
+Score = Annotated[str, typer.Option("--score", help="of `probjepa list`, or another of the model's own")]
+Reference = Annotated[
+    str | None, typer.Option("--reference", metavar="URI", help="typical images, not in --data")
+]
 Target = Annotated[
     str | None, typer.Option("--target", metavar="COLUMN", help="of tables: the labels, which no model sees")
 ]
 Model = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="run folder, model folder or owner/name")]
 
 
-def refuse_target(target: str | None, what: str) -> None:
-    """Raise ConfigError where --target is given for images."""
-    if target is not None:
-        raise ConfigError(f"--target is for tables, and {what} is of images: leave it out")
+@dataclass(frozen=True)
+class Shared:
+    """What every command on a trained model takes."""
+
+    overwrite: Overwrite = False
+    convert: Convert = False
+    on_error: OnError = "raise"
+    device: Annotated[str, DEVICE] = "auto"
+    quiet: Quiet = False
 
 
-def checked_on_error(value: str) -> Any:
-    """Return raise or skip, or raise ConfigError."""
-    if value not in ("raise", "skip"):
-        raise ConfigError(f"--on-error is '{value}': pass raise or skip")
-    return value
+@dataclass(frozen=True)
+class Training:
+    """What ``train`` takes besides a method and its data."""
+
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder")]
+    val: Annotated[str | None, typer.Option("--val", metavar="URI", help="held-out images, for kNN")] = None
+    epochs: Annotated[int | None, typer.Option("--epochs", help="passes over the data  [200]")] = None
+    config: Annotated[Path | None, typer.Option("--config", metavar="F", help="YAML of settings")] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method, backbone or training"),
+    ] = None
+    target: Target = None
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False
+    overwrite: Overwrite = False
+    seed: Annotated[int | None, typer.Option("--seed", help="of every random choice  [0]")] = None
+    device: Annotated[str | None, DEVICE] = None
+    convert: Convert = False
+    on_error: OnError = "raise"
+    quiet: Quiet = False
 
 
-def say_skipped(images: Images) -> None:
-    """Print which images were left out."""
-    if images.skipped:
-        print(f"skipped {len(images.skipped)} unreadable images of {images.name}:")
-        for line in images.skipped:
-            print(f"  {line}")
+@dataclass(frozen=True)
+class Scoring:
+    """What ``score`` takes besides a model and its data."""
 
-
-def load_method(source: str, device: str) -> Method:
-    """Load a model of images onto a device."""
-    from probjepa.loading import load
-    from probjepa.methods import Method
-    from probjepa.training.device import resolve_device
-
-    target = resolve_device(device)
-    method = load(source)
-    if not isinstance(method, Method):
-        raise ConfigError(f"{source} holds a {type(method).__name__}, which is no model of images")
-    return method.to(target)
-
-
-def open_for(method: Method, uri: str, **options: Any) -> Images:
-    """Open images as a model takes them."""
-    return open_as(uri, method.preprocess.size, method.preprocess.channels, **options)
-
-
-def open_as(
-    uri: str, size: int | None, channels: int | None, *, convert: bool, on_error: str = "raise", quiet: bool
-) -> Images:
-    """Open images at a size and with channels, and say which were skipped."""
-    from probjepa.data import open_images
-
-    images = open_images(
-        uri,
-        size=size,
-        channels=channels,
-        convert=convert,
-        on_error=checked_on_error(on_error),
-        progress=not quiet,
+    score: Score = "likelihood"
+    reference: Reference = None
+    estimator: Annotated[
+        str, typer.Option("--estimator", help="of jepa: exact, folded, sketch, slq, subspace, auto")
+    ] = "exact"
+    rank: Annotated[str, typer.Option("--rank", help="of jepa: none (the paper's), auto, or a number")] = (
+        "none"
     )
-    say_skipped(images)
-    return images
+    latent: Annotated[
+        str,
+        typer.Option(
+            "--latent", help="of jepa: none (the paper's), normal, or reference (fitted to --reference)"
+        ),
+    ] = "none"
+    size: Annotated[
+        int | None, typer.Option("--size", help="of hf: and timm: models: pixels that images are decoded to")
+    ] = None
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """What ``evaluate`` takes besides a model and its data."""
+
+    ood: Annotated[
+        list[str] | None, typer.Option("--ood", metavar="NAME=URI", help="an out-of-distribution set")
+    ] = None
+    openood: Annotated[
+        Path | None,
+        typer.Option(
+            "--openood",
+            metavar="DIR",
+            help="OpenOOD v1.5: cifar100, tin, mnist, svhn, textures, places365, each NAME/ or NAME.parquet",
+        ),
+    ] = None
+    reencode: Annotated[
+        str | None, typer.Option("--reencode", metavar="jpeg:Q", help="bring all sets through one codec")
+    ] = None
+    bootstrap: Annotated[int, typer.Option("--bootstrap", help="resamples of each interval")] = 1000
+    jepa: Annotated[bool, typer.Option("--jepa", help="also JEPA-SCORE: slow for wide embeddings")] = False
+    target: Target = None
+    seed: Seed = 0
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Show the options of each group that a command takes in the place of the group."""
+    signature = inspect.signature(command, eval_str=True)
+    own = signature.parameters
+    groups: dict[str, Any] = {name: of.annotation for name, of in own.items() if is_dataclass(of.annotation)}
+    shown = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name in own
+        for parameter in (
+            inspect.signature(groups[name], eval_str=True).parameters.values()
+            if name in groups
+            else [own[name]]
+        )
+    ]
+
+    @wraps(command)
+    def with_groups(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    with_groups.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    return with_groups

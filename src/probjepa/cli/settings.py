@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from probjepa.cli.options import Training
 from probjepa.errors import ConfigError, short, unknown_name
 from probjepa.typed import checked, types_of
 from probjepa.yaml_files import parse_yaml, read_yaml
@@ -36,6 +37,25 @@ class RunSettings:
     method: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
+
+
+def given_settings(method: str, options: Training, names: tuple[str, str, str]) -> dict[str, Any]:
+    """Return what a config file, --set, and --epochs, --seed and --device say; the later goes before.
+
+    ``names`` are those of the last three among the settings. Without --config, a resumed run's own is read.
+
+    Raises
+    ------
+    ConfigError
+        for what is not in the form of settings
+    """
+    config = options.config
+    if config is None and options.resume and (options.out / "config.yaml").is_file():
+        config = options.out / "config.yaml"
+    given = read_config(config, method) if config else {}
+    given |= parse_assignments(options.settings or [])
+    values = zip(names, (options.epochs, options.seed, options.device), strict=True)
+    return given | {name: value for name, value in values if value is not None}
 
 
 def parse_assignments(items: Sequence[str]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ READERS = Registry(
         "folder": "probjepa.data.files:read_folder",
         "image": "probjepa.data.files:read_image",
     },
+    group="probjepa.sources",
 )
 _FORMS = "an image folder, .parquet, .npz, .npy, sklearn:digits or hf:NAME[:SPLIT]"
 

@@ -27,6 +27,7 @@ RECIPES = Registry(
         "digits": "probjepa.data.views:digits",
         "ijepa": "probjepa.data.views:ijepa",
     },
+    group="probjepa.view_recipes",
 )
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from probjepa.cli.output import print_summary, write_evaluation
 from probjepa.data import Images, ImageSet, open_images, split
 from probjepa.evaluation import evaluate
 from probjepa.files import refuse_existing
 from probjepa.methods.vje import VJE
+from probjepa.report.summary import print_summary, write_evaluation
 from probjepa.report.training import training_report
 from probjepa.training import fit
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from probjepa import plots
-from probjepa.errors import ArtifactError
+from probjepa.errors import ArtifactError, ConfigError
 from probjepa.files import write_text
 from probjepa.plots.style import Array
 from probjepa.report.figures import picture
 from probjepa.report.page import Card, Figure, Section, render
 from probjepa.report.provenance import flatten, settings_tables
 from probjepa.report.sections import diagnosis
+from probjepa.yaml_files import read_yaml
 
 Metrics = Mapping[str, Sequence[float]]
 
@@ -149,15 +150,12 @@ def read_metrics(path: str | Path) -> dict[str, list[float]]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ArtifactError(f"cannot read {path}: {reason}; restore it, or remove it to go without") from None
+    try:
+        config = read_yaml(path)
+    except ConfigError as error:
+        raise ArtifactError(f"{error}; restore it, or remove it to go without") from None
     return config if isinstance(config, dict) else {}
 
 

@@ -82,7 +82,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         settings = {name: preset[name] if value is None else value for name, value in given.items()}
         for name in ("context_share", "target_share"):
             check_share(name, settings[name])
-        for name in ("max_epochs", "batch_size", "n_targets"):
+        for name in ("max_epochs", "batch_size", "n_targets", "dim", "n_heads", "ff_dim"):
             if settings[name] < 1:
                 raise ConfigError(f"{name} is {settings[name]!r}: use at least 1")
         if not settings["learning_rate"] > 0:

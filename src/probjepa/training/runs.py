@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from probjepa.data import Images, ImageSet, open_images
-from probjepa.errors import ConfigError, MissingExtraError, unknown_name
+from probjepa.errors import ConfigError, MissingExtraError, short, unknown_name
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine
 from probjepa.training.device import resolve_device
 from probjepa.training.folder import RunFolder, data_fingerprint
@@ -184,7 +185,10 @@ def _trainer(device: torch.device, options: Mapping[str, Any]) -> L.Trainer:
         "num_sanity_val_steps": 0,
     }
     plugins = [*options.get("plugins", []), AtomicCheckpointIO()]
-    return L.Trainer(**{**ours, **options, "plugins": plugins})
+    try:
+        return L.Trainer(**{**ours, **options, "plugins": plugins})
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"Lightning cannot train with these settings: {short(error, 200)}") from error
 
 
 def _fingerprint(method: Method, images: Images, views: Any, trainer: L.Trainer) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""What ``evaluate`` and ``demo`` leave: metrics.json, report.html and a summary on the terminal."""
+"""What an evaluation leaves: metrics.json, report.html and a summary on the terminal."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +31,22 @@ def print_summary(metrics: dict[str, Any]) -> None:
     """Print accuracies and AUROC with their 95 % intervals."""
     console = Console()
     if metrics["accuracy"]:
-        table = Table(title="accuracy, % (95 % interval)", title_justify="left")
         probes = list(next(iter(metrics["accuracy"].values())))
-        for column in ("on", *probes):
-            table.add_column(column)
+        table = _table("accuracy, % (95 % interval)", "on", *probes)
         for space, row in metrics["accuracy"].items():
             table.add_row(space, *(_interval(row.get(probe), 100, 1) for probe in probes))
         console.print(table)
     if metrics["ood"]:
         wide = len(metrics["ood"]) > _MOST_INTERVALS
         interval = "" if wide else " (95 % interval)"
-        table = Table(title=f"AUROC{interval}; out-of-distribution is positive", title_justify="left")
-        for column in ("score", *metrics["ood"]):
-            table.add_column(column)
+        table = _table(f"AUROC{interval}; out-of-distribution is positive", "score", *metrics["ood"])
         for detector in next(iter(metrics["ood"].values())):
             found = [by[detector]["auroc"] for by in metrics["ood"].values()]
             cells = [f"{x['value']:.3f}" if wide else _interval(x, 1, 3) for x in found]
             table.add_row(detector, *cells)
         console.print(table)
     if "openood" in metrics:
-        table = Table(title="OpenOOD: mean AUROC of its groups", title_justify="left")
-        for column in ("score", "near", "far", "overall"):
-            table.add_column(column)
+        table = _table("OpenOOD: mean AUROC of its groups", "score", "near", "far", "overall")
         for score, of in metrics["openood"]["averages"].items():
             table.add_row(score, *("–" if x is None else f"{x:.3f}" for x in of["auroc"].values()))
         console.print(table)
@@ -63,8 +58,39 @@ def print_summary(metrics: dict[str, Any]) -> None:
         )
 
 
+def _table(title: str, *columns: str) -> Table:
+    return Table(*columns, title=title, title_justify="left")
+
+
 def _interval(entry: dict[str, float] | None, scale: float, digits: int) -> str:
     if entry is None:
         return "–"
     value, low, high = (f"{entry[key] * scale:.{digits}f}" for key in ("value", "low", "high"))
     return f"{value} ({low}–{high})"
+
+
+def print_table_summary(metrics: Mapping[str, Any]) -> None:
+    """Print accuracies with their 95 % intervals, and what leaving uncertain rows out gains."""
+    console = Console(highlight=False)
+    table = _table("accuracy, % (95 % interval)", "features", *metrics["settings"]["predictors"])
+    for space, row in metrics["accuracy"].items():
+        table.add_row(space, *(_text(of) for of in row.values()))
+    console.print(table)
+    predictor, found = next(reversed(metrics["selective"]["embedding"].items()))
+    title = f"{predictor} on the embedding: error by uncertainty"
+    table = _table(title, "uncertainty", "AURC", "accuracy at 50 % coverage, %")
+    for source, of in found.items():
+        half = of["accuracy_at"]["0.5"]["value"]
+        table.add_row(source, f"{of['aurc']['value']:.4f}", f"{100 * half:.1f}")
+    console.print(table)
+    if metrics["left_out_as_in_train"]:
+        console.print(
+            f"{metrics['left_out_as_in_train']:,} test rows also stand in the training table: left out"
+        )
+
+
+def _text(of: Mapping[str, Any]) -> str:
+    if "not run" in of:
+        return f"not run: {of['not run']}".replace("[", "\\[")
+    value, low, high = (100 * of["accuracy"][key] for key in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f}–{high:.1f})"

@@ -1,0 +1,106 @@
+"""The commands on data and models, the same for images and tables."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from probjepa.cli.kinds import kind_of_method, open_model
+from probjepa.cli.options import (
+    Data,
+    Evaluating,
+    Model,
+    OutFile,
+    OutFolder,
+    Reference,
+    Score,
+    Scoring,
+    Shared,
+    Training,
+)
+
+
+def train(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="a name of `probjepa list`")],
+    data: Data,
+    options: Training,
+) -> None:
+    """Train a method; Ctrl-C leaves a run that --resume goes on with."""
+    trained_on = kind_of_method(method).train(method, data, options)
+    out = options.out
+    print(f"trained {method} on {trained_on}: {out}/model, {out}/metrics.csv, {out}/report.html")
+
+
+def embed(model: Model, data: Data, out: OutFile, shared: Shared) -> None:
+    """Write a table: id, label, embedding, and the posterior's variance where the model has one."""
+    from probjepa.data.rows import open_table
+    from probjepa.files import refuse_existing
+
+    refuse_existing(out, shared.overwrite)
+    opened = open_model(model, shared)
+    count, rows = opened.embed(data)
+    with open_table(out, shared.overwrite) as table:
+        for columns in rows:
+            table.write(columns)
+    print(f"embedded {count:,} {opened.unit}: {out}")
+
+
+def score(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="RUN_OR_MODEL", help="run or model folder, owner/name, hf:… or timm:… (jepa)"),
+    ],
+    data: Data,
+    out: OutFile,
+    options: Scoring,
+    shared: Shared,
+) -> None:
+    """Write a table: id, label, score (higher = more typical), and the score's parts."""
+    from probjepa.files import refuse_existing
+
+    refuse_existing(out, shared.overwrite)
+    opened = open_model(model, shared)
+    count, known = opened.score(data, out, options)
+    earlier = f", {known:,} of them by an earlier run" if known else ""
+    print(f"scored {count:,} {opened.unit} by {options.score} (higher = more typical){earlier}: {out}")
+
+
+def evaluate(
+    model: Model,
+    train: Annotated[str, typer.Option("--train", metavar="URI", help="reference images")],
+    test: Annotated[str, typer.Option("--test", metavar="URI", help="held-out images")],
+    out: OutFolder,
+    options: Evaluating,
+    shared: Shared,
+) -> None:
+    """Write metrics.json and report.html: accuracy and OOD detection beside their baselines."""
+    from probjepa.files import refuse_existing
+
+    refuse_existing(out, shared.overwrite)
+    open_model(model, shared).evaluate(train, test, out, options)
+    print(f"wrote {out}/metrics.json and {out}/report.html")
+
+
+def curate(
+    model: Model,
+    data: Data,
+    out: OutFolder,
+    *,
+    score: Score = "likelihood",
+    reference: Reference = None,
+    drop: Annotated[float, typer.Option("--drop", help="share to drop: the least typical")] = 0.01,
+    review: Annotated[
+        float,
+        typer.Option("--review", help="share to review: next least typical, and as many most uncertain"),
+    ] = 0.05,
+    shared: Shared,
+) -> None:
+    """Rank images by typicality and uncertainty: keep, review and drop lists with thumbnails."""
+    from probjepa.cli.images import ImageModel
+    from probjepa.files import refuse_existing
+
+    refuse_existing(out, shared.overwrite)
+    opened = ImageModel(model, shared)
+    counts = opened.curate(data, out, score=score, reference=reference, drop=drop, review=review)
+    print(", ".join(f"{name} {count:,}" for name, count in counts.items()) + f": {out}/report.html")

@@ -1,0 +1,235 @@
+"""The commands on images."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probjepa.cli.options import Evaluating, Scoring, Shared, Training
+from probjepa.cli.settings import check_early, fill_in, given_settings, sort_settings
+from probjepa.data import Images, ImageSet, open_images
+from probjepa.data.rows import identity, open_table
+from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
+from probjepa.files import first_line, refuse_existing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from probjepa.cli.kinds import Columns
+    from probjepa.methods import Method
+
+_BATCH = 512
+
+
+class ImageModel:
+    """A trained model of images; for JEPA-SCORE, any encoder."""
+
+    unit = "images"
+
+    def __init__(self, source: str, shared: Shared) -> None:
+        self.source, self.shared = source, shared
+        self.on_error = _checked_on_error(shared.on_error)
+
+    @staticmethod
+    def train(method: str, data: str, options: Training) -> str:
+        """Train a method on what the data make of its settings, and write the run folder."""
+        _refuse_target(options.target, method)
+        on_error = _checked_on_error(options.on_error)
+        given = given_settings(method, options, ("epochs", "seed", "device"))
+        given = check_early(method, given)
+        if not options.resume:
+            refuse_existing(options.out, options.overwrite, "go on with it with --resume")
+        size, progress = given.get("image_size"), not options.quiet
+        reading: dict[str, Any] = {"convert": options.convert, "progress": progress}
+        images = open_images(data, size=size, channels=given.get("channels"), on_error=on_error, **reading)
+        given = fill_in(method, given, images.size, images.channels)
+        side, channels = given["image_size"], images.channels
+        settings = sort_settings(method, given)
+        if size is None:
+            images = open_images(
+                images if isinstance(images, ImageSet) else data, size=side, channels=channels
+            )
+        _say_skipped(images)
+        val = None
+        if options.val is not None:
+            val = open_images(options.val, size=side, channels=channels, **reading)
+
+        from probjepa.methods import METHODS
+        from probjepa.report.training import training_report
+        from probjepa.training import fit
+
+        of_fit = {"epochs": 200, "seed": 0, **METHODS[method].recipe, **settings.fit}
+        model = _build(method, of_fit["seed"], **settings.method, backbone_options=settings.backbone)
+        fit(
+            model, images, val=val, out=options.out, resume=options.resume, overwrite=options.overwrite,
+            progress=progress, **of_fit,
+        )  # fmt: skip
+        training_report(options.out)
+        return f"{len(images):,} images"
+
+    @cached_property
+    def method(self) -> Method:
+        """The model, loaded onto its device."""
+        from probjepa.loading import load
+        from probjepa.methods import Method
+        from probjepa.training.device import resolve_device
+
+        device = resolve_device(self.shared.device)
+        method = load(self.source)
+        if not isinstance(method, Method):
+            raise ConfigError(f"{self.source} holds a {type(method).__name__}, which is no model of images")
+        return method.to(device)
+
+    def read(self, uri: str) -> Images:
+        """Open images as the model takes them."""
+        return self._read(uri, self.method.preprocess.size, self.method.preprocess.channels)
+
+    def _read(self, uri: str, size: int | None, channels: int | None) -> Images:
+        shared = self.shared
+        images = open_images(
+            uri, size=size, channels=channels, convert=shared.convert, on_error=self.on_error,
+            progress=not shared.quiet,
+        )  # fmt: skip
+        _say_skipped(images)
+        return images
+
+    def embed(self, data: str) -> tuple[int, Iterator[Columns]]:
+        """Return id, label, embedding, and variance where the model has one."""
+        images = self.read(data)
+        return len(images), self._embed(images)
+
+    def _embed(self, images: Images) -> Iterator[Columns]:
+        from rich.console import Console
+        from rich.progress import track
+
+        for pixels, rows in track(
+            images.batches(_BATCH), "embedding", total=-(-len(images) // _BATCH), transient=True,
+            disable=self.shared.quiet, console=Console(stderr=True),
+        ):  # fmt: skip
+            features = {k: v.cpu().numpy() for k, v in self.method.features(pixels, scored=False).items()}
+            variance = {k: v for k, v in features.items() if k == "variance"}
+            yield {**identity(images, rows), "embedding": features["h"], **variance}
+
+    def score(self, data: str, out: Path, options: Scoring) -> tuple[int, int]:
+        """Write id, label, score and its parts; JEPA-SCORE's part by part."""
+        from probjepa.scores import score_set
+
+        if options.score == "jepa":
+            return self._score_jepa(data, out, options)
+        images = self.read(data)
+        reference = None if options.reference is None else self.read(options.reference)
+        values, parts = score_set(
+            self.method, images, options.score, reference=reference, progress=not self.shared.quiet
+        )
+        columns = {**identity(images, slice(None)), "score": values, **parts}
+        with open_table(out, self.shared.overwrite) as table:
+            table.write(columns)
+        return len(images), 0
+
+    def _score_jepa(self, data: str, out: Path, options: Scoring) -> tuple[int, int]:
+        latent, rank = options.latent, options.rank
+        if latent not in ("none", "normal", "reference"):
+            raise unknown_name("latent term", latent, ["none", "normal", "reference"])
+        if (latent == "reference") != (options.reference is not None):
+            raise ConfigError("--latent reference and --reference URI go together: give both or neither")
+        if rank not in ("none", "auto") and not rank.isdigit():
+            raise ConfigError(f"--rank is '{rank}': pass none, auto or a number")
+        from probjepa.scores.jepa_parts import input_shape, open_encoder, score_jepa
+        from probjepa.training.device import resolve_device
+
+        encoder = open_encoder(self.source, resolve_device(self.shared.device))
+        shape = (options.size, None) if options.size else input_shape(encoder)
+        images = self._read(data, *shape)
+        reference = None if options.reference is None else self._read(options.reference, *shape)
+        known = score_jepa(
+            encoder, images, out, estimator=options.estimator, latent=latent, reference=reference,
+            rank=int(rank) if rank.isdigit() else "auto" if rank == "auto" else None, seed=options.seed,
+            overwrite=self.shared.overwrite, progress=not self.shared.quiet,
+        )  # fmt: skip
+        return len(images), known
+
+    def evaluate(self, train: str, test: str, out: Path, options: Evaluating) -> None:
+        """Write figures of accuracy, collapse, uncertainty and detection, with their page."""
+        from probjepa.data.codec import jpeg_quality
+        from probjepa.evaluation import evaluate, openood_sets
+        from probjepa.report.summary import print_summary, write_evaluation
+
+        _refuse_target(options.target, self.source)
+        if options.reencode is not None:
+            jpeg_quality(options.reencode)  # its complaint comes before any work
+        sets = {name: self.read(uri) for name, uri in _named(options.ood or []).items()}
+        progress = not self.shared.quiet
+        benchmark = None
+        if options.openood is not None:
+            size, channels = self.method.preprocess.size, self.method.preprocess.channels
+            benchmark = openood_sets(
+                options.openood, size=size, channels=channels, on_error=self.on_error,
+                progress=progress,
+            )  # fmt: skip
+            for images in benchmark.values():
+                _say_skipped(images)
+        result = evaluate(
+            self.method, self.read(train), self.read(test), sets, openood=benchmark,
+            reencode=options.reencode, seed=options.seed, n_bootstrap=options.bootstrap, jepa=options.jepa,
+            progress=progress,
+        )  # fmt: skip
+        write_evaluation(result, out)
+        print_summary(result.metrics)
+
+    def curate(self, data: str, out: Path, *, reference: str | None, **options: Any) -> dict[str, int]:
+        """Write ranking, lists and page, and return how many images are on each list."""
+        images = self.read(data)
+        known = None if reference is None else self.read(reference)
+        from probjepa.curation import curate
+
+        return curate(self.method, images, out, reference=known, progress=not self.shared.quiet, **options)
+
+
+def _build(method: str, seed: int, **settings: Any) -> Method:
+    """Make a method with the random weights of a seed; whatever its parts complain of is one line."""
+    import torch
+
+    from probjepa.methods import METHODS
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: Method = METHODS[method](**settings)
+            return model
+    except ProbjepaError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise ConfigError(
+            f"{method} cannot be built with these settings ({short(first_line(error), 100)}): check --set "
+            "and --config"
+        ) from error
+
+
+def _named(items: list[str]) -> dict[str, str]:
+    named = {}
+    for item in items:
+        name, sign, uri = item.partition("=")
+        if not (name and sign and uri):
+            raise ConfigError(f"--ood takes NAME=URI, got '{item}'")
+        named[name] = uri
+    return named
+
+
+def _refuse_target(target: str | None, what: str) -> None:
+    if target is not None:
+        raise ConfigError(f"--target is for tables, and {what} is of images: leave it out")
+
+
+def _checked_on_error(value: str) -> Any:
+    if value not in ("raise", "skip"):
+        raise ConfigError(f"--on-error is '{value}': pass raise or skip")
+    return value
+
+
+def _say_skipped(images: Images) -> None:
+    """Print which images were left out."""
+    if images.skipped:
+        print(f"skipped {len(images.skipped)} unreadable images of {images.name}:")
+        for line in images.skipped:
+            print(f"  {line}")

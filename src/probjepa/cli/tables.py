@@ -1,0 +1,165 @@
+"""The commands on tables: Var-T-JEPA, T-JEPA, and what other packages register."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probjepa.cli.options import Evaluating, Scoring, Shared, Training
+from probjepa.cli.settings import check_settings, given_settings
+from probjepa.data.rows import open_table
+from probjepa.errors import ConfigError, DataError
+from probjepa.files import model_folder, write_text
+from probjepa.report.training import training_report
+from probjepa.tabular import TABLE_METHODS
+from probjepa.tabular.files import read_table, table_sha256
+from probjepa.tabular.frames import named
+from probjepa.tabular.runs import fit_run, open_run
+from probjepa.training.device import resolve_device
+from probjepa.training.interrupt import Interrupted
+from probjepa.typed import checked, types_of
+from probjepa.yaml_files import read_yaml
+
+if TYPE_CHECKING:
+    from probjepa.cli.kinds import Columns
+
+
+class TableModel:
+    """A fitted estimator of tables, and the target that its run left out."""
+
+    unit = "rows"
+
+    def __init__(self, source: str, shared: Shared) -> None:
+        from probjepa.loading import load
+
+        device = resolve_device(shared.device)
+        self.shared = shared
+        self.model = load(source)
+        self.model.network_.to(device)
+        self.columns: Sequence[str] = self.model.schema_.columns
+        try:
+            run = read_yaml(model_folder(source, {}).parent / "config.yaml")
+        except ConfigError:
+            run = None
+        self.target = run.get("target") if isinstance(run, dict) else None
+
+    @staticmethod
+    def train(method: str, data: str, options: Training) -> str:
+        """Fit a table method, leaving the target and a column of row names out, and write the run folder.
+
+        Raises
+        ------
+        ConfigError, DataError, ArtifactError
+            for an unknown setting, a table that cannot be used, or a folder that is in the way
+        Interrupted
+            after Ctrl-C
+        """
+        _refuse({"--val": options.val, "--convert": options.convert})
+        folder = open_run(options.out, resume=options.resume, overwrite=options.overwrite)
+        given = given_settings(method, options, ("max_epochs", "random_state", "device"))
+        recorded, seed = given.pop("target", None), given.pop("seed", 0)
+        target = checked("target", recorded, str | None) if options.target is None else options.target
+        kind = TABLE_METHODS[method]
+        types = {name: of for name, of in types_of(kind).items() if name != "verbose"}
+        given = check_settings({"random_state": seed} | given, types)
+        frame = read_table(data)
+        if target is not None and target not in frame.columns:
+            raise DataError(
+                f"'{data}' has no column '{target}' to leave out (columns: {named(list(frame.columns))})"
+            )
+        names = _row_names(frame, () if target is None else (target,))
+        left_out = [name for name in (target, names) if name is not None]
+        features = frame.drop(columns=left_out)
+        about = {
+            "data": data,
+            "data_rows": len(features),
+            "target": target,
+            "row_names": names,
+            "data_sha256": table_sha256(features)[:16],
+        }
+        model = kind(**given, verbose=not options.quiet)
+        try:
+            fit_run(method, model, features, folder, about, resume=options.resume)
+        except Interrupted:
+            if hasattr(model, "network_"):
+                training_report(options.out)
+            raise
+        training_report(options.out)
+        said = f", without {' and '.join(left_out)}" if left_out else ""
+        return f"{len(features):,} rows{said}"
+
+    def read(self, data: str) -> tuple[Any, Columns]:
+        """A table's features, and the columns that name its rows: "id", "label" if the target is there."""
+        frame = read_table(data)
+        names = _row_names(frame, self.columns)
+        rows: Columns = {"id": [str(x) for x in (range(len(frame)) if names is None else frame[names])]}
+        spare = [name for name in (names, self.target) if name in frame.columns and name not in self.columns]
+        if self.target in spare:
+            rows["label"] = frame[self.target].to_numpy()
+        return frame.drop(columns=spare), rows
+
+    def embed(self, data: str) -> tuple[int, Iterator[Columns]]:
+        """Return id, label where the run's target is there, embedding, and uncertainty where there is one."""
+        features, columns = self.read(data)
+        columns["embedding"] = self.model.transform(features)
+        if hasattr(self.model, "uncertainty"):
+            columns["uncertainty"] = self.model.uncertainty(features)
+        return len(features), iter([columns])
+
+    def score(self, data: str, out: Path, options: Scoring) -> tuple[int, int]:
+        """Write id, label, score (higher = more typical); of the likelihood, also each cell's surprise."""
+        from probjepa.scores import score_set
+
+        features, columns = self.read(data)
+        reference = None if options.reference is None else self.read(options.reference)[0]
+        columns["score"], parts = score_set(
+            self.model, features, options.score, reference=reference, seed=options.seed
+        )
+        columns |= parts
+        with open_table(out, self.shared.overwrite) as table:
+            table.write(columns)
+        return len(features), 0
+
+    def evaluate(self, train: str, test: str, out: Path, options: Evaluating) -> None:
+        """Write the figures of the classifiers that the embedding feeds, with their page."""
+        from probjepa.evaluation import evaluate_table
+        from probjepa.report.evaluation import table_report
+        from probjepa.report.summary import print_table_summary
+
+        given = {name: getattr(options, name) for name in ("ood", "openood", "reencode", "jepa")}
+        _refuse({f"--{name}": value for name, value in given.items()} | {"--convert": self.shared.convert})
+        target = self.target if options.target is None else options.target
+        if target is None:
+            raise ConfigError("an evaluation on tables needs --target, the column of classes to predict")
+        if target in self.columns:
+            raise ConfigError(
+                f"the model was fitted with the column '{target}': train it without, probjepa train … "
+                f"--target {target}"
+            )
+
+        def opened(path: str) -> Any:
+            frame = read_table(path)
+            names = _row_names(frame, [*self.columns, target])
+            return frame if names is None else frame.drop(columns=names)
+
+        result = evaluate_table(
+            self.model, opened(train), opened(test), target, seeds=(options.seed,),
+            progress=not self.shared.quiet, names=(Path(train).name, Path(test).name),
+        )  # fmt: skip
+        write_text(out / "metrics.json", json.dumps(result.metrics, indent=2, allow_nan=False) + "\n")
+        write_text(out / "report.html", table_report(result.metrics, result.arrays))
+        print_table_summary(result.metrics)
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    """Raise ConfigError if an option that only images have is set; ``given``: option → whether it is."""
+    named = [name for name, value in given.items() if value]
+    if named:
+        raise ConfigError(f"{', '.join(named)}: not for tables, leave it out")
+
+
+def _row_names(frame: Any, columns: Sequence[str]) -> str | None:
+    """The column called id, if it is not one of ``columns``."""
+    return next((name for name in frame.columns if name.lower() == "id" and name not in columns), None)
