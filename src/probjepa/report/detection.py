@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from probjepa import plots
@@ -117,7 +118,7 @@ def scores_section(
                 histograms(name, {test: inside, **outside}, renamed),
                 picture(
                     name,
-                    lambda axis: plots.roc(axis, inside, outside, colours=renamed),  # noqa: B023
+                    partial(plots.roc, inside=inside, outside=outside, colours=renamed),
                     "The area under each curve stands beside its set; the dashed diagonal is chance."
                     + left_out(inside, *outside.values()),
                     width="half",

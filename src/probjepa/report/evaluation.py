@@ -44,10 +44,10 @@ def evaluation_report(
     ----------
     result
         what metrics.json holds: ``settings``, ``version``, ``hardware``, ``train``, ``test``, ``accuracy``
-        (features → probe → {value, low, high}), ``ood`` (set → detector → metric → {value, low, high}),
+        (features → probe → {value, low, high}), ``ood`` (set → score → metric → {value, low, high}),
         ``collapse``, ``variance``, ``predictive``, ``geometry``, ``selective``, ``openood``, ``reencode``
     arrays
-        what it does not hold: ``scores`` (detector → set → (N,), the held-out set under ``"test"``),
+        what it does not hold: ``scores`` (score → set → (N,), the held-out set under ``"test"``),
         ``variance`` (N, D), ``embeddings`` (N, D), ``labels`` (N,), ``classes``, ``images`` (an ``Images``,
         read where an image is shown, or uint8 (N, C, H, W)), ``ood_images`` (set → images), ``predictive``
     sections
