@@ -13,9 +13,9 @@ from probjepa.registry import Registry
 
 if TYPE_CHECKING:
     from probjepa.scores.base import Score as Score
-    from probjepa.scores.base import score_class as score_class
     from probjepa.scores.sets import encode as encode
     from probjepa.scores.sets import score_set as score_set
+    from probjepa.scores.table import score_class as score_class
 
 #: name → a ``Score``, or a class in scikit-learn's manner (``fit``, ``score_samples``: higher = more typical)
 SCORES = Registry(
@@ -32,7 +32,7 @@ SCORES = Registry(
 )
 
 # name → module it lives in
-_LAZY = {"Score": "base", "encode": "sets", "score_class": "base", "score_set": "sets"}
+_LAZY = {"Score": "base", "encode": "sets", "score_class": "table", "score_set": "sets"}
 
 __all__ = ["SCORES", *_LAZY]
 

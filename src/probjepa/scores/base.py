@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from probjepa.errors import ConfigError
-from probjepa.scores import SCORES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +30,7 @@ class Score(ABC):
     ...
     ...     def score(self, features):
     ...         return (features["h"] ** 2).sum(1) ** 0.5
+    >>> from probjepa.scores import SCORES
     >>> SCORES.register("norm", Norm) is Norm
     True
     >>> SCORES.remove("norm")
@@ -99,33 +99,3 @@ class Score(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, seed={self.seed})"
-
-
-def score_class(score: str | type) -> type[Score]:
-    """Return the class of a score, of its name or of a class itself; one in scikit-learn's manner is wrapped.
-
-    Raises
-    ------
-    ConfigError
-        for an unknown name, or what is no score
-    """
-    from probjepa.scores.detectors import Detector
-
-    kind = SCORES.resolve(score)
-    if isinstance(kind, type) and issubclass(kind, Score):
-        return kind
-    name = score if isinstance(score, str) else kind.__name__
-    summary = (kind.__doc__ or "").strip().partition("\n")[0]
-    return type(name, (Detector,), {"name": name, "summary": summary, "kind": staticmethod(kind)})
-
-
-def detectors() -> list[str]:
-    """Return the names of the scores that any encoder has: of its embeddings and a reference set."""
-    found = {name: score_class(name) for name in SCORES}
-    return [name for name, kind in found.items() if kind.needs == {"reference"} and not kind.own]
-
-
-def no_likelihood(model: Any, score: str) -> str:
-    """Say that a model has no density for a score, and which scores it has."""
-    name = type(getattr(model, "estimator", model)).__name__
-    return f"{name} has no likelihood for the score '{score}': use {', '.join(detectors())}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from probjepa.scores.base import Features, Score, no_likelihood
+from probjepa.scores.base import Features, Score
+from probjepa.scores.table import no_likelihood
 
 if TYPE_CHECKING:
     from probjepa.scores.base import Values

@@ -15,8 +15,9 @@ from probjepa.data import Images
 from probjepa.data.overlap import refuse_overlap
 from probjepa.errors import ConfigError, unknown_name
 from probjepa.scores import SCORES
-from probjepa.scores.base import Score, score_class
+from probjepa.scores.base import Score
 from probjepa.scores.own import Own, own_names
+from probjepa.scores.table import score_class
 
 if TYPE_CHECKING:
     from probjepa.scores.base import Values

@@ -1,0 +1,37 @@
+"""Reading the table of scores: the class of a name, and which scores a model has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from probjepa.scores import SCORES
+from probjepa.scores.base import Score
+from probjepa.scores.detectors import Detector
+
+
+def score_class(score: str | type) -> type[Score]:
+    """Return the class of a score, of its name or of a class itself; one in scikit-learn's manner is wrapped.
+
+    Raises
+    ------
+    ConfigError
+        for an unknown name, or what is no score
+    """
+    kind = SCORES.resolve(score)
+    if isinstance(kind, type) and issubclass(kind, Score):
+        return kind
+    name = score if isinstance(score, str) else kind.__name__
+    summary = (kind.__doc__ or "").strip().partition("\n")[0]
+    return type(name, (Detector,), {"name": name, "summary": summary, "kind": staticmethod(kind)})
+
+
+def detectors() -> list[str]:
+    """Return the names of the scores that any encoder has: of its embeddings and a reference set."""
+    found = {name: score_class(name) for name in SCORES}
+    return [name for name, kind in found.items() if kind.needs == {"reference"} and not kind.own]
+
+
+def no_likelihood(model: Any, score: str) -> str:
+    """Say that a model has no density for a score, and which scores it has."""
+    name = type(getattr(model, "estimator", model)).__name__
+    return f"{name} has no likelihood for the score '{score}': use {', '.join(detectors())}"
