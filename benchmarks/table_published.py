@@ -9,7 +9,7 @@ from harness import Result, arguments, parse, write
 from probjepa.evaluation.tables import evaluate_once
 from probjepa.experiments.runner import figure
 from probjepa.experiments.table_cells import flat_figures
-from probjepa.experiments.table_sets import SOURCES, open_table_set
+from probjepa.experiments.table_sets import SOURCES
 from probjepa.tabular import VarTJEPA
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--run", type=Path, help="folder that the fit is kept in, and gone on with")
     args = parse(parser)
-    data = open_table_set(args.table, args.data_root, 0)
+    data = SOURCES[args.table].open(args.data_root)
     features = data.train.drop(columns=data.target)
     result = Result("table_published", figures={"table": args.table, "rows": len(features)})
     if args.run is not None and (args.run / "model" / "config.json").is_file():

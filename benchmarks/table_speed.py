@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from harness import Result, arguments, parse, write
 from probjepa.evaluation.predictors import PREDICTORS
-from probjepa.experiments.table_sets import TableSet, open_table_set
+from probjepa.experiments.table_sets import SOURCES, TableSet
 from probjepa.tabular import VarTJEPA
 from probjepa.tabular.masks import draw_masks
 
@@ -26,7 +26,7 @@ def main() -> None:
         "--gain-rows", type=int, default=4_200, help="training rows of the comparison; 0: none"
     )
     args = parse(parser)
-    data = open_table_set("adult", args.data_root, 0)
+    data = SOURCES["adult"].open(args.data_root)
     train = data.train.drop(columns=data.target)
     result = Result("table_speed", reference="transform, adult")
     figures: dict[str, Any] = {"rows": len(train)}

@@ -13,7 +13,7 @@ from harness import Result, arguments, parse, write
 from probjepa import metrics
 from probjepa.evaluation.predictors import PREDICTORS
 from probjepa.evaluation.selective import PROBABILITY, UNCERTAINTY, table_uncertainty
-from probjepa.experiments.table_sets import TableSet, open_table_set
+from probjepa.experiments.table_sets import SOURCES, TableSet
 from probjepa.tabular import VarTJEPA
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     args = parse(parser)
     result = Result("table_uncertainty")
     for name in args.tables:
-        data = open_table_set(name, args.data_root, 0)
+        data = SOURCES[name].open(args.data_root)
         result.figures[name] = study(data, args.repeats, args.device)
         print(name, result.figures[name], flush=True)
     write(result, args.out)

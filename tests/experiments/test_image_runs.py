@@ -18,10 +18,10 @@ from PIL import Image
 
 import probjepa.training
 from probjepa.data import open_images
-from probjepa.errors import ArtifactError, ConfigError, ProbjepaError
+from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError
 from probjepa.experiments import EXPERIMENTS, datasets, images, measure, runner
 from probjepa.experiments.cost import RANDOM_PIXELS, in_turns
-from probjepa.experiments.datasets import open_data_set
+from probjepa.experiments.datasets import SOURCES
 from probjepa.experiments.results_page import main as write_results_page
 from probjepa.experiments.results_page import results_page
 from probjepa.experiments.study import Column, Row
@@ -34,7 +34,7 @@ TABLE = with_budget(TABLE, TINY)
 
 @pytest.fixture(scope="module")
 def digits():
-    return open_data_set("digits", None, TINY.rows)
+    return SOURCES["digits"].open(None, TINY.rows)
 
 
 def test_data_are_disjoint_and_of_the_size_asked_for(digits):
@@ -43,8 +43,8 @@ def test_data_are_disjoint_and_of_the_size_asked_for(digits):
     pixels = {bytes(image) for image in digits.train.images.numpy()}
     for held_out in (digits.test, *digits.ood.values()):
         assert not any(bytes(image) in pixels for image in held_out.images.numpy())
-    assert open_data_set("digits", None, TINY.rows).fingerprint == digits.fingerprint
-    assert open_data_set("digits", None, 300).fingerprint != digits.fingerprint
+    assert SOURCES["digits"].open(None, TINY.rows).fingerprint == digits.fingerprint
+    assert SOURCES["digits"].open(None, 300).fingerprint != digits.fingerprint
 
 
 def test_a_tiny_table_from_training_to_page(tmp_path, capsys):
@@ -225,6 +225,15 @@ def test_results_page_is_that_of_the_committed_results():
     )
 
 
+def test_a_set_that_is_not_there_says_where_it_belongs(tmp_path):
+    with pytest.raises(
+        DataError, match=r"CIFAR-10: no .*train\.parquet: put it there, or pass another --data"
+    ):
+        SOURCES["cifar10"].open(tmp_path)
+    with pytest.raises(DataError, match=r"SVHN: no --data-root, which holds svhn/train\.parquet"):
+        SOURCES["svhn"].open()
+
+
 def write_set(path, codec, labels, size=32, seed=0):
     """A parquet file as Hugging Face lays it out."""
     random = np.random.default_rng(seed)
@@ -245,7 +254,7 @@ def test_sets_from_files_share_one_codec(tmp_path, monkeypatch, codec):
     write_set(tmp_path / "cifar10" / "train.parquet", codec, labels)
     write_set(tmp_path / "cifar10" / "test.parquet", codec, labels[:20], seed=1)
     write_set(tmp_path / "cifar100" / "test.parquet", "PNG", labels[:10], seed=2)
-    found = open_data_set("cifar10", tmp_path, images=20)
+    found = SOURCES["cifar10"].open(tmp_path, rows=20)
     assert (len(found.train), len(found.test)) == (20, 20)
     assert torch.bincount(found.train.labels).tolist() == [2] * 10
     assert set(found.ood) == {"cifar100", "digits", "noise"}
@@ -253,7 +262,7 @@ def test_sets_from_files_share_one_codec(tmp_path, monkeypatch, codec):
     raw = open_images(tmp_path / "cifar100" / "test.parquet", size=32, channels=3)
     assert found.ood["cifar100"].images.equal(raw.images) == (codec == "PNG")
 
-    eight = open_data_set("cifar10-8", tmp_path)
+    eight = SOURCES["cifar10-8"].open(tmp_path)
     assert set(eight.train.labels.tolist()) == set(eight.test.labels.tolist()) == set(range(8))
     assert set(eight.ood["unseen classes"].labels.tolist()) == {8, 9}
 
@@ -262,4 +271,4 @@ def test_test_images_that_were_trained_on_are_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "NOISE_IMAGES", 20)
     write_set(tmp_path / "cifar10" / "train.parquet", "PNG", range(10))
     write_set(tmp_path / "cifar10" / "test.parquet", "PNG", list(range(10)) * 2)  # its first ten are the same
-    assert len(open_data_set("cifar10", tmp_path).test) == 10
+    assert len(SOURCES["cifar10"].open(tmp_path).test) == 10

@@ -143,7 +143,7 @@ def test_a_run_leaves_metrics_and_report_and_resumes(tmp_path, tiny, capsys):
     # seed by seed: a study cut short has every variant of the first ones
     assert [cell["cell"]["seed"] for cell in metrics["cells"]] == [0.0] * 5 + [1.0] * 5
     html = (out / "report.html").read_text()
-    assert "10.46" in html and "no reconstruction or generation" in html
+    assert "10.465" in html and "no reconstruction or generation" in html
     assert "A: full bound" in capsys.readouterr().out
 
     with pytest.raises(ArtifactError, match="--overwrite"):

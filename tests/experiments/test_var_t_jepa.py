@@ -8,10 +8,10 @@ import pytest
 from experiment_tables import measured_by, run, with_budget
 
 from probjepa.errors import ArtifactError, ConfigError
-from probjepa.experiments import table_cells, table_sets
+from probjepa.experiments import table_cells
 from probjepa.experiments.study import Row
 from probjepa.experiments.table_cells import flat_figures
-from probjepa.experiments.table_sets import open_table_set
+from probjepa.experiments.table_sets import SOURCES
 from probjepa.experiments.var_t_jepa import BUDGETS, COLUMNS, FINDINGS, PUBLISHED, STUDY
 from probjepa.tabular import TJEPA, VarTJEPA
 
@@ -34,20 +34,20 @@ def adult(tmp_path):
 
 
 def test_a_table_is_split_and_its_missing_cells_are_missing(adult):
-    data = open_table_set("adult", adult, seed=0)
+    data = SOURCES["adult"].open(adult)
     assert [len(part) for part in (data.train, data.validation, data.test)] == [42, 6, 12]
     joined = pd.concat([data.train, data.validation, data.test])
     assert joined["work"].isna().any()
     assert set(joined["work"].dropna()) == {"a", "b"}
-    assert open_table_set("adult", adult, seed=1).fingerprint != data.fingerprint
-    cut = open_table_set("adult", adult, seed=0, train_rows=21)
+    assert SOURCES["adult"].open(adult, seed=1).fingerprint != data.fingerprint
+    cut = SOURCES["adult"].open(adult, rows=21)
     assert [len(part) for part in (cut.train, cut.validation, cut.test)] == [21, 3, 12]
     pd.testing.assert_frame_equal(cut.test, data.test)
 
 
 @pytest.mark.parametrize("name", ["sim", "digits", "wine", "breast-cancer"])
 def test_tables_that_need_no_files(name):
-    data = open_table_set(name, None, seed=0, train_rows=100)
+    data = SOURCES[name].open(rows=100)
     assert len(data.train) == 100
     assert list(data.train.columns) == list(data.test.columns)
     assert data.train["label"].nunique() >= 2
@@ -56,14 +56,14 @@ def test_tables_that_need_no_files(name):
 
 
 def test_credit_has_categories_that_are_numbers():
-    types = table_sets.SOURCES["credit"].column_types
+    types = SOURCES["credit"].column_types
     assert sorted(types, key=lambda c: int(c[1:])) == ["X2", "X3", "X4", "X6", "X7", "X8", "X9", "X10", "X11"]
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("method", ["t-jepa", "var-t-jepa"])
 def test_every_declared_cell_can_be_made(budget, method):
-    data = open_table_set("wine", None, seed=0)
+    data = SOURCES["wine"].open()
     row, spent = Row("a row", method), BUDGETS[budget]
     for table in STUDY.sources_of(budget):
         cell = STUDY.cell_of(row, spent, table, data, 0)
@@ -76,7 +76,7 @@ def test_every_declared_cell_can_be_made(budget, method):
 def test_published_figures_have_a_place():
     labels = {column.label for column in COLUMNS}
     rows = {row.label for row in STUDY.rows}
-    assert all(table in table_sets.SOURCES and row in rows and c in labels for table, row, c in PUBLISHED)
+    assert all(table in SOURCES and row in rows and c in labels for table, row, c in PUBLISHED)
 
 
 GOOD = {

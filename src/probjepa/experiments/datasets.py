@@ -14,7 +14,6 @@ from probjepa.data import Images, ImageSet, open_images, split
 from probjepa.data.codec import reencode
 from probjepa.data.fingerprint import fingerprint
 from probjepa.data.overlap import overlap
-from probjepa.errors import DataError, unknown_name
 from probjepa.experiments.study import Data, Source
 
 CODEC = "jpeg:75"
@@ -43,7 +42,7 @@ class ImageSource(Source):
     unseen: tuple[int, ...] = ()
     others: tuple[str, ...] = ()
 
-    def open(self, data_root: Path | None, rows: int | None, seed: int) -> DataSet:
+    def read(self, data_root: Path, rows: int | None, seed: int) -> DataSet:
         """Open it, with at most ``rows`` training images, stratified; the seed is of no account."""
         not_run: list[str] = []
         if not self.files:
@@ -51,7 +50,6 @@ class ImageSource(Source):
 
             train, test, ood = demo_sets()
         else:
-            assert data_root is not None
             train, test, ood = self._read_all(data_root, not_run)
         if rows is not None and rows < len(train):
             train = split(train, rows / len(train), _SUBSET_SEED)[1]
@@ -111,24 +109,6 @@ SOURCES: Mapping[str, ImageSource] = {
     ),
     "svhn": ImageSource("SVHN", _files("svhn")),
 }
-
-
-def open_data_set(name: str, data_root: Path | None, images: int | None = None) -> DataSet:
-    """Open a data set by name, cut down to ``images`` training images (stratified) where it has more.
-
-    Raises
-    ------
-    ConfigError
-        for an unknown name
-    DataError
-        where a file is not there, or cannot be read
-    """
-    if name not in SOURCES:
-        raise unknown_name("data set", name, SOURCES)
-    reason = SOURCES[name].missing(data_root)
-    if reason:
-        raise DataError(f"{SOURCES[name].title}: {reason}: put it there, or pass another --data-root")
-    return SOURCES[name].open(data_root, images, 0)
 
 
 def _is_jpeg(path: Path) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from probjepa import plots
@@ -93,7 +94,7 @@ def _table_section(table: Mapping[str, Any], metrics: Metrics, about: str) -> Se
             of = row["values"][column["label"]]
             cells.append(None if of["value"] is None else _value(of, column["percent"]))
             if column["label"] in published:
-                cells.append(_published(of.get("published"), column["percent"]))
+                cells.append(_published(of["published"], column["percent"]) if "published" in of else None)
         rows.append(cells)
     text = "Ours"
     if published:
@@ -112,15 +113,28 @@ def _table_section(table: Mapping[str, Any], metrics: Metrics, about: str) -> Se
 
 
 def _value(of: Mapping[str, Any], percent: bool) -> Value | str:
-    low, high = (math.nan if of[key] is None else of[key] for key in ("low", "high"))
     if not percent and abs(of["value"]) >= 10:
-        interval = f" ({low:.1f}–{high:.1f})" if math.isfinite(low) else ""
-        return f"{of['value']:.1f}{interval}"
+        return text_of(of, percent)
+    low, high = (math.nan if of[key] is None else of[key] for key in ("low", "high"))
     return Value(of["value"], low, high, percent=percent)
 
 
-def _published(value: float | None, percent: bool) -> str | None:
-    return None if value is None else f"{100 * value:.1f}" if percent else f"{value:.4g}"
+def number(value: float, percent: bool) -> str:
+    """Return a value as tables show it."""
+    return f"{100 * value:.1f}" if percent else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def text_of(of: Mapping[str, Any], percent: bool, to: str = "–") -> str:
+    """Return a figure of metrics.json as text: its value, and its interval where there is one."""
+    if of["value"] is None:
+        return "–"
+    bounds = [of["low"], of["high"]]
+    interval = "" if None in bounds else f" ({to.join(number(x, percent) for x in bounds)})"
+    return number(of["value"], percent) + interval
+
+
+def _published(value: float, percent: bool) -> str:
+    return number(value, percent) if percent else f"{value:.5g}"
 
 
 def dots(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -211,20 +225,14 @@ def print_summary(metrics: Metrics) -> None:
             printed.add_column(column["label"])
         for row in table["rows"]:
             failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
-            texts = (_terminal(row["values"][column["label"]], column["percent"], fits) for column in columns)
-            printed.add_row(row["label"] + failed, *texts)
+            texts = []
+            for column in columns:
+                of, percent = row["values"][column["label"]], column["percent"]
+                paper = f" [published {_published(of['published'], percent)}]" if "published" in of else ""
+                texts.append(text_of(of if fits else {**of, "low": None}, percent) + paper)
+            printed.add_row(*map(escape, (row["label"] + failed, *texts)))
         console.print(printed)
         for finding in table["findings"]:
             console.print(f"{verdict(finding)}: {finding['claim']} ({_evidence(finding)})", markup=False)
     for line in metrics["not_run"]:
         console.print(line, markup=False)
-
-
-def _terminal(of: Mapping[str, Any], percent: bool, interval: bool) -> str:
-    if of["value"] is None:
-        return "–"
-    value = _value(of if interval else {**of, "low": None, "high": None}, percent)
-    text = value if isinstance(value, str) else f"{value.text}{value.interval and f' ({value.interval})'}"
-    if of.get("published") is not None:
-        text += f" \\[published {_published(of['published'], percent)}]"  # a bracket is rich's markup
-    return text

@@ -12,7 +12,7 @@ from probjepa.errors import ArtifactError
 from probjepa.experiments import EXPERIMENTS
 from probjepa.experiments.figures import verdict
 from probjepa.experiments.images import BUDGETS
-from probjepa.experiments.page import is_turned, shown
+from probjepa.experiments.page import is_turned, number, shown, text_of
 from probjepa.files import write_text
 
 FOLDER = "reproduce"  # under the results: NAME-BUDGET.json, copies of metrics.json
@@ -107,13 +107,11 @@ def _section(metrics: Mapping[str, Any]) -> str:
     ]
     for table in metrics["tables"].values():
         columns = shown(table)
-        rows = [
-            [
-                row["label"] + (f" ({len(row['failed'])} of {row['cells']} failed)" if row["failed"] else ""),
-                *(_figure(row["values"][column["label"]], column["percent"]) for column in columns),
-            ]
-            for row in table["rows"]
-        ]
+        rows = []
+        for row in table["rows"]:
+            failed = f" ({len(row['failed'])} of {row['cells']} failed)" if row["failed"] else ""
+            figures = [(row["values"][column["label"]], column["percent"]) for column in columns]
+            rows.append([row["label"] + failed, *(_figure(of, percent) for of, percent in figures)])
         grid = [[table["title"], *(column["label"] for column in columns)], *rows]
         if is_turned(table, columns):
             grid = [list(line) for line in zip(*grid, strict=True)]
@@ -126,18 +124,8 @@ def _section(metrics: Mapping[str, Any]) -> str:
 
 
 def _figure(of: Mapping[str, Any], percent: bool) -> str:
-    if of["value"] is None:
-        return "–"
-    text = _number(of["value"], percent)
-    if of["low"] is not None and of["high"] is not None:
-        text += f" ({_number(of['low'], percent)} to {_number(of['high'], percent)})"
-    if of.get("published") is not None:
-        text += f" [{_number(of['published'], percent)}]"
-    return text
-
-
-def _number(value: float, percent: bool) -> str:
-    return f"{100 * value:.1f}" if percent else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    known = of.get("published")
+    return text_of(of, percent, " to ") + ("" if known is None else f" [{number(known, percent)}]")
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

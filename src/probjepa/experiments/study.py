@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from probjepa.errors import ConfigError, unknown_name
+from probjepa.errors import ConfigError, DataError, unknown_name
 
 if TYPE_CHECKING:
     from probjepa.report.page import Section
@@ -157,8 +157,21 @@ class Source:
         paths = [data_root / file for file in self.files]
         return next((f"no {path}" for path in paths if not path.exists()), None)
 
-    def open(self, data_root: Path | None, rows: int | None, seed: int) -> Data:
-        """Open it, with at most ``rows`` training rows; a table is split anew for every seed."""
+    def open(self, data_root: Path | None = None, rows: int | None = None, seed: int = 0) -> Data:
+        """Open it, with at most ``rows`` training rows; a table is split anew for every seed.
+
+        Raises
+        ------
+        DataError
+            where a file is not there, or cannot be read
+        """
+        reason = self.missing(data_root)
+        if reason:
+            raise DataError(f"{self.title}: {reason}: put it there, or pass another --data-root")
+        return self.read(data_root or Path(), rows, seed)
+
+    def read(self, data_root: Path, rows: int | None, seed: int) -> Data:
+        """Open it, where all its files are there."""
         return Data()
 
 

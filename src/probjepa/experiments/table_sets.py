@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from probjepa.errors import DataError, unknown_name
+from probjepa.errors import DataError
 from probjepa.experiments.study import Data, Source
 from probjepa.tabular.files import read_table, table_sha256
 from probjepa.tabular.schema import ColumnType
@@ -61,7 +61,7 @@ class TableSource(Source):
         kind: Literal["categorical"] = "categorical"
         return dict.fromkeys(self.categorical, kind)
 
-    def open(self, data_root: Path | None, rows: int | None, seed: int) -> TableSet:
+    def read(self, data_root: Path, rows: int | None, seed: int) -> TableSet:
         """Open it and split it by a seed; of the training rows, keep ``rows`` where there are more.
 
         The validation rows are then cut down to a seventh of that; the test rows stay, all of them.
@@ -74,12 +74,12 @@ class TableSource(Source):
         if self is SOURCES["digits"]:
             first, second, third = blended_digits(seed)
             return self._cut(rows, first.table, second.table, third.table, third.ambiguity)
-        frame, ambiguity = self._read(data_root, seed)
+        frame, ambiguity = self._frame(data_root, seed)
         parts = split_rows(frame[self.target].to_numpy(), seed)
         train, validation, test = (frame.iloc[part].reset_index(drop=True) for part in parts)
         return self._cut(rows, train, validation, test, None if ambiguity is None else ambiguity[parts[2]])
 
-    def _read(self, data_root: Path | None, seed: int) -> tuple[Any, _Ambiguity]:
+    def _frame(self, data_root: Path, seed: int) -> tuple[Any, _Ambiguity]:
         if self is SOURCES["sim"]:
             drawn = simulate(seed=seed)
             return drawn.table, drawn.ambiguity
@@ -88,7 +88,6 @@ class TableSource(Source):
 
             load = {"wine": datasets.load_wine, "breast cancer": datasets.load_breast_cancer}[self.title]
             return load(as_frame=True).frame.rename(columns={"target": LABEL}), None
-        assert data_root is not None
         path = data_root / self.files[0]
         frame = read_table(path).drop(columns=list(self.drop), errors="ignore")
         if self.target not in frame.columns:
@@ -123,21 +122,3 @@ SOURCES: Mapping[str, TableSource] = {
     "wine": TableSource("wine"),
     "breast-cancer": TableSource("breast cancer"),
 }  # fmt: skip
-
-
-def open_table_set(name: str, data_root: Path | None, seed: int, train_rows: int | None = None) -> TableSet:
-    """Open a table by name and split it by a seed; see ``TableSource.open``.
-
-    Raises
-    ------
-    ConfigError
-        for an unknown name
-    DataError
-        where a file is not there, or lacks its target
-    """
-    if name not in SOURCES:
-        raise unknown_name("table", name, SOURCES)
-    reason = SOURCES[name].missing(data_root)
-    if reason:
-        raise DataError(f"{SOURCES[name].title}: {reason}: put it there, or pass another --data-root")
-    return SOURCES[name].open(data_root, train_rows, seed)
