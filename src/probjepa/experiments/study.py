@@ -23,20 +23,12 @@ Result = Mapping[str, Any]  # a cell's JSON, with the label of the row that read
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: what is run, once for each data set and seed.
+    """One line of a table: what is run, once for each data set and seed, in some of the budgets.
 
-    Attributes
-    ----------
-    label
-        what the line is called
-    method, settings, fit
-        name in METHODS; its settings and those of ``fit``, where they differ from the recipe and the budget's
-    task
-        "train"; "random-init" and "raw-pixels": the baselines that training must beat; "cost": a step's price
-    score
-        stands for ``{score}`` in the columns' figures: several lines may read one training
-    budgets
-        where the line is run
+    ``method`` is a name in METHODS; ``settings`` and ``fit`` are its settings and those of ``fit``, where
+    they differ from the recipe and the budget's. ``task`` is "train"; "random-init" and "raw-pixels" are the
+    baselines that training must beat, "cost" a step's price. ``score`` stands for ``{score}`` in the columns'
+    figures: several lines may read one training.
     """
 
     label: str
@@ -89,20 +81,13 @@ class Budget:
 
     Attributes
     ----------
-    title
-        what the reports call it
-    settings
-        of every model, over its defaults: of image methods the backbone and its options
-    fit
-        settings of ``fit`` of all methods: equal epochs and batches
+    settings, fit
+        of every model, over its defaults (the backbone and its options); of ``fit``: equal epochs and batches
     methods
         method → settings that this backbone asks for
-    seeds
-        how many, counted from ``--seed``
-    rows
-        training images (stratified) or rows of a table; None: all
-    n_bootstrap
-        resamples of each interval
+    seeds, rows, n_bootstrap
+        how many: seeds, counted from ``--seed``; training images (stratified) or rows of a table, None for
+        all; resamples of each interval
     threads
         of torch; None: as they are
     cost
@@ -123,18 +108,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Data:
-    """What a cell is run on, opened; without fields of its own, of a study that draws its data.
+    """What a cell is run on, opened: a hash of it, the channels and size of its images.
 
-    Attributes
-    ----------
-    fingerprint
-        hash of what is in it
-    shape
-        channels and size of its images
-    ood
-        its out-of-distribution sets by name
-    not_run
-        a line for each set that is not there
+    ``ood`` has the out-of-distribution sets by name, ``not_run`` a line for each that is not there. A study
+    that draws its data has no more than this.
     """
 
     fingerprint: str = ""
@@ -179,14 +156,8 @@ class Source:
 class Measured:
     """What running a cell returns.
 
-    Attributes
-    ----------
-    figures
-        name → {value, low, high}, or a bare number where there is no interval
-    notes
-        a line for each thing that was not measured
-    pictures
-        what the study's own sections draw; metrics.json leaves it out
+    Figures, name → {value, low, high} or a bare number without an interval; a line for each thing that was
+    not measured; and what the study's own sections draw, which metrics.json leaves out.
     """
 
     figures: Mapping[str, Mapping[str, float | None] | float | None]
@@ -198,12 +169,8 @@ class Measured:
 class Base:
     """What a row's own settings are put on, with every default spelt out.
 
-    Attributes
-    ----------
-    settings, fit
-        keywords of the model's constructor and of ``fit``
-    modules
-        that they name: their code decides the figures, beside that of the study's ``roots``
+    Keywords of the model's constructor and of ``fit``, and the modules that they name: their code decides the
+    figures, beside that of the measurement's ``roots``.
     """
 
     settings: Mapping[str, Any]
@@ -262,14 +229,10 @@ class Measurement:
 
     Attributes
     ----------
-    run
-        runs one cell
-    base
-        (row, budget, data set, its data) → what the row's settings are put on; None: the budget's
-    sources
-        the data sets by name
-    seeded_data
-        the data are drawn or split anew for each seed
+    run, base
+        runs one cell; makes what a row's settings are put on (None: they are put on the budget's)
+    sources, seeded_data
+        the data sets by name; whether they are drawn or split anew for each seed
     roots
         modules whose code, with all that they import, decides the figures; (): the module of ``run``
     sections
@@ -297,20 +260,11 @@ class Published:
 
 @dataclass(frozen=True)
 class Study:
-    """A table or figure of a paper, or of one's own.
+    """A table or figure of a paper, or of one's own: called, it runs.
 
-    Attributes
-    ----------
-    name, title, paper, question
-        as ``probjepa list`` has it; the page's heading; where it is from; what it answers
-    measurement, rows, columns, findings, published
-        see there
-    budgets
-        by name
-    data
-        budget → names of its data sets; {}: all of the measurement's
-    about
-        a fixed text under the results: what the columns mean, and what is ours
+    ``name`` is as ``probjepa list`` has it, ``title`` the page's heading. ``budgets`` has them by name,
+    ``data`` for each the names of its data sets ({}: all of the measurement's). ``about`` is a fixed text
+    under the results: what the columns mean, and what is ours.
     """
 
     name: str
