@@ -21,7 +21,7 @@ demo: setup
 
 test: setup lint types unit
 
-lint: setup
+lint: setup floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

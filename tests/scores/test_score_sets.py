@@ -11,8 +11,8 @@ from probjepa.data import ImageSet
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods import Method
 from probjepa.scores import SCORES, encode, score_class, score_set
-from probjepa.scores.base import detectors
 from probjepa.scores.detectors import KNNScore, MixtureScore, knn_neighbour
+from probjepa.scores.table import detectors
 
 
 def images(n, seed, size=8):

@@ -16,7 +16,7 @@ from probjepa.files import first_line, refuse_existing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from probjepa.cli.kinds import Columns
+    from probjepa.cli.kind import Columns
     from probjepa.methods import Method
 
 _BATCH = 512

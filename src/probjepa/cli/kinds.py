@@ -1,37 +1,13 @@
-"""Images and tables behind one protocol: the one place where the commands fork on the kind of data."""
+"""The one place where the commands fork on the kind of data."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
 
-from probjepa.cli.options import Evaluating, Scoring, Shared, Training
+from probjepa.cli.kind import Kind
+from probjepa.cli.options import Shared
 from probjepa.errors import unknown_name
-
-Columns = dict[str, Any]  # name → a value an input
-
-
-class Kind(Protocol):
-    """What the commands ask of one kind of data: to train a model, and then of a trained one."""
-
-    unit: str  # what its inputs are called
-
-    def __init__(self, source: str, shared: Shared) -> None: ...
-
-    @staticmethod
-    def train(method: str, data: str, options: Training) -> str:
-        """Train a method, write the run folder, and say what it was trained on."""
-
-    def embed(self, data: str) -> tuple[int, Iterator[Columns]]:
-        """Return how many inputs there are, and the rows of ``embed``'s table, some at a time."""
-
-    def score(self, data: str, out: Path, options: Scoring) -> tuple[int, int]:
-        """Write the table of ``score``; return how many inputs there are, and of how many it was known."""
-
-    def evaluate(self, train: str, test: str, out: Path, options: Evaluating) -> None:
-        """Write metrics.json and report.html into ``out``, and print a summary."""
 
 
 def kind_of_method(name: str) -> type[Kind]:

@@ -23,7 +23,7 @@ from probjepa.typed import checked, types_of
 from probjepa.yaml_files import read_yaml
 
 if TYPE_CHECKING:
-    from probjepa.cli.kinds import Columns
+    from probjepa.cli.kind import Columns
 
 
 class TableModel:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from probjepa.errors import ConfigError, DataError, unknown_name
+from probjepa.registry import Registry
 
 if TYPE_CHECKING:
     from probjepa.report.page import Section
 
 BUDGETS = ("quick", "small", "full")
+# the runner imports what is declared here, and is imported when a study is run
+RUNNERS = Registry("runner", {"study": "probjepa.experiments.runner:reproduce"})
 Look = Callable[[str, str], float]  # (row's label, column's label) → the figure of one seed
 Result = Mapping[str, Any]  # a cell's JSON, with the label of the row that reads it under "row"
 
@@ -325,9 +328,7 @@ class Study:
         progress: bool,
     ) -> None:
         """Run it; see ``probjepa.experiments.runner.reproduce``."""
-        from probjepa.experiments.runner import reproduce
-
-        reproduce(
+        RUNNERS["study"](
             self, out, data_root=data_root, budget=budget, cells=cells, seed=seed, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
