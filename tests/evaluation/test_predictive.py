@@ -66,10 +66,11 @@ def test_scores_of_a_known_gaussian_are_the_closed_forms():
     nll = 0.5 * math.log(2 * math.pi * scale**2) + (y**2).mean().item() / (2 * scale**2)
     assert figures["nll_per_dimension"]["value"] == pytest.approx(nll, rel=1e-5)
     # E‖X − y‖ by Monte Carlo of another stream; E‖X − X′‖ = 2s·Γ((D + 1)/2)/Γ(D/2)
-    draws = scale * torch.randn(20_000, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    draws = scale * torch.randn(200_000, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     to_target = (draws - y[0]).norm(dim=1).mean().item()  # the same for every y of this norm
     apart = 2 * scale * gamma((dim + 1) / 2) / gamma(dim / 2)
-    assert figures["energy_score"]["value"] == pytest.approx(to_target - apart / 2, abs=0.01)
+    # 32,000 draws in all: a standard error of 0.004
+    assert figures["energy_score"]["value"] == pytest.approx(to_target - apart / 2, abs=0.015)
     assert figures["spread"]["value"] == pytest.approx(scale, rel=0.01)
     assert figures["sigma"]["quantiles"]["0.5"] == pytest.approx(scale, rel=1e-6)
     assert arrays["samples"].std() == pytest.approx(scale, rel=0.05)
