@@ -107,10 +107,15 @@ def _blended(
     return Ambiguous(frame.assign(**{LABEL: labels}), ambiguity)
 
 
-def ambiguity_figures(doubt: npt.NDArray[np.float64], ambiguity: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Return how doubt (N,) tells ambiguity (N,): "spearman", and "auc" for the most ambiguous fifth."""
+def ambiguity_figures(
+    uncertainty: npt.NDArray[np.float64], ambiguity: npt.NDArray[np.float64]
+) -> dict[str, float]:
+    """Return how uncertainty (N,) tells ambiguity (N,): "spearman", and "auc" of the most ambiguous fifth."""
     from scipy.stats import spearmanr
     from sklearn.metrics import roc_auc_score
 
     most = ambiguity >= np.quantile(ambiguity, 0.8)
-    return {"spearman": float(spearmanr(doubt, ambiguity)[0]), "auc": float(roc_auc_score(most, doubt))}
+    return {
+        "spearman": float(spearmanr(uncertainty, ambiguity)[0]),
+        "auc": float(roc_auc_score(most, uncertainty)),
+    }
