@@ -1,7 +1,10 @@
 """Settings checked against the types of arguments."""
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +19,11 @@ from probjepa.tabular import TABLE_METHODS
 from probjepa.training import fit
 from probjepa.typed import checked, describe, types_of
 
+
+class Colour(Enum):
+    RED = "red"
+
+
 Share = tuple[float, float] | None
 
 
@@ -28,7 +36,7 @@ Share = tuple[float, float] | None
         (["1e-3", 1], Share, (1e-3, 1.0)), ("auto", bool | Literal["auto"], "auto"),
         (math.inf, float | Literal["inf"], "inf"), ("inf", float | Literal["inf"], "inf"),
         ({"a": [1]}, Mapping[str, Any] | None, {"a": [1]}), (object, Any, object),
-        (3, int | np.random.RandomState | None, 3),
+        (3, int | np.random.RandomState | None, 3), ("a/b", Path, Path("a/b")), ("red", Colour, Colour.RED),
     ],
 )  # fmt: skip
 def test_values_of_their_type(value, kind, read):
@@ -73,8 +81,6 @@ def test_types_of_arguments():
     ids=lambda kind: kind.__name__,
 )
 def test_every_default_is_of_its_type(kind):
-    import inspect
-
     types = types_of(kind)
     for name, parameter in inspect.signature(kind).parameters.items():
         if name in types and parameter.default is not parameter.empty:

@@ -67,7 +67,7 @@ def checked(name: str, value: Any, kind: Any) -> Any:
             read = adapter.validate_json(json.dumps(given), strict=True)
         except (ValidationError, TypeError, ValueError):
             continue
-        return read if isinstance(given, list | dict) else given
+        return given if read == given else read  # a whole number stays one where a number is asked for
     takes = describe(kind) or f"a {getattr(kind, '__name__', kind)}"
     if isinstance(value, float) and not math.isfinite(value):
         takes = takes.replace("a number", "a finite number")

@@ -279,11 +279,13 @@ def test_config_file_reproduces_a_run(places, tmp_path):
 
 
 def test_help_and_list_load_no_torch():
-    for arguments in (["--help"], ["--version"], ["train", "--help"]):
-        code = (
-            "import sys; from probjepa.cli import run; code = run(sys.argv[1:]); "
-            "assert 'torch' not in sys.modules; sys.exit(code)"
-        )
+    commands = ("train", "embed", "score", "evaluate", "curate", "demo", "reproduce", "list")
+    code = (
+        "import sys; from probjepa.cli import run; code = run(sys.argv[1:]); "
+        "heavy = {'torch', 'yaml'} | ({'pydantic'} if len(sys.argv) == 2 else set()); "  # typer's own, of a command
+        "assert not heavy & set(sys.modules); sys.exit(code)"
+    )
+    for arguments in (["--help"], ["--version"], *([name, "--help"] for name in commands)):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
@@ -297,8 +299,9 @@ def test_python_m_probjepa_is_the_command():
 def test_list_names_what_is_registered(capsys):
     assert run(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in ("vje", "resnet18", "convnet", "predictive", "byol-32", "flow_matching"):
+    for name in ("vje", "resnet18", "convnet", "predictive", "byol-32", "flow_matching", "sklearn:"):
         assert name in printed
     lines = printed.splitlines()
     assert "models of networks of your own, in Python: var-jepa" in lines
+    assert "  likelihood: log-density of h at its own latent; no reference set" in lines
     assert "var-jepa" not in lines[0].partition(": ")[2].split(", ")  # train does not train it

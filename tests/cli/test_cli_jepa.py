@@ -95,6 +95,7 @@ def test_bad_settings(places, tmp_path, capfd, more, says):
     error = capfd.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert says in error[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_curate_lists_every_image_once(places, tmp_path):

@@ -105,6 +105,7 @@ def list_names() -> None:
     from probjepa.data.views import RECIPES
     from probjepa.experiments import EXPERIMENTS
     from probjepa.heads import HEADS
+    from probjepa.jacobian.estimators import ESTIMATORS
     from probjepa.methods import METHODS, MODELS
     from probjepa.scores import SCORES, score_class
     from probjepa.tabular import TABLE_METHODS
@@ -116,6 +117,7 @@ def list_names() -> None:
         ("heads", HEADS),
         ("backbones", BACKBONES),
         ("scores", SCORES),
+        ("estimators of jepa", ESTIMATORS),
         ("view recipes", RECIPES),
         ("data sources", READERS),
         ("experiments", EXPERIMENTS),

@@ -35,10 +35,8 @@ def train(
 def embed(model: Model, data: Data, out: OutFile, shared: Shared) -> None:
     """Write a table: id, label, embedding, and the posterior's variance where the model has one."""
     from probjepa.data.rows import open_table
-    from probjepa.files import refuse_existing
 
-    refuse_existing(out, shared.overwrite)
-    opened = open_model(model, shared)
+    opened = open_model(model, shared, out)
     count, rows = opened.embed(data)
     with open_table(out, shared.overwrite) as table:
         for columns in rows:
@@ -57,10 +55,7 @@ def score(
     shared: Shared,
 ) -> None:
     """Write a table: id, label, score (higher = more typical), and the score's parts."""
-    from probjepa.files import refuse_existing
-
-    refuse_existing(out, shared.overwrite)
-    opened = open_model(model, shared)
+    opened = open_model(model, shared, out)
     count, known = opened.score(data, out, options)
     earlier = f", {known:,} of them by an earlier run" if known else ""
     print(f"scored {count:,} {opened.unit} by {options.score} (higher = more typical){earlier}: {out}")
@@ -75,10 +70,7 @@ def evaluate(
     shared: Shared,
 ) -> None:
     """Write metrics.json and report.html: accuracy and OOD detection beside their baselines."""
-    from probjepa.files import refuse_existing
-
-    refuse_existing(out, shared.overwrite)
-    open_model(model, shared).evaluate(train, test, out, options)
+    open_model(model, shared, out).evaluate(train, test, out, options)
     print(f"wrote {out}/metrics.json and {out}/report.html")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probjepa.cli.kind import Columns
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import check_early, fill_in, given_settings, sort_settings
 from probjepa.data import Images, ImageSet, open_images
@@ -14,9 +16,6 @@ from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.files import first_line, refuse_existing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from probjepa.cli.kind import Columns
     from probjepa.methods import Method
 
 _BATCH = 512
@@ -59,8 +58,8 @@ class ImageModel:
         from probjepa.report.training import training_report
         from probjepa.training import fit
 
-        of_fit = {"epochs": 200, "seed": 0, **METHODS[method].recipe, **settings.fit}
-        model = _build(method, of_fit["seed"], **settings.method, backbone_options=settings.backbone)
+        of_fit = {"epochs": 200, "seed": 0, **METHODS[method].recipe, **settings["fit"]}
+        model = _build(method, of_fit["seed"], **settings["method"], backbone_options=settings["backbone"])
         fit(
             model, images, val=val, out=options.out, resume=options.resume, overwrite=options.overwrite,
             progress=progress, **of_fit,
@@ -135,17 +134,22 @@ class ImageModel:
             raise ConfigError("--latent reference and --reference URI go together: give both or neither")
         if rank not in ("none", "auto") and not rank.isdigit():
             raise ConfigError(f"--rank is '{rank}': pass none, auto or a number")
+        from probjepa.jacobian.estimators import Settings
         from probjepa.scores.jepa_parts import input_shape, open_encoder, score_jepa
         from probjepa.training.device import resolve_device
 
+        how = Settings(
+            estimator=options.estimator,
+            rank=int(rank) if rank.isdigit() else "auto" if rank == "auto" else None,
+            seed=options.seed,
+        )
         encoder = open_encoder(self.source, resolve_device(self.shared.device))
         shape = (options.size, None) if options.size else input_shape(encoder)
         images = self._read(data, *shape)
         reference = None if options.reference is None else self._read(options.reference, *shape)
         known = score_jepa(
-            encoder, images, out, estimator=options.estimator, latent=latent, reference=reference,
-            rank=int(rank) if rank.isdigit() else "auto" if rank == "auto" else None, seed=options.seed,
-            overwrite=self.shared.overwrite, progress=not self.shared.quiet,
+            encoder, images, out, how, latent=latent, reference=reference, overwrite=self.shared.overwrite,
+            progress=not self.shared.quiet,
         )  # fmt: skip
         return len(images), known
 

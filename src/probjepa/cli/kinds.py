@@ -20,8 +20,14 @@ def kind_of_method(name: str) -> type[Kind]:
     return _kind(tables=name in TABLE_METHODS)
 
 
-def open_model(source: str, shared: Shared) -> Kind:
-    """Return a trained model with its kind of data, by the config.json of its folder."""
+def open_model(source: str, shared: Shared, out: Path) -> Kind:
+    """Return a trained model with its kind of data, for a command that writes ``out``.
+
+    The kind is told by the config.json of the model's folder. Raises ArtifactError if ``out`` is in the way.
+    """
+    from probjepa.files import refuse_existing
+
+    refuse_existing(out, shared.overwrite)
     tables = False
     for folder in (Path(source) / "model", Path(source)):
         try:

@@ -21,7 +21,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
 DEVICE = typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")
 SEED = typer.Option("--seed", help="of every random choice")
 Seed = Annotated[int, SEED]
-Score = Annotated[str, typer.Option("--score", help="of `probjepa list`, or another of the model's own")]
+Score = Annotated[str, typer.Option("--score", help="one of `probjepa list`, or another of the model's own")]
 Reference = Annotated[
     str | None, typer.Option("--reference", metavar="URI", help="typical images, not in --data")
 ]
@@ -70,9 +70,7 @@ class Scoring:
 
     score: Score = "likelihood"
     reference: Reference = None
-    estimator: Annotated[
-        str, typer.Option("--estimator", help="of jepa: exact, folded, sketch, slq, subspace, auto")
-    ] = "exact"
+    estimator: Annotated[str, typer.Option("--estimator", help="of jepa: one of `probjepa list`")] = "exact"
     rank: Annotated[str, typer.Option("--rank", help="of jepa: none (the paper's), auto, or a number")] = (
         "none"
     )

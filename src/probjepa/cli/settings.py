@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,17 +25,12 @@ _TRAINER: dict[str, Any] = {
     "strategy": str,
 }
 _LARGEST_PATCH, _LEAST_GRID, _MOST_GRID = 16, 7, 32
-# arguments of fit that have an option of their own, or no place on a command line
-_NOT_SETTABLE = {"method", "data", "val", "out", "resume", "overwrite", "progress", "convert", "on_error"}
-
-
-@dataclass
-class RunSettings:
-    """Where each setting goes: to the method, to its backbone, or to ``fit``."""
-
-    method: dict[str, Any] = field(default_factory=dict)
-    backbone: dict[str, Any] = field(default_factory=dict)
-    fit: dict[str, Any] = field(default_factory=dict)
+# arguments that have an option of their own, are handed on, or have no place on a command line
+_NOT_SETTABLE = {
+    "method": {"backbone_options"},
+    "backbone": {"channels"},
+    "fit": {"method", "data", "val", "out", "resume", "overwrite", "progress", "convert", "on_error"},
+}
 
 
 def given_settings(method: str, options: Training, names: tuple[str, str, str]) -> dict[str, Any]:
@@ -150,56 +144,47 @@ def fill_in(method: str, settings: Mapping[str, Any], size: int, channels: int) 
     return {**filled, "image_size": side}
 
 
-def image_types(method: str, backbone: str | None = None) -> tuple[dict[str, Any], ...]:
-    """Return the types of the settings of a method, of its backbone, where that is known, and of ``fit``."""
+def image_types(method: str, backbone: str | None = None) -> dict[str, dict[str, Any]]:
+    """Return the types of the settings of a "method", its "backbone", where that is known, and of "fit"."""
     from probjepa.backbones import BACKBONES, HUBS
     from probjepa.methods import METHODS
     from probjepa.training import fit
 
-    of_backbone: dict[str, Any] = {}
+    types = {"method": types_of(METHODS[method]), "backbone": {}, "fit": types_of(fit) | _TRAINER}
     if backbone is not None:
         hub = backbone.startswith(HUBS)
-        of_backbone = {"pooling": str} if hub else types_of(BACKBONES[backbone])
-    of_method, of_fit = types_of(METHODS[method]), types_of(fit) | _TRAINER
-    return tuple(
-        {name: kind for name, kind in types.items() if name not in left_out}
-        for types, left_out in (
-            (of_method, {"backbone_options"}),
-            (of_backbone, {"channels"}),
-            (of_fit, _NOT_SETTABLE),
-        )
-    )
+        types["backbone"] = {"pooling": str} if hub else types_of(BACKBONES[backbone])
+    return {
+        place: {name: kind for name, kind in of.items() if name not in _NOT_SETTABLE[place]}
+        for place, of in types.items()
+    }
 
 
 def check_early(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings, checked as far as they are the method's and of ``fit``: before data are opened.
+    """Return the settings, checked as far as they are the method's or of ``fit``: before data are opened.
 
     Raises
     ------
     ConfigError
         for one of another type
     """
-    of_method, _, of_fit = image_types(method)
-    known = of_fit | of_method
+    types = image_types(method)
+    known = types["fit"] | types["method"]
     return dict(settings) | check_settings({k: v for k, v in settings.items() if k in known}, known)
 
 
-def sort_settings(method: str, settings: Mapping[str, Any]) -> RunSettings:
-    """Say for each setting, among them the backbone, where it goes.
+def sort_settings(method: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings, among them the backbone, by where they go: "method", "backbone" or "fit".
 
     Raises
     ------
     ConfigError
-        for a key that neither the method, its backbone nor the training takes, with the nearest name
+        for a key that none of them takes, with the nearest name, or a value of another type
     """
-    places = image_types(method, settings["backbone"])
-    of_method, of_backbone, of_fit = places
-    settings = check_settings(settings, of_fit | of_backbone | of_method)
-    sorted_settings = RunSettings()
-    taken: set[str] = set()
-    for types, place in zip(
-        places, (sorted_settings.method, sorted_settings.backbone, sorted_settings.fit), strict=True
-    ):
-        place.update({k: v for k, v in settings.items() if k in types and k not in taken})
-        taken |= set(place)
-    return sorted_settings
+    types = image_types(method, settings["backbone"])
+    settings = check_settings(settings, types["fit"] | types["backbone"] | types["method"])
+    places: dict[str, dict[str, Any]] = {place: {} for place in types}
+    for key, value in settings.items():
+        place = next(place for place, of in types.items() if key in of)
+        places[place][key] = value
+    return places

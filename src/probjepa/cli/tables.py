@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from probjepa.cli.kind import Columns
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import check_settings, given_settings
 from probjepa.data.rows import open_table
@@ -21,9 +22,6 @@ from probjepa.training.device import resolve_device
 from probjepa.training.interrupt import Interrupted
 from probjepa.typed import checked, types_of
 from probjepa.yaml_files import read_yaml
-
-if TYPE_CHECKING:
-    from probjepa.cli.kind import Columns
 
 
 class TableModel:

@@ -1,10 +1,11 @@
-"""``probjepa score --score jepa``: kept part by part, so that a stopped run goes on where it was."""
+"""JEPA-SCORE of a set, kept part by part, so that a stopped scoring goes on where it was."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from rich.progress import Progress
 from probjepa.data import Images
 from probjepa.data.overlap import refuse_overlap
 from probjepa.data.preprocess import Preprocess
-from probjepa.data.rows import TableWriter, identity
+from probjepa.data.rows import identity, open_table
 from probjepa.errors import ArtifactError
 from probjepa.files import refuse_existing, staged_file, write_text
 from probjepa.jacobian import Encoder, as_encoder, jepa_score_details
-from probjepa.jacobian.estimators import Rank
+from probjepa.jacobian.estimators import Settings
 from probjepa.training.folder import data_fingerprint
 
 _ROWS_A_PART = 64
@@ -31,12 +32,10 @@ def score_jepa(
     encoder: Encoder,
     images: Images,
     out: Path,
+    how: Settings,
     *,
-    estimator: str = "exact",
-    rank: Rank = None,
     latent: str = "none",
     reference: Images | None = None,
-    seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
 ) -> int:
@@ -63,10 +62,10 @@ def score_jepa(
     settings: dict[str, Any] = {
         "encoder": encoder.name,
         "weights": _fingerprint(encoder),
-        "estimator": estimator,
-        "rank": rank,
+        "estimator": how.estimator,
+        "rank": how.rank,
         "latent": latent,
-        "seed": seed,
+        "seed": how.seed,
         **data_fingerprint(images),
         **(data_fingerprint(reference, "reference") if reference is not None else {}),
     }
@@ -83,9 +82,7 @@ def score_jepa(
             if start in done:
                 continue
             rows = slice(start, min(start + _ROWS_A_PART, len(images)))
-            found = jepa_score_details(
-                encoder, images.get(rows), estimator=estimator, rank=rank, latent=density, seed=seed
-            )
+            found = jepa_score_details(encoder, images.get(rows), latent=density, **asdict(how))
             columns = {
                 **identity(images, rows),
                 "score": found.score.numpy(),
@@ -98,10 +95,8 @@ def score_jepa(
                 "standard_error": found.standard_error.numpy(),
                 "estimator": [found.estimator] * (rows.stop - rows.start),
             }
-            with staged_file(_part(parts, start)) as stage:
-                writer = TableWriter(stage)
-                writer.write(columns)
-                writer.close()
+            with open_table(_part(parts, start), overwrite=True) as table:
+                table.write(columns)
             bar.update(task, advance=rows.stop - rows.start)
     with staged_file(out) as stage:
         pq.write_table(pa.concat_tables([pq.read_table(_part(parts, start)) for start in starts]), stage)
