@@ -1,9 +1,11 @@
 """Small models to save: what the tests of files and of loading share."""
 
+import pytest
 import torch
 from torch import nn
 
 import probjepa as pj
+from probjepa.errors import ArtifactError
 
 FILES = {"README.md", "config.json", "model.safetensors"}
 
@@ -48,3 +50,9 @@ def pixels(n=5):
 def same(a, b):
     mine, theirs = a.state_dict(), b.state_dict()
     return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def refused(source, match, **options):
+    with pytest.raises(ArtifactError, match=match) as error:
+        pj.load(source, **options)
+    assert "\n" not in str(error.value)

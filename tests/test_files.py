@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import socket
 import subprocess
@@ -14,19 +13,7 @@ import pytest
 import probjepa as pj
 from probjepa import files
 from probjepa.errors import ArtifactError
-from saved_models import FILES, same, small
-
-
-def refused(source, match, **options):
-    with pytest.raises(ArtifactError, match=match) as error:
-        pj.load(source, **options)
-    assert "\n" not in str(error.value)
-
-
-def edit(folder, **changes):
-    path = folder / "config.json"
-    config = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+from saved_models import FILES, refused, same, small
 
 
 @pytest.fixture

@@ -19,13 +19,7 @@ import probjepa as pj
 from probjepa import files
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.methods import METHODS, Method
-from saved_models import FILES, Own, Tied, pixels, same, small
-
-
-def refused(source, match, **options):
-    with pytest.raises(ArtifactError, match=match) as error:
-        pj.load(source, **options)
-    assert "\n" not in str(error.value)
+from saved_models import FILES, Own, Tied, pixels, refused, same, small
 
 
 def edit(folder, **changes):

@@ -8,10 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 from probjepa.errors import ConfigError, unknown_name
+
+
+def lazy(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package whose names are imported on first use.
+
+    ``names`` has the module, inside ``package``, that each name lives in.
+    """
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        return getattr(import_module(f"{package}.{names[name]}"), name)
+
+    return find
 
 
 class Registry(Mapping[str, Any]):
@@ -86,6 +99,9 @@ class Registry(Mapping[str, Any]):
 
     def _entries(self) -> dict[str, Any]:
         if self._installed is None:
+            # slow to import, and most look-ups are of our own entries
+            from importlib.metadata import entry_points
+
             found = entry_points(group=self.group) if self.group else ()
             self._installed = {point.name: point.value for point in found}
         return {**self._installed, **self._own, **self._added}

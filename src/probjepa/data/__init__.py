@@ -6,8 +6,9 @@ The view recipes are in ``probjepa.data.views``, where ``views(recipe, …)`` ma
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from probjepa.registry import lazy
 
 _LAZY = {
     "ImageSet": "images",
@@ -34,13 +35,7 @@ if TYPE_CHECKING:
     from probjepa.data.views import Views as Views
     from probjepa.data.views import default_recipe as default_recipe
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'probjepa.data' has no attribute '{name}'")
-    value = getattr(import_module(f"probjepa.data.{_LAZY[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

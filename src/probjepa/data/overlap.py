@@ -54,11 +54,31 @@ def was_fitted_on(embeddings: ArrayInput, fitted: ArrayInput) -> npt.NDArray[np.
 
     Rows are compared in float64, where 0.0 and −0.0 are the same.
     """
-    return np.isin(_row_hashes(embeddings, "the embeddings to score"), _row_hashes(fitted, "those to fit"))
+    return FittedRows(fitted).among(embeddings)
 
 
 def _row_hashes(rows: ArrayInput, what: str) -> npt.NDArray[np.uint64]:
     return fingerprints(as_features(rows, what).double().cpu().numpy() + 0.0)  # -0.0 becomes 0.0
+
+
+class FittedRows:
+    """The rows (M, D) that a detector was fitted on, hashed once for all the sets that it scores."""
+
+    def __init__(self, rows: ArrayInput) -> None:
+        self._hashes = _row_hashes(rows, "those to fit")
+
+    def among(self, embeddings: ArrayInput) -> npt.NDArray[np.bool_]:
+        """Return a mask (N,) of the embeddings (N, D); see ``was_fitted_on``."""
+        return np.isin(_row_hashes(embeddings, "the embeddings to score"), self._hashes)
+
+    def refuse(self, detector: str, embeddings: ArrayInput) -> None:
+        """Raise DataError, with the count, if any embedding is among them; see ``refuse_fitted_rows``."""
+        seen = self.among(embeddings)
+        if seen.any():
+            raise DataError(
+                f"{seen.sum()} of {len(seen)} embeddings to score are among those that {detector} was fitted "
+                "on: score held-out rows, or drop the ones that was_fitted_on(embeddings, fitted) marks"
+            )
 
 
 def refuse_fitted_rows(detector: str, fitted: ArrayInput, embeddings: ArrayInput) -> None:
@@ -67,9 +87,4 @@ def refuse_fitted_rows(detector: str, fitted: ArrayInput, embeddings: ArrayInput
     Such a row is its own nearest neighbour, and a covariance fitted on fewer rows than dimensions separates
     those rows from all others: an evaluation on them reports an AUROC of 1 for any encoder.
     """
-    seen = was_fitted_on(embeddings, fitted)
-    if seen.any():
-        raise DataError(
-            f"{seen.sum()} of {len(seen)} embeddings to score are among those that {detector} was "
-            "fitted on: score held-out rows, or drop the ones that was_fitted_on(embeddings, fitted) marks"
-        )
+    FittedRows(fitted).refuse(detector, embeddings)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from probjepa.backbones import HUBS
 from probjepa.backbones.hub import load_pretrained
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods.base import Method
@@ -88,7 +89,7 @@ def as_encoder(encoder: Any, *, pooling: Pooling | None = None) -> Encoder:
     MissingExtraError
         where transformers or timm is not installed
     """
-    if isinstance(encoder, str) and encoder.startswith(("hf:", "timm:")):
+    if isinstance(encoder, str) and encoder.startswith(HUBS):
         module, preprocess = load_pretrained(encoder, pooling)
         return Encoder(module, module, preprocess, encoder)
     if pooling is not None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from probjepa.registry import Registry
+from probjepa.registry import Registry, lazy
 
 if TYPE_CHECKING:
     from probjepa.methods.base import Method, ProbabilisticMethod
@@ -30,8 +29,4 @@ MODELS = Registry("model", {"var-jepa": "probjepa.methods.var_jepa:VarJEPA"})
 
 __all__ = ["METHODS", "MODELS", "Method", "ProbabilisticMethod"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'probjepa.methods' has no attribute '{name}'")
-    return getattr(import_module("probjepa.methods.base"), name)
+__getattr__ = lazy(__name__, {"Method": "base", "ProbabilisticMethod": "base"})

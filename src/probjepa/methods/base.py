@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from probjepa.backbones import embedding_dim_of, encoder_of
+from probjepa.backbones import HUBS, embedding_dim_of, encoder_of
 from probjepa.data import Preprocess, channel_statistics, default_recipe
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods.pretrained import Pretrained
@@ -134,9 +134,10 @@ class Method(Pretrained):
         ConfigError
             for a backbone or a head of the user's own, whose initialisation is not known here
         """
-        for part in self._modules_given:
+        if self._modules_given:
+            part = self._modules_given[0]
             raise ConfigError(f"a {part} of your own cannot be made anew: build the baseline yourself")
-        if ":" in self.settings["backbone"]:
+        if self.settings["backbone"].startswith(HUBS):
             raise ConfigError(f"{self.settings['backbone']} is pretrained: build the baseline yourself")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

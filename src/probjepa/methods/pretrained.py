@@ -181,32 +181,27 @@ class Pretrained(
             for a damaged file, or a missing module
         """
         try:
-            own = cls._own_modules(config)
+            wanted = cls._wanted_modules(folder, config, modules)
         except (KeyError, TypeError, AttributeError) as error:
             raise files.damaged(folder, error) from error
-        cls._check_modules(folder, own, modules)
         try:
-            model = cls.from_config(config, **cls._fill(own, modules))
+            model = cls.from_config(config, **wanted)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if own and isinstance(error, ConfigError):
+            if wanted and isinstance(error, ConfigError):
                 raise  # of the module that was passed
             raise files.damaged(folder, error) from error
         files.read_weights(folder, model.load_state_dict)
         return model.eval()
 
     @classmethod
-    def _fill(cls, own: list[str], modules: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {name: modules[name] for name in own}
-
-    @classmethod
-    def _own_modules(cls, config: Mapping[str, Any]) -> list[str]:
-        """Names of the arguments that were modules of the user's own; older models have no list of them."""
+    def _wanted_modules(
+        cls, folder: Path, config: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Those of the given modules that the saved model was built with; ArtifactError if one is missing."""
         settings = config["settings"]
+        # older models have no list of them
         old = [name for name in ("backbone", "head") if settings.get(name, "") is None]
-        return list(config.get("modules", old))
-
-    @classmethod
-    def _check_modules(cls, folder: Path, own: list[str], given: Mapping[str, Any]) -> None:
+        own = list(config.get("modules", old))
         for name in own:
             if name not in given:
                 raise ArtifactError(
@@ -215,6 +210,7 @@ class Pretrained(
         for name in given:
             if name not in inspect.signature(cls).parameters:
                 raise ArtifactError(f"{folder} holds a {cls.__name__}, which takes no {name}: leave it out")
+        return {name: given[name] for name in own}
 
     @classmethod
     def from_pretrained(

@@ -172,21 +172,16 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         self.register_buffer("anneal_factor", torch.tensor(0.0 if anneal else 1.0))
 
     @classmethod
-    def _own_modules(cls, config: Mapping[str, Any]) -> list[str]:
-        return sorted(config["settings"]["networks"])
-
-    @classmethod
-    def _fill(cls, own: list[str], modules: Mapping[str, Any]) -> Mapping[str, Any]:
-        networks: Mapping[str, Any] = modules.get("networks", {})
-        return networks
-
-    @classmethod
-    def _check_modules(cls, folder: Path, own: list[str], given: Mapping[str, Any]) -> None:
-        if own != sorted(given.get("networks", {})):
+    def _wanted_modules(
+        cls, folder: Path, config: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        own, networks = sorted(config["settings"]["networks"]), dict(given.get("networks", {}))
+        if own != sorted(networks):
             raise ArtifactError(
                 f"{folder} was built with these networks of its user's own: {', '.join(own) or 'none'}; "
                 "pass just those, load(…, networks={name: module})"
             )
+        return networks
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **modules: Any) -> Self:

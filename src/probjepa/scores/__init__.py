@@ -6,10 +6,9 @@ Reading the table, and the summaries of its entries, loads no torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from probjepa.registry import Registry
+from probjepa.registry import Registry, lazy
 
 if TYPE_CHECKING:
     from probjepa.scores.base import Score as Score
@@ -36,8 +35,4 @@ _LAZY = {"Score": "base", "encode": "sets", "score_class": "table", "score_set":
 
 __all__ = ["SCORES", *_LAZY]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'probjepa.scores' has no attribute '{name}'")
-    return getattr(import_module(f"probjepa.scores.{_LAZY[name]}"), name)
+__getattr__ = lazy(__name__, _LAZY)

@@ -31,8 +31,11 @@ class Detector(Score):
         """Fit to the embeddings of a reference set."""
         import numpy as np
 
-        self.known = np.asarray(reference["h"])
-        self.detector = self.make(len(self.known)).fit(self.known)
+        from probjepa.data.overlap import FittedRows
+
+        known = np.asarray(reference["h"])
+        self.detector = self.make(len(known)).fit(known)
+        self.fitted_rows = FittedRows(known)
         return self
 
     def score(self, features: Features) -> Values:
@@ -45,12 +48,10 @@ class Detector(Score):
         """
         import numpy as np
 
-        from probjepa.data.overlap import refuse_fitted_rows
-
         if self.detector is None:
             raise self.unfitted()
         h = np.asarray(features["h"])
-        refuse_fitted_rows(type(self.detector).__name__, self.known, h)
+        self.fitted_rows.refuse(type(self.detector).__name__, h)
         return np.asarray(self.detector.score_samples(h), dtype=np.float64)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from probjepa.registry import Registry
+from probjepa.registry import Registry, lazy
 
 if TYPE_CHECKING:
     from probjepa.tabular.presets import PRESETS as PRESETS
@@ -34,8 +33,4 @@ _LAZY = {
 
 __all__ = ["TABLE_METHODS", *_LAZY]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'probjepa.tabular' has no attribute '{name}'")
-    return getattr(import_module(f"probjepa.tabular.{_LAZY[name]}"), name)
+__getattr__ = lazy(__name__, _LAZY)

@@ -7,15 +7,16 @@ imported only when ``fit`` or ``Module`` is asked for.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from probjepa.registry import lazy
 
 _LAZY = {
-    "EpochLoader": "probjepa.training.loader",
-    "FitSettings": "probjepa.training.settings",
-    "Interrupted": "probjepa.training.interrupt",
-    "Module": "probjepa.training.module",
-    "fit": "probjepa.training.runs",
+    "EpochLoader": "loader",
+    "FitSettings": "settings",
+    "Interrupted": "interrupt",
+    "Module": "module",
+    "fit": "runs",
 }
 
 __all__ = ["EpochLoader", "FitSettings", "Interrupted", "Module", "fit"]
@@ -27,13 +28,7 @@ if TYPE_CHECKING:
     from probjepa.training.runs import fit
     from probjepa.training.settings import FitSettings
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'probjepa.training' has no attribute '{name}'")
-    value = getattr(import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:
