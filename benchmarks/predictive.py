@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness import Result, arguments, parse, write
+from probjepa.demo import demo_sets, train_demo
 from probjepa.detectors import KNN
 from probjepa.distributions import PolarStudentT, PolarStudentTMixture
-from probjepa.experiments.demo import demo_sets, train_demo
 from probjepa.methods.vje import VJE
 
 Features = dict[str, Tensor]

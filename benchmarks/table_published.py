@@ -7,10 +7,10 @@ from pathlib import Path
 
 from harness import Result, arguments, parse, write
 from probjepa.evaluation.tables import evaluate_once
-from probjepa.experiments.runner import figure
-from probjepa.experiments.table_cells import flat_figures
-from probjepa.experiments.table_sets import SOURCES
 from probjepa.tabular import VarTJEPA
+from probjepa_experiments.runner import figure
+from probjepa_experiments.table_cells import flat_figures
+from probjepa_experiments.table_sets import SOURCES
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from harness import Result, arguments, parse, write
 from probjepa.evaluation.predictors import PREDICTORS
-from probjepa.experiments.table_sets import SOURCES, TableSet
 from probjepa.tabular import VarTJEPA
 from probjepa.tabular.masks import draw_masks
+from probjepa_experiments.table_sets import SOURCES, TableSet
 
 SIZES = ("adult", "small")  # the published preset and ours
 ROWS = 34_000  # of the epoch that the target is of

@@ -13,8 +13,8 @@ from harness import Result, arguments, parse, write
 from probjepa import metrics
 from probjepa.evaluation.predictors import PREDICTORS
 from probjepa.evaluation.selective import PROBABILITY, UNCERTAINTY, table_uncertainty
-from probjepa.experiments.table_sets import SOURCES, TableSet
 from probjepa.tabular import VarTJEPA
+from probjepa_experiments.table_sets import SOURCES, TableSet
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
 import json
 from dataclasses import replace
 
-from probjepa.experiments.images import QUICK
-from probjepa.experiments.study import Finding, Published, Row
-from probjepa.experiments.vje import LEARNED, image_study
+from probjepa_experiments.images import QUICK
+from probjepa_experiments.study import Finding, Published, Row
+from probjepa_experiments.vje import LEARNED, image_study
 
 TINY = replace(
     QUICK,

@@ -9,27 +9,30 @@ import pytest
 from experiment_tables import measured_by, run
 
 import probjepa
-from probjepa.experiments import code
-from probjepa.experiments.study import Budget, Column, Measured, Measurement, Row, Study
+import probjepa_experiments
+from probjepa_experiments import code
+from probjepa_experiments.study import Budget, Column, Measured, Measurement, Row, Study
 
-SOURCES = Path(probjepa.__file__).parent
-ROOTS = ("probjepa.experiments.images", "probjepa.methods.vje")
+ROOTS = ("probjepa_experiments.images", "probjepa.methods.vje")
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A copy of the package's source, which may be changed, in the place of the package's own."""
-    copy = tmp_path / "probjepa"
-    shutil.copytree(SOURCES, copy, ignore=shutil.ignore_patterns("__pycache__", "*.html"))
+    for each in (probjepa, probjepa_experiments):
+        source = Path(each.__file__).parent
+        shutil.copytree(
+            source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.html")
+        )
 
     def source_of(name):
-        place = copy.joinpath(*name.split(".")[1:])
+        place = tmp_path.joinpath(*name.split("."))
         files = (place / "__init__.py", place.with_name(f"{place.name}.py"))
         return next((file.read_text(encoding="utf-8") for file in files if file.is_file()), None)
 
     monkeypatch.setattr(code, "source_of", source_of)
     code.parsed.cache_clear()
-    yield copy
+    yield tmp_path / "probjepa"
     code.parsed.cache_clear()
 
 
@@ -49,9 +52,10 @@ def test_the_closure_holds_what_decides_numbers_and_nothing_else():
     found = code.fingerprint(ROOTS)
     for name in (
         "scores.sets", "metrics.ood", "metrics.knn", "methods.vje", "distributions.student_t",
-        "training.runs", "data.images", "data.views", "detectors", "experiments.measure",
+        "training.runs", "data.images", "data.views", "detectors",
     ):  # fmt: skip
         assert f"probjepa.{name}" in found, name
+    assert "probjepa_experiments.measure" in found
     for name in found:
         room = name.split(".")[1]
         assert room not in ("cli", "report", "plots", "errors", "files", "registry", "loading"), name

@@ -6,15 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from probjepa.demo import demo_sets
 from probjepa.errors import ConfigError, ProbjepaError
-from probjepa.experiments import EXPERIMENTS, ijepa_cells, ijepa_heads
-from probjepa.experiments.datasets import DataSet
-from probjepa.experiments.demo import demo_sets
-from probjepa.experiments.ijepa_heads import BUDGETS, HEADS, STUDY
-from probjepa.experiments.images import build
-from probjepa.experiments.runner import figure
-from probjepa.experiments.study import Data
+from probjepa.registry import EXPERIMENTS
 from probjepa.training.interrupt import Interrupted
+from probjepa_experiments import ijepa_cells, ijepa_heads
+from probjepa_experiments.datasets import DataSet
+from probjepa_experiments.ijepa_heads import BUDGETS, HEADS, STUDY
+from probjepa_experiments.images import build
+from probjepa_experiments.runner import figure
+from probjepa_experiments.study import Data
 
 QUICK = BUDGETS["quick"]
 TINY = replace(

@@ -19,15 +19,16 @@ from PIL import Image
 import probjepa.training
 from probjepa.data import open_images
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError
-from probjepa.experiments import EXPERIMENTS, datasets, images, measure, runner
-from probjepa.experiments.cost import RANDOM_PIXELS, in_turns
-from probjepa.experiments.datasets import SOURCES
-from probjepa.experiments.results_page import main as write_results_page
-from probjepa.experiments.results_page import results_page
-from probjepa.experiments.study import Column, Row
-from probjepa.experiments.vje import LEARNED
-from probjepa.experiments.vje_uncertainty import AUROC
+from probjepa.registry import EXPERIMENTS
 from probjepa.training import Interrupted
+from probjepa_experiments import datasets, images, measure, runner
+from probjepa_experiments.cost import RANDOM_PIXELS, in_turns
+from probjepa_experiments.datasets import SOURCES
+from probjepa_experiments.results_page import main as write_results_page
+from probjepa_experiments.results_page import results_page
+from probjepa_experiments.study import Column, Row
+from probjepa_experiments.vje import LEARNED
+from probjepa_experiments.vje_uncertainty import AUROC
 
 TABLE = with_budget(TABLE, TINY)
 

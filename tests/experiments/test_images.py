@@ -8,10 +8,10 @@ import pytest
 from experiment_tables import TABLE, run
 
 from probjepa.errors import ConfigError
-from probjepa.experiments import EXPERIMENTS
-from probjepa.experiments.figures import expand
-from probjepa.experiments.images import BUDGETS, QUICK, build
-from probjepa.experiments.study import Data, Row
+from probjepa.registry import EXPERIMENTS
+from probjepa_experiments.figures import expand
+from probjepa_experiments.images import BUDGETS, QUICK, build
+from probjepa_experiments.study import Data, Row
 
 DECLARED = {name: EXPERIMENTS[name] for name in EXPERIMENTS}
 IMAGES = [name for name in DECLARED if name.startswith("vje-")]

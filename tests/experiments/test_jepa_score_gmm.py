@@ -13,10 +13,11 @@ from scipy.stats import energy_distance as scipy_energy_distance
 from scipy.stats import multivariate_normal
 
 from probjepa.errors import ArtifactError, ConfigError, DataError
-from probjepa.experiments import EXPERIMENTS, gmm_cells, jepa_score_gmm
-from probjepa.experiments.gaussian_mixture import GaussianMixture, energy_distance, langevin
-from probjepa.experiments.jepa_score_gmm import STUDY
 from probjepa.jacobian import jepa_score
+from probjepa.registry import EXPERIMENTS
+from probjepa_experiments import gmm_cells, jepa_score_gmm
+from probjepa_experiments.gaussian_mixture import GaussianMixture, energy_distance, langevin
+from probjepa_experiments.jepa_score_gmm import STUDY
 
 
 @pytest.mark.parametrize(("dim", "smoothing"), [(1, 0.0), (2, 0.3), (8, 0.0)])
@@ -159,7 +160,7 @@ def test_quick_run_leaves_metrics_and_report_and_resumes(tmp_path, short, monkey
     other["cell"]["settings"]["noise"] = 9.0
     third.write_text(json.dumps(other))
     ran = []
-    roots = ("probjepa.experiments.gmm_cells",)
+    roots = ("probjepa_experiments.gmm_cells",)
     counted = measured_by(
         short, lambda cell, *rest: (ran.append(cell.key), gmm_cells.run(cell, *rest))[1], roots=roots
     )

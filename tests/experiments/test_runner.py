@@ -9,9 +9,9 @@ from experiment_tables import TABLE, measured_by, run
 from scipy import stats
 
 from probjepa.errors import ArtifactError, DataError
-from probjepa.experiments import figures, runner
-from probjepa.experiments.study import Column, Finding, Measured, Row
-from probjepa.experiments.vje_uncertainty import AUROC
+from probjepa_experiments import figures, runner
+from probjepa_experiments.study import Column, Finding, Measured, Row
+from probjepa_experiments.vje_uncertainty import AUROC
 
 ran = []
 

@@ -11,9 +11,9 @@ from experiment_tables import measured_by, run, with_budget
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from probjepa.errors import ArtifactError, ConfigError
-from probjepa.experiments import var_jepa_simulation
-from probjepa.experiments.study import Data
-from probjepa.experiments.var_jepa_simulation import STUDY, Simulator, aggregate_gaussianity
+from probjepa_experiments import var_jepa_simulation
+from probjepa_experiments.study import Data
+from probjepa_experiments.var_jepa_simulation import STUDY, Simulator, aggregate_gaussianity
 
 
 def test_simulated_latents_have_the_studys_moments():
@@ -162,7 +162,7 @@ def test_a_run_leaves_metrics_and_report_and_resumes(tmp_path, tiny, capsys):
         ran.append(cell.key)
         return var_jepa_simulation.run(cell, *rest)
 
-    again = run(measured_by(tiny, counted, roots=("probjepa.experiments.var_jepa_simulation",)), out)
+    again = run(measured_by(tiny, counted, roots=("probjepa_experiments.var_jepa_simulation",)), out)
     assert sorted(ran) == [first.stem, second.stem]
     assert again["tables"] == metrics["tables"]
 

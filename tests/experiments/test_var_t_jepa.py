@@ -8,12 +8,12 @@ import pytest
 from experiment_tables import measured_by, run, with_budget
 
 from probjepa.errors import ArtifactError, ConfigError
-from probjepa.experiments import table_cells
-from probjepa.experiments.study import Row
-from probjepa.experiments.table_cells import flat_figures
-from probjepa.experiments.table_sets import SOURCES
-from probjepa.experiments.var_t_jepa import BUDGETS, COLUMNS, FINDINGS, PUBLISHED, STUDY
 from probjepa.tabular import TJEPA, VarTJEPA
+from probjepa_experiments import table_cells
+from probjepa_experiments.study import Row
+from probjepa_experiments.table_cells import flat_figures
+from probjepa_experiments.table_sets import SOURCES
+from probjepa_experiments.var_t_jepa import BUDGETS, COLUMNS, FINDINGS, PUBLISHED, STUDY
 
 TINY = replace(
     BUDGETS["quick"], rows=40,
@@ -126,7 +126,7 @@ def test_a_study_can_be_cut_short_and_says_what_it_lacks(tmp_path, monkeypatch):
         return table_cells.run(cell, *rest)
 
     study = replace(with_budget(STUDY, TINY), data={"quick": ("sim", "adult")})
-    study = measured_by(study, counted, roots=("probjepa.experiments.table_cells",))
+    study = measured_by(study, counted, roots=("probjepa_experiments.table_cells",))
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(study, out)

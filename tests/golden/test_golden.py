@@ -28,7 +28,7 @@ def test_figures_are_those_written_before_the_rebuilding() -> None:
 
 @pytest.mark.nightly
 def test_the_demo_has_the_figures_written_before_the_rebuilding(tmp_path: Path) -> None:
-    from probjepa.experiments.demo import run_demo
+    from probjepa.demo import run_demo
 
     run_demo(tmp_path / "demo", progress=False)
     found = json.loads((tmp_path / "demo" / "metrics.json").read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from probjepa.experiments import EXPERIMENTS
+from probjepa.registry import EXPERIMENTS
 
 pytestmark = pytest.mark.nightly
 

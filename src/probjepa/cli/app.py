@@ -46,7 +46,7 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Train VJE on embedded real images and score held-out, unseen, natural and noise images."""
-    from probjepa.experiments.demo import run_demo
+    from probjepa.demo import run_demo
 
     run_demo(out, seed=seed, overwrite=overwrite, progress=not quiet)
 
@@ -78,7 +78,7 @@ def reproduce(
     quiet: Quiet = False,
 ) -> None:
     """Run one experiment of a paper: ours beside the published figures; finished cells are kept."""
-    from probjepa.experiments import EXPERIMENTS
+    from probjepa.registry import EXPERIMENTS
 
     if name not in EXPERIMENTS:
         raise unknown_name("experiment", name, EXPERIMENTS)
@@ -103,10 +103,10 @@ def list_names() -> None:
     from probjepa.backbones import BACKBONES
     from probjepa.data.sources import READERS
     from probjepa.data.views import RECIPES
-    from probjepa.experiments import EXPERIMENTS
     from probjepa.heads import HEADS
     from probjepa.jacobian.estimators import ESTIMATORS
     from probjepa.methods import METHODS, MODELS
+    from probjepa.registry import EXPERIMENTS
     from probjepa.scores import SCORES, score_class
     from probjepa.tabular import TABLE_METHODS
 

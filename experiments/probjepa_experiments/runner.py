@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from probjepa.errors import ArtifactError, ConfigError, DataError, MissingExtraError, ProbjepaError
-from probjepa.experiments.code import changed, fingerprint
-from probjepa.experiments.figures import summarise
-from probjepa.experiments.study import Budget, Cell, Data, Measured, Study
 from probjepa.files import refuse_existing, write_text
 from probjepa.provenance import hardware, versions
 from probjepa.training.interrupt import Interrupted
+from probjepa_experiments.code import changed, fingerprint
+from probjepa_experiments.figures import summarise
+from probjepa_experiments.study import Budget, Cell, Data, Measured, Study
 
 _UNSEEDED = ("raw-pixels", "cost")  # pixels have no seed, and a step's cost has rounds
 _NAMED = 3  # changed modules that a line names
@@ -65,7 +65,7 @@ def reproduce(
     Interrupted
         after Ctrl-C; the same command goes on
     """
-    from probjepa.experiments.page import page, print_summary
+    from probjepa_experiments.page import page, print_summary
 
     spent = study.budget(budget)
     half_done = not (out / "metrics.json").exists() and any(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from probjepa.experiments.study import Column, Finding, Published, Row
-from probjepa.experiments.vje import DF, df_label, image_study
+from probjepa_experiments.study import Column, Finding, Published, Row
+from probjepa_experiments.vje import DF, df_label, image_study
 
 _VJE = ("likelihood", "predictive", "directional", "radial", "kl", "mean variance", "anisotropy")
 _VI_SIMSIAM = ("likelihood", "concentration", "elbo", "cosine")

@@ -1,4 +1,4 @@
-"""docs/results.md from committed metrics: ``python -m probjepa.experiments.results_page RESULTS PAGE``."""
+"""docs/results.md from committed metrics: ``python -m probjepa_experiments.results_page RESULTS PAGE``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from probjepa.errors import ArtifactError
-from probjepa.experiments import EXPERIMENTS
-from probjepa.experiments.figures import verdict
-from probjepa.experiments.images import BUDGETS
-from probjepa.experiments.page import is_turned, number, shown, text_of
 from probjepa.files import write_text
+from probjepa.registry import EXPERIMENTS
+from probjepa_experiments.figures import verdict
+from probjepa_experiments.images import BUDGETS
+from probjepa_experiments.page import is_turned, number, shown, text_of
 
 FOLDER = "reproduce"  # under the results: NAME-BUDGET.json, copies of metrics.json
 ELSEWHERE = ("jepa-score-gmm",)  # its committed figures are a benchmark's, of a layout of their own
@@ -26,7 +26,7 @@ _RENAMED = {
 _HEAD = """# Results
 
 What was reproduced of the papers' tables, with what budget, and what was not. Written by
-`python -m probjepa.experiments.results_page benchmarks/results docs/results.md` from the committed
+`python -m probjepa_experiments.results_page benchmarks/results docs/results.md` from the committed
 `benchmarks/results/reproduce/*.json`, each a copy of the metrics.json that
 `probjepa reproduce NAME --budget BUDGET` leaves.
 
@@ -136,7 +136,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Write the page; 2 and one line where that fails."""
     if len(arguments) != 2:
-        print("usage: python -m probjepa.experiments.results_page RESULTS PAGE", file=sys.stderr)
+        print("usage: python -m probjepa_experiments.results_page RESULTS PAGE", file=sys.stderr)
         return 2
     try:
         write_text(Path(arguments[1]), results_page(Path(arguments[0])))

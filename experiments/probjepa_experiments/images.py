@@ -12,14 +12,14 @@ import torch
 
 from probjepa.backbones import BACKBONES
 from probjepa.errors import ConfigError
-from probjepa.experiments.datasets import DataSet
-from probjepa.experiments.measure import measure
-from probjepa.experiments.study import Base, Budget, Cell, Data, Measured, Row
 from probjepa.heads import HEADS
 from probjepa.methods import METHODS
 from probjepa.methods.base import Method
 from probjepa.registry import Registry
 from probjepa.scores import SCORES
+from probjepa_experiments.datasets import DataSet
+from probjepa_experiments.measure import measure
+from probjepa_experiments.study import Base, Budget, Cell, Data, Measured, Row
 
 
 def _projectors(wide: int, narrow: int) -> dict[str, dict[str, int]]:

@@ -14,7 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from probjepa.experiments.study import (
+from probjepa.methods.base import evaluating
+from probjepa.methods.var_jepa import VarJEPA
+from probjepa.metrics import linear_probe
+from probjepa.training.schedules import step_seed
+from probjepa_experiments.study import (
     Budget,
     Cell,
     Column,
@@ -27,10 +31,6 @@ from probjepa.experiments.study import (
     Source,
     Study,
 )
-from probjepa.methods.base import evaluating
-from probjepa.methods.var_jepa import VarJEPA
-from probjepa.metrics import linear_probe
-from probjepa.training.schedules import step_seed
 
 OBSERVED, LATENT, AUXILIARY, WIDTH = 32, 16, 8, 64
 PREDICTION_VARIANCE = 0.25

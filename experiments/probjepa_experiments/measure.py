@@ -13,13 +13,13 @@ from probjepa import metrics
 from probjepa.data import Images
 from probjepa.errors import ProbjepaError
 from probjepa.evaluation.label_free import columns, label_free_scores
-from probjepa.experiments.datasets import DataSet
-from probjepa.experiments.study import Measured
 from probjepa.methods.base import Method, ProbabilisticMethod, evaluating
 from probjepa.methods.ema import EMA
 from probjepa.methods.vje import VJE
 from probjepa.scores import encode
 from probjepa.scores.detectors import KNNScore
+from probjepa_experiments.datasets import DataSet
+from probjepa_experiments.study import Measured
 
 _K = 20
 Figure = Mapping[str, float | None]

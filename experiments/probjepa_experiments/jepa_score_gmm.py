@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from probjepa.experiments.gaussian_mixture import GaussianMixture
-from probjepa.experiments.gmm_cells import LANGEVIN, run
-from probjepa.experiments.study import (
+from probjepa.plots.style import BLUE, DASHES, INK, MUTED, ORANGE, PAPER
+from probjepa.report.figures import picture
+from probjepa.report.page import Figure, Section, Table
+from probjepa_experiments.gaussian_mixture import GaussianMixture
+from probjepa_experiments.gmm_cells import LANGEVIN, run
+from probjepa_experiments.study import (
     Budget,
     Column,
     Finding,
@@ -22,9 +25,6 @@ from probjepa.experiments.study import (
     Source,
     Study,
 )
-from probjepa.plots.style import BLUE, DASHES, INK, MUTED, ORANGE, PAPER
-from probjepa.report.figures import picture
-from probjepa.report.page import Figure, Section, Table
 
 DIMS = (2, 4, 8, 16)
 LONG = (  # P, resolution, steps: what limits the correlation?

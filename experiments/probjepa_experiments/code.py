@@ -13,14 +13,13 @@ from pathlib import Path
 
 _PACKAGE = "probjepa"
 # what draws, prints, stores, names or drives, and decides no number
-_IDLE = tuple(
-    f"{_PACKAGE}.{name}"
-    for name in (
-        "artifacts", "cli", "errors", "files", "loading", "plots", "provenance", "registry", "report",
-        "experiments.code", "experiments.page", "experiments.results_page", "experiments.runner",
-        "experiments.study",
-    )
-)  # fmt: skip
+_IDLE = (
+    *(
+        f"{_PACKAGE}.{name}"
+        for name in ("cli", "errors", "files", "loading", "plots", "provenance", "registry", "report")
+    ),
+    *(f"probjepa_experiments.{name}" for name in ("code", "page", "results_page", "runner", "study")),
+)
 # tables of names: one more name changes no number, and a cell says itself which of them it goes through
 _TABLES = (_PACKAGE, *(f"{_PACKAGE}.{name}" for name in ("backbones", "heads", "methods", "tabular")))
 _ENTRY = re.compile(r"(\w+(?:\.\w+)+):\w+")  # "module:attribute", as registries name what they import late

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from probjepa.data.views import views
-from probjepa.experiments.images import build, modules_of, settings_of
-from probjepa.experiments.study import Base, Budget, Cell, Data, Measured, Measurement, Row, Source
 from probjepa.methods.base import Method
 from probjepa.training.device import resolve_device
 from probjepa.training.optim import make_optimizer
+from probjepa_experiments.images import build, modules_of, settings_of
+from probjepa_experiments.study import Base, Budget, Cell, Data, Measured, Measurement, Row, Source
 
 RANDOM_PIXELS = "random pixels"
 _REFERENCE = "simsiam"

@@ -14,7 +14,7 @@ from probjepa.data import Images, ImageSet, open_images, split
 from probjepa.data.codec import reencode
 from probjepa.data.fingerprint import fingerprint
 from probjepa.data.overlap import overlap
-from probjepa.experiments.study import Data, Source
+from probjepa_experiments.study import Data, Source
 
 CODEC = "jpeg:75"
 NOISE_IMAGES = 5_000
@@ -46,7 +46,7 @@ class ImageSource(Source):
         """Open it, with at most ``rows`` training images, stratified; the seed is of no account."""
         not_run: list[str] = []
         if not self.files:
-            from probjepa.experiments.demo import demo_sets
+            from probjepa.demo import demo_sets
 
             train, test, ood = demo_sets()
         else:

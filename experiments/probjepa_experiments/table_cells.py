@@ -10,12 +10,12 @@ from typing import Any
 from probjepa.evaluation import Evaluation
 from probjepa.evaluation.selective import PROBABILITY
 from probjepa.evaluation.tables import evaluate_once
-from probjepa.experiments.images import module_of
-from probjepa.experiments.study import Base, Budget, Cell, Data, Measured, Row
-from probjepa.experiments.table_sets import SOURCES, TableSet
 from probjepa.metrics.collapse import collapse_advice
 from probjepa.tabular import PRESETS, TABLE_METHODS
 from probjepa.tabular.simulated import ambiguity_figures
+from probjepa_experiments.images import module_of
+from probjepa_experiments.study import Base, Budget, Cell, Data, Measured, Row
+from probjepa_experiments.table_sets import SOURCES, TableSet
 
 PREDICTORS = ("logistic regression", "MLP", "XGBoost")
 RAW = "raw"  # features as they are, without an encoder

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from probjepa.experiments.gaussian_mixture import GaussianMixture, energy_distance, langevin
-from probjepa.experiments.study import Budget, Cell, Data, Measured
 from probjepa.jacobian import jepa_score, jepa_score_details
 from probjepa.jacobian.latent import fit_normal, latent_term
 from probjepa.methods.ema import EMA
 from probjepa.methods.sigreg import sigreg
 from probjepa.training.schedules import step_seed, warmup_cosine
+from probjepa_experiments.gaussian_mixture import GaussianMixture, energy_distance, langevin
+from probjepa_experiments.study import Budget, Cell, Data, Measured
 
 LANGEVIN = {"chains": 1000, "proposals": 300, "step": 0.02, "bound": 4.0}
 _HELD_OUT_SEED = 1_000_003

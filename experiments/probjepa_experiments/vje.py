@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from functools import partial
 
-from probjepa.experiments import cost
-from probjepa.experiments.datasets import SOURCES
-from probjepa.experiments.images import BUDGETS, image_base, run
-from probjepa.experiments.study import Column, Finding, Measurement, Published, Row, Study
+from probjepa_experiments import cost
+from probjepa_experiments.datasets import SOURCES
+from probjepa_experiments.images import BUDGETS, image_base, run
+from probjepa_experiments.study import Column, Finding, Measurement, Published, Row, Study
 
 PAPER = "Joint Embedding Variational Bayes, arXiv 2602.05639"
 H, MU, VARIANCE, KL = "kNN on h, %", "kNN on μ, %", "mean σ²", "KL, nats"

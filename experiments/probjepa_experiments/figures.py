@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from probjepa.experiments.study import Budget, Column, Finding, Result, Study
 from probjepa.metrics import seed_interval
+from probjepa_experiments.study import Budget, Column, Finding, Result, Study
 
 
 def summarise(

@@ -16,13 +16,13 @@ from torch import Tensor
 from probjepa import metrics
 from probjepa.data import ImageSet, split
 from probjepa.evaluation.predictive import evaluate_predictions, target_std
-from probjepa.experiments.cost import in_turns, quartiles, stepper, timed
-from probjepa.experiments.datasets import DataSet
-from probjepa.experiments.images import build, trained
-from probjepa.experiments.measure import Figure, embedded, knn_accuracy
-from probjepa.experiments.study import Budget, Cell, Measured
 from probjepa.methods.base import evaluating
 from probjepa.methods.ijepa import IJEPA
+from probjepa_experiments.cost import in_turns, quartiles, stepper, timed
+from probjepa_experiments.datasets import DataSet
+from probjepa_experiments.images import build, trained
+from probjepa_experiments.measure import Figure, embedded, knn_accuracy
+from probjepa_experiments.study import Budget, Cell, Measured
 
 TEST_IMAGES = {"small": 2_000}  # stratified; other budgets: all
 _POINTS = 2048  # of each picture

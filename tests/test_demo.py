@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from probjepa import demo
 from probjepa.errors import ArtifactError
-from probjepa.experiments import demo
 
 
 def test_demo_leaves_metrics_report_and_run(tmp_path, monkeypatch, capsys):

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 
 from probjepa import plots
-from probjepa.experiments.datasets import SOURCES
-from probjepa.experiments.ijepa_cells import run
-from probjepa.experiments.images import image_base
-from probjepa.experiments.study import (
+from probjepa.methods.ijepa import PRESETS
+from probjepa.report.figures import picture
+from probjepa.report.page import Figure, Section
+from probjepa.report.training import training_curves
+from probjepa_experiments.datasets import SOURCES
+from probjepa_experiments.ijepa_cells import run
+from probjepa_experiments.images import image_base
+from probjepa_experiments.study import (
     Budget,
     Column,
     Finding,
@@ -23,10 +27,6 @@ from probjepa.experiments.study import (
     Row,
     Study,
 )
-from probjepa.methods.ijepa import PRESETS
-from probjepa.report.figures import picture
-from probjepa.report.page import Figure, Section
-from probjepa.report.training import training_curves
 
 _CPU = {"device": "cpu", "precision": "32-true", "channels_last": False}
 _SPEC = PRESETS["tiny-imagenet"]["method"]

@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from probjepa import plots
-from probjepa.experiments.figures import verdict
-from probjepa.experiments.study import Result, Study
 from probjepa.report.figures import picture
 from probjepa.report.page import Card, Figure, Section, Table, Value, render
 from probjepa.report.provenance import settings_tables
+from probjepa_experiments.figures import verdict
+from probjepa_experiments.study import Result, Study
 
 _FILE_WIDTH = 160
 _MOST_COLUMNS = 12

@@ -7,9 +7,9 @@ sources fit it on all rows, the test rows included.
 from __future__ import annotations
 
 from probjepa.evaluation.selective import DECODED, LIKELIHOOD, PROBABILITY, UNCERTAINTY
-from probjepa.experiments.study import Budget, Column, Finding, Measurement, Published, Row, Study
-from probjepa.experiments.table_cells import RAW, run, table_base
-from probjepa.experiments.table_sets import SOURCES
+from probjepa_experiments.study import Budget, Column, Finding, Measurement, Published, Row, Study
+from probjepa_experiments.table_cells import RAW, run, table_base
+from probjepa_experiments.table_sets import SOURCES
 
 BUDGETS = {
     "quick": Budget(

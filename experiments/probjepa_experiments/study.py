@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BUDGETS = ("quick", "small", "full")
 # the runner imports what is declared here, and is imported when a study is run
-RUNNERS = Registry("runner", {"study": "probjepa.experiments.runner:reproduce"})
+RUNNERS = Registry("runner", {"study": "probjepa_experiments.runner:reproduce"})
 Look = Callable[[str, str], float]  # (row's label, column's label) → the figure of one seed
 Result = Mapping[str, Any]  # a cell's JSON, with the label of the row that reads it under "row"
 
@@ -327,7 +327,7 @@ class Study:
         overwrite: bool,
         progress: bool,
     ) -> None:
-        """Run it; see ``probjepa.experiments.runner.reproduce``."""
+        """Run it; see ``probjepa_experiments.runner.reproduce``."""
         RUNNERS["study"](
             self, out, data_root=data_root, budget=budget, cells=cells, seed=seed, overwrite=overwrite,
             progress=progress,
