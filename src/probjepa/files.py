@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +33,22 @@ CONFIG = "config.json"
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type's name where there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def regular(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file that may be opened: a pipe or a device could hang, or never end.
+
+    Raises
+    ------
+    OSError
+        if there is none, or it is no regular file
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return Path(path)
 
 
 # --- writing --------------------------------------------------------------------------------------------
@@ -196,7 +213,7 @@ def read_checkpoint(
     import torch
 
     try:
-        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        content: dict[str, Any] = torch.load(regular(path), map_location=map_location, weights_only=True)
         for key in keys:
             content[key]
     except Exception as error:  # whatever a damaged file makes of the reader
@@ -251,7 +268,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if it is damaged, or in another format
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(regular(folder / CONFIG).read_text(encoding="utf-8"))
         check_format(config.get("format_version"), config.get("probjepa_version"), folder)
     except (OSError, ValueError, AttributeError) as error:
         if isinstance(error, ArtifactError):
@@ -273,7 +290,7 @@ def read_weights(folder: Path, load: Any) -> None:
     from safetensors.torch import load_file
 
     try:
-        load(load_file(folder / WEIGHTS))
+        load(load_file(regular(folder / WEIGHTS)))
     except (SafetensorError, RuntimeError, OSError) as error:
         # load_state_dict says in its second line what is missing, maybe of hundreds of names
         reason = shorten(" ".join(str(error).splitlines()[:2]), 300, placeholder=" …")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from probjepa.errors import ConfigError, short
+from probjepa.files import regular
 
 _MOST_BYTES = 1_000_000
 _MOST_VALUES = 100_000
@@ -24,7 +25,7 @@ def read_yaml(path: Path) -> Any:
         if it cannot be read, is larger than a megabyte, or is no such YAML
     """
     try:
-        with open(path, "rb") as file:
+        with open(regular(path), "rb") as file:
             content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None

@@ -1,8 +1,11 @@
 import io
 import json
 import pickle
+import struct
 import subprocess
 import sys
+import warnings
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from probjepa.data import ImageSet, StreamedImages, open_images, split
 from probjepa.data import decode as decode_module
-from probjepa.errors import ConfigError, DataError, MissingExtraError
+from probjepa.errors import ConfigError, DataError, MissingExtraError, ProbjepaWarning
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -271,6 +274,42 @@ def test_alpha_palette_and_sixteen_bits(tmp_path):
     opened = open_images(tmp_path / "deep.png")
     assert np.abs(opened.images[0, 0].numpy() - deep / 257).max() <= 0.5 + 1e-9
     assert open_images(tmp_path / "deep.png", memory_limit=1).channels == 1
+
+
+def deep_png(values):
+    """A PNG of 16 bits a channel, grey or RGB, which Pillow cannot write: values uint16 (H, W[, 3])."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + kind + content + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(*part) for part in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+@pytest.mark.parametrize("channels", [(), (3,)])
+@pytest.mark.parametrize(("bits", "levels"), [(12, 17), (8, 2), (13, 0), (16, 0)])
+def test_few_grey_levels_left_are_a_warning(tmp_path, limit, channels, bits, levels):
+    if channels and bits < 16:  # Pillow keeps the upper eight bits of each colour
+        levels = max(1, 2**bits // 256) if bits <= 12 else 0
+    values = np.random.default_rng(0).integers(0, 2**bits, (3, 64, 64, *channels)).astype(np.uint16)
+    for row, image in enumerate(values):
+        (tmp_path / f"{row}.png").write_bytes(deep_png(image))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        opened = open_images(tmp_path, memory_limit=limit)
+    assert opened.channels == (channels or (1,))[0]
+    texts = [str(warning.message) for warning in found]
+    if not levels:
+        assert texts == []
+        return
+    assert len(texts) == 1 and f"left {levels} of 256 grey levels" in texts[0]
+    assert issubclass(found[0].category, ProbjepaWarning)
 
 
 def test_exif_orientation(tmp_path):

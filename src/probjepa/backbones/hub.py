@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from probjepa.errors import ArtifactError, ConfigError, MissingExtraError
-from probjepa.files import first_line
+from probjepa.files import first_line, regular
 
 Loaded = tuple[nn.Module, Callable[[Tensor], Tensor] | None]
 
@@ -90,15 +91,19 @@ def load_transformers(name: str, pooling: str | None = None) -> Loaded:
         if there is no such model
     """
     transformers = _extra("transformers", "hf")
+    ours = {"trust_remote_code": False}  # unset, code in the model's folder is asked about on standard input
     try:
-        model = transformers.AutoModel.from_pretrained(name)
+        for file in Path(name).glob("*"):
+            if not file.is_dir():
+                regular(file)
+        model = transformers.AutoModel.from_pretrained(name, **ours)
     except Exception as error:  # its errors differ between versions
         raise ArtifactError(
             f"no model 'hf:{name}', on this disk or on the hub: {first_line(error)}"
         ) from error
     encoder = TransformersEncoder(model, pooling).eval()
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(name)
+        processor = transformers.AutoImageProcessor.from_pretrained(name, **ours)
     except (OSError, ValueError):
         return encoder, None
 

@@ -25,13 +25,13 @@ def open_model(source: str, shared: Shared, out: Path) -> Kind:
 
     The kind is told by the config.json of the model's folder. Raises ArtifactError if ``out`` is in the way.
     """
-    from probjepa.files import refuse_existing
+    from probjepa.files import refuse_existing, regular
 
     refuse_existing(out, shared.overwrite)
     tables = False
     for folder in (Path(source) / "model", Path(source)):
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = json.loads(regular(folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         tables = tables or (isinstance(config, dict) and "estimator" in config)

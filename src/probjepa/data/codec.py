@@ -82,7 +82,7 @@ def reencode(images: S, codec: str) -> S:
     quality = jpeg_quality(codec)
     if isinstance(images, StreamedImages):
         inner = images.decoder
-        decoder = _Reencoder(inner.size, inner.channels, inner.convert, inner, quality)
+        decoder = _Reencoder(inner.size, inner.channels, inner.convert, inner=inner, quality=quality)
         return cast(S, dataclasses.replace(images, decoder=decoder))
     if not isinstance(images, ImageSet):
         raise ConfigError(

@@ -6,7 +6,8 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from probjepa.data.preprocess import SMALLEST_SIDE
-from probjepa.errors import DataError
-from probjepa.files import first_line
+from probjepa.data.preprocess import SMALLEST_SIDE, central
+from probjepa.errors import DataError, short
+from probjepa.files import first_line, regular
 
+# The decoders that are let near a file, whatever its name: others start programs (EPS) or are seldom tested.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
+_LONGEST = 100  # times the shorter side: of a longer image the centre square says nothing
+FEW_LEVELS = 32  # grey levels: 16-bit files that are left fewer hold less than 16 bits
 _ORIENTATION = 0x0112  # the Exif tag
 _ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
 _GREY_MODES = {"1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N", "LA", "La"}
@@ -40,7 +45,7 @@ def as_payload(value: Any, base: Path | None = None) -> Payload:
         bytes, a Hugging Face ``{"bytes": …, "path": …}``, a path, a Pillow image, an array, a tensor, or
         nested lists of numbers
     base
-        the folder that a relative path starts from
+        the folder of the table that holds it: a path is relative to it and does not leave it
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -49,7 +54,12 @@ def as_payload(value: Any, base: Path | None = None) -> Payload:
     if isinstance(value, bytes | Image.Image):
         return value
     if isinstance(value, str | Path):
-        return (base or Path()) / value
+        path = Path(value)
+        if base is None:
+            return path
+        if path.is_absolute() or ".." in path.parts:
+            return Unreadable(f"names the file '{short(path)}', which is not below '{base}'")
+        return base / path
     if hasattr(value, "detach"):  # a torch tensor; numpy has no bfloat16, so floats go through float32
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value
@@ -146,11 +156,16 @@ class Decoder:
         with ``convert``, the channels every image is brought to
     convert
         allow grey ↔ RGB (repetition, ITU-R 601 luma) and drop an alpha channel
+    levels
+        (256,) which values the 16-bit images seen so far hold as 8 bits, counted up to ``FEW_LEVELS``
     """
 
     size: int | None = None
     channels: int | None = None
     convert: bool = False
+    levels: npt.NDArray[np.bool_] = field(
+        default_factory=lambda: np.zeros(256, np.bool_), repr=False, compare=False
+    )
 
     def __call__(self, payload: Payload) -> npt.NDArray[np.uint8]:
         """Return the pixels (C, H, W), C = 1 or 3.
@@ -163,21 +178,27 @@ class Decoder:
             for what a setting has to decide: an alpha channel, a value range
         """
         try:
-            image = self._mode(_oriented(_open(payload)))
+            image = _open(payload)
+            deep = _is_deep(image)
+            image = self._mode(_oriented(image))
         except (Unreadable, DataError):
             raise
         except Exception as error:  # decoders raise many types on broken input, each means the same here
             raise Unreadable(_reason(error)) from error
-        _check_side(image.size)
+        self._check_sides(image.size)
         if self.size is not None:
             image = _fit(image, self.size)
         pixels = np.asarray(image)
+        if deep and self.levels.sum() < FEW_LEVELS:
+            self.levels[np.unique(pixels)] = True
         return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def header(self, payload: Payload) -> tuple[int, int, int]:
         """Return the shape (C, H, W) that decoding gives, from the file's header where it has one."""
         try:
             image = _open(payload)
+            if _is_deep(image) and self.levels.sum() < FEW_LEVELS:
+                self(payload)
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
         except (Unreadable, DataError):
             raise
@@ -185,11 +206,20 @@ class Decoder:
             raise Unreadable(_reason(error)) from error
         self._check_alpha(image)
         width, height = image.size[::-1] if turned else image.size
-        _check_side((width, height))
+        self._check_sides((width, height))
         channels = 1 if image.mode in _GREY_MODES else 3
         if self.convert and self.channels is not None:
             channels = self.channels
         return (channels, height, width) if self.size is None else (channels, self.size, self.size)
+
+    def _check_sides(self, size: tuple[int, int]) -> None:
+        shorter, longer = sorted(size)
+        if shorter < SMALLEST_SIDE:
+            raise Unreadable(f"is {size[0]}×{size[1]} pixels: the smallest side allowed is {SMALLEST_SIDE}")
+        if self.size is not None and longer > _LONGEST * shorter:
+            raise Unreadable(
+                f"is {size[0]}×{size[1]} pixels, more than {_LONGEST} times as long as wide: crop it"
+            )
 
     def _check_alpha(self, image: Image.Image) -> None:
         if not self.convert and (image.mode in _ALPHA_MODES or "transparency" in image.info):
@@ -220,7 +250,31 @@ def _open(payload: Payload) -> Image.Image:
         return payload
     if isinstance(payload, np.ndarray):
         return _from_array(payload)
-    return Image.open(io.BytesIO(payload.read_bytes() if isinstance(payload, Path) else payload))
+    content = regular(payload).read_bytes() if isinstance(payload, Path) else payload
+    return Image.open(io.BytesIO(content), formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of the allowed decoders that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file starts as an image does, whatever its name."""
+    try:
+        with bomb_guard(), Image.open(regular(path), formats=_formats()):
+            return True
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return True
+    except Exception:  # of a broken file, whatever the decoders raise
+        return False
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the pixels of an image, not yet loaded, have 16 bits a channel."""
+    return image.mode.startswith("I") or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
 
 
 def _oriented(image: Image.Image) -> Image.Image:
@@ -230,24 +284,22 @@ def _oriented(image: Image.Image) -> Image.Image:
 
 def _sixteen_bits(image: Image.Image) -> Image.Image:
     """16-bit grey to 8 bits: 65535 becomes 255 (Pillow's own conversion would clip at 255)."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise Unreadable("has 32-bit integer pixels: save it with 8 or 16 bits a channel")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _check_side(size: tuple[int, int]) -> None:
-    if min(size) < SMALLEST_SIDE:
-        raise Unreadable(f"is {size[0]}×{size[1]} pixels: the smallest side allowed is {SMALLEST_SIDE}")
+    scaled = values.astype(np.float32)
+    scaled /= 257
+    return Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    if (width, height) == (size, size):
+    if image.size == (size, size):
         return image
+    box = central(*image.size)
+    width, height = box[2] - box[0], box[3] - box[1]
     scale = size / min(width, height)
     width, height = max(size, round(width * scale)), max(size, round(height * scale))
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    image = image.resize((width, height), Image.Resampling.BILINEAR, box)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
 

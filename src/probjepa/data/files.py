@@ -12,7 +12,7 @@ import torch
 from probjepa.data.records import ArrayRecords, FileRecords, Records
 from probjepa.data.sources import IMAGE_SUFFIXES
 from probjepa.errors import DataError, unknown_name
-from probjepa.files import first_line
+from probjepa.files import first_line, regular
 
 _IMAGE_KEYS = ("images", "image", "x", "X", "data", "arr_0", "x_train", "train_images")
 _LABEL_KEYS = ("labels", "label", "y", "Y", "targets", "target", "arr_1", "y_train", "train_labels")
@@ -93,7 +93,7 @@ def read_npz(path: Path) -> Records:
 
 def _load(path: Path, **options: Any) -> Any:
     try:
-        content = np.load(path, allow_pickle=False, **options)
+        content = np.load(regular(path), allow_pickle=False, **options)
         return content if isinstance(content, np.ndarray) else dict(content)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(

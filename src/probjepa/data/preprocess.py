@@ -106,11 +106,24 @@ def check_images(images: Tensor, channels: int) -> None:
         )
 
 
+def central(width: int, height: int) -> tuple[int, int, int, int]:
+    """Return (left, top, right, bottom) of an image's middle, at most eight times as long as wide.
+
+    The centre square is kept after resizing: a strip resized as a whole takes memory without bound.
+    """
+    kept = min(width, 8 * height), min(height, 8 * width)
+    left, top = (width - kept[0]) // 2, (height - kept[1]) // 2
+    return left, top, left + kept[0], top + kept[1]
+
+
 def resize_centre(images: Tensor, size: int) -> Tensor:
     """Resize the shorter side of float images (N, C, H, W) to ``size``, and keep the centre square."""
     height, width = images.shape[2:]
     if (height, width) == (size, size):
         return images
+    left, top, right, bottom = central(width, height)
+    images = images[:, :, top:bottom, left:right]
+    height, width = images.shape[2:]
     scale = size / min(height, width)
     height, width = max(size, round(height * scale)), max(size, round(width * scale))
     if images.shape[2:] != (height, width):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from probjepa.data.decode import Payload, Unreadable, as_payload, bomb_guard
 from probjepa.errors import DataError
+from probjepa.files import regular
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ class ArrayRecords(Records):
         """The rows, (N, …)."""
         if self._array is None:
             assert self.file is not None
-            self._array = np.load(self.file, mmap_mode="r", allow_pickle=False)
+            self._array = np.load(regular(self.file), mmap_mode="r", allow_pickle=False)
         return self._array
 
     def read(self, row: int) -> Payload:

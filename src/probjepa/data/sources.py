@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from probjepa.data.decode import Decoder, Unreadable, array_layout, bomb_guard
+from probjepa.data.decode import FEW_LEVELS, Decoder, Unreadable, array_layout, bomb_guard
 from probjepa.data.images import Images, ImageSet, StreamedImages
 from probjepa.data.preprocess import SMALLEST_SIDE
 from probjepa.data.records import ArrayRecords, Records, attempt, default_workers, each
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.registry import Registry
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -236,6 +237,14 @@ class _Check:
             )
         if self.decoder.channels == 3 and self.channels == 1:
             raise self._mismatch(self.rows[0])
+        levels = int(self.decoder.levels.sum())
+        if 0 < levels < FEW_LEVELS:
+            warnings.warn(
+                f"{self.records.name}: its 16-bit images are left {levels} of 256 grey levels, for their "
+                "values reach a small part of 0..65535: save them scaled to it",
+                ProbjepaWarning,
+                stacklevel=2,
+            )
 
     def _mismatch(self, row: int) -> DataError:
         return DataError(

@@ -21,7 +21,7 @@ from torch import Tensor
 from probjepa.data.decode import Payload, Unreadable, as_payload
 from probjepa.data.records import Records, encode_labels
 from probjepa.errors import DataError, MissingExtraError
-from probjepa.files import first_line
+from probjepa.files import first_line, regular
 
 _IMAGE_NAMES = ("image", "img", "images", "imgs", "pixel_values", "picture", "photo", "x")
 _LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "class", "target", "y")
@@ -91,7 +91,7 @@ class ParquetRecords(Records):
         schema: Any = None
         for file in files:
             with _parquet_errors(file):
-                opened = pq.ParquetFile(file)
+                opened = pq.ParquetFile(regular(file))
                 count = opened.metadata.num_rows
                 if schema is None:
                     schema = opened.schema_arrow

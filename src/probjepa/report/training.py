@@ -13,7 +13,7 @@ import numpy as np
 
 from probjepa import plots
 from probjepa.errors import ArtifactError, ConfigError
-from probjepa.files import write_text
+from probjepa.files import regular, write_text
 from probjepa.plots.style import Array
 from probjepa.report.figures import picture
 from probjepa.report.page import Card, Figure, Section, render
@@ -140,7 +140,7 @@ def read_metrics(path: str | Path) -> dict[str, list[float]]:
     Raises ArtifactError where the file is missing, unreadable or has no rows.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(regular(path), newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ArtifactError(f"cannot read {path}: {error}; give the directory of a training run") from None
