@@ -15,6 +15,7 @@ from probjepa.tabular.networks import AttentionPool, Block, Transformer, attend_
 from probjepa.tabular.t_jepa import TJEPANetwork
 from probjepa.tabular.tokens import FeatureTokenizer, Rows
 from probjepa.tabular.var_network import VarTJEPANetwork, Weights
+from probjepa.training.optim import parameter_groups
 
 SIZES = {"dim": 8, "n_layers": 2, "n_heads": 2, "ff_dim": 16, "dropout": 0.0}
 WEIGHTS = Weights(rec=0.3, gen=0.7, sx=0.02, z=0.03, sy=0.05, anneal_epochs=(2, 4, 8))
@@ -348,3 +349,18 @@ def test_the_target_follows(baseline, rows):
     baseline.encoder.reg.data += 1
     baseline.after_step(0, 10)
     torch.testing.assert_close(baseline.target.module.reg, before + 0.1)
+
+
+# --- weight decay ---------------------------------------------------------------------------------------
+
+
+def test_what_decays_is_what_decays_in_the_public_code(schema, network):
+    """T-JEPA's rule: what has one dimension or "bias" in its name does not; embeddings, positions, tokens do."""
+    for net in (network, TJEPANetwork(schema.layout, **SIZES, n_reg=1, momentum=0.9)):
+        trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        decayed = {id(p) for p in parameter_groups(net, 0.01)[0]["params"]}
+        found = {name for name, p in trained.items() if id(p) in decayed}
+        assert found == {name for name, p in trained.items() if "bias" not in name and p.ndim > 1}
+        tokenizer = "tokenizer" if net is network else "encoder.tokenizer"
+        assert {"mask_token", f"{tokenizer}.position", f"{tokenizer}.categories"} <= found
+        assert f"{tokenizer}.bias" not in found

@@ -51,10 +51,12 @@ def test_neighbouring_step_seeds_differ_in_half_of_their_bits():
 def test_norms_biases_and_frozen_parameters_do_not_decay():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
     net.teacher = nn.Linear(2, 2).requires_grad_(False)
+    net.register_parameter("bias", nn.Parameter(torch.zeros(2, 2)))  # of two dimensions, as a tokenizer's
+    net.register_parameter("token", nn.Parameter(torch.zeros(1, 1, 2)))
     decayed, plain = parameter_groups(net, 0.1)
-    assert {id(p) for p in decayed["params"]} == {id(net[0].weight), id(net[2].weight)}
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in (net[0].weight, net[2].weight, net.token)}
     assert {id(p) for p in plain["params"]} == {
-        id(p) for p in (net[0].bias, net[1].weight, net[1].bias, net[2].bias)
+        id(p) for p in (net[0].bias, net[1].weight, net[1].bias, net[2].bias, net.bias)
     }
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
 

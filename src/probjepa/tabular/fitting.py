@@ -18,7 +18,7 @@ from probjepa.tabular.masks import Masks, draw_masks
 from probjepa.tabular.tokens import Rows
 from probjepa.training.checkpoint import FitCheckpoint
 from probjepa.training.interrupt import StopRequest
-from probjepa.training.optim import is_matrix, make_optimizer, set_learning_rate
+from probjepa.training.optim import make_optimizer, set_learning_rate
 from probjepa.training.progress import ProgressBar
 from probjepa.training.randomness import forked, random_state, restore_random_state
 from probjepa.training.schedules import step_seed, warmup_cosine
@@ -58,9 +58,10 @@ def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]
 class FitLoop:
     """A fit of a network to rows, as far as it has come: a dict of losses an epoch, and the best weights.
 
-    AdamW, linear warm-up and a cosine to 0; gradients are cut at norm 1. Validation is at the full weights,
-    with the same masks and draws each epoch; it stops the fit after ``patience`` epochs without a better
-    one, counted once warm-up and annealing are over. Without validation rows the last epoch is kept.
+    AdamW (``parameter_groups`` says what decays), linear warm-up and a cosine to 0; gradients are cut at norm
+    1. Validation is at the full weights, with the same masks and draws each epoch; it stops the fit after
+    ``patience`` epochs without a better one, counted once warm-up and annealing are over. Without validation
+    rows the last epoch is kept.
 
     Parameters
     ----------
@@ -93,7 +94,6 @@ class FitLoop:
             network,
             learning_rate=settings["learning_rate"],
             weight_decay=settings["weight_decay"],
-            decayed=is_matrix,
             eps=1e-12,
             fused=True,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,29 +12,20 @@ from probjepa.errors import unknown_name
 OPTIMIZERS = ("sgd", "adamw")
 
 
-def is_weight(parameter: nn.Parameter) -> bool:
-    """Whether it has two dimensions or more: norms and biases have one."""
-    return parameter.ndim > 1
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the trainable parameters in two groups: those that decay, and those that do not.
 
-
-def is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether it has two dimensions: norms and biases have one, learned tokens three."""
-    return parameter.ndim == 2
-
-
-def parameter_groups(
-    module: nn.Module, weight_decay: float, decayed: Callable[[nn.Parameter], bool] = is_weight
-) -> list[dict[str, Any]]:
-    """Return the trainable parameters in two groups: those that are ``decayed``, and those that are not.
-
-    Parameters with ``requires_grad=False`` (the averaged copies of a teacher) are left out, and empty groups.
+    Those of one dimension and those named "bias" do not decay; all others do, embeddings, positions and
+    learned tokens among them: the rule of I-JEPA's and T-JEPA's public code. Parameters with
+    ``requires_grad=False`` (the averaged copies of a teacher) are left out, and empty groups.
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if decayed(p)], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if not decayed(p)], "weight_decay": 0.0},
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            groups[p.ndim > 1 and not name.endswith("bias")].append(p)
+    return [
+        {"params": params, "weight_decay": weight_decay * decays} for decays, params in groups.items() if params
     ]
-    return [group for group in groups if group["params"]]
 
 
 def make_optimizer(
@@ -45,19 +35,18 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
     momentum: float = 0.9,
-    decayed: Callable[[nn.Parameter], bool] = is_weight,
     **options: Any,
 ) -> torch.optim.Optimizer:
     """Return the optimiser ``name`` over the trainable parameters of ``module``.
 
-    ``momentum`` is SGD's, ``decayed`` says which parameters decay, ``options`` go to torch's class.
+    ``momentum`` is SGD's, ``options`` go to torch's class; see ``parameter_groups`` for what decays.
 
     Raises
     ------
     ConfigError
         if the name is not one of :data:`OPTIMIZERS`
     """
-    groups = parameter_groups(module, weight_decay, decayed)
+    groups = parameter_groups(module, weight_decay)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, **options)
     if name == "adamw":
