@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from probjepa.methods.vi_simsiam import VISimSiam as VISimSiam
     from probjepa.methods.vicreg import VICReg as VICReg
     from probjepa.methods.vje import VJE as VJE
+    from probjepa.metrics import conformal_p_values as conformal_p_values
+    from probjepa.metrics import threshold as threshold
     from probjepa.tabular import TJEPA as TJEPA
     from probjepa.tabular import VarTJEPA as VarTJEPA
     from probjepa.training import fit as fit
@@ -54,6 +56,7 @@ _LAZY: dict[str, str | None] = {
     "VarJEPA": "probjepa.methods.var_jepa",
     "VarTJEPA": "probjepa.tabular",
     "backbones": None,
+    "conformal_p_values": "probjepa.metrics",
     "data": None,
     "detectors": None,
     "distributions": None,
@@ -68,6 +71,7 @@ _LAZY: dict[str, str | None] = {
     "metrics": None,
     "open_images": "probjepa.data",
     "scores": None,
+    "threshold": "probjepa.metrics",
     "training": None,
 }
 

@@ -1,6 +1,7 @@
-"""What embeddings and scores are worth: kNN and linear accuracy, OOD detection, collapse, selection."""
+"""What embeddings and scores are worth: kNN and linear accuracy, OOD detection, decisions, collapse."""
 
 from probjepa.metrics.collapse import collapse_summary, effective_rank, rank_me
+from probjepa.metrics.conformal import combined_p_values, conformal_p_values, threshold
 from probjepa.metrics.energy import energy_score
 from probjepa.metrics.geometry import uncertainty_geometry
 from probjepa.metrics.intervals import Interval, accuracy_interval, bootstrap_interval, seed_interval
@@ -15,6 +16,8 @@ __all__ = [
     "accuracy_interval",
     "bootstrap_interval",
     "collapse_summary",
+    "combined_p_values",
+    "conformal_p_values",
     "effective_rank",
     "energy_score",
     "knn_accuracy",
@@ -25,5 +28,6 @@ __all__ = [
     "rank_me",
     "risk_coverage",
     "seed_interval",
+    "threshold",
     "uncertainty_geometry",
 ]

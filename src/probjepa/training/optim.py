@@ -24,7 +24,9 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         if p.requires_grad:
             groups[p.ndim > 1 and not name.endswith("bias")].append(p)
     return [
-        {"params": params, "weight_decay": weight_decay * decays} for decays, params in groups.items() if params
+        {"params": params, "weight_decay": weight_decay * decays}
+        for decays, params in groups.items()
+        if params
     ]
 
 

@@ -1,0 +1,167 @@
+"""Decisions from scores, with a false-alarm rate that holds: conformal p-values and thresholds.
+
+All that is assumed is that typical rows and calibration rows are exchangeable: drawn alike, and not used to
+train or to fit the score. "Algorithmic Learning in a Random World" (Vovk, Gammerman, Shafer 2005); for
+outliers Bates, Candès, Lei, Romano, Sesia, arXiv 2104.08279.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from probjepa._arrays import ArrayInput, as_float_tensor, as_scores
+from probjepa.errors import ConfigError, DataError, unknown_name
+
+_Array = npt.NDArray[np.float64]
+Combination = Literal["fisher", "bonferroni", "harmonic"]
+# p-values (…, S) → a statistic (…), lower for rows that look odd
+_STATISTICS: dict[str, Callable[[_Array], _Array]] = {
+    "fisher": lambda p: np.log(p).sum(-1),
+    "bonferroni": lambda p: p.min(-1),
+    "harmonic": lambda p: -(1 / p).sum(-1),
+}
+COMBINATIONS = tuple(_STATISTICS)
+_AT_A_TIME = 1 << 22  # numbers of one block
+
+
+def conformal_p_values(
+    scores: ArrayInput, calibration: ArrayInput, *, smoothed: bool = False, seed: int = 0
+) -> _Array:
+    """Return how typical each row is among held-out typical rows, as a p-value (N,) in (0, 1].
+
+    p = (1 + #{c ≤ s})/(n + 1), for a score s and n calibration scores c. Of a typical row, P(p ≤ α) ≤ α for
+    every α. ``smoothed`` breaks ties at random, p = (#{c < s} + U·(1 + #{c = s}))/(n + 1): then p is exactly
+    uniform.
+
+    Parameters
+    ----------
+    scores, calibration
+        (N,) and (n,), higher for more typical rows
+    smoothed, seed
+        whether, and of the U
+
+    Raises
+    ------
+    DataError
+        for no scores, or NaN (counted)
+
+    Examples
+    --------
+    >>> conformal_p_values([0.5, 9.0], [1.0, 2.0, 3.0]).tolist()
+    [0.25, 1.0]
+    """
+    found = as_scores(scores, "the scores")
+    known = np.sort(as_scores(calibration, "the calibration scores"))
+    at_most = np.searchsorted(known, found, side="right")
+    if not smoothed:
+        return (1 + at_most) / (len(known) + 1)
+    below = np.searchsorted(known, found, side="left")
+    # in (0, 1], so that no p is 0
+    uniform = 1 - np.random.default_rng(seed).random(len(found))
+    return (below + uniform * (1 + at_most - below)) / (len(known) + 1)
+
+
+def threshold(calibration: ArrayInput, alpha: float) -> float:
+    """Return the score below which a row is flagged, so that at most ``alpha`` of typical rows are.
+
+    It is the k-th smallest calibration score, k = ⌊α(n + 1)⌋: ``score < threshold`` where the plain p-value
+    is at most α.
+
+    Parameters
+    ----------
+    calibration
+        (n,) of held-out typical rows, higher for more typical ones
+    alpha
+        the false-alarm rate, in (0, 1)
+
+    Raises
+    ------
+    ConfigError
+        for an ``alpha`` outside (0, 1)
+    DataError
+        for no scores, NaN (counted), or fewer than 1/α − 1 of them: then no row could ever be flagged
+
+    Examples
+    --------
+    >>> threshold([3.0, 1.0, 2.0, 4.0], alpha=0.4)
+    2.0
+    """
+    known = np.sort(as_scores(calibration, "the calibration scores"))
+    if not 0 < alpha < 1:
+        raise ConfigError(f"alpha is {alpha}: give a rate between 0 and 1, such as 0.05")
+    exact = Fraction(str(float(alpha)))  # 0.29 · 100 is 28.999… in floating point
+    rank = math.floor(exact * (len(known) + 1))
+    if rank < 1:
+        raise DataError(
+            f"{len(known)} calibration rows are too few for alpha = {alpha}: give at least "
+            f"{math.ceil(1 / exact) - 1}, or a larger alpha"
+        )
+    return float(known[rank - 1])
+
+
+def combined_p_values(
+    scores: ArrayInput, calibration: ArrayInput, *, combine: Combination = "fisher"
+) -> _Array:
+    """Return one p-value (N,) from several scores of each row.
+
+    Each score is turned into a p-value, these into one statistic, and the row's statistic is ranked among
+    those of the calibration rows, with the row itself counted in. So P(p ≤ α) ≤ α for a typical row however
+    the scores depend on each other, which the statistics' own tables do not promise.
+
+    Parameters
+    ----------
+    scores, calibration
+        (N, S) and (n, S), higher for more typical rows
+    combine
+        "fisher", Σ log p; "bonferroni", the smallest p; "harmonic", their harmonic mean
+
+    Raises
+    ------
+    DataError
+        for other shapes, no scores, or NaN
+    ConfigError
+        for an unknown combination
+    """
+    if combine not in _STATISTICS:
+        raise unknown_name("combination", combine, _STATISTICS)
+    found, known = _columns(scores, "the scores"), _columns(calibration, "the calibration scores")
+    if found.shape[1] != known.shape[1]:
+        raise DataError(
+            f"{found.shape[1]} scores a row and {known.shape[1]} a calibration row: give the same ones"
+        )
+    statistic, n = _STATISTICS[combine], len(known)
+    ranks = _ranks(known, known)
+    own = statistic((1 + _ranks(found, known)) / (n + 1))
+    p = np.empty(len(found))
+    step = max(1, _AT_A_TIME // known.size)
+    for start in range(0, len(found), step):
+        rows = slice(start, start + step)
+        # a calibration row's rank with the scored row among them
+        with_row = ranks + (found[rows, None] <= known)
+        others = statistic(with_row / (n + 1))
+        p[rows] = (1 + (others <= own[rows, None]).sum(1)) / (n + 1)
+    return p
+
+
+def _columns(values: ArrayInput, what: str) -> _Array:
+    tensor = as_float_tensor(values, what)
+    if tensor.ndim != 2:
+        raise DataError(f"{what} have shape {tuple(tensor.shape)}: give one row a sample, (N, S)")
+    found: _Array = tensor.double().cpu().numpy()
+    as_scores(found.reshape(-1), what)
+    return found
+
+
+def _ranks(values: _Array, known: _Array) -> npt.NDArray[np.intp]:
+    """How many of ``known`` (n, S) are at most each of ``values`` (N, S), a column at a time."""
+    columns = (
+        np.searchsorted(np.sort(of), column, side="right")
+        for column, of in zip(values.T, known.T, strict=True)
+    )
+    return np.stack(list(columns), 1)

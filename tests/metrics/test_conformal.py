@@ -1,0 +1,140 @@
+"""Conformal p-values and thresholds: against plain loops, and by what they promise."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+import probjepa as pj
+from probjepa.errors import ConfigError, DataError
+from probjepa.metrics.conformal import COMBINATIONS, combined_p_values
+
+small = st.lists(st.integers(-4, 4), min_size=1, max_size=12)
+
+
+@given(small, small)
+def test_plain_p_values_are_counted(scores, calibration):
+    p = pj.conformal_p_values(scores, calibration)
+    n = len(calibration)
+    assert p.dtype == np.float64
+    assert p.tolist() == [(1 + sum(c <= s for c in calibration)) / (n + 1) for s in scores]
+
+
+@given(small, small, st.integers(0, 5))
+def test_smoothed_p_values_lie_between_their_ranks_and_need_a_seed(scores, calibration, seed):
+    p = pj.conformal_p_values(scores, calibration, smoothed=True, seed=seed)
+    n = len(calibration)
+    for s, value in zip(scores, p, strict=True):
+        below, ties = sum(c < s for c in calibration), sum(c == s for c in calibration)
+        assert below / (n + 1) < value <= (below + ties + 1) / (n + 1)
+    assert np.array_equal(p, pj.conformal_p_values(scores, calibration, smoothed=True, seed=seed))
+
+
+@given(small, small, st.sampled_from([0.1, 0.2, 0.25, 0.29, 0.5, 0.7, 0.9]))
+def test_a_row_is_flagged_where_its_plain_p_value_is_at_most_alpha(scores, calibration, alpha):
+    if len(calibration) + 1 < 1 / alpha - 1e-9:
+        with pytest.raises(DataError, match="too few for alpha"):
+            pj.threshold(calibration, alpha)
+        return
+    flagged = np.asarray(scores) < pj.threshold(calibration, alpha)
+    # compared as whole numbers: p ≤ α is k ≤ α(n + 1)
+    p = np.rint(pj.conformal_p_values(scores, calibration) * (len(calibration) + 1))
+    assert np.array_equal(flagged, p * 100 <= round(alpha * 100) * (len(calibration) + 1))
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
+def test_the_least_number_of_calibration_rows_is_named_and_is_enough(alpha):
+    least = round(1 / alpha) - 1
+    with pytest.raises(DataError, match=f"give at least {least}"):
+        pj.threshold(np.arange(least - 1), alpha)
+    assert pj.threshold(np.arange(least), alpha) == 0
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
+def test_the_false_alarm_rate_is_beta_binomial(alpha):
+    """Over 200 splits of heavy-tailed scores: the pooled false alarms lie in the exact band."""
+    rng = np.random.default_rng(3)
+    n, m, splits = 400, 50, 200
+    alarms = []
+    for _ in range(splits):
+        scores = rng.standard_t(2, n + m)
+        alarms.append(int((scores[n:] < pj.threshold(scores[:n], alpha)).sum()))
+    rank = math.floor(alpha * (n + 1) + 1e-9)
+    # given the calibration rows, the rate is Beta(k, n + 1 − k)
+    law = stats.betabinom(m, rank, n + 1 - rank)
+    assert law.ppf(0.0001) <= min(alarms) and max(alarms) <= law.ppf(0.9999)
+    spread = 4 * law.std() / math.sqrt(splits)
+    assert abs(np.mean(alarms) - law.mean()) < spread
+    assert abs(law.mean() / m - rank / (n + 1)) < 1e-12 and rank / (n + 1) <= alpha
+
+
+def test_p_values_of_typical_rows_are_uniform():
+    rng = np.random.default_rng(5)
+    pooled = []
+    for seed in range(200):
+        scores = rng.standard_normal(201).round(1)  # with ties
+        pooled += list(pj.conformal_p_values(scores[200:], scores[:200], smoothed=True, seed=seed))
+    assert stats.kstest(pooled, "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("combine", COMBINATIONS)
+def test_each_row_in_turn_against_the_others_takes_every_rank_once(combine):
+    """What exchangeability needs, exactly: the p-values of n + 1 rows are 1, …, n + 1 over n + 1."""
+    rng = np.random.default_rng(7)
+    rows = rng.standard_normal((24, 3))
+    rows[:, 1] += rows[:, 0]  # scores depend on each other
+    p = [combined_p_values(rows[[i]], np.delete(rows, i, 0), combine=combine)[0] for i in range(24)]
+    # equal statistics share the larger rank, so no rank is passed before its turn
+    for rank, value in enumerate(sorted(p), start=1):
+        assert value >= rank / 24 - 1e-12
+    if combine != "bonferroni":  # the smallest of three ranks often ties
+        assert np.allclose(sorted(p), np.arange(1, 25) / 24)
+
+
+@pytest.mark.parametrize("combine", COMBINATIONS)
+def test_combined_p_values_against_a_plain_loop(combine):
+    rng = np.random.default_rng(11)
+    scores, calibration = rng.integers(0, 6, (9, 2)).astype(float), rng.integers(0, 6, (13, 2)).astype(float)
+
+    def statistic(p):
+        return {"fisher": -2 * np.log(p).sum(), "bonferroni": -min(p), "harmonic": (1 / np.asarray(p)).sum()}[
+            combine
+        ]
+
+    expected = []
+    for row in scores:
+        everyone = np.vstack([row, calibration])
+        odd = [statistic([(everyone[:, j] <= each[j]).sum() / 14 for j in range(2)]) for each in everyone]
+        expected.append(sum(other >= odd[0] - 1e-9 for other in odd) / 14)
+    assert np.allclose(combined_p_values(scores, calibration, combine=combine), expected)
+
+
+def test_one_score_combined_is_its_own_p_value():
+    rng = np.random.default_rng(13)
+    scores, calibration = rng.standard_normal(50), rng.standard_normal(80)
+    for combine in COMBINATIONS:
+        found = combined_p_values(scores[:, None], calibration[:, None], combine=combine)
+        assert np.allclose(found, pj.conformal_p_values(scores, calibration))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        (lambda: pj.conformal_p_values([], [1.0]), DataError, "scores is empty"),
+        (lambda: pj.conformal_p_values([1.0], []), DataError, "calibration scores is empty"),
+        (lambda: pj.conformal_p_values([float("nan")], [1.0]), DataError, "1 NaN"),
+        (lambda: pj.threshold([1.0], 0), ConfigError, "alpha is 0"),
+        (lambda: pj.threshold([1.0], 1.0), ConfigError, "alpha is 1.0"),
+        (lambda: pj.threshold([1.0], float("nan")), ConfigError, "alpha is nan"),
+        (lambda: combined_p_values([1.0], [[1.0]]), DataError, "shape"),
+        (lambda: combined_p_values([[1.0, 2.0]], [[1.0]]), DataError, "give the same ones"),
+        (lambda: combined_p_values([[1.0]], [[1.0]], combine="fischer"), ConfigError, "fisher"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(wrong, error, says):
+    with pytest.raises(error, match=says) as caught:
+        wrong()
+    assert "\n" not in str(caught.value)
