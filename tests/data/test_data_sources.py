@@ -210,11 +210,12 @@ def test_hub_reads_undecoded_bytes(monkeypatch):
             return {"picture": {"bytes": encoded(images[key]), "path": None}, "label": 0}
 
     asked = []
-    hub = SimpleNamespace(load_dataset=lambda name, split: asked.append((name, split)) or Dataset())
+    hub = SimpleNamespace(load_dataset=lambda name, split, **o: asked.append((name, split, o)) or Dataset())
     monkeypatch.setitem(sys.modules, "datasets", hub)
     opened = open_images("hf:owner/name:test")
     open_images("hf:owner/name")
-    assert asked == [("owner/name", "test"), ("owner/name", "train")]
+    no_code = {"trust_remote_code": False}
+    assert asked == [("owner/name", "test", no_code), ("owner/name", "train", no_code)]
     assert torch.equal(opened.images, nchw(images))
     assert (opened.labels.tolist(), opened.classes) == ([0, 1, 1, 0], ["a", "b"])
     monkeypatch.setitem(sys.modules, "datasets", None)

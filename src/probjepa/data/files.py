@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import re
 import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from probjepa.data.decode import is_image
 from probjepa.data.records import ArrayRecords, FileRecords, Records
-from probjepa.data.sources import IMAGE_SUFFIXES
+from probjepa.data.tables import chosen_ids, id_column
 from probjepa.errors import DataError, unknown_name
 from probjepa.files import first_line, regular
 
-_IMAGE_KEYS = ("images", "image", "x", "X", "data", "arr_0", "x_train", "train_images")
-_LABEL_KEYS = ("labels", "label", "y", "Y", "targets", "target", "arr_1", "y_train", "train_labels")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+    ".avif", ".jp2", ".j2k",
+)  # fmt: skip
+NPZ_SPLIT = re.compile(r"(.+\.npz):(\w+)", re.IGNORECASE)
+_IMAGE_KEYS = ("images", "image", "x", "X", "data", "arr_0")
+_LABEL_KEYS = ("labels", "label", "y", "Y", "targets", "target", "arr_1")
+_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 
 
 def read_sklearn(name: str) -> Records:
@@ -31,40 +41,83 @@ def read_sklearn(name: str) -> Records:
     return records
 
 
-def read_folder(path: Path) -> Records:
+def read_folder(path: Path, labels: str | None = None, ids: str | None = None) -> Records:
     """Read the images below a folder; those in a sub-folder have its name as their label.
 
-    The label is the first folder below ``path``. Hidden files and folders are ignored. A folder without
-    images but with .parquet files is read as shards.
+    The label is the first folder below ``path``; "none" leaves labels out. Links are followed, hidden files
+    and folders are passed over, and other files that are no images are listed in ``skipped``. A folder
+    without images but with .parquet files is read as shards.
     """
-    found = [
-        file.relative_to(path)
-        for file in path.rglob("*")
-        if file.suffix.lower() in (*IMAGE_SUFFIXES, ".parquet") and file.is_file()
-    ]
-    visible = sorted(file for file in found if not any(part.startswith(".") for part in file.parts))
-    files = [file for file in visible if file.suffix.lower() != ".parquet"]
-    if not files and visible:
+    files, shards, others = [], [], []
+    for file in sorted(found.relative_to(path) for found in _walk(path)):
+        suffix = file.suffix.lower()
+        if suffix == ".parquet":
+            shards.append(file)
+        elif suffix in IMAGE_SUFFIXES or is_image(path / file):
+            files.append(file)
+        else:
+            others.append(file)
+    if shards and not files:
         from probjepa.data.tables import read_parquet
 
-        return read_parquet(path, [path / file for file in visible])
-    if not files:
+        records = read_parquet(path, [path / file for file in shards], labels, ids)
+    elif not files:
+        found = f", of {len(others)} files such as '{others[0]}'" if others else ""
         raise DataError(
-            f"'{path}' holds no images: put {', '.join(IMAGE_SUFFIXES)} or .parquet files into it, "
+            f"'{path}' holds no images{found}: put {', '.join(IMAGE_SUFFIXES)} or .parquet files into it, "
             "or pass another folder"
         )
-    nested = [len(file.parts) > 1 for file in files]
-    if any(nested) and not all(nested):
+    else:
+        others = sorted([*others, *shards])
+        if labels not in (None, "none") or ids is not None:
+            raise DataError(
+                f"'{path}' is a folder of images, which has no columns: choose labels=none or nothing"
+            )
+        classes = None if labels else _class_folders(path, files)
+        numbers = None
+        if classes is not None:
+            number = {name: index for index, name in enumerate(classes)}
+            numbers = torch.tensor([number[file.parts[0]] for file in files], dtype=torch.int64)
+        records = FileRecords(str(path), path, [file.as_posix() for file in files], numbers, classes)
+    records.skipped = [f"{path / file} is no image of a known format" for file in others]
+    return records
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """Yield the files below a folder, through links, but not through one that leads back up."""
+    try:
+        status = folder.stat()
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
         raise DataError(
-            f"'{path}' has images in sub-folders and beside them ({files[nested.index(False)]}): "
-            "sub-folders are labels, so move all images into them or none"
+            f"the folder '{folder}' cannot be read ({error.strerror}): check its rights"
+        ) from error
+    mark = (status.st_dev, status.st_ino)
+    for entry in entries if mark not in above else ():
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), (*above, mark))
+        else:
+            yield Path(entry.path)
+
+
+def _class_folders(path: Path, files: list[Path]) -> list[str] | None:
+    """Return the folders that name the images' labels, or None where all images lie beside each other."""
+    classes = sorted({file.parts[0] for file in files if len(file.parts) > 1})
+    if not classes:
+        return None
+    beside = next((file for file in files if len(file.parts) == 1), None)
+    if beside is not None:
+        raise DataError(
+            f"'{path}' has images in sub-folders and beside them ({beside}): sub-folders are labels, so move "
+            "all images into them or none, or leave labels out with labels=none (--labels none)"
         )
-    labels = classes = None
-    if nested[0]:
-        classes = sorted({file.parts[0] for file in files})
-        number = {name: index for index, name in enumerate(classes)}
-        labels = torch.tensor([number[file.parts[0]] for file in files], dtype=torch.int64)
-    return FileRecords(str(path), path, [file.as_posix() for file in files], labels, classes)
+    splits = [name for name in classes if name.lower() in _SPLITS]
+    if len(splits) > 1 or splits == classes:
+        raise DataError(
+            f"'{path}' holds splits ({', '.join(splits)}), which are no classes: pass one, "
+            f"'{path / splits[0]}', or all without labels with labels=none (--labels none)"
+        )
+    return classes
 
 
 def read_image(path: Path) -> Records:
@@ -78,17 +131,68 @@ def read_npy(path: Path) -> Records:
     return ArrayRecords(str(path), array, file=path)
 
 
-def read_npz(path: Path) -> Records:
-    """Read the images, and labels where there are any, of a .npz file."""
+def read_npz(path: Path, labels: str | None = None, ids: str | None = None) -> Records:
+    """Read the images, and labels where there are any, of ``x.npz`` or of one split, ``x.npz:test``."""
+    split = None
+    if not path.exists() and (match := NPZ_SPLIT.fullmatch(str(path))):
+        path, split = Path(match[1]), match[2]
     content = _load(path)
-    images = next((key for key in _IMAGE_KEYS if key in content), None)
-    if images is None:
+    name = str(path) if split is None else f"{path}:{split}"
+    images, of_labels = choose_arrays(f"'{path}'", content, split, labels)
+    records = ArrayRecords(name, content[images], None if of_labels is None else content[of_labels])
+    if (of_ids := id_column(list(content), ids, name)) is not None:
+        values = content[of_ids].tolist()
+        if ids is not None and len(values) != len(records):
+            raise DataError(f"{name}: {len(records)} images but '{ids}' has {len(values)} values")
+        if len(values) == len(records):
+            records.ids = chosen_ids(values, of_ids, ids, name) or records.ids
+    return records
+
+
+def choose_arrays(
+    where: str, content: Mapping[str, Any], split: str | None, labels: str | None
+) -> tuple[str, str | None]:
+    """Return the names of the images and of their labels among named arrays, of one split if there are some.
+
+    Raises
+    ------
+    DataError
+        if none is of images, or several splits are there and none was chosen
+    """
+    found = {
+        name: keys for name in ("", *_SPLITS) if (keys := _named(content, _IMAGE_KEYS, name)) is not None
+    }
+    splits = [name for name in found if name]
+    if split is None and "" not in found and len(splits) == 1:
+        split = splits[0]
+    if (split or "") not in found:
+        if splits:
+            again = (
+                f"choose one, such as {where.strip(chr(39))}:{splits[-1]}"
+                if split is None
+                else f"it has no '{split}'"
+            )
+            raise DataError(f"{where} holds several splits ({', '.join(splits)}): {again}")
+        if any(name in content for name in _SPLITS):
+            raise DataError(
+                f"a {where} of several sets ({', '.join(map(str, content))}): pass one of them, such as "
+                f"data['{next(iter(content))}']"
+            )
         raise DataError(
-            f"'{path}' has no array of images (arrays: {', '.join(content)}): "
+            f"{where} has no array of images (arrays: {', '.join(map(str, content))}): "
             "name it 'images', and its labels 'labels'"
         )
-    labels = next((key for key in _LABEL_KEYS if key in content), None)
-    return ArrayRecords(str(path), content[images], None if labels is None else content[labels])
+    if labels in (None, "none"):
+        return found[split or ""], None if labels else _named(content, _LABEL_KEYS, split or "")
+    if labels not in content:
+        raise DataError(f"{where} has no array '{labels}' (arrays: {', '.join(map(str, content))})")
+    return found[split or ""], labels
+
+
+def _named(content: Mapping[str, Any], keys: Sequence[str], split: str) -> str | None:
+    """The first of some names that is there, as it stands or with the name of a split."""
+    names = (name for key in keys for name in ((f"{key}_{split}", f"{split}_{key}") if split else (key,)))
+    return next((name for name in names if name in content), None)
 
 
 def _load(path: Path, **options: Any) -> Any:

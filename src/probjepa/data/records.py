@@ -38,6 +38,7 @@ class Records(ABC):
     ids: list[str]
     labels: Tensor | None = None
     classes: list[str] | None = None
+    skipped: Sequence[str] = ()  # a line for each file that its reader left out
 
     def __len__(self) -> int:
         return len(self.ids)

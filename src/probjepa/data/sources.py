@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
+import inspect
 import os
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from probjepa.data.decode import FEW_LEVELS, Decoder, Unreadable, array_layout, bomb_guard
+from probjepa.data.decode import FEW_LEVELS, Decoder, Unreadable, array_layout, bomb_guard, is_image
+from probjepa.data.files import IMAGE_SUFFIXES, NPZ_SPLIT, choose_arrays
 from probjepa.data.images import Images, ImageSet, StreamedImages
 from probjepa.data.preprocess import SMALLEST_SIDE
-from probjepa.data.records import ArrayRecords, Records, attempt, default_workers, each
+from probjepa.data.records import ArrayRecords, Records, attempt, default_workers, each, encode_labels
 from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.registry import Registry
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _PEEK = 8  # rows looked at to estimate the decoded size
 
-# Each takes what follows the scheme, or the path, and returns Records.
+# Each takes what follows the scheme, or the path, and if it can "labels" and "ids"; it returns Records.
 READERS = Registry(
     "data source",
     {
         "sklearn:": "probjepa.data.files:read_sklearn",
-        "hf:": "probjepa.data.tables:read_hub",
+        "hf:": "probjepa.data.objects:read_hub",
         ".parquet": "probjepa.data.tables:read_parquet",
         ".npz": "probjepa.data.files:read_npz",
         ".npy": "probjepa.data.files:read_npy",
@@ -35,7 +38,7 @@ READERS = Registry(
     },
     group="probjepa.sources",
 )
-_FORMS = "an image folder, .parquet, .npz, .npy, sklearn:digits or hf:NAME[:SPLIT]"
+_FORMS = "an image file or folder, .parquet, .npz, .npy, sklearn:digits or hf:NAME[:SPLIT]"
 
 
 def open_images(
@@ -45,6 +48,8 @@ def open_images(
     channels: int | None = None,
     convert: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
+    labels: str | None = None,
+    ids: str | None = None,
     progress: bool = False,
     workers: int | None = None,
     memory_limit: int | None = None,
@@ -57,8 +62,9 @@ def open_images(
     ----------
     source
         ``sklearn:digits`` · a folder of images (sub-folders are labels) · ``x.parquet``, a folder or a glob
-        of parquet shards (Hugging Face layout) · ``.npz`` / ``.npy`` · ``hf:NAME[:SPLIT]`` · one image file;
-        or a numpy array, a torch tensor, a pandas DataFrame, a torch ``Dataset``, an opened set
+        of parquet shards (Hugging Face layout) · ``.npz[:SPLIT]`` / ``.npy`` · ``hf:NAME[:SPLIT]`` · one
+        image file; or a numpy array, a torch tensor, a pair of one of these and its labels, a dict of
+        "images" and "labels", a pandas DataFrame, a torch ``Dataset``, an opened set
     size
         resize the shorter side to this (bilinear, antialiased) and keep the centre square;
         None keeps the images, which must then share one size
@@ -67,7 +73,12 @@ def open_images(
     convert
         allow grey ↔ RGB and drop alpha channels
     on_error
-        "raise" at the first image that cannot be read, or "skip" it and list it in ``skipped``
+        "raise" at the first image that cannot be read, or "skip" it and list it in ``skipped``, as files of
+        a folder that are no images always are
+    labels
+        the column (of .npz: the array) of labels, or "none" to leave labels out; None: one of a usual name
+    ids
+        the column of ids; None: one called id if its values are distinct, or else the rows' numbers
     progress
         show a bar on standard error
     workers
@@ -96,6 +107,11 @@ def open_images(
         raise ConfigError(f"channels is {channels}: pass 1 (grey) or 3 (RGB)")
     if on_error not in ("raise", "skip"):
         raise ConfigError(f"on_error is '{on_error}': pass 'raise' or 'skip'")
+    chosen = {name: value for name, value in (("labels", labels), ("ids", ids)) if value is not None}
+    if isinstance(source, ImageSet | StreamedImages):
+        if chosen.keys() - {"labels"} or labels not in (None, "none"):
+            raise DataError(f"{source.name} is opened: choose labels and ids where it is opened")
+        source = dataclasses.replace(source, labels=None, classes=None) if chosen else source
     if isinstance(source, ImageSet | StreamedImages) and source.shape == _wanted(source, size, channels):
         return source
     if isinstance(source, StreamedImages):
@@ -103,7 +119,7 @@ def open_images(
             f"{source.name} is streamed as {source.shape}, {_wanted(source, size, channels)} is wanted: "
             "open the original source with this size and these channels"
         )
-    records = _records(source)
+    records = _records(source, chosen)
     if len(records) == 0:
         raise DataError(f"{records.name} holds no images: check the source")
     decoder = Decoder(size, channels, convert)
@@ -116,38 +132,82 @@ def open_images(
     return opener(records, decoder, skip=on_error == "skip", progress=progress, workers=workers)
 
 
-def _records(source: Any) -> Records:
+def _records(source: Any, chosen: Mapping[str, str]) -> Records:
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         for scheme in (name for name in READERS if name.endswith(":")):
             if text.startswith(scheme):
-                return READERS[scheme](text.removeprefix(scheme))  # type: ignore[no-any-return]
-        return _path_records(text)
+                return _read(READERS[scheme], text.removeprefix(scheme), chosen)
+        return _path_records(text, chosen)
     if isinstance(source, ImageSet):
         records = ArrayRecords(source.name, source.images.numpy(), source.labels)
-        records.ids, records.classes = source.ids, source.classes
+        records.ids, records.classes, records.skipped = source.ids, source.classes, source.skipped
         return records
     if isinstance(source, np.ndarray):
-        return ArrayRecords("array", source)
+        return _read(lambda array: ArrayRecords("array", array), source, chosen)
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
-        return ArrayRecords("tensor", (source.float() if source.is_floating_point() else source).numpy())
-    from probjepa.data.tables import read_object
+        source = (source.float() if source.is_floating_point() else source).numpy()
+        return _read(lambda array: ArrayRecords("tensor", array), source, chosen)
+    if isinstance(source, Mapping):
+        images, values = choose_arrays(type(source).__name__, source, None, chosen.get("labels"))
+        return _labelled(source[images], None if values is None else source[values], chosen)
+    if isinstance(source, tuple) and len(source) == 2 and _are_labels(source[1]):
+        return _labelled(*source, chosen)
+    from probjepa.data.objects import read_object
 
-    return read_object(source)
+    return _read(read_object, source, chosen)
 
 
-def _path_records(text: str) -> Records:
+def _read(reader: Callable[..., Any], source: Any, chosen: Mapping[str, str]) -> Records:
+    """Call a reader with those of the chosen columns that it can take."""
+    taken = {name: value for name, value in chosen.items() if name in inspect.signature(reader).parameters}
+    records: Records = reader(source, **taken)
+    for name in chosen.keys() - taken:
+        if chosen[name] != "none":
+            raise DataError(f"{records.name} has no columns: leave {name}={chosen[name]} out")
+        records.labels = records.classes = None
+    return records
+
+
+def _labelled(images: Any, labels: Any, chosen: Mapping[str, str]) -> Records:
+    """Records of images with their labels beside them."""
+    if "ids" in chosen:
+        raise DataError(f"images and labels have no columns: leave ids={chosen['ids']} out")
+    records = _records(images, {})
+    if labels is not None and chosen.get("labels") != "none":
+        records.labels, records.classes = encode_labels(labels, records.name, len(records))
+    return records
+
+
+def _are_labels(value: Any) -> bool:
+    """Whether the second of a pair has a label a row, and is no image."""
+    if isinstance(value, str) or not hasattr(value, "__len__") or not len(value):
+        return False
+    return np.shape(next(iter(value))) in ((), (1,))
+
+
+def _path_records(text: str, chosen: Mapping[str, str]) -> Records:
     path = Path(text)
-    if not path.exists() and glob.has_magic(text) and path.suffix.lower() == ".parquet":
-        return READERS[".parquet"](path)  # type: ignore[no-any-return]
-    if not path.exists():
-        raise DataError(f"no such file or folder: '{text}' (a data source is {_FORMS})")
     suffix = path.suffix.lower()
-    kind = "folder" if path.is_dir() else "image" if suffix in IMAGE_SUFFIXES else suffix
-    if kind not in READERS:
-        raise DataError(f"'{text}': the suffix '{suffix}' is not supported, a data source is {_FORMS}")
-    return READERS[kind](path)  # type: ignore[no-any-return]
+    if not path.exists():
+        split = NPZ_SPLIT.fullmatch(text)
+        if glob.has_magic(text) and suffix == ".parquet":
+            kind = ".parquet"
+        elif split and Path(split[1]).exists():
+            kind = ".npz"
+        else:
+            raise DataError(f"no such file or folder: '{text}' (a data source is {_FORMS})")
+    elif path.is_dir():
+        kind = "folder"
+    elif suffix in IMAGE_SUFFIXES or (suffix not in READERS and is_image(path)):
+        kind = "image"
+    elif suffix in READERS:
+        kind = suffix
+    else:
+        what = f"the suffix '{suffix}' is not supported" if suffix else "is no image of a known format"
+        raise DataError(f"'{text}': {what}, a data source is {_FORMS}")
+    return _read(READERS[kind], path, chosen)
 
 
 def _ready(records: ArrayRecords, decoder: Decoder) -> ImageSet | None:
@@ -202,7 +262,7 @@ class _Check:
     def __init__(self, records: Records, decoder: Decoder, skip: bool) -> None:
         self.records, self.decoder, self.skip = records, decoder, skip
         self.rows: list[int] = []
-        self.skipped: list[str] = []
+        self.skipped = list(records.skipped)
         self.channels = 1
         self._colour_row: int | None = None
         self.side: tuple[int, int] | None = None

@@ -1,4 +1,4 @@
-"""Readers of rows: parquet files, pandas DataFrames, Hugging Face and torch data sets."""
+"""The reader of parquet files, and which columns of a table hold images, labels and ids."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
-from probjepa.data.decode import Payload, Unreadable, as_payload
+from probjepa.data.decode import Payload, as_payload
 from probjepa.data.records import Records, encode_labels
-from probjepa.errors import DataError, MissingExtraError
+from probjepa.errors import DataError
 from probjepa.files import first_line, regular
 
 _IMAGE_NAMES = ("image", "img", "images", "imgs", "pixel_values", "picture", "photo", "x")
@@ -28,9 +25,8 @@ _LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "class", "targe
 _SPLIT_NAME = re.compile(r"^(train|test|val|valid|validation|dev)(?![a-z])", re.IGNORECASE)
 
 
-def find_image_column(rows: Sequence[dict[str, Any]], columns: Sequence[str], where: str) -> str:
-    """Return the column that holds images, judged by the values of the first rows and by its name."""
-    found = [name for name in columns if any(_may_be_image(row[name]) for row in rows)]
+def image_column(found: Sequence[str], columns: Sequence[str], where: str) -> str:
+    """Return the one of ``columns`` that holds images, of those that may, by its name."""
     named = [name for name in _IMAGE_NAMES if name in found]
     if named:
         return named[0]
@@ -46,70 +42,111 @@ def find_image_column(rows: Sequence[dict[str, Any]], columns: Sequence[str], wh
     )
 
 
-def _may_be_image(value: Any) -> bool:
-    if isinstance(value, dict):
-        return "bytes" in value
-    if isinstance(value, list):
-        return bool(value) and isinstance(value[0], list)
-    if isinstance(value, np.ndarray):
-        return value.ndim >= 2 or (value.dtype == object and value.size > 0 and np.ndim(value[0]) > 0)
-    return (
-        isinstance(value, bytes)
-        or (hasattr(value, "mode") and hasattr(value, "getexif"))
-        or (hasattr(value, "detach") and value.ndim >= 2)
-    )
+def label_column(columns: Sequence[str], wanted: str | None, where: str) -> str | None:
+    """Return the column of labels: the one wanted, none for "none", or by default one of a usual name."""
+    if wanted is None:
+        return next((name for name in _LABEL_NAMES if name in columns), None)
+    return None if wanted == "none" else _present(wanted, columns, where)
 
 
-def find_label_column(columns: Sequence[str]) -> str | None:
-    """Return the column that holds labels, by its name."""
-    return next((name for name in _LABEL_NAMES if name in columns), None)
+def id_column(columns: Sequence[str], wanted: str | None, where: str) -> str | None:
+    """Return the column of ids: the one wanted, or by default one called id."""
+    if wanted is None:
+        return next((name for name in columns if name.lower() == "id"), None)
+    return _present(wanted, columns, where)
 
 
-def read_parquet(path: Path, files: list[Path] | None = None) -> Records:
+def _present(wanted: str, columns: Sequence[str], where: str) -> str:
+    if wanted not in columns:
+        raise DataError(f"{where} has no column '{wanted}' (columns: {', '.join(columns)})")
+    return wanted
+
+
+def chosen_ids(values: Sequence[Any], column: str, wanted: str | None, where: str) -> list[str] | None:
+    """Return a column's values as ids; None where they name no single row, which is an error if wanted."""
+    ids = [str(value) for value in values]
+    first: dict[str, int] = {}
+    for row, value in enumerate(values):
+        if value is None or value != value or first.setdefault(ids[row], row) != row:
+            if wanted is None:
+                return None
+            kind = f"the id of row {first[ids[row]]} again" if ids[row] in first else "no id"
+            raise DataError(f"{where}: row {row} has {kind} in '{column}': choose a column of distinct ids")
+    return ids
+
+
+def _holds_images(kind: Any) -> bool:
+    """Whether cells of an Arrow type may be images: structs with bytes, bytes, nested lists."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    lists = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
+    if isinstance(kind, pa.StructType):
+        return bool(kind.get_field_index("bytes") >= 0)
+    if isinstance(kind, lists):
+        return isinstance(kind.value_type, lists)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def read_parquet(
+    path: Path, files: list[Path] | None = None, labels: str | None = None, ids: str | None = None
+) -> Records:
     """Read one parquet file, the shards of a folder, or those that a glob matches."""
     if files is None:
         files = [path] if path.exists() else sorted(Path(name) for name in glob.glob(str(path)))
     if not files:
         raise DataError(f"no parquet file matches '{path}': check the pattern")
-    splits = sorted({match[1] for file in files if (match := _SPLIT_NAME.match(file.name))})
-    if len(splits) > 1 and path.is_dir():
-        raise DataError(
-            f"'{path}' holds several splits ({', '.join(splits)}): choose one with a pattern, "
-            f"'{path}/{splits[-1]}*.parquet'"
-        )
-    return ParquetRecords(str(path), files)
+    splits: dict[str, Path] = {}  # name → a pattern of its files
+    for file in files if path.is_dir() else ():
+        parts = file.relative_to(path).parts
+        for depth, part in enumerate(parts):
+            if match := _SPLIT_NAME.match(part):
+                last = f"{match[1]}*.parquet" if depth == len(parts) - 1 else part
+                splits.setdefault(match[1], path.joinpath(*parts[:depth], last))
+    if len(splits) > 1:
+        names = ", ".join(sorted(splits))
+        raise DataError(f"'{path}' holds several splits ({names}): choose one, '{splits[max(splits)]}'")
+    return ParquetRecords(str(path), files, labels, ids)
 
 
 class ParquetRecords(Records):
     """The image column of parquet files in the Hugging Face layout, read in order."""
 
-    def __init__(self, name: str, files: list[Path]) -> None:
+    def __init__(
+        self, name: str, files: list[Path], labels: str | None = None, ids: str | None = None
+    ) -> None:
         import pyarrow.parquet as pq
 
         self.name, self.files = name, files
-        self.starts, self.ids, values = [0], [], []
+        self.starts, self.ids = [0], []
+        columns: dict[str, list[Any]] = {}  # those of labels and of ids, as far as they are read
         schema: Any = None
         for file in files:
             with _parquet_errors(file):
                 opened = pq.ParquetFile(regular(file))
                 count = opened.metadata.num_rows
                 if schema is None:
-                    schema = opened.schema_arrow
-                    head = next(opened.iter_batches(batch_size=8), None)
-                    rows = [] if head is None else head.to_pylist()
-                    if not rows:
+                    schema, where = opened.schema_arrow, f"'{file}'"
+                    if not count:
                         raise DataError(f"'{file}' has no rows: remove it, or pass another file")
-                    self.column = find_image_column(rows, schema.names, f"'{file}'")
-                    label = find_label_column([n for n in schema.names if n != self.column])
-                missing = {self.column, *([label] if label else [])} - set(opened.schema_arrow.names)
+                    found = [field.name for field in schema if _holds_images(field.type)]
+                    self.column = image_column(found, schema.names, where)
+                    label = label_column([n for n in schema.names if n != self.column], labels, where)
+                    by = id_column(schema.names, ids, where)
+                    columns = {column: [] for column in (label, by) if column is not None}
+                missing = {self.column, *columns} - set(opened.schema_arrow.names)
                 if missing:
                     raise DataError(f"'{file}' lacks the column {', '.join(missing)} of '{files[0]}'")
-                if label:
-                    values += opened.read(columns=[label])[label].to_pylist()
+                for column, values in columns.items():
+                    values += opened.read(columns=[column])[column].to_pylist()
             self.starts.append(self.starts[-1] + count)
             self.ids += [f"{file.name}:{row}" if len(files) > 1 else str(row) for row in range(count)]
-        if values:
-            self.labels, self.classes = encode_labels(values, name, len(self), _class_names(schema, label))
+        if by is not None:
+            self.ids = chosen_ids(columns[by], by, ids, name) or self.ids
+        if label is not None:
+            names = _class_names(schema, label)
+            self.labels, self.classes = encode_labels(columns[label], name, len(self), names)
 
     def where(self, row: int) -> str:
         """Name the shard and the row in it."""
@@ -219,119 +256,3 @@ def _class_names(schema: Any, label: str | None) -> list[str] | None:
         return [str(name) for name in info["info"]["features"][label]["names"]]
     except (KeyError, TypeError, ValueError):
         return None
-
-
-class RowRecords(Records):
-    """Rows of anything that can be indexed: a list, a torch ``Dataset``, a Hugging Face data set."""
-
-    def __init__(self, name: str, count: int, row: Callable[[int], Any]) -> None:
-        self.name, self.ids, self._row = name, [str(i) for i in range(count)], row
-
-    def read(self, row: int) -> Payload:
-        """Return what one row holds."""
-        return as_payload(self._row(row))
-
-
-class _Cell:
-    """Indexes rows, then a column: a class, since a lambda cannot be pickled."""
-
-    def __init__(self, rows: Any, column: str | None = None) -> None:
-        self.rows, self.column = rows, column
-
-    def __call__(self, row: int) -> Any:
-        value = self.rows[row]
-        return value if self.column is None else value[self.column]
-
-
-class DatasetRecords(Records):
-    """A torch ``Dataset`` of images or (image, label) pairs; labels are collected while it is read."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.name, self.dataset = type(dataset).__name__, dataset
-        self.ids = [str(row) for row in range(len(dataset))]
-        self._seen: dict[int, Any] = {}
-        names = getattr(dataset, "classes", None)
-        self._names = [str(name) for name in names] if isinstance(names, list | tuple) else None
-
-    def read(self, row: int) -> Payload:
-        """Return one image, and keep its label."""
-        try:
-            item = self.dataset[row]
-        except Exception as error:  # the user's own code: its row is what helps
-            return Unreadable(f"fails to load ({type(error).__name__}: {str(error).splitlines()[:1]})")
-        if isinstance(item, tuple | list) and len(item) == 2:
-            item, label = item
-            self._seen[row] = label.item() if hasattr(label, "item") else label
-        elif isinstance(item, tuple | list) and item and not isinstance(item[0], list | int | float):
-            item = item[0]
-        return as_payload(item)
-
-    @property
-    def labels(self) -> Tensor | None:  # type: ignore[override]
-        """The labels of the rows read so far, or None where there were none."""
-        if not self._seen or all(label is None for label in self._seen.values()):
-            return None
-        # a row that failed to load has no label, and is not in the set either
-        filler = next(iter(self._seen.values()))
-        values = [self._seen.get(row, filler) for row in range(len(self))]
-        labels, self.classes = encode_labels(values, self.name, len(self), self._names)
-        return labels
-
-
-def read_object(source: Any) -> Records:
-    """Read a pandas DataFrame, a Hugging Face data set or a torch ``Dataset``."""
-    if hasattr(source, "iloc") and hasattr(source, "columns"):
-        return _read_frame(source)
-    if hasattr(source, "features") and hasattr(source, "column_names"):
-        return _read_hf(source, "datasets.Dataset")
-    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        return DatasetRecords(source)
-    raise DataError(
-        f"a {type(source).__name__} is no data source: pass a path, an array, a tensor, a DataFrame "
-        "or a Dataset with __len__ and __getitem__"
-    )
-
-
-def _read_frame(frame: Any) -> Records:
-    columns = [str(name) for name in frame.columns]
-    head = [dict(zip(columns, row, strict=True)) for row in frame.iloc[:8].itertuples(index=False, name=None)]
-    column = find_image_column(head, columns, "DataFrame")
-    values = frame.iloc[:, columns.index(column)].tolist()
-    records = RowRecords("DataFrame", len(values), _Cell(values))
-    label = find_label_column([name for name in columns if name != column])
-    if label is not None:
-        values = frame.iloc[:, columns.index(label)].tolist()
-        records.labels, records.classes = encode_labels(values, "DataFrame", len(values))
-    return records
-
-
-def read_hub(name: str) -> Records:
-    """Read ``NAME[:SPLIT]``, a set of the hub or a local folder, with ``datasets``; SPLIT is train."""
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError("datasets", "hf") from None
-    path, _, split = name.partition(":")
-    try:
-        dataset = datasets.load_dataset(path, split=split or "train")
-    except Exception as error:  # many types: no such set, no such split, no network, a broken cache
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(
-            f"hf:{name} cannot be loaded ({reason}): check the name, the split and the network"
-        ) from error
-    return _read_hf(dataset, f"hf:{name}")
-
-
-def _read_hf(dataset: Any, name: str) -> Records:
-    columns = list(dataset.column_names)
-    for column in columns:
-        if type(dataset.features[column]).__name__ == "Image":  # bytes, which are decoded here, on all cores
-            dataset = dataset.cast_column(column, type(dataset.features[column])(decode=False))
-    head = [dataset[row] for row in range(min(8, len(dataset)))]
-    column = find_image_column(head, columns, name)
-    records = RowRecords(name, len(dataset), _Cell(dataset, column))
-    label = find_label_column([other for other in columns if other != column])
-    if label is not None:
-        names = getattr(dataset.features[label], "names", None)
-        records.labels, records.classes = encode_labels(list(dataset[label]), name, len(dataset), names)
-    return records
