@@ -42,7 +42,7 @@ SETTINGS = [
     {"df": math.inf},
     {"df": 3, "draws": 4, "variance": "isotropic", "kl_weight": 0.25, "hidden_dim": 8},
     {"likelihood": "standard"},
-    {"target": "ema", "momentum": 0.9, "center_log_variance": True},
+    {"target": "ema", "ema_momentum": 0.9, "center_log_variance": True},
     {"mean": [0.1307], "std": [0.3081], "radial": False, "view_recipe": "byol-32"},
 ]
 

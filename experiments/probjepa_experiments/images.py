@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from probjepa.backbones import BACKBONES
 from probjepa.errors import ConfigError
 from probjepa.heads import HEADS
@@ -91,8 +89,8 @@ def image_base(row: Row, budget: Budget, dataset: str, data: Data) -> Base:
 def settings_of(row: Row, budget: Budget, shape: tuple[int, int]) -> dict[str, Any]:
     """Return a method's settings at a budget, for images of so many channels and of that size."""
     parameters = inspect.signature(METHODS[row.method]).parameters
-    # the channel statistics are the data's
-    known = {name: p.default for name, p in parameters.items() if name not in ("mean", "std")}
+    # the channel statistics are the data's, the seed the cell's
+    known = {name: p.default for name, p in parameters.items() if name not in ("mean", "std", "seed")}
     images = {"channels": shape[0], "image_size": shape[1]}
     settings = {**known, **budget.settings, **images, **budget.methods.get(row.method, {})}
     unknown = sorted({*settings, *row.settings} - set(known))
@@ -116,9 +114,7 @@ def module_of(table: Registry, name: str) -> str:
 
 def build(method: str, settings: Mapping[str, Any], seed: int) -> Method:
     """Return a method with the weights that a seed gives; ConfigError for a bad setting."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made: Method = METHODS[method](**settings)
+    made: Method = METHODS[method](seed=seed, **settings)
     return made
 
 

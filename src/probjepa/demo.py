@@ -73,16 +73,15 @@ def train_demo(
     **options: Any,
 ) -> VJE:
     """Train the demo's model, or one with other ``widths``; ``options`` go to ``fit``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # an embedding of 64 would give the inference network 16 units (D/4): too few for μ to follow h
-        model = VJE(
-            "convnet",
-            backbone_options={"widths": list(widths)},
-            channels=1,
-            image_size=IMAGE_SIZE,
-            hidden_dim=32,
-        )
+    # an embedding of 64 would give the inference network 16 units (D/4): too few for μ to follow h
+    model = VJE(
+        "convnet",
+        backbone_options={"widths": list(widths)},
+        channels=1,
+        image_size=IMAGE_SIZE,
+        hidden_dim=32,
+        seed=seed,
+    )
     return fit(
         model,
         train,

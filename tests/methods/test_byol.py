@@ -64,7 +64,7 @@ def test_targets_use_the_batchs_statistics_and_averaged_weights():
 
 
 def test_the_average_follows_encoder_and_projector():
-    model = small("byol", momentum=0.9, **NARROW).train()
+    model = small("byol", ema_momentum=0.9, **NARROW).train()
     sources = [*model.encoder.parameters(), *model.projector.parameters()]
     expected = [p.detach().clone() for p in sources]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -90,6 +90,6 @@ def test_layers_are_the_papers():
 
 def test_wrong_settings():
     with pytest.raises(ConfigError, match="momentum"):
-        small("byol", momentum=1.5, **NARROW)
+        small("byol", ema_momentum=1.5, **NARROW)
     with pytest.raises(ConfigError, match="whole widths"):
         small("byol", hidden_dim=0)

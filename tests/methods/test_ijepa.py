@@ -97,7 +97,7 @@ def test_every_view_counts_as_an_image():
 
 
 def test_the_teacher_has_no_gradient_and_follows_the_student():
-    model = small(momentum=0.9, momentum_schedule="linear").train()
+    model = small(ema_momentum=0.9, ema_schedule="linear").train()
     model.loss([torch.randn(4, 1, 16, 16)])["loss"].backward()
     assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
     assert all(p.grad is not None for p in model.encoder.parameters())
@@ -318,8 +318,8 @@ def test_fit_takes_a_preset(tmp_path):
         ({"head": "gausian"}, "did you mean 'gaussian'"),
         ({"head_options": {"hiden": [8]}}, "did you mean 'hidden'"),
         ({"head": Laplacian(), "head_options": {"hidden": [8]}}, "head's name"),
-        ({"momentum": 1.5}, "momentum"),
-        ({"momentum_schedule": "step"}, "unknown EMA schedule 'step'"),
+        ({"ema_momentum": 1.5}, "momentum"),
+        ({"ema_schedule": "step"}, "unknown EMA schedule 'step'"),
         ({"predictor_width": 18}, "divisible by 8 heads"),
         ({"score_masks": 0}, "score_masks"),
         ({"score_draws": 1}, "score_draws must be a whole number, at least 2"),

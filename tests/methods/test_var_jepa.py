@@ -358,7 +358,7 @@ def test_every_argument_has_a_default_that_works():
     parameters = inspect.signature(pj.VarJEPA).parameters
     assert all(p.default is not p.empty for p in parameters.values())
     model = pj.VarJEPA()
-    assert set(model.settings) == set(parameters)
+    assert set(model.settings) == set(parameters) - {"seed"}
     assert model.embed(torch.zeros(2, 32)).shape == (2, 16)
 
 

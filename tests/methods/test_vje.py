@@ -252,7 +252,7 @@ def test_gradients_reach_the_encoder_and_the_inference_network_alone(target):
 
 
 def test_after_step_moves_the_teacher_along_the_cosine():
-    model = small(target="ema", momentum=0.9)
+    model = small(target="ema", ema_momentum=0.9)
     before = [p.clone() for p in model.target.module.parameters()]
     with torch.no_grad():
         for p in model.encoder.parameters():
@@ -458,7 +458,7 @@ def test_wrong_scores(settings, arguments, message):
         ({"variance": "full"}, "'diagonal' or 'isotropic'"),
         ({"likelihood": "normal"}, "'polar' or 'standard'"),
         ({"target": "teacher"}, "'stop-gradient' or 'ema'"),
-        ({"target": "ema", "momentum": 1.1}, "momentum"),
+        ({"target": "ema", "ema_momentum": 1.1}, "momentum"),
         ({"hidden_dim": 1}, "hidden_dim"),
         ({"hidden_dim": 2.5}, "hidden_dim"),
         ({"directional": False, "radial": False}, "keep one of them"),

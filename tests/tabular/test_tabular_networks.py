@@ -306,7 +306,7 @@ def test_the_bound_is_below_the_evidence():
 @pytest.fixture
 def baseline(schema):
     torch.manual_seed(0)
-    return TJEPANetwork(schema.layout, **SIZES, n_reg=3, momentum=0.9)
+    return TJEPANetwork(schema.layout, **SIZES, n_reg=3, ema_momentum=0.9)
 
 
 def test_t_jepa_loss_is_the_squared_distance_to_the_averaged_encoder(baseline, rows):

@@ -31,8 +31,11 @@ def train(**settings):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"learning_rate": "fast"}, "learning_rate takes a number, got 'fast'"),
-        ({"learning_rate": HUGE}, "learning_rate takes a number, got 'a number of thousands of digits'"),
+        ({"learning_rate": "fast"}, "learning_rate takes a number or null, got 'fast'"),
+        (
+            {"learning_rate": HUGE},
+            "learning_rate takes a number or null, got 'a number of thousands of digits'",
+        ),
         ({"warmup_epochs": [1]}, r"warmup_epochs takes a number or null, got '\[1\]'"),
         ({"batch_size": 8.5}, "batch_size takes a whole number, got '8.5'"),
         ({"batch_size": True}, "batch_size takes a whole number, got 'True'"),
@@ -48,6 +51,9 @@ def train(**settings):
         ({"views": "digit"}, "unknown view recipe 'digit', did you mean 'digits'"),
         ({"optimizer": "adam"}, "unknown optimizer 'adam', did you mean 'adamw'"),
         ({"learning_rate": -1}, "learning_rate must be a positive number, got -1"),
+        ({"gradient_clip_val": -1}, "gradient_clip_val must be 0 or more, got -1"),
+        ({"momentum": 0.5}, "unknown setting 'momentum', did you mean 'sgd_momentum'"),
+        ({"sgd_momentum": 1.5}, r"sgd_momentum must lie in \[0, 1\), got 1.5"),
     ],
 )
 def test_a_wrong_setting_is_one_line(setting, message, tmp_path):
@@ -59,7 +65,7 @@ def test_a_wrong_setting_is_one_line(setting, message, tmp_path):
 
 def test_the_adapter_checks_the_same_and_says_the_nearest_name():
     for settings, message in [
-        ({"learning_rate": "fast"}, "learning_rate takes a number, got 'fast'"),
+        ({"learning_rate": "fast"}, "learning_rate takes a number or null, got 'fast'"),
         ({"learning_rat": 1.0}, "unknown setting 'learning_rat', did you mean 'learning_rate'"),
         ({"batch_size": 8}, "unknown setting 'batch_size'"),
     ]:
@@ -71,7 +77,8 @@ def test_numpy_numbers_and_devices_are_taken():
     settings = FitSettings(
         learning_rate=np.float32(0.5), warmup_epochs=np.int64(2), device=torch.device("cuda", 1)
     )
-    assert (settings.learning_rate, settings.warmup(3), settings.device) == (0.5, 2, "cuda:1")
+    assert (settings.learning_rate, settings.resolved({}, 3)["warmup_epochs"]) == (0.5, 2)
+    assert settings.device == "cuda:1"
     assert FitSettings(learning_rate=1).learning_rate == 1
 
 

@@ -54,11 +54,10 @@ class ImageModel:
         if options.val is not None:
             val = open_images(options.val, size=side, channels=channels, **reading)
 
-        from probjepa.methods import METHODS
         from probjepa.report.training import training_report
         from probjepa.training import fit
 
-        of_fit = {"epochs": 200, "seed": 0, **METHODS[method].recipe, **settings["fit"]}
+        of_fit = {"epochs": 200, "seed": 0, **settings["fit"]}
         model = _build(method, of_fit["seed"], **settings["method"], backbone_options=settings["backbone"])
         fit(
             model, images, val=val, out=options.out, resume=options.resume, overwrite=options.overwrite,
@@ -192,15 +191,11 @@ class ImageModel:
 
 def _build(method: str, seed: int, **settings: Any) -> Method:
     """Make a method with the random weights of a seed; whatever its parts complain of is one line."""
-    import torch
-
     from probjepa.methods import METHODS
 
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model: Method = METHODS[method](**settings)
-            return model
+        model: Method = METHODS[method](seed=seed, **settings)
+        return model
     except ProbjepaError:
         raise
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:

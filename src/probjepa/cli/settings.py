@@ -21,14 +21,13 @@ _RECORDED = {
 _TRAINER: dict[str, Any] = {
     "accumulate_grad_batches": int,
     "devices": int | list[int] | Literal["auto"],
-    "gradient_clip_val": float | None,
     "strategy": str,
 }
 _LARGEST_PATCH, _LEAST_GRID, _MOST_GRID = 16, 7, 32
 # arguments that have an option of their own, are handed on, or have no place on a command line
 _NOT_SETTABLE = {
-    "method": {"backbone_options"},
-    "backbone": {"channels"},
+    "method": {"backbone_options", "seed"},
+    "backbone": {"channels", "image_size"},
     "fit": {"method", "data", "val", "out", "resume", "overwrite", "progress", "convert", "on_error"},
 }
 
@@ -105,6 +104,9 @@ def check_settings(settings: Mapping[str, Any], types: Mapping[str, Any]) -> dic
     """
     for key in settings:
         if key not in types:
+            meant = sorted(name for name in types if name.endswith(f"_{key}"))
+            if len(meant) > 1:
+                raise ConfigError(f"the setting {key} may be {' or '.join(meant)}: write which")
             raise unknown_name("setting", short(key), types)
     return {key: checked(key, value, types[key]) for key, value in settings.items()}
 
@@ -185,6 +187,8 @@ def sort_settings(method: str, settings: Mapping[str, Any]) -> dict[str, dict[st
     settings = check_settings(settings, types["fit"] | types["backbone"] | types["method"])
     places: dict[str, dict[str, Any]] = {place: {} for place in types}
     for key, value in settings.items():
-        place = next(place for place, of in types.items() if key in of)
+        place, *other = [place for place, of in types.items() if key in of]
+        if other:
+            raise ConfigError(f"{key} is a setting of the {place} and of {other[0]}: rename one")
         places[place][key] = value
     return places

@@ -64,7 +64,7 @@ class BarlowTwins(Method, paper_url="https://arxiv.org/abs/2103.03230"):
 
     name = "barlow-twins"
     # lightly's benchmark on CIFAR-10: 0.06 at batch 128, scaled with the batch
-    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.12, "momentum": 0.9, "weight_decay": 5e-4}
+    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.12, "sgd_momentum": 0.9, "weight_decay": 5e-4}
 
     def __init__(
         self,

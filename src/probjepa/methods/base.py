@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from probjepa.backbones import HUBS, embedding_dim_of, encoder_of
 from probjepa.data import Preprocess, channel_statistics, default_recipe
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError, DataError, short
 from probjepa.methods.pretrained import Pretrained
 
 
@@ -39,6 +39,7 @@ class EncoderSettings(TypedDict, total=False):
     mean: Sequence[float] | None
     std: Sequence[float] | None
     view_recipe: str | None
+    seed: int | None
 
 
 class Method(Pretrained):
@@ -70,6 +71,9 @@ class Method(Pretrained):
         channel statistics in [0, 1] units; None: estimated on the training images by ``calibrate``
     view_recipe
         name of the view recipe; None: the default for size and channels
+    seed
+        of the initial weights, the same as ``probjepa train --seed`` gives; None: torch's global generator
+        draws them, as for any module
 
     Raises
     ------
@@ -87,6 +91,7 @@ class Method(Pretrained):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         view_recipe: str | None = None,
+        seed: int | None = None,  # used by the metaclass
     ) -> None:
         super().__init__()
         if channels not in (1, 3):
@@ -95,6 +100,11 @@ class Method(Pretrained):
             raise ConfigError(f"image_size must be at least 8 pixels, got {image_size}")
         if (mean is None) != (std is None):
             raise ConfigError("mean and std go together: give both or neither")
+        if not isinstance(view_recipe, str | None):
+            raise ConfigError(
+                f"view_recipe takes the name of a view recipe, got {short(repr(view_recipe))}: give a "
+                "module of your own to fit(…, views=module)"
+            )
         options = dict(backbone_options or {})
         self.encoder = encoder_of(backbone, options, channels=channels, image_size=image_size)
         self.embedding_dim = embedding_dim_of(self.encoder, channels, image_size)
@@ -139,9 +149,7 @@ class Method(Pretrained):
             raise ConfigError(f"a {part} of your own cannot be made anew: build the baseline yourself")
         if self.settings["backbone"].startswith(HUBS):
             raise ConfigError(f"{self.settings['backbone']} is pretrained: build the baseline yourself")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            fresh = self.from_config(self.config())
+        fresh = self.from_config(self.config(), seed=seed)
         return fresh.to(self.device).eval()
 
     @property

@@ -38,7 +38,7 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
         width of the projections
     hidden_dim
         width of the one hidden layer of projector and predictor
-    momentum
+    ema_momentum
         τ₀ of the averaged network; the paper's 0.99 for runs of 100 epochs
 
     Raises
@@ -49,7 +49,7 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
 
     name = "byol"
     # lightly's benchmark on CIFAR-10 has 0.12 at this batch size with a loss of a quarter of ours
-    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.03, "momentum": 0.9, "weight_decay": 5e-4}
+    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.03, "sgd_momentum": 0.9, "weight_decay": 5e-4}
 
     def __init__(
         self,
@@ -57,13 +57,13 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
         *,
         projector_dim: int = 256,
         hidden_dim: int = 4096,
-        momentum: float = 0.996,
+        ema_momentum: float = 0.996,
         **encoder: Unpack[EncoderSettings],
     ) -> None:
         super().__init__(backbone, **encoder)
         self.projector = projector([self.embedding_dim, hidden_dim, projector_dim], last_bias=False)
         self.predictor = projector([projector_dim, hidden_dim, projector_dim], last_bias=False)
-        self.target = EMA(self._online(), momentum, statistics="batch")
+        self.target = EMA(self._online(), ema_momentum, statistics="batch")
 
     def _online(self) -> nn.Sequential:
         """What is averaged; made anew, so that the state holds its weights once."""

@@ -49,7 +49,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         keywords of a named head
     predictor_width, predictor_depth, predictor_heads
         of the predictor's transformer
-    momentum, momentum_schedule
+    ema_momentum, ema_schedule
         τ₀ of the teacher, → 1 on a "cosine" or "linear"
     score_masks, score_draws, score_seed
         scores are means over S masks, and over draws (≥ 2) where a head has no closed form (the "spread" of a
@@ -86,8 +86,8 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         predictor_width: int = 192,
         predictor_depth: int = 4,
         predictor_heads: int = 8,
-        momentum: float = 0.998,
-        momentum_schedule: Literal["cosine", "linear"] = "cosine",
+        ema_momentum: float = 0.998,
+        ema_schedule: Literal["cosine", "linear"] = "cosine",
         score_masks: int = 4,
         score_draws: int = 8,
         score_seed: int = 0,
@@ -112,7 +112,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
             self.embedding_dim, grid, predictor_width, predictor_depth, predictor_heads
         )
         self.head = build_head(head, self.embedding_dim, predictor_width, options)
-        self.teacher = EMA(self.encoder, momentum, momentum_schedule)
+        self.teacher = EMA(self.encoder, ema_momentum, ema_schedule)
         self.score_draws = score_draws
         self.score_seed = score_seed
         self._score_masks = self.masks(score_masks, torch.Generator().manual_seed(score_seed))

@@ -37,8 +37,8 @@ PRESETS: dict[str, Preset] = {
             "predictor_width": 384,
             "predictor_depth": 6,
             "predictor_heads": 12,
-            "momentum": 0.996,
-            "momentum_schedule": "linear",
+            "ema_momentum": 0.996,
+            "ema_schedule": "linear",
         },
         "fit": {
             "optimizer": "adamw",
@@ -55,8 +55,8 @@ PRESETS: dict[str, Preset] = {
             "predictor_width": 192,
             "predictor_depth": 4,
             "predictor_heads": 8,
-            "momentum": 0.998,
-            "momentum_schedule": "cosine",
+            "ema_momentum": 0.998,
+            "ema_schedule": "cosine",
         },
         "fit": {
             "optimizer": "adamw",

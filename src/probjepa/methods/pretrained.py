@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from abc import ABCMeta
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
+import torch
 from huggingface_hub import ModelHubMixin
 from torch import nn
 
 from probjepa import files
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.registry import LOADERS
+from probjepa.typed import checked
+
+T = TypeVar("T")
 
 _MODEL_CARD = """---
 {{ card_data }}
@@ -22,6 +27,18 @@ _MODEL_CARD = """---
 A [probjepa](https://pypi.org/project/probjepa/) model: `probjepa.load("owner/name")` loads it, no pickle.
 {% if paper_url %}Its method: {{ paper_url }}{% endif %}
 """
+
+
+class _Seeded(ABCMeta):  # no other metaclass is as widely inherited beside
+    """Makes a model from the random numbers of its ``seed``, if it is given one."""
+
+    def __call__(cls: type[T], *args: Any, **kwargs: Any) -> T:
+        make: Callable[..., T] = super().__call__  # type: ignore[misc]
+        if (seed := kwargs.get("seed")) is None:
+            return make(*args, **kwargs)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(checked("seed", seed, int))
+            return make(*args, **kwargs)
 
 
 class _Signature:
@@ -64,6 +81,7 @@ class Pretrained(
     library_name="probjepa",
     tags=["self-supervised-learning"],
     model_card_template=_MODEL_CARD,
+    metaclass=_Seeded,
 ):
     """Base of what can be saved: a module, its registered name, and the settings that make it anew.
 
@@ -75,12 +93,13 @@ class Pretrained(
     name
         its name in the registry
     recipe
-        keywords of ``fit`` that suit it at CIFAR size, batch 256 and 200 epochs: ``probjepa train`` and the
-        experiments take them as defaults, ``fit`` itself does not
+        settings of a training loop (``training.settings.LoopSettings``) that suit it at CIFAR size, batch 256
+        and 200 epochs: they stand wherever it is trained, unless others are given
     defaults
         of what a sub-class takes as ``**keywords``, where they are not the parent's
     settings
-        the constructor's arguments, defaults among them, as config.json holds them; None for a module
+        the constructor's arguments but ``seed``, defaults among them, as config.json holds them; None for a
+        module
     """
 
     name: ClassVar[str]
@@ -102,7 +121,7 @@ class Pretrained(
         for parameter in signature.parameters.values():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 bound.arguments |= bound.arguments.pop(parameter.name)
-        given = bound.arguments
+        given = {name: value for name, value in bound.arguments.items() if name != "seed"}
         model.__dict__["settings"] = {name: _recorded(value) for name, value in given.items()}
         modules = tuple(name for name, value in given.items() if isinstance(value, nn.Module))
         model.__dict__["_modules_given"] = modules

@@ -64,7 +64,7 @@ class SimSiam(Method, paper_url="https://arxiv.org/abs/2011.10566"):
 
     name = "simsiam"
     # the paper's for CIFAR-10, which it does not scale with the batch
-    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.06, "momentum": 0.9, "weight_decay": 5e-4}
+    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.06, "sgd_momentum": 0.9, "weight_decay": 5e-4}
 
     def __init__(
         self,

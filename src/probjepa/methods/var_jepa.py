@@ -78,6 +78,8 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         "target_encoder" (s_x, z, y) and "predictor" (s_x, z) take tensors and return (N, 2K), mean and log σ²
         side by side; "x_decoder" (s_x) and "y_decoder" (s_y) return a ``torch.distributions.Distribution``
         whose ``log_prob`` has the batch first. ``load(…, networks=…)`` takes such modules again.
+    seed
+        of the initial weights; None: torch's global generator draws them
 
     Raises
     ------
@@ -125,6 +127,7 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         noise: float | None = None,
         anneal: float = 0.0,
         networks: Mapping[str, nn.Module] | None = None,
+        seed: int | None = None,  # used by the metaclass
         **weights: Unpack[TermWeights],
     ) -> None:
         super().__init__()

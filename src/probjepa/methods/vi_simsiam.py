@@ -74,7 +74,7 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
     main_uncertainty = "entropy"
     # a tenth of SimSiam's: the gradient of a direction grows with κ, and on digits (convnet, 15 epochs) 0.06
     # took kNN from 0.807 of random weights down to 0.535, 0.006 to 0.819, and SimSiam to 0.823
-    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.006, "momentum": 0.9, "weight_decay": 5e-4}
+    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.006, "sgd_momentum": 0.9, "weight_decay": 5e-4}
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ class VICReg(Method, paper_url="https://arxiv.org/abs/2105.04906"):
     """
 
     name = "vicreg"
-    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.03, "momentum": 0.9, "weight_decay": 5e-4}
+    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.03, "sgd_momentum": 0.9, "weight_decay": 5e-4}
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
     target
         "stop-gradient"; "ema": h′ from an averaged encoder in evaluation mode, whose batch statistics are
         averaged like its weights; "ema-batch": h′ from one that normalises by its own batch (see ``EMA``)
-    momentum
+    ema_momentum
         τ₀ of the averaged encoder, → 1 on a cosine
     center_log_variance
         use σ²/exp(mean log σ²) in the directional term (for D ≥ 2048)
@@ -68,7 +68,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
 
     name = "vje"
     main_uncertainty = "mean_variance"
-    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
+    recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.05, "sgd_momentum": 0.9, "weight_decay": 5e-4}
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         variance: Literal["diagonal", "isotropic"] = "diagonal",
         likelihood: Literal["polar", "standard"] = "polar",
         target: Literal["stop-gradient", "ema", "ema-batch"] = "stop-gradient",
-        momentum: float = 0.996,
+        ema_momentum: float = 0.996,
         center_log_variance: bool = False,
         **encoder: Unpack[EncoderSettings],
     ) -> None:
@@ -120,7 +120,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         self.target = None
         if target != "stop-gradient":
             statistics: Any = "batch" if target == "ema-batch" else "averaged"
-            self.target = EMA(self.encoder, momentum, statistics=statistics)
+            self.target = EMA(self.encoder, ema_momentum, statistics=statistics)
 
     def likelihood(self, z: Tensor, variance: Tensor) -> PolarStudentT | MultivariateStudentT:
         """Distribution of an embedding h given the latent z and σ², both (…, N, D)."""

@@ -43,11 +43,11 @@ class RowEncoder(nn.Module):
 class TJEPANetwork(nn.Module):
     """T-JEPA (arXiv 2410.05016): predict an averaged encoder's latents of masked features, by MSE."""
 
-    def __init__(self, layout: Layout, *, dim: int, n_reg: int, momentum: float, **sizes: Any) -> None:
+    def __init__(self, layout: Layout, *, dim: int, n_reg: int, ema_momentum: float, **sizes: Any) -> None:
         super().__init__()
         self.dim, self.n_features = dim, layout.n_features
         self.encoder = RowEncoder(layout, dim, n_reg, **sizes)
-        self.target = EMA(self.encoder, momentum)
+        self.target = EMA(self.encoder, ema_momentum)
         self.from_context = nn.Linear(dim, dim)
         self.mask_token = token_parameter(dim)
         self.position = nn.Parameter(torch.randn(layout.n_features, dim) / math.sqrt(dim))
@@ -85,7 +85,7 @@ class TJEPA(TableTransformer):
     ----------
     n_reg
         REG tokens: never masked, dropped before the predictor
-    momentum
+    ema_momentum
         of the averaged encoder, → 1 on a cosine
     preset, max_epochs, batch_size, learning_rate, warmup_epochs, weight_decay, context_share, target_share
         see ``VarTJEPA``
@@ -96,7 +96,7 @@ class TJEPA(TableTransformer):
     """
 
     n_reg: int
-    momentum: float
+    ema_momentum: float
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class TJEPA(TableTransformer):
         target_share: tuple[float, float] | None = None,
         n_targets: int | None = None,
         n_reg: int = 1,
-        momentum: float = 0.996,
+        ema_momentum: float = 0.996,
         dim: int | None = None,
         n_layers: int | None = None,
         n_heads: int | None = None,
@@ -132,12 +132,12 @@ class TJEPA(TableTransformer):
             raise ConfigError(f"n_reg is {self.n_reg!r}: use 0 or more")
         return super()._settings() | {
             "n_reg": self.n_reg,
-            "momentum": self.momentum,
+            "ema_momentum": self.ema_momentum,
             "validation_fraction": 0.0,
         }
 
     def _build(self, layout: Layout, settings: Mapping[str, Any]) -> TJEPANetwork:
-        names = ("dim", "n_reg", "momentum", "n_layers", "n_heads", "ff_dim", "dropout")
+        names = ("dim", "n_reg", "ema_momentum", "n_layers", "n_heads", "ff_dim", "dropout")
         return TJEPANetwork(layout, **{name: settings[name] for name in names})
 
     @torch.no_grad()

@@ -44,8 +44,8 @@ class Module(L.LightningModule):
     compile
         run the method's loss through ``torch.compile``
     settings
-        learning_rate, momentum, weight_decay, warmup_epochs, optimizer, seed: see
-        :class:`~probjepa.training.settings.LoopSettings`
+        learning_rate, sgd_momentum, weight_decay, warmup_epochs, optimizer, gradient_clip_val, seed: see
+        :class:`~probjepa.training.settings.LoopSettings`; None: as the method's recipe has it
 
     Raises
     ------
@@ -75,12 +75,7 @@ class Module(L.LightningModule):
         self.views = _views(method, views)
         self.settings: dict[str, Any] = {
             "epochs": epochs,
-            "learning_rate": float(loop.learning_rate),
-            "momentum": float(loop.momentum),
-            "weight_decay": float(loop.weight_decay),
-            "warmup_epochs": loop.warmup(epochs),
-            "seed": loop.seed,
-            "optimizer": loop.optimizer,
+            **loop.resolved(getattr(method, "recipe", {}), epochs),
         }
         # fit adds what it knows of the data; a resume compares it all
         self.fingerprint: dict[str, Any] = dict(self.settings)
@@ -100,9 +95,12 @@ class Module(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser; the learning rate is set at each step, see :meth:`optimizer_step`."""
-        keys = ("learning_rate", "momentum", "weight_decay")
         return make_optimizer(
-            self.settings["optimizer"], self.method, **{key: self.settings[key] for key in keys}
+            self.settings["optimizer"],
+            self.method,
+            learning_rate=self.settings["learning_rate"],
+            weight_decay=self.settings["weight_decay"],
+            momentum=self.settings["sgd_momentum"],
         )
 
     def on_fit_start(self) -> None:
@@ -157,6 +155,16 @@ class Module(L.LightningModule):
             f"{what} is not finite at step {self.global_step}: lower the learning rate "
             f"({self.settings['learning_rate']:g}), lengthen warmup_epochs, or train with precision='32-true'"
         )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient to what the Trainer was given, else to this module's setting."""
+        most = self.settings["gradient_clip_val"] if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, most, gradient_clip_algorithm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Set the step's learning rate, step, then let the method follow (its averaged copy)."""

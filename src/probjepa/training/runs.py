@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as L
 import torch
@@ -21,6 +21,7 @@ from torch import nn
 
 from probjepa.data import Images, ImageSet, open_images
 from probjepa.errors import ConfigError, MissingExtraError, short, unknown_name
+from probjepa.methods.base import Method
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine
 from probjepa.training.device import resolve_device
 from probjepa.training.folder import RunFolder, data_fingerprint
@@ -31,10 +32,7 @@ from probjepa.training.monitors import CollapseMonitor, Monitor, OnlineKNN, samp
 from probjepa.training.randomness import forked
 from probjepa.training.settings import FitSettings, split_settings, with_settings
 
-if TYPE_CHECKING:
-    from probjepa.methods.base import Method
-
-M = TypeVar("M", bound="Method")
+M = TypeVar("M", bound=Method)
 
 _CALIBRATION_ROWS = 10_000
 
@@ -115,6 +113,10 @@ def fit(
     ProbjepaError
         if a loss or gradient is not finite
     """
+    if not isinstance(method, Method):
+        raise ConfigError(
+            f"fit takes a method, such as VJE('resnet18'), got {short(repr(method), 40)}: make one first"
+        )
     settings, trainer_options = split_settings(FitSettings, options)
     _check_trainer_options(trainer_options)
     device = resolve_device(settings.device)

@@ -18,25 +18,36 @@ from probjepa.typed import checked
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound="LoopSettings")
 
+# of a method whose recipe does not say
+_USUAL = {
+    "learning_rate": 0.05, "sgd_momentum": 0.9, "weight_decay": 5e-4, "optimizer": "sgd",
+    "gradient_clip_val": 0.0,
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
     """What decides the numbers of a training loop, besides its length; a resume compares it.
 
+    What is None is as the method's ``recipe`` has it, else SGD's usual setting at batch 256.
+
     Parameters
     ----------
     learning_rate
-        the highest of the schedule: a linear warm-up, then a cosine to 0
-    momentum
-        of SGD
+        the highest of the schedule: a linear warm-up, then a cosine to 0; else 0.05
+    sgd_momentum
+        of SGD, not of a method's averaged teacher, which is ``ema_momentum``; else 0.9
     weight_decay
-        of weights; norms and biases are not decayed
+        of weights; norms and biases are not decayed; else 5e-4
     warmup_epochs
-        the linear warm-up, in epochs; None takes 10, or a tenth of a run shorter than 100
+        the linear warm-up, in epochs; else 10, or a tenth of a run shorter than 100
     optimizer
-        ``"sgd"`` or ``"adamw"``
+        ``"sgd"`` or ``"adamw"``; else ``"sgd"``
+    gradient_clip_val
+        the largest norm of a gradient; 0, and else, any
     seed
-        of the order of the data, the views, the posterior draws and whatever else the method draws
+        of the order of the data, the views, the posterior draws and whatever else the method draws. The
+        initial weights are drawn when the method is made: by its own ``seed``
 
     Raises
     ------
@@ -44,31 +55,47 @@ class LoopSettings:
         for a value of the wrong type, or out of its range
     """
 
-    learning_rate: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    learning_rate: float | None = None
+    sgd_momentum: float | None = None
+    weight_decay: float | None = None
     warmup_epochs: float | None = None
-    optimizer: str = "sgd"
+    optimizer: str | None = None
+    gradient_clip_val: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise ConfigError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum must lie in [0, 1), got {self.momentum}")
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            raise ConfigError(f"weight_decay must be 0 or more, got {self.weight_decay}")
-        if self.optimizer not in OPTIMIZERS:
+        rate, momentum = self.learning_rate, self.sgd_momentum
+        if rate is not None and not (rate > 0 and math.isfinite(rate)):
+            raise ConfigError(f"learning_rate must be a positive number, got {rate}")
+        if momentum is not None and not 0 <= momentum < 1:
+            raise ConfigError(f"sgd_momentum must lie in [0, 1), got {momentum}")
+        for name in ("weight_decay", "gradient_clip_val"):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} must be 0 or more, got {value}")
+        if self.optimizer is not None and self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
 
-    def warmup(self, epochs: int) -> float:
-        """Return the warm-up of a run of so many epochs, in epochs; ConfigError if it has no room there."""
-        warmup = min(10.0, epochs / 10) if self.warmup_epochs is None else float(self.warmup_epochs)
-        if not 0 <= warmup < epochs:
-            raise ConfigError(f"warmup_epochs must lie in [0, epochs) = [0, {epochs}), got {warmup:g}")
-        return warmup
+    def resolved(self, recipe: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+        """Return all of them for a run of so many epochs; ConfigError for a recipe that has others."""
+        own, others = split_settings(LoopSettings, recipe)
+        for name in others:
+            raise unknown_name("setting of a recipe", name, [field.name for field in fields(own)])
+        found: dict[str, Any] = {}
+        for field in fields(LoopSettings):
+            values = (getattr(self, field.name), getattr(own, field.name), _USUAL.get(field.name))
+            found[field.name] = next((value for value in values if value is not None), None)
+        found["warmup_epochs"] = _warmup(found["warmup_epochs"], epochs)
+        return {k: float(v) if isinstance(v, int) and k != "seed" else v for k, v in found.items()}
+
+
+def _warmup(given: float | None, epochs: int) -> float:
+    warmup = min(10.0, epochs / 10) if given is None else float(given)
+    if not 0 <= warmup < epochs:
+        raise ConfigError(f"warmup_epochs must lie in [0, epochs) = [0, {epochs}), got {warmup:g}")
+    return warmup
 
 
 @dataclass(frozen=True, kw_only=True)
