@@ -15,6 +15,7 @@ from torch import Tensor
 
 from probjepa import metrics
 from probjepa.data import ImageSet, split
+from probjepa.data.labels import UNLABELLED, shared_labels
 from probjepa.evaluation.predictive import evaluate_predictions, target_std
 from probjepa.methods.base import evaluating
 from probjepa.methods.ijepa import IJEPA
@@ -66,13 +67,12 @@ def _capped(images: ImageSet, most: int | None) -> ImageSet:
 
 def _probe(data: DataSet, bank: Tensor, queries: Tensor, seed: int) -> Figure:
     """Linear-probe accuracy, with its Wilson interval."""
-    known, truth = data.train.labels, data.test.labels
-    assert known is not None
-    assert truth is not None
+    shared = shared_labels(data.train, data.test)
+    assert shared is not None
     how: Any = "lbfgs" if len(bank) <= _LARGEST_LBFGS else "sgd"
-    share = metrics.linear_probe(bank, known, queries, truth, method=how, seed=seed)
-    hits = torch.arange(len(truth)) < round(share * len(truth))
-    return asdict(metrics.accuracy_interval(hits.numpy()))
+    asked = shared.asked != UNLABELLED
+    found = metrics.linear_predict(bank, shared.known, queries[asked], method=how, seed=seed)
+    return asdict(metrics.accuracy_interval(found == shared.asked[asked].numpy()))
 
 
 def _predictive(said: Mapping[str, Any]) -> dict[str, Figure | float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from probjepa import metrics
 from probjepa.data import Images
+from probjepa.data.labels import UNLABELLED, shared_labels
 from probjepa.errors import ProbjepaError
 from probjepa.evaluation.label_free import columns, label_free_scores
 from probjepa.methods.base import Method, ProbabilisticMethod, evaluating
@@ -69,10 +70,11 @@ def embedded(method: Method, images: Images, *, pixels: bool = False) -> Tensor:
 
 def knn_accuracy(data: DataSet, bank: Tensor, queries: Tensor) -> Figure:
     """Return the accuracy of kNN, k = 20, on the held-out images, with its Wilson interval."""
-    assert data.train.labels is not None
-    assert data.test.labels is not None
-    predicted = metrics.knn_predict(bank, data.train.labels, queries, k=min(_K, len(bank)))
-    return asdict(metrics.accuracy_interval(predicted == data.test.labels.numpy()))
+    shared = shared_labels(data.train, data.test)
+    assert shared is not None
+    asked = shared.asked != UNLABELLED
+    predicted = metrics.knn_predict(bank, shared.known, queries[asked], k=min(_K, len(bank)))
+    return asdict(metrics.accuracy_interval(predicted == shared.asked[asked].numpy()))
 
 
 def averaged_encoder(method: Method) -> torch.nn.Module | None:

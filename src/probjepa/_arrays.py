@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
@@ -9,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from probjepa.errors import DataError
+from probjepa.errors import DataError, ProbjepaWarning, short
 
 ArrayInput: TypeAlias = torch.Tensor | npt.ArrayLike
 _ROWS_AT_A_TIME = 65536
@@ -72,22 +74,74 @@ def as_scores(values: ArrayInput, what: str) -> npt.NDArray[np.float64]:
     return scores
 
 
-def as_labels(values: ArrayInput, what: str, *, rows: int) -> npt.NDArray[Any]:
-    """Return labels (rows,) of any type.
+def as_labels(
+    values: ArrayInput, what: str, *, rows: int | None = None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:
+    """Return the labels of the labelled rows (n,), of any type, and which of the ``rows`` those are (n,).
+
+    −1, None and NaN say that a row has no label.
 
     Raises
     ------
     DataError
-        for another shape, or NaN (counted)
+        for another shape, or if no row is labelled
     """
     labels = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    rows = labels.size if rows is None else rows
     if labels.shape != (rows,):
         raise DataError(f"{what} has shape {labels.shape} for {rows} rows: give one label a row, ({rows},)")
-    if labels.dtype.kind == "f" and np.isnan(labels).any():
+    kept = np.flatnonzero(is_labelled(labels))
+    if not len(kept):
+        raise DataError(f"{what} name no class in any of {rows} rows (−1 and NaN are no label): give labels")
+    return labels[kept], kept
+
+
+def is_labelled(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return a mask (N,) of the labels that name a class: not −1, None, NaN or pandas' NA."""
+    if labels.dtype.kind == "f":
+        return np.array(~(np.isnan(labels) | (labels == -1)), dtype=bool)
+    if labels.dtype.kind == "i":
+        return np.array(labels != -1, dtype=bool)
+    if labels.dtype.kind != "O":
+        return np.ones(len(labels), dtype=bool)
+    return np.array([not _is_missing(value) for value in labels.tolist()], dtype=bool)
+
+
+def _is_missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value) or bool(value == -1)
+    except TypeError:  # pandas' NA has no truth
+        return True
+    except ValueError:  # an array, which is no label either, but none that is missing
+        return False
+
+
+def check_classes(test: Sequence[Any], train: Sequence[Any], where: str = "the test labels") -> list[str]:
+    """Return the test classes that the training labels lack, and warn of them by name.
+
+    Raises
+    ------
+    DataError
+        if they lack all of them
+    """
+    known = set(train)
+    absent = [short(label) for label in test if label not in known]
+    if absent and len(absent) == len(test):
         raise DataError(
-            f"{what} has {int(np.isnan(labels).sum())} NaN among {rows}: drop the unlabelled rows"
+            f"{where}: no class ({_few(absent)}) is among the training labels "
+            f"({_few([short(label) for label in train])}): name the classes of both sets alike"
         )
-    return labels
+    if absent:
+        warnings.warn(
+            f"{where}: the training labels lack {_few(absent)}, so that rows of these count as wrong",
+            ProbjepaWarning,
+            stacklevel=3,
+        )
+    return absent
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def fingerprints(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from probjepa.data import Images
 from probjepa.data.rows import identity, open_table
@@ -95,8 +96,9 @@ def curate(
     if uncertain is not None:
         columns["uncertainty"] = uncertain
     columns["verdict"] = verdict
+    ranking = pa.table(columns).take(order)
     with open_table(out / "ranking.parquet", overwrite=True) as table:
-        table.write({name: np.asarray(values)[order] for name, values in columns.items()})
+        table.write({name: ranking[name] for name in columns})
     rows = {name: order[verdict[order] == name] for name in LISTS}
     for name, chosen in rows.items():
         write_text(out / f"{name}.txt", "".join(f"{images.ids[i]}\n" for i in chosen))

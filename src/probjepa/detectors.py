@@ -51,6 +51,8 @@ class _Detector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-le
     def fit(self, X: ArrayInput, y: ArrayInput | None = None) -> Self:
         """Fit to typical embeddings (N, D); the labels ``y`` (N,) are used by ``Mahalanobis`` alone.
 
+        Rows labelled −1, None or NaN, which are in no class, are then left out of its fit.
+
         Raises
         ------
         DataError
@@ -66,7 +68,9 @@ class _Detector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-le
         rows = self._checked(X, "the embeddings to fit", reset=True)
         codes = np.zeros(len(rows), dtype=np.int64)
         if y is not None:
-            codes = np.unique(as_labels(y, "the labels", rows=len(rows)), return_inverse=True)[1]
+            labels, labelled = as_labels(y, "the labels", rows=len(rows))
+            codes = np.full(len(rows), -1)
+            codes[labelled] = np.unique(labels, return_inverse=True)[1]
         self._fit(rows, codes)
         sample = np.unique(np.linspace(0, len(rows) - 1, _THRESHOLD_ROWS).astype(np.int64))
         self.offset_ = float(np.quantile(self._score(rows[sample]), self.contamination))
@@ -216,6 +220,7 @@ class Mahalanobis(_Detector):
         self.contamination = contamination
 
     def _fit(self, rows: _Matrix, codes: npt.NDArray[np.int64]) -> None:
+        rows, codes = rows[codes >= 0], codes[codes >= 0]
         n, dim = rows.shape
         counts = np.bincount(codes)
         means = np.zeros((len(counts), dim))

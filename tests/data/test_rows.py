@@ -41,6 +41,16 @@ def test_identity_has_the_class_names_where_they_are_known():
     images = SimpleNamespace(ids=["a", "b", "c"], labels=None, classes=None)
     assert identity(images, slice(1, 3)) == {"id": ["b", "c"]}
     images.labels = torch.tensor([1, 0, 1])
-    assert identity(images, slice(1, 3)) == {"id": ["b", "c"], "label": [0, 1]}
+    assert identity(images, slice(1, 3))["label"].to_pylist() == [0, 1]
     images.classes = ["cat", "dog"]
-    assert identity(images, slice(None))["label"] == ["dog", "cat", "dog"]
+    assert identity(images, slice(None))["label"].to_pylist() == ["dog", "cat", "dog"]
+
+
+@pytest.mark.parametrize(("classes", "kind"), [(None, "int64"), (["cat", "dog"], "string")])
+def test_an_unlabelled_row_has_no_label_and_the_column_its_type(classes, kind, tmp_path):
+    images = SimpleNamespace(ids=["a", "b", "c"], labels=torch.tensor([-1, -1, 1]), classes=classes)
+    with open_table(tmp_path / "x.parquet", overwrite=False) as table:
+        table.write(identity(images, slice(0, 2)))  # the first part has none at all
+        table.write(identity(images, slice(2, 3)))
+    column = pq.read_table(tmp_path / "x.parquet").column("label")
+    assert (column.to_pylist(), str(column.type)) == ([None, None, classes[1] if classes else 1], kind)

@@ -117,13 +117,13 @@ def test_the_seed_decides():
     [
         ({"labels": np.zeros(60, int)}, "all 60 labels are '0': a margin needs at least two"),
         ({"labels": np.zeros(59, int)}, r"the labels has shape \(59,\) for 60 rows"),
-        ({"labels": np.full(60, np.nan)}, "60 NaN among 60"),
+        ({"labels": np.full(60, np.nan)}, "the labels name no class in any of 60 rows"),
         ({"measures": {"kl": np.zeros(3)}}, "the measure 'kl' has 3 values for 60 rows"),
         ({"measures": {"kl": np.r_[np.nan, np.zeros(59)]}}, "the measure 'kl' has 1 NaN among 60"),
         ({"measures": {"kl": np.r_[np.inf, np.zeros(59)]}}, "the measure 'kl' has 1 infinite among 60"),
         ({"mean": np.r_[[[np.nan] * 5], np.ones((59, 5))]}, "NaN or Inf in 1 of 60 rows"),
         ({"mean": np.r_[np.zeros((1, 5)), np.ones((59, 5))]}, "1 of 60 posterior means are zero"),
-        ({"mean": np.ones((2, 5)), "labels": [0, 1]}, "2 rows: give at least 3"),
+        ({"mean": np.ones((2, 5)), "labels": [0, 1]}, "2 labelled rows: give at least 3"),
         ({"mean": np.ones(60)}, "give one row a sample"),
     ],
 )

@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from probjepa.errors import ConfigError, DataError
+from probjepa import metrics
+from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.metrics import knn_accuracy, knn_predict, knn_vote
 
 
@@ -90,7 +91,7 @@ def test_inputs_of_every_kind_agree():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"k": 301}, ConfigError, "k is 301 with 300 training rows"),
+        ({"k": 301}, ConfigError, "k is 301 with 300 labelled training rows"),
         ({"k": 0}, ConfigError, "k is 0"),
         ({"temperature": 0.0}, ConfigError, "temperature"),
         ({"chunk_size": 0}, ConfigError, "chunk_size"),
@@ -109,3 +110,37 @@ def test_errors(change, error, message):
     with pytest.raises(error, match=message) as caught:
         knn_accuracy(**{**arguments, **change})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("accuracy", [metrics.knn_accuracy, metrics.linear_probe])
+@pytest.mark.parametrize("kind", ["numbers", "names", "floats"])
+def test_unlabelled_rows_are_left_out(accuracy, kind):
+    expected = accuracy(*TRAIN, *TEST)
+    (train, known), (test, asked) = ((x, y.astype(object)) for x, y in (TRAIN, TEST))
+    stray = np.r_[TRAIN[0][:20] * -1, np.ones((20, TRAIN[0].shape[1]))]
+    train, test = np.r_[train, stray], np.r_[test, stray]
+    nothing = {"numbers": -1, "names": None, "floats": np.nan}[kind]
+    known, asked = (np.r_[y, np.full(40, nothing, dtype=object)] for y in (known, asked))
+    if kind == "names":
+        known, asked = (np.array([None if v is None else f"c{v}" for v in y], object) for y in (known, asked))
+    else:
+        known, asked = (y.astype(float if kind == "floats" else int) for y in (known, asked))
+    assert accuracy(train, known, test, asked) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("accuracy", [metrics.knn_accuracy, metrics.linear_probe])
+def test_labels_that_do_not_fit(accuracy):
+    only = {name: np.full(len(y), -1) for name, (_, y) in (("train", TRAIN), ("test", TEST))}
+    with pytest.raises(DataError, match="training labels name no class in any of 300 rows"):
+        accuracy(TRAIN[0], only["train"], *TEST)
+    with pytest.raises(DataError, match="test labels name no class in any of 101 rows"):
+        accuracy(*TRAIN, TEST[0], only["test"])
+    with pytest.raises(DataError, match="test labels: no class"):
+        accuracy(*TRAIN, TEST[0], TEST[1] + 100)
+    with pytest.raises(DataError, match="test labels: no class"):
+        accuracy(*TRAIN, TEST[0], TEST[1].astype(str))
+    with pytest.warns(ProbjepaWarning, match="the training labels lack 99, so that"):
+        found = accuracy(*TRAIN, TEST[0], np.where(TEST[1] == 0, 99, TEST[1]))
+    assert 0 < found < accuracy(*TRAIN, *TEST)
+    with pytest.raises(DataError, match=r"number the classes from 0|at least two"):  # −1 and 1 as classes
+        accuracy(TRAIN[0], np.where(TRAIN[1] == 0, -1, 1), TEST[0], np.where(TEST[1] == 0, -1, 1))

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from probjepa.data.decode import Payload, Unreadable, as_payload, bomb_guard
+from probjepa.data.labels import encode_labels
 from probjepa.errors import DataError
 from probjepa.files import regular
 
@@ -114,42 +114,6 @@ class ArrayRecords(Records):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ if self.file is None else {**self.__dict__, "_array": None}
-
-
-def encode_labels(
-    values: Sequence[Any] | npt.NDArray[Any] | Tensor,
-    where: str,
-    count: int,
-    classes: list[str] | None = None,
-) -> tuple[Tensor, list[str] | None]:
-    """Return labels as int64 (N,) and their class names: integers stay as they are, strings are numbered.
-
-    Raises
-    ------
-    DataError
-        for a missing label, a wrong number of labels, or labels that are neither integers nor strings
-    """
-    array = np.asarray(values)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.shape != (count,):
-        raise DataError(f"{where}: {count} images but labels of shape {array.shape}: pass one label an image")
-    if array.dtype.kind in "OfUT":
-        for row, value in enumerate(array.tolist()):
-            if value is None or value != value:
-                raise DataError(f"{where}: row {row} has no label: fill it in, or leave the labels out")
-    if array.dtype.kind in "OUT" and all(isinstance(value, str) for value in array.tolist()):
-        names = sorted(set(array.tolist()))
-        number = {name: index for index, name in enumerate(names)}
-        return torch.tensor([number[value] for value in array.tolist()], dtype=torch.int64), names
-    try:
-        numbers = array.astype(np.int64)
-        whole = array.dtype.kind in "buifO" and bool((numbers == array).all())
-    except (TypeError, ValueError):
-        whole = False
-    if not whole:
-        raise DataError(f"{where}: labels are neither whole numbers nor strings (dtype {array.dtype})")
-    return torch.from_numpy(np.array(numbers)), classes
 
 
 def default_workers(pixels: int) -> int:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from probjepa.data.images import Images
+from probjepa.data.labels import UNLABELLED
 from probjepa.files import refuse_existing, staged_file
 
 
@@ -38,15 +39,19 @@ class TableWriter:
 def _column(value: Any) -> Any:
     if getattr(value, "ndim", 1) == 2:
         return pa.FixedSizeListArray.from_arrays(pa.array(value.reshape(-1)), value.shape[1])
-    return pa.array(value)
+    return value if isinstance(value, pa.Array | pa.ChunkedArray) else pa.array(value)
 
 
 def identity(images: Images, rows: slice) -> dict[str, Any]:
-    """Return the columns "id" and, where known, "label" (the class name if it has one) of some rows."""
+    """Return the columns "id" and, where known, "label" (the class name if it has one) of some rows.
+
+    The label of an unlabelled row is null.
+    """
     columns: dict[str, Any] = {"id": images.ids[rows]}
     if images.labels is not None:
-        labels = images.labels[rows].tolist()
-        columns["label"] = [images.classes[i] for i in labels] if images.classes else labels
+        names = images.classes
+        values = [None if i == UNLABELLED else names[i] if names else i for i in images.labels[rows].tolist()]
+        columns["label"] = pa.array(values, pa.string() if names else pa.int64())
     return columns
 
 

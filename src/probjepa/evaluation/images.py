@@ -18,6 +18,7 @@ from probjepa import metrics
 from probjepa.data import Images
 from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
+from probjepa.data.labels import UNLABELLED, SharedLabels, labelled_rows, shared_labels
 from probjepa.data.overlap import overlap
 from probjepa.errors import ConfigError, DataError
 from probjepa.evaluation.figures import Evaluation, provenance
@@ -64,7 +65,9 @@ def evaluate(
     train
         reference rows: the bank of kNN, and what detectors are fitted on
     test
-        held-out rows of the same distribution; labels on both sides give accuracies and selective prediction
+        held-out rows of the same distribution; labels on both sides give accuracies and selective prediction,
+        classes going by their names (see ``shared_labels``). Unlabelled rows (−1) are left out of both, and
+        counted
     ood
         name → set
     openood
@@ -84,7 +87,7 @@ def evaluate(
     ConfigError
         for a name that two sets share, or an unknown codec
     DataError
-        if a set has no row that is not in ``train``
+        if a set has no row that is not in ``train``, or the classes of ``test`` are not those of ``train``
     """
     given = [TRAIN, TEST, *(ood or {}), *(openood or {})]
     twice = next((name for name in given if given.count(name) > 1), None)
@@ -96,6 +99,7 @@ def evaluate(
         sets = {name: through_codec(images, reencode) for name, images in sets.items()}
     sets, dropped = _without_train(sets)
     train, test = sets[TRAIN], sets[TEST]
+    shared = shared_labels(train, test)
 
     features = {
         name: encode(method, images, progress=progress, scored=name != TRAIN) for name, images in sets.items()
@@ -132,7 +136,8 @@ def evaluate(
         "reencode": reencode,
         "left_out_as_in_train": dropped,
         "skipped": {images.name: images.skipped for images in sets.values() if images.skipped},
-        "accuracy": _accuracies(spaces, train, test, seed),
+        "labels": _labels_said(train, test, shared),
+        "accuracy": {} if shared is None else _accuracies(spaces, shared, seed),
         "collapse": metrics.collapse_summary(tested["h"]),
         "ood": outside,
     }
@@ -148,19 +153,21 @@ def evaluate(
     predicted: dict[str, Any] | None = None
     if isinstance(method, PredictsTokens):
         result["predictive"], predicted = evaluate_predictions(method, test, **draws)
-    if measures and test.labels is not None and len(test) >= 3 and len(np.unique(test.labels)) > 1:
+    classes = np.unique(test.labels[labelled_rows(test)]) if test.labels is not None else ()
+    if measures and test.labels is not None and labelled_rows(test).sum() >= 3 and len(classes) > 1:
         density = {"nll": -scores["likelihood"][TEST]} if "likelihood" in scores else {}
         result["geometry"] = metrics.uncertainty_geometry(
             tested.get("mu", tested["h"]), test.labels, {**density, **measures}, **draws
         )
-    if train.labels is not None and test.labels is not None:
+    if shared is not None:
+        bank, rows = shared.known != UNLABELLED, shared.asked != UNLABELLED
         result["selective"] = selective_prediction(
-            known["h"],
-            train.labels,
-            tested["h"],
-            test.labels,
-            scores={name: of[TEST] for name, of in scores.items()},
-            measures=measures,
+            known["h"][bank],
+            shared.known[bank],
+            tested["h"][rows],
+            shared.asked[rows],
+            scores={name: of[TEST][rows.numpy()] for name, of in scores.items()},
+            measures={name: of[rows.numpy()] for name, of in measures.items()},
         )
     arrays = {
         "scores": scores,
@@ -229,23 +236,33 @@ def _jacobian_arrays(method: Method, sets: Mapping[str, Images]) -> dict[str, An
     }
 
 
-def _accuracies(
-    spaces: Spaces, train: Images, test: Images, seed: int
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracy by space and probe with a 95 % Wilson interval; empty where a side has no labels."""
-    if train.labels is None or test.labels is None:
-        return {}
-    known, truth = train.labels, test.labels
+def _labels_said(train: Images, test: Images, shared: SharedLabels | None) -> dict[str, Any]:
+    """How many rows have no label, of the sets that have labels, and the test classes that train lacks."""
+    sets = {TRAIN: train, TEST: test}
+    return {
+        "unlabelled": {
+            name: int((~labelled_rows(of)).sum()) for name, of in sets.items() if of.labels is not None
+        },
+        "classes_not_in_train": [] if shared is None else shared.absent,
+    }
+
+
+def _accuracies(spaces: Spaces, shared: SharedLabels, seed: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracy by space and probe with a 95 % Wilson interval, over the labelled rows."""
+    known, truth = shared.known, shared.asked.numpy()
+    asked = truth != UNLABELLED
+    count = int((known != UNLABELLED).sum())
     table: dict[str, dict[str, dict[str, float]]] = {}
     for space, of in spaces.items():
-        bank, queries = of[TRAIN], of[TEST]
+        bank, queries = of[TRAIN], of[TEST][asked]
         hits = {}
-        for probe, k, temperature in (("knn20", 20, None), ("knn200", 200, 0.1)):
-            found = metrics.knn_predict(bank, known, queries, k=min(k, len(bank)), temperature=temperature)
-            hits[probe] = found == truth.numpy()
+        for most, temperature in ((200, 0.1), (20, None)):
+            k = min(most, count)
+            found = metrics.knn_predict(bank, known, queries, k=k, temperature=temperature)
+            hits[f"knn{k}"] = found == truth[asked]
+        hits = dict(reversed(hits.items()))
         if bank.shape[1] <= _WIDEST_PROBE:
-            share = metrics.linear_probe(bank, known, queries, truth, seed=seed)
-            hits["linear"] = np.arange(len(truth)) < round(share * len(truth))
+            hits["linear"] = metrics.linear_predict(bank, known, queries, seed=seed) == truth[asked]
         table[space] = {probe: asdict(metrics.accuracy_interval(right)) for probe, right in hits.items()}
     return table
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from probjepa import metrics
+from probjepa._arrays import check_classes
 from probjepa.errors import ConfigError, DataError, MissingExtraError, unknown_name
 from probjepa.evaluation.figures import Evaluation, figure, over_seeds, provenance
 from probjepa.evaluation.predictors import PREDICTORS, Codes, Features, RawFeatures
@@ -57,6 +58,16 @@ def check_labels(frame: Any, target: str, name: str) -> npt.NDArray[np.str_]:
     return labels
 
 
+def _labelled(frame: Any, target: str, name: str) -> tuple[Any, int]:
+    """The rows of a table that have a class, and how many have none."""
+    if target not in frame.columns or not frame[target].isna().any():
+        return frame, 0
+    known = frame[target].notna()
+    if not known.any():
+        raise DataError(f"the target column '{target}' of {name} is missing in every row: give labelled rows")
+    return frame[known].reset_index(drop=True), int((~known).sum())
+
+
 def evaluate_table(
     model: Any,
     train: Any,
@@ -79,9 +90,9 @@ def evaluate_table(
         without their target; None: raw features alone
     train, test
         DataFrames with the column ``target``; test rows whose features also stand in ``train`` are left out,
-        and counted
+        and counted, as rows without a class are
     target
-        the column of classes
+        the column of classes, compared as text: 1 and 1.0 are one class
     seeds
         of the encoder (a factory's), the predictors, and the eighth of ``train`` that is held out to stop
         the network early
@@ -97,8 +108,8 @@ def evaluate_table(
     Raises
     ------
     DataError
-        for a target that is not there, missing in some rows, continuous or with one class in ``train``; for
-        tables with other columns than the model's; or if no test row is held out
+        for a target that is not there, missing in all rows, continuous or with one class in ``train``; for
+        tables with other columns than the model's or no class in common; or if no test row is held out
     ConfigError
         for an unknown predictor, or no seed
     """
@@ -108,21 +119,25 @@ def evaluate_table(
             raise unknown_name("predictor", name, PREDICTORS)
     if not seeds:
         raise ConfigError("seeds is empty: give at least one")
-    train, test = as_frame(train), as_frame(test)
+    train, unlabelled = _labelled(as_frame(train), target, names[0])
+    test, unlabelled_test = _labelled(as_frame(test), target, names[1])
     labels = check_labels(train, target, names[0])
-    check_labels(test, target, names[1])
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2:
         raise DataError(
             f"the target column '{target}' of {names[0]} has one class, '{classes[0]}': give rows of two"
         )
     expected = list(getattr(getattr(model, "schema_", None), "columns", train.columns.drop(target)))
+    asked = np.unique(check_labels(test, target, names[1])).tolist()
+    absent = check_classes(asked, classes.tolist(), f"the column '{target}' of {names[1]}")
     for name, frame in zip(names, (train, test), strict=True):
         _check_columns(frame.columns.drop(target), expected, name)
     seen = np.isin(row_hashes(test[expected]), row_hashes(train[expected]))
     if seen.all():
         raise DataError(f"every row of {names[1]} also stands in {names[0]}: give held-out rows")
     test = test[~seen].reset_index(drop=True)
+    if validation is not None:
+        validation = _labelled(as_frame(validation), target, "validation")[0]
     outcomes: list[Evaluation] = []
     bar = Console(stderr=True)
     for seed in track(seeds, "evaluating", transient=True, disable=not progress, console=bar):
@@ -134,7 +149,7 @@ def evaluate_table(
             evaluate_once(
                 model,
                 fit,
-                as_frame(held),
+                held,
                 test,
                 target,
                 seed=seed,
@@ -155,6 +170,10 @@ def evaluate_table(
             for role, name, frame in zip(("train", "test"), names, (train, test), strict=True)
         },
         "left_out_as_in_train": int(seen.sum()),
+        "labels": {
+            "unlabelled": {"train": unlabelled, "test": unlabelled_test},
+            "classes_not_in_train": absent,
+        },
         **over_seeds([outcome.metrics for outcome in outcomes]),
     }
     features, sources = test[expected], last["sources"]

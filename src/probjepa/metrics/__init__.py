@@ -6,7 +6,7 @@ from probjepa.metrics.energy import energy_score
 from probjepa.metrics.geometry import uncertainty_geometry
 from probjepa.metrics.intervals import Interval, accuracy_interval, bootstrap_interval, seed_interval
 from probjepa.metrics.knn import knn_accuracy, knn_predict, knn_vote
-from probjepa.metrics.linear import linear_probe
+from probjepa.metrics.linear import linear_predict, linear_probe
 from probjepa.metrics.ood import ood_metrics
 from probjepa.metrics.selective import RiskCoverage, risk_coverage
 
@@ -23,6 +23,7 @@ __all__ = [
     "knn_accuracy",
     "knn_predict",
     "knn_vote",
+    "linear_predict",
     "linear_probe",
     "ood_metrics",
     "rank_me",

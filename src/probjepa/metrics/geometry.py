@@ -38,7 +38,7 @@ def uncertainty_geometry(
     mean
         posterior means μ (N, D), N ≥ 3
     labels
-        classes (N,), at least two of them
+        classes (N,), at least two of them; rows labelled −1, None or NaN are left out
     measures
         name → (N,), finite
     n_bootstrap, seed
@@ -66,13 +66,17 @@ def uncertainty_geometry(
     """
     check_bootstrap(n_bootstrap, 0.95)
     features = as_features(mean, "the posterior means")
-    rows = len(features)
+    known, labelled = as_labels(labels, "the labels", rows=len(features))
+    rows = len(labelled)
     if rows < 3:
-        raise DataError(f"the posterior means have {rows} rows: give at least 3, one a third of the margins")
-    classes, own = np.unique(as_labels(labels, "the labels", rows=rows), return_inverse=True)
+        raise DataError(
+            f"the posterior means have {rows} labelled rows: give at least 3, one a third of the margins"
+        )
+    values = {name: _measure(name, x, len(features))[labelled] for name, x in measures.items()}
+    features = features[torch.from_numpy(labelled).to(features.device)]
+    classes, own = np.unique(known, return_inverse=True)
     if len(classes) < 2:
         raise DataError(f"all {rows} labels are '{classes[0]}': a margin needs at least two classes")
-    values = {name: _measure(name, x, rows) for name, x in measures.items()}
     margin, radius = _margin_and_radius(features, torch.from_numpy(own), len(classes))
 
     order = np.array_split(np.argsort(margin, kind="stable"), 3)

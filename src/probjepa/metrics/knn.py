@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from probjepa._arrays import ArrayInput, as_features, as_labels
+from probjepa._arrays import ArrayInput, as_features, as_labels, check_classes
 from probjepa.errors import ConfigError, DataError
 
 
@@ -32,7 +32,7 @@ def knn_vote(
     train, test
         embeddings (N, D) and (M, D), normalised here; computed on the device of ``train``
     train_labels
-        (N,)
+        (N,); rows labelled −1, None or NaN are left out
     k
         neighbours; of rows equally similar at the k-th place any may be taken
     temperature
@@ -51,26 +51,33 @@ def knn_vote(
     Raises
     ------
     DataError
-        for NaN or Inf (counted), another width, or lengths that do not match
+        for NaN or Inf (counted), another width, lengths that do not match, or no labelled row
     ConfigError
-        for k above the bank's rows, or another setting out of its range
+        for k above the bank's labelled rows, or another setting out of its range
     """
     bank, queries = as_features(train, "the training embeddings"), as_features(test, "the test embeddings")
-    labels = as_labels(train_labels, "the training labels", rows=len(bank))
+    labels, labelled = as_labels(train_labels, "the training labels", rows=len(bank))
     if bank.shape[1] != queries.shape[1]:
         raise DataError(
             f"the training embeddings are {bank.shape[1]}-dimensional and the test ones {queries.shape[1]}: "
             "embed both with the same encoder"
         )
+    classes, codes = np.unique(labels, return_inverse=True)
+    if len(labelled) < len(bank):
+        if len(classes) < 2:
+            raise DataError(
+                f"the training labels are all {classes[0]} or missing, and −1 is a missing one: number the "
+                "classes from 0"
+            )
+        bank = bank[torch.from_numpy(labelled).to(bank.device)]
     if not 1 <= k <= len(bank):
-        raise ConfigError(f"kNN: k is {k} with {len(bank)} training rows: use 1 to {len(bank)}")
+        raise ConfigError(f"kNN: k is {k} with {len(bank)} labelled training rows: use 1 to {len(bank)}")
     if temperature is not None and not temperature > 0:
         raise ConfigError(
             f"kNN: temperature is {temperature}: use a positive one, or None for a majority vote"
         )
     if chunk_size < 1:
         raise ConfigError(f"kNN: chunk_size is {chunk_size}: use at least 1")
-    classes, codes = np.unique(labels, return_inverse=True)
     class_of = torch.from_numpy(codes).to(bank.device)
     queries = queries.to(bank)
 
@@ -120,16 +127,21 @@ def knn_accuracy(
     temperature: float | None = None,
     chunk_size: int = 4096,
 ) -> float:
-    """Return the share of test rows whose label ``knn_predict`` finds; its parameters and errors.
+    """Return the share of labelled test rows whose label ``knn_predict`` finds; its parameters and errors.
+
+    A ProbjepaWarning names test classes that no training row has; if none has any, it is a DataError.
 
     Examples
     --------
     >>> knn_accuracy([[1.0, 0.0], [0.0, 1.0]], [0, 1], [[2.0, 0.1], [0.1, 3.0]], [0, 0], k=1)
     0.5
     """
-    targets = as_labels(test_labels, "the test labels", rows=len(as_features(test, "the test embeddings")))
-    predicted = knn_predict(train, train_labels, test, k=k, temperature=temperature, chunk_size=chunk_size)
-    return float(np.mean(predicted == targets))
+    queries = as_features(test, "the test embeddings")
+    targets, asked = as_labels(test_labels, "the test labels", rows=len(queries))
+    known = as_labels(train_labels, "the training labels")[0]
+    check_classes(np.unique(targets).tolist(), np.unique(known).tolist())
+    predicted = knn_predict(train, train_labels, queries, k=k, temperature=temperature, chunk_size=chunk_size)
+    return float(np.mean(predicted[asked] == targets))
 
 
 def iter_top_k(

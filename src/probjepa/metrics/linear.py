@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from probjepa._arrays import ArrayInput, as_features, as_labels
+from probjepa._arrays import ArrayInput, as_features, as_labels, check_classes
 from probjepa.errors import ConfigError, DataError
 
 
-def linear_probe(
+class ProbeSettings(TypedDict, total=False):
+    """The keywords of ``linear_predict``."""
+
+    method: Literal["lbfgs", "sgd"]
+    weight_decay: float | None
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    seed: int
+
+
+def linear_predict(
     train: ArrayInput,
     train_labels: ArrayInput,
     test: ArrayInput,
-    test_labels: ArrayInput,
     *,
     method: Literal["lbfgs", "sgd"] = "lbfgs",
     weight_decay: float | None = None,
@@ -25,8 +35,8 @@ def linear_probe(
     learning_rate: float = 0.1,
     batch_size: int = 256,
     seed: int = 0,
-) -> float:
-    """Fit softmax regression to the training embeddings and return its accuracy on the test ones.
+) -> np.ndarray:
+    """Fit softmax regression to the training embeddings, and return the labels (M,) it finds for the test's.
 
     The objective is mean cross-entropy + ½·weight_decay·‖W‖². Both sets are standardised with the training
     mean and deviation of each feature, so that one learning rate and one weight decay suit every encoder.
@@ -35,8 +45,8 @@ def linear_probe(
     ----------
     train, test
         embeddings (N, D) and (M, D); "sgd" computes on the device of ``train``
-    train_labels, test_labels
-        (N,) and (M,)
+    train_labels
+        (N,); rows labelled −1, None or NaN are left out
     method
         "lbfgs": scikit-learn's LogisticRegression to convergence, for small sets;
         "sgd": momentum 0.9 and a cosine schedule to 0, from zero weights
@@ -48,13 +58,12 @@ def linear_probe(
     Raises
     ------
     DataError
-        for NaN or Inf (counted), another width, lengths that do not match, or a single training class
+        for NaN or Inf (counted), another width, lengths that do not match, or fewer than two training classes
     ConfigError
         for a setting out of its range
     """
     x, x_test = as_features(train, "the training embeddings"), as_features(test, "the test embeddings")
-    labels = as_labels(train_labels, "the training labels", rows=len(x))
-    targets = as_labels(test_labels, "the test labels", rows=len(x_test))
+    labels, labelled = as_labels(train_labels, "the training labels", rows=len(x))
     if x.shape[1] != x_test.shape[1]:
         raise DataError(
             f"the training embeddings are {x.shape[1]}-dimensional and the test ones {x_test.shape[1]}: "
@@ -63,7 +72,8 @@ def linear_probe(
     classes, codes = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise DataError(
-            f"the training labels are all {classes[0]}: a linear probe needs at least two classes"
+            f"the training labels are all {classes[0]} (−1 is no label): a linear probe needs at least two "
+            "classes"
         )
     if method not in ("lbfgs", "sgd"):
         raise ConfigError(f"linear probe: method is '{method}': use 'lbfgs' or 'sgd'")
@@ -72,6 +82,8 @@ def linear_probe(
     if min(epochs, batch_size) < 1 or not learning_rate > 0:
         raise ConfigError("linear probe: epochs, batch_size and learning_rate must be positive")
 
+    if len(labelled) < len(x):
+        x = x[torch.from_numpy(labelled).to(x.device)]
     mean, scale = x.mean(0), x.std(0, correction=0)
     # a constant feature has the deviation of its rounding noise: leave it at zero instead of blowing it up
     scale = torch.where(scale > 100 * torch.finfo(x.dtype).eps * mean.abs(), scale, 1.0)
@@ -81,7 +93,26 @@ def linear_probe(
     else:
         y = torch.from_numpy(codes).to(x.device)
         predicted = _sgd(x, y, x_test, weight_decay or 0.0, epochs, learning_rate, batch_size, seed)
-    return float(np.mean(classes[predicted] == targets))
+    return np.asarray(classes[predicted])
+
+
+def linear_probe(
+    train: ArrayInput,
+    train_labels: ArrayInput,
+    test: ArrayInput,
+    test_labels: ArrayInput,
+    **settings: Unpack[ProbeSettings],
+) -> float:
+    """Return the share of labelled test rows whose label ``linear_predict`` finds; its parameters and errors.
+
+    A ProbjepaWarning names test classes that no training row has; if none has any, it is a DataError.
+    """
+    queries = as_features(test, "the test embeddings")
+    targets, asked = as_labels(test_labels, "the test labels", rows=len(queries))
+    known = as_labels(train_labels, "the training labels")[0]
+    check_classes(np.unique(targets).tolist(), np.unique(known).tolist())
+    predicted = linear_predict(train, train_labels, queries, **settings)
+    return float(np.mean(predicted[asked] == targets))
 
 
 def _lbfgs(

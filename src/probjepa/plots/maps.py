@@ -62,6 +62,7 @@ def class_map(axis: Axis, coords: ArrayLike, labels: ArrayLike, classes: Sequenc
     for i, value in enumerate(present if named else ()):
         known = classes is not None and 0 <= int(value) < len(classes)
         name = classes[int(value)] if known and classes is not None else value
+        name = "unlabelled" if int(value) == -1 else name
         axis.text(
             *np.median(xy[which == i], axis=0), label(name, 16), ha="center", va="center", fontsize=10.5,
             fontweight="bold", bbox={"facecolor": PAPER, "edgecolor": RULE, "lw": 0.6, "alpha": 0.82,

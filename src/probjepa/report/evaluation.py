@@ -26,6 +26,7 @@ from probjepa.report.sections import (
     accuracy_of,
     accuracy_section,
     collapse_section,
+    labels_note,
     lead,
     named,
     selective_section,
@@ -65,14 +66,20 @@ def evaluation_report(
     score = next((d for d in ("predictive", "likelihood", *known) if d in known), "")
     collapsed, tone = collapse_section(collapse, result.get("variance") or {}, "the held-out images", dim)
     own = accuracy.get("h") or {}
+    knn = next((key for key in own if key.startswith("knn")), "knn20")
     against = {s: Value.of((by_score.get(score) or {}).get("auroc")) for s, by_score in ood.items()}
     cards = [
-        *(_card(f"Accuracy, {named(k)}", Value.of(own.get(k), percent=True)) for k in ("knn20", "linear")),
+        *(
+            _card(f"Accuracy, {named(k)}", Value.of(own[k], percent=True))
+            for k in own
+            if k in (knn, "linear")
+        ),
         *(_card(f"AUROC against {s}", against[s], f"{score} score") for s in list(against)[:3]),
         _rank_card(collapse, dim, tone),
     ]
+    note = labels_note(result.get("labels") or {})
     body = [
-        accuracy_section(accuracy, test),
+        accuracy_section(accuracy, test, note),
         detection_section(ood, test, colours),
         openood_section(result.get("openood") or {}, named),
         scores_section(scores, test, sets, colours),
@@ -81,7 +88,7 @@ def evaluation_report(
         variance_section(arrays),
         predictive_section(result.get("predictive"), arrays.get("predictive")),
         geometry_section(result.get("geometry") or {}),
-        selective_section({"kNN, k = 20": result.get("selective") or {}}),
+        selective_section({named(knn): result.get("selective") or {}}),
         collapsed,
         *sections,
         provenance_section(
@@ -109,8 +116,9 @@ def table_report(result: Result, arrays: Mapping[str, Any] | None = None) -> str
         _uncertainty_cards(selective, calibration),
         _rank_card(collapse, None, tone),
     ]
+    note = labels_note(result.get("labels") or {})
     body = [
-        accuracy_section(accuracy, str(result.get("test", "the test table"))),
+        accuracy_section(accuracy, str(result.get("test", "the test table")), note),
         selective_section(selective, space),
         calibration_section(calibration),
         surprising_section(arrays),

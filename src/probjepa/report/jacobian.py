@@ -74,7 +74,7 @@ def _by_class(scores: NDArray[np.float64], arrays: Mapping[str, Any]) -> list[Ga
         rows = np.flatnonzero(labels == value)
         order = rows[np.argsort(-scores[rows], kind="stable")]
         shown = np.concatenate([order[:_EACH], order[-_EACH:]]) if len(order) > 2 * _EACH else order
-        name = classes[int(value)] if classes else value
+        name = "unlabelled" if value == -1 else classes[int(value)] if classes else value
         captions = [f"{scores[row]:.1f}" for row in shown]
         galleries.append(
             Gallery(pixels(images, shown), captions, f"{name}: most typical, then least typical")

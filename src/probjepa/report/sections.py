@@ -16,7 +16,7 @@ Result = Mapping[str, Any]
 RANDOM = "random"  # a source of uncertainty that is none: its curve is the dashed line
 _NAMES = {
     "h": "h, the embedding", "mu": "μ, the posterior mean", "random-init": "random initialisation",
-    "knn20": "kNN, k = 20", "knn200": "kNN, k = 200, weighted", "linear": "linear probe",
+    "linear": "linear probe",
     "knn": "kNN", "mahalanobis": "Mahalanobis", "gmm": "Gaussian mixture", "jepa": "JEPA-SCORE",
     "jepa + latent": "JEPA-SCORE + latent", "elbo": "ELBO", "nll": "NLL", "kl": "KL to the prior",
     "directional_nll": "directional NLL", "radial_nll": "radial NLL",
@@ -32,7 +32,21 @@ _F1 = ("accuracy", "macro F1", "weighted F1")
 def named(key: str) -> str:
     """Return a key of metrics.json in words: "knn, raw pixels" is a kNN on raw pixels."""
     kind, comma, features = key.partition(", ")
+    k = kind.removeprefix("knn")
+    if k.isdigit():  # an evaluation weights the votes of more than 20 neighbours
+        return f"kNN, k = {k}" + (", weighted" if int(k) > 20 else "") + comma + features
     return _NAMES.get(kind, kind) + comma + features
+
+
+def labels_note(labels: Result) -> str:
+    """Return what an evaluation's "labels" say of rows without a label and of classes train lacks, or ""."""
+    left_out = [f"{n:,} of {name}" for name, n in (labels.get("unlabelled") or {}).items() if n]
+    absent = labels.get("classes_not_in_train") or []
+    said = [f"Without a label, and left out of what needs one: {', '.join(left_out)}."] if left_out else []
+    if absent:
+        shown = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
+        said.append(f"Classes that the training rows lack, so that their rows count as wrong: {shown}.")
+    return " ".join(said)
 
 
 def accuracy_of(entry: Any) -> Any:
@@ -42,7 +56,7 @@ def accuracy_of(entry: Any) -> Any:
     return entry["accuracy"] if isinstance(entry, Mapping) and "accuracy" in entry else entry
 
 
-def accuracy_section(accuracy: Result, test: str) -> Section | None:
+def accuracy_section(accuracy: Result, test: str, note: str = "") -> Section | None:
     """Return what classifiers read from frozen features, or None for an empty ``accuracy``.
 
     ``accuracy`` maps features → classifier → a figure, or for tables {"accuracy", "macro F1", "weighted F1"}.
@@ -72,7 +86,7 @@ def accuracy_section(accuracy: Result, test: str) -> Section | None:
         "How well simple classifiers read the class from frozen features; only the classifiers are given "
         "labels. Where two intervals overlap, the difference is not established."
     )
-    return Section("Accuracy", text, items)
+    return Section("Accuracy", f"{text} {note}".rstrip(), items)
 
 
 def lead(selective: Result) -> str:

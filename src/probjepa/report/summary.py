@@ -14,6 +14,7 @@ from probjepa.evaluation import Evaluation
 from probjepa.files import write_text
 from probjepa.report.evaluation import evaluation_report
 from probjepa.report.jacobian import jacobian_sections
+from probjepa.report.sections import labels_note
 
 _MOST_INTERVALS = 3  # columns of them that 80 characters hold
 
@@ -36,6 +37,8 @@ def print_summary(metrics: dict[str, Any]) -> None:
         for space, row in metrics["accuracy"].items():
             table.add_row(space, *(_interval(row.get(probe), 100, 1) for probe in probes))
         console.print(table)
+    if note := labels_note(metrics["labels"]):
+        console.print(note, markup=False)
     if metrics["ood"]:
         wide = len(metrics["ood"]) > _MOST_INTERVALS
         interval = "" if wide else " (95 % interval)"
@@ -83,6 +86,8 @@ def print_table_summary(metrics: Mapping[str, Any]) -> None:
         half = of["accuracy_at"]["0.5"]["value"]
         table.add_row(source, f"{of['aurc']['value']:.4f}", f"{100 * half:.1f}")
     console.print(table)
+    if note := labels_note(metrics["labels"]):
+        console.print(note, markup=False)
     if metrics["left_out_as_in_train"]:
         console.print(
             f"{metrics['left_out_as_in_train']:,} test rows also stand in the training table: left out"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probjepa.data.labels import UNLABELLED, labelled_rows, shared_labels
 from probjepa.errors import ConfigError, ProbjepaWarning
 from probjepa.methods.base import ProbabilisticMethod, evaluating
 from probjepa.training.module import Module
@@ -72,40 +73,50 @@ class OnlineKNN(Monitor):
     Parameters
     ----------
     train_images, val_images
-        labelled sets; at most 5,000 rows of the first and 2,048 of the second, drawn with ``seed``, are used
+        labelled sets, whose classes go by their names (see ``shared_labels``); at most 5,000 labelled rows of
+        the first and 2,048 of the second, drawn with ``seed``, are used
     every_n_epochs
         and after the last epoch
     k
-        neighbours
+        neighbours, at most the rows of the first
 
     Raises
     ------
     ConfigError
         if a set has no labels
+    DataError
+        if the sets have no class in common
     """
 
     def __init__(
         self, train_images: Images, val_images: Images, every_n_epochs: int = 1, k: int = 20, seed: int = 0
     ) -> None:
         super().__init__(every_n_epochs)
-        self.k = k
-        self._bank, self._bank_labels = _labelled(train_images, BANK_ROWS, seed)
-        self._queries, self._labels = _labelled(val_images, MONITOR_ROWS, seed)
+        for images in (train_images, val_images):
+            if not labelled_rows(images).any():
+                raise ConfigError(
+                    f"{images.name} has no labels, and a kNN accuracy needs them: leave knn_every out"
+                )
+        shared = shared_labels(train_images, val_images)
+        assert shared is not None
+        self._bank, self._bank_labels = _drawn(train_images, shared.known, BANK_ROWS, seed)
+        self._queries, self._labels = _drawn(val_images, shared.asked, MONITOR_ROWS, seed)
+        self.k = min(k, len(self._bank))
 
     def measure(self, method: Method) -> dict[str, float]:
         """Return ``{"knn": accuracy}``."""
-        from probjepa.metrics import knn_accuracy
+        from probjepa.metrics import knn_predict
 
         bank, queries = method.embed(self._bank).cpu(), method.embed(self._queries).cpu()
-        k = min(self.k, len(bank))
-        return {"knn": float(knn_accuracy(bank, self._bank_labels, queries, self._labels, k=k))}
+        found = knn_predict(bank, self._bank_labels, queries, k=self.k)
+        return {"knn": float(np.mean(found == self._labels.numpy()))}
 
 
-def _labelled(images: Images, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    if images.labels is None:
-        raise ConfigError(f"{images.name} has no labels, and a kNN accuracy needs them: leave knn_every out")
-    rows = sample_rows(len(images), most, step_seed(seed, 0))
-    return images.get(rows), images.labels[rows]
+def _drawn(images: Images, labels: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Some labelled images, and their labels."""
+    rows = torch.from_numpy(np.flatnonzero(labels != UNLABELLED))
+    rows = rows[sample_rows(len(rows), most, step_seed(seed, 0))]
+    return images.get(rows), labels[rows]
 
 
 class CollapseMonitor(Monitor):

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from probjepa.data import Images, ImageSet, open_images
+from probjepa.data.labels import labelled_rows
 from probjepa.errors import ConfigError, MissingExtraError, short, unknown_name
 from probjepa.methods.base import Method
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine
@@ -243,7 +244,8 @@ def _monitors(images: Images, held_out: Images | None, epochs: int, settings: Fi
     every, knn_every, seed = settings.monitor_every, settings.knn_every, settings.seed
     monitors: list[Monitor] = [CollapseMonitor(images, every, seed=seed)] if every else []
     if knn_every is None:
-        labelled = held_out is not None and images.labels is not None and held_out.labels is not None
+        sets = [images] if held_out is None else [images, held_out]
+        labelled = len(sets) == 2 and all(labelled_rows(of).any() for of in sets)
         knn_every = max(1, epochs // 10) if labelled else 0
     if knn_every:
         if held_out is None:

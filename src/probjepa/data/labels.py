@@ -1,0 +1,140 @@
+"""Labels: what a source says, and one vocabulary over two sets, in which classes go by their names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from probjepa._arrays import check_classes, is_labelled
+from probjepa.errors import DataError, ProbjepaWarning, short
+
+if TYPE_CHECKING:
+    from probjepa.data.images import Images
+
+UNLABELLED = -1  # the number of a row without a label, as STL-10 has it
+_SHOWN = 5
+
+
+def encode_labels(
+    values: Sequence[Any] | npt.NDArray[Any] | Tensor,
+    where: str,
+    count: int,
+    classes: list[str] | None = None,
+) -> tuple[Tensor | None, list[str] | None]:
+    """Return labels as int64 (N,) and their class names: integers stay as they are, strings are numbered.
+
+    A missing label (None, NaN) is −1; where no row has one, there are no labels.
+
+    Raises
+    ------
+    DataError
+        for a wrong number of labels, labels that are neither integers nor strings, or one without a name
+        among ``classes``
+    """
+    array = np.array(values, dtype=object) if isinstance(values, list | tuple) else np.asarray(values)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.shape != (count,):
+        raise DataError(f"{where}: {count} images but labels of shape {array.shape}: pass one label an image")
+    labelled = is_labelled(array)
+    known = array[labelled]
+    if not len(known):
+        return None, classes
+    codes = np.full(count, UNLABELLED, dtype=np.int64)
+    if all(isinstance(value, str) for value in known.tolist()):
+        names, codes[labelled] = np.unique(known.astype(str), return_inverse=True)
+        return torch.from_numpy(codes), names.tolist()
+    try:
+        codes[labelled] = known.astype(np.int64)
+        whole = array.dtype.kind in "buifO" and bool((codes[labelled] == known).all())
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise DataError(f"{where}: labels are neither whole numbers nor strings (dtype {array.dtype})")
+    if classes is not None and not 0 <= int(codes[labelled].min()) <= int(codes.max()) < len(classes):
+        raise DataError(
+            f"{where}: labels {codes[labelled].min()} to {codes.max()} and {len(classes)} class names: "
+            "number the classes from 0, and name each"
+        )
+    return torch.from_numpy(codes), classes
+
+
+def labelled_rows(images: Images) -> npt.NDArray[np.bool_]:
+    """Return a mask (N,) of the images that have a label."""
+    if images.labels is None:
+        return np.zeros(len(images), dtype=bool)
+    return is_labelled(images.labels.cpu().numpy())
+
+
+class SharedLabels(NamedTuple):
+    """The labels of two sets in one vocabulary.
+
+    Attributes
+    ----------
+    known, asked
+        int64 (M,) of the reference, in its own numbers, and (N,) of the other set; −1: unlabelled
+    absent
+        the other set's classes that no row of the reference has
+    """
+
+    known: Tensor
+    asked: Tensor
+    absent: list[str]
+
+
+def shared_labels(reference: Images, images: Images) -> SharedLabels | None:
+    """Return the labels of a set in the numbers of a reference's; None where either has no labelled row.
+
+    Classes are compared by their names. Where one side has numbers alone, they are the places of the other
+    side's names, which is said in a warning, or the names themselves, if these are numbers. Another warning
+    names the classes that the reference lacks.
+
+    Raises
+    ------
+    DataError
+        where numbers stand for no name of the other side, or no class is on both
+    """
+    if reference.labels is None or images.labels is None:
+        return None
+    known, asked = reference.labels.cpu().numpy(), images.labels.cpu().numpy()
+    mine, theirs = np.unique(known[is_labelled(known)]), np.unique(asked[is_labelled(asked)])
+    if not len(mine) or not len(theirs):
+        return None
+    names = _names(reference, mine, images.classes)
+    found = _names(images, theirs, reference.classes)
+    number = {name: int(code) for code, name in zip(mine, names, strict=True)}
+    absent = check_classes(found, names, f"{images.name}, beside {reference.name}")
+    new = int(known.max()) + 1  # the numbers of what the reference lacks
+    number |= {name: new + i for i, name in enumerate(name for name in found if name not in number)}
+    codes = np.full(len(asked), UNLABELLED, dtype=np.int64)
+    for code, name in zip(theirs, found, strict=True):
+        codes[asked == code] = number[name]
+    return SharedLabels(torch.from_numpy(known), torch.from_numpy(codes), absent)
+
+
+def _names(images: Images, codes: npt.NDArray[np.int64], others: list[str] | None) -> list[str]:
+    """The names of a set's classes, which are read from the other side's where it has numbers alone."""
+    if images.classes is not None:
+        return [images.classes[code] for code in codes]
+    texts = [str(code) for code in codes]
+    if others is None or set(texts) & set(others):
+        return texts
+    if not 0 <= codes[0] <= codes[-1] < len(others):
+        shown = ", ".join(short(name) for name in others[:_SHOWN])
+        raise DataError(
+            f"{images.name} has the labels {texts[0]} to {texts[-1]} without names, and the other set "
+            f"{len(others)} names ({shown}…): give both sets names, or both numbers"
+        )
+    warnings.warn(
+        f"{images.name} has labels without names: {texts[0]} to {texts[-1]} are taken for places among "
+        f"the other set's {len(others)} class names",
+        ProbjepaWarning,
+        stacklevel=3,
+    )
+    return [others[code] for code in codes]
