@@ -15,7 +15,8 @@ from torch import Tensor
 
 from probjepa import metrics
 from probjepa.data import ImageSet, split
-from probjepa.data.labels import UNLABELLED, shared_labels
+from probjepa.data.labels import shared_labels
+from probjepa.data.records import UNLABELLED
 from probjepa.evaluation.predictive import evaluate_predictions, target_std
 from probjepa.methods.base import evaluating
 from probjepa.methods.ijepa import IJEPA

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from probjepa import metrics
 from probjepa.data import Images
-from probjepa.data.labels import UNLABELLED, shared_labels
+from probjepa.data.labels import shared_labels
+from probjepa.data.records import UNLABELLED
 from probjepa.errors import ProbjepaError
 from probjepa.evaluation.label_free import columns, label_free_scores
 from probjepa.methods.base import Method, ProbabilisticMethod, evaluating

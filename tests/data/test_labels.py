@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from probjepa.data import ImageSet
-from probjepa.data.labels import encode_labels, labelled_rows, shared_labels
+from probjepa.data.labels import labelled_rows, shared_labels
+from probjepa.data.records import encode_labels
 from probjepa.errors import DataError, ProbjepaWarning
 
 

@@ -89,11 +89,7 @@ class DatasetRecords(Records):
         """The labels of the rows read so far, or None where there were none."""
         if self._given is not None or not self._seen:
             return self._given
-        if all(label is None for label in self._seen.values()):
-            return None
-        # a row that failed to load has no label, and is not in the set either
-        filler = next(iter(self._seen.values()))
-        values = [self._seen.get(row, filler) for row in range(len(self))]
+        values = [self._seen.get(row) for row in range(len(self))]
         labels, self.classes = encode_labels(values, self.name, len(self), self._names)
         return labels
 

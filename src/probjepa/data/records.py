@@ -13,15 +13,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from probjepa._arrays import is_labelled
 from probjepa.data.decode import Payload, Unreadable, as_payload, bomb_guard
-from probjepa.data.labels import encode_labels
 from probjepa.errors import DataError
 from probjepa.files import regular
 
 T = TypeVar("T")
 
+UNLABELLED = -1  # the number of a row without a label, as STL-10 has it
 _CHUNK = 64
 # Below this, Pillow's Python side dominates and threads only fight over the interpreter lock (32 px JPEGs on
 # two cores: 59 µs an image with one thread, 88 with two; 64 px: 73 and 66; 256 px: 318 and 184).
@@ -114,6 +116,50 @@ class ArrayRecords(Records):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ if self.file is None else {**self.__dict__, "_array": None}
+
+
+def encode_labels(
+    values: Sequence[Any] | npt.NDArray[Any] | Tensor,
+    where: str,
+    count: int,
+    classes: list[str] | None = None,
+) -> tuple[Tensor | None, list[str] | None]:
+    """Return labels as int64 (N,) and their class names: integers stay as they are, strings are numbered.
+
+    A missing label (None, NaN) is −1; where no row has one, there are no labels.
+
+    Raises
+    ------
+    DataError
+        for a wrong number of labels, labels that are neither integers nor strings, or one without a name
+        among ``classes``
+    """
+    array = np.array(values, dtype=object) if isinstance(values, list | tuple) else np.asarray(values)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.shape != (count,):
+        raise DataError(f"{where}: {count} images but labels of shape {array.shape}: pass one label an image")
+    labelled = is_labelled(array)
+    known = array[labelled]
+    if not len(known):
+        return None, classes
+    codes = np.full(count, UNLABELLED, dtype=np.int64)
+    if all(isinstance(value, str) for value in known.tolist()):
+        names, codes[labelled] = np.unique(known.astype(str), return_inverse=True)
+        return torch.from_numpy(codes), names.tolist()
+    try:
+        codes[labelled] = known.astype(np.int64)
+        whole = array.dtype.kind in "buifO" and bool((codes[labelled] == known).all())
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise DataError(f"{where}: labels are neither whole numbers nor strings (dtype {array.dtype})")
+    if classes is not None and not 0 <= int(codes[labelled].min()) <= int(codes.max()) < len(classes):
+        raise DataError(
+            f"{where}: labels {codes[labelled].min()} to {codes.max()} and {len(classes)} class names: "
+            "number the classes from 0, and name each"
+        )
+    return torch.from_numpy(codes), classes
 
 
 def default_workers(pixels: int) -> int:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from probjepa.data.images import Images
-from probjepa.data.labels import UNLABELLED
+from probjepa.data.records import UNLABELLED
 from probjepa.files import refuse_existing, staged_file
 
 

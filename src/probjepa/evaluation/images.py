@@ -18,8 +18,9 @@ from probjepa import metrics
 from probjepa.data import Images
 from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
-from probjepa.data.labels import UNLABELLED, SharedLabels, labelled_rows, shared_labels
+from probjepa.data.labels import SharedLabels, labelled_rows, shared_labels
 from probjepa.data.overlap import overlap
+from probjepa.data.records import UNLABELLED
 from probjepa.errors import ConfigError, DataError
 from probjepa.evaluation.figures import Evaluation, provenance
 from probjepa.evaluation.label_free import columns, label_free_scores

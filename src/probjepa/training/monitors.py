@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probjepa.data.labels import UNLABELLED, labelled_rows, shared_labels
+from probjepa.data.labels import labelled_rows, shared_labels
+from probjepa.data.records import UNLABELLED
 from probjepa.errors import ConfigError, ProbjepaWarning
 from probjepa.methods.base import ProbabilisticMethod, evaluating
 from probjepa.training.module import Module
