@@ -1,6 +1,7 @@
 """``score --score jepa`` goes on where it stopped; ``curate`` sorts a folder."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -68,6 +69,78 @@ def test_a_stopped_scoring_goes_on(places, tmp_path, monkeypatch, capsys):
     assert "8 of them by an earlier run" in capsys.readouterr().out
     assert pq.read_table(whole).equals(pq.read_table(stopped))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["stopped.parquet", "whole.parquet"]
+
+
+def begun(places, data, out, monkeypatch, model="model"):
+    """Score by a model until the third part is due, and stop."""
+    monkeypatch.setattr(jepa, "_ROWS_A_PART", 4)
+    details, calls = jepa.jepa_score_details, []
+
+    def interrupted(encoder, images, **options):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return details(encoder, images, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jepa, "jepa_score_details", interrupted)
+        assert rescored(places, data, out, model=model) == 130
+
+
+def rescored(places, data, out, *more, model="model"):
+    return run(
+        ["score", str(places / model), "--score", "jepa", "--data", str(data), "--out", str(out), "-q", *more]
+    )
+
+
+@pytest.fixture(scope="module")
+def other(places):
+    """Another model, with the same settings, and one with the same weights and another normalisation."""
+    for name, seed, mean in (("other", 1, 0.5), ("shifted", 0, 0.6)):
+        torch.manual_seed(seed)
+        options = {"channels": 1, "image_size": 16, "backbone_options": {"widths": (8, 12)}}
+        probjepa.VJE("convnet", mean=[mean], std=[0.25], **options).save_pretrained(places / name)
+
+
+@pytest.mark.parametrize("model", ["other", "shifted"])
+@pytest.mark.parametrize("left", ["all", "no record", "the record alone"])
+def test_parts_of_another_model_are_not_taken(places, other, tmp_path, monkeypatch, model, left):
+    out, fresh = tmp_path / "j.parquet", tmp_path / "fresh.parquet"
+    begun(places, places / "data", out, monkeypatch)
+    parts = tmp_path / ".j.parquet.parts"
+    for file in parts.iterdir():  # as a kill in the middle of removing them leaves them
+        if (left == "no record") == (file.suffix == ".json") and left != "all":
+            file.unlink()
+    assert rescored(places, places / "data", out, "--overwrite", model=model) == 0
+    assert rescored(places, places / "data", fresh, model=model) == 0
+    assert pq.read_table(out).equals(pq.read_table(fresh))
+    assert not parts.exists()
+
+
+def shade(folder):
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(folder / "5.png")
+
+
+def rename(folder):
+    (folder / "5.png").rename(folder / "5b.png")
+
+
+def label(folder):
+    for file in list(folder.glob("*.png")):
+        (folder / "class").mkdir(exist_ok=True)
+        file.rename(folder / "class" / file.name)
+
+
+@pytest.mark.parametrize("change", [shade, rename, label])
+def test_parts_of_other_rows_are_not_taken(places, tmp_path, monkeypatch, change):
+    data, out, fresh = tmp_path / "data", tmp_path / "j.parquet", tmp_path / "fresh.parquet"
+    shutil.copytree(places / "data", data)
+    begun(places, data, out, monkeypatch)
+    change(data)
+    assert rescored(places, data, out) == 2  # refused: it is another scoring
+    assert rescored(places, data, out, "--overwrite") == 0
+    assert rescored(places, data, fresh) == 0
+    assert pq.read_table(out).equals(pq.read_table(fresh))
 
 
 def test_latent_term_of_a_reference(places, tmp_path):

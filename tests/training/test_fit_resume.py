@@ -4,6 +4,7 @@ import csv
 import os
 import random
 import signal
+import string
 import subprocess
 import sys
 import time
@@ -11,10 +12,12 @@ import time
 import lightning.pytorch as L
 import pytest
 import torch
+from PIL import Image
 
-from probjepa.errors import ArtifactError, ConfigError, ProbjepaError
+from probjepa.data import open_images
+from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, ProbjepaWarning
 from probjepa.methods.vje import VJE
-from probjepa.training import Interrupted, fit
+from probjepa.training import Interrupted, fit, runs
 from processes import wait_for_file
 
 EPOCHS, STEPS = 3, 5
@@ -173,7 +176,7 @@ def test_gradient_accumulation_resumes_exactly(tmp_path):
     [
         ({"batch_size": 16}, "batch_size=8, this run has 16"),
         ({"epochs": 9}, "epochs=3, this run has 9"),
-        ({"data": images(seed=1)}, "data_sha256="),
+        ({"data": images(seed=1)}, "data_pixels="),
         ({"data": images(n=43)}, "data_images=42, this run has 43"),
     ],
 )
@@ -181,6 +184,57 @@ def test_resuming_with_other_data_or_settings_is_refused(whole, change, message)
     with pytest.raises(ArtifactError, match=message) as caught:
         train(whole[0], resume=True, **change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The images as a folder of files."""
+    (tmp_path / "images").mkdir()
+    for name, pixels in zip(string.ascii_letters, images(), strict=False):
+        Image.fromarray(pixels[0].numpy()).save(tmp_path / "images" / f"{name}.png")
+    return tmp_path / "images"
+
+
+def other_row(folder):
+    """Change one image that is not among the sixteen that are looked at closely."""
+    row = next(row for row in range(42) if row not in torch.linspace(0, 41, 16).round().tolist())
+    file = sorted(folder.iterdir())[row]
+    Image.new("L", (8, 8)).save(file)
+
+
+@pytest.mark.parametrize("memory_limit", [None, 0], ids=["in memory", "streamed"])
+def test_a_resume_sees_one_changed_image(tmp_path, folder, memory_limit):
+    def opened():
+        return open_images(str(folder), memory_limit=memory_limit)
+
+    out = tmp_path / "run"
+    train(out, data=opened(), epochs=1, workers=0)
+    train(out, data=opened(), epochs=1, workers=0, resume=True)
+    other_row(folder)
+    with pytest.raises(ArtifactError, match="data_files=" if memory_limit == 0 else "data_pixels="):
+        train(out, data=opened(), epochs=1, workers=0, resume=True)
+
+
+def test_a_resume_says_what_it_did_not_compare(tmp_path, folder, monkeypatch):
+    streamed, loaded = open_images(str(folder), memory_limit=0), open_images(str(folder))
+    out = tmp_path / "run"
+    train(out, data=streamed, epochs=1, workers=0)
+    with pytest.warns(ProbjepaWarning, match="of the 42 images 16 are compared .* are in memory now"):
+        train(out, data=loaded, epochs=1, resume=True)
+    monkeypatch.setattr(runs, "_HASHED_BYTES", 1000)
+    out = tmp_path / "other"
+    train(out, data=streamed, epochs=1, workers=0)
+    with pytest.warns(ProbjepaWarning, match=r"of the 42 images the first \d+ are compared"):
+        train(out, data=streamed, epochs=1, workers=0, resume=True)
+
+
+def test_a_run_without_a_checkpoint_is_started_afresh_with_what_it_is_given(tmp_path, whole):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(out, callbacks=[SignalAt(0, times=2)], data=images(seed=1), epochs=2)
+    assert_same_weights(whole[1], train(out, resume=True))
+    config = [(folder / "config.yaml").read_text() for folder in (out, whole[0])]
+    assert config[0] == config[1]
 
 
 def test_an_existing_run_is_not_overwritten_unasked(tmp_path, whole):

@@ -14,8 +14,9 @@ from probjepa.yaml_files import parse_yaml, read_yaml
 
 # what a run's own config.yaml records beside its settings
 _RECORDED = {
-    "data_images", "data_sha256", "val_images", "val_sha256", "hardware", "versions", "processes",
-    "on_error", "convert", "data", "val", "data_rows", "row_names", "fitted_with", "best_epoch",
+    "data_images", "data_sha256", "data_pixels", "data_files", "val_images", "val_sha256",
+    "hardware", "versions", "processes", "on_error", "convert", "data", "val", "data_rows",
+    "row_names", "fitted_with", "best_epoch",
 }  # fmt: skip
 # arguments of lightning.Trainer that a run may set
 _TRAINER: dict[str, Any] = {

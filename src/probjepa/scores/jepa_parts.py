@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from probjepa import __version__
 from probjepa.data import Images
 from probjepa.data.overlap import refuse_overlap
 from probjepa.data.preprocess import Preprocess
@@ -42,7 +43,8 @@ def score_jepa(
     """Write a row per input: id, label, score, its two terms, numerical rank and extreme singular values.
 
     Finished parts wait in a hidden folder beside ``out``; the same command goes on from them, another command
-    for the same ``out`` is refused until ``overwrite`` drops them.
+    for the same ``out`` is refused until ``overwrite`` drops them. The name of a part has a hash of the
+    weights, the settings and all images, so that none is taken for another scoring's.
 
     Returns
     -------
@@ -60,22 +62,24 @@ def score_jepa(
     if reference is not None:
         refuse_overlap(images, reference)
     settings: dict[str, Any] = {
+        "version": __version__,
         "encoder": encoder.name,
         "weights": _fingerprint(encoder),
         "estimator": how.estimator,
         "rank": how.rank,
         "latent": latent,
         "seed": how.seed,
+        "labels": hashlib.sha256(repr(identity(images, slice(None)).get("label")).encode()).hexdigest()[:16],
         **data_fingerprint(images),
         **(data_fingerprint(reference, "reference") if reference is not None else {}),
     }
     parts = out.parent / f".{out.name}.parts"
-    _claim(parts, settings, overwrite)
+    mark = _claim(parts, settings, overwrite)
     density: Any = None if latent == "none" else latent
     if reference is not None:
         density = _embed(encoder, reference)
     starts = range(0, len(images), _ROWS_A_PART)
-    done = [start for start in starts if _part(parts, start).is_file()]
+    done = [start for start in starts if _part(parts, mark, start).is_file()]
     with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
         task = bar.add_task("JEPA-SCORE", total=len(images), completed=len(done) * _ROWS_A_PART)
         for start in starts:
@@ -95,21 +99,23 @@ def score_jepa(
                 "standard_error": found.standard_error.numpy(),
                 "estimator": [found.estimator] * (rows.stop - rows.start),
             }
-            with open_table(_part(parts, start), overwrite=True) as table:
+            with open_table(_part(parts, mark, start), overwrite=True) as table:
                 table.write(columns)
             bar.update(task, advance=rows.stop - rows.start)
     with staged_file(out) as stage:
-        pq.write_table(pa.concat_tables([pq.read_table(_part(parts, start)) for start in starts]), stage)
+        pq.write_table(
+            pa.concat_tables([pq.read_table(_part(parts, mark, start)) for start in starts]), stage
+        )
     shutil.rmtree(parts)
     return min(len(done) * _ROWS_A_PART, len(images))
 
 
-def _part(parts: Path, start: int) -> Path:
-    return parts / f"{start:09d}.parquet"
+def _part(parts: Path, mark: str, start: int) -> Path:
+    return parts / f"{mark}-{start:09d}.parquet"
 
 
-def _claim(parts: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder of parts this scoring's own, or find that it is."""
+def _claim(parts: Path, settings: dict[str, Any], overwrite: bool) -> str:
+    """Make the folder of parts this scoring's own, or find that it is; return the mark of its parts."""
     record = parts / "settings.json"
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     if record.is_file() and record.read_text(encoding="utf-8") != text:
@@ -123,10 +129,12 @@ def _claim(parts: Path, settings: dict[str, Any], overwrite: bool) -> None:
         shutil.rmtree(parts)
     if not record.is_file():
         write_text(record, text)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _fingerprint(encoder: Encoder) -> str:
-    digest = hashlib.sha256()
+    preprocess = encoder.preprocess
+    digest = hashlib.sha256(repr(preprocess.config() if isinstance(preprocess, Preprocess) else "").encode())
     if encoder.module is not None:
         for name, value in sorted(encoder.module.state_dict().items()):
             digest.update(name.encode())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from probjepa import __version__, files
-from probjepa.errors import ArtifactError
+from probjepa.errors import ArtifactError, ProbjepaWarning
 
 CHECKPOINT_FORMAT = 1
 _SIGNATURE = "probjepa"  # the key of the signature in a checkpoint
+_CONTENTS = ("data_pixels", "data_files")  # of a set in memory, and of a streamed one
 _LARGEST_SHARE = 0.05  # of the time, that writing may take
 
 
@@ -75,14 +77,28 @@ def check_signature(
             f"{__version__}: install that version to resume, or start afresh"
         )
     saved = dict(signature.get("fingerprint", {}))
+    if unchecked := _unchecked(saved, fingerprint):
+        warnings.warn(unchecked, ProbjepaWarning, stacklevel=2)
     for key in sorted({*saved, *fingerprint}):
         was, this = saved.get(key), fingerprint.get(key)
-        if was != this:
+        if was != this and not (key in _CONTENTS and None in (was, this)):
             raise ArtifactError(
                 differs
                 or f"the checkpoint was made with {key}={was}, this run has {this}: resume with the same "
                 "data and settings, or start afresh with overwrite"
             )
+
+
+def _unchecked(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say of which images a resume does not see whether they are the same; "" if it sees it of all."""
+    count, files = now.get("data_images"), now.get("data_files")
+    if (files is None) != (saved.get("data_files") is None):
+        return (
+            f"resuming: of the {count:,} images 16 are compared with those before, since they were "
+            f"{'in memory and are streamed' if files else 'streamed and are in memory'} now"
+        )
+    known = int(files.split()[2]) if files else count
+    return "" if known == count else f"resuming: of the {count:,} images the first {known:,} are compared"
 
 
 class FitCheckpoint:

@@ -8,17 +8,15 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from probjepa.data.fingerprint import fingerprint
+from probjepa.data.fingerprint import encoded_fingerprint, fingerprint
+from probjepa.data.images import Images, StreamedImages
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.files import write_text
 from probjepa.provenance import versions
-
-if TYPE_CHECKING:
-    from probjepa.data.images import Images
 
 _OURS = (
     "checkpoints",
@@ -102,9 +100,17 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, float, type(None))) else f"<{type(value).__qualname__}>"
 
 
-def data_fingerprint(images: Images, name: str = "data") -> dict[str, Any]:
-    """Return the number of images and a hash of their ids, shape and the pixels of sixteen of them."""
-    return {f"{name}_images": len(images), f"{name}_sha256": fingerprint(images, sample=16)[:16]}
+def data_fingerprint(images: Images, name: str = "data", most: int | None = None) -> dict[str, Any]:
+    """Return what tells a set from another.
+
+    The number of images; "_sha256", of their ids, shape and the pixels of sixteen; and a hash of all of them:
+    "_pixels" of a set in memory, "_files" of a streamed one, whose encoded bytes are read up to ``most``.
+    """
+    found = {f"{name}_images": len(images), f"{name}_sha256": fingerprint(images, sample=16)[:16]}
+    if isinstance(images, StreamedImages):
+        digest, rows = encoded_fingerprint(images, most)
+        return found | {f"{name}_files": f"{digest[:16]} of {rows} images"}
+    return found | {f"{name}_pixels": fingerprint(images)[:16]}
 
 
 def metrics_csv(rows: Sequence[Mapping[str, Any]]) -> str:

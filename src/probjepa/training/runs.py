@@ -36,6 +36,7 @@ from probjepa.training.settings import FitSettings, split_settings, with_setting
 M = TypeVar("M", bound=Method)
 
 _CALIBRATION_ROWS = 10_000
+_HASHED_BYTES = 2**34  # of a streamed set, to know it by: some seconds a gigabyte
 
 
 class _Batches(L.LightningDataModule):
@@ -146,7 +147,10 @@ def fit(
         run = {"precision": _precision(precision, device), "max_epochs": epochs, "logger": loggers or False}
         trainer = _trainer(device, {**run, **trainer_options, "callbacks": callbacks})
         module.fingerprint |= {"batch_size": settings.batch_size, "precision": run["precision"]}
-        module.fingerprint |= _fingerprint(method, images, views, trainer)
+        module.fingerprint |= _fingerprint(method, views, trainer)
+        resume = resume and folder is not None and folder.checkpoint.is_file()
+        if folder is not None:
+            module.fingerprint |= data_fingerprint(images, most=_HASHED_BYTES)
         if folder is not None and _is_first_process() and not resume:
             names = {"data": images.name, "val": held_out.name if held_out else None}
             given = {"channels_last": settings.channels_last, "compile": settings.compile, **trainer_options}
@@ -194,7 +198,7 @@ def _trainer(device: torch.device, options: Mapping[str, Any]) -> L.Trainer:
         raise ConfigError(f"Lightning cannot train with these settings: {short(error, 200)}") from error
 
 
-def _fingerprint(method: Method, images: Images, views: Any, trainer: L.Trainer) -> dict[str, Any]:
+def _fingerprint(method: Method, views: Any, trainer: L.Trainer) -> dict[str, Any]:
     """What a resumed run must have in common with the interrupted one, besides its settings."""
     given = {} if views is None else {"views": views if isinstance(views, str) else type(views).__name__}
     return {
@@ -203,7 +207,6 @@ def _fingerprint(method: Method, images: Images, views: Any, trainer: L.Trainer)
         "method": method.name,
         **{f"method.{key}": value for key, value in method.settings.items()},
         **given,
-        **data_fingerprint(images),
     }
 
 
@@ -221,7 +224,7 @@ def _train(
     if device.type == "cuda" and trainer.world_size == 1:
         images = _to_device(images, device)
     batches = _Batches(images, settings)
-    checkpoint = folder.checkpoint if folder and resume and folder.checkpoint.is_file() else None
+    checkpoint = folder.checkpoint if folder and resume else None
     try:
         trainer.fit(module, datamodule=batches, ckpt_path=checkpoint)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
