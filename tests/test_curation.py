@@ -1,5 +1,7 @@
 """Curation: who is kept, looked at and dropped, by any score and any method's uncertainty."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -56,6 +58,19 @@ def test_uncertainty_is_the_methods_main_measure(tmp_path, measure, score):
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png") >= 20
     assert ("by uncertainty" in page) == bool(measure)
+
+
+def test_what_was_left_out_is_on_a_list_and_on_the_page(tmp_path):
+    torch.manual_seed(0)
+    lines = ["set/broken.png cannot be decoded", "set/notes.txt is no image of a known format"]
+    some = dataclasses.replace(images(20, 1), skipped=lines)
+    counts = curate(METHODS["mean_variance"]().eval(), some, tmp_path)
+    assert counts["skipped"] == 2 and sum(counts[name] for name in LISTS) == 20
+    assert (tmp_path / "skipped.txt").read_text().splitlines() == lines
+    page = (tmp_path / "report.html").read_text()
+    assert all(line in page for line in lines)
+    curate(METHODS["mean_variance"]().eval(), images(20, 1), tmp_path)
+    assert (tmp_path / "skipped.txt").read_text() == ""
 
 
 def test_a_score_of_another_package_sorts(tmp_path):

@@ -15,6 +15,7 @@ from probjepa.errors import ConfigError
 from probjepa.files import write_text
 from probjepa.methods import Method
 from probjepa.report.page import Card, Gallery, Section, render
+from probjepa.report.provenance import skipped_table
 from probjepa.report.sections import named
 from probjepa.scores import encode, score_set
 from probjepa.scores.own import uncertainty
@@ -71,13 +72,15 @@ def curate(
 ) -> dict[str, int]:
     """Write ranking.parquet, keep, review and drop lists (ids) and report.html with thumbnails into ``out``.
 
+    What was left out of the set when it was opened stands, with the reason, in skipped.txt.
+
     Typicality is any score of ``score_set``; uncertainty is the method's ``main_uncertainty`` (VJE: the mean
     posterior variance), where it has one. Nothing is deleted: the lists are for the user's own tools.
 
     Returns
     -------
     dict[str, int]
-        how many images are on each list
+        how many images are on each list, and how many files were "skipped"
 
     Raises
     ------
@@ -102,6 +105,7 @@ def curate(
     rows = {name: order[verdict[order] == name] for name in LISTS}
     for name, chosen in rows.items():
         write_text(out / f"{name}.txt", "".join(f"{images.ids[i]}\n" for i in chosen))
+    write_text(out / "skipped.txt", "".join(f"{line}\n" for line in images.skipped))
     sections = []
     for name, text in _TEXTS.items():
         chosen = rows[name]
@@ -115,8 +119,12 @@ def curate(
         sections.append(Section(name.capitalize(), text, items))
     counts = {name: len(chosen) for name, chosen in rows.items()}
     cards = [Card(name.capitalize(), f"{n:,}", f"of {len(images):,} images") for name, n in counts.items()]
+    if images.skipped:
+        cards.append(Card("Skipped", f"{len(images.skipped):,}", "files that could not be read", "warn"))
+        text = "What could not be read is on no other list."
+        sections.append(Section("Skipped", text, [skipped_table({images.name: images.skipped})]))
     write_text(out / "report.html", render(f"Curation of {images.name}", cards, sections))
-    return counts
+    return {**counts, "skipped": len(images.skipped)}
 
 
 def _gallery(images: Images, title: str, rows: npt.NDArray[np.intp], values: Column) -> Gallery:

@@ -223,7 +223,7 @@ def test_on_error_skip_counts_and_lists(places, tmp_path, capsys):
     arguments = ["embed", str(places / "run"), "--data", str(places / "text"), "--out", str(out), "-q"]
     assert run([*arguments, "--on-error", "skip"]) == 0
     printed = capsys.readouterr().out
-    assert "skipped 1 unreadable" in printed
+    assert "skipped 1 unreadable files" in printed
     assert "zz.png" in printed
     assert len(pq.read_table(out)) == 20
 

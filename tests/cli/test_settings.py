@@ -198,7 +198,7 @@ def test_a_config_that_is_no_file(data, tmp_path, capfd, method):
     for config, says in (
         (tmp_path, "Is a directory"),
         (tmp_path / "none", "No such file"),
-        ("/dev/zero", "a megabyte"),
+        ("/dev/zero", "no regular file"),
     ):
         assert run([*command, str(config)]) == 2
         error = capfd.readouterr().err.strip().splitlines()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from probjepa.data import ImageSet
 from probjepa.data.overlap import overlap, refuse_fitted_rows, refuse_overlap, was_fitted_on
 from probjepa.errors import DataError
 
@@ -50,13 +51,26 @@ def test_refusal_counts():
     refuse_overlap(images[:4], reference)
 
 
+def test_refusal_names_the_rows():
+    reference = pixels(9, 0, shape=(1, 8, 8))
+    images = torch.cat([pixels(4, 1, shape=(1, 8, 8)), reference[1:2]])
+    with pytest.raises(DataError, match=r"1 of 5 .* in the reference set \(row 4\)"):
+        refuse_overlap(images, reference)
+    named = ImageSet(images, None, ["a", "b", "c", "d", "cat/e.png"])
+    with pytest.raises(DataError, match=r"\(cat/e\.png\)"):
+        refuse_overlap(named, reference)
+    with pytest.raises(DataError, match=r"9 of 9 .* \(row 0, row 1, row 2, row 3, row 4, …\)"):
+        refuse_overlap(reference, reference)
+
+
 FIT, TEST = (np.random.default_rng(seed).normal(size=(n, 5)) for seed, n in ((0, 400), (1, 20)))
 
 
 def test_refuses_the_rows_of_a_fit():
     mixed = np.concatenate([TEST[:10], FIT[[3, 3, 77]], TEST[10:20]])
     with pytest.raises(
-        DataError, match=r"3 of 23 embeddings to score are among those that KNN was fitted on"
+        DataError,
+        match=r"3 of 23 embeddings to score are among those that KNN was fitted on \(row 10, row 11, row 12\)",
     ) as error:
         refuse_fitted_rows("KNN", FIT, mixed)
     assert "\n" not in str(error.value)

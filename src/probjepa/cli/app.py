@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from probjepa.cli.commands import curate, embed, evaluate, score, train
-from probjepa.cli.options import OutFolder, Overwrite, Quiet, Seed, grouped
+from probjepa.cli.options import Command, OutFolder, Overwrite, Quiet, Seed, grouped
 from probjepa.errors import ConfigError, unknown_name
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ def root(
     """Joint embeddings that know what they don't know: train, embed, score, evaluate."""
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     out: OutFolder = Path("probjepa-demo"),
     overwrite: Overwrite = False,
@@ -52,10 +52,10 @@ def demo(
 
 
 for command in (train, embed, score, evaluate, curate):
-    app.command()(grouped(command))
+    app.command(cls=Command)(grouped(command))
 
 
-@app.command()
+@app.command(cls=Command)
 def reproduce(
     name: Annotated[str, typer.Argument(metavar="NAME", help="an experiment of `probjepa list`")],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder  [reproduce-NAME]")] = None,
@@ -97,7 +97,7 @@ def reproduce(
     print(f"wrote {folder}/metrics.json and {folder}/report.html")
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_names() -> None:
     """List methods, heads, backbones, scores, view recipes, data sources and experiments."""
     from probjepa.backbones import BACKBONES

@@ -40,19 +40,23 @@ class ImageModel:
         if not options.resume:
             refuse_existing(options.out, options.overwrite, "go on with it with --resume")
         size, progress = given.get("image_size"), not options.quiet
-        reading: dict[str, Any] = {"convert": options.convert, "progress": progress}
-        images = open_images(data, size=size, channels=given.get("channels"), on_error=on_error, **reading)
+        reading: dict[str, Any] = {
+            "convert": options.convert, "progress": progress, "on_error": on_error, "labels": options.labels,
+            "ids": options.ids,
+        }  # fmt: skip
+        images = open_images(data, size=size, channels=given.get("channels"), **reading)
         given = fill_in(method, given, images.size, images.channels)
         side, channels = given["image_size"], images.channels
         settings = sort_settings(method, given)
-        if size is None:
-            images = open_images(
-                images if isinstance(images, ImageSet) else data, size=side, channels=channels
-            )
+        if size is None and isinstance(images, ImageSet):
+            images = open_images(images, size=side, channels=channels)
+        elif size is None:
+            images = open_images(data, size=side, channels=channels, **reading)
         _say_skipped(images)
         val = None
         if options.val is not None:
             val = open_images(options.val, size=side, channels=channels, **reading)
+            _say_skipped(val)
 
         from probjepa.report.training import training_report
         from probjepa.training import fit
@@ -79,14 +83,15 @@ class ImageModel:
             raise ConfigError(f"{self.source} holds a {type(method).__name__}, which is no model of images")
         return method.to(device)
 
-    def read(self, uri: str) -> Images:
-        """Open images as the model takes them."""
-        return self._read(uri, self.method.preprocess.size, self.method.preprocess.channels)
+    def read(self, uri: str, *, labelled: bool = True) -> Images:
+        """Open images as the model takes them; what the options say of labels is for ``labelled`` ones."""
+        return self._read(uri, self.method.preprocess.size, self.method.preprocess.channels, labelled)
 
-    def _read(self, uri: str, size: int | None, channels: int | None) -> Images:
+    def _read(self, uri: str, size: int | None, channels: int | None, labelled: bool = True) -> Images:
         shared = self.shared
         images = open_images(
             uri, size=size, channels=channels, convert=shared.convert, on_error=self.on_error,
+            labels=shared.labels if labelled else "none", ids=shared.ids if labelled else None,
             progress=not shared.quiet,
         )  # fmt: skip
         _say_skipped(images)
@@ -116,7 +121,7 @@ class ImageModel:
         if options.score == "jepa":
             return self._score_jepa(data, out, options)
         images = self.read(data)
-        reference = None if options.reference is None else self.read(options.reference)
+        reference = None if options.reference is None else self.read(options.reference, labelled=False)
         values, parts = score_set(
             self.method, images, options.score, reference=reference, progress=not self.shared.quiet
         )
@@ -145,7 +150,7 @@ class ImageModel:
         encoder = open_encoder(self.source, resolve_device(self.shared.device))
         shape = (options.size, None) if options.size else input_shape(encoder)
         images = self._read(data, *shape)
-        reference = None if options.reference is None else self._read(options.reference, *shape)
+        reference = None if options.reference is None else self._read(options.reference, *shape, False)
         known = score_jepa(
             encoder, images, out, how, latent=latent, reference=reference, overwrite=self.shared.overwrite,
             progress=not self.shared.quiet,
@@ -161,7 +166,7 @@ class ImageModel:
         _refuse_target(options.target, self.source)
         if options.reencode is not None:
             jpeg_quality(options.reencode)  # its complaint comes before any work
-        sets = {name: self.read(uri) for name, uri in _named(options.ood or []).items()}
+        sets = {name: self.read(uri, labelled=False) for name, uri in _named(options.ood or []).items()}
         progress = not self.shared.quiet
         benchmark = None
         if options.openood is not None:
@@ -183,7 +188,7 @@ class ImageModel:
     def curate(self, data: str, out: Path, *, reference: str | None, **options: Any) -> dict[str, int]:
         """Write ranking, lists and page, and return how many images are on each list."""
         images = self.read(data)
-        known = None if reference is None else self.read(reference)
+        known = None if reference is None else self.read(reference, labelled=False)
         from probjepa.curation import curate
 
         return curate(self.method, images, out, reference=known, progress=not self.shared.quiet, **options)
@@ -211,6 +216,8 @@ def _named(items: list[str]) -> dict[str, str]:
         name, sign, uri = item.partition("=")
         if not (name and sign and uri):
             raise ConfigError(f"--ood takes NAME=URI, got '{item}'")
+        if name in named:
+            raise ConfigError(f"--ood {name}= is given twice: name each set differently")
         named[name] = uri
     return named
 
@@ -229,6 +236,6 @@ def _checked_on_error(value: str) -> Any:
 def _say_skipped(images: Images) -> None:
     """Print which images were left out."""
     if images.skipped:
-        print(f"skipped {len(images.skipped)} unreadable images of {images.name}:")
+        print(f"skipped {len(images.skipped)} unreadable files of {images.name}:")
         for line in images.skipped:
             print(f"  {line}")

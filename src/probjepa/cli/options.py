@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
+
+from probjepa.errors import ConfigError
 
 Data = Annotated[str, typer.Option("--data", metavar="URI", help="images: folder, parquet, npy/npz, hf:, …")]
 OutFile = Annotated[Path, typer.Option("--out", metavar="F.parquet", help="table to write")]
@@ -17,6 +20,10 @@ OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="folder to
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
 Convert = Annotated[bool, typer.Option("--convert", help="convert grey ↔ RGB and drop alpha")]
 OnError = Annotated[str, typer.Option("--on-error", metavar="raise|skip", help="at an unreadable image")]
+Labels = Annotated[
+    str | None, typer.Option("--labels", metavar="COLUMN", help="of labels; none: leave labels out")
+]
+Ids = Annotated[str | None, typer.Option("--ids", metavar="COLUMN", help="of ids  [id, or the row's number]")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
 DEVICE = typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")
 SEED = typer.Option("--seed", help="of every random choice")
@@ -38,6 +45,8 @@ class Shared:
     overwrite: Overwrite = False
     convert: Convert = False
     on_error: OnError = "raise"
+    labels: Labels = None
+    ids: Ids = None
     device: Annotated[str, DEVICE] = "auto"
     quiet: Quiet = False
 
@@ -61,6 +70,8 @@ class Training:
     device: Annotated[str | None, DEVICE] = None
     convert: Convert = False
     on_error: OnError = "raise"
+    labels: Labels = None
+    ids: Ids = None
     quiet: Quiet = False
 
 
@@ -108,6 +119,19 @@ class Evaluating:
     jepa: Annotated[bool, typer.Option("--jepa", help="also JEPA-SCORE: slow for wide embeddings")] = False
     target: Target = None
     seed: Seed = 0
+
+
+class Command(typer.core.TyperCommand):
+    """A command that refuses an option given twice, of which it would take the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, as typer does; ConfigError where an option of one value stands twice."""
+        *_, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option in given:
+            once = isinstance(option, typer.core.TyperOption) and not (option.multiple or option.is_flag)
+            if once and given.count(option) > 1:
+                raise ConfigError(f"{option.opts[0]} is given {given.count(option)} times: give it once")
+        return super().parse_args(ctx, args)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

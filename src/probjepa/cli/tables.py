@@ -32,6 +32,7 @@ class TableModel:
     def __init__(self, source: str, shared: Shared) -> None:
         from probjepa.loading import load
 
+        _refuse({"--labels": shared.labels, "--ids": shared.ids})
         device = resolve_device(shared.device)
         self.shared = shared
         self.model = load(source)
@@ -54,7 +55,8 @@ class TableModel:
         Interrupted
             after Ctrl-C
         """
-        _refuse({"--val": options.val, "--convert": options.convert})
+        given_of_images = ("val", "convert", "labels", "ids")
+        _refuse({f"--{name}": getattr(options, name) for name in given_of_images})
         folder = open_run(options.out, resume=options.resume, overwrite=options.overwrite)
         given = given_settings(method, options, ("max_epochs", "random_state", "device"))
         recorded, seed = given.pop("target", None), given.pop("seed", 0)

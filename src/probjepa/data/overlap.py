@@ -5,6 +5,7 @@ Images are compared by their pixels, and embeddings, which different images may 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +13,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from probjepa._arrays import ArrayInput, as_features, fingerprints
-from probjepa.errors import DataError
+from probjepa.errors import DataError, short
 
 if TYPE_CHECKING:
     from probjepa.data.images import Images
 
 _ROWS_AT_A_TIME = 4096
+_NAMED = 5  # rows named in a message
 
 
 def overlap(images: Tensor | Images, reference: Tensor | Images) -> npt.NDArray[np.bool_]:
@@ -40,13 +42,21 @@ def _rows(images: Tensor) -> npt.NDArray[Any]:
 
 
 def refuse_overlap(images: Tensor | Images, reference: Tensor | Images) -> None:
-    """Raise DataError, with the count, if any image is among the reference."""
-    count = int(overlap(images, reference).sum())
-    if count:
+    """Raise DataError, with the count and the first names, if any image is among the reference."""
+    seen = overlap(images, reference)
+    if seen.any():
         raise DataError(
-            f"{count} of {len(images)} images to score are in the reference set: "
+            f"{seen.sum()} of {len(seen)} images to score are in the reference set "
+            f"({_first(seen, getattr(images, 'ids', None))}): "
             "score held-out images, or take these out of the reference"
         )
+
+
+def _first(marked: npt.NDArray[np.bool_], ids: Sequence[str] | None = None) -> str:
+    """Name the first of the rows that a mask (N,) marks."""
+    rows = np.flatnonzero(marked)
+    names = [f"row {row}" if ids is None else short(ids[row]) for row in rows[:_NAMED]]
+    return ", ".join(names) + (", …" if len(rows) > _NAMED else "")
 
 
 def was_fitted_on(embeddings: ArrayInput, fitted: ArrayInput) -> npt.NDArray[np.bool_]:
@@ -77,7 +87,8 @@ class FittedRows:
         if seen.any():
             raise DataError(
                 f"{seen.sum()} of {len(seen)} embeddings to score are among those that {detector} was fitted "
-                "on: score held-out rows, or drop the ones that was_fitted_on(embeddings, fitted) marks"
+                f"on ({_first(seen)}): score held-out rows, or drop the ones that "
+                "was_fitted_on(embeddings, fitted) marks"
             )
 
 

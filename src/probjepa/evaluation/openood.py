@@ -57,7 +57,13 @@ def openood_sets(
             raise DataError(f"'{root}' holds {name}/ and {name}.parquet: keep one of them")
         if places:
             found[name] = open_images(
-                places[0], size=size, channels=channels, convert=True, on_error=on_error, progress=progress
+                places[0],
+                size=size,
+                channels=channels,
+                convert=True,
+                on_error=on_error,
+                labels="none",
+                progress=progress,
             )
     if not found:
         raise DataError(

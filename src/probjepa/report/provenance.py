@@ -8,6 +8,7 @@ from typing import Any
 from probjepa.report.page import Section, Table
 
 _SHORT = 8  # rows; a longer table of settings is set in two columns
+_MOST = 200  # skipped files shown: metrics.json and skipped.txt have all
 _HASH = 16  # hex digits shown: metrics.json has all
 
 
@@ -17,7 +18,10 @@ def provenance_section(result: Mapping[str, Any], text: str) -> Section | None:
     left_out = result.get("left_out_as_in_train") or {}
     if isinstance(left_out, int):  # of a table, the test rows
         left_out = {"test": left_out}
-    items = [sets_table(sets, left_out, result.get("skipped") or {})] if sets else []
+    skipped = result.get("skipped") or {}
+    items = [sets_table(sets, left_out, skipped)] if sets else []
+    if any(not isinstance(lines, int) and lines for lines in skipped.values()):
+        items.append(skipped_table(skipped))
     if classes:
         rows = [[name, count] for name, count in classes.items()]
         items.append(Table(["class", "training rows"], rows[:50], "Classes of the target.", folded="Classes"))
@@ -87,6 +91,14 @@ def sets_table(
         f"{unit.capitalize()} used, and the start of the hash of their names and {content}. Left out: also "
         "in the reference set; skipped: could not be read.",
     )
+
+
+def skipped_table(skipped: Mapping[str, Any]) -> Table:
+    """Return a row for each file that was left out of a set (name → a line each), the first 200."""
+    rows = [[name, line] for name, lines in skipped.items() if not isinstance(lines, int) for line in lines]
+    more = f" The first {_MOST} of {len(rows):,}." if len(rows) > _MOST else ""
+    text = f"What was left out of each set when it was opened, and why.{more}"
+    return Table(("set", "file and reason"), rows[:_MOST], text, folded="Skipped files")
 
 
 def codec_note(reencode: str | None) -> str:

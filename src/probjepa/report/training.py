@@ -17,7 +17,7 @@ from probjepa.files import regular, write_text
 from probjepa.plots.style import Array
 from probjepa.report.figures import picture
 from probjepa.report.page import Card, Figure, Section, render
-from probjepa.report.provenance import flatten, settings_tables
+from probjepa.report.provenance import flatten, settings_tables, skipped_table
 from probjepa.report.sections import diagnosis
 from probjepa.yaml_files import read_yaml
 
@@ -72,9 +72,18 @@ def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> st
         Section("Collapse", text, collapse_curves(metrics)),
         *sections,
     ]
+    skipped = {
+        name: lines
+        for name in ("data", "val")
+        if isinstance(lines := config.pop(f"{name}_skipped", None), list)
+    }
     if config:
         text = "What this run was started with, as written in config.yaml."
         body.append(Section("Settings", text, settings_tables(config, "Settings of this run")))
+    if skipped:
+        body.append(
+            Section("Skipped", "What could not be read was not trained on.", [skipped_table(skipped)])
+        )
     method = config.get("method")
     name = method.get("name", "") if isinstance(method, dict) else str(method or "")
     html = render(

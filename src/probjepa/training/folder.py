@@ -18,6 +18,7 @@ from probjepa.errors import ArtifactError, ConfigError
 from probjepa.files import write_text
 from probjepa.provenance import versions
 
+_NAMED = 99  # skipped files that config.yaml names
 _OURS = (
     "checkpoints",
     "model",
@@ -111,6 +112,14 @@ def data_fingerprint(images: Images, name: str = "data", most: int | None = None
         digest, rows = encoded_fingerprint(images, most)
         return found | {f"{name}_files": f"{digest[:16]} of {rows} images"}
     return found | {f"{name}_pixels": fingerprint(images)[:16]}
+
+
+def left_out(images: Images, name: str = "data") -> dict[str, list[str]]:
+    """Return a line for each of the first files that were left out of a set, if there are some."""
+    lines = images.skipped[:_NAMED]
+    if (more := len(images.skipped) - len(lines)) > 0:
+        lines.append(f"and {more:,} more")
+    return {f"{name}_skipped": lines} if lines else {}
 
 
 def metrics_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -25,7 +25,7 @@ from probjepa.errors import ConfigError, MissingExtraError, short, unknown_name
 from probjepa.methods.base import Method
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine
 from probjepa.training.device import resolve_device
-from probjepa.training.folder import RunFolder, data_fingerprint
+from probjepa.training.folder import RunFolder, data_fingerprint, left_out
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from probjepa.training.loader import EpochLoader
 from probjepa.training.module import Module
@@ -153,8 +153,9 @@ def fit(
             module.fingerprint |= data_fingerprint(images, most=_HASHED_BYTES)
         if folder is not None and _is_first_process() and not resume:
             names = {"data": images.name, "val": held_out.name if held_out else None}
+            skipped = left_out(images) | ({} if held_out is None else left_out(held_out, "val"))
             given = {"channels_last": settings.channels_last, "compile": settings.compile, **trainer_options}
-            folder.start(module.fingerprint | names, device, given)
+            folder.start(module.fingerprint | names | skipped, device, given)
         _train(trainer, module, images, settings, folder, stop, resume=resume)
     method.eval().to(device)
     if folder is not None and trainer.is_global_zero:
