@@ -1,6 +1,7 @@
 """Folders of images: what is read, what is left out and named, links, and folders that are no classes."""
 
 import os
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +59,20 @@ def test_all_that_can_be_decoded_is_read_and_the_rest_is_named(tmp_path, limit):
         with pytest.raises(DataError) as error:
             open_images(tmp_path / name)
         assert name in one_line(error)
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "PNG", "WEBP", "MPO"])
+def test_frames_that_are_not_read_are_a_warning(tmp_path, format, limit):
+    frames = [Image.fromarray(PIXELS + np.uint8(step)) for step in range(3)]
+    frames[0].save(tmp_path / "a", format, save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "b.png")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        open_images(tmp_path, memory_limit=limit)
+    texts = [str(warning.message) for warning in found]
+    # what a camera puts behind a photo is no frame of it
+    assert len(texts) == (format != "MPO") and all(f"several frames ({format})" in text for text in texts)
 
 
 def test_a_link_to_nothing_is_an_unreadable_image(tmp_path):

@@ -23,6 +23,13 @@ def _extra(package: str, extra: str) -> Any:
         raise MissingExtraError(package, extra) from None
 
 
+def _check_files(folder: Path) -> None:
+    """Raise OSError if a folder, where there is one, holds a pipe or a device: it would be opened."""
+    for file in folder.glob("*"):
+        if not file.is_dir():
+            regular(file)
+
+
 def _pool(tokens: Tensor, pooling: Literal["cls", "mean"], prefix: int) -> Tensor:
     return tokens[:, 0] if pooling == "cls" else tokens[:, prefix:].mean(1)
 
@@ -93,9 +100,7 @@ def load_transformers(name: str, pooling: str | None = None) -> Loaded:
     transformers = _extra("transformers", "hf")
     ours = {"trust_remote_code": False}  # unset, code in the model's folder is asked about on standard input
     try:
-        for file in Path(name).glob("*"):
-            if not file.is_dir():
-                regular(file)
+        _check_files(Path(name))
         model = transformers.AutoModel.from_pretrained(name, **ours)
     except Exception as error:  # its errors differ between versions
         raise ArtifactError(
@@ -148,6 +153,7 @@ def load_timm(name: str, pooling: str | None = None) -> Loaded:
     """
     timm = _extra("timm", "timm")
     try:
+        _check_files(Path(name.removeprefix("local-dir:")))
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # its errors differ between versions
         raise ArtifactError(f"no model 'timm:{name}': {first_line(error)}") from error

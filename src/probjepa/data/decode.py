@@ -158,6 +158,8 @@ class Decoder:
         allow grey ↔ RGB (repetition, ITU-R 601 luma) and drop an alpha channel
     levels
         (256,) which values the 16-bit images seen so far hold as 8 bits, counted up to ``FEW_LEVELS``
+    animated
+        the formats of files seen so far that hold several frames, of which the first alone is decoded
     """
 
     size: int | None = None
@@ -166,6 +168,7 @@ class Decoder:
     levels: npt.NDArray[np.bool_] = field(
         default_factory=lambda: np.zeros(256, np.bool_), repr=False, compare=False
     )
+    animated: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def __call__(self, payload: Payload) -> npt.NDArray[np.uint8]:
         """Return the pixels (C, H, W), C = 1 or 3.
@@ -178,7 +181,7 @@ class Decoder:
             for what a setting has to decide: an alpha channel, a value range
         """
         try:
-            image = _open(payload)
+            image = self._open(payload)
             deep = _is_deep(image)
             image = self._mode(_oriented(image))
         except (Unreadable, DataError):
@@ -196,7 +199,7 @@ class Decoder:
     def header(self, payload: Payload) -> tuple[int, int, int]:
         """Return the shape (C, H, W) that decoding gives, from the file's header where it has one."""
         try:
-            image = _open(payload)
+            image = self._open(payload)
             if _is_deep(image) and self.levels.sum() < FEW_LEVELS:
                 self(payload)
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
@@ -211,6 +214,14 @@ class Decoder:
         if self.convert and self.channels is not None:
             channels = self.channels
         return (channels, height, width) if self.size is None else (channels, self.size, self.size)
+
+    def _open(self, payload: Payload) -> Image.Image:
+        image = _open(payload)
+        # an MPO's second picture is a preview or a gain map; the frame of an open image is its user's choice
+        is_file = isinstance(payload, bytes | Path) and image.format not in (None, "MPO")
+        if is_file and getattr(image, "is_animated", False):
+            self.animated.add(str(image.format))
+        return image
 
     def _check_sides(self, size: tuple[int, int]) -> None:
         shorter, longer = sorted(size)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from probjepa.errors import DataError
+from probjepa.files import regular
 
 if TYPE_CHECKING:
     from probjepa.data.decode import Payload
@@ -72,7 +73,7 @@ def encoded_fingerprint(images: StreamedImages, most: int | None = None) -> tupl
 
 def _encoded(payload: Payload) -> bytes:
     if isinstance(payload, Path):
-        return payload.read_bytes()
+        return regular(payload).read_bytes()
     if isinstance(payload, bytes):
         return payload
     if isinstance(payload, Exception):  # a row that the reader itself could not get

@@ -297,6 +297,14 @@ class _Check:
             )
         if self.decoder.channels == 3 and self.channels == 1:
             raise self._mismatch(self.rows[0])
+        if self.decoder.animated:
+            formats = ", ".join(sorted(self.decoder.animated))
+            warnings.warn(
+                f"{self.records.name}: it has files of several frames ({formats}), "
+                "of which the first alone is read: save the others as files of their own",
+                ProbjepaWarning,
+                stacklevel=2,
+            )
         levels = int(self.decoder.levels.sum())
         if 0 < levels < FEW_LEVELS:
             warnings.warn(
