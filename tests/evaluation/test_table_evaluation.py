@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, log_loss
+from sklearn.neural_network import MLPClassifier
 
 from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.evaluation import evaluate_table
@@ -111,6 +112,25 @@ def test_predictors_learn_and_say_probabilities(name):
     np.testing.assert_array_equal(
         found, PREDICTORS[name](x[:200], y[:200], x[200:240], y[200:240], 0)(x[240:])
     )
+
+
+def test_the_network_is_scikit_learns_on_features_scaled_by_the_training_rows():
+    """Against a plain loop, on validation rows of another scale."""
+    random = np.random.default_rng(1)
+    y = random.integers(2, size=160)
+    x = (y[:, None] * [2.0, 0.5] + random.normal(size=(160, 2))).astype(np.float32)
+    x, y, x_val, y_val = x[:100], y[:100], 3 * x[100:] + 4, y[100:]
+    mean, spread = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    network = MLPClassifier((128, 128), random_state=np.random.RandomState(5))
+    losses, said = [], []
+    for _ in range(200):
+        network.partial_fit((x - mean) / spread, y, classes=[0, 1])
+        losses.append(log_loss(y_val, network.predict_proba((x_val - mean) / spread)))
+        said.append(network.predict_proba((x - mean) / spread))
+        if len(losses) > int(np.argmin(losses)) + 10:
+            break
+    found = PREDICTORS["MLP"](x, y, x_val, y_val, 5)(x)
+    np.testing.assert_allclose(found, said[int(np.argmin(losses))], atol=1e-4)
 
 
 def test_no_test_row_reaches_a_fit():

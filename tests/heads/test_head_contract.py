@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 
@@ -136,6 +137,40 @@ def test_half_and_double_precision_agree(name):
     exact = double(context.double()).log_prob(target.double())
     assert exact.dtype == torch.float64
     torch.testing.assert_close(single(context).log_prob(target).double(), exact, rtol=1e-4, atol=1e-4)
+
+
+# a type that the head is put into; None: bfloat16 autocast around a head of float32
+TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, None]
+
+
+@every_head
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("size", [1.0, 1e6], ids=str)
+def test_every_type_works_and_is_finite_far_away(name, dtype, size):
+    """Losses, densities, means and draws, in float32 at least, of contexts and targets up to 1e6."""
+    head = build(name, 12).to(dtype or torch.float32).train()
+    context, target = size * draw(8, CONTEXT), size * draw(8, 12, seed=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is None):
+        prediction = head(context)
+        loss = prediction.loss(target)
+        found = {"loss": loss, "mean": prediction.mean, "draws": prediction.sample((2,), seeded())}
+        if name in WITH_DENSITY:
+            found["density"] = prediction.log_prob(target)
+    for key, value in found.items():
+        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32), key
+        assert value.isfinite().all(), key
+    loss.mean().backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
+
+
+@every_head
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_of_what_a_head_is_part_of_leaves_it_as_it_is(name, dtype):
+    head = build(name)
+    before = {key: value.clone() for key, value in head.state_dict().items()}
+    whole = torch.nn.Sequential(torch.nn.Linear(2, 2), head).to(dtype)
+    assert whole[0].weight.dtype == dtype
+    assert all(torch.equal(value, before[key]) for key, value in head.state_dict().items())
 
 
 @every_head
@@ -320,3 +355,17 @@ def test_noise_that_is_alike_makes_an_element_independent_of_its_neighbours(name
             torch.testing.assert_close(together[1][i], alone[1], rtol=1e-4, atol=1e-5)
     apart = read(head(context[:1].expand(3, 4, CONTEXT)).for_scores(), target)[0]
     assert torch.allclose(apart[:, 0], apart[:, 1]) == (name == "deterministic")
+
+
+def test_the_field_depends_on_the_time():
+    """Of the denoiser that flow matching and diffusion share: sines and cosines of 1000·10000^(−k/32)·t."""
+    field = build("diffusion").network
+    y, code = draw(4, DIM), field.encode(draw(4, CONTEXT, seed=3))
+    seen = []
+    field.time.register_forward_pre_hook(lambda module, x: seen.append(x[0]))
+    times = torch.tensor([0.0, 0.2, 0.7])
+    outs = [field(y, t, code) for t in times]
+    assert not torch.allclose(outs[0], outs[1]) and not torch.allclose(outs[1], outs[2])
+    rates = np.array([1000 * 10_000 ** (-k / 32) for k in range(32)])
+    for t, found in zip(times.double().numpy(), seen, strict=True):
+        np.testing.assert_allclose(found.numpy(), np.r_[np.sin(rates * t), np.cos(rates * t)], atol=2e-4)

@@ -147,6 +147,18 @@ def test_an_untrained_predictor_is_the_best_one_for_a_standard_normal():
     assert (drawn.std(0) - 0.976).abs().max() < 3 * 0.976 / math.sqrt(2 * 20_000)
 
 
+def test_the_network_is_told_the_level_as_a_share_of_a_thousand():
+    """A network that answers with its time: ε̂ = √(1 − ᾱₜ)·x + √ᾱₜ·t/1000, in the loss and along the way."""
+    head = Diffusion(3, 2, width=4, blocks=1, code_width=4)
+    head.network.forward = lambda y, t, code: t.unsqueeze(-1).expand_as(y)
+    level = torch.arange(1000)
+    x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    kept = KEPT.float().unsqueeze(-1)
+    expected = (1 - kept).sqrt() * x + kept.sqrt() * (level / 1000).unsqueeze(-1)
+    torch.testing.assert_close(head.noise(x, level, None), expected)
+    assert torch.equal(head.departure(x[:1], torch.tensor(250), None), torch.full((1, 3), 0.25))
+
+
 def test_a_wrong_network_does_not_blow_up_the_samples():
     head = Diffusion(8, 2, width=8)
     with torch.no_grad():

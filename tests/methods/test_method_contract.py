@@ -9,6 +9,7 @@ from torch.distributions import Distribution
 
 import probjepa as pj
 from probjepa.data.views import views
+from probjepa.heads import HEADS
 from probjepa.methods import METHODS, Method, ProbabilisticMethod
 
 SMALL = {"channels": 1, "image_size": 16}
@@ -23,9 +24,9 @@ OWN = {
 }
 
 
-def small(name):
+def small(name, **settings):
     torch.manual_seed(0)
-    return METHODS[name](**SMALL, **OWN.get(name, CONVNET))
+    return METHODS[name](**SMALL, **OWN.get(name, CONVNET), **settings)
 
 
 def pixels(n=6, seed=0):
@@ -65,6 +66,53 @@ def test_it_trains_on_the_views_of_its_own_recipe(name):
         optimizer.step()
         model.after_step(step, 3)
     assert all(not torch.equal(before[k], p) for k, p in trained.items())
+
+
+# of I-JEPA's heads, to be fast
+SIZES = {"hidden": (16,), "couplings": 2, "width": 8, "blocks": 1, "code_width": 8, "steps": 3}
+
+
+def with_head(head):
+    takes = inspect.signature(HEADS[head]).parameters
+    options = {key: size for key, size in SIZES.items() if key in takes and head != "autoregressive"}
+    return {"head": head, "head_options": options, "score_masks": 1, "score_draws": 2}
+
+
+CASES = [(name, {}) for name in METHODS if name != "i-jepa"] + [("i-jepa", with_head(h)) for h in HEADS]
+
+
+# None: bfloat16 autocast around a model of float32
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, None], ids=str)
+@pytest.mark.parametrize(
+    ("name", "settings"), CASES, ids=lambda x: x if isinstance(x, str) else x.get("head", "")
+)
+def test_every_type_works(name, settings, dtype):
+    """Losses and what is read are in float32 at least, and near those of float32."""
+    model = small(name, **settings).train()
+    batch = views(model.view_recipe, **model.preprocess.config())(pixels(), 0)
+    torch.manual_seed(1)
+    exact = model.loss(batch)
+    model.to(dtype or torch.float32)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is None):
+        terms = model.loss(batch)
+    terms["loss"].backward()
+    for key, value in terms.items():
+        assert value.dtype in (torch.float32, torch.float64), key
+        assert value.isfinite(), key
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    narrow = dtype != torch.float64
+    if name not in ("vje", "i-jepa"):  # the same draws in another type are other numbers
+        torch.testing.assert_close(
+            terms["loss"].double(), exact["loss"].double(), rtol=0.3 if narrow else 0.01, atol=0.1
+        )
+    model.eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is None):
+        assert model.embed(pixels()).isfinite().all()
+        if isinstance(model, ProbabilisticMethod):
+            assert model.score_samples(pixels()).isfinite().all()
+            assert all(value.isfinite().all() for value in model.uncertainty(pixels()).values())
+            assert model.posterior(pixels()).mean.isfinite().all()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -237,6 +237,27 @@ def test_no_gradient_flows_through_the_observation(settings):
     assert h.grad.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("likelihood", ["polar", "standard"])
+def test_the_likelihoods_scale_is_the_posteriors_and_trains_it(likelihood):
+    """By finite differences of the plain reference: raising σ² of an input changes its likelihood too."""
+    model = lookup_model(likelihood=likelihood, kl_weight=0.0)
+    model.loss(two_views())["loss"].backward()
+    h = model.encoder.weight.detach().double().numpy()
+    with torch.no_grad():
+        mean, variance = (x.double().numpy() for x in model.inference(model.encoder.weight))
+    raw = model.inference.raw_variance.bias.detach().double().numpy()
+
+    def loss(step):
+        sigma2 = variance + np.logaddexp(0, raw + step) - np.logaddexp(0, raw)
+        return reference_terms(model, h, h, mean, sigma2, [])["loss"]
+
+    each = np.eye(D) * 1e-4
+    slopes = [(loss(e) - loss(-e)) / 2e-4 for e in each]
+    assert np.abs(slopes).max() > 1e-2
+    found = model.inference.raw_variance.bias.grad.numpy()
+    np.testing.assert_allclose(found, slopes, rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize("target", ["stop-gradient", "ema"])
 def test_gradients_reach_the_encoder_and_the_inference_network_alone(target):
     model = small(target=target)
@@ -410,6 +431,38 @@ def test_predictive_score_is_the_mean_density_under_the_reference():
     torch.testing.assert_close(score, expected, rtol=1e-8, atol=1e-8)
     encoded = model.predictive(model.features(reference))  # images, or what was encoded before
     assert torch.equal(encoded.log_prob(h), mixture.log_prob(h))
+
+
+@pytest.mark.parametrize(("count", "skip"), [(1499, 0), (1500, 1), (2600, 2)])
+def test_of_many_reference_rows_each_images_nearest_are_left_out(count, skip, monkeypatch):
+    """Against the density of each component: M/1000 rounded, less one, of the largest are not in the mean."""
+    monkeypatch.setattr("probjepa.distributions.PolarStudentTMixture.fit_scale", lambda self: self)
+    model = small(df=3.0)
+    rows = torch.randn(count + 3, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    h, x = rows[3:], rows[:3]
+    variance = 0.5 + torch.rand(count, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    each = PolarStudentT(h, variance.mean(0).expand_as(h), 3.0).log_prob(x[:, None]).sort(1).values
+    kept = each[:, : count - skip]
+    expected = kept.logsumexp(1) - math.log(count - skip)
+    found = model.predictive({"h": h, "variance": variance}).log_prob(x)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_scores_are_signed_so_that_higher_is_more_typical():
+    """The posterior's KL as torch has it, and the others against the measures that they are made of."""
+    model, x = spread(small()), pixels(7)
+    features = model.features(x)
+    q = Normal(features["mu"].double(), features["variance"].double().sqrt())
+    kl = kl_divergence(Independent(q, 1), Independent(Normal(torch.zeros_like(q.mean), 1.0), 1))
+    scores, variance = model.ood_scores(features), features["variance"].double().numpy()
+    torch.testing.assert_close(scores["kl"], kl)
+    np.testing.assert_allclose(scores["mean variance"], -variance.mean(1))
+    np.testing.assert_allclose(scores["anisotropy"], stats.variation(variance, axis=1))
+    mean, h = (features[key].double().numpy() for key in ("mu", "h"))
+    radial = [radial_nll(*pair, 1.0) for pair in zip(h, mean, strict=True)]
+    directional = [directional_nll(*row, 1.0) for row in zip(h, mean, variance, strict=True)]
+    np.testing.assert_allclose(scores["radial"], -np.array(radial), rtol=1e-6)
+    np.testing.assert_allclose(scores["directional"], -np.array(directional), rtol=1e-6)
 
 
 def test_predictive_score_refuses_the_references_own_rows():

@@ -31,6 +31,16 @@ def test_lbfgs_is_scikit_learns_regression_on_standardised_features(weight_decay
     assert linear_probe(*TRAIN, *TEST, weight_decay=weight_decay) == pytest.approx(expected, abs=0.003)
 
 
+@pytest.mark.parametrize("settings", [{}, {"method": "sgd", "weight_decay": 1 / 400}], ids=str)
+def test_a_test_set_of_another_mean_is_read_by_the_trainings(settings):
+    """Rows of one class, moved: their own mean and spread would move them back."""
+    x, y = TEST[0][TEST[1] == 2] * 1.3, TEST[1][TEST[1] == 2]
+    expected = make_pipeline(StandardScaler(), LogisticRegression()).fit(*TRAIN).score(x, y)
+    own = LogisticRegression().fit(StandardScaler().fit_transform(TRAIN[0]), TRAIN[1])
+    assert abs(own.score(StandardScaler().fit_transform(x), y) - expected) > 0.1
+    assert linear_probe(*TRAIN, x, y, **settings) == pytest.approx(expected, abs=0.02)
+
+
 def test_sgd_reaches_the_same_optimum():
     exact = linear_probe(*TRAIN, *TEST, weight_decay=0.01)
     sgd = linear_probe(*TRAIN, *TEST, method="sgd", weight_decay=0.01, batch_size=100)

@@ -351,6 +351,15 @@ def test_the_target_follows(baseline, rows):
     torch.testing.assert_close(baseline.target.module.reg, before + 0.1)
 
 
+def test_embeddings_are_mean_and_standard_deviation_of_the_features_own_tokens(network, rows):
+    """With a transformer that does nothing and a known head: token i in, N(token i, e^0.6) out, in order."""
+    network.target_encoder = nn.Identity()
+    network.target_head.forward = lambda x: (x, torch.full_like(x, 0.6))
+    mean, std = network.embed(rows)
+    torch.testing.assert_close(mean, network.tokenizer(rows))
+    torch.testing.assert_close(std, torch.full_like(mean, math.exp(0.3)))
+
+
 # --- weight decay ---------------------------------------------------------------------------------------
 
 

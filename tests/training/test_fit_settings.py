@@ -132,3 +132,12 @@ def test_what_is_no_setting_goes_to_the_trainer():
 
     train(accumulate_grad_batches=2, precision="bf16-mixed", callbacks=[Look()])
     assert seen == [(2, "bf16-mixed")]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_a_fit_in_another_type_of_weights_works_and_leaves_the_default_type(precision):
+    model = train(precision=precision)
+    wanted = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}[precision]
+    assert model.dtype == wanted
+    assert model.embed(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).isfinite().all()
+    assert torch.get_default_dtype() == torch.float32

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from probjepa.distributions.base import FullPrecision
 from probjepa.errors import ConfigError, DataError
 
 SMALLEST_SIDE = 8  # pixels
 
 
-class Preprocess(nn.Module):
+class Preprocess(FullPrecision):
     """Resize, crop to the centre square and normalise.
 
     Parameters

@@ -15,6 +15,7 @@ from probjepa.data.augment import (
     RandomSolarise,
 )
 from probjepa.data.preprocess import SMALLEST_SIDE, check_images, check_statistics
+from probjepa.distributions.base import FullPrecision
 from probjepa.errors import ConfigError, DataError
 from probjepa.registry import Registry
 
@@ -31,7 +32,7 @@ RECIPES = Registry(
 )
 
 
-class Views(nn.Module):
+class Views(FullPrecision):
     """Random views of a batch, normalised; each view has its own pipeline, each image its own parameters.
 
     Parameters

@@ -1,17 +1,34 @@
-"""What the likelihoods share: shapes that print, and the refusal to sample what is no full density."""
+"""What the likelihoods share: full precision, shapes that print, no samples of what is no full density."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Return x, in float32 if its type is narrower."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+class FullPrecision(nn.Module):
+    """A module that stays in float32 or float64: ``half`` and ``bfloat16``, of its parent too, pass it by.
+
+    Likelihoods and pixels need the digits. For speed there is autocast.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def wide(x: Tensor) -> Tensor:
+            out = fn(x)
+            narrow = out.is_floating_point() and out.dtype.itemsize < 4
+            return at_least_float32(x).to(out.device) if narrow else out
+
+        applied: Self = super()._apply(wide, recurse)  # type: ignore[no-untyped-call]
+        return applied
 
 
 class Likelihood(Distribution):

@@ -13,6 +13,7 @@ from torch.types import _size
 
 from probjepa.errors import ConfigError
 from probjepa.heads.base import (
+    MAX_Z,
     RAW_UNIT_SCALE,
     DensityPrediction,
     Head,
@@ -212,7 +213,8 @@ class AutoregressivePrediction(DensityPrediction):
                     uniform = uniform.expand(shape[:-1]).reshape(-1)
                     chosen = (uniform > logits.softmax(0).cumsum(0)[:-1]).sum(0, keepdim=True)
                     mean, spread = (p.gather(0, chosen)[0] for p in (means, raw))
-                    y[i] = mean + positive_scale(spread) * noise[i]
+                    # a context far away, and each coordinate asks for a larger one: to infinity, unbounded
+                    y[i] = (mean + positive_scale(spread) * noise[i]).clamp(-MAX_Z, MAX_Z)
             return head.actnorm.inverse(y.T.to(noise.dtype)).reshape(shape)
 
 

@@ -6,7 +6,8 @@ dependency: what is here needs torch alone, and each head trains by its own ``lo
 
 All heads keep one scale: ``loss`` is a mean over the D coordinates (nats per coordinate where it is a
 likelihood), one value an element; the caller takes the mean over elements. Networks may run under autocast;
-densities, losses and samples are computed outside it, in float32 at least.
+densities, losses and samples are computed outside it. A head stays in float32, or is made float64 by
+``double``; ``half`` and ``bfloat16`` leave it as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
-from probjepa.distributions.base import Likelihood
+from probjepa.distributions.base import FullPrecision, Likelihood
 from probjepa.distributions.base import at_least_float32 as at_least_float32
 from probjepa.errors import ConfigError, DataError, ProbjepaError
 from probjepa.heads.names import HEADS
@@ -29,7 +30,7 @@ from probjepa.heads.names import HEADS
 SCALE_FLOOR = 1e-3
 MEAN_DRAWS = 64
 _BLOCK = 4_000_000  # elements of one block of draws behind a Monte Carlo mean
-_MAX_Z = 1e9  # a standardised distance is held below it, so that its square stays finite
+MAX_Z = 1e9  # a standardised distance is held below it, so that its square stays finite
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 RAW_UNIT_SCALE = math.log(math.expm1(1 - SCALE_FLOOR))  # ``positive_scale`` maps it to 1
 
@@ -50,7 +51,7 @@ def positive_scale(raw: Tensor) -> Tensor:
 
 def gaussian_log_density(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """Elementwise log N(x; mean, scale²); finite, with finite gradients, for every finite x."""
-    z = ((x - mean) / scale).clamp(-_MAX_Z, _MAX_Z)
+    z = ((x - mean) / scale).clamp(-MAX_Z, MAX_Z)
     return -0.5 * z.square() - scale.log() - _HALF_LOG_2PI
 
 
@@ -61,7 +62,7 @@ def draw_component(logits: Tensor, shape: torch.Size, generator: torch.Generator
     return (uniform.unsqueeze(-1) > cdf[..., :-1]).sum(-1)
 
 
-class Head(nn.Module):
+class Head(FullPrecision):
     """Base of the heads: a subclass writes ``forward(context)`` → Prediction.
 
     Parameters
@@ -88,8 +89,8 @@ class Head(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of predictions and losses: that of the parameters, float32 at least."""
-        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
+        """Type of the parameters, of predictions and of losses: float32 or float64."""
+        return next(self.parameters()).dtype
 
     def checked(self, context: Tensor) -> Tensor:
         """Return the context (..., C) in the parameters' type; DataError for another width."""
@@ -98,7 +99,7 @@ class Head(nn.Module):
                 f"head '{self.name}' got a context of shape {tuple(context.shape)}: "
                 f"give (..., {self.context_dim}), the context_dim that it was built with"
             )
-        return context.to(next(self.parameters()).dtype)
+        return context.to(self.dtype)
 
 
 class Prediction(Likelihood):

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probjepa.distributions.base import FullPrecision
 from probjepa.errors import ConfigError
 
 _VARIANCE_FLOOR = 1e-6
 
 
-class InferenceNetwork(nn.Module):
+class InferenceNetwork(FullPrecision):
     """g(h) → μ, σ², both (N, D): two bias-free Linear–LayerNorm–GELU blocks, then a head each.
 
-    σ² = softplus(·) + 1e-6. Weights are Xavier-uniform. Runs in float32 whatever the autocast around it.
-    arXiv 2602.05639; GELU and the floor are ours.
+    σ² = softplus(·) + 1e-6. Weights are Xavier-uniform. Runs in float32 (or, made ``double``, in float64),
+    whatever the autocast around it. arXiv 2602.05639; GELU and the floor are ours.
 
     Parameters
     ----------
@@ -64,8 +65,8 @@ class InferenceNetwork(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Map h (N, D) to μ and σ², both (N, D) float32."""
+        """Map h (N, D) to μ and σ², both (N, D), in the parameters' type."""
         with torch.autocast(h.device.type, enabled=False):
-            hidden = self.trunk(h.float())
+            hidden = self.trunk(h.to(self.mean.weight.dtype))
             variance = F.softplus(self.raw_variance(hidden)) + _VARIANCE_FLOOR
             return self.mean(hidden), variance.expand(-1, self.dim)

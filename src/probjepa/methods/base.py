@@ -157,6 +157,11 @@ class Method(Pretrained):
         """Device of the parameters."""
         return next(self.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the encoder's parameters, which images are given in; losses are float32 at least."""
+        return next((p.dtype for p in self.encoder.parameters()), torch.float32)
+
     def calibrate(self, images: Tensor) -> None:
         """Take mean and standard deviation from uint8 images (N, C, H, W), unless they were given."""
         if not self.calibrated:
@@ -167,7 +172,7 @@ class Method(Pretrained):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode prepared or raw images (N, C, H, W) to h (N, D): differentiable, in the current mode."""
-        h: Tensor = self.encoder(self.preprocess(x.to(self.device)))
+        h: Tensor = self.encoder(self.preprocess(x.to(self.device)).to(self.dtype))
         return h
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -197,13 +202,13 @@ class Method(Pretrained):
 
 
 def two_views(method: Method, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the two views (N, C, H, W) of a batch, or raise DataError."""
+    """Return the two views (N, C, H, W) of a batch, in the encoder's type, or raise DataError."""
     if len(batch) != 2 or batch[0].shape != batch[1].shape:
         raise DataError(
             f"the loss of {type(method).__name__} takes two views of one shape, got "
             f"{[tuple(view.shape) for view in batch]}: make them with the view recipe '{method.view_recipe}'"
         )
-    return batch[0], batch[1]
+    return batch[0].to(method.dtype), batch[1].to(method.dtype)
 
 
 def check_weights(weights: Mapping[str, float]) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from probjepa.data.masks import MultiBlockMasks
 from probjepa.errors import ConfigError, DataError
-from probjepa.heads.base import MEAN_DRAWS
+from probjepa.heads.base import MEAN_DRAWS, at_least_float32
 from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluating
 from probjepa.methods.ema import EMA
 from probjepa.methods.ijepa_predictor import Predictor, build_head
@@ -122,7 +122,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         with torch.no_grad():
             tokens: Tensor = self.teacher.module.tokens(images)  # type: ignore[operator]
         with torch.autocast(tokens.device.type, enabled=False):
-            return F.layer_norm(tokens.float(), tokens.shape[-1:])
+            return F.layer_norm(at_least_float32(tokens), tokens.shape[-1:])
 
     def contexts(self, images: Tensor, context: Tensor, targets: Tensor) -> Tensor:
         """The predictor's vectors c (N, M, Tt, width) of prepared images, from the context's patches alone.
@@ -142,7 +142,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
             raise DataError(
                 "the loss of IJEPA takes at least one view (N, C, H, W), got none: give the images"
             )
-        images = torch.cat(list(batch))
+        images = torch.cat(list(batch)).to(self.dtype)
         size = self.preprocess.size
         if images.shape[2:] != (size, size):
             raise DataError(
@@ -192,7 +192,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         parts = []
         with evaluating(self), torch.random.fork_rng(cuda):
             for chunk in torch.split(x, min(batch_size, _SCORED_AT_A_TIME)):
-                images = self.preprocess(chunk.to(self.device))
+                images = self.preprocess(chunk.to(self.device)).to(self.dtype)
                 tokens = self.targets(images)[:, hidden]
                 masks = zip(context, hidden, strict=True)
                 vectors = torch.stack([self.contexts(images, *mask) for mask in masks], 1)

@@ -97,6 +97,6 @@ class LeJEPA(Method, paper_url="https://arxiv.org/abs/2511.08544"):
                 "the loss of LeJEPA takes two or more views of one shape, got "
                 f"{[tuple(view.shape) for view in batch]}: make them with the recipe '{self.view_recipe}'"
             )
-        z = self.projector(self.encoder(torch.cat(list(batch))))
+        z = self.projector(self.encoder(torch.cat(list(batch)).to(self.dtype)))
         joined = gather(at_least_float32(z).reshape(len(batch), -1, z.shape[1]), dim=1)
         return lejepa_loss(joined, self.sigreg_weight, self.n_directions, shared_seed(z.device))

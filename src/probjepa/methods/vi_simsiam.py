@@ -117,11 +117,11 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
     def features_of(self, h: Tensor) -> dict[str, Tensor]:
         """Add "z" and the unit "direction" μ, both (N, projector_dim), and "concentration" κ (N, 1)."""
         with full_precision(h):
-            z = self.projector(at_least_float32(h))
-            p, raw = self.predictor(z).split([z.shape[1], 1], dim=1)
+            z = self.projector(h.to(next(self.projector.parameters()).dtype))
+            p, raw = torch.split(at_least_float32(self.predictor(z)), [z.shape[1], 1], dim=1)
             return {
                 "h": h,
-                "z": z,
+                "z": at_least_float32(z),
                 "direction": unit_direction(p),
                 "concentration": F.softplus(raw) + _CONCENTRATION_FLOOR,
             }

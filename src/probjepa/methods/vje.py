@@ -14,6 +14,7 @@ from probjepa.data.overlap import refuse_overlap
 from probjepa.distributions import MultivariateStudentT, PolarStudentT, PolarStudentTMixture
 from probjepa.errors import ConfigError, DataError, unknown_name
 from probjepa.heads import InferenceNetwork
+from probjepa.heads.base import at_least_float32
 from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, two_views
 from probjepa.methods.ema import EMA
 
@@ -133,9 +134,9 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Objective for two views, each (N, C, H, W): "loss" and its terms, means over the batch."""
         images = torch.cat(two_views(self, batch))
-        h = self.encoder(images).float()
+        h = at_least_float32(self.encoder(images))
         mean, variance = self.inference(h)
-        observed = self.target(images).float() if self.target else h.detach()
+        observed = at_least_float32(self.target(images)) if self.target else h.detach()
         swapped = torch.cat(observed.chunk(2)[::-1])  # each view is the other's observation
         z = mean
         if self.draws:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
@@ -21,6 +22,17 @@ from probjepa.typed import checked
 if TYPE_CHECKING:
     from probjepa.methods.base import Method
     from probjepa.methods.var_jepa import VarJEPA
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Make new tensors float32: Lightning's "bf16-true" and "64-true" give them the weights' type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class Module(L.LightningModule):
@@ -107,6 +119,7 @@ class Module(L.LightningModule):
         """Put the method in training mode: Lightning keeps the mode that it finds."""
         self.method.train()
 
+    @_float32_by_default()
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         accumulate = self.trainer.accumulate_grad_batches
