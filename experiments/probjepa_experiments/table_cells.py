@@ -12,8 +12,8 @@ from probjepa.evaluation.selective import PROBABILITY
 from probjepa.evaluation.tables import evaluate_once
 from probjepa.metrics.collapse import collapse_advice
 from probjepa.tabular import PRESETS, TABLE_METHODS
-from probjepa.tabular.simulated import ambiguity_figures
 from probjepa_experiments.images import module_of
+from probjepa_experiments.simulated_tables import ambiguity_figures
 from probjepa_experiments.study import Base, Budget, Cell, Data, Measured, Row
 from probjepa_experiments.table_sets import SOURCES, TableSet
 

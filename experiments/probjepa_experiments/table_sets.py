@@ -14,8 +14,8 @@ import numpy.typing as npt
 from probjepa.errors import DataError
 from probjepa.tabular.files import read_table, table_sha256
 from probjepa.tabular.schema import ColumnType
-from probjepa.tabular.simulated import LABEL, blended_digits, simulate
 from probjepa.tabular.splits import split_rows
+from probjepa_experiments.simulated_tables import LABEL, blended_digits, simulate
 from probjepa_experiments.study import Data, Source
 
 _Ambiguity = npt.NDArray[np.float64] | None

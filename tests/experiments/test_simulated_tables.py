@@ -6,8 +6,8 @@ import pytest
 
 from probjepa.errors import DataError
 from probjepa.tabular.files import row_hashes
-from probjepa.tabular.simulated import ambiguity_figures, blended_digits, simulate
 from probjepa.tabular.splits import split_rows
+from probjepa_experiments.simulated_tables import ambiguity_figures, blended_digits, simulate
 
 
 @pytest.mark.parametrize("shares", [(0.7, 0.1, 0.2), (0.875, 0.125)])
