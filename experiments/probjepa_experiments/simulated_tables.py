@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probjepa.errors import DataError
+from probjepa.registry import importing
 from probjepa.tabular.frames import pandas
 from probjepa.tabular.splits import split_rows
 
@@ -79,7 +80,8 @@ def blended_digits(
         for pixels and labels that do not match, or a part with one class
     """
     if pixels is None or labels is None:
-        from sklearn.datasets import load_digits
+        with importing():
+            from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
     pixels, labels = np.asarray(pixels, np.float64), np.asarray(labels)
@@ -111,8 +113,9 @@ def ambiguity_figures(
     uncertainty: npt.NDArray[np.float64], ambiguity: npt.NDArray[np.float64]
 ) -> dict[str, float]:
     """Return how uncertainty (N,) tells ambiguity (N,): "spearman", and "auc" of the most ambiguous fifth."""
-    from scipy.stats import spearmanr
-    from sklearn.metrics import roc_auc_score
+    with importing():
+        from scipy.stats import spearmanr
+        from sklearn.metrics import roc_auc_score
 
     most = ambiguity >= np.quantile(ambiguity, 0.8)
     return {

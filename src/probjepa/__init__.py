@@ -6,8 +6,9 @@ Probabilistic joint-embedding self-supervised learning. Names are imported on fi
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from probjepa.registry import imported
 
 __version__ = "0.1.0"
 
@@ -82,7 +83,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'probjepa' has no attribute '{name}'")
     home = _LAZY[name]
-    value = import_module(f"probjepa.{name}") if home is None else getattr(import_module(home), name)
+    value = imported(f"probjepa.{name}") if home is None else getattr(imported(home), name)
     globals()[name] = value
     return value
 

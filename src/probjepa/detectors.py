@@ -13,16 +13,19 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.covariance import ledoit_wolf
-from sklearn.exceptions import NotFittedError as SklearnNotFittedError
-from sklearn.mixture import GaussianMixture as SklearnGaussianMixture
-from sklearn.neighbors import NearestNeighbors
-from sklearn.utils import gen_batches
-from sklearn.utils.validation import validate_data
 
 from probjepa._arrays import ArrayInput, as_features, as_float_tensor, as_labels
 from probjepa.errors import ConfigError, DataError
+from probjepa.registry import importing
+
+with importing():
+    from sklearn.base import BaseEstimator, OutlierMixin
+    from sklearn.covariance import ledoit_wolf
+    from sklearn.exceptions import NotFittedError as SklearnNotFittedError
+    from sklearn.mixture import GaussianMixture as SklearnGaussianMixture
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.utils import gen_batches
+    from sklearn.utils.validation import validate_data
 
 __all__ = ["KNN", "GaussianMixture", "Mahalanobis", "NotFittedError"]
 

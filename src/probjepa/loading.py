@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from probjepa.errors import ArtifactError
@@ -50,7 +51,8 @@ def load(
     folder = model_folder(source, {name: value for name, value in hub.items() if name not in own})
     config = read_config(folder)
     given = {name: module for name, module in modules.items() if module is not None}
-    return kind_of(config, folder).from_folder(folder, config, **given)
+    with torch.random.fork_rng(devices=[]):  # the weights that are replaced are drawn
+        return kind_of(config, folder).from_folder(folder, config, **given)
 
 
 def kind_of(config: Mapping[str, Any], folder: Path) -> Any:

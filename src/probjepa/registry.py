@@ -6,11 +6,38 @@ table's group. Where a name is taken, an object is taken too (:meth:`Registry.re
 
 from __future__ import annotations
 
+import random
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from probjepa.errors import ConfigError, unknown_name
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Leave ``random`` and the filters of warnings as they were after the imports of the block.
+
+    Lightning, scikit-learn, SciPy and rich draw from the one or add to the other at their first import.
+    """
+    state = random.getstate()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        random.setstate(state)
+
+
+def imported(name: str) -> ModuleType:
+    """Return a module, imported without a trace if it was not yet."""
+    if name in sys.modules:
+        return import_module(name)
+    with importing():
+        return import_module(name)
 
 
 def lazy(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
@@ -22,7 +49,7 @@ def lazy(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        return getattr(import_module(f"{package}.{names[name]}"), name)
+        return getattr(imported(f"{package}.{names[name]}"), name)
 
     return find
 
@@ -122,7 +149,7 @@ class Registry(Mapping[str, Any]):
             return entry
         module, _, attribute = entry.partition(":")
         try:
-            return getattr(import_module(module), attribute)
+            return getattr(imported(module), attribute)
         except (ImportError, AttributeError) as error:
             if name in self._own:
                 raise  # a missing extra says so itself

@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> int:
 
     # typer either depends on click or carries it: its base error is reached through typer's own
     usage_error: type[Exception] = typer.BadParameter.__mro__[2]
-    show = warnings.showwarning
+    show, hook = warnings.showwarning, sys.excepthook
 
     def show_warning(message: Warning | str, category: type[Warning], *rest: object) -> None:
         if issubclass(category, ProbjepaWarning):
@@ -58,6 +58,8 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         return _fail(f"cannot read or write{where}: {error.strerror or error}")
+    finally:
+        sys.excepthook = hook  # typer sets its own
 
 
 def _fail(message: str, code: int = EXIT_BAD_INPUT) -> int:

@@ -20,6 +20,7 @@ from probjepa._arrays import is_labelled
 from probjepa.data.decode import Payload, Unreadable, as_payload, bomb_guard
 from probjepa.errors import DataError
 from probjepa.files import regular
+from probjepa.registry import importing
 
 T = TypeVar("T")
 
@@ -202,8 +203,9 @@ def each(
                 waiting.extend(pool.submit(run, *job) for job in islice(jobs, 1))
                 yield done
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    with importing():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     row = 0

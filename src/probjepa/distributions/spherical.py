@@ -78,9 +78,7 @@ class PowerSpherical(Likelihood):
         concentration = at_least_float32(concentration)
         dtype = torch.promote_types(loc.dtype, concentration.dtype)
         _check_dim(loc.shape[-1] if loc.ndim else 0)
-        batch_shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
-            loc.shape[:-1], concentration.shape
-        )
+        batch_shape = torch.broadcast_tensors(loc[..., 0], concentration)[0].shape  # type: ignore[no-untyped-call]
         self.loc = unit_direction(loc.to(dtype)).expand(*batch_shape, -1)
         self.concentration = concentration.to(dtype).expand(batch_shape)
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
@@ -236,9 +234,8 @@ class HypersphericalUniform(Likelihood):
         """Log-density at x (..., D), with respect to the surface measure: the same for all; returns (...)."""
         if self._validate_args:
             self._validate_sample(value)
-        shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
-            value.shape[:-1], self._batch_shape
-        )
+        like = self._like.expand(self._batch_shape)
+        shape = torch.broadcast_tensors(value[..., 0], like)[0].shape  # type: ignore[no-untyped-call]
         return (self._like - log_sphere_area(self.dim)).expand(shape)
 
     def entropy(self) -> Tensor:
@@ -256,5 +253,6 @@ def _kl_power_spherical_uniform(p: PowerSpherical, q: HypersphericalUniform) -> 
     """KL(p ‖ q) = log area − H(p), subtracted in float64: near κ = 0 the two agree in most digits."""
     if p.dim != q.dim:
         raise ValueError(f"the distributions have different dimensions, {p.dim} and {q.dim}")
-    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)  # type: ignore[no-untyped-call]
+    like = q._like.expand(q.batch_shape)
+    shape = torch.broadcast_tensors(p.concentration, like)[0].shape  # type: ignore[no-untyped-call]
     return (log_sphere_area(p.dim) - p._entropy()).to(p.loc.dtype).expand(shape)

@@ -140,7 +140,7 @@ class _StudentT(Likelihood):
     def __init__(self, center: Tensor, variance: Tensor, df: Df, validate_args: bool | None = None) -> None:
         center, variance = at_least_float32(center), at_least_float32(variance)
         dtype = torch.promote_types(center.dtype, variance.dtype)
-        shape = torch.broadcast_shapes(center.shape, variance.shape)  # type: ignore[no-untyped-call]
+        shape = torch.broadcast_tensors(center, variance)[0].shape  # type: ignore[no-untyped-call]
         if not shape or shape[-1] < 2:
             raise ValueError(f"an embedding needs at least 2 dimensions, got shape {tuple(shape)}")
         self.scale_squared = variance.to(dtype).expand(shape)

@@ -10,6 +10,11 @@ from typing import Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from probjepa.errors import MissingExtraError
 from probjepa.tabular.schema import ColumnType, TableSchema
@@ -56,11 +61,6 @@ class RawFeatures:
 
 def logistic_regression(x: Features, y: Codes, x_val: Features, y_val: Codes, seed: int) -> Probabilities:
     """Fit multinomial logistic regression (C = 1, at most 300 steps of L-BFGS) on standardised features."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, random_state=seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -74,9 +74,6 @@ def mlp(x: Features, y: Codes, x_val: Features, y_val: Codes, seed: int) -> Prob
     The weights of the epoch with the lowest validation log-loss are kept, and 10 epochs without a lower one
     end the fit; without validation rows, 30 epochs.
     """
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.preprocessing import StandardScaler
-
     scaler = StandardScaler().fit(x)
     x = scaler.transform(x)
     classes = np.arange(int(y.max()) + 1)

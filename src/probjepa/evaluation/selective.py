@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata, spearmanr
+from sklearn.ensemble import IsolationForest
 from torch import Tensor
 
 from probjepa import metrics
@@ -116,8 +117,6 @@ def table_uncertainty(
     spaces
         "raw", and perhaps "embedding" → features of the training and of the test rows
     """
-    from sklearn.ensemble import IsolationForest
-
     found: dict[str, Column] = {}
     if hasattr(model, "uncertainty"):
         found[UNCERTAINTY] = model.uncertainty(test)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
+from sklearn.metrics import f1_score
 
 from probjepa import metrics
 from probjepa._arrays import check_classes
@@ -262,8 +263,6 @@ def class_figures(truth: Codes, answers: Codes) -> dict[str, dict[str, float | N
     The mean of the classes' F1 is macro F1; weighted F1 weights it by their sizes. Classes are those of truth
     and answers.
     """
-    from sklearn.metrics import f1_score
-
     return {
         "accuracy": asdict(metrics.accuracy_interval(truth == answers)),
         "macro F1": figure(f1_score(truth, answers, average="macro", zero_division=0)),

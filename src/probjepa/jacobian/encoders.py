@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.fx.experimental.symbolic_shapes  # autograd.grad would import it, and with it sympy's filters
 from torch import Tensor, nn
 
 from probjepa.backbones import HUBS
@@ -90,7 +91,8 @@ def as_encoder(encoder: Any, *, pooling: Pooling | None = None) -> Encoder:
         where transformers or timm is not installed
     """
     if isinstance(encoder, str) and encoder.startswith(HUBS):
-        module, preprocess = load_pretrained(encoder, pooling)
+        with torch.random.fork_rng(devices=[]):  # the weights that are replaced may be drawn
+            module, preprocess = load_pretrained(encoder, pooling)
         return Encoder(module, module, preprocess, encoder)
     if pooling is not None:
         raise ConfigError("pooling goes with 'hf:' and 'timm:' encoders: this one pools by itself")

@@ -10,6 +10,7 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from probjepa._arrays import as_features
 from probjepa.errors import ConfigError, DataError
+from probjepa.registry import importing
 
 Latent: TypeAlias = Literal["normal"] | Distribution | Tensor | None
 
@@ -25,7 +26,8 @@ def fit_normal(reference: Tensor) -> MultivariateNormal:
     DataError
         for NaN, another shape, fewer than two rows, or rows that are all the same
     """
-    from sklearn.covariance import ledoit_wolf
+    with importing():
+        from sklearn.covariance import ledoit_wolf
 
     rows = as_features(reference, "the latent's reference embeddings").double().cpu()
     if len(rows) < 2:

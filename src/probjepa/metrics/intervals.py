@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from probjepa._arrays import ArrayInput, as_scores
 from probjepa.errors import ConfigError, DataError
+from probjepa.registry import importing
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def accuracy_interval(correct: ArrayInput, *, confidence: float = 0.95) -> Inter
     """
     sample = as_correct(correct)
     check_bootstrap(1, confidence)
-    from scipy.stats import binomtest
+    with importing():
+        from scipy.stats import binomtest
 
     right, n = int(sample.sum()), len(sample)
     low, high = binomtest(right, n).proportion_ci(confidence, method="wilson")
@@ -130,7 +132,8 @@ def seed_interval(
     low: float | None = None
     high: float | None = None
     if len(known) >= 3:
-        from scipy.stats import t
+        with importing():
+            from scipy.stats import t
 
         half = float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
         least, most = limits

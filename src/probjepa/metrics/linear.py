@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from probjepa._arrays import ArrayInput, as_features, as_labels, check_classes
 from probjepa.errors import ConfigError, DataError
+from probjepa.registry import importing
 
 
 class ProbeSettings(TypedDict, total=False):
@@ -118,7 +119,8 @@ def linear_probe(
 def _lbfgs(
     x: torch.Tensor, codes: np.ndarray, x_test: torch.Tensor, weight_decay: float | None
 ) -> np.ndarray:
-    from sklearn.linear_model import LogisticRegression
+    with importing():
+        from sklearn.linear_model import LogisticRegression
 
     decay = 1 / len(x) if weight_decay is None else weight_decay
     inverse = 1 / (decay * len(x)) if decay > 0 else math.inf

@@ -26,6 +26,7 @@ from probjepa.plots.style import (
     nothing,
     palette,
 )
+from probjepa.registry import importing
 
 Dot = tuple[float, float, float]  # value, low, high
 _ROW = 0.88  # of the distance between two rows: as high as a histogram gets
@@ -146,7 +147,8 @@ def roc(
 
     ``inside`` is (N,), ``outside`` maps a set's name to its scores (M,). The dashed diagonal is chance.
     """
-    from sklearn.metrics import auc, roc_curve
+    with importing():
+        from sklearn.metrics import auc, roc_curve
 
     typical = finite(inside)
     kept = {key: x for key, values in outside.items() if (x := finite(values)).size}

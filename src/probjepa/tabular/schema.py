@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probjepa.errors import ConfigError, DataError
+from probjepa.registry import importing
 from probjepa.tabular.frames import ColumnType as ColumnType
 from probjepa.tabular.frames import (
     Scalar,
@@ -77,7 +78,8 @@ class Feature:
     def forward(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Transform finite numbers (N,) to those that the model reads."""
         if len(self.quantiles) > 1:
-            from scipy.special import ndtri
+            with importing():
+                from scipy.special import ndtri
 
             grid, levels = np.array(self.quantiles), np.linspace(0, 1, len(self.quantiles))
             # runs of equal quantiles: the middle of the run, from both ends
@@ -95,7 +97,8 @@ class Feature:
     def backward(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Undo ``forward``: the model's numbers (N,) to the table's."""
         if len(self.quantiles) > 1:
-            from scipy.special import ndtr, ndtri
+            with importing():
+                from scipy.special import ndtr, ndtri
 
             levels = np.linspace(0, 1, len(self.quantiles))
             edge = float(ndtri(1 - _TAIL))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
+from probjepa.registry import importing
+
 
 class ProgressBar:
     """A bar over all steps of a run on stderr; without ``shown``, nothing.
@@ -16,9 +18,10 @@ class ProgressBar:
         self._bar: Any = None
         if not shown:
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Column
+        with importing():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.table import Column
 
         self._bar = Progress(
             TextColumn("{task.description}", table_column=Column(no_wrap=True)),
