@@ -103,6 +103,21 @@ def test_both_momenta_can_be_set_and_a_bare_one_is_refused(images, tmp_path, cap
     assert (config["method"]["ema_momentum"], config["sgd_momentum"]) == (0.5, 0.25)
 
 
+def test_another_process_of_a_run_is_not_refused_and_says_nothing(images, tmp_path, monkeypatch, capfd):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.yaml").write_text("epochs: 1\n")  # as the first process has begun it
+    trained = []
+    monkeypatch.setattr("probjepa.training.fit", lambda *_, **options: trained.append(options["devices"]))
+    command = ["train", "vje", "--data", str(images), "--out", str(out), *given(["devices=2"])]
+    assert run(command) == 2
+    assert "exists already" in capfd.readouterr().err
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run(command) == 0
+    assert trained == [2]
+    assert capfd.readouterr().out == ""
+
+
 class Clash(METHODS["simsiam"]):
     name = "clash"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from pathlib import Path
 
 import lightning.pytorch as L
 import numpy as np
@@ -44,6 +45,7 @@ def train(**settings):
         ({"epochs": "3"}, "epochs takes a whole number, got '3'"),
         ({"device": 1}, "device takes a name, got '1'"),
         ({"loggers": "tensorboard"}, "loggers takes a list, got 'tensorboard'"),
+        ({"loggers": [3]}, "unknown logger '3'"),
         ({"channels_last": "yes"}, "channels_last takes true or false or 'auto', got 'yes'"),
         ({"on_error": "stop"}, "on_error takes 'raise' or 'skip', got 'stop'"),
         ({"knn_every": "x" * 100}, "knn_every takes a whole number or null, got 'x{59}…'"),
@@ -61,6 +63,19 @@ def test_a_wrong_setting_is_one_line(setting, message, tmp_path):
         train(**setting, out=tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("what", ["vje", pj.VJE, nn.Linear(2, 2), None, pj.VarJEPA(x_dim=2, y_dim=2)])
+def test_what_is_no_method_of_images_is_refused_where_it_is_given(what):
+    with pytest.raises(ConfigError, match=r"fit takes a method, such as VJE\('resnet18'\), got ") as caught:
+        pj.fit(what, "no such folder", epochs=1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", [Path, lambda images, seed: [images], nn.Identity(), 3, ["digits"]])
+def test_a_view_recipe_that_is_no_name_is_refused_where_it_is_given(recipe):
+    with pytest.raises(ConfigError, match=r"view_recipe takes the name of a view recipe, got .*views=module"):
+        pj.SimSiam("convnet", view_recipe=recipe)
 
 
 def test_the_adapter_checks_the_same_and_says_the_nearest_name():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, redirect_stdout
 from typing import Annotated
 
 import typer
@@ -27,9 +28,12 @@ def train(
     options: Training,
 ) -> None:
     """Train a method; Ctrl-C leaves a run that --resume goes on with."""
-    trained_on = kind_of_method(method).train(method, data, options)
+    from probjepa.training.device import is_first_process
+
     out = options.out
-    print(f"trained {method} on {trained_on}: {out}/model, {out}/metrics.csv, {out}/report.html")
+    with nullcontext() if is_first_process() else redirect_stdout(None):  # one process of a run talks
+        trained_on = kind_of_method(method).train(method, data, options)
+        print(f"trained {method} on {trained_on}: {out}/model, {out}/metrics.csv, {out}/report.html")
 
 
 def embed(model: Model, data: Data, out: OutFile, shared: Shared) -> None:

@@ -14,6 +14,7 @@ from probjepa.data import Images, ImageSet, open_images
 from probjepa.data.rows import identity, open_table
 from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.files import first_line, refuse_existing
+from probjepa.training.device import is_first_process
 
 if TYPE_CHECKING:
     from probjepa.methods import Method
@@ -37,9 +38,10 @@ class ImageModel:
         on_error = _checked_on_error(options.on_error)
         given = given_settings(method, options, ("epochs", "seed", "device"))
         given = check_early(method, given)
-        if not options.resume:
+        first = is_first_process()  # another process of the run finds the folder that the first has made
+        if first and not options.resume:
             refuse_existing(options.out, options.overwrite, "go on with it with --resume")
-        size, progress = given.get("image_size"), not options.quiet
+        size, progress = given.get("image_size"), first and not options.quiet
         reading: dict[str, Any] = {
             "convert": options.convert, "progress": progress, "on_error": on_error, "labels": options.labels,
             "ids": options.ids,
@@ -67,7 +69,8 @@ class ImageModel:
             model, images, val=val, out=options.out, resume=options.resume, overwrite=options.overwrite,
             progress=progress, **of_fit,
         )  # fmt: skip
-        training_report(options.out)
+        if first:
+            training_report(options.out)
         return f"{len(images):,} images"
 
     @cached_property

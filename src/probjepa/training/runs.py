@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import inspect
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from probjepa.data.labels import labelled_rows
 from probjepa.errors import ConfigError, MissingExtraError, short, unknown_name
 from probjepa.methods.base import Method
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine
-from probjepa.training.device import resolve_device
+from probjepa.training.device import is_first_process, resolve_device
 from probjepa.training.folder import RunFolder, data_fingerprint, left_out
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from probjepa.training.loader import EpochLoader
@@ -151,7 +150,7 @@ def fit(
         resume = resume and folder is not None and folder.checkpoint.is_file()
         if folder is not None:
             module.fingerprint |= data_fingerprint(images, most=_HASHED_BYTES)
-        if folder is not None and _is_first_process() and not resume:
+        if folder is not None and is_first_process() and not resume:
             names = {"data": images.name, "val": held_out.name if held_out else None}
             skipped = left_out(images) | ({} if held_out is None else left_out(held_out, "val"))
             given = {"channels_last": settings.channels_last, "compile": settings.compile, **trainer_options}
@@ -163,17 +162,13 @@ def fit(
     return method
 
 
-def _is_first_process() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
-
-
 def _run_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> RunFolder | None:
     if out is None:
         if resume or overwrite:
             raise ConfigError("resume and overwrite are about a run folder: give its path as out")
         return None
     folder = RunFolder(out)
-    if _is_first_process():  # a second process of a distributed run finds the folder that the first has made
+    if is_first_process():  # a second process of a distributed run finds the folder that the first has made
         folder.check(resume=resume, overwrite=overwrite)
     return folder
 
@@ -272,7 +267,7 @@ def _make_logger(logger: str | Logger, folder: RunFolder | None) -> Logger:
     if isinstance(logger, Logger):
         return logger
     if logger != "tensorboard":
-        raise unknown_name("logger", logger, ["tensorboard"])
+        raise unknown_name("logger", short(logger), ["tensorboard"])
     if importlib.util.find_spec("tensorboard") is None:
         raise MissingExtraError("tensorboard", "tensorboard")
     if folder is None:
