@@ -16,6 +16,7 @@ from student_t_cases import CLASSES, INF, grads, pair_at_angle, randn
 from torch import Tensor
 
 from probjepa.distributions import MultivariateStudentT, PolarStudentT, TangentStudentT, student_t
+from probjepa.distributions.student_t import log_map, unit_direction
 
 ANTIPODE_SINE = 1e-4  # below this sine the Jacobian term is held constant
 BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
@@ -214,3 +215,31 @@ def test_float32_gradients_agree_with_float64(dim: int, df: float, theta: float)
             for dtype in (torch.float32, torch.float64))  # fmt: skip
         for a, b in zip(single, double, strict=True):
             assert (a - b).norm() <= 1e-3 * b.norm()
+
+
+@pytest.mark.parametrize("sine2", [1e-6, 1e-4, 4e-4, 9.9e-4, 1.1e-3, 0.1])
+def test_the_log_map_is_exact_on_both_sides_of_its_series(sine2: float) -> None:
+    """Against 40 digits: ‖v‖ = θ and log(sin θ/θ), with θ = arcsin √q by a series below q = 1e-3."""
+    with mpmath.workdps(40):
+        sine = mpmath.sqrt(mpmath.mpf(sine2))
+        theta = mpmath.asin(sine)
+        wanted = float(theta), float(mpmath.log(sine / theta))
+    s = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    u = torch.tensor(
+        [math.sqrt(1 - sine2), 0.6 * math.sqrt(sine2), 0.8 * math.sqrt(sine2)], dtype=torch.float64
+    )
+    v, log_ratio = log_map(u, s)
+    assert v.norm().item() == pytest.approx(wanted[0], rel=4e-15)
+    assert log_ratio.item() == pytest.approx(wanted[1], abs=2e-15)
+
+
+def test_a_zero_row_among_others_is_the_first_axis_and_they_are_divided_by_their_norms() -> None:
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, -2.0]])
+    torch.testing.assert_close(unit_direction(x), torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, -1.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_point_has_the_type_of_many(dtype: torch.dtype) -> None:
+    for cls in (PolarStudentT, TangentStudentT, MultivariateStudentT):
+        z, df = torch.ones(3, dtype=dtype), torch.tensor(2.0, dtype=dtype)
+        assert cls(z, z, df).log_prob(torch.tensor([0.5, 1.0, -1.0], dtype=dtype)).dtype == dtype

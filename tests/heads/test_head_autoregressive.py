@@ -87,10 +87,14 @@ def test_log_prob_is_the_sum_of_one_dimensional_mixtures():
     torch.testing.assert_close(prediction.log_prob(target), expected)
 
 
-@pytest.mark.parametrize("hidden", [(20, 11, 7), (7, 9)], ids=str)
-def test_incremental_sampling_is_ancestral_sampling(hidden):
+@pytest.mark.parametrize(
+    ("dim", "hidden"),
+    [(6, (20, 11, 7)), (6, (7, 9)), (37, (40, 64))],  # 37: more coordinates than one block has
+    ids=str,
+)
+def test_incremental_sampling_is_ancestral_sampling(dim, hidden):
     """Against a plain sampler that runs the whole network for each coordinate, on the same random numbers."""
-    head = build(6, hidden)
+    head = build(dim, hidden)
     with torch.no_grad():
         head.actnorm.shift.normal_()
         head.actnorm.log_scale.normal_(std=0.3)
@@ -99,9 +103,9 @@ def test_incremental_sampling_is_ancestral_sampling(hidden):
     fast = prediction.sample((4,), torch.Generator().manual_seed(5))
 
     generator = torch.Generator().manual_seed(5)
-    noise = torch.randn(4, 3, 6, dtype=torch.float64, generator=generator)
-    slow = torch.zeros(4, 3, 6, dtype=torch.float64)
-    for i in range(6):
+    noise = torch.randn(4, 3, dim, dtype=torch.float64, generator=generator)
+    slow = torch.zeros(4, 3, dim, dtype=torch.float64)
+    for i in range(dim):
         log_weights, means, scales = (p[..., i, :] for p in prediction.parameters_at(slow))
         uniform = torch.rand(4, 3, dtype=torch.float64, generator=generator)
         below = log_weights.exp().cumsum(-1) < uniform.unsqueeze(-1)

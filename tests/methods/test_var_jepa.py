@@ -545,3 +545,20 @@ def test_refuses_networks_that_do_not_fit():
         small(networks={"y_decoder": ClassDecoder()}).loss(pair())
     with pytest.raises(ConfigError, match="draws"):
         small().score_samples(pair()[0], draws=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, None], ids=str)
+@pytest.mark.parametrize("size", [1.0, 1e6])
+def test_every_type_works_and_is_finite_far_away(dtype, size):
+    """None: under bfloat16 autocast."""
+    torch.manual_seed(0)
+    model = pj.VarJEPA(x_dim=5, y_dim=4, hidden=(8,)).to(dtype or torch.float32)
+    pairs = [size * torch.randn(6, 5), size * torch.randn(6, 4)]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is None):
+        terms = model.loss(pairs)
+        embedding = model.embed(pairs[0])
+    terms["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    for value in (*terms.values(), embedding):
+        assert value.isfinite().all()
+        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
+from probjepa.distributions.base import FullPrecision, at_least_float32
 from probjepa.distributions.gaussian import kl_diagonal_gaussians
 from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
 from probjepa.methods.base import check_weights, evaluating
@@ -199,7 +200,7 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
 
     def _gaussian(self, network: str, dim: int, *inputs: Tensor) -> Gaussian:
         """Mean and bounded log σ², each (N, dim), that a network gives; in float32 at least."""
-        out = _at_least_float32(self.get_submodule(network)(*inputs))
+        out = at_least_float32(self.get_submodule(network)(*inputs))
         if out.ndim != 2 or out.shape[1] != 2 * dim:
             raise DataError(
                 f"the network '{network}' returned shape {tuple(out.shape)}: it must return (N, {2 * dim}), "
@@ -335,7 +336,7 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         return values
 
 
-class VectorNetwork(nn.Module):
+class VectorNetwork(FullPrecision):
     """An MLP with GELU on vectors that are laid side by side: (N, D₁), (N, D₂), … → (N, out).
 
     Parameters
@@ -370,7 +371,7 @@ class VectorNetwork(nn.Module):
         return out
 
 
-class Decoder(nn.Module):
+class Decoder(FullPrecision):
     """A network's output as the distribution of features: (N, K) → batch shape (N, D).
 
     Parameters
@@ -396,7 +397,7 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Distribution:
         """Distribution of the features given the latent."""
-        out = _at_least_float32(self.network(latent))
+        out = at_least_float32(self.network(latent))
         if self.likelihood == "bernoulli":
             return Bernoulli(logits=out, validate_args=False)
         return Normal(out, self.log_scale.to(out.dtype).exp().expand_as(out), validate_args=False)
@@ -425,7 +426,3 @@ def _log_prob(distribution: Distribution, values: Tensor) -> Tensor:
         )
     density: Tensor = distribution.log_prob(values)
     return density.reshape(len(values), -1).sum(1)
-
-
-def _at_least_float32(out: Tensor) -> Tensor:
-    return out if out.dtype in (torch.float32, torch.float64) else out.float()
