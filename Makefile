@@ -6,7 +6,7 @@ LOWEST := .venv-lowest
 LOWEST_STAMP := $(LOWEST)/.installed
 PIP := python -m pip install -q --disable-pip-version-check
 
-.PHONY: setup demo test lint types unit docs floors coverage lowest nightly clean
+.PHONY: setup demo test lint types unit docs floors coverage lowest mutants nightly clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,12 @@ $(LOWEST_STAMP): pyproject.toml constraints-lowest.txt
 	$(LOWEST)/bin/$(PIP) torch -c constraints-lowest.txt
 	$(LOWEST)/bin/$(PIP) -e '.[hf,tables]' pytest hypothesis mpmath -c constraints-lowest.txt
 	touch $@
+
+# small faults in the mathematics, one at a time: which does no test notice? A sample; SAMPLE=0 tries all
+mutants: setup
+	$(BIN)/$(PIP) mutmut==3.8.1 coverage
+	rm -f $(VENV)/mutants-map.json
+	nice -n 19 $(BIN)/python benchmarks/mutants.py --reach $(VENV)/mutants-map.json --sample $(or $(SAMPLE),60)
 
 nightly: setup
 	$(BIN)/python -m pytest -m nightly tests/nightly

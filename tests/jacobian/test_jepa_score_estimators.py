@@ -133,3 +133,34 @@ def test_auto_sketches_where_memory_lacks(monkeypatch: pytest.MonkeyPatch) -> No
     found = jepa_score_details(f, torch.randn(2, 3, 16, 16), estimator="auto")
     assert (found.estimator, found.chunk_size) == ("sketch", 1)
     assert "memory" in found.reason
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"groups": 3}, {"dilation": 2}, {"padding": 2}, {"stride": 2}, {"padding": "same", "stride": 1}],
+    ids=str,
+)
+def test_a_first_layer_that_is_no_patch_embedding_is_not_folded(options: dict[str, object]) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    conv = nn.Conv2d(3, 6, 4, **{"stride": 4} | options)  # type: ignore[arg-type]
+    f = nn.Sequential(conv, nn.Tanh(), nn.Flatten(), nn.LazyLinear(5)).eval()
+    f(x)
+    with pytest.raises(ConfigError, match="non-overlapping"):
+        jepa_score(f, x, estimator="folded")
+    found = jepa_score_details(f, x, estimator="auto")
+    assert found.estimator == "exact"
+    torch.testing.assert_close(found.score, reference_score(f, x), rtol=0, atol=1e-3)
+
+
+def test_auto_is_exact_as_soon_as_one_jacobian_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By halving: at the least memory where it is exact, one input at a time goes in."""
+    f, x = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), torch.randn(4, 3, 4, 4)
+    low, high = 1, 2**24
+    while high - low > 1:
+        middle = (low + high) // 2
+        monkeypatch.setattr("probjepa.jacobian.memory.free_memory", lambda device, free=middle: free)
+        exact = jepa_score_details(f, x[:1], estimator="auto").estimator == "exact"
+        low, high = (low, middle) if exact else (middle, high)
+    monkeypatch.setattr("probjepa.jacobian.memory.free_memory", lambda device: high)
+    assert jepa_score_details(f, x, estimator="auto").chunk_size == 1
+    assert high >= 2 * 5 * 48 * 4  # the Jacobian in float32 fills half of it at most
