@@ -1,6 +1,7 @@
 """The demo, cut short: its files, its sets and its refusal to overwrite."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,6 +23,20 @@ def test_demo_leaves_metrics_report_and_run(tmp_path, monkeypatch, capsys):
     assert "AUROC" in capsys.readouterr().out
     with pytest.raises(ArtifactError, match="--overwrite"):
         demo.run_demo(out, progress=False)
+
+
+def test_a_demo_that_was_cut_short_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "STEPS", 16)
+    out = tmp_path / "demo"
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "evaluate", lambda *_, **__: exit(143))
+        with pytest.raises(SystemExit):
+            demo.run_demo(out, progress=False)
+    before = (out / "run" / "model" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(demo, "evaluate", partial(demo.evaluate, n_bootstrap=5))
+    demo.run_demo(out, progress=False)
+    assert (out / "run" / "model" / "model.safetensors").read_bytes() == before
+    assert (out / "metrics.json").is_file()
 
 
 def test_sets_are_seeded_and_in_range():

@@ -3,12 +3,12 @@
 import contextlib
 import errno
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import probjepa as pj
 from probjepa import files
@@ -55,7 +55,7 @@ def test_a_move_cut_short_leaves_no_mixture(saved, monkeypatch):
     monkeypatch.undo()
     assert len(moves) == 3  # the weights are in place, the settings are not
     refused(folder, "holds no model")
-    assert not list(folder.glob(".stage-*"))
+    assert not list(folder.glob(".*"))
 
 
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("fault", ["limit", "write_bytes", "write_text", "mkdtemp"])
+@pytest.mark.parametrize("fault", ["limit", "write_bytes", "write_text", "mkdir"])
 def test_a_full_disk_keeps_the_old_model(fault, saved, monkeypatch):
     model, folder = saved
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
@@ -82,8 +82,7 @@ def test_a_full_disk_keeps_the_old_model(fault, saved, monkeypatch):
         writing, match = largest_file(4096), "File too large"
     else:
         writing, match = contextlib.nullcontext(), "No space left on device"
-        home = files.tempfile if fault == "mkdtemp" else Path
-        monkeypatch.setattr(home, fault, full)
+        monkeypatch.setattr(Path, fault, full)
     with writing, pytest.raises(ArtifactError, match=f"cannot write .*{match}; free some space") as error:
         small(seed=1).save_pretrained(folder)
     monkeypatch.undo()
@@ -156,17 +155,93 @@ def dead_process():
 
 
 def test_what_killed_processes_left_is_swept_and_what_others_write_is_not(tmp_path):
-    host = socket.gethostname()
-    left = tmp_path / f".x.json.{host}-{dead_process()}-abc.tmp"
-    busy = tmp_path / f".x.json.{host}-{os.getpid()}-abc.tmp"
-    elsewhere = tmp_path / ".x.json.another-1-abc.tmp"
-    others = tmp_path / f".y.json.{host}-{dead_process()}-abc.tmp"
-    for path in (left, busy, elsewhere, others):
-        path.write_text("half")
+    mine, pid = files.temporary_name("x.json"), os.getpid()
+    dead = mine.replace(f"-{pid}-", f"-{dead_process()}-")
+    restarted = mine.replace(files._PROCESS, "0" * 8)  # another process had this one's number
+    folder = dead.replace(".x.json.", ".model.")
+    elsewhere = dead.replace(files._HOST, "another")
+    users = ".x.json.mine.tmp"
+    for name in (dead, restarted, mine, elsewhere, users):
+        (tmp_path / name).write_text("half")
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "model.safetensors").write_bytes(b"half")
     files.write_text(tmp_path / "x.json", "{}")
-    assert {p.name for p in tmp_path.iterdir()} == {"x.json", busy.name, elsewhere.name, others.name}
-    stage = tmp_path / f".stage-{host}-{dead_process()}-abc"
-    stage.mkdir()
-    (stage / "model.safetensors").write_bytes(b"half")
-    small().save_pretrained(tmp_path)
-    assert not stage.exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"x.json", mine, elsewhere, users}
+
+
+def test_what_killed_processes_left_is_not_in_the_way(tmp_path):
+    (tmp_path / files.temporary_name("config.yaml")).write_text("half")
+    assert files.is_free(tmp_path)
+    files.refuse_existing(tmp_path, overwrite=False)
+    (tmp_path / ".notes").write_text("mine")
+    assert not files.is_free(tmp_path)
+
+
+def writers():
+    return {
+        "text": lambda path: files.write_text(path, "new"),
+        "atomic": lambda path: files.write_atomic(path, b"new"),
+        "checkpoint": lambda path: files.write_checkpoint(path, {"new": 1}),
+    }
+
+
+@pytest.mark.parametrize("writer", writers())
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_new_files_follow_the_umask_and_old_ones_keep_their_mode(writer, umask, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("old")
+    old.chmod(0o640)
+    before = os.umask(umask)
+    try:
+        for path in (old, new):
+            writers()[writer](path)
+        small().save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert new.stat().st_mode & 0o777 == 0o666 & ~umask
+    assert old.stat().st_mode & 0o777 == 0o640
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "model").iterdir()} == {0o666 & ~umask}
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("writer", writers())
+def test_a_link_stays_and_its_target_is_written(writer, tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("there", "dangling"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    (tmp_path / "disk" / "there").write_text("old")
+    for name in ("there", "dangling"):
+        writers()[writer](tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+        assert b"new" in (tmp_path / "disk" / name).read_bytes()
+    (tmp_path / "linked").symlink_to(tmp_path / "disk" / "folder")
+    small().save_pretrained(tmp_path / "linked")
+    assert (tmp_path / "linked").is_symlink()
+    assert {p.name for p in (tmp_path / "disk").iterdir()} == {"there", "dangling", "folder"}
+
+
+@pytest.mark.parametrize("writer", writers())
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+def test_what_is_no_regular_file_is_not_replaced(writer, kind, tmp_path):
+    place = tmp_path / "place"
+    if kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    with pytest.raises(ArtifactError, match="give the name of a file"):
+        writers()[writer](place)
+    assert not place.is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["place"]
+
+
+def test_every_damaged_byte_of_a_checkpoint_is_seen(tmp_path):
+    path = tmp_path / "last.ckpt"
+    files.write_checkpoint(path, {"weight": torch.arange(50.0), "names": ["a"]})
+    whole = path.read_bytes()
+    assert torch.equal(torch.load(path, weights_only=True)["weight"], torch.arange(50.0))
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with pytest.raises(ArtifactError, match="damaged"):
+            files.read_checkpoint(path, "")
+    path.write_bytes(whole)
+    assert files.read_checkpoint(path, "")["names"] == ["a"]

@@ -173,7 +173,7 @@ def test_settings_that_are_no_json(value, tmp_path):
     with pytest.raises(ArtifactError, match="no JSON") as error:
         model.save_pretrained(tmp_path / "model")
     assert "\n" not in str(error.value)
-    assert list((tmp_path / "model").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_weights_are_the_state_and_nothing_else(saved):
@@ -232,6 +232,61 @@ def test_config_that_describes_no_model(changes, match, saved):
     edit(saved[1], **changes)
     refused(saved[1], match)
     refused(saved[1], r"config\.json is damaged")
+
+
+def parts(value, path=()):
+    """The paths to all parts of a value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from parts(item, (*path, key))
+
+
+@pytest.mark.parametrize("kind", ["images", "table"])
+def test_a_mistyped_part_of_a_config_is_one_line(kind, tmp_path):
+    if kind == "images":
+        small().save_pretrained(tmp_path)
+    else:
+        import numpy as np
+        import pandas as pd
+
+        rng = np.random.default_rng(0)
+        table = pd.DataFrame({"a": rng.normal(size=30), "b": rng.choice(["x", "y"], 30)})
+        tiny = {"max_epochs": 1, "dim": 8, "n_heads": 2, "n_layers": 1, "ff_dim": 8}
+        pj.TJEPA(**tiny, random_state=0, numeric_transform="quantile").fit(table).save(tmp_path)
+    path = tmp_path / "config.json"
+    text = path.read_text()
+    said = []
+    for place in parts(json.loads(text)):
+        for odd in (None, "x", -1, [[1]], {"a": []}, "deep"):
+            content = json.loads(text)
+            *parents, last = place
+            part = content
+            for key in parents:
+                part = part[key]
+            part[last] = odd
+            deep = json.dumps(content).replace('"deep"', "[" * 5000 + "]" * 5000)
+            path.write_text(deep)
+            try:
+                pj.load(tmp_path)
+            except ArtifactError as error:
+                said.append(str(error))
+    assert len(said) > 50
+    assert not [line for line in said if "\n" in line or len(line) > 600]
+
+
+def test_preprocessing_that_contradicts_the_settings(saved):
+    _, folder = saved
+    path = folder / "config.json"
+    text = path.read_text()
+    for key, value in (("size", 16), ("channels", 3)):
+        content = json.loads(text)
+        content["preprocess"][key] = value
+        content["preprocess"]["mean"] = content["preprocess"]["std"] = [0.5] * content["preprocess"][
+            "channels"
+        ]
+        path.write_text(json.dumps(content))
+        refused(folder, f"the preprocessing has {key} {value}")
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, ...])

@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as TerminalTable
 
 from probjepa import plots
 from probjepa.report.figures import picture
 from probjepa.report.page import Card, Figure, Section, Table, Value, render
 from probjepa.report.provenance import settings_tables
+from probjepa.terminal import console, printable
 from probjepa_experiments.figures import verdict
 from probjepa_experiments.study import Result, Study
 
@@ -212,12 +211,12 @@ def _text(value: Any) -> str:
 
 def print_summary(metrics: Metrics) -> None:
     """Print the table of each data set, its findings, and what was not run; intervals where they fit."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _FILE_WIDTH
+    terminal = console(error=False)
+    if not terminal.is_terminal:
+        terminal.width = _FILE_WIDTH
     for table in metrics["tables"].values():
         columns = [column for column in shown(table) if column["brief"]]
-        fits = console.width >= 30 + 22 * len(columns)
+        fits = terminal.width >= 30 + 22 * len(columns)
         title = f"{metrics['title']}: {table['title']}" + (f" ({metrics['intervals']})" if fits else "")
         printed = TerminalTable(title=title, title_justify="left")
         printed.add_column("", no_wrap=True)
@@ -230,9 +229,9 @@ def print_summary(metrics: Metrics) -> None:
                 of, percent = row["values"][column["label"]], column["percent"]
                 paper = f" [published {_published(of['published'], percent)}]" if "published" in of else ""
                 texts.append(text_of(of if fits else {**of, "low": None}, percent) + paper)
-            printed.add_row(*map(escape, (row["label"] + failed, *texts)))
-        console.print(printed)
+            printed.add_row(*map(printable, (row["label"] + failed, *texts)))
+        terminal.print(printed)
         for finding in table["findings"]:
-            console.print(f"{verdict(finding)}: {finding['claim']} ({_evidence(finding)})", markup=False)
+            terminal.print(f"{verdict(finding)}: {finding['claim']} ({_evidence(finding)})")
     for line in metrics["not_run"]:
-        console.print(line, markup=False)
+        terminal.print(line)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from probjepa.errors import ArtifactError, ConfigError, DataError, MissingExtraError, ProbjepaError
 from probjepa.files import refuse_existing, write_text
 from probjepa.provenance import hardware, versions
+from probjepa.terminal import say
 from probjepa.training.interrupt import Interrupted
 from probjepa_experiments.code import changed, fingerprint
 from probjepa_experiments.figures import summarise
@@ -72,6 +72,8 @@ def reproduce(
         (out / part).is_dir() for part in ("cells", "runs")
     )
     refuse_existing(out, overwrite or half_done)
+    if overwrite:
+        shutil.rmtree(out / "runs", ignore_errors=True)  # what cannot be gone on with is in there
     sources = study.sources_of(budget)
     absent = {name: why for name, of in sources.items() if (why := of.missing(data_root))}
     if len(absent) == len(sources):
@@ -188,7 +190,7 @@ class _Work:
 
     def _say(self, line: str) -> None:
         if self.progress:
-            print(line, file=sys.stderr, flush=True)
+            say(line, error=True)
 
 
 def finished(place: Path, cell: Cell) -> dict[str, Any] | None:

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from probjepa.data import Images
-from probjepa.data.rows import identity, open_table
+from probjepa.data.rows import as_column, identity, open_table
 from probjepa.errors import ConfigError
-from probjepa.files import write_text
+from probjepa.files import staged_directory, write_text
 from probjepa.methods import Method
 from probjepa.report.page import Card, Gallery, Section, render
 from probjepa.report.provenance import skipped_table
 from probjepa.report.sections import named
 from probjepa.scores import encode, score_set
 from probjepa.scores.own import uncertainty
+from probjepa.terminal import printable
 
 _TEXTS = {
     "drop": "The least typical images: look here for files that do not belong in the set.",
@@ -99,13 +99,7 @@ def curate(
     if uncertain is not None:
         columns["uncertainty"] = uncertain
     columns["verdict"] = verdict
-    ranking = pa.table(columns).take(order)
-    with open_table(out / "ranking.parquet", overwrite=True) as table:
-        table.write({name: ranking[name] for name in columns})
     rows = {name: order[verdict[order] == name] for name in LISTS}
-    for name, chosen in rows.items():
-        write_text(out / f"{name}.txt", "".join(f"{images.ids[i]}\n" for i in chosen))
-    write_text(out / "skipped.txt", "".join(f"{line}\n" for line in images.skipped))
     sections = []
     for name, text in _TEXTS.items():
         chosen = rows[name]
@@ -123,7 +117,13 @@ def curate(
         cards.append(Card("Skipped", f"{len(images.skipped):,}", "files that could not be read", "warn"))
         text = "What could not be read is on no other list."
         sections.append(Section("Skipped", text, [skipped_table({images.name: images.skipped})]))
-    write_text(out / "report.html", render(f"Curation of {images.name}", cards, sections))
+    lists = {name: [images.ids[i] for i in chosen] for name, chosen in rows.items()}
+    with staged_directory(out, last="report.html") as stage:
+        with open_table(stage / "ranking.parquet", overwrite=True) as table:
+            table.write({name: as_column(values).take(order) for name, values in columns.items()})
+        for name, lines in {**lists, "skipped": images.skipped}.items():
+            write_text(stage / f"{name}.txt", "".join(f"{printable(line)}\n" for line in lines))
+        write_text(stage / "report.html", render(f"Curation of {images.name}", cards, sections))
     return {**counts, "skipped": len(images.skipped)}
 
 

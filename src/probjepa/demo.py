@@ -16,6 +16,7 @@ from probjepa.files import refuse_existing
 from probjepa.methods.vje import VJE
 from probjepa.report.summary import print_summary, write_evaluation
 from probjepa.report.training import training_report
+from probjepa.terminal import say
 from probjepa.training import fit
 
 UNSEEN = (8, 9)
@@ -27,7 +28,8 @@ IMAGE_SIZE = 16
 def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: bool = True) -> None:
     """Train on eight digit classes; score held-out digits, two unseen classes, natural patches and noise.
 
-    Writes the run folder, metrics.json and report.html into ``out`` and prints a summary.
+    Writes the run folder, metrics.json and report.html into ``out`` and prints a summary. A demo that was cut
+    short goes on.
 
     Raises
     ------
@@ -35,20 +37,24 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
         if ``out`` is in the way, or cannot be written
     """
     started = time.monotonic()
-    refuse_existing(out, overwrite)
+    half_done = not (out / "metrics.json").exists() and (out / "run").is_dir()
+    refuse_existing(out, overwrite or half_done)
+    resume = half_done and not overwrite and (out / "run" / "config.yaml").is_file()
     train, test, ood = demo_sets()
     # so small a network gains nothing from more threads, and loses much where others want the cores
     torch.set_num_threads(1)
-    print(
+    say(
         f"training VJE on {len(train):,} images of digits 0–7 ({IMAGE_SIZE}×{IMAGE_SIZE}), "
         f"{STEPS:,} steps of {BATCH_SIZE}"
     )
-    model = train_demo(train, test, seed=seed, out=out / "run", overwrite=overwrite, progress=progress)
+    model = train_demo(
+        train, test, seed=seed, out=out / "run", resume=resume, overwrite=overwrite, progress=progress
+    )
     training_report(out / "run")
     result = evaluate(model, train, test, ood, seed=seed)
     write_evaluation(result, out)
     print_summary(result.metrics)
-    print(f"{time.monotonic() - started:.0f} s; open {out}/report.html (training: {out}/run/report.html)")
+    say(f"{time.monotonic() - started:.0f} s; open {out}/report.html (training: {out}/run/report.html)")
 
 
 def demo_sets() -> tuple[ImageSet, ImageSet, dict[str, ImageSet]]:

@@ -9,10 +9,12 @@ import errno
 import io
 import json
 import os
+import re
+import secrets
 import shutil
 import socket
 import stat
-import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +22,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from probjepa import __version__
-from probjepa.errors import ArtifactError
+from probjepa.errors import ArtifactError, short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+LOCK = ".probjepa.lock"
+
+
+#: what reading damaged content, or building what it describes, raises
+DAMAGES = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError)
 
 
 def first_line(error: BaseException) -> str:
@@ -54,99 +61,126 @@ def regular(path: str | os.PathLike[str]) -> Path:
 # --- writing --------------------------------------------------------------------------------------------
 
 
-def _cannot_write(path: Path, error: OSError) -> ArtifactError:
+def cannot_write(path: Path, error: OSError) -> ArtifactError:
+    """Return the error of a file that cannot be written."""
     reason = error.strerror or first_line(error)
     return ArtifactError(f"cannot write {path}: {reason}; free some space or choose another place")
 
 
-def _mark() -> str:
-    """Say whose a temporary name is: this machine's and this process's."""
-    return f"{socket.gethostname()}-{os.getpid()}-"
+# a temporary name says whose it is: .NAME.HOST-PID-PROCESS-RANDOM.tmp; PROCESS tells two processes of one
+# number apart, as those of a container that was started again
+_PROCESS = secrets.token_hex(4)
+_HOST = socket.gethostname().replace(".", "_")
+_TEMPORARY = re.compile(r"\..*\.(?P<host>[^.]*)-(?P<pid>\d+)-(?P<process>[0-9a-f]{8})-[0-9a-f]{8}\.tmp")
+_SWEPT: set[Path] = set()
 
 
-def _is_left_over(name: str, prefix: str) -> bool:
-    """Whether a temporary name is of a process of this machine that is no more, or says of none."""
-    host, _, rest = name.removeprefix(prefix).rpartition("-")[0].rpartition("-")
-    if not rest.isdigit():
-        return True
-    if host != socket.gethostname():
+def temporary_name(name: str) -> str:
+    """Return a hidden name of this process for what will be called ``name``."""
+    mark = f"{_HOST}-{os.getpid()}-{_PROCESS}-{secrets.token_hex(4)}"
+    return f".{name[:40]}.{mark}.tmp"
+
+
+def _is_left_over(name: str) -> bool:
+    """Whether a name is a temporary one of a process of this machine that is no more."""
+    found = _TEMPORARY.fullmatch(name)
+    if found is None or found["host"] != _HOST:
         return False
+    if int(found["pid"]) == os.getpid():
+        return found["process"] != _PROCESS
     try:
-        os.kill(int(rest), 0)
+        os.kill(int(found["pid"]), 0)
     except ProcessLookupError:
         return True
-    except OSError:
-        return False
+    except (OSError, OverflowError):
+        pass
     return False
 
 
-def _sweep(folder: Path, prefix: str, suffix: str) -> None:
-    """Remove what processes that were killed left under temporary names."""
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed left in a folder under temporary names."""
     with suppress(OSError):
         for item in os.scandir(folder):
-            if (
-                item.name.startswith(prefix)
-                and item.name.endswith(suffix)
-                and _is_left_over(item.name, prefix)
-            ):
+            if _is_left_over(item.name):
                 if item.is_dir(follow_symlinks=False):
                     shutil.rmtree(item.path, ignore_errors=True)
                 else:
                     os.unlink(item.path)
 
 
+def _stage_in(folder: Path, name: str) -> Path:
+    """Return a free temporary name in a folder, which is made, and swept once a process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder not in _SWEPT:
+        sweep(folder)
+        _SWEPT.add(folder)
+    return folder / temporary_name(name)
+
+
+def refuse_irregular(path: Path) -> None:
+    """Raise ArtifactError where a file is to be written and something else is there: a folder, a device."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise ArtifactError(f"{path} is {what}: give the name of a file")
+
+
 @contextmanager
 def staged_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` that becomes ``path`` when the block ends well.
 
-    The temporary name says whose it is; those of processes that are no more are removed. With ``sync`` the
-    content is on the disk before it takes its name. Raises ArtifactError, one line, when the disk is full or
-    the folder cannot be written.
+    A link stays one: its target is written. A file that is replaced keeps its mode; a new one has that of the
+    umask. With ``sync`` the content is on the disk before it takes its name. Raises ArtifactError, one line,
+    when the disk is full, the folder cannot be written, or ``path`` is no regular file.
     """
-    prefix = f".{path.name}."
+    path = Path(os.path.realpath(path))
+    refuse_irregular(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent, prefix, "tmp")
-        handle, name = tempfile.mkstemp(prefix=prefix + _mark(), suffix=".tmp", dir=path.parent)
-        os.close(handle)
+        stage = _stage_in(path.parent, path.name)
+        os.close(os.open(stage, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     except OSError as error:
-        raise _cannot_write(path, error) from error
-    stage = Path(name)
+        raise cannot_write(path, error) from error
     try:
         yield stage
-        stage.chmod(0o644)
+        if path.exists():
+            stage.chmod(stat.S_IMODE(path.stat().st_mode))
         if sync:
             with stage.open("rb+") as file:
                 os.fsync(file.fileno())
         stage.replace(path)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
         stage.unlink(missing_ok=True)
 
 
 @contextmanager
-def staged_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder whose files move into ``path``, each by a rename, when the block ends well.
+def staged_directory(path: Path, last: str = CONFIG) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block ends well.
 
-    An old config.json goes first and the new one comes last: a folder without it is not taken for a model,
-    so that a move cut short never leaves one model's weights under another's settings.
+    Where ``path`` holds something, the files move into it, each by a rename: an old file ``last`` goes first
+    and the new one comes last. A folder without it is not taken for a whole one, so that a move cut short
+    never leaves one model's weights under another's settings.
     """
-    prefix = ".stage-"
+    path = Path(os.path.realpath(path))
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        _sweep(path, prefix, "")
-        stage = Path(tempfile.mkdtemp(prefix=prefix + _mark(), dir=path))
+        fresh = not path.exists() or (not any(path.iterdir()) and os.access(path.parent, os.W_OK))
+        stage = _stage_in(path.parent if fresh else path, path.name)
+        stage.mkdir()
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     try:
         yield stage
-        if (stage / CONFIG).exists():
-            (path / CONFIG).unlink(missing_ok=True)
-        for item in sorted(stage.iterdir(), key=lambda item: item.name == CONFIG):
+        if fresh:
+            with suppress(OSError):  # a folder that was there may be a mount, which no other replaces
+                stage.replace(path)
+                return
+        path.mkdir(exist_ok=True)
+        if (stage / last).exists():
+            (path / last).unlink(missing_ok=True)
+        for item in sorted(stage.iterdir(), key=lambda item: item.name == last):
             item.replace(path / item.name)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -154,49 +188,44 @@ def staged_directory(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically; ArtifactError if it cannot be."""
     with staged_file(path) as stage:
-        stage.write_text(text, encoding="utf-8")
+        # names of files may hold bytes that are no text
+        stage.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write ``content`` by :func:`staged_file`, on the disk before it is renamed.
+    """Write ``content`` by :func:`staged_file`, on the disk before it is renamed; ArtifactError as there."""
+    with staged_file(Path(path), sync=True) as stage, open(stage, "wb") as file:
+        file.write(content)
 
-    Raises
-    ------
-    ArtifactError
-        if the disk is full or the place cannot be written; what was at ``path`` is as it was
-    """
-    path = Path(path)
-    try:
-        with staged_file(path, sync=True) as stage, open(stage, "wb") as file:
-            file.write(content)
-    except ArtifactError as failure:
-        error = failure.__cause__
-        assert isinstance(error, OSError)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = f"the disk is full ({len(content) / 1e6:.1f} MB needed)" if full else error.strerror or error
-        raise ArtifactError(
-            f"cannot write {path}: {reason}; "
-            f"{'free some space' if full else 'check the path and its permissions'} and resume"
-        ) from error
+
+def is_free(path: Path) -> bool:
+    """Whether nothing is at ``path``, or an empty folder; what a killed process left does not count."""
+    if not path.is_dir():
+        return not path.exists()
+    return all(item.name == LOCK or _TEMPORARY.fullmatch(item.name) for item in path.iterdir())
 
 
 def refuse_existing(path: Path, overwrite: bool, instead: str = "choose another --out") -> None:
     """Raise ArtifactError where an output is already there and ``overwrite`` is not set."""
-    if not overwrite and path.exists() and (path.is_file() or any(path.iterdir())):
+    if not overwrite and not is_free(path):
         raise ArtifactError(f"{path} exists already: {instead}, or pass --overwrite")
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------
 
 
+_SEAL = b"\x08\x00"  # the length of the zip file's comment, which is a check sum: torch.load makes none
+
+
 def write_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values by :func:`write_atomic`, which see."""
+    """Write tensors and plain values by :func:`write_atomic`, with a check sum."""
     import torch
 
     # through memory: torch.save turns an OSError of its file into a RuntimeError about zip offsets
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomic(path, buffer.getvalue())
+    plain = buffer.getvalue()[: -len(_SEAL)]
+    write_atomic(path, plain + _SEAL + b"%08x" % zlib.crc32(plain))
 
 
 def read_checkpoint(
@@ -213,7 +242,11 @@ def read_checkpoint(
     import torch
 
     try:
-        content: dict[str, Any] = torch.load(regular(path), map_location=map_location, weights_only=True)
+        sealed = regular(path).read_bytes()
+        plain, seal = sealed[:-10], sealed[-10:]
+        if seal != _SEAL + b"%08x" % zlib.crc32(plain):
+            raise ValueError("another check sum")
+        content: dict[str, Any] = torch.load(io.BytesIO(sealed), map_location=map_location, weights_only=True)
         for key in keys:
             content[key]
     except Exception as error:  # whatever a damaged file makes of the reader
@@ -227,8 +260,8 @@ def check_format(found: object, version: object, where: Path) -> None:
     """Raise ArtifactError if something was written in another format than this version's."""
     if found != FORMAT_VERSION:
         raise ArtifactError(
-            f"{where} was written by probjepa {version or '(unknown)'} in format {found}, and this is "
-            f"{__version__} with format {FORMAT_VERSION}: install that version, or train again"
+            f"{where} was written by probjepa {short(version or '(unknown)')} in format {short(found)}, and "
+            f"this is {__version__} with format {FORMAT_VERSION}: install that version, or train again"
         )
 
 
@@ -270,9 +303,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(regular(folder / CONFIG).read_text(encoding="utf-8"))
         check_format(config.get("format_version"), config.get("probjepa_version"), folder)
-    except (OSError, ValueError, AttributeError) as error:
-        if isinstance(error, ArtifactError):
-            raise
+    except ArtifactError:
+        raise
+    except (OSError, *DAMAGES) as error:
         raise damaged(folder, error) from error
     found: dict[str, Any] = config
     return found
@@ -291,7 +324,7 @@ def read_weights(folder: Path, load: Any) -> None:
 
     try:
         load(load_file(regular(folder / WEIGHTS)))
-    except (SafetensorError, RuntimeError, OSError) as error:
+    except (SafetensorError, OSError, *DAMAGES) as error:
         # load_state_dict says in its second line what is missing, maybe of hundreds of names
         reason = shorten(" ".join(str(error).splitlines()[:2]), 300, placeholder=" …")
         raise ArtifactError(f"{folder / WEIGHTS} does not fit its config: {reason}") from error
@@ -299,7 +332,7 @@ def read_weights(folder: Path, load: Any) -> None:
 
 def damaged(folder: Path, error: Exception) -> ArtifactError:
     """Return the error of a config.json that describes no model."""
-    reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)
+    reason = short(f"no {error}" if isinstance(error, KeyError) else first_line(error), 200)
     return ArtifactError(f"{folder / CONFIG} is damaged ({reason}): save the model again")
 
 

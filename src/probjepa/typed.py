@@ -7,11 +7,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from probjepa.errors import ConfigError, short
+from probjepa.errors import ConfigError, short, unknown_name
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 _LISTS = (list, tuple, set, frozenset, Sequence)
@@ -74,6 +75,23 @@ def checked(name: str, value: Any, kind: Any) -> Any:
     raise ConfigError(f"the setting {name} takes {takes}, got '{short('null' if value is None else value)}'")
 
 
+def check_settings(settings: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings, each as its type has it.
+
+    Raises
+    ------
+    ConfigError
+        for one that is not among the types, with the nearest name, or that is of another type
+    """
+    for key in settings:
+        if key not in types:
+            meant = sorted(name for name in types if name.endswith(f"_{key}"))
+            if len(meant) > 1:
+                raise ConfigError(f"the setting {key} may be {' or '.join(meant)}: write which")
+            raise unknown_name("setting", short(key), types)
+    return {key: checked(key, value, types[key]) for key, value in settings.items()}
+
+
 @lru_cache
 def _adapter(kind: Any) -> Any:
     """What checks a type; None: the type is one that only Python's own objects have."""
@@ -81,6 +99,8 @@ def _adapter(kind: Any) -> Any:
     from pydantic.errors import PydanticUserError
 
     try:
+        if is_dataclass(kind):  # it has its own config
+            return TypeAdapter(kind)
         return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticUserError:
         return None

@@ -142,8 +142,13 @@ def test_a_stopped_run_resumes_exactly(whole, tmp_path, capsys, sent):
     assert "other rows, settings or random_state" in capsys.readouterr().err
     assert run([*whole[1], "--out", str(out), "--resume"]) == 0
     assert_same_run(out, whole[0])
-    assert run([*whole[1], "--out", str(out), "--resume"]) == 2
-    assert "has no checkpoint: it is finished" in capsys.readouterr().err
+    (out / "report.html").unlink()  # as if it had been killed while it finished
+    assert run([*whole[1], "--out", str(out), "--resume"]) == 0
+    assert_same_run(out, whole[0])
+    assert (out / "report.html").is_file()
+    for other in (["--set", "dim=16"], ["--target", "place"]):
+        assert run([*whole[1], "--out", str(out), "--resume", *other]) == 2
+        assert "holds a finished run with another" in capsys.readouterr().err
 
 
 def test_what_a_run_was_started_with_need_not_be_said_again(whole, places, tmp_path):

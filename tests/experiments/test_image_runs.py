@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -136,6 +137,19 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path, digits, monkeypatch):
     metrics = run(replace(TABLE, rows=TABLE.rows[:1]), out)
     assert resumed == [False, True, False]
     assert metrics["cells"][0]["figures"] == json_of(whole)
+
+
+def test_a_torn_checkpoint_is_named_and_overwriting_helps(tmp_path, monkeypatch):
+    one, out, fit = replace(TABLE, rows=TABLE.rows[:1]), tmp_path / "out", probjepa.training.fit
+    monkeypatch.setattr(probjepa.training, "fit", partial(fit, callbacks=[StopAfter(2)]))
+    with pytest.raises(Interrupted):
+        run(one, out)
+    monkeypatch.undo()
+    (torn,) = (out / "runs").rglob("last.ckpt")
+    torn.write_bytes(torn.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match=r"damaged .* start afresh with overwrite"):
+        run(one, out)
+    assert run(one, out, overwrite=True)["tables"]
 
 
 def test_a_cell_that_diverges_is_recorded_as_failed(tmp_path, capsys):

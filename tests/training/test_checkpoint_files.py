@@ -3,14 +3,18 @@
 import errno
 import os
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from probjepa import __version__
 from probjepa.errors import ArtifactError
+from probjepa.files import _PROCESS, _SWEPT, temporary_name
 from probjepa.training.callbacks import AtomicCheckpointIO
 from probjepa.training.checkpoint import CHECKPOINT_FORMAT, check_signature, sign
+from probjepa.training.folder import RunFolder
 
 
 @pytest.fixture
@@ -50,7 +54,11 @@ class Full:
 @pytest.mark.parametrize(
     ("error", "raised", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), ArtifactError, "the disk is full"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            ArtifactError,
+            "No space left on device; free some space",
+        ),
         (OSError(errno.EACCES, "Permission denied"), ArtifactError, "Permission denied"),
         (KeyboardInterrupt("enough"), KeyboardInterrupt, "enough"),
     ],
@@ -68,7 +76,8 @@ def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing_behind(
 
 
 def test_what_a_killed_process_left_half_written_is_overwritten(saved):
-    (saved.parent / ".last.ckpt.tmp").write_bytes(b"half")
+    (saved.parent / temporary_name("last.ckpt").replace(_PROCESS, "0" * 8)).write_bytes(b"half")
+    _SWEPT.clear()
     assert holds_the_old_one(saved)
     AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(2)}, saved)
     assert os.listdir(saved.parent) == ["last.ckpt"]
@@ -115,3 +124,42 @@ def test_another_format_version_or_setting_is_refused():
     for unsigned in ({}, {"probjepa": None}):
         with pytest.raises(ArtifactError, match="not probjepa's"):
             check_signature(unsigned, {})
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_run_killed_before_its_config_begins_again(how, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    (folder.path / temporary_name("config.yaml")).write_text("half")
+    folder.check(**{"resume": False, "overwrite": False} | how)
+    with pytest.raises(ArtifactError, match="holds no run to resume"):
+        RunFolder(tmp_path / "typo").check(resume=True, overwrite=False)
+
+
+def test_a_run_is_overwritten_in_an_order_that_can_be_cut_short(tmp_path, monkeypatch):
+    folder, settings = RunFolder(tmp_path), {"method": "vje", "method.df": 3}
+    seen = []
+
+    def look(name):
+        before = getattr(shutil if name == "rmtree" else Path, name)
+
+        def looked(*args, **kwargs):
+            folder.check(resume=False, overwrite=True)  # what stands now could be overwritten again
+            seen.append({p.name for p in tmp_path.iterdir() if not p.name.startswith(".")})
+            return before(*args, **kwargs)
+
+        return looked
+
+    folder.start(settings, torch.device("cpu"), {})
+    for name in ("model", "checkpoints"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "metrics.csv").write_text("")
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(shutil, "rmtree", look("rmtree"))
+    for name in ("unlink", "replace"):
+        monkeypatch.setattr(Path, name, look(name))
+    folder.start(settings | {"method.df": 5}, torch.device("cpu"), {})
+    monkeypatch.undo()
+    assert len(seen) > 4 and all("config.yaml" in names for names in seen)
+    assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "notes.txt"}
+    assert "df: 5" in folder.config.read_text()

@@ -2,24 +2,66 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import warnings
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from types import FrameType
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run ``probjepa``: 0 when done, 2 after bad input (one line on stderr), 130 after Ctrl-C."""
-    sys.exit(run(sys.argv[1:]))
+    """Run ``probjepa``: 0 when done, 2 after bad input (one line on stderr), 130 after Ctrl-C.
+
+    SIGTERM and SIGHUP end a command that does not save itself with 128 + their number.
+    """
+    for signum in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(signum) is signal.SIG_DFL:  # nohup ignores SIGHUP, and that stays
+            signal.signal(signum, _terminate)
+    _open_streams()
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # a second Ctrl-C
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    """End by an exception, so that nothing half-written stays behind."""
+    raise SystemExit(128 + signum)
+
+
+def _open_streams() -> None:
+    """Give a closed standard stream's number to nothing, or the next file that is opened would have it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; what a user can cause ends in one line, no traceback."""
+    from probjepa.terminal import Steady
+
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # click writes to the stream itself
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    with redirect_stdout(Steady(sys.stdout)), redirect_stderr(Steady(sys.stderr)):
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+
+
+def _run(arguments: list[str]) -> int:
     import typer
 
     from probjepa.cli.app import app
     from probjepa.errors import ProbjepaError, ProbjepaWarning
+    from probjepa.terminal import say
     from probjepa.training.interrupt import Interrupted
 
     # typer either depends on click or carries it: its base error is reached through typer's own
@@ -28,7 +70,7 @@ def run(arguments: list[str]) -> int:
 
     def show_warning(message: Warning | str, category: type[Warning], *rest: object) -> None:
         if issubclass(category, ProbjepaWarning):
-            print(f"warning: {message}", file=sys.stderr)
+            say(f"warning: {message}", error=True)
         else:
             show(message, category, *rest)  # type: ignore[arg-type]
 
@@ -47,8 +89,6 @@ def run(arguments: list[str]) -> int:
         return _fail(str(error))
     except usage_error as error:
         return _fail(f"{getattr(error, 'format_message', error.__str__)()} (see probjepa --help)")
-    except BrokenPipeError:
-        return 0
     except (MemoryError, RuntimeError) as error:
         # torch says it by a RuntimeError, on the CPU of no type of its own
         full = ("out of memory", "allocate memory")
@@ -63,5 +103,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int = EXIT_BAD_INPUT) -> int:
-    print(f"probjepa: {' '.join(message.split())}", file=sys.stderr)
+    from probjepa.terminal import say
+
+    say(f"probjepa: {' '.join(message.split())}", error=True)
     return code

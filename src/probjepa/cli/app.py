@@ -10,6 +10,7 @@ import typer
 from probjepa.cli.commands import curate, embed, evaluate, score, train
 from probjepa.cli.options import Command, OutFolder, Overwrite, Quiet, Seed, grouped
 from probjepa.errors import ConfigError, unknown_name
+from probjepa.terminal import say
 
 app = typer.Typer(
     help="Joint embeddings that know what they don't know: train, embed, score, evaluate.",
@@ -25,7 +26,7 @@ def _version(value: bool) -> None:
     if value:
         from probjepa import __version__
 
-        print(f"probjepa {__version__}")
+        say(f"probjepa {__version__}")
         raise typer.Exit
 
 
@@ -46,9 +47,11 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Train VJE on embedded real images and score held-out, unseen, natural and noise images."""
+    from probjepa.claims import claimed
     from probjepa.demo import run_demo
 
-    run_demo(out, seed=seed, overwrite=overwrite, progress=not quiet)
+    with claimed(out, folder=True):
+        run_demo(out, seed=seed, overwrite=overwrite, progress=not quiet)
 
 
 for command in (train, embed, score, evaluate, curate):
@@ -78,6 +81,7 @@ def reproduce(
     quiet: Quiet = False,
 ) -> None:
     """Run one experiment of a paper: ours beside the published figures; finished cells are kept."""
+    from probjepa.claims import claimed
     from probjepa.registry import EXPERIMENTS
 
     if name not in EXPERIMENTS:
@@ -85,16 +89,17 @@ def reproduce(
     if quick and budget not in (None, "quick"):
         raise ConfigError(f"--quick is --budget quick, and --budget is '{budget}': pass one of them")
     folder = out or Path(f"reproduce-{name}")
-    EXPERIMENTS[name](
-        folder,
-        data_root=data_root,
-        budget="quick" if quick else budget or "full",
-        cells=cells,
-        seed=seed,
-        overwrite=overwrite,
-        progress=not quiet,
-    )
-    print(f"wrote {folder}/metrics.json and {folder}/report.html")
+    with claimed(folder, folder=True):
+        EXPERIMENTS[name](
+            folder,
+            data_root=data_root,
+            budget="quick" if quick else budget or "full",
+            cells=cells,
+            seed=seed,
+            overwrite=overwrite,
+            progress=not quiet,
+        )
+    say(f"wrote {folder}/metrics.json and {folder}/report.html")
 
 
 @app.command("list", cls=Command)
@@ -122,6 +127,6 @@ def list_names() -> None:
         ("data sources", READERS),
         ("experiments", EXPERIMENTS),
     ):
-        print(f"{title}: {', '.join(names)}")
+        say(f"{title}: {', '.join(names)}")
     for name in SCORES:
-        print(f"  {name}: {score_class(name).summary}")
+        say(f"  {name}: {score_class(name).summary}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,13 @@ from probjepa.cli.options import (
     Shared,
     Training,
 )
+from probjepa.terminal import say
+
+
+def _claimed(out: Path, *, folder: bool = False) -> AbstractContextManager[None]:
+    from probjepa.claims import claimed
+
+    return claimed(out, folder=folder)
 
 
 def train(
@@ -28,24 +36,26 @@ def train(
     options: Training,
 ) -> None:
     """Train a method; Ctrl-C leaves a run that --resume goes on with."""
-    from probjepa.training.device import is_first_process
+    from probjepa.claims import is_first_process
 
-    out = options.out
-    with nullcontext() if is_first_process() else redirect_stdout(None):  # one process of a run talks
-        trained_on = kind_of_method(method).train(method, data, options)
-        print(f"trained {method} on {trained_on}: {out}/model, {out}/metrics.csv, {out}/report.html")
+    kind, out = kind_of_method(method), options.out
+    talks = nullcontext() if is_first_process() else redirect_stdout(None)  # one process of a run
+    with talks, _claimed(out, folder=True):
+        trained_on = kind.train(method, data, options)
+        say(f"trained {method} on {trained_on}: {out}/model, {out}/metrics.csv, {out}/report.html")
 
 
 def embed(model: Model, data: Data, out: OutFile, shared: Shared) -> None:
     """Write a table: id, label, embedding, and the posterior's variance where the model has one."""
     from probjepa.data.rows import open_table
 
-    opened = open_model(model, shared, out)
-    count, rows = opened.embed(data)
-    with open_table(out, shared.overwrite) as table:
-        for columns in rows:
-            table.write(columns)
-    print(f"embedded {count:,} {opened.unit}: {out}")
+    with _claimed(out):
+        opened = open_model(model, shared, out)
+        count, rows = opened.embed(data)
+        with open_table(out, shared.overwrite) as table:
+            for columns in rows:
+                table.write(columns)
+    say(f"embedded {count:,} {opened.unit}: {out}")
 
 
 def score(
@@ -59,10 +69,11 @@ def score(
     shared: Shared,
 ) -> None:
     """Write a table: id, label, score (higher = more typical), and the score's parts."""
-    opened = open_model(model, shared, out)
-    count, known = opened.score(data, out, options)
+    with _claimed(out):
+        opened = open_model(model, shared, out)
+        count, known = opened.score(data, out, options)
     earlier = f", {known:,} of them by an earlier run" if known else ""
-    print(f"scored {count:,} {opened.unit} by {options.score} (higher = more typical){earlier}: {out}")
+    say(f"scored {count:,} {opened.unit} by {options.score} (higher = more typical){earlier}: {out}")
 
 
 def evaluate(
@@ -74,8 +85,9 @@ def evaluate(
     shared: Shared,
 ) -> None:
     """Write metrics.json and report.html: accuracy and OOD detection beside their baselines."""
-    open_model(model, shared, out).evaluate(train, test, out, options)
-    print(f"wrote {out}/metrics.json and {out}/report.html")
+    with _claimed(out, folder=True):
+        open_model(model, shared, out).evaluate(train, test, out, options)
+    say(f"wrote {out}/metrics.json and {out}/report.html")
 
 
 def curate(
@@ -96,7 +108,8 @@ def curate(
     from probjepa.cli.images import ImageModel
     from probjepa.files import refuse_existing
 
-    refuse_existing(out, shared.overwrite)
-    opened = ImageModel(model, shared)
-    counts = opened.curate(data, out, score=score, reference=reference, drop=drop, review=review)
-    print(", ".join(f"{name} {count:,}" for name, count in counts.items()) + f": {out}/report.html")
+    with _claimed(out, folder=True):
+        refuse_existing(out, shared.overwrite)
+        opened = ImageModel(model, shared)
+        counts = opened.curate(data, out, score=score, reference=reference, drop=drop, review=review)
+    say(", ".join(f"{name} {count:,}" for name, count in counts.items()) + f": {out}/report.html")

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probjepa.claims import is_first_process
 from probjepa.cli.kind import Columns
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import check_early, fill_in, given_settings, sort_settings
@@ -14,7 +15,7 @@ from probjepa.data import Images, ImageSet, open_images
 from probjepa.data.rows import identity, open_table
 from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.files import first_line, refuse_existing
-from probjepa.training.device import is_first_process
+from probjepa.terminal import console, say
 
 if TYPE_CHECKING:
     from probjepa.methods import Method
@@ -106,12 +107,11 @@ class ImageModel:
         return len(images), self._embed(images)
 
     def _embed(self, images: Images) -> Iterator[Columns]:
-        from rich.console import Console
         from rich.progress import track
 
         for pixels, rows in track(
             images.batches(_BATCH), "embedding", total=-(-len(images) // _BATCH), transient=True,
-            disable=self.shared.quiet, console=Console(stderr=True),
+            disable=self.shared.quiet, console=console(),
         ):  # fmt: skip
             features = {k: v.cpu().numpy() for k, v in self.method.features(pixels, scored=False).items()}
             variance = {k: v for k, v in features.items() if k == "variance"}
@@ -239,6 +239,6 @@ def _checked_on_error(value: str) -> Any:
 def _say_skipped(images: Images) -> None:
     """Print which images were left out."""
     if images.skipped:
-        print(f"skipped {len(images.skipped)} unreadable files of {images.name}:")
+        say(f"skipped {len(images.skipped)} unreadable files of {images.name}:")
         for line in images.skipped:
-            print(f"  {line}")
+            say(f"  {line}")

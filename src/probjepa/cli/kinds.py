@@ -32,7 +32,7 @@ def open_model(source: str, shared: Shared, out: Path) -> Kind:
     for folder in (Path(source) / "model", Path(source)):
         try:
             config = json.loads(regular(folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         tables = tables or (isinstance(config, dict) and "estimator" in config)
     return _kind(tables)(source, shared)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probjepa.cli.options import Training
-from probjepa.errors import ConfigError, short, unknown_name
-from probjepa.typed import checked, types_of
+from probjepa.errors import ConfigError, short
+from probjepa.typed import check_settings, types_of
 from probjepa.yaml_files import parse_yaml, read_yaml
 
 # what a run's own config.yaml records beside its settings
@@ -93,23 +93,6 @@ def read_config(path: Path, method: str) -> dict[str, Any]:
         if not isinstance(key, str):
             raise ConfigError(f"{path} has the key {short(key)}: a setting is a name")
     return settings
-
-
-def check_settings(settings: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings, each as its type has it.
-
-    Raises
-    ------
-    ConfigError
-        for one that is not among the types, with the nearest name, or that is of another type
-    """
-    for key in settings:
-        if key not in types:
-            meant = sorted(name for name in types if name.endswith(f"_{key}"))
-            if len(meant) > 1:
-                raise ConfigError(f"the setting {key} may be {' or '.join(meant)}: write which")
-            raise unknown_name("setting", short(key), types)
-    return {key: checked(key, value, types[key]) for key, value in settings.items()}
 
 
 def fill_in(method: str, settings: Mapping[str, Any], size: int, channels: int) -> dict[str, Any]:

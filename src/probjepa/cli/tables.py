@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from probjepa.cli.kind import Columns
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
-from probjepa.cli.settings import check_settings, given_settings
+from probjepa.cli.settings import given_settings
 from probjepa.data.rows import open_table
 from probjepa.errors import ConfigError, DataError
-from probjepa.files import model_folder, write_text
+from probjepa.files import model_folder
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.files import read_table, table_sha256
@@ -20,7 +19,7 @@ from probjepa.tabular.frames import named
 from probjepa.tabular.runs import fit_run, open_run
 from probjepa.training.device import resolve_device
 from probjepa.training.interrupt import Interrupted
-from probjepa.typed import checked, types_of
+from probjepa.typed import check_settings, checked, types_of
 from probjepa.yaml_files import read_yaml
 
 
@@ -42,7 +41,7 @@ class TableModel:
             run = read_yaml(model_folder(source, {}).parent / "config.yaml")
         except ConfigError:
             run = None
-        self.target = run.get("target") if isinstance(run, dict) else None
+        self.target = checked("target", run.get("target") if isinstance(run, dict) else None, str | None)
 
     @staticmethod
     def train(method: str, data: str, options: Training) -> str:
@@ -126,7 +125,7 @@ class TableModel:
         """Write the figures of the classifiers that the embedding feeds, with their page."""
         from probjepa.evaluation import evaluate_table
         from probjepa.report.evaluation import table_report
-        from probjepa.report.summary import print_table_summary
+        from probjepa.report.summary import print_table_summary, write_pages
 
         given = {name: getattr(options, name) for name in ("ood", "openood", "reencode", "jepa")}
         _refuse({f"--{name}": value for name, value in given.items()} | {"--convert": self.shared.convert})
@@ -148,8 +147,7 @@ class TableModel:
             self.model, opened(train), opened(test), target, seeds=(options.seed,),
             progress=not self.shared.quiet, names=(Path(train).name, Path(test).name),
         )  # fmt: skip
-        write_text(out / "metrics.json", json.dumps(result.metrics, indent=2, allow_nan=False) + "\n")
-        write_text(out / "report.html", table_report(result.metrics, result.arrays))
+        write_pages(result, out, table_report(result.metrics, result.arrays))
         print_table_summary(result.metrics)
 
 

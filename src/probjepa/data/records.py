@@ -21,6 +21,7 @@ from probjepa.data.decode import Payload, Unreadable, as_payload, bomb_guard
 from probjepa.errors import DataError
 from probjepa.files import regular
 from probjepa.registry import importing
+from probjepa.terminal import console
 
 T = TypeVar("T")
 
@@ -204,14 +205,13 @@ def each(
                 yield done
 
     with importing():
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     row = 0
     with (
         bomb_guard(),
-        Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar,
+        Progress(*columns, console=console(), transient=True, disable=not progress) as bar,
     ):
         task = bar.add_task(text, total=len(records))
         for chunk in chunks():

@@ -24,7 +24,7 @@ class TableWriter:
 
     def write(self, columns: dict[str, Any]) -> None:
         """Append rows: name → numpy array (n,), or (n, D) for a fixed-size list."""
-        arrays = {name: _column(value) for name, value in columns.items()}
+        arrays = {name: as_column(value) for name, value in columns.items()}
         table = pa.table(arrays)
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._path, table.schema)
@@ -36,10 +36,17 @@ class TableWriter:
             self._writer.close()
 
 
-def _column(value: Any) -> Any:
+def as_column(value: Any, kind: Any = None) -> Any:
+    """Return values as Arrow has them: an array (n, D) as lists, names of bytes that are no text as escapes."""
     if getattr(value, "ndim", 1) == 2:
         return pa.FixedSizeListArray.from_arrays(pa.array(value.reshape(-1)), value.shape[1])
-    return value if isinstance(value, pa.Array | pa.ChunkedArray) else pa.array(value)
+    if isinstance(value, pa.Array | pa.ChunkedArray):
+        return value
+    try:
+        return pa.array(value, kind)
+    except UnicodeError:  # names of files may hold bytes that are no text
+        texts = [None if x is None else str(x).encode("utf-8", "backslashreplace").decode() for x in value]
+        return pa.array(texts, kind)
 
 
 def identity(images: Images, rows: slice) -> dict[str, Any]:
@@ -51,7 +58,7 @@ def identity(images: Images, rows: slice) -> dict[str, Any]:
     if images.labels is not None:
         names = images.classes
         values = [None if i == UNLABELLED else names[i] if names else i for i in images.labels[rows].tolist()]
-        columns["label"] = pa.array(values, pa.string() if names else pa.int64())
+        columns["label"] = as_column(values, pa.string() if names else pa.int64())
     return columns
 
 

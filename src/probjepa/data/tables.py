@@ -18,7 +18,7 @@ from typing import Any
 from probjepa.data.decode import Payload, as_payload
 from probjepa.data.records import Records, encode_labels
 from probjepa.errors import DataError
-from probjepa.files import first_line, regular
+from probjepa.files import first_line, regular, sweep, temporary_name
 
 _IMAGE_NAMES = ("image", "img", "images", "imgs", "pixel_values", "picture", "photo", "x")
 _LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "class", "target", "y")
@@ -191,10 +191,13 @@ class SpooledRecords(Records):
         self.name, self.ids = source.name, source.ids
         self.labels, self.classes = source.labels, source.classes
         self.source_where, self.bases, self.firsts = source.where, [], []
-        folder = tempfile.mkdtemp(prefix="probjepa-")
+        home = Path(tempfile.gettempdir())
+        sweep(home)
+        folder = home / temporary_name("probjepa")
         weakref.finalize(self, _remove, folder, os.getpid())
-        self.file, rows, writer = Path(folder, "images.arrow"), 0, None
+        self.file, rows, writer = folder / "images.arrow", 0, None
         try:
+            folder.mkdir(mode=0o700)
             for number, batch in source.record_batches(256):
                 if writer is None:
                     schema = pa.schema([("image", batch.schema.field(0).type)])
@@ -231,7 +234,7 @@ class SpooledRecords(Records):
         return {**self.__dict__, "_reader": None}
 
 
-def _remove(folder: str, owner: int) -> None:
+def _remove(folder: Path, owner: int) -> None:
     if os.getpid() == owner:  # a forked worker that drops its copy must not take the file from the others
         shutil.rmtree(folder, ignore_errors=True)
 

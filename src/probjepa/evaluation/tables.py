@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 from rich.progress import track
 from sklearn.metrics import f1_score
 
@@ -32,6 +31,7 @@ from probjepa.tabular.files import row_hashes, table_sha256
 from probjepa.tabular.frames import as_frame, named, pandas
 from probjepa.tabular.schema import ColumnType
 from probjepa.tabular.splits import split_rows
+from probjepa.terminal import console
 
 _CONTINUOUS = 100  # more distinct numbers than this are no classes
 
@@ -140,8 +140,7 @@ def evaluate_table(
     if validation is not None:
         validation = _labelled(as_frame(validation), target, "validation")[0]
     outcomes: list[Evaluation] = []
-    bar = Console(stderr=True)
-    for seed in track(seeds, "evaluating", transient=True, disable=not progress, console=bar):
+    for seed in track(seeds, "evaluating", transient=True, disable=not progress, console=console()):
         fit, held = train, validation
         if held is None:
             first, second = split_rows(labels, seed, (0.875, 0.125))

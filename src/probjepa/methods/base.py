@@ -15,6 +15,7 @@ from probjepa.backbones import HUBS, embedding_dim_of, encoder_of
 from probjepa.data import Preprocess, channel_statistics, default_recipe
 from probjepa.errors import ConfigError, DataError, short
 from probjepa.methods.pretrained import Pretrained
+from probjepa.typed import check_settings, types_of
 
 
 @contextmanager
@@ -129,10 +130,13 @@ class Method(Pretrained):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **modules: Any) -> Self:
         """Make a method with fresh weights from what ``config`` returned; see ``Pretrained``."""
-        preprocess = dict(config["preprocess"])
+        preprocess = check_settings(config["preprocess"], types_of(Preprocess))
         settings = {**config["settings"], "mean": preprocess["mean"], "std": preprocess["std"]}
         settings["backbone"]  # without one it would be the default
         model = super().from_config({**config, "settings": settings}, **modules)
+        for name, wanted in (("size", model.preprocess.size), ("channels", model.preprocess.channels)):
+            if preprocess[name] != wanted:
+                raise ConfigError(f"the preprocessing has {name} {preprocess[name]}, the settings {wanted}")
         model.preprocess = Preprocess(**preprocess)
         return model
 

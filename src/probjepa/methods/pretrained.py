@@ -16,7 +16,7 @@ from torch import nn
 from probjepa import files
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.registry import LOADERS
-from probjepa.typed import checked
+from probjepa.typed import check_settings, checked, types_of
 
 T = TypeVar("T")
 
@@ -188,7 +188,8 @@ class Pretrained(
         ConfigError, KeyError, TypeError
             for settings that are none of this class
         """
-        return cls(**{**config["settings"], **modules})
+        settings = {name: value for name, value in config["settings"].items() if name not in modules}
+        return cls(**check_settings(settings, types_of(cls)), **modules)
 
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any], **modules: Any) -> Self:
@@ -205,7 +206,7 @@ class Pretrained(
             raise files.damaged(folder, error) from error
         try:
             model = cls.from_config(config, **wanted)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except files.DAMAGES as error:
             if wanted and isinstance(error, ConfigError):
                 raise  # of the module that was passed
             raise files.damaged(folder, error) from error

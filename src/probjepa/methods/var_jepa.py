@@ -19,6 +19,7 @@ from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
 from probjepa.methods.base import check_weights, evaluating
 from probjepa.methods.pretrained import Pretrained
 from probjepa.methods.sigreg import sigreg
+from probjepa.typed import check_settings, types_of
 
 TERMS = ("rec", "gen", "sx", "z", "sy")
 NETWORKS = ("encoder", "auxiliary", "target_encoder", "predictor", "x_decoder", "y_decoder")
@@ -191,7 +192,7 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
     def from_config(cls, config: Mapping[str, Any], **modules: Any) -> Self:
         """Make a model with fresh weights from what ``config`` returned; see ``Pretrained``."""
         settings = {k: v for k, v in config["settings"].items() if k != "networks"}
-        return cls(**settings, networks=modules or None)
+        return cls(**check_settings(settings, types_of(cls)), networks=modules or None)
 
     @property
     def device(self) -> torch.device:

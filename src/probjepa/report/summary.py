@@ -7,38 +7,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from probjepa.evaluation import Evaluation
-from probjepa.files import write_text
+from probjepa.files import staged_directory, write_text
 from probjepa.report.evaluation import evaluation_report
 from probjepa.report.jacobian import jacobian_sections
 from probjepa.report.sections import labels_note
+from probjepa.terminal import console, printable
 
 _MOST_INTERVALS = 3  # columns of them that 80 characters hold
 
 
 def write_evaluation(result: Evaluation, out: Path) -> None:
-    """Write metrics.json and report.html into ``out``, each atomically."""
-    write_text(out / "metrics.json", json.dumps(result.metrics, indent=2) + "\n")
-    write_text(
-        out / "report.html",
-        evaluation_report(result.metrics, result.arrays, sections=jacobian_sections(result.arrays)),
-    )
+    """Write metrics.json and report.html into ``out``: both or none."""
+    sections = jacobian_sections(result.arrays)
+    write_pages(result, out, evaluation_report(result.metrics, result.arrays, sections=sections))
+
+
+def write_pages(result: Evaluation, out: Path, page: str) -> None:
+    """Write the figures of an evaluation and its page into ``out``: both or none."""
+    with staged_directory(out, last="metrics.json") as stage:
+        write_text(stage / "metrics.json", json.dumps(result.metrics, indent=2) + "\n")
+        write_text(stage / "report.html", page)
 
 
 def print_summary(metrics: dict[str, Any]) -> None:
     """Print accuracies and AUROC with their 95 % intervals."""
-    console = Console()
+    terminal = console(error=False)
     if metrics["accuracy"]:
         probes = list(next(iter(metrics["accuracy"].values())))
         table = _table("accuracy, % (95 % interval)", "on", *probes)
         for space, row in metrics["accuracy"].items():
-            table.add_row(space, *(_interval(row.get(probe), 100, 1) for probe in probes))
-        console.print(table)
+            table.add_row(printable(space), *(_interval(row.get(probe), 100, 1) for probe in probes))
+        terminal.print(table)
     if note := labels_note(metrics["labels"]):
-        console.print(note, markup=False)
+        terminal.print(printable(note))
     if metrics["ood"]:
         wide = len(metrics["ood"]) > _MOST_INTERVALS
         interval = "" if wide else " (95 % interval)"
@@ -46,23 +50,23 @@ def print_summary(metrics: dict[str, Any]) -> None:
         for detector in next(iter(metrics["ood"].values())):
             found = [by[detector]["auroc"] for by in metrics["ood"].values()]
             cells = [f"{x['value']:.3f}" if wide else _interval(x, 1, 3) for x in found]
-            table.add_row(detector, *cells)
-        console.print(table)
+            table.add_row(printable(detector), *cells)
+        terminal.print(table)
     if "openood" in metrics:
         table = _table("OpenOOD: mean AUROC of its groups", "score", "near", "far", "overall")
         for score, of in metrics["openood"]["averages"].items():
-            table.add_row(score, *("–" if x is None else f"{x:.3f}" for x in of["auroc"].values()))
-        console.print(table)
+            table.add_row(printable(score), *("–" if x is None else f"{x:.3f}" for x in of["auroc"].values()))
+        terminal.print(table)
     if "variance" in metrics:
         variance, collapse = metrics["variance"], metrics["collapse"]
-        console.print(
+        terminal.print(
             f"mean σ² {variance['mean']:.3f}, KL {variance['kl_per_dimension']:.3f} nats a dimension, "
             f"effective rank {collapse['effective_rank']:.1f}"
         )
 
 
 def _table(title: str, *columns: str) -> Table:
-    return Table(*columns, title=title, title_justify="left")
+    return Table(*map(printable, columns), title=printable(title), title_justify="left")
 
 
 def _interval(entry: dict[str, float] | None, scale: float, digits: int) -> str:
@@ -74,28 +78,28 @@ def _interval(entry: dict[str, float] | None, scale: float, digits: int) -> str:
 
 def print_table_summary(metrics: Mapping[str, Any]) -> None:
     """Print accuracies with their 95 % intervals, and what leaving uncertain rows out gains."""
-    console = Console(highlight=False)
+    terminal = console(error=False)
     table = _table("accuracy, % (95 % interval)", "features", *metrics["settings"]["predictors"])
     for space, row in metrics["accuracy"].items():
-        table.add_row(space, *(_text(of) for of in row.values()))
-    console.print(table)
+        table.add_row(printable(space), *(_text(of) for of in row.values()))
+    terminal.print(table)
     predictor, found = next(reversed(metrics["selective"]["embedding"].items()))
     title = f"{predictor} on the embedding: error by uncertainty"
     table = _table(title, "uncertainty", "AURC", "accuracy at 50 % coverage, %")
     for source, of in found.items():
         half = of["accuracy_at"]["0.5"]["value"]
-        table.add_row(source, f"{of['aurc']['value']:.4f}", f"{100 * half:.1f}")
-    console.print(table)
+        table.add_row(printable(source), f"{of['aurc']['value']:.4f}", f"{100 * half:.1f}")
+    terminal.print(table)
     if note := labels_note(metrics["labels"]):
-        console.print(note, markup=False)
+        terminal.print(printable(note))
     if metrics["left_out_as_in_train"]:
-        console.print(
+        terminal.print(
             f"{metrics['left_out_as_in_train']:,} test rows also stand in the training table: left out"
         )
 
 
 def _text(of: Mapping[str, Any]) -> str:
     if "not run" in of:
-        return f"not run: {of['not run']}".replace("[", "\\[")
+        return f"not run: {of['not run']}"
     value, low, high = (100 * of["accuracy"][key] for key in ("value", "low", "high"))
     return f"{value:.1f} ({low:.1f}–{high:.1f})"

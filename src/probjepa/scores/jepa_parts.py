@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
 from probjepa import __version__
@@ -24,6 +23,7 @@ from probjepa.errors import ArtifactError
 from probjepa.files import refuse_existing, staged_file, write_text
 from probjepa.jacobian import Encoder, as_encoder, jepa_score_details
 from probjepa.jacobian.estimators import Settings
+from probjepa.terminal import console
 from probjepa.training.folder import data_fingerprint
 
 _ROWS_A_PART = 64
@@ -80,7 +80,7 @@ def score_jepa(
         density = _embed(encoder, reference)
     starts = range(0, len(images), _ROWS_A_PART)
     done = [start for start in starts if _part(parts, mark, start).is_file()]
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+    with Progress(console=console(), transient=True, disable=not progress) as bar:
         task = bar.add_task("JEPA-SCORE", total=len(images), completed=len(done) * _ROWS_A_PART)
         for start in starts:
             if start in done:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
@@ -18,6 +17,7 @@ from probjepa.scores import SCORES
 from probjepa.scores.base import Score
 from probjepa.scores.own import Own, own_names
 from probjepa.scores.table import score_class
+from probjepa.terminal import console, printable
 
 if TYPE_CHECKING:
     from probjepa.scores.base import Values
@@ -35,10 +35,10 @@ def encode(
         total = -(-len(images) // batch_size)
         batches = track(
             batches,
-            f"encoding {escape(images.name)}",
+            f"encoding {escape(printable(images.name))}",
             total=total,
             transient=True,
-            console=Console(stderr=True),
+            console=console(),
         )
     parts = [
         {k: v.cpu() for k, v in method.features(batch, batch_size, scored=scored).items()}

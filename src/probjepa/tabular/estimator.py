@@ -28,6 +28,7 @@ from probjepa.training.checkpoint import FitCheckpoint
 from probjepa.training.interrupt import Interrupted, stop_on_signal
 from probjepa.training.progress import ProgressBar
 from probjepa.training.randomness import forked
+from probjepa.typed import check_settings, checked, types_of
 
 # tokens encoded at a time outside the fit
 _TOKENS = 65536
@@ -274,14 +275,15 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         ConfigError, KeyError, TypeError
             for what describes none
         """
-        model = cls(**_tuples(config["params"]))
+        types = types_of(cls)
+        model = cls(**check_settings(config["params"], types))
         model.schema_ = TableSchema.from_json(config["schema"])
         with forked(torch.device("cpu")):
-            model.settings_ = _tuples(config["settings"])
+            model.settings_ = check_settings(config["settings"], types)
             model.network_ = model._build(model.schema_.layout, model.settings_)
         model.network_.to(model._device())
-        model.history_ = config["history"]
-        model.best_epoch_ = config["best_epoch"]
+        model.history_ = checked("history", config["history"], list[dict[str, float]])
+        model.best_epoch_ = checked("best_epoch", config["best_epoch"], int)
         model.n_iter_ = len(model.history_)
         model._set_columns(named=config["named"])
         return model
@@ -298,7 +300,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         try:
             model = cls.from_config(config)
             files.read_weights(folder, model.network_.load_state_dict)
-        except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        except files.DAMAGES as error:
             raise ArtifactError(
                 f"{folder} is damaged ({files.first_line(error)}): save the model again"
             ) from error
@@ -339,10 +341,6 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         if found != cls.__name__:
             raise ArtifactError(f"{folder} holds a {found}, not a {cls.__name__}: load it with that")
         return cls.from_folder(folder, config)
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def _rows_at_a_time(schema: TableSchema) -> int:

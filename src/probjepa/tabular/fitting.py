@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.errors import DataError
+from probjepa.files import DAMAGES
 from probjepa.tabular.masks import Masks, draw_masks
 from probjepa.tabular.tokens import Rows
 from probjepa.training.checkpoint import FitCheckpoint
@@ -114,7 +115,10 @@ class FitLoop:
             if a loss is not finite
         """
         if checkpoint is not None and (saved := checkpoint.read()) is not None:
-            self._restore(saved)
+            try:
+                self._restore(saved)
+            except DAMAGES as error:
+                raise checkpoint.unfit(error) from error
         progress.start(self.epochs * self.steps, len(self.history) * self.steps)
         for epoch in range(len(self.history), self.epochs):
             waited = epoch - max(self.best_epoch, self.settled)

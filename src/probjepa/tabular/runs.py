@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from probjepa.errors import ArtifactError
-from probjepa.files import staged_directory, write_text
+from probjepa.files import CONFIG, staged_directory, write_text
 from probjepa.metrics import collapse_summary
 from probjepa.training.checkpoint import FitCheckpoint
 from probjepa.training.device import resolve_device
-from probjepa.training.folder import RunFolder, metrics_csv
+from probjepa.training.folder import RunFolder, metrics_csv, recorded
 from probjepa.training.interrupt import Interrupted
+from probjepa.yaml_files import read_yaml
 
 _DIAGNOSED = 2_000  # rows whose embeddings tell a collapse
 
@@ -24,14 +25,10 @@ def open_run(out: Path, *, resume: bool = False, overwrite: bool = False) -> Run
     Raises
     ------
     ArtifactError
-        if the folder is in the way, or has no fit to go on with
+        if the folder is in the way, or holds no run to go on with
     """
     folder = RunFolder(out)
     folder.check(resume=resume, overwrite=overwrite)
-    if resume and not folder.checkpoint.is_file():
-        raise ArtifactError(
-            f"{out} has no checkpoint: it is finished, or stopped before its first epoch ended"
-        )
     return folder
 
 
@@ -41,8 +38,8 @@ def fit_run(
     """Fit an estimator to a DataFrame, and write its config.yaml, metrics.csv and model.
 
     The folder is begun when the first epoch is over: from then on it has config.yaml and a checkpoint, which
-    ``resume`` goes on with. The other files come once the fit is done, when the checkpoint goes; after Ctrl-C
-    they come with the best weights so far, and the checkpoint stays.
+    ``resume`` goes on with; it leaves a finished run as it is. The other files come once the fit is done,
+    when the checkpoint goes; after Ctrl-C they come with the best weights so far, and the checkpoint stays.
 
     Parameters
     ----------
@@ -61,8 +58,14 @@ def fit_run(
     device = resolve_device(model.device)
     params = {k: v for k, v in model.get_params().items() if k not in ("verbose", "device")}
     record = {"method": method, **{f"method.{key}": value for key, value in params.items()}, **about}
+    goes_on = resume and folder.checkpoint.is_file()
+    if resume and not goes_on and (folder.model / CONFIG).is_file():
+        _check_finished(folder, record)
+        return
     checkpoint = FitCheckpoint(
-        folder.checkpoint, resume=resume, before=None if resume else lambda: folder.start(record, device, {})
+        folder.checkpoint,
+        resume=resume,
+        before=None if goes_on else lambda: folder.start(record, device, {}),
     )
     stopped = False
     try:
@@ -77,14 +80,25 @@ def fit_run(
         RunFolder(stage).start({**record, **fitted}, device, {})
         model.save(stage / "model")
         write_text(stage / "metrics.csv", _history(model, frame))
-        if folder.model.is_dir():  # of the weights so far, after Ctrl-C
-            shutil.rmtree(folder.model)
+        folder.remove_model()  # of the weights so far, after Ctrl-C
     if stopped:
         raise Interrupted(
             f"stopped after {model.n_iter_} epochs: {folder.path} has the weights of epoch "
             f"{model.best_epoch_} and can be used; go on with --resume"
         )
     shutil.rmtree(folder.checkpoint.parent)
+
+
+def _check_finished(folder: RunFolder, record: Mapping[str, Any]) -> None:
+    """Raise ArtifactError unless a finished run has this record; another path may lead to the same rows."""
+    found, wanted = read_yaml(folder.config), recorded(record)
+    found = found if isinstance(found, Mapping) else {}
+    other = [key for key, value in wanted.items() if key != "data" and found.get(key) != value]
+    if other:
+        raise ArtifactError(
+            f"{folder.path} holds a finished run with another {', '.join(other)}: give another out, or pass "
+            "overwrite"
+        )
 
 
 def _history(model: Any, frame: Any) -> str:

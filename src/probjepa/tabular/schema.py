@@ -24,6 +24,7 @@ from probjepa.tabular.frames import (
     numbers,
 )
 from probjepa.tabular.tokens import Layout
+from probjepa.typed import checked
 
 NumericTransform = Literal["standard", "quantile"]
 
@@ -285,8 +286,4 @@ class TableSchema:
     @classmethod
     def from_json(cls, features: Sequence[Mapping[str, Any]]) -> TableSchema:
         """Make it anew from ``to_json``'s value, also after JSON has turned its tuples into lists."""
-        tuples = ("quantiles", "categories")
-        made: list[dict[str, Any]] = [
-            {k: tuple(v) if k in tuples else v for k, v in feature.items()} for feature in features
-        ]
-        return cls([Feature(**feature) for feature in made])
+        return cls([checked("schema", dict(feature), Feature) for feature in features])

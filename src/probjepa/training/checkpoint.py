@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from probjepa import __version__, files
-from probjepa.errors import ArtifactError, ProbjepaWarning
+from probjepa.errors import ArtifactError, ProbjepaWarning, short
 
 CHECKPOINT_FORMAT = 1
 _SIGNATURE = "probjepa"  # the key of the signature in a checkpoint
@@ -76,16 +76,17 @@ def check_signature(
             f"the checkpoint has format {found[0]} of probjepa {found[1]}, this is {CHECKPOINT_FORMAT} of "
             f"{__version__}: install that version to resume, or start afresh"
         )
-    saved = dict(signature.get("fingerprint", {}))
+    saved = signature.get("fingerprint")
+    saved = dict(saved) if isinstance(saved, Mapping) else {}
     if unchecked := _unchecked(saved, fingerprint):
         warnings.warn(unchecked, ProbjepaWarning, stacklevel=2)
-    for key in sorted({*saved, *fingerprint}):
+    for key in sorted({*saved, *fingerprint}, key=str):
         was, this = saved.get(key), fingerprint.get(key)
         if was != this and not (key in _CONTENTS and None in (was, this)):
             raise ArtifactError(
                 differs
-                or f"the checkpoint was made with {key}={was}, this run has {this}: resume with the same "
-                "data and settings, or start afresh with overwrite"
+                or f"the checkpoint was made with {short(key)}={short(was)}, this run has {this}: resume "
+                "with the same data and settings, or start afresh with overwrite"
             )
 
 
@@ -132,7 +133,9 @@ class FitCheckpoint:
         """
         if not self.resume or not self.path.is_file():
             return None
-        content = files.read_checkpoint(self.path, "remove it and fit afresh", keys=(_SIGNATURE, "state"))
+        content = files.read_checkpoint(
+            self.path, "fit afresh (--overwrite), or remove it", keys=(_SIGNATURE, "state")
+        )
         check_signature(
             content,
             self.fingerprint,
@@ -141,6 +144,11 @@ class FitCheckpoint:
         )
         restored: dict[str, Any] = content["state"]
         return restored
+
+    def unfit(self, error: Exception) -> ArtifactError:
+        """Return the error of a state that the fit cannot take."""
+        reason = short(files.first_line(error), 100)
+        return ArtifactError(f"the checkpoint {self.path} does not fit ({reason}): fit afresh (--overwrite)")
 
     def write(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Write the state, by a rename, if it is due: writing takes at most a twentieth of the time.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from probjepa.errors import ConfigError, unknown_name
@@ -29,8 +27,3 @@ def resolve_device(device: str) -> torch.device:
     if target.type not in ("cpu", "mps"):
         raise unknown_name("device", device, ["auto", "cpu", "cuda", "mps"])
     return target
-
-
-def is_first_process() -> bool:
-    """Whether this is the only process of a run, or the first of several: the one that writes and prints."""
-    return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"

@@ -15,18 +15,12 @@ import torch
 from probjepa.data.fingerprint import encoded_fingerprint, fingerprint
 from probjepa.data.images import Images, StreamedImages
 from probjepa.errors import ArtifactError, ConfigError
-from probjepa.files import write_text
+from probjepa.files import is_free, write_text
 from probjepa.provenance import versions
 
 _NAMED = 99  # skipped files that config.yaml names
-_OURS = (
-    "checkpoints",
-    "model",
-    "metrics.csv",
-    "report.html",
-    "tensorboard",
-    "config.yaml",
-)  # config.yaml goes last
+_RESULTS = ("model", "metrics.csv", "report.html")
+_STATE = ("checkpoints", "tensorboard")
 
 
 class RunFolder:
@@ -54,10 +48,11 @@ class RunFolder:
             raise ConfigError("resume goes on and overwrite starts afresh: pass one of them")
         if self.path.exists() and not self.path.is_dir():
             raise ArtifactError(f"{self.path} is a file: give out the name of a folder")
-        is_run = self.config.is_file()
-        if resume and not is_run:
+        is_run, free = self.config.is_file(), is_free(self.path)
+        # a run that was killed before it had a config.yaml begins again
+        if resume and not is_run and not (free and self.path.exists()):
             raise ArtifactError(f"{self.path} holds no run to resume: check the path or train without resume")
-        if resume or not self.path.exists() or not any(self.path.iterdir()):
+        if resume or free:
             return
         if not overwrite:
             raise ArtifactError(
@@ -67,27 +62,42 @@ class RunFolder:
             raise ArtifactError(f"{self.path} is no training run and is not overwritten: give another out")
 
     def start(self, settings: Mapping[str, Any], device: torch.device, options: Mapping[str, Any]) -> None:
-        """Remove an older run and write config.yaml: data, settings, hardware, versions."""
+        """Remove an older run and write config.yaml: data, settings, hardware, versions.
+
+        At no moment do its checkpoints stand without a config.yaml: cut short, it can be overwritten again.
+        """
         import yaml
 
-        for name in _OURS:  # and nothing else: the user may keep notes in there
+        self._remove(_RESULTS)
+        config = {
+            **recorded(settings),
+            "options": _plain(options),
+            "hardware": _hardware(device),
+            "versions": _plain(versions()),
+        }
+        write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        self._remove(_STATE)
+
+    def remove_model(self) -> None:
+        """Remove the saved model, where there is one."""
+        self._remove(("model",))
+
+    def _remove(self, names: Sequence[str]) -> None:
+        for name in names:  # and nothing else: the user may keep notes in there
             target = self.path / name
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
-        prefix = "method."
-        config = {
-            "method": {
-                "name": settings["method"],
-                **{k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)},
-            },
-            **{k: v for k, v in settings.items() if not k.startswith("method")},
-            "options": options,
-            "hardware": _hardware(device),
-            "versions": versions(),
-        }
-        write_text(self.config, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+
+
+def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's settings as config.yaml has them: those of the method in a group."""
+    prefix = "method."
+    own = {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
+    others = {k: v for k, v in settings.items() if not k.startswith("method")}
+    record: dict[str, Any] = _plain({"method": {"name": settings["method"], **own}, **others})
+    return record
 
 
 def _plain(value: Any) -> Any:

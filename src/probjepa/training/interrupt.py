@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from probjepa.errors import ProbjepaError
+from probjepa.terminal import say_at_once
 
 
 class Interrupted(ProbjepaError):
@@ -29,22 +29,24 @@ class StopRequest:
         self.count += 1
         if self.count > 1:
             raise KeyboardInterrupt
-        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+        say_at_once("stopping after this step; press Ctrl-C again to stop at once")
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a :class:`StopRequest` for the length of the block.
+    """Turn SIGINT, SIGTERM and SIGHUP into a :class:`StopRequest` for the length of the block.
 
     Outside the main thread Python delivers no signals: the request then never comes. A handler that was not
-    set by Python is left alone, since it could not be put back.
+    set by Python is left alone, since it could not be put back; so is a signal that is ignored (nohup).
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    before = {signum: handler for signum, handler in handlers.items() if handler is not None}
+    signals = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    handlers = {signum: signal.getsignal(signum) for signum in signals}
+    left_alone = (None, signal.SIG_IGN)
+    before = {signum: handler for signum, handler in handlers.items() if handler not in left_alone}
     for signum in before:
         signal.signal(signum, request._handle)
     try:

@@ -92,6 +92,7 @@ class Module(L.LightningModule):
         # fit adds what it knows of the data; a resume compares it all
         self.fingerprint: dict[str, Any] = dict(self.settings)
         self.terms: dict[str, float] = {}
+        self.restored = False
         self._pending: list[Tensor] = []  # the terms of the micro-batches since the last optimiser step
         self._names: list[str] = []
         self._channels_last = channels_last
@@ -114,6 +115,10 @@ class Module(L.LightningModule):
             weight_decay=self.settings["weight_decay"],
             momentum=self.settings["sgd_momentum"],
         )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Note that all that a checkpoint holds has been restored."""
+        self.restored = True
 
     def on_fit_start(self) -> None:
         """Put the method in training mode: Lightning keeps the mode that it finds."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from probjepa.registry import importing
+from probjepa.terminal import console
 
 
 class ProgressBar:
@@ -19,7 +20,6 @@ class ProgressBar:
         if not shown:
             return
         with importing():
-            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
             from rich.table import Column
 
@@ -32,7 +32,7 @@ class ProgressBar:
             TextColumn(
                 "{task.fields[terms]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
             ),
-            console=Console(stderr=True),
+            console=console(),
             expand=True,
         )
 

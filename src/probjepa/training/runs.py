@@ -18,12 +18,21 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
+from probjepa.claims import is_first_process
 from probjepa.data import Images, ImageSet, open_images
 from probjepa.data.labels import labelled_rows
-from probjepa.errors import ConfigError, MissingExtraError, short, unknown_name
+from probjepa.errors import (
+    ArtifactError,
+    ConfigError,
+    MissingExtraError,
+    ProbjepaError,
+    short,
+    unknown_name,
+)
+from probjepa.files import DAMAGES, first_line
 from probjepa.methods.base import Method
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine
-from probjepa.training.device import is_first_process, resolve_device
+from probjepa.training.device import resolve_device
 from probjepa.training.folder import RunFolder, data_fingerprint, left_out
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from probjepa.training.loader import EpochLoader
@@ -223,6 +232,13 @@ def _train(
     checkpoint = folder.checkpoint if folder and resume else None
     try:
         trainer.fit(module, datamodule=batches, ckpt_path=checkpoint)
+    except DAMAGES as error:
+        if checkpoint is None or module.restored or isinstance(error, ProbjepaError):
+            raise
+        raise ArtifactError(
+            f"the checkpoint {checkpoint} does not fit this run ({short(first_line(error), 100)}): start "
+            "afresh with overwrite"
+        ) from error
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         if not stop:
             raise

@@ -1,0 +1,91 @@
+"""One process an output: it is claimed before the work begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from probjepa.errors import ArtifactError
+from probjepa.files import LOCK, cannot_write, refuse_irregular, sweep
+
+_HELD: set[Path] = set()  # by this process, whose commands may lie in each other
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of a distributed run, or the only one: it alone writes."""
+    return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
+
+
+@contextmanager
+def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
+    """Keep other processes from writing ``path``, a file or a ``folder``, for the length of the block.
+
+    What killed processes left there goes. A folder that was made for it and stays empty goes too.
+
+    Raises
+    ------
+    ArtifactError
+        if another process writes it, it is of another kind, or it cannot be written
+    """
+    place = Path(os.path.realpath(path))
+    if place in _HELD or not is_first_process():
+        yield
+        return
+    if not folder:
+        refuse_irregular(place)
+    elif place.exists() and not place.is_dir():
+        raise ArtifactError(f"{path} is a file: give the name of a folder")
+    missing = [parent for parent in place.parents if not parent.exists()]
+    lock = None
+    try:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            for swept in (place.parent, *((place, *place.glob("*/")) if folder else ())):
+                sweep(swept)
+            lock = _lock(path, place)
+            home = place if place.is_dir() else place.parent
+            if not os.access(home, os.W_OK | os.X_OK):
+                raise PermissionError(None, "Permission denied")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        _HELD.add(place)
+        yield
+    finally:
+        _HELD.discard(place)
+        if lock is not None:
+            with suppress(OSError):
+                lock[0].unlink()
+            os.close(lock[1])
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _lock(path: Path, place: Path) -> tuple[Path, int] | None:
+    """Lock a file beside the place, or in it; None where the system has no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    beside = place.parent / f".{place.name[:40]}.lock"
+    try:
+        handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        if not place.is_dir():
+            raise
+        beside = place / LOCK
+        handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        # of the process, not of the file: a worker that outlives it holds nothing
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = os.fstat(handle).st_ino == beside.stat().st_ino  # not one that its holder has just removed
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        mine = False
+    except OSError:  # a file system without locks
+        mine = True
+    if not mine:
+        os.close(handle)
+        raise ArtifactError(f"another process writes {path}: wait for it, or give another --out")
+    return beside, handle

@@ -1,0 +1,62 @@
+"""An output is claimed before the work: one process at a time, and a place that can be written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from probjepa.claims import claimed
+from probjepa.errors import ArtifactError
+
+HOLDER = """
+import sys
+from pathlib import Path
+from probjepa.claims import claimed
+with claimed(Path(sys.argv[1]), folder=bool(int(sys.argv[2]))):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("end", ["ends", "is killed"])
+def test_a_second_process_is_refused_until_the_first(folder, end, tmp_path):
+    place = tmp_path / "deep" / "out"
+    command = [sys.executable, "-c", HOLDER, str(place), str(int(folder))]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ArtifactError, match="another process writes"), claimed(place, folder=folder):
+            pass
+        if end == "is killed":
+            holder.kill()
+        holder.communicate()
+    finally:
+        holder.kill()
+        holder.wait()
+    with claimed(place, folder=folder), claimed(place, folder=folder):
+        assert not place.exists()
+    assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_place_that_cannot_be_written_is_noticed_before_the_work(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "file/below", "file" if folder else "folder"):
+        with pytest.raises(ArtifactError) as error, claimed(tmp_path / name, folder=folder):
+            pass
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    with pytest.raises(ArtifactError, match="Permission denied"), claimed(tmp_path / "new", folder=folder):
+        pass
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder", "fifo"}
+
+
+def test_what_is_not_the_first_process_of_a_run_claims_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with claimed(Path("/proc/none/out")):
+        pass
