@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import probjepa.experiments.demo as demo
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -44,6 +43,7 @@ import probjepa.evaluation.tables
 import probjepa.report.evaluation
 import probjepa.scores.jepa_parts
 import probjepa.training
+from probjepa import demo
 from probjepa.files import write_checkpoint
 from probjepa.report.page import Figure
 

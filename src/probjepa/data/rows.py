@@ -37,7 +37,7 @@ class TableWriter:
 
 
 def as_column(value: Any, kind: Any = None) -> Any:
-    """Return values as Arrow has them: an array (n, D) as lists, names of bytes that are no text as escapes."""
+    """Return values as Arrow has them: (n, D) as lists, bytes of names that are no text as escapes."""
     if getattr(value, "ndim", 1) == 2:
         return pa.FixedSizeListArray.from_arrays(pa.array(value.reshape(-1)), value.shape[1])
     if isinstance(value, pa.Array | pa.ChunkedArray):
