@@ -603,7 +603,7 @@ NAMES = [
     b"caf\xe9",
     b"a\nb",
     b"\x1b[2J",
-    b"[/]",
+    b"[bold",
     b"[red]x",
     "日本".encode(),
     b":smile:",

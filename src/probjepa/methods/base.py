@@ -134,9 +134,9 @@ class Method(Pretrained):
         settings = {**config["settings"], "mean": preprocess["mean"], "std": preprocess["std"]}
         settings["backbone"]  # without one it would be the default
         model = super().from_config({**config, "settings": settings}, **modules)
-        for name, wanted in (("size", model.preprocess.size), ("channels", model.preprocess.channels)):
-            if preprocess[name] != wanted:
-                raise ConfigError(f"the preprocessing has {name} {preprocess[name]}, the settings {wanted}")
+        size, wanted = preprocess["size"], model.preprocess.size
+        if size != wanted:
+            raise ConfigError(f"the preprocessing has size {size}, and image_size is {wanted}")
         model.preprocess = Preprocess(**preprocess)
         return model
 

@@ -279,7 +279,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         model = cls(**check_settings(config["params"], types))
         model.schema_ = TableSchema.from_json(config["schema"])
         with forked(torch.device("cpu")):
-            model.settings_ = check_settings(config["settings"], types)
+            settings = config["settings"].items()  # among them what a method fixes
+            model.settings_ = {k: checked(k, v, types.get(k, Any)) for k, v in settings}
             model.network_ = model._build(model.schema_.layout, model.settings_)
         model.network_.to(model._device())
         model.history_ = checked("history", config["history"], list[dict[str, float]])
