@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,17 +62,18 @@ def sort_out(
 
 def curate(
     method: Method,
-    images: Images,
+    images: Any,
     out: Path,
     *,
     score: str = "likelihood",
-    reference: Images | None = None,
+    reference: Any = None,
     drop: float = 0.01,
     review: float = 0.05,
     progress: bool = False,
 ) -> dict[str, int]:
     """Write ranking.parquet, keep, review and drop lists (ids) and report.html with thumbnails into ``out``.
 
+    Images are given as the method's ``open`` takes them.
     What was left out of the set when it was opened stands, with the reason, in skipped.txt.
 
     Typicality is any score of ``score_set``; uncertainty is the method's ``main_uncertainty`` (VJE: the mean
@@ -88,6 +90,7 @@ def curate(
         as ``score_set`` and ``sort_out``
     """
     sort_out(np.zeros(1), None, drop, review)  # its complaint comes before the scoring
+    images = method.open(images)
     typicality, parts = score_set(method, images, score, reference=reference, progress=progress)
     measure = getattr(method, "main_uncertainty", "")
     if measure and measure not in parts:

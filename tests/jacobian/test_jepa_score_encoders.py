@@ -41,7 +41,7 @@ def test_method_prepares_pixels_and_differentiates_by_prepared_floats(
     found = jepa_score_details(method, pixels)
     torch.testing.assert_close(found.score, expected, rtol=0, atol=1e-3)
     torch.testing.assert_close(found.embeddings, method.embed(pixels), rtol=0, atol=1e-5)
-    torch.testing.assert_close(jepa_score(method, prepared), found.score)
+    torch.testing.assert_close(jepa_score(method.encoder, prepared), found.score)
     images = open_images(pixels.numpy())
     torch.testing.assert_close(jepa_score(method, images, chunk_size=2), found.score, rtol=0, atol=1e-4)
     assert jacobian_spectrum(method, images).shape == (3, 16)
@@ -179,7 +179,9 @@ def test_transformers_own_preprocessing(tmp_path: Path) -> None:
         [0.5, 0.6, 0.7]
     ).view(3, 1, 1)
     torch.testing.assert_close(encoder.prepare(pixels), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(jepa_score(encoder, pixels), jepa_score(encoder, expected), rtol=0, atol=1e-2)
+    scored = jepa_score(encoder, pixels)
+    torch.testing.assert_close(scored, jepa_score(encoder.forward, expected), rtol=0, atol=1e-2)
+    torch.testing.assert_close(scored, jepa_score(encoder, pixels / 255), rtol=0, atol=0)
 
 
 def test_unknown_transformers_model_ends_in_a_line(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_raw_and_prepared_images_agree():
     m = model(mean=[0.4], std=[0.3])
     raw = pixels(size=11)
     prepared = Preprocess(size=8, channels=1, mean=[0.4], std=[0.3])(raw)
-    torch.testing.assert_close(m.embed(raw), m.embed(prepared), rtol=0, atol=1e-6)
+    torch.testing.assert_close(m.embed(raw), m.eval()(prepared), rtol=0, atol=1e-6)
     by_hand = m.eval().encoder((pixels().float() / 255 - 0.4) / 0.3)
     torch.testing.assert_close(m.embed(pixels()), by_hand, rtol=0, atol=1e-5)
 

@@ -16,6 +16,7 @@ _LAZY = {
     "Preprocess": "preprocess",
     "StreamedImages": "images",
     "Views": "views",
+    "as_images": "sources",
     "channel_statistics": "preprocess",
     "default_recipe": "views",
     "open_images": "sources",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from probjepa.data.images import split as split
     from probjepa.data.preprocess import Preprocess as Preprocess
     from probjepa.data.preprocess import channel_statistics as channel_statistics
+    from probjepa.data.sources import as_images as as_images
     from probjepa.data.sources import open_images as open_images
     from probjepa.data.views import Views as Views
     from probjepa.data.views import default_recipe as default_recipe

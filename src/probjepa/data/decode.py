@@ -116,7 +116,10 @@ def array_to_uint8(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     low, high, top = float(array.min()), float(array.max()), 1 if is_float else 255
     if low < 0 or high > top:
         kind = "floats" if is_float else "integers"
-        raise DataError(f"{kind} from {low:g} to {high:g}: pass uint8 in 0..255 or floats in [0, 1]")
+        raise DataError(
+            f"{kind} from {low:g} to {high:g}: pass uint8 in 0..255 or floats in [0, 1]"
+            + (" (a model itself, model(x), takes floats that are normalised already)" if is_float else "")
+        )
     return np.rint(array * 255).astype(np.uint8) if is_float else array.astype(np.uint8)
 
 

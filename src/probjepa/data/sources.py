@@ -132,6 +132,28 @@ def open_images(
     return opener(records, decoder, skip=on_error == "skip", progress=progress, workers=workers)
 
 
+def as_images(source: Any, size: int | None = None) -> Images:
+    """Return what ``open_images`` takes as a set of uint8 images for a model to prepare.
+
+    An opened set, an array and a tensor keep the size that they have, and a uint8 tensor (N, 1 or 3, H, W)
+    its device; of all else the shorter side is brought to ``size``, and the centre square kept.
+
+    Raises
+    ------
+    DataError
+        as ``open_images``; so for floats outside [0, 1], such as images that are normalised already
+    """
+    if isinstance(source, Images):
+        return source
+    if isinstance(source, np.ndarray):
+        return open_images(source)
+    if not isinstance(source, torch.Tensor):
+        return open_images(source, size=size)
+    if source.dtype == torch.uint8 and source.ndim == 4 and source.shape[1] in (1, 3):
+        return ImageSet(source.detach(), None, [str(row) for row in range(len(source))], name="tensor")
+    return open_images(source)
+
+
 def _records(source: Any, chosen: Mapping[str, str]) -> Records:
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)

@@ -44,11 +44,11 @@ Spaces = dict[str, dict[str, Tensor]]  # space → set, the reference among them
 
 def evaluate(
     method: Method,
-    train: Images,
-    test: Images,
-    ood: Mapping[str, Images] | None = None,
+    train: Any,
+    test: Any,
+    ood: Mapping[str, Any] | None = None,
     *,
-    openood: Mapping[str, Images] | None = None,
+    openood: Mapping[str, Any] | None = None,
     reencode: str | None = None,
     seed: int = 0,
     n_bootstrap: int = 1000,
@@ -57,6 +57,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a trained method: nothing is fitted on any row that is scored.
 
+    Sets are given as the method's ``open`` takes them.
     Test and out-of-distribution images that are also in ``train`` are left out, and counted.
 
     Parameters
@@ -95,7 +96,8 @@ def evaluate(
     if twice is not None:
         taken = {TRAIN: "the reference set", TEST: "the in-distribution set"}.get(twice, "an OpenOOD set")
         raise ConfigError(f"'{twice}' is the name of {taken}: name the OOD set differently")
-    sets: dict[str, Images] = {TRAIN: train, TEST: test, **(ood or {}), **(openood or {})}
+    given_sets = {TRAIN: train, TEST: test, **(ood or {}), **(openood or {})}
+    sets = {name: method.open(of) for name, of in given_sets.items()}
     if reencode is not None:
         sets = {name: through_codec(images, reencode) for name, images in sets.items()}
     sets, dropped = _without_train(sets)

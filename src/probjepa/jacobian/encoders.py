@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.fx.experimental.symbolic_shapes  # autograd.grad would import it, and with it sympy's filters
 from torch import Tensor, nn
 
 from probjepa.backbones import HUBS
 from probjepa.backbones.hub import load_pretrained
+from probjepa.data import Images, as_images
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods.base import Method
 from probjepa.registry import LOADERS
@@ -36,7 +38,7 @@ class Encoder:
     module
         the module behind f, whose parameters are frozen while derivatives are taken; None: not known
     preprocess
-        uint8 images (N, C, H, W) → what f takes; None: f takes float tensors only
+        uint8 images (N, C, H, W) → what f takes; None: f takes float tensors only, prepared ones
     name
         for messages
     """
@@ -46,16 +48,40 @@ class Encoder:
     preprocess: Callable[[Tensor], Tensor] | None
     name: str
 
+    def source(self, inputs: Any) -> Tensor | Images:
+        """Return N inputs to be read in batches: images for its preprocessing, or else prepared floats.
+
+        Raises
+        ------
+        DataError
+            as ``open_images`` with a preprocessing, or for what is no tensor or array (N, …)
+        """
+        if self.preprocess is not None:
+            return as_images(inputs, getattr(self.preprocess, "size", None))
+        if isinstance(inputs, np.ndarray):
+            if inputs.dtype.kind not in "fui":
+                raise DataError(f"the inputs are an array of {inputs.dtype}: pass prepared floats")
+            inputs = torch.from_numpy(np.array(inputs))
+        if not isinstance(inputs, Tensor | Images):
+            raise DataError(
+                f"images are a {type(inputs).__name__}: pass a tensor or array (N, …), or an opened set"
+            )
+        if len(inputs) == 0 or (isinstance(inputs, Tensor) and inputs.ndim < 2):
+            raise DataError(f"images have shape {tuple(inputs.shape)}: pass at least one, (N, …)")
+        return inputs
+
     def prepare(self, images: Tensor) -> Tensor:
         """Return what ``forward`` takes, on the encoder's device and in its floating type.
+
+        With a preprocessing, ``images`` are uint8 or floats in [0, 1]; without, they are prepared floats.
 
         Raises
         ------
         DataError
             for integers without a preprocessing, or NaN and Inf
         """
-        if self.preprocess is not None and images.dtype == torch.uint8:
-            images = self.preprocess(images)
+        if self.preprocess is not None:
+            images = self.preprocess(as_images(images).get(slice(None)))
         if not images.is_floating_point():
             raise DataError(
                 f"{self.name} takes float tensors, and these are {str(images.dtype).removeprefix('torch.')}: "

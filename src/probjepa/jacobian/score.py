@@ -8,13 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
 from probjepa.data import Images
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError
 from probjepa.jacobian import estimators
 from probjepa.jacobian.encoders import Encoder, as_encoder, exact_gradients
 from probjepa.jacobian.estimators import Rank, Settings, Volumes, check_count
@@ -23,7 +22,6 @@ from probjepa.jacobian.memory import in_chunks
 from probjepa.jacobian.plan import Plan, make_plan
 
 T = TypeVar("T")
-Inputs = Tensor | np.ndarray[Any, Any] | Images
 _SMALLER = "use estimator='sketch' (an eighth of the memory), smaller inputs, or another device"
 
 
@@ -58,7 +56,7 @@ class JepaScores(Volumes):
 
 def jepa_score(
     encoder: Any,
-    images: Inputs,
+    images: Any,
     *,
     estimator: str = "exact",
     rank: Rank = None,
@@ -86,8 +84,9 @@ def jepa_score(
         ``"timm:NAME"`` or a saved model: see ``as_encoder``. It runs in the mode that it is in, and one whose
         output depends on its batch is refused
     images
-        (N, …): uint8 images, which the encoder's own preprocessing prepares, or floats, taken as prepared; a
-        tensor, an array or a set of ``open_images``. The Jacobian is with respect to the prepared floats
+        for an encoder with a preprocessing of its own, N images: what ``open_images`` takes, floats being
+        pixels in [0, 1]. For any other module or callable (so for ``method.encoder``), prepared floats
+        (N, …). The Jacobian is with respect to the prepared floats
     estimator
         "exact" (K passes); "folded" (exact, a patch embedding taken out of the passes); "sketch" (unbiased,
         an eighth of the memory); "slq" (2·probes·steps passes, approximate, for large K); "subspace"
@@ -100,9 +99,9 @@ def jepa_score(
         None: the paper's form; "normal": N(0, I); a torch Distribution over R^K; or reference embeddings
         (M, K), to which N(m, C) with Ledoit-Wolf's covariance is fitted
     transforms
-        a random map of a batch, of the kind that ``images`` is, to one of the same kind. It is called for
-        one image at a time with torch's generator seeded by ``seed``, the image's bytes and t, so that a
-        score does not depend on the image's batch, place or chunk
+        a random map of a batch, uint8 where the encoder has a preprocessing, to one of the same kind. It is
+        called for one image at a time with torch's generator seeded by ``seed``, the image's bytes and t, so
+        that a score does not depend on the image's batch, place or chunk
     n_transforms
         T ≥ 1
     chunk_size
@@ -151,7 +150,7 @@ def jepa_score(
 
 def jepa_score_details(
     encoder: Any,
-    images: Inputs,
+    images: Any,
     *,
     latent: Latent = None,
     transforms: Callable[[Tensor], Tensor] | None = None,
@@ -174,7 +173,7 @@ def jepa_score_details(
             return batch
         return torch.cat([_transformed(transforms, image, how.seed, t) for image in torch.split(batch, 1)])
 
-    source = _as_source(images)
+    source = model.source(images)
     with exact_gradients(model):
         first = model.prepare(view(_rows(source, slice(0, 1)), 0))
         plan = make_plan(model, first, how.estimator, how.rank, chunk_size)
@@ -224,7 +223,7 @@ def _measure(model: Encoder, x: Tensor, how: Settings, plan: Plan) -> Volumes:
 
 
 def jacobian_spectrum(
-    encoder: Any, images: Inputs, *, chunk_size: int | None = None, progress: bool = False
+    encoder: Any, images: Any, *, chunk_size: int | None = None, progress: bool = False
 ) -> Tensor:
     """Singular values of the Jacobian at each input: (N, K) float64, falling, not clipped.
 
@@ -233,7 +232,7 @@ def jacobian_spectrum(
     """
     check_count("chunk_size", chunk_size)
     model = as_encoder(encoder)
-    source = _as_source(images)
+    source = model.source(images)
     with exact_gradients(model):
         plan = make_plan(model, model.prepare(_rows(source, slice(0, 1))), "exact", None, chunk_size)
 
@@ -258,22 +257,6 @@ def _over_chunks(
             sizes.append(at_a_time)
             bar.update(task, completed=rows.stop)
     return done, sizes
-
-
-def _as_source(images: Inputs) -> Tensor | Images:
-    if isinstance(images, np.ndarray):
-        if images.dtype.kind not in "fui":
-            raise DataError(
-                f"the images are an array of {images.dtype}: pass uint8 pixels or prepared floats"
-            )
-        images = torch.from_numpy(np.array(images))
-    if not isinstance(images, Tensor | Images):
-        raise DataError(
-            f"images are a {type(images).__name__}: pass a tensor or array (N, …), or a set of open_images"
-        )
-    if len(images) == 0 or (isinstance(images, Tensor) and images.ndim < 2):
-        raise DataError(f"images have shape {tuple(images.shape)}: pass at least one, (N, …)")
-    return images
 
 
 def _rows(source: Tensor | Images, rows: slice) -> Tensor:

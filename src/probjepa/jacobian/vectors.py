@@ -12,7 +12,7 @@ from probjepa.jacobian.encoders import as_encoder, exact_gradients
 from probjepa.jacobian.rows import JacobianRows
 
 
-def singular_vectors(encoder: Any, images: Tensor, count: int = 4) -> tuple[Tensor, Tensor]:
+def singular_vectors(encoder: Any, images: Any, count: int = 4) -> tuple[Tensor, Tensor]:
     """Return each input's largest singular values (N, count) and right singular vectors (N, count, …).
 
     A vector has the shape of a prepared input and norm 1, and its sign is such that its largest entry is
@@ -27,7 +27,8 @@ def singular_vectors(encoder: Any, images: Tensor, count: int = 4) -> tuple[Tens
     """
     model = as_encoder(encoder)
     with exact_gradients(model):
-        x = model.prepare(images)
+        source = model.source(images)
+        x = model.prepare(source if isinstance(source, Tensor) else source.get(slice(None)))
         rows = JacobianRows(model, x, 1)
         dim = rows.embeddings.shape[1]
         limit = min(dim, x[0].numel())

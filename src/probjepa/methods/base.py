@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from probjepa.backbones import HUBS, embedding_dim_of, encoder_of
-from probjepa.data import Preprocess, channel_statistics, default_recipe
+from probjepa.data import Images, Preprocess, as_images, channel_statistics, default_recipe
 from probjepa.errors import ConfigError, DataError, short
 from probjepa.methods.pretrained import Pretrained
 from probjepa.typed import check_settings, types_of
@@ -175,7 +175,11 @@ class Method(Pretrained):
             self.calibrated = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode prepared or raw images (N, C, H, W) to h (N, D): differentiable, in the current mode."""
+        """Encode a batch (N, C, H, W) to h (N, D): differentiable, in the current mode.
+
+        A batch is uint8, or floats that are prepared already (resized and normalised), as a loss takes them.
+        All other doors take images alone: there, floats are pixels in [0, 1].
+        """
         h: Tensor = self.encoder(self.preprocess(x.to(self.device)).to(self.dtype))
         return h
 
@@ -190,18 +194,36 @@ class Method(Pretrained):
         """Everything the model reads from embeddings h (N, D), by name; "h" itself is among it."""
         return {"h": h}
 
-    def features(self, x: Tensor, batch_size: int = 512, *, scored: bool = True) -> dict[str, Tensor]:
-        """Encode once, in evaluation mode: "h" and what else the model says (N, …), float32.
+    def open(self, images: Any) -> Images:
+        """Return N images as a set: all that ``fit`` takes, see ``as_images``; floats are pixels in [0, 1].
 
-        ``x`` is a raw uint8 or a prepared float batch (N, C, H, W) of any length. Rows not ``scored`` by the
-        method's own measures, such as a reference set's, may go without what only these need.
+        Raises
+        ------
+        DataError
+            as ``open_images``
+        """
+        return as_images(images, self.preprocess.size)
+
+    def batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
+        """Return what ``open`` takes in uint8 batches (B, C, H, W), at least one."""
+        opened = self.open(images)
+        if not len(opened):
+            yield opened.get(slice(None))
+        for batch, _ in opened.batches(batch_size):
+            yield batch
+
+    def features(self, x: Any, batch_size: int = 512, *, scored: bool = True) -> dict[str, Tensor]:
+        """Encode N images once, in evaluation mode: "h" and what else the model says (N, …), float32.
+
+        ``x`` is what ``open`` takes. Rows not ``scored`` by the method's own measures, such as a reference
+        set's, may go without what only these need.
         """
         with evaluating(self):
-            parts = [self.features_of(self(chunk).float()) for chunk in torch.split(x, batch_size)]
+            parts = [self.features_of(self(batch).float()) for batch in self.batches(x, batch_size)]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
-    def embed(self, x: Tensor, batch_size: int = 512) -> Tensor:
-        """Embeddings h (N, D) of images (N, C, H, W), in evaluation mode and without gradients."""
+    def embed(self, x: Any, batch_size: int = 512) -> Tensor:
+        """Embeddings h (N, D) of N images, all that ``open`` takes; in evaluation mode, without gradients."""
         return self.features(x, batch_size)["h"]
 
 
@@ -226,7 +248,7 @@ class ProbabilisticMethod(Method):
     """A method with a posterior over embeddings and a likelihood of its own.
 
     A subclass writes ``posterior``, ``score_features`` and ``uncertainty_of_features``; what they read is
-    ``features``, so that a set is encoded once for all of them.
+    ``features``, so that a set is encoded once for all of them. Images are given as to ``open``.
 
     Attributes
     ----------
@@ -237,8 +259,8 @@ class ProbabilisticMethod(Method):
 
     main_uncertainty: ClassVar[str] = ""
 
-    def posterior(self, x: Tensor) -> Distribution:
-        """Posterior over the latent of each image (N, C, H, W): batch shape (N,), event shape (D,)."""
+    def posterior(self, x: Any) -> Distribution:
+        """Posterior over the latent of each of N images: batch shape (N,), event shape (D,)."""
         raise NotImplementedError
 
     def score_features(self, features: Mapping[str, Tensor]) -> Tensor:
@@ -259,10 +281,10 @@ class ProbabilisticMethod(Method):
         with torch.no_grad():
             return list(self.ood_scores(self.features(torch.zeros(1, channels, size, size).byte())))
 
-    def score_samples(self, x: Tensor) -> Tensor:
-        """Score (N,) float64 of images (N, C, H, W): higher = more typical of the training data."""
+    def score_samples(self, x: Any) -> Tensor:
+        """Score (N,) float64 of N images: higher = more typical of the training data."""
         return self.score_features(self.features(x))
 
-    def uncertainty(self, x: Tensor) -> dict[str, Tensor]:
-        """Named measures of uncertainty, each (N,) float64, of images (N, C, H, W)."""
+    def uncertainty(self, x: Any) -> dict[str, Tensor]:
+        """Named measures of uncertainty, each (N,) float64, of N images."""
         return self.uncertainty_of_features(self.features(x))

@@ -159,13 +159,13 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         """Move the teacher."""
         self.teacher.update(self.encoder, step, total_steps)
 
-    def embed(self, x: Tensor, batch_size: int = 512) -> Tensor:
+    def embed(self, x: Any, batch_size: int = 512) -> Tensor:
         """Mean of the student's normalised tokens, all patches seen: (N, D), without gradients."""
         with evaluating(self):
-            return torch.cat([self(chunk).float() for chunk in torch.split(x, batch_size)])
+            return torch.cat([self(batch).float() for batch in self.batches(x, batch_size)])
 
-    def features(self, x: Tensor, batch_size: int = 128, *, scored: bool = True) -> dict[str, Tensor]:
-        """Embeddings and predictive measures of images (N, C, H, W), in evaluation mode.
+    def features(self, x: Any, batch_size: int = 128, *, scored: bool = True) -> dict[str, Tensor]:
+        """Embeddings and predictive measures of N images, in evaluation mode.
 
         The measures take many passes, and rows that are not ``scored`` go without.
 
@@ -178,21 +178,20 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
             "spread", √(mean predictive variance), from draws where it has no closed form; "entropy" in nats a
             coordinate where the prediction has one
         """
+        x = self.open(x)
         if not scored:
             return {"h": self.embed(x, batch_size)}
         read = partial(measures, draws=self.score_draws)
         return {"h": self.embed(x, batch_size), **self._read(x, batch_size, read, self.score_draws)}
 
-    def _read(
-        self, x: Tensor, batch_size: int, read: Callable[[Any, Tensor], Measured], draws: int
-    ) -> Measured:
+    def _read(self, x: Any, batch_size: int, read: Callable[[Any, Tensor], Measured], draws: int) -> Measured:
         """What ``read`` finds in the predictions of the hidden tokens of images, see ``by_image``."""
         context, hidden = (index.to(self.device) for index in self._score_masks)
         cuda = [self.device] if self.device.type == "cuda" else []
         parts = []
         with evaluating(self), torch.random.fork_rng(cuda):
-            for chunk in torch.split(x, min(batch_size, _SCORED_AT_A_TIME)):
-                images = self.preprocess(chunk.to(self.device)).to(self.dtype)
+            for batch in self.batches(x, min(batch_size, _SCORED_AT_A_TIME)):
+                images = self.preprocess(batch.to(self.device)).to(self.dtype)
                 tokens = self.targets(images)[:, hidden]
                 masks = zip(context, hidden, strict=True)
                 vectors = torch.stack([self.contexts(images, *mask) for mask in masks], 1)
@@ -221,7 +220,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         """Predictive "spread", and "entropy" where there is one, of encoded images: each (N,) float64."""
         return {key: features[key] for key in ("spread", "entropy") if key in features}
 
-    def posterior(self, x: Tensor) -> Distribution:
+    def posterior(self, x: Any) -> Distribution:
         """What the context says of a hidden token of each image: batch shape (N,), event shape (D,).
 
         The diagonal Gaussian with the mean and variance of the equal mixture, over the hidden patches of

@@ -126,7 +126,7 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
                 "concentration": F.softplus(raw) + _CONCENTRATION_FLOOR,
             }
 
-    def posterior(self, x: Tensor) -> PowerSpherical:
+    def posterior(self, x: Any) -> PowerSpherical:
         """PS(μ, κ) of each image: batch shape (N,), event shape (projector_dim,)."""
         out = self.features(x)
         return power_spherical(out["direction"], out["concentration"])

@@ -161,7 +161,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         mean, variance = self.inference(h)
         return {"h": h, "mu": mean, "variance": variance}
 
-    def posterior(self, x: Tensor) -> Distribution:
+    def posterior(self, x: Any) -> Distribution:
         """q(z|x) = N(μ, diag σ²): batch shape (N,), event shape (D,)."""
         out = self.features(x)
         return Independent(Normal(out["mu"], out["variance"].sqrt()), 1)
@@ -189,22 +189,22 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
 
     def score_samples(
         self,
-        x: Tensor,
+        x: Any,
         *,
         score: Literal["likelihood", "predictive"] = "likelihood",
-        reference: Tensor | None = None,
+        reference: Any = None,
     ) -> Tensor:
-        """Score (N,) float64 of images (N, C, H, W): a log-density in nats, higher = more typical.
+        """Score (N,) float64 of N images: a log-density in nats, higher = more typical.
 
         Parameters
         ----------
         x
-            raw uint8 or prepared float images
+            images, as ``open`` takes them
         score
             "likelihood": of h at z = μ(h), no other data needed; strong far from the training data and
             unreliable near it. "predictive": of h under a reference set, see ``predictive``
         reference
-            images (M, C, H, W) for "predictive", of the same kind as ``x`` and none of them in it
+            M images for "predictive", none of them in ``x``
 
         Raises
         ------
@@ -219,6 +219,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
             raise ConfigError("reference goes with score='predictive': give both or neither")
         if reference is None:
             return self.score_features(self.features(x))
+        x, reference = self.open(x), self.open(reference)
         refuse_overlap(x, reference)
         return self.predictive(reference).log_prob(self.embed(x))
 
@@ -232,7 +233,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
             "it needs likelihood='polar' and a finite df"
         )
 
-    def predictive(self, reference: Mapping[str, Tensor] | Tensor) -> PolarStudentTMixture:
+    def predictive(self, reference: Any) -> PolarStudentTMixture:
         """Density of an embedding under a reference set: the "predictive" score's log_prob.
 
         The mean of the polar Student-t densities centred at each reference row's embedding hᵢ with scale
@@ -243,7 +244,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         Parameters
         ----------
         reference
-            images (M, C, H, W), or their ``features``; M ≥ 2, none of them among those scored
+            images, as ``open`` takes them, or their ``features``; M ≥ 2, none of them among those scored
 
         Raises
         ------
@@ -268,7 +269,8 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         """
         if self.without_predictive is not None:
             raise ConfigError(self.without_predictive)
-        features = self.features(reference) if isinstance(reference, Tensor) else reference
+        encoded = isinstance(reference, Mapping) and "h" in reference
+        features = reference if encoded else self.features(reference)
         h, variance = features["h"], features["variance"].double().mean(0)
         skip = max(round(len(h) / 1000) - 1, 0)
         try:

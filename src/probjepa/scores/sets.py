@@ -13,6 +13,7 @@ from torch import Tensor
 from probjepa.data import Images
 from probjepa.data.overlap import refuse_overlap
 from probjepa.errors import ConfigError, unknown_name
+from probjepa.methods import Method
 from probjepa.scores import SCORES
 from probjepa.scores.base import Score
 from probjepa.scores.own import Own, own_names
@@ -92,7 +93,8 @@ def score_set(
     Parameters
     ----------
     model
-        a method, with ``Images``; or a fitted table estimator, with a DataFrame of its columns
+        a method, with images as its ``open`` takes them; or a fitted table estimator, with a DataFrame of its
+        columns
     data
         what is scored
     score
@@ -113,6 +115,8 @@ def score_set(
         if any input is in the reference set
     """
     table = hasattr(model, "transform")
+    if isinstance(model, Method):
+        data, reference = model.open(data), None if reference is None else model.open(reference)
     subject = TableModel(model) if table else model
     kind = _kind(subject, score, table)
     if (lacking := kind.lacking(subject)) is not None:
