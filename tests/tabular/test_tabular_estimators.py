@@ -442,3 +442,13 @@ def test_errors_are_the_packages_own(fitted, table):
         fitted.transform(table.drop(columns="size"))
     with pytest.raises(ProbjepaError, match="1 infinity"):
         fitted.transform(table.assign(size=[np.inf] + [0.0] * 39))
+
+
+@BOTH
+def test_every_kind_of_table_at_every_door(kind):
+    x = related_table(40).select_dtypes("number").astype(float)
+    model = kind(**TINY).fit(x)
+    for door in {"transform", "score_samples", "uncertainty", "score_features"} & set(dir(model)):
+        read = getattr(model, door)
+        for other in (pa.Table.from_pandas(x), x.to_numpy()):
+            np.testing.assert_array_equal(np.asarray(read(other)), np.asarray(read(x)), err_msg=door)
