@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from probjepa.backbones import HUBS, embedding_dim_of, encoder_of
-from probjepa.data import Images, Preprocess, as_images, channel_statistics, default_recipe
+from probjepa.data import Preprocess, channel_statistics, default_recipe
 from probjepa.errors import ConfigError, DataError, short
 from probjepa.methods.pretrained import Pretrained
 from probjepa.typed import check_settings, types_of
+
+if TYPE_CHECKING:
+    from probjepa.data import Images
 
 
 @contextmanager
@@ -202,6 +205,8 @@ class Method(Pretrained):
         DataError
             as ``open_images``
         """
+        from probjepa.data import as_images  # what reads images is not needed to build a method
+
         return as_images(images, self.preprocess.size)
 
     def batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
