@@ -91,14 +91,15 @@ def test_advice_for_each_collapse(change, advice):
         "mean_variance": 0.6,
         "kl_per_dim": 0.3,
     }
-    text = collapse_advice(healthy | change, 64)
+    text = collapse_advice(healthy | change, 64, epochs=10, settings=["df", "kl_weight"])
+    assert collapse_advice(healthy | change, 64, epochs=9) is None
     assert text is None if advice is None else advice in text
 
 
 def test_advice_says_what_was_measured_and_no_more():
     assert collapse_advice({"effective_rank": 1.25, "std_mean": 1e-3}, 64) == (
-        "the embeddings have collapsed (effective rank 1.2 of 64, mean spread 1.0e-03 of 1.2e-01): lower df or "
-        "the learning rate, or use larger batches"
+        "the embeddings have collapsed (effective rank 1.2 of 64, mean spread 1.0e-03 of 1.2e-01): lower the "
+        "learning rate, or use larger batches"
     )
     assert "(effective rank 1.2)" in collapse_advice({"effective_rank": 1.25, "std_mean": None})
     assert "(mean spread 5.0e-04)" in collapse_advice({"std_mean": 5e-4, "effective_rank": float("nan")})

@@ -212,3 +212,16 @@ def test_importing_the_room_or_the_tables_does_not_import_lightning():
         "assert 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(1, False), (9, False), (10, True)])
+@pytest.mark.parametrize("settings", [{"df": 1.0}, {}])
+def test_a_collapse_is_judged_by_epoch_and_its_advice_by_method(epochs, said, settings):
+    method = Toy().eval()
+    method.settings = settings
+    monitor = CollapseMonitor(image_set(pixels=torch.zeros(12, 1, 2, 2)))
+    monitor.epochs = epochs
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        monitor.measure(method)
+    assert [("lower df" in str(one.message)) for one in caught] == ([bool(settings)] if said else [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from probjepa._arrays import ArrayInput, as_features
 
 _Matrix = npt.NDArray[np.float64]
+_JUDGED_FROM = 10  # epochs
 
 
 def _matrix(embeddings: ArrayInput) -> _Matrix:
@@ -77,7 +78,13 @@ def collapse_summary(embeddings: ArrayInput) -> dict[str, float]:
     }
 
 
-def collapse_advice(values: Mapping[str, float | None], dim: int | None = None) -> str | None:
+def collapse_advice(
+    values: Mapping[str, float | None],
+    dim: int | None = None,
+    *,
+    epochs: int | None = None,
+    settings: Collection[str] = (),
+) -> str | None:
     """Return what to do about the collapse that diagnostics show, or None for none.
 
     Collapsed: the spread is below a tenth of an even one (1/√D), or the effective rank below 2; σ² below
@@ -90,7 +97,14 @@ def collapse_advice(values: Mapping[str, float | None], dim: int | None = None) 
         and ``kl_per_dim``; what is missing or not finite is not judged
     dim
         size D of the embedding. Without it the spread is judged as if D were 10,000
+    epochs
+        trained so far; before 10 nothing is judged: a network that has hardly moved from its random weights
+        may embed all inputs alike too. None: trained to the end
+    settings
+        names of the method's settings: only these are advised
     """
+    if epochs is not None and epochs < _JUDGED_FROM:
+        return None
     known = {name: float(x) for name, x in values.items() if x is not None and math.isfinite(x)}
     variance, kl = known.get("mean_variance"), known.get("kl_per_dim")
     if variance is not None and variance < 1e-3:
@@ -109,7 +123,8 @@ def collapse_advice(values: Mapping[str, float | None], dim: int | None = None) 
         f"mean spread {spread:.1e}{f' of {even:.1e}' if dim else ''}": spread,
     }
     seen = ", ".join(text for text, value in signs.items() if math.isfinite(value))
-    return f"the embeddings have collapsed ({seen}): lower df or the learning rate, or use larger batches"
+    lower = "df or the learning rate" if "df" in settings else "the learning rate"
+    return f"the embeddings have collapsed ({seen}): lower {lower}, or use larger batches"
 
 
 def _effective_rank(matrix: _Matrix) -> float:

@@ -64,7 +64,8 @@ def evaluation_report(
     dim = next((np.shape(arrays[k])[1] for k in ("embeddings", "variance") if has_rows(arrays.get(k))), None)
     known = [*scores, *(d for by_score in ood.values() for d in by_score)]
     score = next((d for d in ("predictive", "likelihood", *known) if d in known), "")
-    collapsed, tone = collapse_section(collapse, result.get("variance") or {}, "the held-out images", dim)
+    posterior, settings = (result.get(key) or {} for key in ("variance", "settings"))
+    collapsed, tone = collapse_section(collapse, posterior, "the held-out images", dim, settings)
     own = accuracy.get("h") or {}
     knn = next((key for key in own if key.startswith("knn")), "knn20")
     against = {s: Value.of((by_score.get(score) or {}).get("auroc")) for s, by_score in ood.items()}

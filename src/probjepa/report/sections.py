@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -180,7 +180,11 @@ def _selective_table(classifier: str, by_source: Result, features: str, folded: 
 
 
 def collapse_section(
-    collapse: Result, variance: Result, what: str, dim: int | None = None
+    collapse: Result,
+    variance: Result,
+    what: str,
+    dim: int | None = None,
+    settings: Collection[str] = (),
 ) -> tuple[Section | None, Tone]:
     """Return the collapse diagnostics with what to do about a collapse, and the tone of their card.
 
@@ -194,10 +198,13 @@ def collapse_section(
         what was embedded
     dim
         size D of the embedding
+    settings
+        names of the method's settings, of which the advice is
     """
     found = {key: Value.of(entry).value for key, entry in collapse.items()}
     posterior = {"mean_variance" if k == "mean" else k: Value.of(of).value for k, of in variance.items()}
-    text, tone = diagnosis({**found, **posterior, "kl_per_dim": posterior.get("kl_per_dimension")}, dim)
+    kl = {"kl_per_dim": posterior.get("kl_per_dimension")}
+    text, tone = diagnosis({**found, **posterior, **kl}, dim, settings=settings)
     tables = [
         Table(("diagnostic", "value"), [[named(k), v] for k, v in of.items()], caption, width="half")
         for of, caption in ((found, f"Embeddings of {what}"), (posterior, "Their posteriors"))
@@ -206,9 +213,15 @@ def collapse_section(
     return Section("Collapse", text, tables) if tables else None, tone
 
 
-def diagnosis(values: Mapping[str, float | None], dim: int | None = None) -> tuple[str, Tone]:
+def diagnosis(
+    values: Mapping[str, float | None],
+    dim: int | None = None,
+    *,
+    epochs: int | None = None,
+    settings: Collection[str] = (),
+) -> tuple[str, Tone]:
     """Return what to do about a collapse, or else how to read the diagnostics, and a tone."""
-    advice = collapse_advice(values, dim)
+    advice = collapse_advice(values, dim, epochs=epochs, settings=settings)
     if advice:
         return f"{advice[0].upper()}{advice[1:]}.", "warn"
     text = (

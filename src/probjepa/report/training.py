@@ -47,7 +47,9 @@ def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> st
     latest = {c: float(values[-1]) for c in metrics if len(values := series(metrics, c)[1])}
     epochs = int(latest.get("epoch", len(next(iter(metrics.values())))))
     found = {name: latest[column] for name, column in diagnostic_columns(metrics).items()}
-    text, tone = diagnosis(found)
+    method = config.get("method")
+    settings = method if isinstance(method, dict) else {}
+    text, tone = diagnosis(found, epochs=epochs, settings=settings)
 
     cards = [Card("Epochs", f"{epochs:,}", _steps(latest, metrics.get("seconds", [])))]
     if "train/loss" in latest:
@@ -84,7 +86,6 @@ def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> st
         body.append(
             Section("Skipped", "What could not be read was not trained on.", [skipped_table(skipped)])
         )
-    method = config.get("method")
     name = method.get("name", "") if isinstance(method, dict) else str(method or "")
     html = render(
         f"Training of {name}" if name else "Training run",

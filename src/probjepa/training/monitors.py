@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -51,6 +51,7 @@ class Monitor(L.Callback):
             raise ConfigError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         self.every_n_epochs = every_n_epochs
         self.latest: dict[str, float] = {}
+        self.epochs: int | None = None  # that were trained; None: not known
 
     def measure(self, method: Method) -> dict[str, float]:
         """Return named values of the method as it is now."""
@@ -62,6 +63,7 @@ class Monitor(L.Callback):
         epoch = trainer.current_epoch + 1
         if (epoch % self.every_n_epochs and epoch != trainer.max_epochs) or not trainer.is_global_zero:
             return
+        self.epochs = epoch
         method = cast("Method", cast(Module, pl_module).method)  # what is monitored has images
         with undisturbed(method):
             self.latest = self.measure(method)
@@ -124,7 +126,8 @@ class CollapseMonitor(Monitor):
     """Effective rank, spread of the normalised embeddings and, where h has a posterior, mean σ² and KL.
 
     Values: ``effective_rank`` (entropy of the spectrum), ``std_mean`` and ``std_min`` (per feature, of h/‖h‖;
-    1/√D when spread evenly), ``mean_variance`` and ``kl_per_dim``. A collapse raises a ProbjepaWarning once.
+    1/√D when spread evenly), ``mean_variance`` and ``kl_per_dim``. A collapse raises a ProbjepaWarning once,
+    from the tenth epoch.
 
     Parameters
     ----------
@@ -152,13 +155,13 @@ class CollapseMonitor(Monitor):
                 values["mean_variance"] = float(uncertainty["mean_variance"].mean())
             if "kl" in uncertainty:
                 values["kl_per_dim"] = float(uncertainty["kl"].mean()) / h.shape[1]
-        self._warn(values, h.shape[1])
+        self._warn(values, h.shape[1], getattr(method, "settings", ()))
         return values
 
-    def _warn(self, values: dict[str, float], dim: int) -> None:
+    def _warn(self, values: dict[str, float], dim: int, settings: Collection[str]) -> None:
         from probjepa.metrics.collapse import collapse_advice
 
-        advice = collapse_advice(values, dim)
+        advice = collapse_advice(values, dim, epochs=self.epochs, settings=settings)
         if advice and not self._warned:
             self._warned = True
             warnings.warn(advice, ProbjepaWarning, stacklevel=2)
