@@ -80,3 +80,21 @@ def test_the_generator_alone_decides():
 def test_bad_shares(share):
     with pytest.raises(ConfigError, match=r"context_share is .*0 < low <= high <= 1"):
         check_share("context_share", share)
+
+
+@pytest.mark.parametrize(
+    ("n_features", "context_share", "target_share", "sizes"),
+    [
+        (10, (0.01, 0.01), (0.1, 0.1), (1, 1)),  # never none
+        (10, (0.3, 0.3), (0.6, 0.6), (3, 6)),
+        (10, (1.0, 1.0), (0.1, 0.1), (9, 1)),  # never all
+        (4, (0.4, 0.4), (0.6, 0.6), (2, 2)),  # rounded
+        (2, (0.9, 1.0), (0.9, 1.0), (1, 1)),
+    ],
+)
+def test_counts_are_the_rounded_shares_but_neither_none_nor_all(
+    n_features, context_share, target_share, sizes
+):
+    masks = drawn(5, n_features, context_share, target_share, n_targets=3)
+    assert masks.context.shape == (5, sizes[0])
+    assert masks.targets.shape == (3, 5, sizes[1])
