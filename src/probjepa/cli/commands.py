@@ -71,9 +71,11 @@ def score(
     """Write a table: id, label, score (higher = more typical), and the score's parts."""
     with _claimed(out):
         opened = open_model(model, shared, out)
-        count, known = opened.score(data, out, options)
-    earlier = f", {known:,} of them by an earlier run" if known else ""
-    say(f"scored {count:,} {opened.unit} by {options.score} (higher = more typical){earlier}: {out}")
+        scored = opened.score(data, out, options)
+    earlier = f", {scored.known:,} of them by an earlier run" if scored.known else ""
+    flagged = "" if scored.flagged is None else f", {scored.flagged:,} flagged at alpha = {options.rate:g}"
+    what = f"{scored.inputs:,} {opened.unit} by {options.score} (higher = more typical)"
+    say(f"scored {what}{earlier}{flagged}: {out}")
 
 
 def evaluate(

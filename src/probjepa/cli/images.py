@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probjepa.claims import is_first_process
-from probjepa.cli.kind import Columns
+from probjepa.cli.kind import Columns, Scored
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import check_early, fill_in, given_settings, sort_settings
 from probjepa.data import Images, ImageSet, open_images
+from probjepa.data.overlap import refuse_overlap
 from probjepa.data.rows import identity, open_table
 from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.files import first_line, refuse_existing
+from probjepa.metrics.conformal import decisions, threshold_rank
 from probjepa.terminal import console, say
 
 if TYPE_CHECKING:
@@ -117,23 +119,37 @@ class ImageModel:
             variance = {k: v for k, v in features.items() if k == "variance"}
             yield {**identity(images, rows), "embedding": features["h"], **variance}
 
-    def score(self, data: str, out: Path, options: Scoring) -> tuple[int, int]:
-        """Write id, label, score and its parts; JEPA-SCORE's part by part."""
-        from probjepa.scores import score_set
+    def score(self, data: str, out: Path, options: Scoring) -> Scored:
+        """Write id, label, score and its parts, and decisions; JEPA-SCORE's part by part."""
+        from probjepa.scores import SetScorer
 
+        rate = options.rate
         if options.score == "jepa":
             return self._score_jepa(data, out, options)
         images = self.read(data)
+        calibration = self._calibration(options, images, lambda uri: self.read(uri, labelled=False))
         reference = None if options.reference is None else self.read(options.reference, labelled=False)
-        values, parts = score_set(
-            self.method, images, options.score, reference=reference, progress=not self.shared.quiet
-        )
-        columns = {**identity(images, slice(None)), "score": values, **parts}
+        scorer = SetScorer(self.method, options.score, reference=reference, progress=not self.shared.quiet)
+        decided: Columns = {}
+        known = None if calibration is None else scorer(calibration, "calibration images")[0]
+        values, parts = scorer(images)
+        if known is not None:
+            decided = decisions(values, known, rate)
+        columns = {**identity(images, slice(None)), "score": values, **decided, **parts}
         with open_table(out, self.shared.overwrite) as table:
             table.write(columns)
-        return len(images), 0
+        return Scored(len(images), flagged=None if known is None else int(decided["flagged"].sum()))
 
-    def _score_jepa(self, data: str, out: Path, options: Scoring) -> tuple[int, int]:
+    def _calibration(self, options: Scoring, images: Images, read: Callable[[str], Images]) -> Images | None:
+        """Open the calibration images: enough of them, and none that is to be scored."""
+        if options.calibration is None:
+            return None
+        calibration = read(options.calibration)
+        threshold_rank(len(calibration), options.rate)
+        refuse_overlap(images, calibration, "calibration")
+        return calibration
+
+    def _score_jepa(self, data: str, out: Path, options: Scoring) -> Scored:
         latent, rank = options.latent, options.rank
         if latent not in ("none", "normal", "reference"):
             raise unknown_name("latent term", latent, ["none", "normal", "reference"])
@@ -154,11 +170,12 @@ class ImageModel:
         shape = (options.size, None) if options.size else input_shape(encoder)
         images = self._read(data, *shape)
         reference = None if options.reference is None else self._read(options.reference, *shape, False)
-        known = score_jepa(
-            encoder, images, out, how, latent=latent, reference=reference, overwrite=self.shared.overwrite,
-            progress=not self.shared.quiet,
+        calibration = self._calibration(options, images, lambda uri: self._read(uri, *shape, False))
+        known, flagged = score_jepa(
+            encoder, images, out, how, latent=latent, reference=reference, calibration=calibration,
+            alpha=options.rate, overwrite=self.shared.overwrite, progress=not self.shared.quiet,
         )  # fmt: skip
-        return len(images), known
+        return Scored(len(images), known, flagged)
 
     def evaluate(self, train: str, test: str, out: Path, options: Evaluating) -> None:
         """Write figures of accuracy, collapse, uncertainty and detection, with their page."""

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 
 Columns = dict[str, Any]  # name → a value an input
+
+
+class Scored(NamedTuple):
+    """How many inputs were scored, how many of them earlier, and how many are flagged, if any may be."""
+
+    inputs: int
+    known: int = 0
+    flagged: int | None = None
 
 
 class Kind(Protocol):
@@ -25,8 +33,8 @@ class Kind(Protocol):
     def embed(self, data: str) -> tuple[int, Iterator[Columns]]:
         """Return how many inputs there are, and the rows of ``embed``'s table, some at a time."""
 
-    def score(self, data: str, out: Path, options: Scoring) -> tuple[int, int]:
-        """Write the table of ``score``; return how many inputs there are, and of how many it was known."""
+    def score(self, data: str, out: Path, options: Scoring) -> Scored:
+        """Write the table of ``score``."""
 
     def evaluate(self, train: str, test: str, out: Path, options: Evaluating) -> None:
         """Write metrics.json and report.html into ``out``, and print a summary."""

@@ -81,6 +81,14 @@ class Scoring:
 
     score: Score = "likelihood"
     reference: Reference = None
+    calibration: Annotated[
+        str | None,
+        typer.Option("--calibration", metavar="URI", help="held-out typical inputs, for p_value and flagged"),
+    ] = None
+    alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", help="share of typical inputs that may be flagged  [0.05]"),
+    ] = None
     estimator: Annotated[str, typer.Option("--estimator", help="of jepa: one of `probjepa list`")] = "exact"
     rank: Annotated[str, typer.Option("--rank", help="of jepa: none (the paper's), auto, or a number")] = (
         "none"
@@ -95,6 +103,13 @@ class Scoring:
         int | None, typer.Option("--size", help="of hf: and timm: models: pixels that images are decoded to")
     ] = None
     seed: Seed = 0
+
+    @property
+    def rate(self) -> float:
+        """The false-alarm rate; ConfigError for one without calibration inputs."""
+        if self.calibration is None and self.alpha is not None:
+            raise ConfigError("--alpha goes with --calibration URI, held-out typical inputs: give both")
+        return 0.05 if self.alpha is None else self.alpha
 
 
 @dataclass(frozen=True)

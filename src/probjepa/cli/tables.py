@@ -6,15 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from probjepa.cli.kind import Columns
+import numpy as np
+
+from probjepa.cli.kind import Columns, Scored
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import given_settings
+from probjepa.data.overlap import refuse_seen
 from probjepa.data.rows import open_table
 from probjepa.errors import ConfigError, DataError
 from probjepa.files import model_folder
+from probjepa.metrics.conformal import decisions, threshold_rank
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
-from probjepa.tabular.files import read_table, table_sha256
+from probjepa.tabular.files import read_table, row_hashes, table_sha256
 from probjepa.tabular.frames import named
 from probjepa.tabular.runs import fit_run, open_run
 from probjepa.training.device import resolve_device
@@ -107,19 +111,26 @@ class TableModel:
             columns["uncertainty"] = self.model.uncertainty(features)
         return len(features), iter([columns])
 
-    def score(self, data: str, out: Path, options: Scoring) -> tuple[int, int]:
-        """Write id, label, score (higher = more typical); of the likelihood, also each cell's surprise."""
-        from probjepa.scores import score_set
+    def score(self, data: str, out: Path, options: Scoring) -> Scored:
+        """Write id, label, score and decisions; of the likelihood, also each cell's surprise."""
+        from probjepa.scores import SetScorer
 
+        rate = options.rate
         features, columns = self.read(data)
+        calibration = None if options.calibration is None else self.read(options.calibration)[0]
+        if calibration is not None:
+            threshold_rank(len(calibration), rate)
+            rows, held_out = (row_hashes(of[list(self.columns)]) for of in (features, calibration))
+            refuse_seen(np.isin(rows, held_out), "calibration", "rows to score")
         reference = None if options.reference is None else self.read(options.reference)[0]
-        columns["score"], parts = score_set(
-            self.model, features, options.score, reference=reference, seed=options.seed
-        )
-        columns |= parts
+        scorer = SetScorer(self.model, options.score, reference=reference, seed=options.seed)
+        known = None if calibration is None else scorer(calibration)[0]
+        columns["score"], parts = scorer(features)
+        if known is not None:
+            columns |= decisions(columns["score"], known, rate)
         with open_table(out, self.shared.overwrite) as table:
-            table.write(columns)
-        return len(features), 0
+            table.write(columns | parts)
+        return Scored(len(features), flagged=None if known is None else int(columns["flagged"].sum()))
 
     def evaluate(self, train: str, test: str, out: Path, options: Evaluating) -> None:
         """Write the figures of the classifiers that the embedding feeds, with their page."""

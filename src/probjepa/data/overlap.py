@@ -41,14 +41,19 @@ def _rows(images: Tensor) -> npt.NDArray[Any]:
     return (rows.float() if rows.is_floating_point() else rows).numpy()
 
 
-def refuse_overlap(images: Tensor | Images, reference: Tensor | Images) -> None:
+def refuse_overlap(
+    images: Tensor | Images, reference: Tensor | Images, what: str = "reference", of: str = "images to score"
+) -> None:
     """Raise DataError, with the count and the first names, if any image is among the reference."""
-    seen = overlap(images, reference)
+    refuse_seen(overlap(images, reference), what, of, getattr(images, "ids", None))
+
+
+def refuse_seen(seen: npt.NDArray[np.bool_], what: str, of: str, ids: Sequence[str] | None = None) -> None:
+    """Raise DataError, with the count and the first names, if a mask (N,) marks any row."""
     if seen.any():
         raise DataError(
-            f"{seen.sum()} of {len(seen)} images to score are in the reference set "
-            f"({_first(seen, getattr(images, 'ids', None))}): "
-            "score held-out images, or take these out of the reference"
+            f"{seen.sum()} of {len(seen)} {of} are in the {what} set ({_first(seen, ids)}): "
+            f"give others, or take these out of the {what} set"
         )
 
 

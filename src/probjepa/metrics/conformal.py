@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -93,16 +93,27 @@ def threshold(calibration: ArrayInput, alpha: float) -> float:
     2.0
     """
     known = np.sort(as_scores(calibration, "the calibration scores"))
+    return float(known[threshold_rank(len(known), alpha) - 1])
+
+
+def threshold_rank(rows: int, alpha: float) -> int:
+    """Return k: the threshold is the k-th smallest score of so many calibration rows; see ``threshold``."""
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha is {alpha}: give a rate between 0 and 1, such as 0.05")
     exact = Fraction(str(float(alpha)))  # 0.29 · 100 is 28.999… in floating point
-    rank = math.floor(exact * (len(known) + 1))
+    rank = math.floor(exact * (rows + 1))
     if rank < 1:
         raise DataError(
-            f"{len(known)} calibration rows are too few for alpha = {alpha}: give at least "
+            f"{rows} calibration rows are too few for alpha = {alpha}: give at least "
             f"{math.ceil(1 / exact) - 1}, or a larger alpha"
         )
-    return float(known[rank - 1])
+    return rank
+
+
+def decisions(scores: ArrayInput, calibration: ArrayInput, alpha: float) -> dict[str, npt.NDArray[Any]]:
+    """Return "p_value" (N,), plain, and "flagged" (N,), whether a score is below the ``threshold``."""
+    flagged = as_scores(scores, "the scores") < threshold(calibration, alpha)
+    return {"p_value": conformal_p_values(scores, calibration), "flagged": flagged}
 
 
 def combined_p_values(

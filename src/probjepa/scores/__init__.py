@@ -12,6 +12,7 @@ from probjepa.registry import Registry, lazy
 
 if TYPE_CHECKING:
     from probjepa.scores.base import Score as Score
+    from probjepa.scores.sets import SetScorer as SetScorer
     from probjepa.scores.sets import encode as encode
     from probjepa.scores.sets import score_set as score_set
     from probjepa.scores.table import score_class as score_class
@@ -31,7 +32,9 @@ SCORES = Registry(
 )
 
 # name → module it lives in
-_LAZY = {"Score": "base", "encode": "sets", "score_class": "table", "score_set": "sets"}
+_LAZY = {
+    "Score": "base", "SetScorer": "sets", "encode": "sets", "score_class": "table", "score_set": "sets",
+}  # fmt: skip
 
 __all__ = ["SCORES", *_LAZY]
 

@@ -23,6 +23,7 @@ from probjepa.errors import ArtifactError
 from probjepa.files import refuse_existing, staged_file, write_text
 from probjepa.jacobian import Encoder, as_encoder, jepa_score_details
 from probjepa.jacobian.estimators import Settings
+from probjepa.metrics.conformal import decisions
 from probjepa.terminal import console
 from probjepa.training.folder import data_fingerprint
 
@@ -37,10 +38,14 @@ def score_jepa(
     *,
     latent: str = "none",
     reference: Images | None = None,
+    calibration: Images | None = None,
+    alpha: float = 0.05,
     overwrite: bool = False,
     progress: bool = True,
-) -> int:
+) -> tuple[int, int | None]:
     """Write a row per input: id, label, score, its two terms, numerical rank and extreme singular values.
+
+    With ``calibration``, held-out typical images that are scored too, also p_value and flagged.
 
     Finished parts wait in a hidden folder beside ``out``; the same command goes on from them, another command
     for the same ``out`` is refused until ``overwrite`` drops them. The name of a part has a hash of the
@@ -48,8 +53,8 @@ def score_jepa(
 
     Returns
     -------
-    int
-        how many rows an earlier run had scored
+    int, int or None
+        how many images an earlier run had scored, and how many are flagged
 
     Raises
     ------
@@ -59,8 +64,10 @@ def score_jepa(
         as ``jepa_score``
     """
     refuse_existing(out, overwrite)
+    sets = {"": images} if calibration is None else {"calibration": calibration, "": images}
     if reference is not None:
-        refuse_overlap(images, reference)
+        for name, of in sets.items():
+            refuse_overlap(of, reference, of=f"{name} images" if name else "images to score")
     settings: dict[str, Any] = {
         "version": __version__,
         "encoder": encoder.name,
@@ -72,23 +79,28 @@ def score_jepa(
         "labels": hashlib.sha256(repr(identity(images, slice(None)).get("label")).encode()).hexdigest()[:16],
         **data_fingerprint(images),
         **(data_fingerprint(reference, "reference") if reference is not None else {}),
+        **(data_fingerprint(calibration, "calibration") if calibration is not None else {}),
     }
     parts = out.parent / f".{out.name}.parts"
     mark = _claim(parts, settings, overwrite)
     density: Any = None if latent == "none" else latent
     if reference is not None:
         density = _embed(encoder, reference)
-    starts = range(0, len(images), _ROWS_A_PART)
-    done = [start for start in starts if _part(parts, mark, start).is_file()]
+    pieces = {
+        parts / f"{mark}-{name}{start:09d}.parquet": (of, slice(start, min(start + _ROWS_A_PART, len(of))))
+        for name, of in sets.items()
+        for start in range(0, len(of), _ROWS_A_PART)
+    }
+    done = [place for place in pieces if place.is_file()]
+    total = sum(len(of) for of in sets.values())
     with Progress(console=console(), transient=True, disable=not progress) as bar:
-        task = bar.add_task("JEPA-SCORE", total=len(images), completed=len(done) * _ROWS_A_PART)
-        for start in starts:
-            if start in done:
+        task = bar.add_task("JEPA-SCORE", total=total, completed=len(done) * _ROWS_A_PART)
+        for place, (of, rows) in pieces.items():
+            if place in done:
                 continue
-            rows = slice(start, min(start + _ROWS_A_PART, len(images)))
-            found = jepa_score_details(encoder, images.get(rows), latent=density, **asdict(how))
+            found = jepa_score_details(encoder, of.get(rows), latent=density, **asdict(how))
             columns = {
-                **identity(images, rows),
+                **identity(of, rows),
                 "score": found.score.numpy(),
                 "log_volume": found.log_volume.numpy(),
                 "latent": found.latent.numpy(),
@@ -99,19 +111,24 @@ def score_jepa(
                 "standard_error": found.standard_error.numpy(),
                 "estimator": [found.estimator] * (rows.stop - rows.start),
             }
-            with open_table(_part(parts, mark, start), overwrite=True) as table:
+            with open_table(place, overwrite=True) as table:
                 table.write(columns)
             bar.update(task, advance=rows.stop - rows.start)
+
+    def whole(which: Images) -> pa.Table:
+        return pa.concat_tables([pq.read_table(place) for place, (of, _) in pieces.items() if of is which])
+
+    scored, flagged = whole(images), None
+    if calibration is not None:
+        scores = (scored["score"].to_numpy(), whole(calibration)["score"].to_numpy())
+        for name, values in decisions(*scores, alpha).items():
+            scored = scored.append_column(name, pa.array(values))
+        flagged = int(values.sum())
     with staged_file(out) as stage:
-        pq.write_table(
-            pa.concat_tables([pq.read_table(_part(parts, mark, start)) for start in starts]), stage
-        )
+        pq.write_table(scored, stage)
     shutil.rmtree(parts)
-    return min(len(done) * _ROWS_A_PART, len(images))
-
-
-def _part(parts: Path, mark: str, start: int) -> Path:
-    return parts / f"{mark}-{start:09d}.parquet"
+    earlier = (rows for place, (of, rows) in pieces.items() if of is images and place in done)
+    return sum(rows.stop - rows.start for rows in earlier), flagged
 
 
 def _claim(parts: Path, settings: dict[str, Any], overwrite: bool) -> str:

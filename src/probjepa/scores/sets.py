@@ -79,29 +79,19 @@ class TableModel:
         return {name: values for name, values in features.items() if name.startswith("surprise.")}
 
 
-def score_set(
-    model: Any,
-    data: Any,
-    score: str | type,
-    *,
-    reference: Any = None,
-    seed: int = 0,
-    progress: bool = False,
-) -> tuple[Values, dict[str, Values]]:
-    """Score a set of N images, or the N rows of a table: the score (N,), and its named parts, each (N,).
+class SetScorer:
+    """A score of a model, fitted to its reference set once: called on a set, it returns its scores.
 
     Parameters
     ----------
     model
         a method, with images as its ``open`` takes them; or a fitted table estimator, with a DataFrame of its
         columns
-    data
-        what is scored
     score
         one of ``SCORES``, a class that could be one, or another of the model's own label-free scores
         (``ood_scores``: VJE's "radial" or "kl", say), whose parts are its measures of uncertainty
     reference
-        typical inputs, of the kind that ``data`` is and none of them in it, for a score that needs them
+        typical inputs, of the kind that is scored, for a score that needs them
     seed
         of what a score draws in its fit
     progress
@@ -111,31 +101,65 @@ def score_set(
     ------
     ConfigError
         for an unknown score, one that the model does not have, or a missing (or needless) reference
-    DataError
-        if any input is in the reference set
     """
-    table = hasattr(model, "transform")
-    if isinstance(model, Method):
-        data, reference = model.open(data), None if reference is None else model.open(reference)
-    subject = TableModel(model) if table else model
-    kind = _kind(subject, score, table)
-    if (lacking := kind.lacking(subject)) is not None:
-        raise ConfigError(lacking)
-    if table and reference is None and "reference" in kind.needs:
-        raise ConfigError(f"--score {kind.name} needs --reference, a table of typical rows")
-    if reference is None and "reference" in kind.needs:
-        raise kind.unfitted()
-    if reference is not None and kind.fit is Score.fit:
-        raise ConfigError(f"the score '{kind.name}' uses no reference set: leave --reference out")
-    found = kind(subject, seed=seed, progress=progress)
-    if reference is not None:
-        if not table:
-            refuse_overlap(data, reference)
-        found.fit(_read(subject, reference, own=False, progress=progress))
-    features = {"inputs": data}
-    if "gradients" not in kind.needs:
-        features |= _read(subject, data, own=kind.own, progress=progress)
-    return found.score(features), found.parts(features)
+
+    def __init__(
+        self, model: Any, score: str | type, *, reference: Any = None, seed: int = 0, progress: bool = False
+    ) -> None:
+        self._table = hasattr(model, "transform")
+        self._open = model.open if isinstance(model, Method) else lambda data: data
+        self._progress = progress
+        self._subject = TableModel(model) if self._table else model
+        self._kind = kind = _kind(self._subject, score, self._table)
+        if (lacking := kind.lacking(self._subject)) is not None:
+            raise ConfigError(lacking)
+        if self._table and reference is None and "reference" in kind.needs:
+            raise ConfigError(f"--score {kind.name} needs --reference, a table of typical rows")
+        if reference is None and "reference" in kind.needs:
+            raise kind.unfitted()
+        if reference is not None and kind.fit is Score.fit:
+            raise ConfigError(f"the score '{kind.name}' uses no reference set: leave --reference out")
+        self._reference = None if reference is None else self._open(reference)
+        self._score = kind(self._subject, seed=seed, progress=progress)
+        self._fitted = self._reference is None
+
+    def __call__(self, data: Any, what: str = "images to score") -> tuple[Values, dict[str, Values]]:
+        """Score N inputs: the score (N,), and its named parts, each (N,); ``what`` they are, for messages.
+
+        Raises
+        ------
+        DataError
+            if any input is in the reference set
+        """
+        data = self._open(data)
+        if self._reference is not None and not self._table:
+            refuse_overlap(data, self._reference, of=what)
+        if not self._fitted:
+            self._score.fit(self._read(self._reference, own=False))
+            self._fitted = True
+        features = {"inputs": data}
+        if "gradients" not in self._kind.needs:
+            features |= self._read(data, own=self._kind.own)
+        return self._score.score(features), self._score.parts(features)
+
+    def _read(self, data: Any, *, own: bool) -> dict[str, Tensor]:
+        if isinstance(data, Images):
+            return encode(self._subject, data, progress=self._progress, scored=own)
+        features: dict[str, Tensor] = self._subject.features(data, scored=own)
+        return features
+
+
+def score_set(model: Any, data: Any, score: str | type, **options: Any) -> tuple[Values, dict[str, Values]]:
+    """Score a set of N images, or the N rows of a table: the score (N,), and its named parts, each (N,).
+
+    ``SetScorer(model, score, **options)(data)``: see there. Of its ``reference``, no row may be in ``data``.
+
+    Raises
+    ------
+    ConfigError, DataError
+        as ``SetScorer``
+    """
+    return SetScorer(model, score, **options)(data)
 
 
 def _kind(subject: Any, score: str | type, table: bool) -> type[Score]:
@@ -152,10 +176,3 @@ def _kind(subject: Any, score: str | type, table: bool) -> type[Score]:
     if score not in own:
         raise unknown_name("score", score, {*SCORES, *own})
     return Own.named(score)
-
-
-def _read(model: Any, data: Any, *, own: bool, progress: bool) -> dict[str, Tensor]:
-    if isinstance(data, Images):
-        return encode(model, data, progress=progress, scored=own)
-    features: dict[str, Tensor] = model.features(data, scored=own)
-    return features

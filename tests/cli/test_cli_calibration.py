@@ -1,0 +1,135 @@
+"""``score --calibration``: p-values and flags beside the scores, of images, tables and JEPA-SCORE."""
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import probjepa as pj
+from probjepa.cli import run
+from probjepa.scores import jepa_parts
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("calibration")
+    random = np.random.default_rng(0)
+    for name, count in (("data", 9), ("calibration", 40), ("reference", 30)):
+        (root / name).mkdir()
+        for i in range(count):
+            pixels = random.integers(0, 256, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    method = pj.VJE("convnet", channels=1, image_size=16, backbone_options={"widths": (8, 12)}, seed=0)
+    method.eval().save_pretrained(root / "model")
+    for name, count in (("table", 60), ("rows", 12), ("held", 25)):
+        frame = pd.DataFrame({"a": random.standard_normal(count), "b": random.choice(list("xyz"), count)})
+        frame.to_parquet(root / f"{name}.parquet")
+    torch.manual_seed(0)
+    estimator = pj.VarTJEPA(max_epochs=1, dim=8, n_layers=1, n_heads=2, ff_dim=8, random_state=0)
+    estimator.fit(pd.read_parquet(root / "table.parquet")).save(root / "table-model")
+    return root
+
+
+def of_images(places, out, *more):
+    arguments = ["score", str(places / "model"), "--data", str(places / "data"), "--out", str(out), "-q"]
+    return run([*arguments, *map(str, more)])
+
+
+def of_tables(places, out, *more):
+    model, data = places / "table-model", places / "rows.parquet"
+    return run(["score", str(model), "--data", str(data), "--out", str(out), "-q", *map(str, more)])
+
+
+KINDS = {
+    "likelihood": (of_images, "calibration", ()),
+    "radial": (of_images, "calibration", ("--score", "radial")),
+    "knn": (of_images, "calibration", ("--score", "knn", "--reference", "REFERENCE")),
+    "jepa": (of_images, "calibration", ("--score", "jepa")),
+    "jepa, reference": (
+        of_images,
+        "calibration",
+        ("--score", "jepa", "--latent", "reference", "--reference", "REFERENCE"),
+    ),
+    "tables": (of_tables, "held.parquet", ()),
+    "tables, knn": (of_tables, "held.parquet", ("--score", "knn", "--reference", "REFERENCE")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_p_values_and_flags_are_those_of_the_scores(places, tmp_path, capsys, kind):
+    score, calibration, more = KINDS[kind]
+    reference = "reference" if score is of_images else "table.parquet"
+    more = [places / reference if x == "REFERENCE" else x for x in more]
+    out, alone, of_calibration = (tmp_path / f"{name}.parquet" for name in ("out", "alone", "calibration"))
+    assert score(places, out, *more, "--calibration", places / calibration, "--alpha", 0.2) == 0
+    said = capsys.readouterr().out
+    assert score(places, alone, *more) == 0
+    assert score(places, of_calibration, *more, "--data", places / calibration) == 2  # given twice
+    table = pq.read_table(out).to_pydict()
+    scores = pq.read_table(alone).to_pydict()
+    assert "p_value" not in scores and "flagged" not in scores
+    assert {name: table[name] for name in scores} == scores
+    model = "table-model" if score is of_tables else "model"
+    arguments = ["score", str(places / model), "--data", str(places / calibration), "-q"]
+    assert run([*arguments, "--out", str(of_calibration), *map(str, more)]) == 0
+    known = pq.read_table(of_calibration)["score"].to_numpy()
+    np.testing.assert_array_equal(table["p_value"], pj.conformal_p_values(table["score"], known))
+    flagged = np.asarray(table["score"]) < pj.threshold(known, 0.2)
+    assert table["flagged"] == flagged.tolist()
+    assert f"{flagged.sum()} flagged at alpha = 0.2" in said
+
+
+def test_alpha_is_a_twentieth_by_default(places, tmp_path, capsys):
+    out = tmp_path / "x.parquet"
+    assert of_images(places, out, "--calibration", places / "calibration") == 0
+    assert "flagged at alpha = 0.05" in capsys.readouterr().out
+
+
+def test_a_stopped_jepa_score_goes_on_with_its_calibration_rows(places, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jepa_parts, "_ROWS_A_PART", 8)
+    more = ("--score", "jepa", "--calibration", places / "calibration")
+    whole, stopped = tmp_path / "whole.parquet", tmp_path / "stopped.parquet"
+    assert of_images(places, whole, *more) == 0
+    details, calls = jepa_parts.jepa_score_details, []
+
+    def interrupted(encoder, images, **options):
+        calls.append(len(images))
+        if len(calls) == 7:  # five parts of the calibration rows, one of the data
+            raise KeyboardInterrupt
+        return details(encoder, images, **options)
+
+    monkeypatch.setattr(jepa_parts, "jepa_score_details", interrupted)
+    assert of_images(places, stopped, *more) == 130
+    monkeypatch.setattr(jepa_parts, "jepa_score_details", details)
+    capsys.readouterr()
+    assert of_images(places, stopped, *more) == 0
+    assert "8 of them by an earlier run" in capsys.readouterr().out
+    assert pq.read_table(whole).equals(pq.read_table(stopped))
+
+
+@pytest.mark.parametrize("score", [of_images, of_tables])
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--alpha", "0.1"), "--alpha goes with --calibration"),
+        (("--calibration", "CALIBRATION", "--alpha", "0"), "alpha is 0"),
+        (("--calibration", "CALIBRATION", "--alpha", "nan"), "alpha is nan"),
+        (("--calibration", "CALIBRATION", "--alpha", "1.5"), "alpha is 1.5"),
+        (("--calibration", "CALIBRATION", "--alpha", "0.01"), "too few for alpha = 0.01: give at least 99"),
+        (("--calibration", "DATA", "--alpha", "0.2"), "to score are in the calibration set"),
+        (("--calibration", "no-such"), "no-such"),
+        (("--score", "knn", "--reference", "REFERENCE", "--calibration", "REFERENCE"), "are"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(places, tmp_path, capsys, score, more, says):
+    if score is of_images:
+        names = {"CALIBRATION": "calibration", "DATA": "data", "REFERENCE": "reference"}
+    else:
+        names = {"CALIBRATION": "held.parquet", "DATA": "rows.parquet", "REFERENCE": "table.parquet"}
+    out = tmp_path / "x.parquet"
+    assert score(places, out, *(places / names[x] if x in names else x for x in more)) == 2
+    error = capsys.readouterr().err
+    assert says in error and len(error.strip().splitlines()) == 1 and "Traceback" not in error
+    assert not out.exists()
