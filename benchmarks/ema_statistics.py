@@ -105,8 +105,8 @@ def main() -> None:
     torch.set_num_threads(1)
     result = json.loads(chosen.out.read_text()) if chosen.out.is_file() else {"cells": {}}
     sets = data_sets(chosen.data_root)
-    for seed in range(chosen.seeds):
-        for name, (train, test, fit) in sets.items():
+    for name, (train, test, fit) in sets.items():
+        for seed in range(chosen.seeds):
             for target in TARGETS:
                 key = f"{name}/{target}/{seed}"
                 if key in result["cells"]:
