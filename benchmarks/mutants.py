@@ -141,11 +141,11 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 
 def is_told(node: cst.CSTNode, changed: cst.CSTNode, parents: Mapping[cst.CSTNode, cst.CSTNode]) -> bool:
     """Whether it changes text for people, or an argument that only adds a check."""
-    if isinstance(node, cst.SimpleString) and (" " in node.value or "://" in node.value):
+    gone = lost(node, changed)
+    texts = [part for part in (node, *(arg.value for arg in gone)) if isinstance(part, cst.SimpleString)]
+    if any(" " in text.value or "://" in text.value for text in texts):
         return True
-    return any(
-        keyword_of(arg) in ("strict", "validate_args") for arg in [parents[node], *lost(node, changed)]
-    )
+    return any(keyword_of(arg) in ("strict", "validate_args") for arg in [parents[node], *gone])
 
 
 def is_placement(node: cst.CSTNode, changed: cst.CSTNode) -> bool:

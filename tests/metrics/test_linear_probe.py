@@ -79,6 +79,8 @@ def test_labels_and_features_of_every_kind(method):
         ({"epochs": 0}, ConfigError, "positive"),
         ({"train_labels": np.zeros(400), "test_labels": TEST[1] * 0}, DataError, "at least two classes"),
         ({"test": TEST[0][:, :4]}, DataError, "5-dimensional and the test ones 4"),
+        ({"train_labels": TRAIN[1][:399]}, DataError, "399"),
+        ({"test_labels": TEST[1][:499]}, DataError, "499"),
         ({"train": np.where(TRAIN[0] > 1e9, 0, np.nan)}, DataError, "in 400 of 400 rows"),
     ],
 )
