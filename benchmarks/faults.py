@@ -271,7 +271,7 @@ class Case:
     def recovered(self, root: Path) -> list[str]:
         """Run the command again, or with --resume, and say in what the end differs."""
         again = command(self.arguments, root)
-        if again.code == 2 and "--resume" in " ".join(again.err.split()):
+        if again.code == 2 and "resume" in again.err:
             again = command([*(a for a in self.arguments if a != "--overwrite"), "--resume"], root)
         if again.code == 2 and "exists already" in again.err:
             wrong = misbehaved(again, [2])

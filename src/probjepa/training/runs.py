@@ -162,7 +162,8 @@ def fit(
         if folder is not None and is_first_process() and not resume:
             names = {"data": images.name, "val": held_out.name if held_out else None}
             skipped = left_out(images) | ({} if held_out is None else left_out(held_out, "val"))
-            given = {"channels_last": settings.channels_last, "compile": settings.compile, **trainer_options}
+            more = {k: v for k, v in trainer_options.items() if k not in module.fingerprint}
+            given = {"channels_last": settings.channels_last, "compile": settings.compile, **more}
             folder.start(module.fingerprint | names | skipped, device, given)
         _train(trainer, module, images, settings, folder, stop, resume=resume)
     method.eval().to(device)
