@@ -92,8 +92,25 @@ def test_advice_for_each_collapse(change, advice):
         "kl_per_dim": 0.3,
     }
     text = collapse_advice(healthy | change, 64, epochs=10, settings=["df", "kl_weight"])
-    assert collapse_advice(healthy | change, 64, epochs=9) is None
     assert text is None if advice is None else advice in text
+
+
+@pytest.mark.parametrize(
+    ("values", "early", "late"),
+    [
+        ({"effective_rank": 1.5, "std_mean": 0.1}, False, True),
+        ({"effective_rank": 1.0, "std_mean": 0.1}, True, True),
+        ({"effective_rank": 20.0, "std_mean": 0.087 / 8}, False, True),  # Barlow Twins after its first epoch
+        ({"effective_rank": 20.0, "std_mean": 0.009 / 8}, True, True),
+        ({"mean_variance": 1.0, "kl_per_dim": 0.0}, False, True),
+        ({"mean_variance": 1e-4, "kl_per_dim": 5.0}, True, True),
+    ],
+)
+def test_the_first_epochs_are_judged_by_what_no_start_looks_like(values, early, late):
+    assert (collapse_advice(values, 64, epochs=1) is not None) == early
+    assert (collapse_advice(values, 64, epochs=9) is not None) == early
+    assert (collapse_advice(values, 64, epochs=10) is not None) == late
+    assert (collapse_advice(values, 64) is not None) == late
 
 
 def test_advice_says_what_was_measured_and_no_more():

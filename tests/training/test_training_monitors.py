@@ -216,9 +216,11 @@ def test_importing_the_room_or_the_tables_does_not_import_lightning():
 
 @pytest.mark.parametrize(("epochs", "said"), [(1, False), (9, False), (10, True)])
 @pytest.mark.parametrize("settings", [{"df": 1.0}, {}])
-def test_a_collapse_is_judged_by_epoch_and_its_advice_by_method(epochs, said, settings):
+def test_a_collapse_is_judged_by_epoch_and_its_advice_by_method(epochs, said, settings, monkeypatch):
     method = Toy().eval()
     method.settings = settings
+    found = {"effective_rank": 1.5, "std_mean": 0.1, "rank_me": 1.5}
+    monkeypatch.setattr("probjepa.metrics.collapse.collapse_summary", lambda _: found)
     monitor = CollapseMonitor(image_set(pixels=torch.zeros(12, 1, 2, 2)))
     monitor.epochs = epochs
     with warnings.catch_warnings(record=True) as caught:

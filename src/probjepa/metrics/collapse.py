@@ -11,7 +11,7 @@ import numpy.typing as npt
 from probjepa._arrays import ArrayInput, as_features
 
 _Matrix = npt.NDArray[np.float64]
-_JUDGED_FROM = 10  # epochs
+_SETTLED = 10  # epochs
 
 
 def _matrix(embeddings: ArrayInput) -> _Matrix:
@@ -89,6 +89,8 @@ def collapse_advice(
 
     Collapsed: the spread is below a tenth of an even one (1/√D), or the effective rank below 2; σ² below
     10⁻³ (it shrinks to nothing without a KL term) or within 1 % of the prior's 1 with a KL of nearly 0.
+    In its first ten epochs a network that has hardly moved from its random weights may look like that. Until
+    then the limits are a hundredth and 1.1, and a posterior at its prior is not judged.
 
     Parameters
     ----------
@@ -98,25 +100,23 @@ def collapse_advice(
     dim
         size D of the embedding. Without it the spread is judged as if D were 10,000
     epochs
-        trained so far; before 10 nothing is judged: a network that has hardly moved from its random weights
-        may embed all inputs alike too. None: trained to the end
+        trained so far; None: to the end
     settings
         names of the method's settings: only these are advised
     """
-    if epochs is not None and epochs < _JUDGED_FROM:
-        return None
+    early = epochs is not None and epochs < _SETTLED
     known = {name: float(x) for name, x in values.items() if x is not None and math.isfinite(x)}
     variance, kl = known.get("mean_variance"), known.get("kl_per_dim")
     if variance is not None and variance < 1e-3:
         return f"the posterior has collapsed to a point (mean variance {variance:.1e}): raise kl_weight"
-    if variance is not None and kl is not None and abs(variance - 1) < 0.01 and kl < 1e-3:
+    if not early and variance is not None and kl is not None and abs(variance - 1) < 0.01 and kl < 1e-3:
         return (
             f"the posterior has fallen back to the prior (mean variance {variance:.3f}, KL {kl:.1e} a "
             "dimension): lower kl_weight, or keep the directional term"
         )
     rank, spread = known.get("effective_rank", math.inf), known.get("std_mean", math.inf)
     even = (dim or 10_000) ** -0.5
-    if rank >= 2 and spread >= 0.1 * even:
+    if rank >= (1.1 if early else 2) and spread >= (0.01 if early else 0.1) * even:
         return None
     signs = {
         f"effective rank {rank:.1f}{f' of {dim}' if dim else ''}": rank,
