@@ -7,9 +7,11 @@ import signal
 import socket
 import sys
 import tracemalloc
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +24,7 @@ from probjepa.data import Preprocess, open_images
 from probjepa.data import decode as decode_module
 from probjepa.data.decode import Decoder, Unreadable
 from probjepa.data.preprocess import resize_centre
-from probjepa.errors import ArtifactError, ConfigError, DataError
+from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError
 from probjepa.files import read_checkpoint, read_config, regular
 from probjepa.report.training import read_metrics
 from probjepa.tabular.files import read_table
@@ -276,3 +278,41 @@ def test_code_in_a_hub_folder_is_never_run_nor_asked_about(tmp_path, monkeypatch
     else:
         load_transformers(str(folder))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet"])
+def test_a_damaged_file_is_an_error_of_ours(tmp_path, suffix):
+    """Whatever its readers raise: a header of numpy is parsed as Python, one of parquet as Thrift."""
+    file = tmp_path / f"x{suffix}"
+    pixels = np.zeros((3, 8, 8), np.uint8)
+    if suffix == ".npy":
+        np.save(file, pixels)
+    elif suffix == ".npz":
+        np.savez(file, images=pixels)
+    else:
+        pd.DataFrame({"image": [x.tobytes() for x in pixels]}).to_parquet(file)
+    whole = file.read_bytes()
+    assert suffix != ".npy" or len(open_images(file)) == 3
+    rng = np.random.default_rng(0)
+    for number in range(150):
+        damaged = bytearray(whole)
+        at = rng.integers(min(len(whole), 120)) if number % 2 else rng.integers(len(whole))
+        damaged[at] = rng.integers(256) if number % 3 else ord("(")
+        file.write_bytes(damaged if number % 5 else whole[: rng.integers(len(whole))])
+        with suppress(ProbjepaError):
+            open_images(file)
+
+
+def test_a_damaged_table_is_an_error_of_ours(tmp_path):
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": ["x", "y", "z"]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.to_csv(tmp_path / "t.csv")
+    rng = np.random.default_rng(0)
+    for name in ("t.parquet", "t.csv"):
+        whole = (tmp_path / name).read_bytes()
+        for number in range(150):
+            damaged = bytearray(whole)
+            damaged[rng.integers(len(whole))] = rng.integers(256)
+            (tmp_path / name).write_bytes(damaged if number % 5 else whole[: rng.integers(len(whole))])
+            with suppress(ProbjepaError):
+                read_table(tmp_path / name)

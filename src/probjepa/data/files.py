@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,7 +200,7 @@ def _load(path: Path, **options: Any) -> Any:
     try:
         content = np.load(regular(path), allow_pickle=False, **options)
         return content if isinstance(content, np.ndarray) else dict(content)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy parses a header as Python, and raises many types on a broken one
         raise DataError(
             f"'{path}' cannot be read as {path.suffix} ({first_line(error)}): "
             "save it again with numpy, as arrays of numbers, not objects"

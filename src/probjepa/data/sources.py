@@ -261,7 +261,7 @@ def _peek(records: Records, decoder: Decoder) -> tuple[int, int, int]:
     with bomb_guard():
         head = [
             attempt(records, decoder.header, row, payload)
-            for row, payload in enumerate(next(iter(records.chunks(_PEEK))))
+            for row, payload in enumerate(next(iter(records.chunks(_PEEK)), ()))
         ]
     shapes = [shape for shape in head if not isinstance(shape, Unreadable)]
     return max(shapes, default=(3, 224, 224), key=lambda shape: shape[0] * shape[1] * shape[2])
@@ -314,8 +314,8 @@ class _Check:
     def finish(self) -> None:
         if not self.rows:
             raise DataError(
-                f"{self.records.name}: none of its {len(self.skipped)} images can be read "
-                f"(the first: {self.skipped[0]})"
+                f"{self.records.name}: none of its {len(self.records)} images can be read "
+                f"(the first: {(self.skipped or ['there is no data'])[0]})"
             )
         if self.decoder.channels == 3 and self.channels == 1:
             raise self._mismatch(self.rows[0])

@@ -17,7 +17,7 @@ from typing import Any
 
 from probjepa.data.decode import Payload, as_payload
 from probjepa.data.records import Records, encode_labels
-from probjepa.errors import DataError
+from probjepa.errors import DataError, ProbjepaError
 from probjepa.files import first_line, regular, sweep, temporary_name
 
 _IMAGE_NAMES = ("image", "img", "images", "imgs", "pixel_values", "picture", "photo", "x")
@@ -242,11 +242,11 @@ def _remove(folder: Path, owner: int) -> None:
 @contextmanager
 def _parquet_errors(file: Path) -> Iterator[None]:
     """Turn Arrow's errors on a broken file into one line."""
-    import pyarrow as pa
-
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except ProbjepaError:
+        raise
+    except Exception as error:  # Arrow raises many types on a broken file
         raise DataError(
             f"'{file}' cannot be read as parquet ({first_line(error)}): download or write it again"
         ) from error

@@ -7,6 +7,7 @@ cloned and fitted many times in one process, and writes nothing that it is not a
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from probjepa.tabular.masks import Masks, draw_masks
 from probjepa.tabular.tokens import Rows
 from probjepa.training.checkpoint import FitCheckpoint
 from probjepa.training.interrupt import StopRequest
-from probjepa.training.optim import make_optimizer, set_learning_rate
+from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
 from probjepa.training.progress import ProgressBar
 from probjepa.training.randomness import forked, random_state, restore_random_state
 from probjepa.training.schedules import step_seed, warmup_cosine
@@ -200,7 +201,14 @@ class FitLoop:
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
+        check_state(self.optimiser)
         restore_random_state(state["random"], self.device)
-        self.history = state["history"]
-        self.best_loss, self.best_epoch = state["best_loss"], state["best_epoch"]
+        self.history = [{str(k): float(x) for k, x in losses.items()} for losses in state["history"]]
+        self.best_loss, self.best_epoch = float(state["best_loss"]), operator.index(state["best_epoch"])
         self.best_state = state["best_state"]
+        best, own = (
+            {name: (of.shape, of.dtype) for name, of in weights.items()}
+            for weights in (state["best_state"], self.network.state_dict())
+        )
+        if best != own:
+            raise ValueError("its best weights are not of this network")

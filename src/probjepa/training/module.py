@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from probjepa.errors import ConfigError, ProbjepaError, unknown_name
 from probjepa.training.checkpoint import check_signature, sign
-from probjepa.training.optim import make_optimizer, set_learning_rate
+from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
 from probjepa.training.schedules import step_seed, warmup_cosine
 from probjepa.training.settings import LoopSettings, split_settings, with_settings
 from probjepa.typed import checked
@@ -115,6 +115,10 @@ class Module(L.LightningModule):
             weight_decay=self.settings["weight_decay"],
             momentum=self.settings["sgd_momentum"],
         )
+
+    def on_train_start(self) -> None:
+        """Look at the optimiser's state, which a checkpoint may have given."""
+        check_state(self.trainer.optimizers[0])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Note that all that a checkpoint holds has been restored."""

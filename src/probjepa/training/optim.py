@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from probjepa.errors import unknown_name
+from probjepa.errors import short, unknown_name
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -64,3 +64,35 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def check_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError where a state that an optimiser was given would fail, or change, its next step.
+
+    Of every parameter it holds the same names, each a number or a tensor of the parameter's shape; each
+    group's settings are of the types of the defaults.
+    """
+    for group in optimizer.param_groups:
+        for name, default in optimizer.defaults.items():
+            value = group.get(name)
+            alike = [isinstance(value, bool | None)] if default is None else _alike(value, default)
+            if not all(alike):
+                raise ValueError(f"the optimiser's {name} is {short(repr(value))}")
+        states = [optimizer.state[p] for p in group["params"] if p in optimizer.state]
+        if not all(isinstance(state, dict) for state in states) or len(set(map(frozenset, states))) > 1:
+            raise ValueError("the optimiser's state lacks parts of some weights")
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            fits = isinstance(value, Tensor) and value.shape in (p.shape, ()) and value.is_floating_point()
+            if not (fits or (value is None and name == "momentum_buffer")):
+                raise ValueError(f"the optimiser's {name} of a weight is {short(repr(value))}")
+
+
+def _alike(value: Any, default: Any) -> list[bool]:
+    """Whether each part of a setting is of its default's kind."""
+    if isinstance(default, tuple):
+        whole = isinstance(value, tuple | list) and len(value) == len(default)
+        return [whole, *(isinstance(part, float) for part in value)] if whole else [False]
+    if isinstance(default, bool):
+        return [isinstance(value, bool | None)]
+    return [isinstance(value, float | int | Tensor) and not isinstance(value, bool)]
