@@ -206,9 +206,25 @@ def test_a_config_that_is_no_file(data, tmp_path, capfd, method):
 
 
 def test_what_is_given_to_set_is_read_as_yaml_reads_it():
-    items = ["a=1e-3", "b=inf", "c=[0.5, 1]", "d=null", "e=polar", "f={g: 1}", "a=2"]
-    read = {"a": 2, "b": "inf", "c": [0.5, 1], "d": None, "e": "polar", "f": {"g": 1}}
+    items = ["a=1e-3", "b=inf", "c=[0.5, 1]", "d=null", "e=polar", "f={g: 1}"]
+    read = {"a": "1e-3", "b": "inf", "c": [0.5, 1], "d": None, "e": "polar", "f": {"g": 1}}
     assert parse_assignments(items) == read
+
+
+@pytest.mark.parametrize("method", ["vje", "var-t-jepa"])
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--set", "batch_size=8", "--set", "batch_size=8"], "--set batch_size= is given twice"),
+        (["--set", "learning_rate=1", "--set", " learning_rate =2"], "--set learning_rate= is given twice"),
+        (["--set", "device=cpu", "--device", "cpu"], "device is given by an option and by --set"),
+    ],
+)
+def test_a_setting_given_twice_is_an_error(data, tmp_path, capsys, method, given, says):
+    source = str(data / ("table.csv" if method == "var-t-jepa" else "images.npy"))
+    assert run(["train", method, "--data", source, "--out", str(tmp_path / "run"), *given]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_s_own_config_and_a_flat_one(tmp_path):

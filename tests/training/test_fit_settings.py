@@ -54,6 +54,18 @@ def train(**settings):
         ({"optimizer": "adam"}, "unknown optimizer 'adam', did you mean 'adamw'"),
         ({"learning_rate": -1}, "learning_rate must be a positive number, got -1"),
         ({"gradient_clip_val": -1}, "gradient_clip_val must be 0 or more, got -1"),
+        *[
+            ({name: least - 1}, f"{name} must be {least} or more, got {least - 1}")
+            for name, least in [
+                ("knn_every", 0),
+                ("monitor_every", 0),
+                ("workers", 0),
+                ("checkpoint_seconds", 0),
+                ("decode_size", 8),
+                ("accumulate_grad_batches", 1),
+            ]
+        ],
+        ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds must be 0 or more, got nan"),
         ({"momentum": 0.5}, "unknown setting 'momentum', did you mean 'sgd_momentum'"),
         ({"sgd_momentum": 1.5}, r"sgd_momentum must lie in \[0, 1\), got 1.5"),
     ],

@@ -34,31 +34,42 @@ _NOT_SETTABLE = {
 
 
 def given_settings(method: str, options: Training, names: tuple[str, str, str]) -> dict[str, Any]:
-    """Return what a config file, --set, and --epochs, --seed and --device say; the later goes before.
+    """Return what a config file says, and before it what --set, --epochs, --seed and --device say.
 
     ``names`` are those of the last three among the settings. Without --config, a resumed run's own is read.
 
     Raises
     ------
     ConfigError
-        for what is not in the form of settings
+        for what is not in the form of settings, or given twice
     """
     config = options.config
     if config is None and options.resume and (options.out / "config.yaml").is_file():
         config = options.out / "config.yaml"
     given = read_config(config, method) if config else {}
-    given |= parse_assignments(options.settings or [])
+    assigned = parse_assignments(options.settings or [])
     values = zip(names, (options.epochs, options.seed, options.device), strict=True)
-    return given | {name: value for name, value in values if value is not None}
+    of_options = {name: value for name, value in values if value is not None}
+    for name in assigned.keys() & of_options.keys():
+        raise ConfigError(f"{name} is given by an option and by --set: give it once")
+    return given | assigned | of_options
 
 
 def parse_assignments(items: Sequence[str]) -> dict[str, Any]:
-    """Turn ``key=value`` items, the values as in YAML, into a mapping; the later of two equal keys wins."""
-    settings = {}
+    """Turn ``key=value`` items, the values as in YAML, into a mapping.
+
+    Raises
+    ------
+    ConfigError
+        for an item of another form, or a key that is given twice
+    """
+    settings: dict[str, Any] = {}
     for item in items:
         key, sign, value = item.partition("=")
         if not sign or not key.strip():
             raise ConfigError(f"--set takes key=value, got '{short(item)}'")
+        if key.strip() in settings:
+            raise ConfigError(f"--set {short(key.strip())}= is given twice: give it once")
         try:
             settings[key.strip()] = parse_yaml(value)
         except ConfigError as error:

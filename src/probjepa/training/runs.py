@@ -40,6 +40,7 @@ from probjepa.training.module import Module
 from probjepa.training.monitors import CollapseMonitor, Monitor, OnlineKNN, sample_rows
 from probjepa.training.randomness import forked
 from probjepa.training.settings import FitSettings, split_settings, with_settings
+from probjepa.typed import checked
 
 M = TypeVar("M", bound=Method)
 
@@ -278,6 +279,9 @@ def _check_trainer_options(options: dict[str, Any]) -> None:
         if name not in inspect.signature(L.Trainer.__init__).parameters:
             known = {*inspect.signature(fit).parameters, *inspect.signature(L.Trainer.__init__).parameters}
             raise unknown_name("setting", name, known - {"self", "trainer_options", *taken})
+    accumulate = checked("accumulate_grad_batches", options.get("accumulate_grad_batches", 1), int)
+    if accumulate < 1:
+        raise ConfigError(f"accumulate_grad_batches must be 1 or more, got {accumulate}")
 
 
 def _make_logger(logger: str | Logger, folder: RunFolder | None) -> Logger:

@@ -141,6 +141,13 @@ class FitSettings(LoopSettings):
     on_error: Literal["raise", "skip"] = "raise"
     convert: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("knn_every", "monitor_every", "workers", "checkpoint_seconds", "decode_size"):
+            least, value = (8 if name == "decode_size" else 0), getattr(self, name)
+            if value is not None and not value >= least:
+                raise ConfigError(f"{name} must be {least} or more, got {value}")
+
     def loop(self) -> dict[str, Any]:
         """Return those of ``LoopSettings``."""
         return {field.name: getattr(self, field.name) for field in fields(LoopSettings)}
