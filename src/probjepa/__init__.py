@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from probjepa.jacobian import jacobian_spectrum as jacobian_spectrum
     from probjepa.jacobian import jepa_score as jepa_score
     from probjepa.loading import load as load
+    from probjepa.loading import open_encoder as open_encoder
     from probjepa.methods.barlow_twins import BarlowTwins as BarlowTwins
     from probjepa.methods.byol import BYOL as BYOL
     from probjepa.methods.ijepa import IJEPA as IJEPA
@@ -70,6 +71,7 @@ _LAZY: dict[str, str | None] = {
     "load": "probjepa.loading",
     "methods": None,
     "metrics": None,
+    "open_encoder": "probjepa.loading",
     "open_images": "probjepa.data",
     "scores": None,
     "threshold": "probjepa.metrics",

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from probjepa.errors import ArtifactError
+from probjepa.backbones import HUBS
+from probjepa.errors import ArtifactError, ConfigError
 from probjepa.files import damaged, model_folder, read_config
-from probjepa.methods import METHODS, MODELS
+from probjepa.methods import METHODS, MODELS, Method
 from probjepa.tabular import TABLE_METHODS
 
 
@@ -53,6 +54,42 @@ def load(
     given = {name: module for name, module in modules.items() if module is not None}
     with torch.random.fork_rng(devices=[]):  # the weights that are replaced are drawn
         return kind_of(config, folder).from_folder(folder, config, **given)
+
+
+def open_encoder(
+    name_or_module: str | Path | nn.Module, *, image_size: int | None = None, pooling: str | None = None
+) -> Method:
+    """Open any encoder as what a trained method is to every command: ``embed``, ``features``, ``preprocess``.
+
+    Parameters
+    ----------
+    name_or_module
+        ``"hf:NAME"``, ``"timm:NAME"`` (``"timm:local-dir:PATH"`` too), a run or model folder, ``owner/name``;
+        or a torch module, float (N, 3, H, W) → (N, D), which is given pixels in [0, 1]
+    image_size
+        side of the square images that it is given; None: its own (a module's must be given)
+    pooling
+        of a token model: "cls" or "mean"; None: the model's own
+
+    Raises
+    ------
+    ConfigError
+        for an encoder that does not say how its images are prepared, that fails on them, or whose size or
+        pooling is its own
+    MissingExtraError, ArtifactError
+        where transformers or timm is not installed, or there is no such model
+    """
+    from probjepa.methods.opened import OpenedEncoder
+
+    module = isinstance(name_or_module, nn.Module) and not isinstance(name_or_module, Method)
+    if module or str(name_or_module).startswith(HUBS):
+        return OpenedEncoder(name_or_module, image_size=image_size, pooling=pooling)  # type: ignore[arg-type]
+    if image_size is not None or pooling is not None:
+        raise ConfigError("image_size and pooling go with 'hf:', 'timm:' and modules: this one has its own")
+    model = name_or_module if isinstance(name_or_module, nn.Module) else load(name_or_module)
+    if not isinstance(model, Method):
+        raise ConfigError(f"{name_or_module} holds a {type(model).__name__}, which is no model of images")
+    return model
 
 
 def kind_of(config: Mapping[str, Any], folder: Path) -> Any:

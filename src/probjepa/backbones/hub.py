@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from probjepa.errors import ArtifactError, ConfigError, MissingExtraError
 from probjepa.files import first_line, regular
 
-Loaded = tuple[nn.Module, Callable[[Tensor], Tensor] | None]
+# an encoder, and the arguments of a ``Preprocess`` for it; None: its folder says nothing of that
+Loaded = tuple[nn.Module, dict[str, Any] | None]
+_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def _extra(package: str, extra: str) -> Any:
@@ -86,9 +88,9 @@ class TransformersEncoder(nn.Module):
 
 
 def load_transformers(name: str, pooling: str | None = None) -> Loaded:
-    """Load ``name`` from the hub or a local folder, in evaluation mode, with its image processor.
+    """Load ``name`` from the hub or a local folder, in evaluation mode, with its processor's settings.
 
-    A folder without a processor's configuration gives no preprocessing: it takes prepared floats only.
+    A folder without a processor's configuration gives no settings of a preprocessing.
 
     Raises
     ------
@@ -111,17 +113,57 @@ def load_transformers(name: str, pooling: str | None = None) -> Loaded:
         processor = transformers.AutoImageProcessor.from_pretrained(name, **ours)
     except (OSError, ValueError):
         return encoder, None
+    return encoder, processor_settings(processor.to_dict(), f"hf:{name}")
 
-    def preprocess(images: Tensor) -> Tensor:
-        if images.shape[1] == 1:
-            images = images.expand(-1, 3, -1, -1)
-        arrays = list(images.permute(0, 2, 3, 1).cpu().numpy())
-        values: Tensor = processor(images=arrays, input_data_format="channels_last", return_tensors="pt")[
-            "pixel_values"
-        ]
-        return values
 
-    return encoder, preprocess
+def processor_settings(processor: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the arguments of a ``Preprocess`` that prepares images as an image processor says.
+
+    Raises
+    ------
+    ConfigError
+        for a processor that does something else: no square, another filter
+    """
+    size, side, stretch = _sides(processor, name)
+    how = processor.get("resample", 3)
+    if how not in _FILTERS:
+        raise ConfigError(
+            f"{name} resizes its images with Pillow's filter {how}: only 2 and 3 are known here"
+        )
+    scale = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255.0
+    shift = float(bool(processor.get("rescale_offset", False)))
+    mean, std = processor.get("image_mean"), processor.get("image_std")
+    if not processor.get("do_normalize", True) or mean is None or std is None:
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    return {
+        "size": size,
+        "channels": 3,
+        "mean": [(float(value) + shift) / scale for value in mean],
+        "std": [float(value) / scale for value in std],
+        "fit": {"size": size, "side": side, "interpolation": _FILTERS[how], "stretch": stretch},
+    }
+
+
+def _sides(processor: Mapping[str, Any], name: str) -> tuple[int, int, bool]:
+    """The side of what an image processor makes, what it resizes to before, and whether it stretches."""
+    size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
+    resized = _side(size, name) if processor.get("do_resize", True) else None
+    stretch = "height" in size
+    if processor.get("crop_pct") is not None and resized is not None:  # ConvNeXt's
+        large = resized >= 384
+        return resized, resized if large else int(resized / processor["crop_pct"]), large
+    kept = _side(crop, name) if processor.get("do_center_crop", False) else resized
+    if kept is None:
+        raise ConfigError(f"{name} does not say what size its images have: give the module itself")
+    return kept, max(kept, resized or kept), stretch
+
+
+def _side(size: Mapping[str, Any], name: str) -> int:
+    of = {"shortest_edge": size["shortest_edge"]} if "shortest_edge" in size else size
+    sides = [int(value) for value in of.values() if value]
+    if not sides or len(set(sides)) > 1:
+        raise ConfigError(f"{name} takes images of {dict(size)}: only squares are known here")
+    return sides[0]
 
 
 class TimmEncoder(nn.Module):
@@ -142,7 +184,7 @@ class TimmEncoder(nn.Module):
 
 
 def load_timm(name: str, pooling: str | None = None) -> Loaded:
-    """Load a pretrained timm model in evaluation mode, with the transform of its own data configuration.
+    """Load a pretrained timm model in evaluation mode, with the settings of its data configuration.
 
     Raises
     ------
@@ -157,13 +199,28 @@ def load_timm(name: str, pooling: str | None = None) -> Loaded:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # its errors differ between versions
         raise ArtifactError(f"no model 'timm:{name}': {first_line(error)}") from error
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    data = timm.data.resolve_model_data_config(model)
+    size, how = int(data["input_size"][-1]), str(data["interpolation"])
+    side = math.floor(size / data["crop_pct"])
+    stretch = data["crop_mode"] == "squash"
+    settings = {
+        "size": size,
+        "channels": int(data["input_size"][0]),
+        "mean": list(data["mean"]),
+        "std": list(data["std"]),
+        "fit": {"size": size, "side": side, "interpolation": how, "stretch": stretch, "even": True},
+    }
+    return TimmEncoder(model, pooling).eval(), settings
 
-    def preprocess(images: Tensor) -> Tensor:
-        from PIL import Image
 
-        pixels = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        return torch.stack([transform(Image.fromarray(array)) for array in arrays])
-
-    return TimmEncoder(model, pooling).eval(), preprocess
+def remade(encoder: nn.Module) -> nn.Module:
+    """Return the same encoder with fresh random weights, or raise ConfigError for another module."""
+    if isinstance(encoder, TransformersEncoder):
+        model: Any = encoder.model
+        return TransformersEncoder(type(model)(model.config), encoder.pooling).eval()
+    if isinstance(encoder, TimmEncoder):
+        timm = _extra("timm", "timm")
+        model = encoder.model
+        fresh = timm.create_model(model.pretrained_cfg["architecture"], pretrained=False, num_classes=0)
+        return TimmEncoder(fresh, encoder.pooling).eval()
+    raise ConfigError("a module of your own cannot be made anew: build the baseline yourself")

@@ -118,7 +118,7 @@ def list_names() -> None:
     for title, names in (
         ("methods", METHODS),
         ("methods of tables", TABLE_METHODS),
-        ("models of networks of your own, in Python", [name for name in MODELS if name not in METHODS]),
+        ("other models, in Python", [name for name in MODELS if name not in METHODS]),
         ("heads", HEADS),
         ("backbones", BACKBONES),
         ("scores", SCORES),

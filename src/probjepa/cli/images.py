@@ -12,6 +12,7 @@ from probjepa.cli.kind import Columns, Scored
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import check_early, fill_in, given_settings, sort_settings
 from probjepa.data import Images, ImageSet, open_images
+from probjepa.data.fitting import Fit
 from probjepa.data.overlap import refuse_overlap
 from probjepa.data.rows import identity, open_table
 from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
@@ -79,21 +80,18 @@ class ImageModel:
     @cached_property
     def method(self) -> Method:
         """The model, loaded onto its device."""
-        from probjepa.loading import load
-        from probjepa.methods import Method
+        from probjepa.loading import open_encoder
         from probjepa.training.device import resolve_device
 
         device = resolve_device(self.shared.device)
-        method = load(self.source)
-        if not isinstance(method, Method):
-            raise ConfigError(f"{self.source} holds a {type(method).__name__}, which is no model of images")
-        return method.to(device)
+        return open_encoder(self.source).to(device)
 
     def read(self, uri: str, *, labelled: bool = True) -> Images:
         """Open images as the model takes them; what the options say of labels is for ``labelled`` ones."""
-        return self._read(uri, self.method.preprocess.size, self.method.preprocess.channels, labelled)
+        preprocess = self.method.preprocess
+        return self._read(uri, preprocess.opened, preprocess.open_channels, labelled)
 
-    def _read(self, uri: str, size: int | None, channels: int | None, labelled: bool = True) -> Images:
+    def _read(self, uri: str, size: int | Fit | None, channels: int | None, labelled: bool = True) -> Images:
         shared = self.shared
         images = open_images(
             uri, size=size, channels=channels, convert=shared.convert, on_error=self.on_error,
@@ -190,7 +188,8 @@ class ImageModel:
         progress = not self.shared.quiet
         benchmark = None
         if options.openood is not None:
-            size, channels = self.method.preprocess.size, self.method.preprocess.channels
+            preprocess = self.method.preprocess
+            size, channels = preprocess.opened, preprocess.open_channels
             benchmark = openood_sets(
                 options.openood, size=size, channels=channels, on_error=self.on_error,
                 progress=progress,

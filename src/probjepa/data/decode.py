@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from probjepa.data.preprocess import SMALLEST_SIDE, central
+from probjepa.data.fitting import Fit, central
+from probjepa.data.preprocess import SMALLEST_SIDE
 from probjepa.errors import DataError, short
 from probjepa.files import first_line, regular
 
@@ -155,6 +156,8 @@ class Decoder:
     size
         the shorter side is resized to this (bilinear, antialiased), then the centre (size, size) is kept;
         None keeps the image as it is
+    fit
+        another way to come to that square, of side ``size``
     channels
         with ``convert``, the channels every image is brought to
     convert
@@ -168,6 +171,7 @@ class Decoder:
     size: int | None = None
     channels: int | None = None
     convert: bool = False
+    fit: Fit | None = None
     levels: npt.NDArray[np.bool_] = field(
         default_factory=lambda: np.zeros(256, np.bool_), repr=False, compare=False
     )
@@ -192,7 +196,9 @@ class Decoder:
         except Exception as error:  # decoders raise many types on broken input, each means the same here
             raise Unreadable(_reason(error)) from error
         self._check_sides(image.size)
-        if self.size is not None:
+        if self.fit is not None:
+            image = self.fit.image(image)
+        elif self.size is not None:
             image = _fit(image, self.size)
         pixels = np.asarray(image)
         if deep and self.levels.sum() < FEW_LEVELS:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from probjepa.data.fitting import Fit, central
 from probjepa.distributions.base import FullPrecision
 from probjepa.errors import ConfigError, DataError
 
@@ -26,17 +27,35 @@ class Preprocess(FullPrecision):
         1 or 3, what the model was trained on
     mean, std
         per channel, of pixel values in [0, 1]
+    fit
+        how an encoder trained elsewhere has its images resized, see ``Fit``, or its settings; None:
+        bilinearly, the shorter side to ``size``. With it grey images are repeated to ``channels``
+
+    Attributes
+    ----------
+    opened, open_channels
+        what ``open_images`` takes as ``size`` and ``channels`` to open images for it
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, size: int, channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        size: int,
+        channels: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        fit: Fit | Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         if size < SMALLEST_SIDE:
             raise ConfigError(f"size is {size}: pass at least {SMALLEST_SIDE} pixels")
         check_statistics(channels, mean, std)
         self.size, self.channels = size, channels
+        self.fit = fit = Fit(**fit) if isinstance(fit, Mapping) else fit
+        self.opened: int | Fit = size if fit is None else fit
+        self.open_channels = channels if fit is None else None
         self._statistics = ([float(value) for value in mean], [float(value) for value in std])
         self.register_buffer("mean", torch.tensor(self._statistics[0])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(self._statistics[1])[:, None, None], persistent=False)
@@ -55,6 +74,8 @@ class Preprocess(FullPrecision):
         DataError
             for a wrong shape, channel count or type, or NaN and Inf
         """
+        if self.fit is not None and images.ndim == 4 and images.shape[1] == 1:
+            images = images.expand(-1, self.channels, -1, -1)
         check_images(images, self.channels)
         if images.is_floating_point():
             if images.shape[2:] != (self.size, self.size):
@@ -66,13 +87,17 @@ class Preprocess(FullPrecision):
             if not bool(finite.all()):
                 raise DataError(f"image {int(finite.int().argmin())} holds NaN or Inf: repair or remove it")
             return images.float()
-        pixels = resize_centre(images.float(), self.size)
+        if self.fit is not None:
+            pixels = self.fit.batch(images).float()
+        else:
+            pixels = resize_centre(images.float(), self.size)
         return (pixels / 255 - self.mean) / self.std
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments, JSON-able."""
         mean, std = self._statistics
-        return {"size": self.size, "channels": self.channels, "mean": list(mean), "std": list(std)}
+        own = {"size": self.size, "channels": self.channels, "mean": list(mean), "std": list(std)}
+        return own if self.fit is None else {**own, "fit": self.fit.config()}
 
     def extra_repr(self) -> str:
         """Show the arguments in ``repr``."""
@@ -105,16 +130,6 @@ def check_images(images: Tensor, channels: int) -> None:
             f"images are {images.shape[3]}×{images.shape[2]} pixels: "
             f"the smallest side allowed is {SMALLEST_SIDE}"
         )
-
-
-def central(width: int, height: int) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) of an image's middle, at most eight times as long as wide.
-
-    The centre square is kept after resizing: a strip resized as a whole takes memory without bound.
-    """
-    kept = min(width, 8 * height), min(height, 8 * width)
-    left, top = (width - kept[0]) // 2, (height - kept[1]) // 2
-    return left, top, left + kept[0], top + kept[1]
 
 
 def resize_centre(images: Tensor, size: int) -> Tensor:

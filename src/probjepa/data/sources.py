@@ -16,6 +16,7 @@ import torch
 
 from probjepa.data.decode import FEW_LEVELS, Decoder, Unreadable, array_layout, bomb_guard, is_image
 from probjepa.data.files import IMAGE_SUFFIXES, NPZ_SPLIT, choose_arrays
+from probjepa.data.fitting import Fit
 from probjepa.data.images import Images, ImageSet, StreamedImages
 from probjepa.data.preprocess import SMALLEST_SIDE
 from probjepa.data.records import ArrayRecords, Records, attempt, default_workers, each, encode_labels
@@ -44,7 +45,7 @@ _FORMS = "an image file or folder, .parquet, .npz, .npy, sklearn:digits or hf:NA
 def open_images(
     source: Any,
     *,
-    size: int | None = None,
+    size: int | Fit | None = None,
     channels: int | None = None,
     convert: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
@@ -66,8 +67,9 @@ def open_images(
         image file; or a numpy array, a torch tensor, a pair of one of these and its labels, a dict of
         "images" and "labels", a pandas DataFrame, a torch ``Dataset``, an opened set
     size
-        resize the shorter side to this (bilinear, antialiased) and keep the centre square;
-        None keeps the images, which must then share one size
+        resize the shorter side to this (bilinear, antialiased) and keep the centre square; or the way of an
+        encoder trained elsewhere (its ``preprocess.opened``); None keeps the images, which must then share
+        one size
     channels
         what the model takes, 1 or 3; another count in the set is an error, or converted with ``convert``
     convert
@@ -101,6 +103,7 @@ def open_images(
     >>> digits.images.shape, digits.labels.shape
     (torch.Size([1797, 1, 16, 16]), torch.Size([1797]))
     """
+    fit, size = (size, size.side) if isinstance(size, Fit) else (None, size)
     if size is not None and size < SMALLEST_SIDE:
         raise ConfigError(f"size is {size}: pass at least {SMALLEST_SIDE} pixels")
     if channels not in (None, 1, 3):
@@ -122,7 +125,7 @@ def open_images(
     records = _records(source, chosen)
     if len(records) == 0:
         raise DataError(f"{records.name} holds no images: check the source")
-    decoder = Decoder(size, channels, convert)
+    decoder = Decoder(size, channels, convert, fit)
     if isinstance(records, ArrayRecords) and (ready := _ready(records, decoder)) is not None:
         return ready
     shape = _peek(records, decoder)
@@ -132,7 +135,7 @@ def open_images(
     return opener(records, decoder, skip=on_error == "skip", progress=progress, workers=workers)
 
 
-def as_images(source: Any, size: int | None = None) -> Images:
+def as_images(source: Any, size: int | Fit | None = None) -> Images:
     """Return what ``open_images`` takes as a set of uint8 images for a model to prepare.
 
     An opened set, an array and a tensor keep the size that they have, and a uint8 tensor (N, 1 or 3, H, W)

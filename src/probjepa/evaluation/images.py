@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from probjepa import metrics
 from probjepa.data import Images
@@ -35,6 +36,7 @@ from probjepa.scores.own import uncertainty
 TRAIN, TEST = "train", "test"
 # A linear probe on raw pixels wider than this takes minutes, and kNN says as much.
 _WIDEST_PROBE = 2048
+_LARGEST_PIXELS = 64  # of a side, that raw pixels are compared at
 _SPECTRA = 64  # images of each set whose spectra are drawn
 _VECTORS = 6  # test images, and singular vectors of each, that are drawn
 _POSTERIOR = {"mean": "mean_variance", "kl_per_dimension": "kl", "anisotropy": "anisotropy"}
@@ -217,10 +219,17 @@ def _spaces(
         spaces["random-init"] = {name: encode(fresh, of, scored=False)["h"] for name, of in sets.items()}
     with torch.no_grad():
         spaces["raw pixels"] = {
-            name: torch.cat([method.preprocess(batch).flatten(1) for batch, _ in of.batches(4096)])
+            name: torch.cat([_pixels(method, batch) for batch, _ in of.batches(1024)])
             for name, of in sets.items()
         }
     return spaces
+
+
+def _pixels(method: Method, batch: Tensor) -> Tensor:
+    """Prepared pixels (N, C·H·W), averaged to 32 × 32 where an image has more than 64 × 64."""
+    pixels = method.preprocess(batch.to(method.device))
+    large = pixels.shape[-1] > _LARGEST_PIXELS
+    return (F.adaptive_avg_pool2d(pixels, 32) if large else pixels).flatten(1).cpu()
 
 
 def _jacobian_arrays(method: Method, sets: Mapping[str, Images]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probjepa.data import Images, open_images
+from probjepa.data.fitting import Fit
 from probjepa.errors import DataError
 
 # group → set → images of the protocol's list
@@ -26,8 +27,8 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 def openood_sets(
     folder: str | Path,
     *,
-    size: int = SIZE,
-    channels: int = 3,
+    size: int | Fit = SIZE,
+    channels: int | None = 3,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = False,
 ) -> dict[str, Images]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from probjepa.backbones import HUBS
 from probjepa.backbones.hub import load_pretrained
-from probjepa.data import Images, as_images
+from probjepa.data import Images, Preprocess, as_images
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods.base import Method
 from probjepa.registry import LOADERS
@@ -57,7 +57,7 @@ class Encoder:
             as ``open_images`` with a preprocessing, or for what is no tensor or array (N, …)
         """
         if self.preprocess is not None:
-            return as_images(inputs, getattr(self.preprocess, "size", None))
+            return as_images(inputs, getattr(self.preprocess, "opened", None))
         if isinstance(inputs, np.ndarray):
             if inputs.dtype.kind not in "fui":
                 raise DataError(f"the inputs are an array of {inputs.dtype}: pass prepared floats")
@@ -118,8 +118,8 @@ def as_encoder(encoder: Any, *, pooling: Pooling | None = None) -> Encoder:
     """
     if isinstance(encoder, str) and encoder.startswith(HUBS):
         with torch.random.fork_rng(devices=[]):  # the weights that are replaced may be drawn
-            module, preprocess = load_pretrained(encoder, pooling)
-        return Encoder(module, module, preprocess, encoder)
+            module, settings = load_pretrained(encoder, pooling)
+        return Encoder(module, module, None if settings is None else Preprocess(**settings), encoder)
     if pooling is not None:
         raise ConfigError("pooling goes with 'hf:' and 'timm:' encoders: this one pools by itself")
     if isinstance(encoder, Encoder):

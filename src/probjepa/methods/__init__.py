@@ -24,8 +24,11 @@ METHODS = Registry(
     group="probjepa.methods",
 )
 
-# models of other data: saved and loaded alike, but trained by a loop of one's own
-MODELS = Registry("model", {"var-jepa": "probjepa.methods.var_jepa:VarJEPA"})
+# saved and loaded alike, but trained by a loop of one's own, or elsewhere
+MODELS = Registry(
+    "model",
+    {"var-jepa": "probjepa.methods.var_jepa:VarJEPA", "encoder": "probjepa.methods.opened:OpenedEncoder"},
+)
 
 __all__ = ["METHODS", "MODELS", "Method", "ProbabilisticMethod"]
 

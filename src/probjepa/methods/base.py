@@ -207,7 +207,7 @@ class Method(Pretrained):
         """
         from probjepa.data import as_images  # what reads images is not needed to build a method
 
-        return as_images(images, self.preprocess.size)
+        return as_images(images, self.preprocess.opened)
 
     def batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
         """Return what ``open`` takes in uint8 batches (B, C, H, W), at least one."""

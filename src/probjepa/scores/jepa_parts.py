@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from probjepa import __version__
 from probjepa.data import Images
+from probjepa.data.fitting import Fit
 from probjepa.data.overlap import refuse_overlap
 from probjepa.data.preprocess import Preprocess
 from probjepa.data.rows import identity, open_table
@@ -166,11 +167,11 @@ def _embed(encoder: Encoder, images: Images) -> torch.Tensor:
         )
 
 
-def input_shape(encoder: Encoder) -> tuple[int | None, int | None]:
+def input_shape(encoder: Encoder) -> tuple[int | Fit | None, int | None]:
     """Return the side and the channels that images are decoded to for it; None: as they are."""
     if isinstance(encoder.preprocess, Preprocess):
-        return encoder.preprocess.size, encoder.preprocess.channels
-    return None, None  # its own processor resizes
+        return encoder.preprocess.opened, encoder.preprocess.open_channels
+    return None, None
 
 
 def open_encoder(source: str, device: torch.device) -> Encoder:

@@ -128,6 +128,10 @@ def fit(
         raise ConfigError(
             f"fit takes a method, such as VJE('resnet18'), got {short(repr(method), 40)}: make one first"
         )
+    if type(method).loss is Method.loss:
+        raise ConfigError(
+            f"{type(method).__name__} has no loss to train by: give it, or its name, as backbone= to a method"
+        )
     settings, trainer_options = split_settings(FitSettings, options)
     _check_trainer_options(trainer_options)
     device = resolve_device(settings.device)
