@@ -49,7 +49,7 @@ def places(tmp_path_factory):
     test.to_csv(root / "test.csv", index=False)
     pd.read_csv(root / "test.csv").drop(columns="y").to_csv(root / "no-target.csv", index=False)
     train.assign(y="no").to_csv(root / "one-class.csv", index=False)
-    train.assign(y=train["y"].where(train.index > 1)).to_csv(root / "nan.csv", index=False)
+    train.assign(y=None).to_csv(root / "nan.csv", index=False)
     test.rename(columns={"number": "size"}).to_csv(root / "other.csv", index=False)
     train[:0].to_csv(root / "empty.csv", index=False)
     (root / "nothing.csv").write_text("")
@@ -138,7 +138,8 @@ def test_a_stopped_run_resumes_exactly(whole, tmp_path, capsys, sent):
         assert "go on with --resume" in said and (out / "model" / "config.json").is_file()
     assert run([*whole[1], "--out", str(out)]) == 2
     assert "resume the run" in capsys.readouterr().err
-    assert run([*whole[1], "--out", str(out), "--resume", "--set", "dim=16"]) == 2
+    wider = ["dim=16" if word.startswith("dim=") else word for word in whole[1]]
+    assert wider != whole[1] and run([*wider, "--out", str(out), "--resume"]) == 2
     assert "other rows, settings or random_state" in capsys.readouterr().err
     assert run([*whole[1], "--out", str(out), "--resume"]) == 0
     assert_same_run(out, whole[0])
@@ -146,8 +147,9 @@ def test_a_stopped_run_resumes_exactly(whole, tmp_path, capsys, sent):
     assert run([*whole[1], "--out", str(out), "--resume"]) == 0
     assert_same_run(out, whole[0])
     assert (out / "report.html").is_file()
-    for other in (["--set", "dim=16"], ["--target", "place"]):
-        assert run([*whole[1], "--out", str(out), "--resume", *other]) == 2
+    elsewhere = ["place" if word == "y" else word for word in whole[1]]
+    for other in (wider, elsewhere):
+        assert run([*other, "--out", str(out), "--resume"]) == 2
         assert "holds a finished run with another" in capsys.readouterr().err
 
 
@@ -222,7 +224,7 @@ def test_evaluate_writes_figures_and_a_page(places, tmp_path, capsys):
         ("evaluate run --train train.parquet --test no-target.csv --target y", "has no column 'y'"),
         ("evaluate run --train train.parquet --test test.csv --target z", "has no column 'z'"),
         ("evaluate run --train one-class.csv --test test.csv", "has one class, 'no'"),
-        ("evaluate run --train nan.csv --test test.csv", "missing in 2 of 120 rows"),
+        ("evaluate run --train nan.csv --test test.csv", "is missing in every row"),
         ("evaluate run --train train.parquet --test other.csv", "missing: 'number'; unexpected: 'size'"),
         ("evaluate run --train train.parquet --test empty.csv", "has 0 rows"),
         ("evaluate run --train train.parquet --test nothing.csv", "is empty"),

@@ -106,7 +106,7 @@ def test_it_runs_in_float32_under_autocast():
 
 def test_scores_and_uncertainty_are_their_formulas():
     model = small("vi-simsiam", **NARROW).eval()
-    images = torch.cat(view_pair())
+    images = torch.cat(view_pair()).mul(60).add(128).clamp(0, 255).byte()
     features = model.features(images)
     assert features["concentration"].shape == (16, 1)
     torch.testing.assert_close(features["direction"].norm(dim=1), torch.ones(16))

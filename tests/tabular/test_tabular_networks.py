@@ -365,7 +365,7 @@ def test_embeddings_are_mean_and_standard_deviation_of_the_features_own_tokens(n
 
 def test_what_decays_is_what_decays_in_the_public_code(schema, network):
     """T-JEPA's rule: what has one dimension or "bias" in its name does not; embeddings, positions, tokens do."""
-    for net in (network, TJEPANetwork(schema.layout, **SIZES, n_reg=1, momentum=0.9)):
+    for net in (network, TJEPANetwork(schema.layout, **SIZES, n_reg=1, ema_momentum=0.9)):
         trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
         decayed = {id(p) for p in parameter_groups(net, 0.01)[0]["params"]}
         found = {name for name, p in trained.items() if id(p) in decayed}

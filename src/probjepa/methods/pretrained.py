@@ -272,5 +272,5 @@ def _recorded(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return None
     if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value
+        return {name: _recorded(part) for name, part in value.items()}
+    return [_recorded(part) for part in value] if isinstance(value, tuple | list) else value
