@@ -171,3 +171,15 @@ def test_other_methods_and_jepa_score_take_it():
     assert isinstance(model.encoder, nn.Module) and model.embedding_dim == 16
     scores = pj.jepa_score(model, torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8))
     assert torch.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("many", [1001, 2**70])
+def test_a_number_of_blocks_that_would_be_built_for_ever_is_refused(many):
+    for build in (
+        lambda: Transformer(8, many, 2),
+        lambda: pj.heads.RealNVP(4, 4, couplings=many),
+        lambda: pj.heads.FlowMatching(4, 4, blocks=many),
+        lambda: pj.heads.Diffusion(4, 4, blocks=many),
+    ):
+        with pytest.raises(ConfigError, match="at most 1000"):
+            build()

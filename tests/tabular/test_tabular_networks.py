@@ -373,3 +373,9 @@ def test_what_decays_is_what_decays_in_the_public_code(schema, network):
         tokenizer = "tokenizer" if net is network else "encoder.tokenizer"
         assert {"mask_token", f"{tokenizer}.position", f"{tokenizer}.categories"} <= found
         assert f"{tokenizer}.bias" not in found
+
+
+@pytest.mark.parametrize("layers", [0, 1001, 2**70])
+def test_a_number_of_layers_that_would_be_built_for_ever_is_refused(layers):
+    with pytest.raises(ConfigError, match="at most 1000 layers"):
+        Transformer(8, n_layers=layers, n_heads=2, ff_dim=8, dropout=0.0)

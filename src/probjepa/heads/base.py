@@ -203,6 +203,8 @@ def check_counts(head: Head, **counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"head '{head.name}': {name} must be a whole number, at least 1, got {value}")
+        if name in ("blocks", "couplings") and value > 1000:  # a damaged number would be built for ever
+            raise ConfigError(f"head '{head.name}': {name} is {value}: use at most 1000")
 
 
 def check_widths(head: Head, hidden: Sequence[int]) -> list[int]:

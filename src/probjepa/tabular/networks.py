@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from probjepa.errors import ConfigError
 from probjepa.tabular.elbo import bounded_log_variance
 
+_MOST_LAYERS = 1000  # a damaged number would be built for ever
+
 
 class Block(nn.Module):
     """Pre-norm transformer block: self-attention and a GELU network, with dropout on what each adds.
@@ -44,15 +46,15 @@ class Transformer(nn.Module):
     Raises
     ------
     ConfigError
-        if the heads do not divide the dimension, or a size is below 1
+        if the heads do not divide the dimension, a size is below 1, or there are over 1000 layers
     """
 
     def __init__(self, dim: int, *, n_layers: int, n_heads: int, ff_dim: int, dropout: float) -> None:
         super().__init__()
-        if min(dim, n_layers, n_heads, ff_dim) < 1 or dim % n_heads:
+        if min(dim, n_layers, n_heads, ff_dim) < 1 or n_layers > _MOST_LAYERS or dim % n_heads:
             raise ConfigError(
                 f"dim {dim}, n_layers {n_layers}, n_heads {n_heads}, ff_dim {ff_dim}: "
-                "use at least 1 of each, and heads that divide dim"
+                f"use at least 1 of each, at most {_MOST_LAYERS} layers, and heads that divide dim"
             )
         self.blocks = nn.ModuleList(Block(dim, n_heads, ff_dim, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(dim)
