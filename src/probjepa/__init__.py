@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from probjepa import scores as scores
     from probjepa import training as training
     from probjepa.data import open_images as open_images
+    from probjepa.evaluation import evaluate as evaluate
     from probjepa.jacobian import jacobian_spectrum as jacobian_spectrum
     from probjepa.jacobian import jepa_score as jepa_score
     from probjepa.loading import load as load
@@ -63,6 +64,7 @@ _LAZY: dict[str, str | None] = {
     "detectors": None,
     "distributions": None,
     "errors": None,
+    "evaluate": "probjepa.evaluation",
     "fit": "probjepa.training",
     "heads": None,
     "jacobian": None,

@@ -122,7 +122,7 @@ class Method(Pretrained):
         self.view_recipe = view_recipe or default_recipe(image_size, channels)
         # the channel statistics are the preprocessing's, which is saved beside the settings
         self.settings = {k: v for k, v in self.settings.items() if k not in ("mean", "std")} | {
-            "backbone_options": self.settings["backbone_options"] or {},
+            "backbone_options": self.settings.get("backbone_options") or {},
             "view_recipe": self.view_recipe,
         }
 

@@ -1,0 +1,57 @@
+"""One evaluation for any model, as the command has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from probjepa.backbones import HUBS
+from probjepa.errors import ConfigError
+from probjepa.evaluation import images
+from probjepa.evaluation.figures import Evaluation
+from probjepa.evaluation.tables import evaluate_table
+from probjepa.methods import Method
+from probjepa.registry import LOADERS
+from probjepa.tabular.files import read_table
+
+
+def evaluate(
+    model: Any, train: Any, test: Any, ood: Mapping[str, Any] | None = None, **options: Any
+) -> Evaluation:
+    """Evaluate any model of images or of tables, as ``probjepa evaluate`` does.
+
+    Parameters
+    ----------
+    model
+        a trained method or a fitted table estimator; or what ``load`` and ``open_encoder`` take: a run or
+        model folder, ``owner/name``, ``"hf:NAME"``, ``"timm:NAME"``
+    train, test
+        reference and held-out rows: all that ``open_images`` takes, or a table (a DataFrame, or its file)
+    ood
+        name → out-of-distribution set, of images
+    options
+        of images: ``openood``, ``reencode``, ``seed``, ``n_bootstrap``, ``jepa``, ``progress``; of tables:
+        the ``target`` column, ``seeds`` and what else :func:`evaluate_table` takes
+
+    Raises
+    ------
+    ConfigError, DataError, ArtifactError
+        for a model, sets or options that do not go together; see the evaluations of images and of tables
+    """
+    if isinstance(model, str | Path) and not str(model).startswith(HUBS):
+        model = LOADERS["saved model"](model)
+    elif not hasattr(model, "transform") and not isinstance(model, Method):
+        if not isinstance(model, str | nn.Module):
+            raise ConfigError(f"evaluate takes a model or its name, got a {type(model).__name__}")
+        model = LOADERS["encoder"](model)
+    if not hasattr(model, "transform"):
+        return images.evaluate(model, train, test, ood, **options)
+    if ood is not None:
+        raise ConfigError("ood: not for tables, leave it out")
+    if "target" not in options:
+        raise ConfigError("an evaluation on tables needs target=, the column of classes to predict")
+    train, test = (read_table(of) if isinstance(of, str | Path) else of for of in (train, test))
+    return evaluate_table(model, train, test, **options)
