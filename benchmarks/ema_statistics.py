@@ -38,7 +38,7 @@ def copied_statistics(source: Any, step: int, total_steps: int, *, ema: Any) -> 
 def run(target: str, seed: int, train: ImageSet, test: ImageSet, fit: dict[str, Any]) -> dict[str, float]:
     """Train one cell; kNN (k = 20) on h and on the teacher's h."""
     torch.manual_seed(seed)
-    option = {"averaged": "ema", "copied": "ema", "batch": "ema-batch"}.get(target, target)
+    option = {"averaged": "ema-averaged", "copied": "ema-averaged", "batch": "ema"}.get(target, target)
     method = pj.VJE(
         fit["backbone"], backbone_options=fit["options"], channels=train.channels, image_size=train.size,
         target=option,

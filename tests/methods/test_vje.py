@@ -1,5 +1,6 @@
 """VJE's loss, scores and uncertainty against plain references written from the paper's formulas."""
 
+import copy
 import math
 from itertools import product
 
@@ -138,7 +139,7 @@ ABLATIONS = [
     {"likelihood": "standard", "df": 7, "draws": 4, "variance": "isotropic"},
     {"center_log_variance": True},
     {"target": "ema"},
-    {"target": "ema-batch"},
+    {"target": "ema-averaged"},
     {"target": "ema", "df": INF, "draws": 0, "kl_weight": 2.0},
     {"hidden_dim": 16},
 ]
@@ -173,15 +174,19 @@ def test_loss_is_the_plain_reference(settings):
         assert found[name].item() == pytest.approx(value, rel=2e-4, abs=2e-4), name
 
 
-def test_the_teacher_reads_the_views_in_evaluation_mode():
-    model = small(target="ema").train()
+@pytest.mark.parametrize(("target", "own_batch"), [("ema", True), ("ema-averaged", False)])
+def test_the_teacher_normalises_by_its_own_batch_or_by_averaged_statistics(target, own_batch):
+    model = small(target=target).train()
+    before = copy.deepcopy(model.target.module).train(own_batch)
     h = {}
-    model.target.module.register_forward_hook(lambda m, x, out: h.update(out=out, training=m.training))
-    views = two_views()
-    model.loss(views)
-    assert not h["training"]
-    alone = model.target.module(torch.cat(views)[:1])  # batch statistics would make a row depend on others
-    torch.testing.assert_close(alone, h["out"][:1])
+    model.target.module.register_forward_hook(
+        lambda m, x, out: h.update(x=x[0], out=out, training=m.training)
+    )
+    model.loss(two_views())
+    assert h["training"] == own_batch and not h["out"].requires_grad
+    torch.testing.assert_close(before(h["x"]), h["out"])
+    alone = before.eval()(h["x"][:1])  # batch statistics make a row depend on others
+    assert torch.allclose(alone, h["out"][:1], atol=1e-5) != own_batch
 
 
 @pytest.mark.parametrize(

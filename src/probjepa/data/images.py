@@ -202,7 +202,7 @@ class StreamedImages(Images):
             if isinstance(pixels, Unreadable):
                 raise DataError(
                     f"{self.records.where(row)} {pixels}: repair or remove it, "
-                    "or open the set again with on_error='skip'"
+                    "or open the set again with --on-error skip (on_error='skip')"
                 )
             if pixels.shape[1:] != self.shape[1:] or pixels.shape[0] > self.shape[0]:
                 raise DataError(f"{self.records.where(row)} changed since the set was opened: open it again")

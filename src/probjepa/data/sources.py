@@ -295,7 +295,9 @@ class _Check:
     def broken(self, row: int, reason: Unreadable) -> None:
         line = f"{self.records.where(row)} {reason}"
         if not self.skip:
-            raise DataError(f"{line}: repair or remove it, or leave such images out with on_error='skip'")
+            raise DataError(
+                f"{line}: repair or remove it, or leave such images out, --on-error skip (on_error='skip')"
+            )
         self.skipped.append(line)
 
     def add(self, row: int, shape: tuple[int, ...]) -> None:

@@ -48,8 +48,8 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
     likelihood
         "polar", or "standard": a Student-t on h′ − z with scale diag σ² (the ablation)
     target
-        "stop-gradient"; "ema": h′ from an averaged encoder in evaluation mode, whose batch statistics are
-        averaged like its weights; "ema-batch": h′ from one that normalises by its own batch (see ``EMA``)
+        "stop-gradient"; "ema": h′ from an averaged encoder that normalises by its own batch; "ema-averaged":
+        from one in evaluation mode, whose batch statistics are averaged like its weights (see ``EMA``)
     ema_momentum
         τ₀ of the averaged encoder, → 1 on a cosine
     center_log_variance
@@ -83,7 +83,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         draws: int = 1,
         variance: Literal["diagonal", "isotropic"] = "diagonal",
         likelihood: Literal["polar", "standard"] = "polar",
-        target: Literal["stop-gradient", "ema", "ema-batch"] = "stop-gradient",
+        target: Literal["stop-gradient", "ema", "ema-averaged"] = "stop-gradient",
         ema_momentum: float = 0.996,
         center_log_variance: bool = False,
         **encoder: Unpack[EncoderSettings],
@@ -100,8 +100,8 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
             raise ConfigError(f"draws must be a whole number ≥ 0 (0: the posterior mean), got {draws}")
         if likelihood not in ("polar", "standard"):
             raise ConfigError(f"likelihood must be 'polar' or 'standard', got '{likelihood}'")
-        if target not in ("stop-gradient", "ema", "ema-batch"):
-            raise ConfigError(f"target must be 'stop-gradient' or 'ema' (or 'ema-batch'), got '{target}'")
+        if target not in ("stop-gradient", "ema", "ema-averaged"):
+            raise ConfigError(f"target must be 'stop-gradient' or 'ema' (or 'ema-averaged'), got '{target}'")
         if likelihood == "standard" and not (directional and radial and not center_log_variance):
             raise ConfigError(
                 "directional, radial and center_log_variance are settings of the polar likelihood: "
@@ -120,7 +120,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         self.inference = InferenceNetwork(self.embedding_dim, hidden_dim, variance)
         self.target = None
         if target != "stop-gradient":
-            statistics: Any = "batch" if target == "ema-batch" else "averaged"
+            statistics: Any = "averaged" if target == "ema-averaged" else "batch"
             self.target = EMA(self.encoder, ema_momentum, statistics=statistics)
 
     def likelihood(self, z: Tensor, variance: Tensor) -> PolarStudentT | MultivariateStudentT:
