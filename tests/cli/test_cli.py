@@ -302,6 +302,6 @@ def test_list_names_what_is_registered(capsys):
     for name in ("vje", "resnet18", "convnet", "predictive", "byol-32", "flow_matching", "sklearn:"):
         assert name in printed
     lines = printed.splitlines()
-    assert "models of networks of your own, in Python: var-jepa" in lines
+    assert "other models, in Python: var-jepa, encoder" in lines
     assert "  likelihood: log-density of h at its own latent; no reference set" in lines
     assert "var-jepa" not in lines[0].partition(": ")[2].split(", ")  # train does not train it
