@@ -59,10 +59,7 @@ def embed(model: Model, data: Data, out: OutFile, shared: Shared) -> None:
 
 
 def score(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="RUN_OR_MODEL", help="run or model folder, owner/name, hf:… or timm:… (jepa)"),
-    ],
+    model: Model,
     data: Data,
     out: OutFile,
     options: Scoring,

@@ -35,7 +35,9 @@ Reference = Annotated[
 Target = Annotated[
     str | None, typer.Option("--target", metavar="COLUMN", help="of tables: the labels, which no model sees")
 ]
-Model = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="run folder, model folder or owner/name")]
+Model = Annotated[
+    str, typer.Argument(metavar="ENCODER", help="run or model folder, owner/name, hf:NAME or timm:NAME")
+]
 
 
 @dataclass(frozen=True)
