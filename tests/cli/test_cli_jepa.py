@@ -2,6 +2,8 @@
 
 import itertools
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -185,3 +187,31 @@ def test_curate_lists_every_image_once(places, tmp_path):
     assert ranking["typicality"] == sorted(ranking["typicality"])
     assert (out / "report.html").read_text().count("data:image/png") >= 10
     assert run(arguments) == 2  # it exists
+
+
+def test_another_process_goes_on_with_labelled_images(places, tmp_path, monkeypatch, capsys):
+    """The record of a scoring holds nothing of the process that wrote it, such as an address."""
+    monkeypatch.setattr(jepa, "_ROWS_A_PART", 4)
+    random = np.random.default_rng(3)
+    for i in range(10):
+        (tmp_path / "data" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / "ab"[i % 2] / f"{i}.png")
+    out = tmp_path / "j.parquet"
+    arguments = ["score", str(places / "model"), "--score", "jepa", "--data", str(tmp_path / "data"), "-q"]
+    code = (
+        "import sys; from probjepa.scores import jepa_parts as jepa; from probjepa.cli import run\n"
+        "jepa._ROWS_A_PART = 4; details, calls = jepa.jepa_score_details, []\n"
+        "def stopped(*given, **options):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 2: raise KeyboardInterrupt\n"
+        "    return details(*given, **options)\n"
+        "jepa.jepa_score_details = stopped\n"
+        "sys.exit(run(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments, "--out", str(out)])
+    assert done.returncode == 130 and not out.exists()
+    capsys.readouterr()
+    assert run([*arguments, "--out", str(out)]) == 0
+    assert "4 of them by an earlier run" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "j.parquet"]

@@ -77,7 +77,7 @@ def score_jepa(
         "rank": how.rank,
         "latent": latent,
         "seed": how.seed,
-        "labels": hashlib.sha256(repr(identity(images, slice(None)).get("label")).encode()).hexdigest()[:16],
+        "labels": _labels(images),
         **data_fingerprint(images),
         **(data_fingerprint(reference, "reference") if reference is not None else {}),
         **(data_fingerprint(calibration, "calibration") if calibration is not None else {}),
@@ -148,6 +148,12 @@ def _claim(parts: Path, settings: dict[str, Any], overwrite: bool) -> str:
     if not record.is_file():
         write_text(record, text)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _labels(images: Images) -> str:
+    """A hash of the labels that are written beside the scores."""
+    labels = identity(images, slice(None)).get("label", ())
+    return hashlib.sha256(json.dumps(pa.array(labels).to_pylist()).encode()).hexdigest()[:16]
 
 
 def _fingerprint(encoder: Encoder) -> str:
