@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from probjepa.errors import ArtifactError, ConfigError, MissingExtraError
@@ -47,13 +48,16 @@ def _choose(name: str, pooling: str | None, has_class_token: bool) -> Literal["c
 def load_pretrained(name: str, pooling: str | None = None) -> Loaded:
     """Load ``"hf:NAME"`` or ``"timm:NAME"``: the encoder, in evaluation mode, and its preprocessing.
 
+    torch's generator stays as it is.
+
     Raises
     ------
     MissingExtraError, ArtifactError, ConfigError
         see :func:`load_transformers` and :func:`load_timm`
     """
     kind, _, rest = name.partition(":")
-    return load_transformers(rest, pooling) if kind == "hf" else load_timm(rest, pooling)
+    with torch.random.fork_rng(devices=[]):  # the weights that are replaced may be drawn
+        return load_transformers(rest, pooling) if kind == "hf" else load_timm(rest, pooling)
 
 
 def is_transformers(module: nn.Module) -> bool:

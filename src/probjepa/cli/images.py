@@ -128,11 +128,9 @@ class ImageModel:
         calibration = self._calibration(options, images, lambda uri: self.read(uri, labelled=False))
         reference = None if options.reference is None else self.read(options.reference, labelled=False)
         scorer = SetScorer(self.method, options.score, reference=reference, progress=not self.shared.quiet)
-        decided: Columns = {}
         known = None if calibration is None else scorer(calibration, "calibration images")[0]
         values, parts = scorer(images)
-        if known is not None:
-            decided = decisions(values, known, rate)
+        decided = {} if known is None else decisions(values, known, rate)
         columns = {**identity(images, slice(None)), "score": values, **decided, **parts}
         with open_table(out, self.shared.overwrite) as table:
             table.write(columns)

@@ -31,10 +31,6 @@ class Preprocess(FullPrecision):
         how an encoder trained elsewhere has its images resized, see ``Fit``, or its settings; None:
         bilinearly, the shorter side to ``size``. With it grey images are repeated to ``channels``
 
-    Attributes
-    ----------
-    opened, open_channels
-        what ``open_images`` takes as ``size`` and ``channels`` to open images for it
     """
 
     mean: Tensor
@@ -54,8 +50,6 @@ class Preprocess(FullPrecision):
         check_statistics(channels, mean, std)
         self.size, self.channels = size, channels
         self.fit = fit = Fit(**fit) if isinstance(fit, Mapping) else fit
-        self.opened: int | Fit = size if fit is None else fit
-        self.open_channels = channels if fit is None else None
         self._statistics = ([float(value) for value in mean], [float(value) for value in std])
         self.register_buffer("mean", torch.tensor(self._statistics[0])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(self._statistics[1])[:, None, None], persistent=False)
@@ -92,6 +86,16 @@ class Preprocess(FullPrecision):
         else:
             pixels = resize_centre(images.float(), self.size)
         return (pixels / 255 - self.mean) / self.std
+
+    @property
+    def opened(self) -> int | Fit:
+        """What ``open_images`` takes as ``size`` to open images for it."""
+        return self.size if self.fit is None else self.fit
+
+    @property
+    def open_channels(self) -> int | None:
+        """What ``open_images`` takes as ``channels`` to open images for it."""
+        return self.channels if self.fit is None else None
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments, JSON-able."""

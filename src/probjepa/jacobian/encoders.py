@@ -117,8 +117,7 @@ def as_encoder(encoder: Any, *, pooling: Pooling | None = None) -> Encoder:
         where transformers or timm is not installed
     """
     if isinstance(encoder, str) and encoder.startswith(HUBS):
-        with torch.random.fork_rng(devices=[]):  # the weights that are replaced may be drawn
-            module, settings = load_pretrained(encoder, pooling)
+        module, settings = load_pretrained(encoder, pooling)
         return Encoder(module, module, None if settings is None else Preprocess(**settings), encoder)
     if pooling is not None:
         raise ConfigError("pooling goes with 'hf:' and 'timm:' encoders: this one pools by itself")

@@ -49,8 +49,7 @@ class OpenedEncoder(Method):
                 raise ConfigError(
                     f"no encoder '{backbone}': give {' or '.join(f'{hub}NAME' for hub in HUBS)}"
                 )
-            with torch.random.fork_rng(devices=[]):  # the weights that are replaced may be drawn
-                module, settings = load_pretrained(backbone, pooling)
+            module, settings = load_pretrained(backbone, pooling)
         else:
             if pooling is not None:
                 raise ConfigError("pooling goes with 'hf:' and 'timm:' encoders: this one pools by itself")
