@@ -62,7 +62,13 @@ class FakeHub:
 def tables(folder, columns):
     """The same columns in every form that has names."""
     pq.write_table(pa.table(columns), folder / "x.parquet")
+    for row, content in enumerate(columns["image"]):
+        if content is not None:
+            (folder / f"{row}.png").write_bytes(content)
+    paths = [None if content is None else f"{row}.png" for row, content in enumerate(columns["image"])]
+    pd.DataFrame({**columns, "image": paths}).to_csv(folder / "x.csv", index=False)
     return {
+        "csv": folder / "x.csv",
         "parquet": folder / "x.parquet",
         "frame": pd.DataFrame({k: pd.Series(v, dtype=object) for k, v in columns.items()}),
         "hub": FakeHub(columns),
@@ -70,7 +76,12 @@ def tables(folder, columns):
     }
 
 
-KINDS = ["parquet", "frame", "hub", "rows"]
+KINDS = ["parquet", "frame", "hub", "rows", "csv"]
+
+
+def row_names(kind):
+    """The ids where no column has them: the paths of a .csv, else the rows' numbers."""
+    return [f"{row}.png" if kind == "csv" else str(row) for row in range(COUNT)]
 
 
 @pytest.mark.parametrize("limit", [None, 1])
@@ -78,7 +89,7 @@ KINDS = ["parquet", "frame", "hub", "rows"]
 def test_label_and_id_columns_can_be_chosen(tmp_path, kind, limit):
     source = tables(tmp_path, COLUMNS)[kind]
     opened = open_images(source, memory_limit=limit)
-    assert opened.labels.tolist() == COARSE and opened.ids == [str(row) for row in range(COUNT)]
+    assert opened.labels.tolist() == COARSE and opened.ids == row_names(kind)
     opened = open_images(source, labels="fine", ids="file", memory_limit=limit)
     assert [opened.classes[label] for label in opened.labels] == FINE and opened.ids == NAMES
     assert torch.equal(opened.get([3])[0, 0], torch.from_numpy(PIXELS[3]))
@@ -89,18 +100,18 @@ def test_label_and_id_columns_can_be_chosen(tmp_path, kind, limit):
             open_images(source, memory_limit=limit, **wanted)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "frame", "hub"])
+@pytest.mark.parametrize("kind", ["parquet", "frame", "hub", "csv"])
 def test_a_column_called_id_names_the_rows_if_it_can(tmp_path, kind):
     source = tables(tmp_path, {**COLUMNS, "Id": NAMES})[kind]
     assert open_images(source).ids == NAMES
     for bad, message in ((["a"] * COUNT, "the id of row 0 again"), ([None, *NAMES[1:]], "row 0 has no id")):
         source = tables(tmp_path, {**COLUMNS, "Id": bad})[kind]
-        assert open_images(source).ids == [str(row) for row in range(COUNT)]
+        assert open_images(source).ids == row_names(kind)
         with pytest.raises(DataError, match=message):
             open_images(source, ids="Id")
 
 
-@pytest.mark.parametrize("kind", ["parquet", "frame", "hub"])
+@pytest.mark.parametrize("kind", ["parquet", "frame", "hub", "csv"])
 def test_images_are_found_behind_empty_rows(tmp_path, kind):
     images = [None] * 10 + COLUMNS["image"][10:]
     source = tables(tmp_path, {"note": ["x"] * COUNT, "image": images})[kind]

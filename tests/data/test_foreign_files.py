@@ -192,20 +192,51 @@ def test_regular(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [None, 1])
-def test_a_parquet_path_stays_below_its_folder(tmp_path, limit):
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_path_of_a_table_stays_below_its_folder(tmp_path, suffix, limit):
     folder = tmp_path / "set"
     (folder / "images").mkdir(parents=True)
     secret = tmp_path / "secret.png"
     for path in (secret, folder / "images" / "a.png"):
         path.write_bytes(GOOD)
-    paths = ["images/a.png", str(secret), "../secret.png", "images/../../secret.png"]
+    os.mkfifo(folder / "pipe.png")
+    paths = ["images/a.png", str(secret), "../secret.png", "images/../../secret.png", "pipe.png", "none.png"]
     table = pa.table({"image": [{"bytes": None, "path": path} for path in paths]})
     pq.write_table(table, folder / "x.parquet")
-    opened = open_images(folder / "x.parquet", on_error="skip", memory_limit=limit)
-    assert opened.ids == ["0"]
-    assert len(opened.skipped) == 3 and all("not below" in line for line in opened.skipped)
-    with pytest.raises(DataError, match=r"x\.parquet, row 1 names the file"):
-        open_images(folder / "x.parquet", memory_limit=limit)
+    (folder / "x.csv").write_text("\n".join(["file_name", *paths]))
+    opened = open_images(folder / f"x.{suffix}", on_error="skip", memory_limit=limit)
+    assert opened.ids == [paths[0] if suffix == "csv" else "0"]
+    assert len(opened.skipped) == 5 and all("not below" in line for line in opened.skipped[:3])
+    with pytest.raises(DataError, match=rf"x\.{suffix}, row 1 names the file"):
+        open_images(folder / f"x.{suffix}", memory_limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", "no column of paths"),
+        (b"a,b\n1,2\n", r"no column of paths to images \(columns: a, b\): name it 'path'"),
+        (b"path\n", "holds no images"),
+        (b"path,label\na.png,1\nb.png\n", r"row 1 has 1 cells for 2 columns"),
+        (b"path\n\xff\xfe\x00.png\n", "cannot be read as csv"),
+        (b'path\n"a.png\n', "cannot be read as csv"),
+        (b"path\n\n", "holds no images"),
+        (b"path,label\n" + b"a.png,1\n" * 2 + b"a.png,x\n", "row 0 cannot be read"),
+    ],
+)
+def test_a_csv_that_is_none_is_one_line(tmp_path, text, says):
+    (tmp_path / "x.csv").write_bytes(text)
+    with pytest.raises(DataError, match=says) as error:
+        open_images(tmp_path / "x.csv")
+    one_line(error)
+
+
+def test_a_csv_with_a_mark_in_front_and_labels(tmp_path):
+    (tmp_path / "a.png").write_bytes(GOOD)
+    (tmp_path / "b.png").write_bytes(GOOD)
+    (tmp_path / "x.csv").write_bytes("\ufeffpath,label\r\na.png,cat\r\nb.png,\r\n".encode())
+    opened = open_images(str(tmp_path / "x.csv"))
+    assert (opened.ids, opened.classes, opened.labels.tolist()) == (["a.png", "b.png"], ["cat"], [0, -1])
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n"

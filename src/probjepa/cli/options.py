@@ -14,7 +14,9 @@ import typer.core
 
 from probjepa.errors import ConfigError
 
-Data = Annotated[str, typer.Option("--data", metavar="URI", help="images: folder, parquet, npy/npz, hf:, …")]
+Data = Annotated[
+    str, typer.Option("--data", metavar="URI", help="images: folder, parquet, csv of paths, npy/npz, hf:, …")
+]
 OutFile = Annotated[Path, typer.Option("--out", metavar="F.parquet", help="table to write")]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="folder to write")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]

@@ -1,7 +1,8 @@
-"""Readers of Python objects: DataFrames, Hugging Face and torch data sets, lists of rows."""
+"""Readers of rows: DataFrames, Hugging Face and torch data sets, lists, and .csv files of paths."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,34 @@ from torch import Tensor
 
 from probjepa.data.decode import Payload, Unreadable, as_payload
 from probjepa.data.records import Records, encode_labels
-from probjepa.data.tables import chosen_ids, id_column, image_column, label_column
-from probjepa.errors import DataError, MissingExtraError
+from probjepa.data.tables import IMAGE_NAMES, chosen_ids, id_column, image_column, label_column
+from probjepa.errors import DataError, MissingExtraError, short
+from probjepa.files import first_line, regular
 
+_PATH_NAMES = ("path", "file_name", "filename", "image_path", *IMAGE_NAMES, "file")  # of a .csv
 _PEEK = 8  # rows looked at to tell which column holds images; more, where none of these holds one
 
 
 class RowRecords(Records):
-    """Rows of anything that can be indexed; ``roots`` are the folders that their paths must stay below."""
+    """Rows of anything that can be indexed; ``roots`` are the folders that their paths must stay below.
 
-    def __init__(self, name: str, count: int, row: Callable[[int], Any], roots: Sequence[Path] = ()) -> None:
-        self.name, self.ids, self._row, self.roots = name, [str(i) for i in range(count)], row, roots
+    With ``base`` paths are relative to it, see ``as_payload``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        row: Callable[[int], Any],
+        roots: Sequence[Path] = (),
+        base: Path | None = None,
+    ) -> None:
+        self.name, self.ids, self._row = name, [str(i) for i in range(count)], row
+        self.roots, self.base = roots, base
 
     def read(self, row: int) -> Payload:
         """Return what one row holds."""
-        payload = as_payload(self._row(row))
+        payload = as_payload(self._row(row), self.base)
         if self.roots and isinstance(payload, Path):
             path = payload.resolve()
             if not any(path.is_relative_to(root) for root in self.roots):
@@ -163,6 +177,46 @@ def _read_frame(frame: Any, labels: str | None, ids: str | None) -> Records:
     if label is not None:
         records.labels, records.classes = encode_labels(values(label), where, len(frame))
     name = id_column(columns, ids, where)
+    if name is not None:
+        records.ids = chosen_ids(values(name), name, ids, where) or records.ids
+    return records
+
+
+def read_csv(path: Path, labels: str | None = None, ids: str | None = None) -> Records:
+    """Read the images that a .csv file names: a column of paths, and of labels and ids where there are any.
+
+    Paths are relative to the file's folder and do not leave it. They are the ids, if no column is.
+    """
+    try:
+        with open(regular(path), encoding="utf-8-sig", newline="") as file:
+            head, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"'{path}' cannot be read as csv ({first_line(error)}): write it again") from error
+    where = f"'{path}'"
+    column = next((name for name in _PATH_NAMES if name in head), None)
+    if column is None:
+        raise DataError(
+            f"{where} has no column of paths to images (columns: {short(', '.join(head))}): name it 'path'"
+        )
+    for line, row in enumerate(rows):
+        if len(row) != len(head):
+            raise DataError(f"{where}, row {line} has {len(row)} cells for {len(head)} columns: mend it")
+
+    def values(name: str) -> list[str | None]:
+        return [row[head.index(name)] or None for row in rows]
+
+    paths = values(column)
+    records = RowRecords(str(path), len(rows), _Cell(paths), base=path.parent)
+    label = label_column([name for name in head if name != column], labels, where)
+    if label is not None:
+        found = values(label)
+        try:
+            numbers = [None if value is None else int(value) for value in found]
+        except ValueError:
+            numbers = None
+        records.labels, records.classes = encode_labels(numbers or found, where, len(rows))
+    records.ids = chosen_ids(paths, column, None, where) or records.ids
+    name = id_column(head, ids, where)
     if name is not None:
         records.ids = chosen_ids(values(name), name, ids, where) or records.ids
     return records

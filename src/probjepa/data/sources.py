@@ -32,6 +32,7 @@ READERS = Registry(
         "sklearn:": "probjepa.data.files:read_sklearn",
         "hf:": "probjepa.data.objects:read_hub",
         ".parquet": "probjepa.data.tables:read_parquet",
+        ".csv": "probjepa.data.objects:read_csv",
         ".npz": "probjepa.data.files:read_npz",
         ".npy": "probjepa.data.files:read_npy",
         "folder": "probjepa.data.files:read_folder",
@@ -39,7 +40,7 @@ READERS = Registry(
     },
     group="probjepa.sources",
 )
-_FORMS = "an image file or folder, .parquet, .npz, .npy, sklearn:digits or hf:NAME[:SPLIT]"
+_FORMS = "an image file or folder, .parquet, .csv of paths, .npz, .npy, sklearn:digits or hf:NAME[:SPLIT]"
 
 
 def open_images(
@@ -63,7 +64,8 @@ def open_images(
     ----------
     source
         ``sklearn:digits`` · a folder of images (sub-folders are labels) · ``x.parquet``, a folder or a glob
-        of parquet shards (Hugging Face layout) · ``.npz[:SPLIT]`` / ``.npy`` · ``hf:NAME[:SPLIT]`` · one
+        of parquet shards (Hugging Face layout) · ``x.csv`` with a column of paths to images, relative to its
+        folder, and perhaps of labels · ``.npz[:SPLIT]`` / ``.npy`` · ``hf:NAME[:SPLIT]`` · one
         image file; or a numpy array, a torch tensor, a pair of one of these and its labels, a dict of
         "images" and "labels", a pandas DataFrame, a torch ``Dataset``, an opened set
     size

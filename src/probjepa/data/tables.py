@@ -20,14 +20,14 @@ from probjepa.data.records import Records, encode_labels
 from probjepa.errors import DataError, ProbjepaError
 from probjepa.files import first_line, regular, sweep, temporary_name
 
-_IMAGE_NAMES = ("image", "img", "images", "imgs", "pixel_values", "picture", "photo", "x")
+IMAGE_NAMES = ("image", "img", "images", "imgs", "pixel_values", "picture", "photo", "x")
 _LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "class", "target", "y")
 _SPLIT_NAME = re.compile(r"^(train|test|val|valid|validation|dev)(?![a-z])", re.IGNORECASE)
 
 
 def image_column(found: Sequence[str], columns: Sequence[str], where: str) -> str:
     """Return the one of ``columns`` that holds images, of those that may, by its name."""
-    named = [name for name in _IMAGE_NAMES if name in found]
+    named = [name for name in IMAGE_NAMES if name in found]
     if named:
         return named[0]
     if len(found) == 1:
