@@ -57,7 +57,12 @@ def load(
 
 
 def open_encoder(
-    name_or_module: str | Path | nn.Module, *, image_size: int | None = None, pooling: str | None = None
+    name_or_module: str | Path | nn.Module,
+    *,
+    image_size: int | None = None,
+    pooling: str | None = None,
+    weights: str | Path | Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Method:
     """Open any encoder as what a trained method is to every command: ``embed``, ``features``, ``preprocess``.
 
@@ -65,11 +70,17 @@ def open_encoder(
     ----------
     name_or_module
         ``"hf:NAME"``, ``"timm:NAME"`` (``"timm:local-dir:PATH"`` too), a run or model folder, ``owner/name``;
-        or a torch module, float (N, 3, H, W) → (N, D), which is given pixels in [0, 1]
+        a torch module, float (N, 3, H, W) → (N, D), which is given pixels in [0, 1]; or a registered
+        backbone, for ``weights``
     image_size
         side of the square images that it is given; None: its own (a module's must be given)
     pooling
         of a token model: "cls" or "mean"; None: the model's own
+    weights
+        a checkpoint of a registered backbone ("resnet50"): a file of torch's or of safetensors, or what one
+        holds
+    options
+        ``mean``, ``std`` and ``backbone_options`` beside ``weights``, see ``OpenedEncoder``
 
     Raises
     ------
@@ -82,8 +93,9 @@ def open_encoder(
     from probjepa.methods.opened import OpenedEncoder
 
     module = isinstance(name_or_module, nn.Module) and not isinstance(name_or_module, Method)
-    if module or str(name_or_module).startswith(HUBS):
-        return OpenedEncoder(name_or_module, image_size=image_size, pooling=pooling)  # type: ignore[arg-type]
+    if module or weights is not None or str(name_or_module).startswith(HUBS):
+        name: Any = name_or_module
+        return OpenedEncoder(name, image_size=image_size, pooling=pooling, weights=weights, **options)
     if image_size is not None or pooling is not None:
         raise ConfigError("image_size and pooling go with 'hf:', 'timm:' and modules: this one has its own")
     model = name_or_module if isinstance(name_or_module, nn.Module) else load(name_or_module)

@@ -83,34 +83,6 @@ def test_convolutions_start_from_kaiming_fan_out():
     assert resnet18().layer1[0].bn2.weight.eq(1).all()  # no zero-init of the residual branch
 
 
-def test_load_torchvision_drops_the_classifier():
-    source, target = (
-        resnet18(stem="imagenet", width=0.125).eval(),
-        resnet18(stem="imagenet", width=0.125).eval(),
-    )
-    weights = {**source.state_dict(), "fc.weight": torch.zeros(1000, 64), "fc.bias": torch.zeros(1000)}
-    old = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
-    images = torch.randn(2, 3, 32, 32)
-    for given in (weights, old):
-        target.load_torchvision(given)
-        torch.testing.assert_close(target(images), source(images))
-
-
-def test_load_torchvision_refuses_other_models_and_loads_nothing():
-    target = resnet18(stem="cifar", width=0.125)
-    before = {name: value.clone() for name, value in target.state_dict().items()}
-    with pytest.raises(
-        ConfigError, match=r"1 of another shape \(first: conv1.weight \(8, 3, 7, 7\)"
-    ) as error:
-        target.load_torchvision(resnet18(stem="imagenet", width=0.125).state_dict())
-    assert "\n" not in str(error.value)
-    with pytest.raises(ConfigError, match=r"unknown \(first: layer1.0.conv3.weight\)"):
-        target.load_torchvision(resnet50(width=0.125).state_dict())
-    with pytest.raises(ConfigError, match=r"missing \(first: conv1.weight\)"):
-        target.load_torchvision({})
-    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
-
-
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_backbone_trains_and_says_its_dimension(name, channels):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probjepa.errors import ConfigError
@@ -23,6 +24,7 @@ BACKBONES = Registry(
         "resnet18": "probjepa.backbones.resnet:resnet18",
         "resnet34": "probjepa.backbones.resnet:resnet34",
         "resnet50": "probjepa.backbones.resnet:resnet50",
+        "resnet20": "probjepa.backbones.resnet:resnet20",
         "convnet": "probjepa.backbones.convnet:ConvNet",
         "vit": "probjepa.backbones.vit:ViT",
     },
@@ -32,9 +34,14 @@ HUBS = ("hf:", "timm:")
 
 
 def encoder_of(
-    backbone: str | nn.Module, options: Mapping[str, Any], *, channels: int = 3, image_size: int = 32
-) -> nn.Module:
-    """Return the encoder that a name or a module stands for: (N, channels, H, W) → (N, D).
+    backbone: str | nn.Module,
+    options: Mapping[str, Any],
+    *,
+    channels: int = 3,
+    image_size: int = 32,
+    weights: str | Path | Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the encoder that a name or a module stands for, (N, channels, H, W) → (N, D), and its options.
 
     Parameters
     ----------
@@ -45,16 +52,28 @@ def encoder_of(
         keywords of a registered backbone, or ``pooling`` of a pretrained one
     channels, image_size
         see :func:`build_backbone`
+    weights
+        a checkpoint of a registered backbone, see ``probjepa.backbones.foreign``
 
     Raises
     ------
     ConfigError
-        for an unknown name or option, or options beside a module
+        for an unknown name or option, options or weights beside a module, or weights that do not fit
     MissingExtraError, ArtifactError
-        where transformers or timm is not installed, or has no such model
+        where transformers or timm is not installed, or has no such model; for weights that cannot be read
     """
     if isinstance(backbone, str) and not backbone.startswith(HUBS):
-        return build_backbone(backbone, channels=channels, image_size=image_size, **options)
+        if weights is not None:
+            from probjepa.backbones.foreign import foreign_encoder
+
+            built, found = foreign_encoder(
+                backbone, weights, options, channels=channels, image_size=image_size
+            )
+            return built, {name: value for name, value in found.items() if name != "image_size"}
+        built = build_backbone(backbone, channels=channels, image_size=image_size, **options)
+        return built, dict(options)
+    if weights is not None:
+        raise ConfigError("weights go with a registered backbone's name: this one has its own")
     from torch import nn
 
     from probjepa.backbones.hub import TransformersEncoder, is_transformers, load_pretrained
@@ -63,12 +82,12 @@ def encoder_of(
         unknown = sorted(set(options) - {"pooling"})
         if unknown:
             raise ConfigError(f"backbone '{backbone}' has no option '{unknown[0]}' (known: pooling)")
-        return load_pretrained(backbone, options.get("pooling"))[0]
+        return load_pretrained(backbone, options.get("pooling"))[0], dict(options)
     if options:
         raise ConfigError("backbone_options go with a backbone's name, not with a module of your own")
     if not isinstance(backbone, nn.Module):
         raise ConfigError(f"backbone is {backbone!r}: give a name of `probjepa list` or a torch module")
-    return TransformersEncoder(backbone) if is_transformers(backbone) else backbone
+    return TransformersEncoder(backbone) if is_transformers(backbone) else backbone, {}
 
 
 def build_backbone(name: str, *, channels: int = 3, image_size: int = 32, **options: Any) -> nn.Module:

@@ -1,17 +1,19 @@
-"""ResNet-18, 34 and 50 without the classifier, with torchvision's parameter names.
+"""ResNet-18, 34 and 50, and CIFAR's ResNet-20, without the classifier, with torchvision's parameter names.
 
 Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; the bottleneck strides in its
 3x3 convolution, as torchvision's does ("ResNet v1.5"). The "cifar" stem is that of SimCLR and its successors:
-a 3x3 convolution of stride 1 and no max-pool.
+a 3x3 convolution of stride 1 and no max-pool. ResNet-20 is section 4.2's, with shortcuts of option A.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from probjepa.backbones._checks import check_channels, check_images
 from probjepa.errors import ConfigError
@@ -25,9 +27,20 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    if stride == 1 and inputs == outputs:
-        return None
+class Padding(nn.Module):
+    """A shortcut without parameters: every ``stride``-th pixel, zeros for the channels that are more."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        before = (outputs - inputs) // 2
+        self.stride, self.pad = stride, (0, 0, 0, 0, before, outputs - inputs - before)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, H/stride, W/stride)."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], self.pad)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
 
@@ -36,14 +49,16 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+    def __init__(
+        self, inputs: int, planes: int, stride: int, shortcut: Callable[..., nn.Module] = _shortcut
+    ) -> None:
         super().__init__()
         self.conv1 = _conv(inputs, planes, 3, stride)
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = _conv(planes, planes, 3)
         self.bn2 = nn.BatchNorm2d(planes)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, planes, stride)
+        self.downsample = None if (stride, inputs) == (1, planes) else shortcut(inputs, planes, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return relu(F(x) + shortcut(x))."""
@@ -68,7 +83,7 @@ class Bottleneck(nn.Module):
         self.conv3 = _conv(planes, outputs, 1)
         self.bn3 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, outputs, stride)
+        self.downsample = None if (stride, inputs) == (1, outputs) else _shortcut(inputs, outputs, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return relu(F(x) + shortcut(x))."""
@@ -85,15 +100,18 @@ class ResNet(nn.Module):
     Parameters
     ----------
     block
-        ``BasicBlock`` or ``Bottleneck``
+        ``BasicBlock`` or ``Bottleneck``, or what makes one of (inputs, planes, stride=…)
     depths
-        blocks in each of the four stages
+        blocks in each stage
     channels
         1 or 3
     stem
         "cifar": 3x3 convolution, stride 1, no max-pool; "imagenet": 7x7, stride 2, then max-pool
     width
-        factor on the channels of every stage (64, 128, 256, 512), each rounded to a multiple of 8
+        factor on the channels of every stage (``planes``, then twice as many as the stage before), each
+        rounded to a multiple of 8
+    planes
+        channels of the first stage
 
     Raises
     ------
@@ -105,12 +123,13 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: Callable[..., BasicBlock | Bottleneck],
         depths: Sequence[int],
         *,
         channels: int = 3,
         stem: Stem = "cifar",
         width: float = 1.0,
+        planes: int = 64,
     ) -> None:
         super().__init__()
         check_channels("ResNet", channels)
@@ -118,25 +137,27 @@ class ResNet(nn.Module):
             raise ConfigError(f"ResNet: stem is '{stem}': use 'cifar' or 'imagenet'")
         if not 0 < width <= 16:
             raise ConfigError(f"ResNet: width is {width}: use a factor above 0 and up to 16")
-        planes = [max(8, 8 * round(64 * 2**stage * width / 8)) for stage in range(4)]
+        widths = [max(8, 8 * round(planes * 2**stage * width / 8)) for stage in range(len(depths))]
         self.channels = channels
-        self.embedding_dim = planes[-1] * block.expansion
 
         if stem == "cifar":
-            self.conv1 = _conv(channels, planes[0], 3)
+            self.conv1 = _conv(channels, widths[0], 3)
         else:
-            self.conv1 = _conv(channels, planes[0], 7, stride=2)
-        self.bn1 = nn.BatchNorm2d(planes[0])
+            self.conv1 = _conv(channels, widths[0], 7, stride=2)
+        self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, stride=2, padding=1)
 
-        inputs = planes[0]
-        for stage, (depth, outputs) in enumerate(zip(depths, planes, strict=True), start=1):
+        inputs = widths[0]
+        self.stages = [f"layer{stage}" for stage in range(1, len(depths) + 1)]
+        for stage, depth, outputs in zip(self.stages, depths, widths, strict=True):
             blocks: list[nn.Module] = []
             for index in range(depth):
-                blocks.append(block(inputs, outputs, stride=2 if stage > 1 and index == 0 else 1))
-                inputs = outputs * block.expansion
-            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+                made = block(inputs, outputs, stride=2 if stage != "layer1" and index == 0 else 1)
+                blocks.append(made)
+                inputs = outputs * made.expansion
+            self.add_module(stage, nn.Sequential(*blocks))
+        self.embedding_dim = inputs
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -146,36 +167,9 @@ class ResNet(nn.Module):
         """Return the globally average-pooled features (N, embedding_dim)."""
         check_images("ResNet", images, self.channels)
         x: torch.Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        for stage in range(1, 5):
-            x = self.get_submodule(f"layer{stage}")(x)
+        for stage in self.stages:
+            x = self.get_submodule(stage)(x)
         return x.mean(dim=(2, 3))
-
-    def load_torchvision(self, state_dict: Mapping[str, torch.Tensor]) -> None:
-        """Load the weights of the torchvision model of the same depth; its classifier (``fc.*``) is dropped.
-
-        Raises
-        ------
-        ConfigError
-            if a parameter is missing, unknown or of another shape; nothing is loaded then
-        """
-        given = {name: value for name, value in state_dict.items() if not name.startswith("fc.")}
-        own = self.state_dict()
-        # checkpoints from before PyTorch 0.4.1 have no batch counters; batch norm fills them in
-        missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
-        unknown = [name for name in given if name not in own]
-        reshaped = [
-            f"{name} {tuple(given[name].shape)}, not {tuple(own[name].shape)}"
-            for name in own
-            if name in given and own[name].shape != given[name].shape
-        ]
-        kinds = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
-        problems = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds.items() if names]
-        if problems:
-            raise ConfigError(
-                f"these weights do not fit this ResNet: {'; '.join(problems)}: "
-                "build the same depth with stem='imagenet', width=1.0 and channels=3"
-            )
-        self.load_state_dict(given)
 
 
 def _build(
@@ -210,3 +204,9 @@ def resnet50(
 ) -> ResNet:
     """ResNet-50, D = 2048. ``stem=None`` picks "cifar" for images up to 64 pixels, "imagenet" above."""
     return _build(Bottleneck, (3, 4, 6, 3), channels, image_size, stem, width)
+
+
+def resnet20(*, channels: int = 3, width: float = 1.0) -> ResNet:
+    """ResNet-20 for CIFAR, D = 64: three stages of 16, 32 and 64 channels, shortcuts without parameters."""
+    block = partial(BasicBlock, shortcut=Padding)
+    return ResNet(block, (3, 3, 3), channels=channels, width=width, planes=16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
 import torch
@@ -43,6 +44,7 @@ class EncoderSettings(TypedDict, total=False):
     mean: Sequence[float] | None
     std: Sequence[float] | None
     view_recipe: str | None
+    weights: str | Path | Mapping[str, Any] | None
     seed: int | None
 
 
@@ -75,6 +77,9 @@ class Method(Pretrained):
         channel statistics in [0, 1] units; None: estimated on the training images by ``calibrate``
     view_recipe
         name of the view recipe; None: the default for size and channels
+    weights
+        a checkpoint of a registered backbone, see ``foreign_encoder``: what of it is the encoder's is loaded.
+        A saved model holds the weights, and not where they came from
     seed
         of the initial weights, the same as ``probjepa train --seed`` gives; None: torch's global generator
         draws them, as for any module
@@ -82,7 +87,9 @@ class Method(Pretrained):
     Raises
     ------
     ConfigError
-        for an unknown backbone or option, or a setting out of range
+        for an unknown backbone or option, a setting out of range, or weights that do not fit
+    ArtifactError
+        for weights that cannot be read
     """
 
     def __init__(
@@ -95,6 +102,7 @@ class Method(Pretrained):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         view_recipe: str | None = None,
+        weights: str | Path | Mapping[str, Any] | None = None,
         seed: int | None = None,  # used by the metaclass
     ) -> None:
         super().__init__()
@@ -109,8 +117,9 @@ class Method(Pretrained):
                 f"view_recipe takes the name of a view recipe, got {short(repr(view_recipe))}: give a "
                 "module of your own to fit(…, views=module)"
             )
-        options = dict(backbone_options or {})
-        self.encoder = encoder_of(backbone, options, channels=channels, image_size=image_size)
+        self.encoder, options = encoder_of(
+            backbone, backbone_options or {}, channels=channels, image_size=image_size, weights=weights
+        )
         self.embedding_dim = embedding_dim_of(self.encoder, channels, image_size)
         self.calibrated = mean is not None
         self.preprocess = Preprocess(
@@ -121,8 +130,8 @@ class Method(Pretrained):
         )
         self.view_recipe = view_recipe or default_recipe(image_size, channels)
         # the channel statistics are the preprocessing's, which is saved beside the settings
-        self.settings = {k: v for k, v in self.settings.items() if k not in ("mean", "std")} | {
-            "backbone_options": self.settings.get("backbone_options") or {},
+        self.settings = {k: v for k, v in self.settings.items() if k not in ("mean", "std", "weights")} | {
+            "backbone_options": {**options, **(self.settings.get("backbone_options") or {})},
             "view_recipe": self.view_recipe,
         }
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from probjepa.backbones import HUBS
+from probjepa.backbones import HUBS, build_backbone
+from probjepa.backbones.foreign import foreign_encoder
 from probjepa.backbones.hub import load_pretrained, remade
 from probjepa.data import Preprocess
 from probjepa.errors import ConfigError
 from probjepa.methods.base import Method
 
 _CHANNELS = 3
+# the public releases': ImageNet's statistics, and above the size of CIFAR and the like 224 of 256 pixels
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CROP, _SMALL = 224 / 256, 64
 
 
 class OpenedEncoder(Method):
@@ -24,11 +29,20 @@ class OpenedEncoder(Method):
     ----------
     backbone
         ``"hf:NAME"``, ``"timm:NAME"`` or a torch module, float (N, 3, H, W) → (N, D). Nothing is known of how
-        a module's images are prepared: it is given pixels in [0, 1], and normalises them itself
+        a module's images are prepared: it is given pixels in [0, 1], and normalises them itself. Or a
+        registered name, for ``weights``
     image_size
         side of the square images that it is given; None: its own (a module's must be given)
     pooling
         of a token model: "cls" or "mean"; None: the model's own
+    weights
+        a checkpoint of a registered backbone, see ``probjepa.backbones.foreign``. Its images are resized
+        bicubically, the shorter side to 8/7 of ``image_size`` (up to 64 pixels: to ``image_size``) before the
+        centre is kept
+    backbone_options
+        of a registered backbone, where the shapes of its weights do not say them
+    mean, std
+        with ``weights``: channel statistics in [0, 1] units; None: ImageNet's
 
     Raises
     ------
@@ -41,14 +55,33 @@ class OpenedEncoder(Method):
     name = "encoder"
 
     def __init__(
-        self, backbone: str | nn.Module, *, image_size: int | None = None, pooling: str | None = None
+        self,
+        backbone: str | nn.Module,
+        *,
+        image_size: int | None = None,
+        pooling: str | None = None,
+        weights: str | Path | Mapping[str, Any] | None = None,
+        backbone_options: Mapping[str, Any] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         settings: dict[str, Any] | None
-        if isinstance(backbone, str):
-            if not backbone.startswith(HUBS):
-                raise ConfigError(
-                    f"no encoder '{backbone}': give {' or '.join(f'{hub}NAME' for hub in HUBS)}"
-                )
+        own: dict[str, Any] = {"backbone": backbone, "image_size": image_size, "pooling": pooling}
+        if isinstance(backbone, str) and not backbone.startswith(HUBS):
+            options = {**(backbone_options or {}), **({} if pooling is None else {"pooling": pooling})}
+            if weights is not None:
+                module, options = foreign_encoder(backbone, weights, options, image_size=image_size)
+                own["image_size"] = options.pop("image_size")
+            else:  # of a saved model, which are loaded next
+                module = build_backbone(backbone, image_size=image_size or 0, **options)
+            size = own["image_size"]
+            side = size if size <= _SMALL else round(size / _CROP)
+            settings = {"size": size, "channels": _CHANNELS, "mean": mean or _MEAN, "std": std or _STD}
+            settings["fit"] = {"size": size, "side": side}
+            own |= {"pooling": None, "backbone_options": options}
+        elif weights is not None or backbone_options or mean is not None or std is not None:
+            raise ConfigError("weights, backbone_options, mean and std go with a registered backbone's name")
+        elif isinstance(backbone, str):
             module, settings = load_pretrained(backbone, pooling)
         else:
             if pooling is not None:
@@ -57,13 +90,13 @@ class OpenedEncoder(Method):
                 raise ConfigError("an encoder of your own needs image_size, the side of its images")
             zeros, ones = (0.0,) * _CHANNELS, (1.0,) * _CHANNELS
             settings = {"size": image_size, "channels": _CHANNELS, "mean": zeros, "std": ones}
-            module = backbone
+            module, own["backbone"] = backbone, None
         if settings is None:
             raise ConfigError(
                 f"{backbone} says nothing of how its images are prepared (no preprocessor_config.json): open "
                 "it yourself, and give the module"
             )
-        if image_size is not None and "fit" in settings:
+        if image_size is not None and settings["size"] != image_size:
             side = round(settings["fit"]["side"] * image_size / settings["size"])
             settings = {
                 **settings,
@@ -75,8 +108,7 @@ class OpenedEncoder(Method):
             std=settings["std"],
         )  # fmt: skip
         self.preprocess = Preprocess(**settings)
-        own = backbone if isinstance(backbone, str) else None
-        self.settings = {"backbone": own, "image_size": image_size, "pooling": pooling}
+        self.settings = own
         self.eval()
 
     @classmethod
@@ -94,8 +126,13 @@ class OpenedEncoder(Method):
         ConfigError
             for a module of the user's own
         """
+        registered = "backbone_options" in self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fresh = type(self)(remade(self.encoder), image_size=self.preprocess.size)
+            fresh = (
+                type(self)(**self.settings)
+                if registered
+                else type(self)(remade(self.encoder), image_size=self.preprocess.size)
+            )
         fresh.preprocess = Preprocess(**self.preprocess.config())
         return fresh.to(self.device)

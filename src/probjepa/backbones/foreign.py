@@ -1,0 +1,222 @@
+"""Weights that were trained elsewhere: which part of a file fits a backbone is seen by its names."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probjepa.backbones import BACKBONES, build_backbone
+from probjepa.errors import ArtifactError, ConfigError, ProbjepaWarning, short
+from probjepa.files import first_line, regular
+
+State = dict[str, Tensor]
+Weights = str | Path | Mapping[str, Any]
+# of several copies of one network: the averaged one that was published, or the one that was trained
+_FIRST = re.compile(r"teacher|target_encoder|state_dict_ema")
+_LAST = re.compile(r"student|momentum|encoder_k|target")
+# what stands on an encoder, or belongs to its training alone
+_HEADS = re.compile(
+    r"(fc|heads?|head_dist|linear|classifier|last_linear|mlp|project\w*|predict\w*|prototypes|queue\w*|mask_token"
+    r"|decoder\w*)(\.|$)"
+)
+_MOST_LISTED = 6
+
+
+def read_tensors(source: Weights) -> State:
+    """Read all tensors of a checkpoint by name, "part.name" where it nests.
+
+    Parameters
+    ----------
+    source
+        a file, safetensors or torch's; or what one holds
+
+    Raises
+    ------
+    ArtifactError
+        for a file that cannot be read, holds no tensors, or would have to be unpickled
+    """
+    from safetensors.torch import load_file
+
+    if isinstance(source, Mapping):
+        return dict(_flat(source, ""))
+    try:
+        file = regular(source)
+        if file.suffix == ".safetensors":
+            return dict(load_file(file))
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain values, in DINO's
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file makes of the reader
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found:
+            raise ArtifactError(
+                f"{source} holds more than tensors and plain values ({found[1]}) and would have to be "
+                "unpickled, which runs its code: if you trust it, save its state dict alone with torch.save"
+            ) from error
+        raise ArtifactError(f"cannot read the weights {source}: {first_line(error)}") from error
+    tensors = dict(_flat(content, ""))
+    if not tensors:
+        raise ArtifactError(f"{source} holds no tensors by name: give a state dict, or a checkpoint with one")
+    return tensors
+
+
+def _flat(content: Any, name: str) -> Iterable[tuple[str, Tensor]]:
+    if isinstance(content, Tensor):
+        yield name, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _flat(value, f"{name}.{key}" if name else str(key))
+
+
+def _resnet(children: str = "") -> Callable[[str], str]:
+    """What makes ours of a ResNet's names, also those of an ``nn.Sequential`` of its children."""
+    parts = children.split()
+
+    def rename(name: str) -> str:
+        name = re.sub(r"^\d+", lambda number: parts[int(number[0])], name)
+        return name.replace(".shortcut.", ".downsample.")
+
+    return rename
+
+
+# a name that only an encoder of such a kind has → what makes ours of its names
+_RESNET_NAMES: dict[str, Callable[[str], str]] = {
+    "layer1.0.conv1.weight": _resnet(),
+    "2.0.conv1.weight": _resnet("conv1 bn1 layer1 layer2 layer3 layer4"),
+    "4.0.conv1.weight": _resnet("conv1 bn1 relu maxpool layer1 layer2 layer3 layer4"),
+}
+
+
+def _found(
+    tensors: State, kinds: Mapping[str, Callable[[str], str]]
+) -> tuple[str, Callable[[str], str]] | None:
+    """The prefix of the encoder's names, the best of several, and what renames the rest of them."""
+    for mark, rename in kinds.items():
+        prefixes = [name.removesuffix(mark) for name in tensors if f".{name}".endswith(f".{mark}")]
+        if prefixes:
+            rank = {p: (not _FIRST.search(p), bool(_LAST.search(p)), len(p)) for p in prefixes}
+            return min(prefixes, key=rank.__getitem__), rename
+    return None
+
+
+def _listed(names: Iterable[str], prefix: str) -> str:
+    """Names by their first parts, with how many there are of each: one line of bounded length."""
+    parts = Counter(_group(name, prefix) for name in names)
+    listed = [f"{short(part)} ({count})" for part, count in list(parts.items())[:_MOST_LISTED]]
+    more = len(parts) - _MOST_LISTED
+    return ", ".join(listed) + (f" and {more} more" if more > 0 else "")
+
+
+def _group(name: str, prefix: str) -> str:
+    """A name as far as it is the prefix's, and one part more: ``fc.*``, ``layer1.0.*`` below none."""
+    parts = name.split(".")
+    both = zip(parts, prefix.split("."), strict=False)
+    shared = next((index for index, (one, other) in enumerate(both) if one != other), 0)
+    kept = parts[: shared + 1 + (not prefix and len(parts) > 2)]
+    return ".".join(kept) + (".*" if len(kept) < len(parts) else "")
+
+
+def foreign_encoder(
+    name: str,
+    weights: Weights,
+    options: Mapping[str, Any],
+    *,
+    channels: int = 3,
+    image_size: int | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build a backbone as a checkpoint's shapes say, and load what is the encoder's of it.
+
+    Parameters
+    ----------
+    name
+        a key of ``BACKBONES``
+    weights
+        see :func:`read_tensors`; the encoder is found in it under any prefix
+    options
+        the backbone's settings, which stand before what the shapes say
+    channels, image_size
+        see ``build_backbone``; None: as far as the shapes say it, the size that they were trained on
+
+    Returns
+    -------
+    tuple
+        the encoder, and all its options, ``image_size`` among them
+
+    Warns
+    -----
+    ProbjepaWarning
+        names what was left out: heads, other copies, the state of an optimiser
+
+    Raises
+    ------
+    ArtifactError
+        for a file that cannot be read
+    ConfigError
+        that lists what is missing, unknown or of another shape, where it does not fit
+    """
+    what = f"the weights {weights}" if isinstance(weights, str | Path) else "these weights"
+    known = {"image_size", *inspect.signature(BACKBONES[name]).parameters}
+    tensors = read_tensors(weights)
+    prefix, state, heads = _encoder_in(name, tensors, what)
+    options = {key: value for key, value in _options(state).items() if key in known} | dict(options)
+    options |= {} if image_size is None else {"image_size": image_size}
+    encoder = build_backbone(name, channels=channels, **options)
+    _check(encoder.state_dict(), state, f"{what} do not fit '{name}'")
+    encoder.load_state_dict(state)
+    left = [key for key in tensors if not key.startswith(prefix)]
+    if heads or left:
+        of = f"the encoder is '{prefix}*'; " if left else ""
+        out = _listed(heads + left, prefix)
+        warnings.warn(f"{what}: {of}left out: {out}", ProbjepaWarning, stacklevel=2)
+    return encoder, options
+
+
+def _encoder_in(name: str, tensors: State, what: str) -> tuple[str, State, list[str]]:
+    """The prefix of the encoder's tensors, these by our names, and the names of heads among them."""
+    kinds = _RESNET_NAMES if name.startswith("resnet") else {}
+    found = _found(tensors, kinds)
+    if found is None:
+        raise ConfigError(
+            f"{what} are none of a '{name}': no tensor is called {' or '.join(kinds)}, and there are "
+            f"{_listed(tensors, '')}"
+        )
+    prefix, rename = found
+    inside = [key for key in tensors if key.startswith(prefix)]
+    heads = [key for key in inside if _HEADS.match(key.removeprefix(prefix))]
+    state = {rename(key.removeprefix(prefix)): tensors[key] for key in inside if key not in heads}
+    return prefix, state, heads
+
+
+def _options(state: State) -> dict[str, Any]:
+    """What a ResNet's shapes say of its settings."""
+    large = "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7
+    return {"stem": "imagenet", "image_size": 224} if large else {"stem": "cifar", "image_size": 32}
+
+
+def _check(own: State, given: State, fault: str) -> None:
+    """Raise ConfigError that lists all differences, by block."""
+    # checkpoints from before PyTorch 0.4.1 have no batch counters; batch norm fills them in
+    missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in given if name not in own]
+    reshaped = [
+        f"{name} {tuple(given[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in given and own[name].shape != given[name].shape
+    ]
+    problems = [
+        f"{len(names)} tensors {kind}: {_listed(names, '')}"
+        for kind, names in (("missing", missing), ("unknown", unknown))
+        if names
+    ]
+    if reshaped:
+        problems.append(f"{len(reshaped)} of another shape: {'; '.join(reshaped[:_MOST_LISTED])}")
+    if problems:
+        raise ConfigError(f"{fault}: {'. '.join(problems)}")
