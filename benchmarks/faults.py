@@ -152,6 +152,8 @@ def command(
             sys.stdout = io.TextIOWrapper(io.FileIO(1, "w"), "utf-8", line_buffering=True)
             sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), "utf-8", line_buffering=True)
             sys.argv = ["probjepa", *arguments]
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup's ignore them
             before()
             operations_of(root, counting)
             probjepa.cli.main()
@@ -268,11 +270,20 @@ class Case:
             else:
                 shutil.copy(self.prepared, root / self.out)
 
+    def stopped(self, root: Path) -> bool:
+        """Whether the model that stands is that of a stopped fit: of tables, the best weights so far."""
+        place = root / self.out
+        made, checkpoint = place / "model/config.json", place / "checkpoints/last.ckpt"
+        known = (self.whole.get("model/config.json"), (content(self.prepared) if self.prepared else {}).get(
+            "model/config.json"))  # fmt: skip
+        return checkpoint.is_file() and made.is_file() and made.read_bytes() not in known
+
     def recovered(self, root: Path) -> list[str]:
         """Run the command again, or with --resume, and say in what the end differs."""
-        again = command(self.arguments, root)
+        resume = [*(a for a in self.arguments if a != "--overwrite"), "--resume"]
+        again = command(resume if self.stopped(root) else self.arguments, root)
         if again.code == 2 and "resume" in again.err:
-            again = command([*(a for a in self.arguments if a != "--overwrite"), "--resume"], root)
+            again = command(resume, root)
         if again.code == 2 and "exists already" in again.err:
             wrong = misbehaved(again, [2])
         else:
@@ -300,6 +311,10 @@ class Case:
             and Path(name).name not in ("metrics.csv", "config.yaml", "last.ckpt")
             and value not in (whole.get(name), old.get(name))
         ]
+        if self.name.startswith("train tables") and self.stopped(root):  # it can be used as it is
+            odd = [name for name in odd if not name.startswith("model/")]
+            use = ["embed", self.out, "--data", f"{root.parent / 'test.csv'}", "--out", "used.parquet", "-q"]
+            odd += misbehaved(command(use, root), [0])
         wrong = [f"neither the old nor the new: {odd}"] if odd else []
         mark = next((m for m in ("model/config.json", "report.html") if m in whole), None)
         if mark in seen and self.name.startswith(("evaluate", "curate")):
@@ -690,45 +705,70 @@ def hostile_inputs(
 # --- all --------------------------------------------------------------------------------------------------
 
 
-def trials(home: Path, *, seed: int, quick: bool) -> Tally:
-    """Run all trials, or every so-many-th of them, in ``home``."""
+def parts(home: Path, *, quick: bool) -> dict[str, Callable[[Tally, random.Random], None]]:
+    """Make the world, and return what can be run alone in it, by name."""
     torch.set_num_threads(1)
     cheaper()
     os.environ["TMPDIR"] = str(home)
-    tally, rng = Tally(), random.Random(seed)
     cases = make_world(home)
     every = 9 if quick else 1
-    damaged_settings(cases, home, tally, rng, 20 if quick else 200)
-    hostile_inputs(cases, home, tally, rng, 30 if quick else 300)
-    print(tally.trials, flush=True)
+    heard = {"embed images": cases["embed images"]} if quick else cases
+    found: dict[str, Callable[[Tally, random.Random], None]] = {
+        "damaged settings": lambda t, rng: damaged_settings(cases, home, t, rng, 20 if quick else 200),
+        "hostile input": lambda t, rng: hostile_inputs(cases, home, t, rng, 30 if quick else 300),
+    }
     for name, case in sorted(cases.items()):
         if case.prepared and name.startswith("train"):
             case.operations = min(case.operations, 16)  # the others are those of a first run
-        kills(case, home, tally, every)
-        full_disks(case, home, tally, every)
-        signals(case, home, tally, rng)
-        print(name, tally.trials, flush=True)
-    streams(cases if not quick else {"embed images": cases["embed images"]}, home, tally)
-    return tally
+        found[f"kill, {name}"] = lambda t, rng, case=case: kills(case, home, t, every)
+        found[f"full disk, {name}"] = lambda t, rng, case=case: full_disks(case, home, t, every)
+        found[f"signal, {name}"] = lambda t, rng, case=case: signals(case, home, t, rng)
+    for name, case in sorted(heard.items()):
+        found[f"lost stream, {name}"] = lambda t, rng, name=name, case=case: streams({name: case}, home, t)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the trials and write the counts."""
+    """Run the trials and write the counts, part by part."""
     parser = harness.arguments(__doc__, "faults")
     parser.set_defaults(threads=1)
     parser.add_argument("--seed", type=int, default=0, help="of damages, and of where signals come")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the trials")
+    parser.add_argument("--quick", action="store_true", help="a ninth of the trials")
+    parser.add_argument(
+        "--resume", action="store_true", help="only the parts that --out lacks, or that failed"
+    )
     args = harness.parse(parser, argv)
+    done: dict[str, Any] = {}
+    if args.resume and args.out.exists():
+        figures = json.loads(args.out.read_text())["figures"]
+        if (figures["seed"], figures["quick"]) != (args.seed, args.quick):
+            raise SystemExit(f"{args.out} has other trials: leave --resume out")
+        done = {name: part for name, part in figures["parts"].items() if not part["failures"]}
     home = Path(tempfile.mkdtemp())  # not a TemporaryDirectory, which every fork would remove at its exit
     try:
-        tally = trials(home, seed=args.seed, quick=args.quick)
+        found = parts(home, quick=args.quick)
+        for name in [name for name in found if name not in done]:
+            tally = Tally()
+            found[name](tally, random.Random(f"{args.seed} {name}"))
+            done[name] = {"trials": tally.trials, "failures": tally.failures, "commit": harness.commit()}
+            figures = {"seed": args.seed, "quick": args.quick, "missing": [n for n in found if n not in done]}
+            harness.write(result_of(figures, done), args.out)
     finally:
         shutil.rmtree(home)
-    result = harness.Result("faults", figures={"trials": tally.trials, "failures": tally.failures})
-    for kind, count in tally.trials.items():
-        failed = len({f["trial"] for f in tally.failures if f["kind"] == kind})
-        result.target(f"failures of {count} trials, {kind}", failed, 0)
-    harness.write(result, args.out)
+
+
+def result_of(figures: dict[str, Any], done: Mapping[str, Any]) -> harness.Result:
+    """Count by kind what the parts that are done have found."""
+    result = harness.Result("faults", figures=figures | {"parts": done})
+    trials: dict[str, int] = {}
+    failed: dict[str, set[str]] = {}
+    for part in done.values():
+        for kind, count in part["trials"].items():
+            trials[kind] = trials.get(kind, 0) + count
+            failed.setdefault(kind, set()).update(f["trial"] for f in part["failures"] if f["kind"] == kind)
+    for kind, count in trials.items():
+        result.target(f"failures of {count} trials, {kind}", len(failed[kind]), 0)
+    return result
 
 
 if __name__ == "__main__":

@@ -387,6 +387,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "mutants.json")
     args = parser.parse_args()
     os.chdir(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a job in the background
     rooms = args.room or list(ROOMS)
     tests = [f"tests/{name}" for room in ROOMS for name in ROOMS[room][1]]
     reached = mapped(args.reach, tests)

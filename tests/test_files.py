@@ -245,3 +245,23 @@ def test_every_damaged_byte_of_a_checkpoint_is_seen(tmp_path):
             files.read_checkpoint(path, "")
     path.write_bytes(whole)
     assert files.read_checkpoint(path, "")["names"] == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_signal_left_that_came_while_it_was_removed_goes_at_the_end(kind, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    staged = files.staged_file if kind == "file" else files.staged_directory
+    with monkeypatch.context() as patch:
+        patch.setattr(files.Path, "unlink", interrupted)
+        patch.setattr(files.shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt), staged(tmp_path / "out"):
+            raise RuntimeError("the block is cut short")
+    assert len(list(tmp_path.iterdir())) == 1
+    parents = tmp_path / files.temporary_name("x").replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
+    parents.write_text("")  # this process is a fork of the one that writes it
+    monkeypatch.setattr(files, "_STAGES", files._STAGES | {parents})
+    files._discard_stages()
+    assert list(tmp_path.iterdir()) == [parents]
+    assert list(files._STAGES) == [parents]

@@ -5,6 +5,7 @@ Saved models are a folder of model.safetensors and config.json; checkpoints hold
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import json
@@ -73,6 +74,7 @@ _PROCESS = secrets.token_hex(4)
 _HOST = socket.gethostname().replace(".", "_")
 _TEMPORARY = re.compile(r"\..*\.(?P<host>[^.]*)-(?P<pid>\d+)-(?P<process>[0-9a-f]{8})-[0-9a-f]{8}\.tmp")
 _SWEPT: set[Path] = set()
+_STAGES: set[Path] = set()  # that are in use
 
 
 def temporary_name(name: str) -> str:
@@ -102,10 +104,24 @@ def sweep(folder: Path) -> None:
     with suppress(OSError):
         for item in os.scandir(folder):
             if _is_left_over(item.name):
-                if item.is_dir(follow_symlinks=False):
-                    shutil.rmtree(item.path, ignore_errors=True)
-                else:
-                    os.unlink(item.path)
+                discard(Path(item.path))
+
+
+def discard(stage: Path) -> None:
+    """Remove a temporary file or folder, where there is one."""
+    if stage.is_dir() and not stage.is_symlink():
+        shutil.rmtree(stage, ignore_errors=True)
+    else:
+        stage.unlink(missing_ok=True)
+    _STAGES.discard(stage)
+
+
+@atexit.register
+def _discard_stages() -> None:
+    """Remove what a signal that came while it was removed has left."""
+    for stage in [stage for stage in _STAGES if f"-{os.getpid()}-" in stage.name]:  # not a parent's
+        with suppress(OSError):
+            discard(stage)
 
 
 def _stage_in(folder: Path, name: str) -> Path:
@@ -114,7 +130,9 @@ def _stage_in(folder: Path, name: str) -> Path:
     if folder not in _SWEPT:
         sweep(folder)
         _SWEPT.add(folder)
-    return folder / temporary_name(name)
+    stage = folder / temporary_name(name)
+    _STAGES.add(stage)
+    return stage
 
 
 def refuse_irregular(path: Path) -> None:
@@ -150,7 +168,7 @@ def staged_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        stage.unlink(missing_ok=True)
+        discard(stage)
 
 
 @contextmanager
@@ -182,7 +200,7 @@ def staged_directory(path: Path, last: str = CONFIG) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        discard(stage)
 
 
 def write_text(path: Path, text: str) -> None:

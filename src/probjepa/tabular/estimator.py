@@ -130,7 +130,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         ArtifactError
             if the checkpoint is damaged, is of another fit, or cannot be written
         Interrupted
-            at Ctrl-C or SIGTERM; if an epoch was finished, with the best weights so far in place
+            at Ctrl-C or SIGTERM; if an epoch was finished (and stands in ``checkpoint``), with the best
+            weights so far in place
         """
         settings = self._settings()
         device = self._device()
@@ -159,7 +160,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
                     loop.run(stop, progress, checkpoint)
             except KeyboardInterrupt:
                 stopped = f"the fit of this {type(self).__name__} was stopped"
-        if loop.best_state is None:
+        # weights that stand beside no checkpoint would look like those of a finished fit
+        if loop.best_state is None or (stopped and checkpoint is not None and not checkpoint.holds):
             raise Interrupted(f"{stopped} before its first epoch ended: it is not fitted, fit again")
         self._keep(loop, schema)
         self._set_columns(named=hasattr(X, "columns"))

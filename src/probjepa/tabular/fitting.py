@@ -133,11 +133,7 @@ class FitLoop:
                     f"the loss is {losses['loss']} in epoch {epoch + 1}: use a lower learning_rate, or "
                     "numeric_transform='quantile' if it is 'standard' and a column has extreme values"
                 )
-            watched = losses.get("validation_loss", -math.inf)
-            if watched < self.best_loss or not len(self.validation):
-                self.best_loss, self.best_epoch = watched, epoch + 1
-                self.best_state = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-            self.history.append(losses)
+            self._count(losses)
             if checkpoint is not None:
                 checkpoint.write(self._state)
             progress.show({k: v for k, v in losses.items() if k in ("loss", "validation_loss")})
@@ -169,6 +165,15 @@ class FitLoop:
             if stop and i + 1 < self.steps:
                 raise KeyboardInterrupt
         return {name: float(value) / len(self.training) for name, value in sums.items()}
+
+    def _count(self, losses: dict[str, float]) -> None:
+        """Take an epoch in: a second Ctrl-C, which may come anywhere, finds all of it or none."""
+        watched = losses.get("validation_loss", -math.inf)
+        history, best = [*self.history, losses], (self.best_loss, self.best_epoch, self.best_state)
+        if watched < self.best_loss or not len(self.validation):
+            weights = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+            best = (watched, len(history), weights)
+        self.history, (self.best_loss, self.best_epoch, self.best_state) = history, best
 
     @torch.no_grad()
     def validate(self) -> float:

@@ -120,6 +120,7 @@ class FitCheckpoint:
     ) -> None:
         self.path, self.resume = Path(path), resume
         self.fingerprint: dict[str, Any] = {}  # of what is fitted: set by whoever fits
+        self.holds = False  # whether an epoch of this fit stands in the file
         self._before = before
         self._writer = TimedWriter()
 
@@ -143,6 +144,7 @@ class FitCheckpoint:
             "or remove it",
         )
         restored: dict[str, Any] = content["state"]
+        self.holds = True
         return restored
 
     def unfit(self, error: Exception) -> ArtifactError:
@@ -169,3 +171,4 @@ class FitCheckpoint:
         content = {"state": dict(state)}
         sign(content, self.fingerprint)
         files.write_checkpoint(self.path, content)
+        self.holds = True

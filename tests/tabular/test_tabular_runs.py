@@ -1,0 +1,72 @@
+"""Run folders of tables: wherever a fit is stopped, what stands is usable, and --resume ends the same."""
+
+from pathlib import Path
+
+import pytest
+from tabular_cases import mixed_table
+
+import probjepa as pj
+from probjepa.errors import ArtifactError
+from probjepa.tabular import TJEPA
+from probjepa.tabular.runs import fit_run, open_run
+from probjepa.training.interrupt import Interrupted
+
+TINY = {
+    "max_epochs": 3, "batch_size": 16, "dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8, "warmup_epochs": 1,
+    "random_state": 3, "device": "cpu",
+}  # fmt: skip
+
+
+def run(out, **how):
+    fit_run("t-jepa", TJEPA(**TINY), mixed_table(), open_run(out, **how), {}, resume=how.get("resume", False))
+
+
+def content(out):
+    return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run(out)
+    return content(out)
+
+
+def stop_at(monkeypatch, number, after):
+    """A KeyboardInterrupt, as a second Ctrl-C raises it, beside a file's rename, counted from 1."""
+    rename, seen = Path.replace, []
+
+    def replace(self, target):
+        seen.append(target)
+        if len(seen) == number and not after:
+            raise KeyboardInterrupt
+        made = rename(self, target)
+        if len(seen) == number:
+            raise KeyboardInterrupt
+        return made
+
+    monkeypatch.setattr(Path, "replace", replace)
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["first", "over another"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_run_that_is_stopped_at_once_while_it_writes_goes_on(
+    number, after, over, whole, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    if over:
+        fit_run("t-jepa", TJEPA(**TINY | {"dim": 4}), mixed_table(), open_run(out), {})
+    with monkeypatch.context() as patch:
+        stop_at(patch, number, after)
+        with pytest.raises((Interrupted, KeyboardInterrupt)) as stopped:
+            run(out, overwrite=over)
+    if stopped.type is Interrupted and "can be used" in str(stopped.value):
+        assert pj.load(out).transform(mixed_table()).shape[0] == len(mixed_table())
+        assert (out / "checkpoints" / "last.ckpt").is_file()
+    try:
+        run(out, resume=True)
+    except ArtifactError:
+        assert over  # the one before still stands, or its record does
+        run(out, overwrite=True)
+    assert content(out) == whole
