@@ -259,14 +259,19 @@ class Loader(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
 
 def tests_of(mutant: Mutant, reached: dict[str, Any], folders: tuple[str, ...]) -> list[str]:
-    """The tests of the room that reach the mutant's statement, fastest first; of its file, if none does."""
+    """The tests of the room that reach the mutant's statement, fastest first; if none does, its file, or any.
+
+    A module of constants is run by its import alone, before the first test.
+    """
     lines = reached["lines"].get(mutant.path, {})
 
     def of(numbers: Any) -> list[str]:
         names = {test for line in numbers for test in lines.get(str(line), ())}
         return [name for name in names if name.startswith(folders)]
 
-    return affordable(of(mutant.lines) or of(lines), reached["seconds"])
+    room = [name for name in reached["seconds"] if name.startswith(folders)]
+    own = [name for name in room if f"/test_{Path(mutant.path).stem}.py" in name]
+    return affordable(of(mutant.lines) or of(lines) or own or room, reached["seconds"])
 
 
 def affordable(names: list[str], seconds: dict[str, float]) -> list[str]:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from probjepa.cli import run
-from probjepa.cli.settings import parse_assignments, read_config
+from probjepa.cli.options import Training
+from probjepa.cli.settings import given_settings, parse_assignments, read_config
 from probjepa.errors import ConfigError
 from test_yaml_files import BOMB
 
@@ -225,6 +226,32 @@ def test_a_setting_given_twice_is_an_error(data, tmp_path, capsys, method, given
     assert run(["train", method, "--data", source, "--out", str(tmp_path / "run"), *given]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--set", "seed=1", "--seed", "2"], "random_state is given by an option and by --set"),
+        (["--set", "random_state=1", "--seed", "2"], "random_state is given by an option and by --set"),
+        (["--set", "max_epochs=1", "--epochs", "2"], "max_epochs is given by an option and by --set"),
+        (["--set", "target=y", "--target", "z"], "target is given by an option and by --set"),
+        (["--set", "seed=1", "--set", "random_state=2"], "seed and random_state are one setting"),
+    ],
+)
+def test_a_setting_of_tables_given_under_two_names_is_an_error(data, tmp_path, capsys, given, says):
+    source, out = str(data / "table.csv"), tmp_path / "run"
+    assert run(["train", "t-jepa", "--data", source, "--out", str(out), *given]) == 2
+    assert says in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("assigned", ["seed=4", "random_state=4"])
+@pytest.mark.parametrize("filed", ["seed: 3", "random_state: 3"])
+def test_set_goes_before_a_config_file_under_either_name(tmp_path, filed, assigned):
+    path = tmp_path / "c.yaml"
+    path.write_text(filed)
+    options = Training(out=tmp_path / "run", config=path, settings=[assigned])
+    assert given_settings("t-jepa", options, {"seed": "random_state"}) == {"random_state": 4}
 
 
 def test_a_run_s_own_config_and_a_flat_one(tmp_path):

@@ -506,6 +506,7 @@ def test_a_model_without_networks_of_ones_own_takes_none(tmp_path):
     [
         ({"latent_dim": 0}, "latent_dim must be a whole number"),
         ({"hidden": (8, 0)}, r"hidden\[1\]"),
+        ({"noise": 0.3, "x_likelihood": "bernoulli", "y_likelihood": "bernoulli"}, "both are Bernoulli"),
         ({"alpha_sx": -1.0}, "alpha_sx"),
         ({"sigreg_weight": math.nan}, "sigreg_weight"),
         ({f"alpha_{name}": 0.0 for name in TERMS}, "every weight is 0"),

@@ -517,6 +517,7 @@ def test_wrong_scores(settings, arguments, message):
         ({"likelihood": "normal"}, "'polar' or 'standard'"),
         ({"target": "teacher"}, "'stop-gradient' or 'ema'"),
         ({"target": "ema", "ema_momentum": 1.1}, "momentum"),
+        ({"ema_momentum": 0.9}, "averaged encoder: set target='ema', or leave it out"),
         ({"hidden_dim": 1}, "hidden_dim"),
         ({"hidden_dim": 2.5}, "hidden_dim"),
         ({"directional": False, "radial": False}, "keep one of them"),

@@ -16,6 +16,7 @@ from PIL import Image
 
 from probjepa.data import open_images
 from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, ProbjepaWarning
+from probjepa.files import read_checkpoint, write_checkpoint
 from probjepa.methods.vje import VJE
 from probjepa.training import Interrupted, fit, runs
 from processes import wait_for_file
@@ -235,6 +236,20 @@ def test_a_run_without_a_checkpoint_is_started_afresh_with_what_it_is_given(tmp_
     assert_same_weights(whole[1], train(out, resume=True))
     config = [(folder / "config.yaml").read_text() for folder in (out, whole[0])]
     assert config[0] == config[1]
+
+
+@pytest.mark.parametrize("odd", [[], "x", None, -1, 1.5], ids=repr)
+def test_a_count_that_is_none_is_seen_before_a_step(odd, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(out, callbacks=[SignalAt(2)], epochs=2)
+    place = out / "checkpoints" / "last.ckpt"
+    content = read_checkpoint(place, "")
+    loops = content["loops"]["fit_loop"]
+    loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"] = odd
+    write_checkpoint(place, content)
+    with pytest.raises(ArtifactError, match=r"does not fit this run \(the count completed is "):
+        train(out, epochs=2, resume=True)
 
 
 def test_an_existing_run_is_not_overwritten_unasked(tmp_path, whole):

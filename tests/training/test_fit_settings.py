@@ -68,6 +68,7 @@ def train(**settings):
         ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds must be 0 or more, got nan"),
         ({"momentum": 0.5}, "unknown setting 'momentum', did you mean 'sgd_momentum'"),
         ({"sgd_momentum": 1.5}, r"sgd_momentum must lie in \[0, 1\), got 1.5"),
+        ({"sgd_momentum": 0.5, "optimizer": "adamw"}, "sgd_momentum is 0.5, and the optimizer is 'adamw'"),
     ],
 )
 def test_a_wrong_setting_is_one_line(setting, message, tmp_path):

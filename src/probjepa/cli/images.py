@@ -40,7 +40,7 @@ class ImageModel:
         """Train a method on what the data make of its settings, and write the run folder."""
         _refuse_target(options.target, method)
         on_error = _checked_on_error(options.on_error)
-        given = given_settings(method, options, ("epochs", "seed", "device"))
+        given = given_settings(method, options, {name: name for name in ("epochs", "seed", "device")})
         given = check_early(method, given)
         first = is_first_process()  # another process of the run finds the folder that the first has made
         if first and not options.resume:

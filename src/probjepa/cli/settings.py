@@ -33,10 +33,11 @@ _NOT_SETTABLE = {
 }
 
 
-def given_settings(method: str, options: Training, names: tuple[str, str, str]) -> dict[str, Any]:
-    """Return what a config file says, and before it what --set, --epochs, --seed and --device say.
+def given_settings(method: str, options: Training, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a config file says, and before it what --set and the options in ``names`` say.
 
-    ``names`` are those of the last three among the settings. Without --config, a resumed run's own is read.
+    ``names`` are those of options among the settings; a file and --set may use either. Without --config, a
+    resumed run's own is read.
 
     Raises
     ------
@@ -46,13 +47,20 @@ def given_settings(method: str, options: Training, names: tuple[str, str, str]) 
     config = options.config
     if config is None and options.resume and (options.out / "config.yaml").is_file():
         config = options.out / "config.yaml"
-    given = read_config(config, method) if config else {}
-    assigned = parse_assignments(options.settings or [])
-    values = zip(names, (options.epochs, options.seed, options.device), strict=True)
-    of_options = {name: value for name, value in values if value is not None}
+    given = _renamed(read_config(config, method) if config else {}, names)
+    assigned = _renamed(parse_assignments(options.settings or []), names)
+    values = {name: getattr(options, option) for option, name in names.items()}
+    of_options = {name: value for name, value in values.items() if value is not None}
     for name in assigned.keys() & of_options.keys():
         raise ConfigError(f"{name} is given by an option and by --set: give it once")
     return given | assigned | of_options
+
+
+def _renamed(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    for option, name in names.items():
+        if option != name and option in given and name in given:
+            raise ConfigError(f"{option} and {name} are one setting: give it once")
+    return {names.get(key, key): value for key, value in given.items()}
 
 
 def parse_assignments(items: Sequence[str]) -> dict[str, Any]:

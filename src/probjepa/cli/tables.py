@@ -26,6 +26,9 @@ from probjepa.training.interrupt import Interrupted
 from probjepa.typed import check_settings, checked, types_of
 from probjepa.yaml_files import read_yaml
 
+# options of training, and what the estimators call them
+SETTINGS = {"epochs": "max_epochs", "seed": "random_state", "device": "device", "target": "target"}
+
 
 class TableModel:
     """A fitted estimator of tables, and the target that its run left out."""
@@ -61,12 +64,11 @@ class TableModel:
         given_of_images = ("val", "convert", "labels", "ids")
         _refuse({f"--{name}": getattr(options, name) for name in given_of_images})
         folder = open_run(options.out, resume=options.resume, overwrite=options.overwrite)
-        given = given_settings(method, options, ("max_epochs", "random_state", "device"))
-        recorded, seed = given.pop("target", None), given.pop("seed", 0)
-        target = checked("target", recorded, str | None) if options.target is None else options.target
+        given = given_settings(method, options, SETTINGS)
+        target = checked("target", given.pop("target", None), str | None)
         kind = TABLE_METHODS[method]
         types = {name: of for name, of in types_of(kind).items() if name != "verbose"}
-        given = check_settings({"random_state": seed} | given, types)
+        given = check_settings({"random_state": 0} | given, types)
         frame = read_table(data)
         if target is not None and target not in frame.columns:
             raise DataError(

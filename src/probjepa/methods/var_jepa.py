@@ -152,6 +152,8 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         for likelihood in (x_likelihood, y_likelihood):
             if likelihood not in LIKELIHOODS:
                 raise unknown_name("likelihood", likelihood, LIKELIHOODS)
+        if noise is not None and x_likelihood == y_likelihood == "bernoulli":
+            raise ConfigError("noise is of Gaussian decoders, and both are Bernoulli: leave it out")
         own = dict(networks or {})
         for name in own:
             if name not in NETWORKS:

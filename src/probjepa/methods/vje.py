@@ -18,6 +18,8 @@ from probjepa.heads.base import at_least_float32
 from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, two_views
 from probjepa.methods.ema import EMA
 
+_EMA_MOMENTUM = 0.996
+
 
 class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
     r"""Joint Embedding Variational Bayes (arXiv 2602.05639).
@@ -51,7 +53,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         "stop-gradient"; "ema": h′ from an averaged encoder that normalises by its own batch; "ema-averaged":
         from one in evaluation mode, whose batch statistics are averaged like its weights (see ``EMA``)
     ema_momentum
-        τ₀ of the averaged encoder, → 1 on a cosine
+        τ₀ of the averaged encoder, → 1 on a cosine; refused where there is none
     center_log_variance
         use σ²/exp(mean log σ²) in the directional term (for D ≥ 2048)
 
@@ -84,7 +86,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         variance: Literal["diagonal", "isotropic"] = "diagonal",
         likelihood: Literal["polar", "standard"] = "polar",
         target: Literal["stop-gradient", "ema", "ema-averaged"] = "stop-gradient",
-        ema_momentum: float = 0.996,
+        ema_momentum: float = _EMA_MOMENTUM,
         center_log_variance: bool = False,
         **encoder: Unpack[EncoderSettings],
     ) -> None:
@@ -107,6 +109,8 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
                 "directional, radial and center_log_variance are settings of the polar likelihood: "
                 "leave them at their defaults with likelihood='standard'"
             )
+        if target == "stop-gradient" and ema_momentum != _EMA_MOMENTUM:
+            raise ConfigError("ema_momentum is of the averaged encoder: set target='ema', or leave it out")
         if not (directional or radial):
             raise ConfigError("directional=False and radial=False leave no likelihood: keep one of them")
         super().__init__(backbone, **encoder)

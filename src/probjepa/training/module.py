@@ -12,7 +12,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
-from probjepa.errors import ConfigError, ProbjepaError, unknown_name
+from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.training.checkpoint import check_signature, sign
 from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
 from probjepa.training.schedules import step_seed, warmup_cosine
@@ -22,6 +22,15 @@ from probjepa.typed import checked
 if TYPE_CHECKING:
     from probjepa.methods.base import Method
     from probjepa.methods.var_jepa import VarJEPA
+
+
+def check_counts(progress: Mapping[str, Any]) -> None:
+    """Raise ValueError unless all that a loop counts is a whole number ≥ 0, or a yes or no."""
+    for name, count in progress.items():
+        if isinstance(count, Mapping):
+            check_counts(count)
+        elif not isinstance(count, int) or count < 0:
+            raise ValueError(f"the count {name} is {short(repr(count))}")
 
 
 @contextmanager
@@ -117,8 +126,10 @@ class Module(L.LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """Look at the optimiser's state, which a checkpoint may have given."""
+        """Look at the optimiser's state and the loop's counts, which a checkpoint may have given."""
         check_state(self.trainer.optimizers[0])
+        loops = self.trainer.fit_loop.state_dict()
+        check_counts({name: state for name, state in loops.items() if name.endswith("progress")})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Note that all that a checkpoint holds has been restored."""

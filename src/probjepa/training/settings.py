@@ -36,7 +36,8 @@ class LoopSettings:
     learning_rate
         the highest of the schedule: a linear warm-up, then a cosine to 0; else 0.05
     sgd_momentum
-        of SGD, not of a method's averaged teacher, which is ``ema_momentum``; else 0.9
+        of SGD, and refused with another optimizer; not of a method's averaged teacher, which is
+        ``ema_momentum``; else 0.9
     weight_decay
         of weights; norms and biases are not decayed; else 5e-4
     warmup_epochs
@@ -87,6 +88,12 @@ class LoopSettings:
         for field in fields(LoopSettings):
             values = (getattr(self, field.name), getattr(own, field.name), _USUAL.get(field.name))
             found[field.name] = next((value for value in values if value is not None), None)
+        momentum, usual = found["sgd_momentum"], _USUAL["sgd_momentum"]
+        if found["optimizer"] != "sgd" and momentum != usual:
+            raise ConfigError(
+                f"sgd_momentum is {momentum}, and the optimizer is {found['optimizer']!r}: leave it out, or "
+                "set optimizer='sgd'"
+            )
         found["warmup_epochs"] = _warmup(found["warmup_epochs"], epochs)
         return {k: float(v) if isinstance(v, int) and k != "seed" else v for k, v in found.items()}
 
