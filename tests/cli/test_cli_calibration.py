@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import false_discovery_control
 
 import probjepa as pj
 from probjepa.cli import run
@@ -69,7 +70,7 @@ def test_p_values_and_flags_are_those_of_the_scores(places, tmp_path, capsys, ki
     assert score(places, of_calibration, *more, "--data", places / calibration) == 2  # given twice
     table = pq.read_table(out).to_pydict()
     scores = pq.read_table(alone).to_pydict()
-    assert "p_value" not in scores and "flagged" not in scores
+    assert not {"p_value", "q_value", "flagged"} & set(scores)
     assert {name: table[name] for name in scores} == scores
     model = "table-model" if score is of_tables else "model"
     arguments = ["score", str(places / model), "--data", str(places / calibration), "-q"]
@@ -79,12 +80,23 @@ def test_p_values_and_flags_are_those_of_the_scores(places, tmp_path, capsys, ki
     flagged = np.asarray(table["score"]) < pj.threshold(known, 0.2)
     assert table["flagged"] == flagged.tolist()
     assert f"{flagged.sum()} flagged at alpha = 0.2" in said
+    np.testing.assert_array_equal(table["q_value"], false_discovery_control(table["p_value"]))
 
 
 def test_alpha_is_a_twentieth_by_default(places, tmp_path, capsys):
     out = tmp_path / "x.parquet"
     assert of_images(places, out, "--calibration", places / "calibration") == 0
     assert "flagged at alpha = 0.05" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["likelihood", "jepa", "tables"])
+def test_a_list_may_be_flagged_by_its_false_discoveries(places, tmp_path, capsys, kind):
+    score, calibration, more = KINDS[kind]
+    out = tmp_path / "x.parquet"
+    assert score(places, out, *more, "--calibration", places / calibration, "--fdr", 0.5) == 0
+    table = pq.read_table(out).to_pydict()
+    assert table["flagged"] == [q <= 0.5 for q in table["q_value"]]
+    assert f"{sum(table['flagged'])} flagged at fdr = 0.5" in capsys.readouterr().out
 
 
 def test_a_stopped_jepa_score_goes_on_with_its_calibration_rows(places, tmp_path, monkeypatch, capsys):
@@ -114,6 +126,9 @@ def test_a_stopped_jepa_score_goes_on_with_its_calibration_rows(places, tmp_path
     ("more", "says"),
     [
         (("--alpha", "0.1"), "--alpha goes with --calibration"),
+        (("--fdr", "0.1"), "--fdr goes with --calibration"),
+        (("--calibration", "CALIBRATION", "--alpha", "0.1", "--fdr", "0.1"), "give one of them"),
+        (("--calibration", "CALIBRATION", "--fdr", "0.01"), "too few for fdr = 0.01: give at least 99"),
         (("--calibration", "CALIBRATION", "--alpha", "0"), "alpha is 0"),
         (("--calibration", "CALIBRATION", "--alpha", "nan"), "alpha is nan"),
         (("--calibration", "CALIBRATION", "--alpha", "1.5"), "alpha is 1.5"),

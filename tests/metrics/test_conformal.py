@@ -10,7 +10,7 @@ from scipy import stats
 
 import probjepa as pj
 from probjepa.errors import ConfigError, DataError
-from probjepa.metrics.conformal import COMBINATIONS, combined_p_values
+from probjepa.metrics.conformal import COMBINATIONS, Rule, combined_p_values
 
 small = st.lists(st.integers(-4, 4), min_size=1, max_size=12)
 
@@ -80,6 +80,32 @@ def test_p_values_of_typical_rows_are_uniform():
     assert stats.kstest(pooled, "uniform").pvalue > 0.01
 
 
+@given(small, small, st.sampled_from([0.1, 0.2, 0.25, 0.29, 0.5, 0.7, 0.9]))
+def test_a_list_is_cut_where_benjamini_and_hochberg_cut_it(scores, calibration, fdr):
+    if len(calibration) + 1 < 1 / fdr - 1e-9:
+        with pytest.raises(DataError, match="too few for fdr"):
+            Rule(fdr=fdr).decide(scores, calibration)
+        return
+    found = Rule(fdr=fdr).decide(scores, calibration)
+    n, m = len(calibration), len(scores)
+    ranks = sorted(round(p * (n + 1)) for p in found["p_value"])
+    # the largest k whose k-th smallest p-value is at most fdr · k/m, in whole numbers
+    cut = max((r for k, r in enumerate(ranks, 1) if r * m * 100 <= round(fdr * 100) * k * (n + 1)), default=0)
+    assert found["flagged"].tolist() == [round(p * (n + 1)) <= cut for p in found["p_value"]]
+    assert np.array_equal(found["flagged"], found["q_value"] <= fdr + 1e-9)
+
+
+def test_of_a_list_few_of_the_flagged_are_typical():
+    """Over 200 lists of 90 typical rows and 10 others: the mean false discovery proportion is within the rate."""
+    rng, share = np.random.default_rng(17), []
+    for _ in range(200):
+        scores = np.concatenate([rng.standard_normal(90), rng.standard_normal(10) - 4])
+        flagged = Rule(fdr=0.2).decide(scores, rng.standard_normal(500))["flagged"]
+        share.append(flagged[:90].sum() / max(flagged.sum(), 1))
+        assert flagged[90:].any()
+    assert 0.1 < np.mean(share) < 0.2 * 0.9 + 4 * np.std(share) / math.sqrt(200)
+
+
 @pytest.mark.parametrize("combine", COMBINATIONS)
 def test_each_row_in_turn_against_the_others_takes_every_rank_once(combine):
     """What exchangeability needs, exactly: the p-values of n + 1 rows are 1, …, n + 1 over n + 1."""
@@ -129,6 +155,12 @@ def test_one_score_combined_is_its_own_p_value():
         (lambda: pj.threshold([1.0], 0), ConfigError, "alpha is 0"),
         (lambda: pj.threshold([1.0], 1.0), ConfigError, "alpha is 1.0"),
         (lambda: pj.threshold([1.0], float("nan")), ConfigError, "alpha is nan"),
+        (lambda: Rule(fdr=1.5).check(9), ConfigError, "fdr is 1.5"),
+        (
+            lambda: Rule(fdr=0.05).check(9),
+            DataError,
+            "9 calibration rows are too few for fdr = 0.05: give at least 19",
+        ),
         (lambda: combined_p_values([1.0], [[1.0]]), DataError, "shape"),
         (lambda: combined_p_values([[1.0, 2.0]], [[1.0]]), DataError, "give the same ones"),
         (lambda: combined_p_values([[1.0]], [[1.0]], combine="fischer"), ConfigError, "fisher"),

@@ -70,7 +70,7 @@ def score(
         opened = open_model(model, shared, out)
         scored = opened.score(data, out, options)
     earlier = f", {scored.known:,} of them by an earlier run" if scored.known else ""
-    flagged = "" if scored.flagged is None else f", {scored.flagged:,} flagged at alpha = {options.rate:g}"
+    flagged = "" if scored.flagged is None else f", {scored.flagged:,} flagged at {options.rule}"
     what = f"{scored.inputs:,} {opened.unit} by {options.score} (higher = more typical)"
     say(f"scored {what}{earlier}{flagged}: {out}")
 

@@ -17,7 +17,6 @@ from probjepa.data.overlap import refuse_overlap
 from probjepa.data.rows import identity, open_table
 from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.files import first_line, refuse_existing
-from probjepa.metrics.conformal import decisions, threshold_rank
 from probjepa.terminal import console, say
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ class ImageModel:
         """Write id, label, score and its parts, and decisions; JEPA-SCORE's part by part."""
         from probjepa.scores import SetScorer
 
-        rate = options.rate
+        rule = options.rule
         if options.score == "jepa":
             return self._score_jepa(data, out, options)
         images = self.read(data)
@@ -130,7 +129,7 @@ class ImageModel:
         scorer = SetScorer(self.method, options.score, reference=reference, progress=not self.shared.quiet)
         known = None if calibration is None else scorer(calibration, "calibration images")[0]
         values, parts = scorer(images)
-        decided = {} if known is None else decisions(values, known, rate)
+        decided = {} if known is None else rule.decide(values, known)
         columns = {**identity(images, slice(None)), "score": values, **decided, **parts}
         with open_table(out, self.shared.overwrite) as table:
             table.write(columns)
@@ -141,7 +140,7 @@ class ImageModel:
         if options.calibration is None:
             return None
         calibration = read(options.calibration)
-        threshold_rank(len(calibration), options.rate)
+        options.rule.check(len(calibration))
         refuse_overlap(images, calibration, "calibration")
         return calibration
 
@@ -169,7 +168,7 @@ class ImageModel:
         calibration = self._calibration(options, images, lambda uri: self._read(uri, *shape, False))
         known, flagged = score_jepa(
             encoder, images, out, how, latent=latent, reference=reference, calibration=calibration,
-            alpha=options.rate, overwrite=self.shared.overwrite, progress=not self.shared.quiet,
+            rule=options.rule, overwrite=self.shared.overwrite, progress=not self.shared.quiet,
         )  # fmt: skip
         return Scored(len(images), known, flagged)
 

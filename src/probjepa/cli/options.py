@@ -7,12 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
 from probjepa.errors import ConfigError
+
+if TYPE_CHECKING:
+    from probjepa.metrics.conformal import Rule
 
 Data = Annotated[
     str, typer.Option("--data", metavar="URI", help="images: folder, parquet, csv of paths, npy/npz, hf:, …")
@@ -93,6 +96,10 @@ class Scoring:
         float | None,
         typer.Option("--alpha", help="share of typical inputs that may be flagged  [0.05]"),
     ] = None
+    fdr: Annotated[
+        float | None,
+        typer.Option("--fdr", help="instead: share of the flagged inputs that may be typical"),
+    ] = None
     estimator: Annotated[str, typer.Option("--estimator", help="of jepa: one of `probjepa list`")] = "exact"
     rank: Annotated[str, typer.Option("--rank", help="of jepa: none (the paper's), auto, or a number")] = (
         "none"
@@ -109,11 +116,19 @@ class Scoring:
     seed: Seed = 0
 
     @property
-    def rate(self) -> float:
-        """The false-alarm rate; ConfigError for one without calibration inputs."""
-        if self.calibration is None and self.alpha is not None:
-            raise ConfigError("--alpha goes with --calibration URI, held-out typical inputs: give both")
-        return 0.05 if self.alpha is None else self.alpha
+    def rule(self) -> Rule:
+        """Which inputs to flag; ConfigError for a rate without calibration inputs, or two rates."""
+        from probjepa.metrics.conformal import Rule
+
+        given = {"alpha": self.alpha, "fdr": self.fdr}
+        rates = {name: rate for name, rate in given.items() if rate is not None}
+        if rates and self.calibration is None:
+            raise ConfigError(
+                f"--{next(iter(rates))} goes with --calibration URI, held-out typical inputs: give both"
+            )
+        if len(rates) == 2:
+            raise ConfigError("--alpha and --fdr both say what to flag: give one of them")
+        return Rule(**rates)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from probjepa.data.overlap import refuse_seen
 from probjepa.data.rows import open_table
 from probjepa.errors import ConfigError, DataError
 from probjepa.files import model_folder
-from probjepa.metrics.conformal import decisions, threshold_rank
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.files import read_table, row_hashes, table_sha256
@@ -117,11 +116,11 @@ class TableModel:
         """Write id, label, score and decisions; of the likelihood, also each cell's surprise."""
         from probjepa.scores import SetScorer
 
-        rate = options.rate
+        rule = options.rule
         features, columns = self.read(data)
         calibration = None if options.calibration is None else self.read(options.calibration)[0]
         if calibration is not None:
-            threshold_rank(len(calibration), rate)
+            rule.check(len(calibration))
             rows, held_out = (row_hashes(of[list(self.columns)]) for of in (features, calibration))
             refuse_seen(np.isin(rows, held_out), "calibration", "rows to score")
         reference = None if options.reference is None else self.read(options.reference)[0]
@@ -129,7 +128,7 @@ class TableModel:
         known = None if calibration is None else scorer(calibration)[0]
         columns["score"], parts = scorer(features)
         if known is not None:
-            columns |= decisions(columns["score"], known, rate)
+            columns |= rule.decide(columns["score"], known)
         with open_table(out, self.shared.overwrite) as table:
             table.write(columns | parts)
         return Scored(len(features), flagged=None if known is None else int(columns["flagged"].sum()))

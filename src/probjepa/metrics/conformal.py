@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import false_discovery_control
 
 from probjepa._arrays import ArrayInput, as_float_tensor, as_scores
 from probjepa.errors import ConfigError, DataError, unknown_name
@@ -96,24 +98,55 @@ def threshold(calibration: ArrayInput, alpha: float) -> float:
     return float(known[threshold_rank(len(known), alpha) - 1])
 
 
-def threshold_rank(rows: int, alpha: float) -> int:
+def threshold_rank(rows: int, alpha: float, name: str = "alpha") -> int:
     """Return k: the threshold is the k-th smallest score of so many calibration rows; see ``threshold``."""
     if not 0 < alpha < 1:
-        raise ConfigError(f"alpha is {alpha}: give a rate between 0 and 1, such as 0.05")
+        raise ConfigError(f"{name} is {alpha}: give a rate between 0 and 1, such as 0.05")
     exact = Fraction(str(float(alpha)))  # 0.29 · 100 is 28.999… in floating point
     rank = math.floor(exact * (rows + 1))
     if rank < 1:
         raise DataError(
-            f"{rows} calibration rows are too few for alpha = {alpha}: give at least "
-            f"{math.ceil(1 / exact) - 1}, or a larger alpha"
+            f"{rows} calibration rows are too few for {name} = {alpha}: give at least "
+            f"{math.ceil(1 / exact) - 1}, or a larger {name}"
         )
     return rank
 
 
-def decisions(scores: ArrayInput, calibration: ArrayInput, alpha: float) -> dict[str, npt.NDArray[Any]]:
-    """Return "p_value" (N,), plain, and "flagged" (N,), whether a score is below the ``threshold``."""
-    flagged = as_scores(scores, "the scores") < threshold(calibration, alpha)
-    return {"p_value": conformal_p_values(scores, calibration), "flagged": flagged}
+@dataclass(frozen=True)
+class Rule:
+    """Which rows to flag: those with a p-value of at most ``alpha``, or those that ``fdr`` allows.
+
+    Parameters
+    ----------
+    alpha
+        the false-alarm rate: at most this share of the typical rows is flagged
+    fdr
+        the false discovery rate, which then decides: at most this share of the flagged rows is typical, by
+        Benjamini and Hochberg (1995), who Bates et al. show may be given conformal p-values
+    """
+
+    alpha: float = 0.05
+    fdr: float | None = None
+
+    def check(self, rows: int) -> None:
+        """Raise ConfigError for a rate outside (0, 1), DataError for too few calibration rows for it."""
+        threshold_rank(rows, *((self.alpha,) if self.fdr is None else (self.fdr, "fdr")))
+
+    def decide(self, scores: ArrayInput, calibration: ArrayInput) -> dict[str, npt.NDArray[Any]]:
+        """Return of N scores "p_value", plain, "q_value", the least ``fdr`` that flags, and "flagged"."""
+        calibration = as_scores(calibration, "the calibration scores")
+        self.check(len(calibration))
+        p = conformal_p_values(scores, calibration)
+        q = false_discovery_control(p)
+        if self.fdr is not None:
+            # the p-values are whole numbers over n + 1, so that rounding could decide
+            flagged = q <= self.fdr * (1 + 1e-12)
+        else:
+            flagged = as_scores(scores, "the scores") < threshold(calibration, self.alpha)
+        return {"p_value": p, "q_value": q, "flagged": flagged}
+
+    def __str__(self) -> str:
+        return f"alpha = {self.alpha:g}" if self.fdr is None else f"fdr = {self.fdr:g}"
 
 
 def combined_p_values(

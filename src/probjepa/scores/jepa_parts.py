@@ -24,7 +24,7 @@ from probjepa.errors import ArtifactError
 from probjepa.files import refuse_existing, staged_file, write_text
 from probjepa.jacobian import Encoder, as_encoder, jepa_score_details
 from probjepa.jacobian.estimators import Settings
-from probjepa.metrics.conformal import decisions
+from probjepa.metrics.conformal import Rule
 from probjepa.terminal import console
 from probjepa.training.folder import data_fingerprint
 
@@ -40,13 +40,13 @@ def score_jepa(
     latent: str = "none",
     reference: Images | None = None,
     calibration: Images | None = None,
-    alpha: float = 0.05,
+    rule: Rule = Rule(),  # noqa: B008
     overwrite: bool = False,
     progress: bool = True,
 ) -> tuple[int, int | None]:
     """Write a row per input: id, label, score, its two terms, numerical rank and extreme singular values.
 
-    With ``calibration``, held-out typical images that are scored too, also p_value and flagged.
+    With ``calibration``, held-out typical images that are scored too, also p_value, q_value and flagged.
 
     Finished parts wait in a hidden folder beside ``out``; the same command goes on from them, another command
     for the same ``out`` is refused until ``overwrite`` drops them. The name of a part has a hash of the
@@ -122,7 +122,7 @@ def score_jepa(
     scored, flagged = whole(images), None
     if calibration is not None:
         scores = (scored["score"].to_numpy(), whole(calibration)["score"].to_numpy())
-        for name, values in decisions(*scores, alpha).items():
+        for name, values in rule.decide(*scores).items():
             scored = scored.append_column(name, pa.array(values))
         flagged = int(values.sum())
     with staged_file(out) as stage:
