@@ -103,3 +103,16 @@ def test_sort_out_by_hand():
     assert sort_out(typicality, None, 0.0, 0.0).tolist() == ["keep"] * 5
     with pytest.raises(ConfigError, match="at most 1"):
         sort_out(typicality, None, 0.7, 0.7)
+
+
+@pytest.mark.parametrize("score", ["knn", "predictive"])
+def test_a_folder_is_ranked_against_itself(tmp_path, score):
+    torch.manual_seed(0)
+    method, some = METHODS["mean_variance"]().eval(), images(20, 1)
+    curate(method, some, tmp_path / "x", score=score)
+    typicality = pq.read_table(tmp_path / "x" / "ranking.parquet")["typicality"].to_numpy()
+    expected = score_set(method, some, score, reference=some)[0]
+    np.testing.assert_allclose(typicality, np.sort(expected))
+    for other in ("mahalanobis", "fisher"):
+        with pytest.raises(ConfigError, match=f"'{other}' needs a reference set"):
+            curate(method, some, tmp_path / other, score=other)

@@ -155,6 +155,21 @@ def test_knn_is_the_distance_to_the_kth_neighbour(k, chunk_size, normalize):
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("k", [1, 3, 29])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_knn_leaves_each_row_of_the_fit_out(k, normalize):
+    rows = np.random.default_rng(0).normal(size=(30, 4))
+    rows[7] = rows[3]  # a copy is another row
+    found = KNN(k, normalize=normalize).fit(rows).leave_one_out()
+    for row in range(30):
+        others = KNN(k, normalize=normalize).fit(np.delete(rows, row, 0))
+        np.testing.assert_allclose(found[row], others.score_samples(rows[[row]])[0], atol=1e-12)
+    with pytest.raises(ConfigError, match="30, and a row of the fit has 29 others"):
+        KNN(30).fit(rows).leave_one_out()
+    with pytest.raises(NotFittedError):
+        KNN(30).leave_one_out()
+
+
 def test_knn_keeps_tiny_distances_far_from_the_origin():
     steps = np.arange(1, 6)[:, None] * 1e-4
     bank = np.concatenate([1e6 + steps, 1e6 - steps], axis=0).repeat(3, axis=1)

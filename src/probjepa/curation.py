@@ -17,8 +17,8 @@ from probjepa.methods import Method
 from probjepa.report.page import Card, Gallery, Section, render
 from probjepa.report.provenance import skipped_table
 from probjepa.report.sections import named
-from probjepa.scores import encode, score_set
-from probjepa.scores.own import uncertainty
+from probjepa.scores import score_set
+from probjepa.scores.table import leaves_one_out
 from probjepa.terminal import printable
 
 _TEXTS = {
@@ -76,7 +76,8 @@ def curate(
     Images are given as the method's ``open`` takes them.
     What was left out of the set when it was opened stands, with the reason, in skipped.txt.
 
-    Typicality is any score of ``score_set``; uncertainty is the method's ``main_uncertainty`` (VJE: the mean
+    Typicality is any score of ``score_set``; "knn" and "predictive" compare each image with the others where
+    there is no ``reference``. Uncertainty is the method's ``main_uncertainty`` (VJE: the mean
     posterior variance), where it has one. Nothing is deleted: the lists are for the user's own tools.
 
     Returns
@@ -91,10 +92,10 @@ def curate(
     """
     sort_out(np.zeros(1), None, drop, review)  # its complaint comes before the scoring
     images = method.open(images)
+    if reference is None and leaves_one_out(score):
+        reference = images
     typicality, parts = score_set(method, images, score, reference=reference, progress=progress)
     measure = getattr(method, "main_uncertainty", "")
-    if measure and measure not in parts:
-        parts = uncertainty(method, encode(method, images, progress=progress))
     uncertain = parts.get(measure)
     verdict = sort_out(typicality, uncertain, drop, review)
     order = np.argsort(typicality, kind="stable")

@@ -185,6 +185,25 @@ class KNN(_Detector):
         self._bank = bank - self._centre
         self._search = NearestNeighbors(n_neighbors=self.k, algorithm="brute").fit(self._bank)
 
+    def leave_one_out(self) -> npt.NDArray[np.float64]:
+        """Return the score (N,) of each row of the fit among the others.
+
+        Raises
+        ------
+        NotFittedError
+            before ``fit``
+        ConfigError
+            for k above the number of the others
+        """
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError("KNN is not fitted: call fit(embeddings) first")
+        if self.k >= len(self._bank):
+            others = len(self._bank) - 1
+            raise ConfigError(f"KNN: k is {self.k}, and a row of the fit has {others} others: fit more rows")
+        kth = self._search.kneighbors(return_distance=False)[:, -1]  # without queries, no row is its own
+        scores: _Matrix = -np.linalg.norm(self._bank - self._bank[kth], axis=1)
+        return scores
+
     def _score(self, rows: _Matrix) -> npt.NDArray[np.float64]:
         queries = self._directions(rows) - self._centre
         scores = np.empty(len(queries))

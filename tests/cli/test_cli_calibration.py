@@ -47,6 +47,8 @@ KINDS = {
     "likelihood": (of_images, "calibration", ()),
     "radial": (of_images, "calibration", ("--score", "radial")),
     "knn": (of_images, "calibration", ("--score", "knn", "--reference", "REFERENCE")),
+    "knn, of the rows themselves": (of_images, "calibration", ("--score", "knn", "--reference", "DATA")),
+    "fisher": (of_images, "calibration", ("--score", "fisher", "--reference", "REFERENCE")),
     "jepa": (of_images, "calibration", ("--score", "jepa")),
     "jepa, reference": (
         of_images,
@@ -55,14 +57,21 @@ KINDS = {
     ),
     "tables": (of_tables, "held.parquet", ()),
     "tables, knn": (of_tables, "held.parquet", ("--score", "knn", "--reference", "REFERENCE")),
+    "tables, knn, of the rows themselves": (
+        of_tables,
+        "held.parquet",
+        ("--score", "knn", "--reference", "DATA"),
+    ),
+    "tables, fisher": (of_tables, "held.parquet", ("--score", "fisher", "--reference", "REFERENCE")),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_p_values_and_flags_are_those_of_the_scores(places, tmp_path, capsys, kind):
     score, calibration, more = KINDS[kind]
-    reference = "reference" if score is of_images else "table.parquet"
-    more = [places / reference if x == "REFERENCE" else x for x in more]
+    names = ("reference", "data") if score is of_images else ("table.parquet", "rows.parquet")
+    sets = dict(zip(("REFERENCE", "DATA"), names, strict=True))
+    more = [places / sets[x] if x in sets else x for x in more]
     out, alone, of_calibration = (tmp_path / f"{name}.parquet" for name in ("out", "alone", "calibration"))
     assert score(places, out, *more, "--calibration", places / calibration, "--alpha", 0.2) == 0
     said = capsys.readouterr().out

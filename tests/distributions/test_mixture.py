@@ -171,3 +171,17 @@ def test_skip_leaves_the_largest_components_out(skip):
 def test_skip_must_leave_a_component():
     with pytest.raises(ValueError, match="must leave a component"):
         PolarStudentTMixture(torch.eye(3), torch.ones(3, 3), skip=3)
+
+
+@pytest.mark.parametrize("skip", [0, 2])
+@pytest.mark.parametrize("block", [4_000_000, 40])
+def test_each_center_under_the_others(skip, block, monkeypatch):
+    monkeypatch.setattr(mixture, "_BLOCK", block)
+    centers, variance, _ = problem(m=13)
+    found = PolarStudentTMixture(centers, variance, 1.0, 0.3, skip).leave_one_out()
+    for row in range(13):
+        keep = [other for other in range(13) if other != row]
+        others = PolarStudentTMixture(centers[keep], variance[keep], 1.0, 0.3, skip)
+        torch.testing.assert_close(found[row], others.log_prob(centers[row]), rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="no center is left but itself"):
+        PolarStudentTMixture(centers[:3], variance[:3], 1.0, skip=2).leave_one_out()

@@ -52,6 +52,9 @@ def test_metrics_are_json_and_complete(result):
         "knn",
         "mahalanobis",
         "gmm",
+        "fisher",
+        "bonferroni",
+        "harmonic",
         "knn, random-init",
         "knn, raw pixels",
     } == set(found["ood"]["far"])
@@ -189,7 +192,15 @@ def test_any_probabilistic_method_brings_its_scores():
 def test_a_plain_method_has_the_detectors_and_baselines():
     method = without_a_twin(Plain())
     found = evaluate(method, images(60, 0), images(40, 1), {"far": images(30, 2)}, n_bootstrap=10).metrics
-    assert set(found["ood"]["far"]) == {"knn", "mahalanobis", "gmm", "knn, raw pixels"}
+    assert set(found["ood"]["far"]) == {
+        "knn",
+        "mahalanobis",
+        "gmm",
+        "fisher",
+        "bonferroni",
+        "harmonic",
+        "knn, raw pixels",
+    }
     assert "geometry" not in found
     assert {"kNN vote share", "kNN distance", "random", "knn"} <= set(found["selective"])
 

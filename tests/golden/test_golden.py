@@ -20,7 +20,7 @@ def test_figures_are_those_written_before_the_rebuilding() -> None:
     found = figures()
     assert found.keys() == wanted.keys()
     for name, values in wanted.items():
-        assert found[name].keys() == values.keys(), name
+        assert found[name].keys() >= values.keys(), name  # a table may have gained columns
         for key, value in values.items():
             # another processor adds up in another order; two short trainings amplify it
             assert found[name][key] == pytest.approx(value, rel=2e-3, abs=1e-4), (name, key)

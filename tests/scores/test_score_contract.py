@@ -15,6 +15,7 @@ from probjepa.data import ImageSet
 from probjepa.errors import ConfigError
 from probjepa.evaluation import evaluate
 from probjepa.scores import SCORES, Score, score_class, score_set
+from probjepa.scores.combined import Combined
 from probjepa.tabular import TJEPA, VarTJEPA
 
 DIM = 6
@@ -40,9 +41,14 @@ def features(count, seed, typical=True):
     }
 
 
+def reference():
+    """Features of a reference, without the inputs that they are of."""
+    return {name: values for name, values in features(60, 1).items() if name != "inputs"}
+
+
 def fitted(kind, seed=0):
     score = kind(model_of(kind), seed=seed)
-    return score.fit(features(60, 1)) if "reference" in kind.needs else score
+    return score.fit(reference()) if "reference" in kind.needs else score
 
 
 @pytest.fixture(params=SCORES)
@@ -88,7 +94,7 @@ def test_a_reference_that_is_needed_is_asked_for(kind):
     if "reference" in kind.needs:
         with pytest.raises(ConfigError, match=f"'{kind.name}' needs a reference set"):
             score.score(features(20, 2))
-    assert np.isfinite(score.fit(features(60, 1)).score(features(20, 2))).all()
+    assert np.isfinite(score.fit(reference()).score(features(20, 2))).all()
 
 
 def test_jepa_score_takes_one_pass_until_it_is_fitted_anew(monkeypatch):
@@ -110,7 +116,8 @@ def test_jepa_score_takes_one_pass_until_it_is_fitted_anew(monkeypatch):
 
 def test_a_model_without_a_score_is_told_so(kind):
     bare = kind.lacking(None)
-    assert (bare is None) == (not kind.own and "gradients" not in kind.needs)
+    combined = issubclass(kind, Combined)  # of what there is
+    assert (bare is None) == (combined or (not kind.own and "gradients" not in kind.needs))
     assert bare is None or "NoneType has no likelihood" in bare
 
 
@@ -172,7 +179,7 @@ def test_scores_from_outside_are_scores_of_sets(vje, registered):
         expected = IsolationForest(random_state=seed).fit(bank).score_samples(h)
         found, parts = score_set(vje, held_out, "forest", reference=known, seed=seed)
         np.testing.assert_allclose(found, expected)
-        assert parts == {}
+        assert set(parts) == set(vje.uncertainty(held_out.images))
     by_name = score_set(vje, held_out, "distance", reference=known)[0]
     np.testing.assert_allclose(by_name, -np.linalg.norm(h - bank.mean(0), axis=1), rtol=1e-5)
     np.testing.assert_array_equal(by_name, score_set(vje, held_out, Distance, reference=known)[0])
@@ -220,7 +227,8 @@ def test_a_table_is_scored_as_images_are(registered):
     score, parts = score_set(model, held_out, "likelihood")
     np.testing.assert_array_equal(score, model.score_samples(held_out))
     surprise = model.score_features(held_out)
-    assert list(parts) == [f"surprise.{name}" for name in surprise.columns]
+    assert list(parts) == ["uncertainty", *(f"surprise.{name}" for name in surprise.columns)]
+    np.testing.assert_array_equal(parts.pop("uncertainty"), model.uncertainty(held_out))
     np.testing.assert_array_equal(np.stack(list(parts.values()), 1), surprise.to_numpy())
     for name in ("knn", "mahalanobis", "gmm", *registered):
         reference = None if name == "norm" else known
@@ -229,7 +237,7 @@ def test_a_table_is_scored_as_images_are(registered):
         if reference is not None:
             expected.fit({"h": model.transform(known)})
         np.testing.assert_array_equal(found, expected.score({"h": model.transform(held_out)}))
-        assert parts == {}
+        assert list(parts) == ["uncertainty"]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from sklearn.mixture import GaussianMixture
 
 from probjepa import VJE
 from probjepa.data import ImageSet
+from probjepa.distributions import PolarStudentTMixture
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods import Method
-from probjepa.scores import SCORES, encode, score_class, score_set
+from probjepa.scores import SCORES, SetScorer, encode, score_class, score_set
 from probjepa.scores.detectors import KNNScore, MixtureScore, knn_neighbour
 from probjepa.scores.table import detectors
 
@@ -78,7 +79,10 @@ def test_knn(model, held_out, reference):
     h, known = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (h, known))
     distances = np.linalg.norm(h[:, None] - known[None], axis=2)
     np.testing.assert_allclose(score, -distances.min(1), rtol=1e-6)  # 0.1 % of 40 rows is the nearest
-    assert parts == {}
+    uncertain = model.uncertainty(held_out.images)
+    assert set(parts) == set(uncertain)
+    for name, value in uncertain.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-5)
 
 
 def test_mahalanobis(model, held_out, reference):
@@ -101,6 +105,44 @@ def test_neighbours_and_components_grow_with_the_set():
     assert [MixtureScore().make(n).n_components for n in (5, 50, 10_000)] == [1, 5, 10]
     assert MixtureScore(seed=7).make(50).seed == 7
     assert KNNScore().make(3000).k == 3
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_reference_of_the_scored_rows_leaves_each_out(model, reference, turned):
+    """kNN as a loop over the rows; predictive as the density of the others, at the scale of all."""
+    same = reference.subset(torch.arange(len(reference)).flip(0)) if turned else reference
+    found = score_set(model, same, "knn", reference=reference)[0]
+    for row in range(3):
+        others = [other for other in range(len(same)) if other != row]
+        alone = score_set(model, same.subset([row]), "knn", reference=same.subset(others))[0]
+        np.testing.assert_allclose(found[row], alone[0], rtol=1e-5)
+    found, parts = score_set(model, same, "predictive", reference=reference)
+    density = model.predictive(model.features(same.images))
+    keep = torch.arange(1, len(same))
+    others = PolarStudentTMixture(density.centers[keep], density.scale_squared[keep], 1.0, density.scale)
+    np.testing.assert_allclose(found[0], others.log_prob(density.centers[:1])[0], rtol=1e-6)
+    assert "mean_variance" in parts
+
+
+def test_copies_stay_when_a_row_is_left_out(model, reference):
+    twice = reference.subset([0, 0, 1, 2, 3])
+    found = score_set(model, twice, "knn", reference=twice)[0]
+    assert found[0] == found[1] == 0 and (found[2:] < 0).all()
+
+
+def test_calibration_rows_are_scored_against_all_when_the_scored_rows_are_the_reference(
+    model, reference, held_out
+):
+    scorer = SetScorer(model, "knn", reference=reference)
+    before = scorer(held_out)[0]
+    scorer(reference)
+    np.testing.assert_array_equal(scorer(held_out)[0], before)
+
+
+@pytest.mark.parametrize("score", ["mahalanobis", "gmm", "fisher"])
+def test_other_scores_refuse_their_reference(model, reference, score):
+    with pytest.raises(DataError, match="40 of 40 images to score are in the reference"):
+        score_set(model, reference, score, reference=reference)
 
 
 WITH_REFERENCE = [name for name in SCORES if "reference" in score_class(name).needs]

@@ -125,9 +125,11 @@ class ImageModel:
             return self._score_jepa(data, out, options)
         images = self.read(data)
         calibration = self._calibration(options, images, lambda uri: self.read(uri, labelled=False))
-        reference = None if options.reference is None else self.read(options.reference, labelled=False)
+        reference = images if options.reference == data else None
+        if options.reference not in (None, data):
+            reference = self.read(options.reference, labelled=False)
         scorer = SetScorer(self.method, options.score, reference=reference, progress=not self.shared.quiet)
-        known = None if calibration is None else scorer(calibration, "calibration images")[0]
+        known = None if calibration is None else scorer(calibration, calibration=True)[0]
         values, parts = scorer(images)
         decided = {} if known is None else rule.decide(values, known)
         columns = {**identity(images, slice(None)), "score": values, **decided, **parts}

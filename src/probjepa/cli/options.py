@@ -35,7 +35,7 @@ SEED = typer.Option("--seed", help="of every random choice")
 Seed = Annotated[int, SEED]
 Score = Annotated[str, typer.Option("--score", help="one of `probjepa list`, or another of the model's own")]
 Reference = Annotated[
-    str | None, typer.Option("--reference", metavar="URI", help="typical images, not in --data")
+    str | None, typer.Option("--reference", metavar="URI", help="typical inputs, not in --data")
 ]
 Target = Annotated[
     str | None, typer.Option("--target", metavar="COLUMN", help="of tables: the labels, which no model sees")

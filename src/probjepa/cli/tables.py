@@ -125,7 +125,7 @@ class TableModel:
             refuse_seen(np.isin(rows, held_out), "calibration", "rows to score")
         reference = None if options.reference is None else self.read(options.reference)[0]
         scorer = SetScorer(self.model, options.score, reference=reference, seed=options.seed)
-        known = None if calibration is None else scorer(calibration)[0]
+        known = None if calibration is None else scorer(calibration, calibration=True)[0]
         columns["score"], parts = scorer(features)
         if known is not None:
             columns |= rule.decide(columns["score"], known)

@@ -30,6 +30,13 @@ def overlap(images: Tensor | Images, reference: Tensor | Images) -> npt.NDArray[
     return np.isin(_hashes(images), _hashes(reference))
 
 
+def same_images(images: Images, others: Images) -> bool:
+    """Whether two sets hold the same images, in any order."""
+    if images is others:
+        return True
+    return len(images) == len(others) and np.array_equal(np.sort(_hashes(images)), np.sort(_hashes(others)))
+
+
 def _hashes(images: Tensor | Images) -> npt.NDArray[np.uint64]:
     if isinstance(images, Tensor):
         return fingerprints(_rows(images))

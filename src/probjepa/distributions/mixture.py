@@ -111,13 +111,28 @@ class PolarStudentTMixture(SubDensity):
 
     def log_prob(self, h: Tensor) -> Tensor:
         """Log-density (...) float64 at embeddings h (..., D), surface measure × length."""
+        return self._log_mean(h.reshape(-1, h.shape[-1])).reshape(h.shape[:-1])
+
+    def leave_one_out(self) -> Tensor:
+        """Log-density (M,) float64 of each center under the mixture of the others.
+
+        Raises ValueError if ``skip`` leaves no other.
+        """
+        if self.skip + 1 >= len(self.centers):
+            raise ValueError(f"no center is left but itself: {len(self.centers)} centers, skip {self.skip}")
+        return self._log_mean(self.centers, others=True)
+
+    def _log_mean(self, h: Tensor, others: bool = False) -> Tensor:
+        """Log of the mean over the components; of a center's, with ``others``, over all but its own."""
         rows = []
-        for _, block in self._blocks(h.reshape(-1, h.shape[-1])):
+        for start, block in self._blocks(h):
             pairs = self._combine(*self._pairs(block), self.scale)
+            if others:
+                pairs[:, start:].fill_diagonal_(-math.inf)
             if self.skip:
                 pairs = pairs.scatter(1, pairs.topk(self.skip).indices, -math.inf)
             rows.append(torch.logsumexp(pairs, 1))
-        return (torch.cat(rows) - math.log(len(self.centers) - self.skip)).reshape(h.shape[:-1])
+        return torch.cat(rows) - math.log(len(self.centers) - self.skip - others)
 
     def fit_scale(self, max_rows: int = 1024, seed: int = 0) -> PolarStudentTMixture:
         """Set τ to the maximiser of the leave-one-out mean log-density of the centers; returns self.

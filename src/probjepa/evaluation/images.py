@@ -111,8 +111,8 @@ def evaluate(
     }
     known, tested = features[TRAIN], features[TEST]
     spaces = _spaces(method, sets, features, seed)
-    read = {name: {**features[name], "inputs": sets[name]} for name in dropped}
-    scores = label_free_scores(method, known, read, seed=seed, gradients=jepa, progress=progress)
+    read = {name: {**features[name], "inputs": images} for name, images in sets.items()}
+    scores = label_free_scores(method, read.pop(TRAIN), read, seed=seed, gradients=jepa, progress=progress)
     for space in ("random-init", "raw pixels"):
         if space in spaces:
             h = {name: {"h": of} for name, of in spaces[space].items()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from probjepa.scores import SCORES, score_class
+from probjepa.scores.combined import Combined
 from probjepa.scores.own import Own, own_scores
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def label_free_scores(
     Parameters
     ----------
     reference, sets
-        the model's ``features`` of the reference, and of every set by name
+        the model's ``features`` of the reference, and of every set by name, each with its "inputs"
     seed
         of the detectors
     gradients
@@ -46,13 +47,13 @@ def label_free_scores(
         and kind.lacking(model) is None
         and (gradients or "gradients" not in kind.needs)
     }
-    densities = [name for name, kind in kinds.items() if kind.own]
+    densities = [name for name, kind in kinds.items() if kind.own and not issubclass(kind, Combined)]
     slow_last = sorted(kinds, key=lambda name: "gradients" in kinds[name].needs)
     table: dict[str, dict[str, Values]] = {}
     for name in dict.fromkeys([*parts[:1], *densities, *parts, *slow_last]):
         if name in parts:
             table[name] = {of: values[name] for of, values in own.items()}
-        else:
+        elif name not in table:  # as a column of another score
             score = kinds[name](model, seed=seed, progress=progress)
             table |= columns(score, reference, sets)
     return table

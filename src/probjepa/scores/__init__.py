@@ -27,6 +27,9 @@ SCORES = Registry(
         "knn": "probjepa.scores.detectors:KNNScore",
         "mahalanobis": "probjepa.scores.detectors:MahalanobisScore",
         "gmm": "probjepa.scores.detectors:MixtureScore",
+        "fisher": "probjepa.scores.combined:Fisher",
+        "bonferroni": "probjepa.scores.combined:Bonferroni",
+        "harmonic": "probjepa.scores.combined:Harmonic",
     },
     group="probjepa.scores",
 )

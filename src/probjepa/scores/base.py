@@ -89,6 +89,10 @@ class Score(ABC):
             before ``fit``, of a score that needs it
         """
 
+    def left_out(self) -> Values | None:
+        """Return the score of each row of the reference among the others; None: it has no such score."""
+        return None
+
     def parts(self, features: Features) -> dict[str, Values]:
         """Return what else there is to say of N inputs, by name, each (N,)."""
         return {}

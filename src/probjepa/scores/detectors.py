@@ -76,6 +76,11 @@ class KNNScore(Detector):
 
         return KNN(knn_neighbour(count))
 
+    def left_out(self) -> Values:
+        """Return the score of each row of the reference among the others."""
+        values: Values = self.detector.leave_one_out()
+        return values
+
 
 class MahalanobisScore(Detector):
     """Negative squared Mahalanobis distance, by ``detectors.Mahalanobis``."""

@@ -31,7 +31,7 @@ def _read(model: Any, method: str, features: Features) -> dict[str, Values]:
 
 
 class Own(Score):
-    """One of the model's ``ood_scores``; its measures of uncertainty are the parts."""
+    """One of the model's ``ood_scores``."""
 
     own = True
 
@@ -48,10 +48,6 @@ class Own(Score):
     def score(self, features: Features) -> Values:
         """Return the score (N,)."""
         return own_scores(self.model, features)[self.name]
-
-    def parts(self, features: Features) -> dict[str, Values]:
-        """Return the measures of uncertainty, each (N,)."""
-        return uncertainty(self.model, features)
 
 
 def own_names(model: Any) -> list[str]:
@@ -95,6 +91,11 @@ class Predictive(Score):
         if self.density is None:
             raise self.unfitted()
         values: Values = self.density.log_prob(features["h"]).cpu().numpy()
+        return values
+
+    def left_out(self) -> Values:
+        """Return the log-density of each row of the reference under the others."""
+        values: Values = self.density.leave_one_out().cpu().numpy()
         return values
 
     def parts(self, features: Features) -> dict[str, Values]:

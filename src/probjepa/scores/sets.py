@@ -11,13 +11,13 @@ from rich.progress import track
 from torch import Tensor
 
 from probjepa.data import Images
-from probjepa.data.overlap import refuse_overlap
+from probjepa.data.overlap import refuse_overlap, same_images
 from probjepa.errors import ConfigError, unknown_name
 from probjepa.methods import Method
 from probjepa.scores import SCORES
 from probjepa.scores.base import Score
-from probjepa.scores.own import Own, own_names
-from probjepa.scores.table import score_class
+from probjepa.scores.own import Own, own_names, uncertainty
+from probjepa.scores.table import leaves_one_out, score_class
 from probjepa.terminal import console, printable
 
 if TYPE_CHECKING:
@@ -59,24 +59,25 @@ class TableModel:
         return ["likelihood"] if hasattr(self.estimator, "score_samples") else []
 
     def features(self, table: Any, *, scored: bool = True) -> dict[str, Tensor]:
-        """Return the "likelihood" of a table's rows, and the "surprise." of the cells of each column.
-
-        Rows that are not ``scored`` by these have their embeddings "h" instead.
-        """
-        if not scored:
-            return {"h": torch.from_numpy(self.estimator.transform(table))}
-        surprise = self.estimator.score_features(table)
-        columns = {f"surprise.{name}": surprise[name].to_numpy(copy=True) for name in surprise.columns}
-        found = {"likelihood": self.estimator.score_samples(table), **columns}
+        """Return the embeddings "h" of a table's rows, and where these are ``scored`` the "likelihood"."""
+        found = {"h": self.estimator.transform(table)}
+        if scored and self.score_names():
+            found["likelihood"] = self.estimator.score_samples(table)
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def ood_scores(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the likelihood."""
         return {"likelihood": features["likelihood"]}
 
-    def uncertainty_of_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the surprise of each column's cells."""
-        return {name: values for name, values in features.items() if name.startswith("surprise.")}
+    def parts(self, table: Any, score: str) -> dict[str, Values]:
+        """Return the rows' "uncertainty", and of the likelihood the "surprise." of their cells."""
+        found: dict[str, Values] = {}
+        if hasattr(self.estimator, "uncertainty"):
+            found["uncertainty"] = self.estimator.uncertainty(table)
+        if score == "likelihood":
+            surprise = self.estimator.score_features(table)
+            found |= {f"surprise.{name}": surprise[name].to_numpy() for name in surprise.columns}
+        return found
 
 
 class SetScorer:
@@ -89,7 +90,7 @@ class SetScorer:
         columns
     score
         one of ``SCORES``, a class that could be one, or another of the model's own label-free scores
-        (``ood_scores``: VJE's "radial" or "kl", say), whose parts are its measures of uncertainty
+        (``ood_scores``: VJE's "radial" or "kl", say)
     reference
         typical inputs, of the kind that is scored, for a score that needs them
     seed
@@ -123,24 +124,43 @@ class SetScorer:
         self._score = kind(self._subject, seed=seed, progress=progress)
         self._fitted = self._reference is None
 
-    def __call__(self, data: Any, what: str = "images to score") -> tuple[Values, dict[str, Values]]:
-        """Score N inputs: the score (N,), and its named parts, each (N,); ``what`` they are, for messages.
+    def __call__(self, data: Any, *, calibration: bool = False) -> tuple[Values, dict[str, Values]]:
+        """Score N inputs: the score (N,), and its named parts, each (N,).
+
+        The parts are the score's own and, where the model has them, its measures of uncertainty. If the
+        inputs are the reference itself, "knn" and "predictive" compare each with the others, but not where
+        they are of a ``calibration`` set.
 
         Raises
         ------
         DataError
-            if any input is in the reference set
+            if any input is in the reference set, and not all are or the score cannot leave one out
         """
         data = self._open(data)
-        if self._reference is not None and not self._table:
+        compares = self._reference is not None and not calibration and leaves_one_out(self._kind)
+        alone = compares and self._same(data)
+        if self._reference is not None and not self._table and not alone:
+            what = "calibration images" if calibration else "images to score"
             refuse_overlap(data, self._reference, of=what)
-        if not self._fitted:
-            self._score.fit(self._read(self._reference, own=False))
-            self._fitted = True
         features = {"inputs": data}
-        if "gradients" not in self._kind.needs:
-            features |= self._read(data, own=self._kind.own)
-        return self._score.score(features), self._score.parts(features)
+        measured = hasattr(self._subject, "uncertainty_of_features")
+        if measured or "gradients" not in self._kind.needs:
+            features |= self._read(data, own=self._kind.own or measured)
+        values = self._score.fit(features).left_out() if alone else None
+        self._fitted = self._fitted and not alone
+        if values is None:
+            if not self._fitted:
+                inputs = {"inputs": self._reference}
+                self._score.fit(inputs | self._read(self._reference, own=False))
+                self._fitted = True
+            values = self._score.score(features)
+        more = self._subject.parts(data, self._kind.name) if self._table else {}
+        return values, self._score.parts(features) | uncertainty(self._subject, features) | more
+
+    def _same(self, data: Any) -> bool:
+        """Whether these are the rows of the reference."""
+        known: Any = self._reference
+        return bool(data.equals(known)) if self._table else same_images(data, known)
 
     def _read(self, data: Any, *, own: bool) -> dict[str, Tensor]:
         if isinstance(data, Images):
@@ -152,7 +172,8 @@ class SetScorer:
 def score_set(model: Any, data: Any, score: str | type, **options: Any) -> tuple[Values, dict[str, Values]]:
     """Score a set of N images, or the N rows of a table: the score (N,), and its named parts, each (N,).
 
-    ``SetScorer(model, score, **options)(data)``: see there. Of its ``reference``, no row may be in ``data``.
+    ``SetScorer(model, score, **options)(data)``: see there. Of its ``reference``, no row may be in ``data``,
+    but for "knn" and "predictive" the two may be one.
 
     Raises
     ------

@@ -31,6 +31,13 @@ def detectors() -> list[str]:
     return [name for name, kind in found.items() if kind.needs == {"reference"} and not kind.own]
 
 
+def leaves_one_out(score: str | type) -> bool:
+    """Whether a score can compare each row of a reference with the others."""
+    if isinstance(score, str) and score not in SCORES:
+        return False
+    return score_class(score).left_out is not Score.left_out
+
+
 def no_likelihood(model: Any, score: str) -> str:
     """Say that a model has no density for a score, and which scores it has."""
     name = type(getattr(model, "estimator", model)).__name__
