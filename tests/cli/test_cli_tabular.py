@@ -240,7 +240,7 @@ def test_evaluate_writes_figures_and_a_page(places, tmp_path, capsys):
         ("embed run --data .", "is no table"),
         ("score run --data test.csv --score jepa", "unknown score of tables 'jepa'"),
         ("score run --data test.csv --score knn", "needs --reference"),
-        ("score run --data train.parquet --score knn --reference train.parquet", "fitted on"),
+        ("score run --data train.parquet --score gmm --reference train.parquet", "fitted on"),
         ("train var-t-jepa --data images.parquet", "this model is of tables"),
         ("train var-t-jepa --data train.parquet --target z", "has no column 'z' to leave out"),
         ("train var-t-jepa --data train.parquet --set dimm=8", "did you mean 'dim'"),
