@@ -9,6 +9,7 @@ import atexit
 import errno
 import io
 import json
+import logging
 import os
 import re
 import secrets
@@ -354,6 +355,18 @@ def damaged(folder: Path, error: Exception) -> ArtifactError:
     return ArtifactError(f"{folder / CONFIG} is damaged ({reason}): save the model again")
 
 
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from logging each of its tries: the error of the last one says what failed."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def model_folder(source: str | Path, hub: Mapping[str, Any]) -> Path:
     """Return the folder of a run's model, a saved model, or a hub repository (downloaded as ``hub`` says).
 
@@ -381,7 +394,8 @@ def model_folder(source: str | Path, hub: Mapping[str, Any]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **hub))
+        with quiet_hub():
+            return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **hub))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ArtifactError(
             f"no model at {source}, on this disk or on the hub: {first_line(error)}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.errors import ArtifactError, ConfigError, MissingExtraError
-from probjepa.files import first_line, regular
+from probjepa.files import first_line, quiet_hub, regular
 
 # an encoder, and the arguments of a ``Preprocess`` for it; None: its folder says nothing of that
 Loaded = tuple[nn.Module, dict[str, Any] | None]
@@ -56,7 +56,7 @@ def load_pretrained(name: str, pooling: str | None = None) -> Loaded:
         see :func:`load_transformers` and :func:`load_timm`
     """
     kind, _, rest = name.partition(":")
-    with torch.random.fork_rng(devices=[]):  # the weights that are replaced may be drawn
+    with torch.random.fork_rng(devices=[]), quiet_hub():  # the weights that are replaced may be drawn
         return load_transformers(rest, pooling) if kind == "hf" else load_timm(rest, pooling)
 
 
@@ -173,9 +173,9 @@ def _side(size: Mapping[str, Any], name: str) -> int:
 class TimmEncoder(nn.Module):
     """A model of timm without its classifier: (N, C, H, W) → (N, K)."""
 
-    def __init__(self, model: Any, pooling: str | None = None) -> None:
+    def __init__(self, model: Any, pooling: str | None, name: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.name = model, name
         self.prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.pooling = None if pooling is None else _choose(type(model).__name__, pooling, self.prefix > 0)
 
@@ -184,7 +184,10 @@ class TimmEncoder(nn.Module):
         if self.pooling is None:
             out: Tensor = self.model(pixels)
             return out
-        return _pool(self.model.forward_features(pixels), self.pooling, self.prefix)
+        hidden: Tensor = self.model.forward_features(pixels)
+        if hidden.ndim == 4:
+            return hidden.mean((1, 2) if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else (2, 3))
+        return _pool(hidden, self.pooling, self.prefix)
 
 
 def load_timm(name: str, pooling: str | None = None) -> Loaded:
@@ -204,17 +207,31 @@ def load_timm(name: str, pooling: str | None = None) -> Loaded:
     except Exception as error:  # its errors differ between versions
         raise ArtifactError(f"no model 'timm:{name}': {first_line(error)}") from error
     data = timm.data.resolve_model_data_config(model)
-    size, how = int(data["input_size"][-1]), str(data["interpolation"])
+    return TimmEncoder(model, pooling, name).eval(), data_settings(data, f"timm:{name}")
+
+
+def data_settings(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the arguments of a ``Preprocess`` that prepares images as a timm data configuration says.
+
+    Raises
+    ------
+    ConfigError
+        for one that does something else: no square, borders, another filter
+    """
+    channels, *sides = data["input_size"]
+    size, how = int(sides[0]), str(data["interpolation"])
     side = math.floor(size / data["crop_pct"])
+    if sides[0] != sides[1] or side < size or data["crop_mode"] == "border" or how not in _FILTERS.values():
+        what = {key: data[key] for key in ("input_size", "crop_pct", "crop_mode", "interpolation")}
+        raise ConfigError(f"{name} prepares its images as is not known here ({what}): give the module itself")
     stretch = data["crop_mode"] == "squash"
-    settings = {
+    return {
         "size": size,
-        "channels": int(data["input_size"][0]),
+        "channels": int(channels),
         "mean": list(data["mean"]),
         "std": list(data["std"]),
         "fit": {"size": size, "side": side, "interpolation": how, "stretch": stretch, "even": True},
     }
-    return TimmEncoder(model, pooling).eval(), settings
 
 
 def remade(encoder: nn.Module) -> nn.Module:
@@ -224,7 +241,6 @@ def remade(encoder: nn.Module) -> nn.Module:
         return TransformersEncoder(type(model)(model.config), encoder.pooling).eval()
     if isinstance(encoder, TimmEncoder):
         timm = _extra("timm", "timm")
-        model = encoder.model
-        fresh = timm.create_model(model.pretrained_cfg["architecture"], pretrained=False, num_classes=0)
-        return TimmEncoder(fresh, encoder.pooling).eval()
+        fresh = timm.create_model(encoder.name, pretrained=False, num_classes=0)
+        return TimmEncoder(fresh, encoder.pooling, encoder.name).eval()
     raise ConfigError("a module of your own cannot be made anew: build the baseline yourself")

@@ -99,9 +99,9 @@ class Fit:
         how: dict[str, Any] = {"mode": self.interpolation, "antialias": True, "align_corners": False}
         if images.device.type == "cpu":  # torch's own kernel for bytes works as Pillow does
             return F.interpolate(images, (height, width), **how)
-        pixels = images.float()
+        pixels = images.float()  # halves up, as Pillow does
         for shape in ((images.shape[2], width), (height, width)):  # Pillow rounds between the two directions
-            pixels = F.interpolate(pixels, shape, **how).round_().clamp_(0, 255)
+            pixels = F.interpolate(pixels, shape, **how).add_(0.5).floor_().clamp_(0, 255)
         return pixels.to(torch.uint8)
 
     def config(self) -> dict[str, Any]:
