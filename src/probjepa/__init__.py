@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from probjepa import training as training
     from probjepa.data import open_images as open_images
     from probjepa.evaluation import evaluate as evaluate
+    from probjepa.exporting import export as export
     from probjepa.jacobian import jacobian_spectrum as jacobian_spectrum
     from probjepa.jacobian import jepa_score as jepa_score
     from probjepa.loading import load as load
@@ -65,6 +66,7 @@ _LAZY: dict[str, str | None] = {
     "distributions": None,
     "errors": None,
     "evaluate": "probjepa.evaluation",
+    "export": "probjepa.exporting",
     "fit": "probjepa.training",
     "heads": None,
     "jacobian": None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from probjepa.cli.commands import curate, embed, evaluate, score, train
+from probjepa.cli.commands import curate, embed, evaluate, export, score, train
 from probjepa.cli.options import Command, OutFolder, Overwrite, Quiet, Seed, grouped
 from probjepa.errors import ConfigError, unknown_name
 from probjepa.terminal import say
@@ -54,7 +54,7 @@ def demo(
         run_demo(out, seed=seed, overwrite=overwrite, progress=not quiet)
 
 
-for command in (train, embed, score, evaluate, curate):
+for command in (train, embed, score, evaluate, curate, export):
     app.command(cls=Command)(grouped(command))
 
 

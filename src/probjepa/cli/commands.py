@@ -15,6 +15,7 @@ from probjepa.cli.options import (
     Model,
     OutFile,
     OutFolder,
+    Overwrite,
     Reference,
     Score,
     Scoring,
@@ -112,3 +113,19 @@ def curate(
         opened = ImageModel(model, shared)
         counts = opened.curate(data, out, score=score, reference=reference, drop=drop, review=review)
     say(", ".join(f"{name} {count:,}" for name, count in counts.items()) + f": {out}/report.html")
+
+
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", metavar="model.onnx|model.pt2", help="file to write")],
+    what: Annotated[
+        str, typer.Option("--what", metavar="embed|posterior|likelihood", help="what the graph returns")
+    ] = "embed",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a graph that other runtimes load, checked against PyTorch: uint8 images in, any batch size."""
+    from probjepa.exporting import export
+
+    with _claimed(out):
+        export(model, out, what=what, overwrite=overwrite)
+    say(f"exported {what} of {model}: {out}")

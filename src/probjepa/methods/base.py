@@ -170,8 +170,8 @@ class Method(Pretrained):
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
-        return next(self.parameters()).device
+        """Device of the parameters, and of the preprocessing."""
+        return self.preprocess.mean.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -240,6 +240,27 @@ class Method(Pretrained):
         """Embeddings h (N, D) of N images, all that ``open`` takes; in evaluation mode, without gradients."""
         return self.features(x, batch_size)["h"]
 
+    def outputs(self, pixels: Tensor, what: str) -> tuple[Tensor, ...]:
+        """Return "embed" (h,), "posterior" (mean, variance) or "likelihood" (score,) of ``example_batch``.
+
+        What ``probjepa.export`` traces: tensor operations alone, no check and no branch on their values.
+
+        Raises
+        ------
+        ConfigError
+            for what the method has not
+        """
+        if what == "embed":
+            return (self(pixels).float(),)
+        raise ConfigError(f"a {type(self).__name__} has no {what}: only embed can be exported")
+
+    def example_batch(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return random images as ``outputs`` takes them: uint8 (N, C, S, S), resized already."""
+        opened = self.preprocess.opened
+        side = opened if isinstance(opened, int) else opened.side
+        shape = (count, self.preprocess.channels, side, side)
+        return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+
 
 def two_views(method: Method, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the two views (N, C, H, W) of a batch, in the encoder's type, or raise DataError."""
@@ -261,8 +282,8 @@ def check_weights(weights: Mapping[str, float]) -> None:
 class ProbabilisticMethod(Method):
     """A method with a posterior over embeddings and a likelihood of its own.
 
-    A subclass writes ``posterior``, ``score_features`` and ``uncertainty_of_features``; what they read is
-    ``features``, so that a set is encoded once for all of them. Images are given as to ``open``.
+    A subclass writes ``posterior_of_features``, ``score_features`` and ``uncertainty_of_features``; what they
+    read is ``features``, so that a set is encoded once for all of them. Images are given as to ``open``.
 
     Attributes
     ----------
@@ -275,7 +296,21 @@ class ProbabilisticMethod(Method):
 
     def posterior(self, x: Any) -> Distribution:
         """Posterior over the latent of each of N images: batch shape (N,), event shape (D,)."""
+        return self.posterior_of_features(self.features(x))
+
+    def posterior_of_features(self, features: Mapping[str, Tensor]) -> Distribution:
+        """Posterior over the latent of each encoded image."""
         raise NotImplementedError
+
+    def outputs(self, pixels: Tensor, what: str) -> tuple[Tensor, ...]:
+        """Return what ``probjepa.export`` traces, see ``Method``."""
+        if what == "embed":
+            return super().outputs(pixels, what)
+        features = self.features_of(self(pixels).float())
+        if what == "likelihood":
+            return (self.score_features(features),)
+        posterior = self.posterior_of_features(features)
+        return posterior.mean, posterior.variance
 
     def score_features(self, features: Mapping[str, Tensor]) -> Tensor:
         """Score (N,) float64 of encoded images: higher = more typical of the training data."""

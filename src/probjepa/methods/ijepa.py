@@ -18,7 +18,7 @@ from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluati
 from probjepa.methods.ema import EMA
 from probjepa.methods.ijepa_predictor import Predictor, build_head
 from probjepa.methods.ijepa_presets import PRESETS as PRESETS
-from probjepa.methods.token_measures import Measured, by_image, joined, measures, moments
+from probjepa.methods.token_measures import Measured, by_image, joined, likeness, measures, moments
 
 _SMALLEST_SCALE = 1e-6
 _SCORED_AT_A_TIME = 128  # images; each holds the tokens of all masks
@@ -191,12 +191,28 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         parts = []
         with evaluating(self), torch.random.fork_rng(cuda):
             for batch in self.batches(x, min(batch_size, _SCORED_AT_A_TIME)):
-                images = self.preprocess(batch.to(self.device)).to(self.dtype)
-                tokens = self.targets(images)[:, hidden]
-                masks = zip(context, hidden, strict=True)
-                vectors = torch.stack([self.contexts(images, *mask) for mask in masks], 1)
+                vectors, tokens = self._hidden(self.preprocess(batch.to(self.device)), context, hidden)
                 parts.append(by_image(self.head, vectors, tokens, read, draws=draws, seed=self.score_seed))
         return joined(parts)
+
+    def _hidden(self, images: Tensor, context: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors and the teacher's tokens of prepared images at the hidden patches of the scores' masks."""
+        images = images.to(self.dtype)
+        tokens = self.targets(images)[:, hidden]
+        masks = zip(context, hidden, strict=True)
+        return torch.stack([self.contexts(images, *mask) for mask in masks], 1), tokens
+
+    def outputs(self, pixels: Tensor, what: str) -> tuple[Tensor, ...]:
+        """Return what ``probjepa.export`` traces, see ``Method``; of heads that need no draws."""
+        if what == "embed":
+            return super().outputs(pixels, what)
+        masks = (index.to(pixels.device) for index in self._score_masks)
+        vectors, tokens = self._hidden(self.preprocess(pixels), *masks)
+        prediction = self.head(vectors)
+        if what == "likelihood":
+            return (self.score_features(likeness(prediction, tokens, self.score_draws)),)
+        found = moments(prediction, tokens, MEAN_DRAWS)
+        return found["mean"], found["variance"].clamp_min(_SMALLEST_SCALE**2)
 
     def score_features(self, features: Mapping[str, Tensor]) -> Tensor:
         """Score (N,) float64 of encoded images: higher = more typical.

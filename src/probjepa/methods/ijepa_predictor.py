@@ -53,9 +53,9 @@ class Predictor(nn.Module):
         seen = self.entry(tokens) + self.positions[context]
         seen = seen.unsqueeze(1).expand(-1, blocks, -1, -1)
         hidden = self.mask_token + self.positions[targets]
-        x = torch.cat([seen, hidden.expand(len(tokens), -1, -1, -1)], 2)
+        x = torch.cat([seen, hidden.expand(tokens.shape[0], -1, -1, -1)], 2)
         out: Tensor = self.transformer(x.flatten(0, 1))[:, -asked:]
-        return out.reshape(len(tokens), blocks, asked, -1)
+        return out.reshape(tokens.shape[0], blocks, asked, -1)
 
 
 def build_head(head: str | nn.Module, dim: int, context_dim: int, options: dict[str, Any]) -> nn.Module:

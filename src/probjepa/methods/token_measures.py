@@ -62,6 +62,14 @@ def joined(parts: Sequence[Mapping[str, Tensor]]) -> Measured:
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
+def likeness(prediction: Any, target: Tensor, draws: int) -> Measured:
+    """Return the score of an image's tokens (N, …, D) under a prediction, by its name: (N,) float64."""
+    density = _if_there(lambda: prediction.log_prob(target))
+    if density is not None:
+        return {"log_density": _mean(density) / target.shape[-1]}
+    return {"negative_energy_score": -_mean(energy(prediction.sample((draws,)).double(), target))}
+
+
 def measures(prediction: Any, target: Tensor, draws: int) -> Measured:
     """Return means over an image's tokens (N, …, D) of what a prediction says of them: each (N,) float64."""
     density = _if_there(lambda: prediction.log_prob(target))

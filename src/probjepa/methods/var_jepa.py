@@ -277,6 +277,23 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
             mean, log_variance = self._gaussian("encoder", self.latent_dim, self._checked(x, "x"))
         return Independent(Normal(mean, torch.exp(0.5 * log_variance)), 1)
 
+    def outputs(self, x: Tensor, what: str) -> tuple[Tensor, ...]:
+        """Return what ``probjepa.export`` traces of vectors: (mean,) of s_x, or (mean, variance).
+
+        Raises
+        ------
+        ConfigError
+            for the likelihood, a mean over random draws
+        """
+        if what == "likelihood":
+            raise ConfigError("the likelihood of a VarJEPA is a mean over random draws, which no graph holds")
+        mean, log_variance = self._gaussian("encoder", self.latent_dim, x)
+        return (mean,) if what == "embed" else (mean, log_variance.exp())
+
+    def example_batch(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return random vectors x (N, x_dim)."""
+        return torch.randn(count, int(self.settings["x_dim"]), generator=generator)
+
     def score_samples(self, x: Tensor, y: Tensor | None = None, *, draws: int = 16, seed: int = 0) -> Tensor:
         """Evidence lower bound (N,) float64, in nats: of log p(x), or of log p(x, y) where y is given.
 

@@ -126,14 +126,16 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
                 "concentration": F.softplus(raw) + _CONCENTRATION_FLOOR,
             }
 
-    def posterior(self, x: Any) -> PowerSpherical:
-        """PS(μ, κ) of each image: batch shape (N,), event shape (projector_dim,)."""
-        out = self.features(x)
-        return power_spherical(out["direction"], out["concentration"])
+    def posterior_of_features(self, features: Mapping[str, Tensor]) -> PowerSpherical:
+        """PS(μ, κ) of each encoded image: batch shape (N,), event shape (projector_dim,)."""
+        return power_spherical(features["direction"], features["concentration"])
+
+    def _density(self, features: Mapping[str, Tensor]) -> PowerSpherical:
+        return power_spherical(features["direction"].double(), features["concentration"].double())
 
     def score_features(self, features: Mapping[str, Tensor]) -> Tensor:
         """Log-density (N,) float64 of an image's z/‖z‖ under its own PS, in nats."""
-        return self.ood_scores(features)["likelihood"]
+        return self._density(features).log_prob(features["z"].double())
 
     def ood_scores(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Label-free scores of encoded images, each (N,) float64, higher = more typical.
@@ -141,14 +143,12 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
         "likelihood" (log PS of the same image's z/‖z‖), "concentration" κ, "elbo" (likelihood − KL),
         "cosine" (of μ and z).
         """
-        z, direction, kappa = (features[key].double() for key in ("z", "direction", "concentration"))
-        density = power_spherical(direction, kappa)
-        likelihood = density.log_prob(z)
+        density, likelihood = self._density(features), self.score_features(features)
         return {
             "likelihood": likelihood,
             "concentration": density.concentration,
             "elbo": likelihood - kl_to_uniform(density),
-            "cosine": F.cosine_similarity(direction, z, dim=-1),
+            "cosine": F.cosine_similarity(features["direction"].double(), features["z"].double(), dim=-1),
         }
 
     def uncertainty_of_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,7 +156,7 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
 
         "concentration" (κ: high = sure), "entropy" and "kl" (to the uniform distribution), in nats.
         """
-        density = power_spherical(features["direction"].double(), features["concentration"].double())
+        density = self._density(features)
         return {
             "concentration": density.concentration,
             "entropy": density.entropy(),

@@ -165,10 +165,9 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         mean, variance = self.inference(h)
         return {"h": h, "mu": mean, "variance": variance}
 
-    def posterior(self, x: Any) -> Distribution:
-        """q(z|x) = N(μ, diag σ²): batch shape (N,), event shape (D,)."""
-        out = self.features(x)
-        return Independent(Normal(out["mu"], out["variance"].sqrt()), 1)
+    def posterior_of_features(self, features: Mapping[str, Tensor]) -> Distribution:
+        """q(z|x) = N(μ, diag σ²) of encoded images: batch shape (N,), event shape (D,)."""
+        return Independent(Normal(features["mu"], features["variance"].sqrt()), 1)
 
     def score_features(self, features: Mapping[str, Tensor]) -> Tensor:
         """Self-likelihood (N,) of encoded images: log-density of h at z = μ(h), in float64."""
