@@ -737,6 +737,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="only the parts that --out lacks, or that failed"
     )
+    parser.add_argument(
+        "--part", action="append", default=[], help="these first (repeatable): 'signal, demo'"
+    )
     args = harness.parse(parser, argv)
     done: dict[str, Any] = {}
     if args.resume and args.out.exists():
@@ -747,7 +750,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     home = Path(tempfile.mkdtemp())  # not a TemporaryDirectory, which every fork would remove at its exit
     try:
         found = parts(home, quick=args.quick)
-        for name in [name for name in found if name not in done]:
+        missing = [name for name in found if name not in done]
+        for name in sorted(missing, key=lambda name: name not in args.part):
             tally = Tally()
             found[name](tally, random.Random(f"{args.seed} {name}"))
             done[name] = {"trials": tally.trials, "failures": tally.failures, "commit": harness.commit()}
