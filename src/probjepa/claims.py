@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from probjepa.errors import ArtifactError
-from probjepa.files import LOCK, cannot_write, refuse_irregular, sweep
+from probjepa.files import LOCK, cannot_write, drop_spent_parts, refuse_irregular, sweep
 
 _HELD: set[Path] = set()  # by this process, whose commands may lie in each other
 
@@ -44,6 +44,7 @@ def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
             place.parent.mkdir(parents=True, exist_ok=True)
             for swept in (place.parent, *((place, *place.glob("*/")) if folder else ())):
                 sweep(swept)
+            drop_spent_parts(place)
             lock = _lock(path, place)
             home = place if place.is_dir() else place.parent
             if not os.access(home, os.W_OK | os.X_OK):

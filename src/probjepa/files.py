@@ -33,6 +33,7 @@ FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 LOCK = ".probjepa.lock"
+RECORD = "settings.json"
 
 
 #: what reading damaged content, or building what it describes, raises
@@ -215,6 +216,18 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write ``content`` by :func:`staged_file`, on the disk before it is renamed; ArtifactError as there."""
     with staged_file(Path(path), sync=True) as stage, open(stage, "wb") as file:
         file.write(content)
+
+
+def parts_of(path: Path) -> Path:
+    """Return the hidden folder where finished parts of an output wait; ``RECORD`` says whose they are."""
+    return path.parent / f".{path.name}.parts"
+
+
+def drop_spent_parts(path: Path) -> None:
+    """Remove the parts of an output that is whole: their record is the first of them that goes."""
+    parts = parts_of(path)
+    if path.exists() and parts.is_dir() and not (parts / RECORD).exists():
+        discard(parts)
 
 
 def is_free(path: Path) -> bool:

@@ -4,6 +4,7 @@ import itertools
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -71,6 +72,27 @@ def test_a_stopped_scoring_goes_on(places, tmp_path, monkeypatch, capsys):
     assert "8 of them by an earlier run" in capsys.readouterr().out
     assert pq.read_table(whole).equals(pq.read_table(stopped))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["stopped.parquet", "whole.parquet"]
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["before its name", "after it"])
+def test_a_scoring_that_is_killed_while_it_finishes_leaves_nothing(places, tmp_path, monkeypatch, named):
+    whole, out = tmp_path / "whole.parquet", tmp_path / "j.parquet"
+    assert score(places, whole) == 0
+    rename = Path.replace
+
+    def killed(self, target):
+        if Path(target) != out or named:
+            rename(self, target)
+        if Path(target) == out:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        assert score(places, out) == 130
+    assert out.exists() == named and jepa.parts_of(out).is_dir()
+    assert score(places, out) == (2 if named else 0)
+    assert pq.read_table(whole).equals(pq.read_table(out))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["j.parquet", "whole.parquet"]
 
 
 def begun(places, data, out, monkeypatch, model="model"):

@@ -10,6 +10,7 @@ from torch import nn
 
 from probjepa.errors import ConfigError
 from probjepa.methods.byol import byol_loss
+from probjepa.methods.simsiam import direction_spread
 
 NARROW = {"projector_dim": 10, "hidden_dim": 14}
 
@@ -56,7 +57,10 @@ def test_targets_use_the_batchs_statistics_and_averaged_weights():
     images = torch.cat(batch)
     t1, t2 = average(images).chunk(2)
     p1, p2 = model.predictor(model.projector(model.encoder(images))).chunk(2)
-    assert model.loss(batch)["loss"].item() == pytest.approx(byol_loss(p1, p2, t1, t2).item(), abs=1e-5)
+    terms = model.loss(batch)
+    assert terms["loss"].item() == pytest.approx(byol_loss(p1, p2, t1, t2).item(), abs=1e-5)
+    spread = direction_spread(model.projector(model.encoder(images)))
+    assert terms["spread"].item() == pytest.approx(spread.item(), abs=1e-5)
     running = average.eval()(images)
     assert not torch.allclose(running, torch.cat([t1, t2]), atol=0.1)
     assert model.eval().loss(batch)["loss"].isfinite()

@@ -317,6 +317,8 @@ def test_fit_takes_a_preset(tmp_path):
         ({"backbone": "convnet"}, "ConvNet cannot: use backbone='vit'"),
         ({"head": "gausian"}, "did you mean 'gaussian'"),
         ({"head_options": {"hiden": [8]}}, "did you mean 'hidden'"),
+        ({"head_options": {"dim": 8}}, "unknown option of head 'gaussian' 'dim'"),
+        ({"head_options": {"context_dim": 8}}, "unknown option of head 'gaussian' 'context_dim'"),
         ({"head": Laplacian(), "head_options": {"hidden": [8]}}, "head's name"),
         ({"ema_momentum": 1.5}, "momentum"),
         ({"ema_schedule": "step"}, "unknown EMA schedule 'step'"),

@@ -21,7 +21,7 @@ from probjepa.data.overlap import refuse_overlap
 from probjepa.data.preprocess import Preprocess
 from probjepa.data.rows import identity, open_table
 from probjepa.errors import ArtifactError
-from probjepa.files import refuse_existing, staged_file, write_text
+from probjepa.files import RECORD, parts_of, refuse_existing, staged_file, write_text
 from probjepa.jacobian import Encoder, as_encoder, jepa_score_details
 from probjepa.jacobian.estimators import Settings
 from probjepa.metrics.conformal import Rule
@@ -82,7 +82,7 @@ def score_jepa(
         **(data_fingerprint(reference, "reference") if reference is not None else {}),
         **(data_fingerprint(calibration, "calibration") if calibration is not None else {}),
     }
-    parts = out.parent / f".{out.name}.parts"
+    parts = parts_of(out)
     mark = _claim(parts, settings, overwrite)
     density: Any = None if latent == "none" else latent
     if reference is not None:
@@ -127,6 +127,7 @@ def score_jepa(
         flagged = int(values.sum())
     with staged_file(out) as stage:
         pq.write_table(scored, stage)
+        (parts / RECORD).unlink()  # from here on they are dropped beside ``out``, and taken without it
     shutil.rmtree(parts)
     earlier = (rows for place, (of, rows) in pieces.items() if of is images and place in done)
     return sum(rows.stop - rows.start for rows in earlier), flagged
@@ -134,7 +135,7 @@ def score_jepa(
 
 def _claim(parts: Path, settings: dict[str, Any], overwrite: bool) -> str:
     """Make the folder of parts this scoring's own, or find that it is; return the mark of its parts."""
-    record = parts / "settings.json"
+    record = parts / RECORD
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     if record.is_file() and record.read_text(encoding="utf-8") != text:
         if not overwrite:
