@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import probjepa
@@ -17,6 +17,7 @@ from probjepa.errors import ConfigError, DataError
 from probjepa.evaluation import describe, evaluate
 from probjepa.methods import Method, ProbabilisticMethod
 from probjepa.report.evaluation import evaluation_report
+from probjepa.scores import score_set
 
 
 def images(count, seed, labels=True, low=0):
@@ -114,6 +115,73 @@ def test_a_backbone_of_ones_own_has_no_random_baseline():
     found = evaluate(own, images(60, 0), images(40, 1), {"far": images(30, 2)}, n_bootstrap=10)
     assert "random-init" not in found.metrics["accuracy"]
     assert "knn, random-init" not in found.metrics["ood"]["far"]
+
+
+def test_balanced_accuracy_is_scikit_learns(model):
+    rare = images(40, 1)
+    rare = dataclasses.replace(rare, labels=(rare.labels == 0).long())
+    train = images(60, 0)
+    train = dataclasses.replace(train, labels=(train.labels == 0).long())
+    found = evaluate(model, train, rare, n_bootstrap=5)
+    answers = metrics.linear_predict(model.embed(train.images), train.labels, model.embed(rare.images))
+    for of, expected in (
+        (found.metrics["accuracy"], (answers == rare.labels.numpy()).mean()),
+        (found.metrics["balanced_accuracy"], balanced_accuracy_score(rare.labels, answers)),
+    ):
+        assert of["h"]["linear"]["value"] == pytest.approx(expected)
+    assert "Balanced accuracy" in evaluation_report(found.metrics)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_every_score_of_every_image_is_a_row(model, named):
+    train, test, far = images(60, 0), images(40, 1), images(30, 2, labels=False, low=200)
+    held_out = images(50, 3, labels=False)
+    if named:
+        train, test = (dataclasses.replace(of, classes=["a", "b", "c"]) for of in (train, test))
+    found = evaluate(model, train, test, {"far": far}, calibration=held_out, n_bootstrap=5)
+    rows = found.arrays["rows"].to_pandas()
+    assert rows["set"].value_counts().to_dict() == {"test": 40, "far": 30, "calibration": 50}
+    for name, by_set in found.arrays["scores"].items():
+        assert set(by_set) == {"test", "far"}
+        for of, values in by_set.items():
+            np.testing.assert_array_equal(rows.loc[rows["set"] == of, name], values)
+    of_test = rows[rows["set"] == "test"]
+    assert of_test["id"].tolist() == test.ids
+    names = ["a", "b", "c"] if named else ["0", "1", "2"]
+    assert of_test["label"].tolist() == [names[i] for i in test.labels]
+    right = (of_test["label"] == of_test["prediction"]).mean()
+    assert right == pytest.approx(found.metrics["accuracy"]["h"]["knn20"]["value"])
+    assert rows.loc[rows["set"] != "test", "label"].isna().all()
+    np.testing.assert_allclose(
+        of_test["uncertainty"], model.uncertainty(test.images)["mean_variance"], rtol=1e-5
+    )
+
+
+def test_thresholds_are_read_off_the_calibration_set_or_half_of_the_test_set(model, result):
+    train, test, far, held_out = images(60, 0), images(40, 1), images(30, 2, low=200), images(50, 3)
+    found = evaluate(model, train, test, {"far": far}, calibration=held_out, n_bootstrap=5).metrics
+    scores = {of: score_set(model, s, "knn", reference=train)[0] for of, s in
+              (("test", test), ("far", far), ("calibration", held_out))}  # fmt: skip
+    for alpha in (0.05, 0.1):
+        least = probjepa.threshold(scores["calibration"], alpha)
+        rates = found["decisions"]["flagged"]["knn"][str(alpha)]
+        for of in ("test", "far"):
+            assert rates[of]["value"] == pytest.approx((scores[of] < least).mean())
+    assert found["decisions"]["rows"] == {"calibration": 50, "test": 40, "split": False}
+    assert "far" in found["ood"] and "calibration" not in found["ood"]
+    halves = result.metrics["decisions"]
+    assert halves["rows"] == {"calibration": 20, "test": 20, "split": True}
+    assert set(halves["flagged"]) == set(result.metrics["ood"]["far"])
+    assert set(halves["band"]) == {"0.05", "0.1"}  # 20 rows are too few for 0.01
+    page = evaluation_report(result.metrics, result.arrays)
+    assert "5 % asked for" in page and "what may be expected" in page
+
+
+def test_calibration_images_that_are_evaluated_are_refused(model):
+    with pytest.raises(DataError, match="40 of 40 test images are in the calibration set"):
+        evaluate(model, images(60, 0), images(40, 1), calibration=images(40, 1))
+    with pytest.raises(ConfigError, match="'calibration' is the name of the calibration set"):
+        evaluate(model, images(60, 0), images(40, 1), {"calibration": images(9, 2)})
 
 
 def test_the_evaluation_is_reproducible(model, result):

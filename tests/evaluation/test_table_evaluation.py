@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import confusion_matrix, log_loss
 from sklearn.neural_network import MLPClassifier
 
+import probjepa as pj
 from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.evaluation import evaluate_table
 from probjepa.evaluation import predictors as predictors_module
@@ -16,6 +17,7 @@ from probjepa.evaluation.figures import over_seeds
 from probjepa.evaluation.predictors import PREDICTORS, RawFeatures
 from probjepa.evaluation.selective import GRID, selection_figures
 from probjepa.evaluation.tables import evaluate_once
+from probjepa.report.evaluation import table_report
 from probjepa.tabular import TJEPA, VarTJEPA
 
 TINY = {"max_epochs": 1, "dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8, "device": "cpu"}
@@ -191,6 +193,45 @@ def test_every_source_stands_beside_every_classifier(evaluation):
             accuracy = result.metrics["accuracy"][space][predictor]["accuracy"]["value"]
             assert found["random"]["aurc"]["value"] == pytest.approx(1 - accuracy)
     assert result.arrays["surprise"].shape == (50, 3)
+
+
+def test_every_score_of_every_row_and_its_false_alarms(evaluation):
+    result, _ = evaluation
+    rows = result.arrays["rows"].to_pandas()
+    scores = ["likelihood", "knn", "mahalanobis", "gmm", "fisher", "bonferroni", "harmonic"]
+    assert list(rows) == ["id", "set", "label", "prediction", "uncertainty", *scores]
+    np.testing.assert_array_equal(rows["likelihood"], result.arrays["score"])
+    np.testing.assert_array_equal(rows["uncertainty"], result.arrays["uncertainty"])
+    assert rows["label"].tolist() == result.arrays["labels"].tolist()
+    right = result.metrics["accuracy"]["embedding"]["logistic regression"]["accuracy"]["value"]
+    assert (rows["label"] == rows["prediction"]).mean() == pytest.approx(right)
+    found = result.metrics["decisions"]
+    assert list(found["flagged"]) == scores and found["rows"]["split"]
+    page = table_report(result.metrics, result.arrays)
+    assert "what may be expected" in page and "Balanced accuracy" in page
+
+
+def test_a_calibration_table_gives_the_thresholds():
+    model = factory(0).fit(table(160).drop(columns="y"))
+    train, test, held_out = table(120, seed=1), table(40, seed=2), table(50, seed=3)
+    options = {"predictors": ["logistic regression"], "seeds": (0,)}
+    found = evaluate_table(model, train, test, "y", calibration=held_out, **options)
+    least = pj.threshold(model.score_samples(held_out.drop(columns="y")), 0.1)
+    rate = found.metrics["decisions"]["flagged"]["likelihood"]["0.1"]["test"]["value"]
+    assert rate == pytest.approx((model.score_samples(test.drop(columns="y")) < least).mean())
+    assert found.metrics["decisions"]["rows"] == {"calibration": 50, "test": 40, "split": False}
+    with pytest.raises(DataError, match="40 of 40 test rows are in the calibration set"):
+        evaluate_table(model, train, test, "y", calibration=test, **options)
+    with pytest.raises(DataError, match="the calibration table has other columns"):
+        evaluate_table(model, train, test, "y", calibration=test[["noise"]], **options)
+
+
+def test_rows_keep_their_names():
+    train, test = table(120, seed=1), table(30, seed=2)
+    test = pd.concat([train[:2], test]).set_axis([f"r{i}" for i in range(32)])
+    found = evaluate_table(None, train, test, "y", predictors=["logistic regression"])
+    assert found.arrays["rows"]["id"].to_pylist() == [f"r{i}" for i in range(2, 32)]
+    assert found.metrics["decisions"] == {}
 
 
 def test_t_jepa_has_no_uncertainty_of_its_own():

@@ -84,10 +84,10 @@ def evaluate(
     options: Evaluating,
     shared: Shared,
 ) -> None:
-    """Write metrics.json and report.html: accuracy and OOD detection beside their baselines."""
+    """Write metrics.json, scores.parquet, report.html: accuracy and OOD detection beside their baselines."""
     with _claimed(out, folder=True):
         open_model(model, shared, out).evaluate(train, test, out, options)
-    say(f"wrote {out}/metrics.json and {out}/report.html")
+    say(f"wrote {out}/metrics.json, {out}/scores.parquet and {out}/report.html")
 
 
 def curate(

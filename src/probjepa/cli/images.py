@@ -195,10 +195,12 @@ class ImageModel:
             )  # fmt: skip
             for images in benchmark.values():
                 _say_skipped(images)
+        uri = options.calibration
+        calibration = None if uri is None else self.read(uri, labelled=False)
         result = evaluate(
             self.method, self.read(train), self.read(test), sets, openood=benchmark,
-            reencode=options.reencode, seed=options.seed, n_bootstrap=options.bootstrap, jepa=options.jepa,
-            progress=progress,
+            reencode=options.reencode, calibration=calibration, seed=options.seed,
+            n_bootstrap=options.bootstrap, jepa=options.jepa, progress=progress,
         )  # fmt: skip
         write_evaluation(result, out)
         print_summary(result.metrics)

@@ -149,6 +149,12 @@ class Evaluating:
     reencode: Annotated[
         str | None, typer.Option("--reencode", metavar="jpeg:Q", help="bring all sets through one codec")
     ] = None
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration", metavar="URI", help="held-out typical inputs for thresholds  [half of --test]"
+        ),
+    ] = None
     bootstrap: Annotated[int, typer.Option("--bootstrap", help="resamples of each interval")] = 1000
     jepa: Annotated[bool, typer.Option("--jepa", help="also JEPA-SCORE: slow for wide embeddings")] = False
     target: Target = None

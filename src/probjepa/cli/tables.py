@@ -153,11 +153,13 @@ class TableModel:
         def opened(path: str) -> Any:
             frame = read_table(path)
             names = _row_names(frame, [*self.columns, target])
-            return frame if names is None else frame.drop(columns=names)
+            return frame if names is None else frame.set_index(names)
 
+        calibration = None if options.calibration is None else opened(options.calibration)
         result = evaluate_table(
             self.model, opened(train), opened(test), target, seeds=(options.seed,),
-            progress=not self.shared.quiet, names=(Path(train).name, Path(test).name),
+            calibration=calibration, progress=not self.shared.quiet,
+            names=(Path(train).name, Path(test).name),
         )  # fmt: skip
         write_pages(result, out, table_report(result.metrics, result.arrays))
         print_table_summary(result.metrics)

@@ -34,11 +34,14 @@ class SharedLabels(NamedTuple):
         int64 (M,) of the reference, in its own numbers, and (N,) of the other set; −1: unlabelled
     absent
         the other set's classes that no row of the reference has
+    names
+        number → the name of a class of the reference
     """
 
     known: Tensor
     asked: Tensor
     absent: list[str]
+    names: dict[int, str]
 
 
 def shared_labels(reference: Images, images: Images) -> SharedLabels | None:
@@ -68,7 +71,8 @@ def shared_labels(reference: Images, images: Images) -> SharedLabels | None:
     codes = np.full(len(asked), UNLABELLED, dtype=np.int64)
     for code, name in zip(theirs, found, strict=True):
         codes[asked == code] = number[name]
-    return SharedLabels(torch.from_numpy(known), torch.from_numpy(codes), absent)
+    of_code = dict(zip(mine.tolist(), names, strict=True))
+    return SharedLabels(torch.from_numpy(known), torch.from_numpy(codes), absent, of_code)
 
 
 def _names(images: Images, codes: npt.NDArray[np.int64], others: list[str] | None) -> list[str]:

@@ -33,7 +33,8 @@ def evaluate(
     ood
         name → out-of-distribution set, of images
     options
-        of images: ``openood``, ``reencode``, ``seed``, ``n_bootstrap``, ``jepa``, ``progress``; of tables:
+        ``calibration``; of images: ``openood``, ``reencode``, ``seed``, ``n_bootstrap``, ``jepa``,
+        ``progress``; of tables:
         the ``target`` column, ``seeds`` and what else :func:`evaluate_table` takes
 
     Raises
@@ -53,5 +54,6 @@ def evaluate(
         raise ConfigError("ood: not for tables, leave it out")
     if "target" not in options:
         raise ConfigError("an evaluation on tables needs target=, the column of classes to predict")
-    train, test = (read_table(of) if isinstance(of, str | Path) else of for of in (train, test))
-    return evaluate_table(model, train, test, **options)
+    given = {"train": train, "test": test, "calibration": options.pop("calibration", None)}
+    opened = {name: read_table(of) if isinstance(of, str | Path) else of for name, of in given.items()}
+    return evaluate_table(model, **opened, **options)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import recall_score
 
 import probjepa
 from probjepa import metrics
@@ -24,7 +25,8 @@ class Evaluation:
         JSON-able: settings, sets, accuracy, collapse, selective prediction and, of images, OOD figures,
         variance, geometry and predictions, of tables calibration
     arrays
-        what a report draws. Of images: ``scores`` by score and set, ``embeddings``, ``variance``, ``labels``,
+        what a report draws, and "rows", the Arrow table of scores.parquet: a row an input, see there. Of
+        images: ``scores`` by score and set, ``embeddings``, ``variance``, ``labels``,
         and the sets themselves, so that a gallery reads the few images that it shows. Of tables, of the last
         seed: ``frame`` (the test rows' features), ``labels``, and where the model has them ``uncertainty``
         (N,), ``score`` (N,) and ``surprise``, a DataFrame of cells
@@ -43,6 +45,12 @@ def figure(value: float, low: float = math.nan, high: float = math.nan) -> dict[
     """Return a figure as JSON has it; what is not finite is None."""
     known = {"value": value, "low": low, "high": high}
     return {key: float(x) if math.isfinite(x) else None for key, x in known.items()}
+
+
+def balanced_accuracy(truth: Any, answers: Any) -> float:
+    """Return the mean over the classes of ``truth`` (N,) of the share of a class that is answered right."""
+    classes = np.unique(truth)
+    return float(recall_score(truth, answers, labels=classes, average="macro", zero_division=0))
 
 
 def over_seeds(each: Sequence[Any]) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,10 +21,12 @@ from probjepa.data import Images
 from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
 from probjepa.data.labels import SharedLabels, labelled_rows, shared_labels
-from probjepa.data.overlap import overlap
+from probjepa.data.overlap import overlap, refuse_overlap
 from probjepa.data.records import UNLABELLED
+from probjepa.data.rows import as_column, identity
 from probjepa.errors import ConfigError, DataError
-from probjepa.evaluation.figures import Evaluation, provenance
+from probjepa.evaluation.decisions import CALIBRATION, TEST, flagged_rates
+from probjepa.evaluation.figures import Evaluation, balanced_accuracy, figure, provenance
 from probjepa.evaluation.label_free import columns, label_free_scores
 from probjepa.evaluation.openood import openood_summary
 from probjepa.evaluation.predictive import PredictsTokens, evaluate_predictions
@@ -33,7 +36,7 @@ from probjepa.scores import encode
 from probjepa.scores.detectors import KNNScore, knn_neighbour
 from probjepa.scores.own import uncertainty
 
-TRAIN, TEST = "train", "test"
+TRAIN = "train"
 # A linear probe on raw pixels wider than this takes minutes, and kNN says as much.
 _WIDEST_PROBE = 2048
 _LARGEST_PIXELS = 64  # of a side, that raw pixels are compared at
@@ -41,6 +44,7 @@ _SPECTRA = 64  # images of each set whose spectra are drawn
 _VECTORS = 6  # test images, and singular vectors of each, that are drawn
 _POSTERIOR = {"mean": "mean_variance", "kl_per_dimension": "kl", "anisotropy": "anisotropy"}
 
+_Figures = dict[str, dict[str, dict[str, float | None]]]  # space → probe → figure
 Spaces = dict[str, dict[str, Tensor]]  # space → set, the reference among them → (N, D)
 
 
@@ -52,6 +56,7 @@ def evaluate(
     *,
     openood: Mapping[str, Any] | None = None,
     reencode: str | None = None,
+    calibration: Any = None,
     seed: int = 0,
     n_bootstrap: int = 1000,
     jepa: bool = False,
@@ -78,8 +83,11 @@ def evaluate(
         sets of the OpenOOD benchmark, as ``openood_sets`` opens them: evaluated like ``ood``, and averaged
     reencode
         a codec ("jpeg:75", see ``probjepa.data.codec``) that every set goes through first
+    calibration
+        held-out typical images, none of them in ``test``, that thresholds are read off; None: a half of
+        ``test``, of which the other half is then counted. See ``flagged_rates``
     seed
-        of the random-initialisation baseline, the detectors and the bootstrap
+        of the random-initialisation baseline, the detectors, the bootstrap and that half
     n_bootstrap
         resamples of each 95 % interval of an OOD metric or a rank correlation
     jepa
@@ -91,19 +99,28 @@ def evaluate(
     ConfigError
         for a name that two sets share, or an unknown codec
     DataError
-        if a set has no row that is not in ``train``, or the classes of ``test`` are not those of ``train``
+        if a set has no row that is not in ``train``, the classes of ``test`` are not those of ``train``, or
+        test images are in ``calibration``
     """
-    given = [TRAIN, TEST, *(ood or {}), *(openood or {})]
+    given = [TRAIN, TEST, CALIBRATION, *(ood or {}), *(openood or {})]
     twice = next((name for name in given if given.count(name) > 1), None)
     if twice is not None:
-        taken = {TRAIN: "the reference set", TEST: "the in-distribution set"}.get(twice, "an OpenOOD set")
+        reserved = {
+            TRAIN: "the reference set",
+            TEST: "the in-distribution set",
+            CALIBRATION: "the calibration set",
+        }
+        taken = reserved.get(twice, "an OpenOOD set")
         raise ConfigError(f"'{twice}' is the name of {taken}: name the OOD set differently")
-    given_sets = {TRAIN: train, TEST: test, **(ood or {}), **(openood or {})}
+    held_out = {} if calibration is None else {CALIBRATION: calibration}
+    given_sets = {TRAIN: train, TEST: test, **held_out, **(ood or {}), **(openood or {})}
     sets = {name: method.open(of) for name, of in given_sets.items()}
     if reencode is not None:
         sets = {name: through_codec(images, reencode) for name, images in sets.items()}
     sets, dropped = _without_train(sets)
     train, test = sets[TRAIN], sets[TEST]
+    if held_out:
+        refuse_overlap(test, sets[CALIBRATION], CALIBRATION, of="test images")
     shared = shared_labels(train, test)
 
     features = {
@@ -117,15 +134,22 @@ def evaluate(
         if space in spaces:
             h = {name: {"h": of} for name, of in spaces[space].items()}
             scores[f"knn, {space}"] = columns(KNNScore(seed=seed), h.pop(TRAIN), h)["knn"]
+    uncertain = {name: uncertainty(method, features[name]) for name in dropped}
+    by_row = _rows(method, {name: sets[name] for name in dropped}, features, scores, uncertain, shared)
+    decisions = flagged_rates(scores, seed=seed)
+    for by_set in scores.values():
+        by_set.pop(CALIBRATION, None)
+    shown = {name: sets[name] for name in dropped if name != CALIBRATION}
     draws: dict[str, Any] = {"n_bootstrap": n_bootstrap, "seed": seed}
     outside = {
         name: {
             score: {k: asdict(x) for k, x in metrics.ood_metrics(of[TEST], of[name], **draws).items()}
             for score, of in scores.items()
         }
-        for name in dropped
+        for name in shown
         if name != TEST
     }
+    accuracy, balanced = ({}, {}) if shared is None else _accuracies(spaces, shared, seed)
     result: dict[str, Any] = {
         **provenance(),
         "settings": {
@@ -142,16 +166,18 @@ def evaluate(
         "left_out_as_in_train": dropped,
         "skipped": {images.name: images.skipped for images in sets.values() if images.skipped},
         "labels": _labels_said(train, test, shared),
-        "accuracy": {} if shared is None else _accuracies(spaces, shared, seed),
+        "accuracy": accuracy,
+        "balanced_accuracy": balanced,
         "collapse": metrics.collapse_summary(tested["h"]),
         "ood": outside,
+        "decisions": decisions,
     }
     if openood:
         counts = {name: len(sets[name]) + dropped[name] for name in openood}
         result["openood"] = openood_summary(
             {name: outside[name] for name in openood}, counts, method.preprocess.config(), reencode
         )
-    measures = uncertainty(method, tested)
+    measures = uncertain[TEST]
     if set(_POSTERIOR.values()) <= set(measures):
         result["variance"] = {key: float(measures[name].mean()) for key, name in _POSTERIOR.items()}
         result["variance"]["kl_per_dimension"] /= method.embedding_dim
@@ -183,9 +209,10 @@ def evaluate(
         "images": test,
         "ood_images": {name: sets[name] for name in outside},
         "predictive": predicted,
+        "rows": by_row,
     }
     if jepa:
-        arrays |= _jacobian_arrays(method, {name: sets[name] for name in dropped})
+        arrays |= _jacobian_arrays(method, shown)
     return Evaluation(result, arrays)
 
 
@@ -259,24 +286,55 @@ def _labels_said(train: Images, test: Images, shared: SharedLabels | None) -> di
     }
 
 
-def _accuracies(spaces: Spaces, shared: SharedLabels, seed: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracy by space and probe with a 95 % Wilson interval, over the labelled rows."""
+def _accuracies(spaces: Spaces, shared: SharedLabels, seed: int) -> tuple[_Figures, _Figures]:
+    """Accuracy by space and probe over the labelled rows, with a Wilson interval, and class-balanced."""
     known, truth = shared.known, shared.asked.numpy()
     asked = truth != UNLABELLED
+    truth = truth[asked]
     count = int((known != UNLABELLED).sum())
-    table: dict[str, dict[str, dict[str, float]]] = {}
+    accuracy: _Figures = {}
+    balanced: _Figures = {}
     for space, of in spaces.items():
         bank, queries = of[TRAIN], of[TEST][asked]
-        hits = {}
+        found = {}
         for most, temperature in ((200, 0.1), (20, None)):
             k = min(most, count)
-            found = metrics.knn_predict(bank, known, queries, k=k, temperature=temperature)
-            hits[f"knn{k}"] = found == truth[asked]
-        hits = dict(reversed(hits.items()))
+            found[f"knn{k}"] = metrics.knn_predict(bank, known, queries, k=k, temperature=temperature)
+        found = dict(reversed(found.items()))
         if bank.shape[1] <= _WIDEST_PROBE:
-            hits["linear"] = metrics.linear_predict(bank, known, queries, seed=seed) == truth[asked]
-        table[space] = {probe: asdict(metrics.accuracy_interval(right)) for probe, right in hits.items()}
-    return table
+            found["linear"] = metrics.linear_predict(bank, known, queries, seed=seed)
+        accuracy[space] = {
+            probe: asdict(metrics.accuracy_interval(answers == truth)) for probe, answers in found.items()
+        }
+        balanced[space] = {probe: figure(balanced_accuracy(truth, of)) for probe, of in found.items()}
+    return accuracy, balanced
+
+
+def _rows(
+    method: Method,
+    sets: Mapping[str, Images],
+    features: Mapping[str, Mapping[str, Tensor]],
+    scores: Mapping[str, Mapping[str, Any]],
+    measures: Mapping[str, Mapping[str, Any]],
+    shared: SharedLabels | None,
+) -> pa.Table:
+    """A row an image of every set: id, set, label, kNN's prediction, uncertainty, and all scores."""
+    main = getattr(method, "main_uncertainty", "")
+    tables = []
+    for name, images in sets.items():
+        columns = identity(images, slice(None))
+        label = as_column(columns.pop("label", [None] * len(images))).cast(pa.string())
+        columns |= {"set": [name] * len(images), "label": label}
+        if shared is not None:
+            bank, codes = features[TRAIN]["h"], shared.known
+            k = min(20, int((codes != UNLABELLED).sum()))
+            found = metrics.knn_predict(bank, codes, features[name]["h"], k=k)
+            columns["prediction"] = [shared.names[code] for code in found.tolist()]
+        if main in measures[name]:
+            columns["uncertainty"] = measures[name][main]
+        columns |= {score: of[name] for score, of in scores.items()}
+        tables.append(pa.table({key: as_column(values) for key, values in columns.items()}))
+    return pa.concat_tables(tables)
 
 
 def describe(images: Images) -> dict[str, Any]:

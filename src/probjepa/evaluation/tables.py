@@ -12,13 +12,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import torch
 from rich.progress import track
 from sklearn.metrics import f1_score
 
 from probjepa import metrics
 from probjepa._arrays import check_classes
+from probjepa.data.overlap import FittedRows, refuse_seen
 from probjepa.errors import ConfigError, DataError, MissingExtraError, unknown_name
-from probjepa.evaluation.figures import Evaluation, figure, over_seeds, provenance
+from probjepa.evaluation.decisions import CALIBRATION, TEST, flagged_rates
+from probjepa.evaluation.figures import Evaluation, balanced_accuracy, figure, over_seeds, provenance
+from probjepa.evaluation.label_free import label_free_scores
 from probjepa.evaluation.predictors import PREDICTORS, Codes, Features, RawFeatures
 from probjepa.evaluation.selective import (
     LIKELIHOOD,
@@ -27,6 +32,7 @@ from probjepa.evaluation.selective import (
     selection_figures,
     table_uncertainty,
 )
+from probjepa.scores.sets import TableModel
 from probjepa.tabular.files import row_hashes, table_sha256
 from probjepa.tabular.frames import as_frame, named, pandas
 from probjepa.tabular.schema import ColumnType
@@ -66,7 +72,7 @@ def _labelled(frame: Any, target: str, name: str) -> tuple[Any, int]:
     known = frame[target].notna()
     if not known.any():
         raise DataError(f"the target column '{target}' of {name} is missing in every row: give labelled rows")
-    return frame[known].reset_index(drop=True), int((~known).sum())
+    return frame[known], int((~known).sum())
 
 
 def evaluate_table(
@@ -79,6 +85,7 @@ def evaluate_table(
     validation: Any = None,
     predictors: Sequence[str] | None = None,
     column_types: Mapping[str, ColumnType] | None = None,
+    calibration: Any = None,
     names: tuple[str, str] = ("train", "test"),
     progress: bool = False,
 ) -> Evaluation:
@@ -103,6 +110,9 @@ def evaluate_table(
         of ``PREDICTORS``; None: all. One whose library is not installed is "not run"
     column_types
         of the raw features, as of ``TableSchema.infer``; None: the model's
+    calibration
+        held-out typical rows, none of them in ``test``, that thresholds are read off; None: a half of
+        ``test``, of which the other half is then counted. See ``flagged_rates``
     names
         what messages and reports call the two tables
 
@@ -136,7 +146,12 @@ def evaluate_table(
     seen = np.isin(row_hashes(test[expected]), row_hashes(train[expected]))
     if seen.all():
         raise DataError(f"every row of {names[1]} also stands in {names[0]}: give held-out rows")
-    test = test[~seen].reset_index(drop=True)
+    test = test[~seen]
+    if calibration is not None:
+        calibration = as_frame(calibration).drop(columns=target, errors="ignore")
+        _check_columns(calibration.columns, expected, "the calibration table")
+        calibrated = np.isin(row_hashes(test[expected]), row_hashes(calibration[expected]))
+        refuse_seen(calibrated, "calibration", "test rows")
     if validation is not None:
         validation = _labelled(as_frame(validation), target, "validation")[0]
     outcomes: list[Evaluation] = []
@@ -158,6 +173,8 @@ def evaluate_table(
             )
         )
     last = outcomes[-1].arrays
+    sets = {TEST: test[expected]} | ({} if calibration is None else {CALIBRATION: calibration})
+    scores = _scores(last["model"], fit[expected], sets, seeds[-1])
     result: dict[str, Any] = {
         **provenance(),
         "settings": {**describe_model(last["model"]), "seeds": list(seeds), "predictors": chosen},
@@ -175,9 +192,17 @@ def evaluate_table(
             "classes_not_in_train": absent,
         },
         **over_seeds([outcome.metrics for outcome in outcomes]),
+        "decisions": flagged_rates(scores, seed=seeds[-1]) if scores else {},
     }
     features, sources = test[expected], last["sources"]
-    arrays: dict[str, Any] = {"frame": features, "labels": test[target].astype(str).to_numpy()}
+    truth = check_labels(test, target, names[1])
+    arrays: dict[str, Any] = {"frame": features, "labels": truth}
+    rows = {"id": test.index.astype(str), "set": [TEST] * len(test), "label": truth}
+    for answers in last["predicted"]["raw" if last["model"] is None else "embedding"].values():
+        rows.setdefault("prediction", answers)
+    if UNCERTAINTY in sources:
+        rows["uncertainty"] = sources[UNCERTAINTY]
+    arrays["rows"] = pa.table(rows | {name: of[TEST] for name, of in scores.items()})
     if UNCERTAINTY in sources:
         arrays["uncertainty"] = sources[UNCERTAINTY]
     if LIKELIHOOD in sources:
@@ -198,11 +223,12 @@ def evaluate_once(
 ) -> Evaluation:
     """Evaluate on one split, with checked tables; see ``evaluate_table``.
 
-    Metrics: ``accuracy`` features → predictor → {"accuracy", "macro F1", "weighted F1"} (or {"not run":
-    why}); ``selective`` and ``calibration``: see ``selection_figures``; ``collapse`` of the test embeddings.
+    Metrics: ``accuracy`` features → predictor → what ``class_figures`` returns (or {"not run": why});
+    ``selective`` and ``calibration``: see ``selection_figures``; ``collapse`` of the test embeddings.
 
     Arrays: ``sources``, the uncertainty of each source (N,), higher = less sure; ``answers``, features →
-    classifier → 1 − its maximum class probability, (N,); ``model``, the fitted encoder, or None.
+    classifier → 1 − its maximum class probability, (N,); ``predicted``, the same → its classes (N,);
+    ``model``, the fitted encoder, or None.
     """
     labels = check_labels(fit, target, "train")
     classes = np.unique(labels)
@@ -231,11 +257,12 @@ def evaluate_once(
     selective: dict[str, dict[str, Any]] = {}
     calibration: dict[str, dict[str, Any]] = {}
     uncertain: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
+    predicted: dict[str, dict[str, npt.NDArray[np.str_]]] = {}
     majority = int(np.bincount(y).argmax())
     for name in predictors:
         accuracy["majority class"][name] = class_figures(y_test, np.full(len(y_test), majority))
     for space, (x, x_val, x_test) in spaces.items():
-        for of in (accuracy, selective, calibration, uncertain):
+        for of in (accuracy, selective, calibration, uncertain, predicted):
             of[space] = {}
         for name in predictors:
             try:
@@ -246,6 +273,7 @@ def evaluate_once(
             answers = probabilities.argmax(1)
             accuracy[space][name] = class_figures(y_test, answers)
             uncertain[space][name] = 1 - probabilities.max(1)
+            predicted[space][name] = classes[answers]
             selective[space][name], calibration[space][name] = selection_figures(
                 answers == y_test, {PROBABILITY: uncertain[space][name], **sources}
             )
@@ -253,17 +281,35 @@ def evaluate_once(
     if model is not None:
         collapse = metrics.collapse_summary(spaces["embedding"][2])
         found["collapse"] = {key: figure(value) for key, value in collapse.items()}
-    return Evaluation(found, {"sources": sources, "answers": uncertain, "model": model})
+    return Evaluation(
+        found, {"sources": sources, "answers": uncertain, "predicted": predicted, "model": model}
+    )
+
+
+def _scores(
+    model: Any, reference: Any, sets: Mapping[str, Any], seed: int
+) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
+    """Every label-free score of a model, by set; without the reference rows that look like theirs."""
+    if model is None:
+        return {}
+    subject = TableModel(model)
+    read = {name: {**subject.features(of), "inputs": of} for name, of in sets.items()}
+    known = subject.features(reference, scored=False)["h"]
+    kept = ~FittedRows(torch.cat([of["h"] for of in read.values()])).among(known)
+    if not kept.any():
+        return {}
+    return label_free_scores(subject, {"h": known[kept], "inputs": reference[kept]}, read, seed=seed)
 
 
 def class_figures(truth: Codes, answers: Codes) -> dict[str, dict[str, float | None]]:
-    """Return accuracy (with its Wilson interval), macro F1 and weighted F1 of answers (N,).
+    """Return accuracy (with its Wilson interval), balanced accuracy, macro and weighted F1 of answers (N,).
 
     The mean of the classes' F1 is macro F1; weighted F1 weights it by their sizes. Classes are those of truth
     and answers.
     """
     return {
         "accuracy": asdict(metrics.accuracy_interval(truth == answers)),
+        "balanced accuracy": figure(balanced_accuracy(truth, answers)),
         "macro F1": figure(f1_score(truth, answers, average="macro", zero_division=0)),
         "weighted F1": figure(f1_score(truth, answers, average="weighted", zero_division=0)),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -72,6 +73,55 @@ def _auroc_dots(name: str, auroc: Mapping[str, Value], least: float, colour: str
         return words
 
     return picture(name, draw, width="third", height=62 + 20 * len(rows), xlabel="AUROC")
+
+
+def decisions_section(
+    decisions: Mapping[str, Any], named: Callable[[str], str], test: str, unit: str
+) -> Section | None:
+    """Return at which rates thresholds flag, beside the rates asked for; None where nothing was measured.
+
+    ``decisions`` is what ``evaluation.decisions.flagged_rates`` returns, ``unit`` what the rows are called.
+    """
+    band, flagged = decisions.get("band") or {}, decisions.get("flagged") or {}
+    if not flagged:
+        return None
+    n, m = (decisions["rows"][key] for key in ("calibration", "test"))
+    source = "a random half of them" if decisions["rows"]["split"] else "the calibration set"
+    title = "Decisions"
+    if not band:
+        return Section(title, f"{n:,} {unit} are too few to read a threshold off: no false-alarm rate.", [])
+    columns = {key: f"{100 * float(key):g} % asked for" for key in band}
+    expected = {key: {**of, "value": of["expected"]} for key, of in band.items()}
+    rows = {"what may be expected": expected}
+    rows |= {named(score): {key: of[TEST] for key, of in by.items()} for score, by in flagged.items()}
+    outside = [
+        {
+            i: "outside the band"
+            for i, (key, of) in enumerate(row.items(), start=1)
+            if not band[key]["low"] <= of["value"] <= band[key]["high"]
+        }
+        for row in rows.values()
+    ]
+    caption = (
+        f"False alarms: the share, in %, of {m:,} typical {unit} of {test} that score below a threshold read "
+        f"off {n:,} others, {source}. First line: the mean over such evaluations, and the exact band that 95 "
+        "of 100 of them fall into, where both are drawn alike."
+    )
+    table = grid("score", rows, columns, caption, percent=columns)
+    items = [replace(table, notes=outside)]
+    key = list(band)[-1] if "0.05" not in band else "0.05"
+    caught = {named(score): {s: x for s, x in by[key].items() if s != TEST} for score, by in flagged.items()}
+    sets = {s: f"{s} ↑" for by in caught.values() for s in by}
+    if sets:
+        caption = (
+            f"Share of each set, in %, that is flagged at {100 * float(key):g} % false alarms asked for."
+        )
+        items.append(grid("score", caught, sets, caption, percent=sets))
+    text = (
+        "A threshold turns a score into a decision. The rate of false alarms holds for every score; the "
+        "better one catches more of what does not belong. `probjepa score --calibration` flags in this way."
+    )
+    return Section(title, text, items)
 
 
 def openood_section(result: Mapping[str, Any], named: Callable[[str], str] = str) -> Section | None:

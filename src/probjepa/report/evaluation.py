@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from probjepa import plots
-from probjepa.report.detection import TEST, detection_section, openood_section, scores_section
+from probjepa.report.detection import (
+    TEST,
+    decisions_section,
+    detection_section,
+    openood_section,
+    scores_section,
+)
 from probjepa.report.embedding import (
     geometry_section,
     has_rows,
@@ -45,8 +51,9 @@ def evaluation_report(
     ----------
     result
         what metrics.json holds: ``settings``, ``version``, ``hardware``, ``train``, ``test``, ``accuracy``
-        (features → probe → {value, low, high}), ``ood`` (set → score → metric → {value, low, high}),
-        ``collapse``, ``variance``, ``predictive``, ``geometry``, ``selective``, ``openood``, ``reencode``
+        and ``balanced_accuracy`` (features → probe → {value, low, high}), ``ood`` (set → score → metric →
+        {value, low, high}), ``decisions``, ``collapse``, ``variance``, ``predictive``, ``geometry``,
+        ``selective``, ``openood``, ``reencode``
     arrays
         what it does not hold: ``scores`` (score → set → (N,), the held-out set under ``"test"``),
         ``variance`` (N, D), ``embeddings`` (N, D), ``labels`` (N,), ``classes``, ``images`` (an ``Images``,
@@ -80,8 +87,9 @@ def evaluation_report(
     ]
     note = labels_note(result.get("labels") or {})
     body = [
-        accuracy_section(accuracy, test, note),
+        accuracy_section(accuracy, test, note, result.get("balanced_accuracy") or {}),
         detection_section(ood, test, colours),
+        decisions_section(result.get("decisions") or {}, named, test, "images"),
         openood_section(result.get("openood") or {}, named),
         scores_section(scores, test, sets, colours),
         typical_section(arrays, scores.get(score, {}), score, test),
@@ -122,6 +130,7 @@ def table_report(result: Result, arrays: Mapping[str, Any] | None = None) -> str
         accuracy_section(accuracy, str(result.get("test", "the test table")), note),
         selective_section(selective, space),
         calibration_section(calibration),
+        decisions_section(result.get("decisions") or {}, named, str(result.get("test", "")), "rows"),
         surprising_section(arrays),
         collapsed,
         provenance_section(

@@ -28,7 +28,7 @@ _NAMES = {
     "std_min": "least std of a feature of h/‖h‖",
     "kl_per_dimension": "KL to the prior, nats per dimension",
 }  # fmt: skip
-_F1 = ("accuracy", "macro F1", "weighted F1")
+_F1 = ("accuracy", "balanced accuracy", "macro F1", "weighted F1")
 
 
 def named(key: str) -> str:
@@ -58,10 +58,13 @@ def accuracy_of(entry: Any) -> Any:
     return entry["accuracy"] if isinstance(entry, Mapping) and "accuracy" in entry else entry
 
 
-def accuracy_section(accuracy: Result, test: str, note: str = "") -> Section | None:
+def accuracy_section(
+    accuracy: Result, test: str, note: str = "", balanced: Result | None = None
+) -> Section | None:
     """Return what classifiers read from frozen features, or None for an empty ``accuracy``.
 
-    ``accuracy`` maps features → classifier → a figure, or for tables {"accuracy", "macro F1", "weighted F1"}.
+    ``accuracy`` and ``balanced`` map features → classifier → a figure, or for tables, ``accuracy`` alone, to
+    {"accuracy", "balanced accuracy", "macro F1", "weighted F1"}.
     """
     if not any(accuracy.values()):
         return None
@@ -69,6 +72,11 @@ def accuracy_section(accuracy: Result, test: str, note: str = "") -> Section | N
     columns = {key: f"{named(key)} ↑" for row in rows.values() for key in row}
     caption = f"Accuracy in % on {test}, with 95 % intervals; the best of each column is marked."
     items = [grid("features", rows, columns, caption, percent=columns)]
+    if balanced:
+        caption = "In %: the mean over the classes of the share of a class that is answered right."
+        rows = {named(space): row for space, row in balanced.items()}
+        folded = "Balanced accuracy"
+        items.append(grid("features", rows, columns, caption, percent=columns, folded=folded))
     scored = {
         f"{space}, {name}": of
         for space, row in accuracy.items()
@@ -77,12 +85,12 @@ def accuracy_section(accuracy: Result, test: str, note: str = "") -> Section | N
     }
     if scored:
         caption = (
-            "In %. Macro F1 is the mean of the classes' F1, weighted F1 weights it by their sizes: published "
-            "figures named macro F1 are weighted F1."
+            "In %. Balanced accuracy is the mean of the classes' recall, macro F1 of their F1, weighted F1 "
+            "weights it by their sizes: published figures named macro F1 are weighted F1."
         )
         f1 = {key: f"{key} ↑" for key in _F1}
         items.append(
-            grid("features, classifier", scored, f1, caption, percent=_F1, folded="Macro F1 and weighted F1")
+            grid("features, classifier", scored, f1, caption, percent=_F1, folded="Balanced accuracy and F1")
         )
     text = (
         "How well simple classifiers read the class from frozen features; only the classifiers are given "

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from rich.table import Table
 
 from probjepa.evaluation import Evaluation
@@ -20,14 +21,15 @@ _MOST_INTERVALS = 3  # columns of them that 80 characters hold
 
 
 def write_evaluation(result: Evaluation, out: Path) -> None:
-    """Write metrics.json and report.html into ``out``: both or none."""
+    """Write metrics.json, scores.parquet and report.html into ``out``: all or none."""
     sections = jacobian_sections(result.arrays)
     write_pages(result, out, evaluation_report(result.metrics, result.arrays, sections=sections))
 
 
 def write_pages(result: Evaluation, out: Path, page: str) -> None:
-    """Write the figures of an evaluation and its page into ``out``: both or none."""
+    """Write the figures of an evaluation, its scores by row and its page into ``out``: all or none."""
     with staged_directory(out, last="metrics.json") as stage:
+        pq.write_table(result.arrays["rows"], stage / "scores.parquet")
         write_text(stage / "metrics.json", json.dumps(result.metrics, indent=2) + "\n")
         write_text(stage / "report.html", page)
 

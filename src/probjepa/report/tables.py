@@ -71,7 +71,7 @@ def surprising_section(arrays: Mapping[str, Any]) -> Section | None:
     rows, notes = [], []
     for row in order:
         said = [None if labels is None else labels[row], *(_shown(frame.iloc[row, c]) for c in columns)]
-        rows.append([str(row), f"{score[row]:.2f}".replace("-", "−"), *said])
+        rows.append([str(frame.index[row]), f"{score[row]:.2f}".replace("-", "−"), *said])
         values = cells[row, columns]
         most = np.argsort(-values, kind="stable")[:_MARKED]
         notes.append({3 + int(i): f"{values[i]:.1f} nats" for i in most if values[i] > _SURPRISING})

@@ -66,8 +66,8 @@ class TableModel:
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def ood_scores(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the likelihood."""
-        return {"likelihood": features["likelihood"]}
+        """Return the likelihood, if there is one."""
+        return {name: features[name] for name in self.score_names()}
 
     def parts(self, table: Any, score: str) -> dict[str, Values]:
         """Return the rows' "uncertainty", and of the likelihood the "surprise." of their cells."""
