@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.backbones import BACKBONES, build_backbone
+from probjepa.backbones.foreign_names import RESNETS, VITS, Fitted, Rename, State, fit_resnet, fit_vit
 from probjepa.errors import ArtifactError, ConfigError, ProbjepaWarning, short
 from probjepa.files import first_line, regular
 
-State = dict[str, Tensor]
 Weights = str | Path | Mapping[str, Any]
 # of several copies of one network: the averaged one that was published, or the one that was trained
 _FIRST = re.compile(r"teacher|target_encoder|state_dict_ema")
@@ -26,7 +26,7 @@ _LAST = re.compile(r"student|momentum|encoder_k|target")
 # what stands on an encoder, or belongs to its training alone
 _HEADS = re.compile(
     r"(fc|heads?|head_dist|linear|classifier|last_linear|mlp|project\w*|predict\w*|prototypes|queue\w*|mask_token"
-    r"|decoder\w*)(\.|$)"
+    r"|decoder\w*|pooler)(\.|$)"
 )
 _MOST_LISTED = 6
 
@@ -76,28 +76,7 @@ def _flat(content: Any, name: str) -> Iterable[tuple[str, Tensor]]:
             yield from _flat(value, f"{name}.{key}" if name else str(key))
 
 
-def _resnet(children: str = "") -> Callable[[str], str]:
-    """What makes ours of a ResNet's names, also those of an ``nn.Sequential`` of its children."""
-    parts = children.split()
-
-    def rename(name: str) -> str:
-        name = re.sub(r"^\d+", lambda number: parts[int(number[0])], name)
-        return name.replace(".shortcut.", ".downsample.")
-
-    return rename
-
-
-# a name that only an encoder of such a kind has → what makes ours of its names
-_RESNET_NAMES: dict[str, Callable[[str], str]] = {
-    "layer1.0.conv1.weight": _resnet(),
-    "2.0.conv1.weight": _resnet("conv1 bn1 layer1 layer2 layer3 layer4"),
-    "4.0.conv1.weight": _resnet("conv1 bn1 relu maxpool layer1 layer2 layer3 layer4"),
-}
-
-
-def _found(
-    tensors: State, kinds: Mapping[str, Callable[[str], str]]
-) -> tuple[str, Callable[[str], str]] | None:
+def _found(tensors: State, kinds: Mapping[str, Rename]) -> tuple[str, Rename] | None:
     """The prefix of the encoder's names, the best of several, and what renames the rest of them."""
     for mark, rename in kinds.items():
         prefixes = [name.removesuffix(mark) for name in tensors if f".{name}".endswith(f".{mark}")]
@@ -116,11 +95,13 @@ def _listed(names: Iterable[str], prefix: str) -> str:
 
 
 def _group(name: str, prefix: str) -> str:
-    """A name as far as it is the prefix's, and one part more: ``fc.*``, ``layer1.0.*`` below none."""
+    """A name as far as it is the prefix's, and one part more; below none, to its first number."""
     parts = name.split(".")
     both = zip(parts, prefix.split("."), strict=False)
-    shared = next((index for index, (one, other) in enumerate(both) if one != other), 0)
-    kept = parts[: shared + 1 + (not prefix and len(parts) > 2)]
+    last = next((index for index, (one, other) in enumerate(both) if one != other), 0)
+    if not prefix:
+        last = next((index for index, part in enumerate(parts) if part.isdigit()), 0)
+    kept = parts[: last + 1]
     return ".".join(kept) + (".*" if len(kept) < len(parts) else "")
 
 
@@ -165,40 +146,51 @@ def foreign_encoder(
     what = f"the weights {weights}" if isinstance(weights, str | Path) else "these weights"
     known = {"image_size", *inspect.signature(BACKBONES[name]).parameters}
     tensors = read_tensors(weights)
-    prefix, state, heads = _encoder_in(name, tensors, what)
-    options = {key: value for key, value in _options(state).items() if key in known} | dict(options)
-    options |= {} if image_size is None else {"image_size": image_size}
+    marks, fit = _kind(name, options)
+    prefix, state, heads = _encoder_in(name, tensors, marks, what)
+    size = {} if image_size is None else {"image_size": image_size}
+    state, said, done = fit(state, {**options, **size})
+    options = {key: value for key, value in said.items() if key in known or key in options}
     encoder = build_backbone(name, channels=channels, **options)
     _check(encoder.state_dict(), state, f"{what} do not fit '{name}'")
     encoder.load_state_dict(state)
+    notes = [done] if done else []
     left = [key for key in tensors if not key.startswith(prefix)]
+    if left:
+        notes.append(f"the encoder is '{prefix}*'")
     if heads or left:
-        of = f"the encoder is '{prefix}*'; " if left else ""
-        out = _listed(heads + left, prefix)
-        warnings.warn(f"{what}: {of}left out: {out}", ProbjepaWarning, stacklevel=2)
+        notes.append(f"left out: {_listed(heads + left, prefix)}")
+    if notes:
+        warnings.warn(f"{what}: {'; '.join(notes)}", ProbjepaWarning, stacklevel=2)
     return encoder, options
 
 
-def _encoder_in(name: str, tensors: State, what: str) -> tuple[str, State, list[str]]:
+def _kind(
+    name: str, options: Mapping[str, Any]
+) -> tuple[Mapping[str, Rename], Callable[[State, Mapping[str, Any]], Fitted]]:
+    """The marks of a backbone's kind, and what reads its options."""
+    if name.startswith("resnet"):
+        return RESNETS, fit_resnet
+    if name == "vit":
+        return VITS, fit_vit
+    own = build_backbone(name, **options).state_dict()  # under its own names
+    return {next(iter(own), ""): str}, lambda state, given: (state, {"image_size": 32, **given}, "")
+
+
+def _encoder_in(
+    name: str, tensors: State, marks: Mapping[str, Rename], what: str
+) -> tuple[str, State, list[str]]:
     """The prefix of the encoder's tensors, these by our names, and the names of heads among them."""
-    kinds = _RESNET_NAMES if name.startswith("resnet") else {}
-    found = _found(tensors, kinds)
+    found = _found(tensors, marks)
     if found is None:
         raise ConfigError(
-            f"{what} are none of a '{name}': no tensor is called {' or '.join(kinds)}, and there are "
+            f"{what} are none of a '{name}': no tensor is called {' or '.join(marks)}, and there are "
             f"{_listed(tensors, '')}"
         )
     prefix, rename = found
-    inside = [key for key in tensors if key.startswith(prefix)]
-    heads = [key for key in inside if _HEADS.match(key.removeprefix(prefix))]
-    state = {rename(key.removeprefix(prefix)): tensors[key] for key in inside if key not in heads}
-    return prefix, state, heads
-
-
-def _options(state: State) -> dict[str, Any]:
-    """What a ResNet's shapes say of its settings."""
-    large = "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7
-    return {"stem": "imagenet", "image_size": 224} if large else {"stem": "cifar", "image_size": 32}
+    inside = {key: rename(key.removeprefix(prefix)) for key in tensors if key.startswith(prefix)}
+    heads = [key for key, ours in inside.items() if _HEADS.match(ours)]
+    return prefix, {ours: tensors[key] for key, ours in inside.items() if key not in heads}, heads
 
 
 def _check(own: State, given: State, fault: str) -> None:
