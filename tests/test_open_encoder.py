@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 import probjepa as pj
+from probjepa.backbones import build_backbone
 from probjepa.cli import run
 from probjepa.data.fitting import Fit
-from probjepa.errors import ArtifactError, ConfigError, DataError
+from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
 SIDE = 16
@@ -224,3 +225,50 @@ def test_what_is_no_image_encoder_is_one_line(tmp_path):
         encoder.embed(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(ConfigError, match="of your own"):
         encoder.reinitialised()
+
+
+def test_every_command_takes_a_checkpoint_by_the_name_of_its_backbone(folder, tmp_path, capsys):
+    """``BACKBONE:FILE``; and ``train`` starts from it."""
+    width = {
+        "patch_size": 4,
+        "width": 192,
+        "depth": 1,
+        "heads": 3,
+        "positions": "learned",
+        "prefix_tokens": 1,
+    }
+    state = build_backbone("vit", image_size=16, **width).state_dict()
+    torch.save({"teacher": state, "head": {"weight": torch.ones(3)}}, tmp_path / "dino.pth")
+    name = f"vit:{tmp_path / 'dino.pth'}"
+
+    def call(verb, *more):
+        code = run([verb, *map(str, more), "-q"])
+        return code, capsys.readouterr().err
+
+    code, said = call("embed", name, "--data", folder / "test", "--out", tmp_path / "e.parquet")
+    assert code == 0 and "left out: head.* (1)" in " ".join(said.split())
+    with pytest.warns(ProbjepaWarning, match="left out: head"):
+        expected = pj.open_encoder(name).embed(folder / "test")
+    found = np.stack(pq.read_table(tmp_path / "e.parquet").to_pandas()["embedding"])
+    np.testing.assert_array_equal(found, expected.numpy())
+    scored = ["--data", folder / "test", "--reference", folder / "train", "--score", "knn"]
+    assert call("score", name, *scored, "--out", tmp_path / "s.parquet")[0] == 0
+    jepa = ["--data", folder / "test", "--score", "jepa", "--rank", "4", "--out", tmp_path / "j.parquet"]
+    assert call("score", name, *jepa)[0] == 0
+    sets = ["--train", folder / "train", "--test", folder / "test", "--bootstrap", 20]
+    assert call("evaluate", name, *sets, "--out", tmp_path / "v")[0] == 0
+    metrics = json.loads((tmp_path / "v" / "metrics.json").read_text())
+    assert {"h", "random-init", "raw pixels"} <= metrics["accuracy"].keys()
+    more = ["--set", "backbone=vit", "--set", "image_size=16", "--set", f"weights={tmp_path / 'dino.pth'}"]
+    small = ["--epochs", "1", "--set", "batch_size=12", "--set", "learning_rate=1e-9"]
+    code, said = call(
+        "train", "simsiam", "--data", folder / "train", *more, *small, "--out", tmp_path / "run"
+    )
+    assert code == 0, said
+    started = pj.load(tmp_path / "run")
+    assert all(
+        torch.allclose(value, state[key], atol=1e-6) for key, value in started.encoder.state_dict().items()
+    )
+    code, said = call("embed", "resnet50", "--data", folder / "test", "--out", tmp_path / "no.parquet")
+    assert code == 2 and "alone has no weights: give 'resnet50:FILE'" in " ".join(said.split())
+    assert "weights" not in json.loads((tmp_path / "run" / "model" / "config.json").read_text())["settings"]

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from probjepa.backbones import HUBS
+from probjepa.backbones import BACKBONES, HUBS
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.files import damaged, model_folder, read_config
 from probjepa.methods import METHODS, MODELS, Method
+from probjepa.methods.opened import OpenedEncoder
 from probjepa.tabular import TABLE_METHODS
 
 
@@ -31,7 +32,7 @@ def load(
     Parameters
     ----------
     source
-        ``RUN``, ``RUN/model`` or ``owner/name`` on the hub
+        ``RUN``, ``RUN/model`` or ``owner/name`` on the hub; or ``BACKBONE:FILE``, see ``open_encoder``
     backbone
         the module to fill, for a model that was built on a backbone of the user's own
     head
@@ -47,6 +48,8 @@ def load(
     ArtifactError
         if there is no model, it is damaged, or it was written in another format
     """
+    if (named := _checkpoint(source)) is not None:
+        return OpenedEncoder(named[0], weights=named[1])
     own = {name: value for name, value in hub.items() if isinstance(value, nn.Module)}
     modules = {"backbone": backbone, "head": head, "networks": networks, **own}
     folder = model_folder(source, {name: value for name, value in hub.items() if name not in own})
@@ -71,7 +74,7 @@ def open_encoder(
     name_or_module
         ``"hf:NAME"``, ``"timm:NAME"`` (``"timm:local-dir:PATH"`` too), a run or model folder, ``owner/name``;
         a torch module, float (N, 3, H, W) → (N, D), which is given pixels in [0, 1]; or a registered
-        backbone, for ``weights``
+        backbone, for ``weights``: ``"resnet50:FILE"`` says both
     image_size
         side of the square images that it is given; None: its own (a module's must be given)
     pooling
@@ -90,18 +93,28 @@ def open_encoder(
     MissingExtraError, ArtifactError
         where transformers or timm is not installed, or there is no such model
     """
-    from probjepa.methods.opened import OpenedEncoder
-
+    if weights is None and not isinstance(name_or_module, nn.Module):
+        name_or_module, weights = _checkpoint(name_or_module) or (name_or_module, None)
     module = isinstance(name_or_module, nn.Module) and not isinstance(name_or_module, Method)
     if module or weights is not None or str(name_or_module).startswith(HUBS):
-        name: Any = name_or_module
-        return OpenedEncoder(name, image_size=image_size, pooling=pooling, weights=weights, **options)
+        encoder: Any = name_or_module
+        return OpenedEncoder(encoder, image_size=image_size, pooling=pooling, weights=weights, **options)
     if image_size is not None or pooling is not None:
         raise ConfigError("image_size and pooling go with 'hf:', 'timm:' and modules: this one has its own")
     model = name_or_module if isinstance(name_or_module, nn.Module) else load(name_or_module)
     if not isinstance(model, Method):
         raise ConfigError(f"{name_or_module} holds a {type(model).__name__}, which is no model of images")
     return model
+
+
+def _checkpoint(source: str | Path) -> tuple[str, str] | None:
+    """The backbone and the file of ``BACKBONE:FILE``; ConfigError for a backbone alone."""
+    name, _, file = str(source).partition(":")
+    if name not in BACKBONES or Path(source).exists():
+        return None
+    if not file:
+        raise ConfigError(f"the backbone '{name}' alone has no weights: give '{name}:FILE'")
+    return name, file
 
 
 def kind_of(config: Mapping[str, Any], folder: Path) -> Any:

@@ -41,7 +41,10 @@ Target = Annotated[
     str | None, typer.Option("--target", metavar="COLUMN", help="of tables: the labels, which no model sees")
 ]
 Model = Annotated[
-    str, typer.Argument(metavar="ENCODER", help="run or model folder, owner/name, hf:NAME or timm:NAME")
+    str,
+    typer.Argument(
+        metavar="ENCODER", help="run or model folder, owner/name, hf:NAME, timm:NAME, or BACKBONE:WEIGHTS"
+    ),
 ]
 
 

@@ -135,7 +135,7 @@ def fill_in(method: str, settings: Mapping[str, Any], size: int, channels: int) 
         own = inspect.signature(METHODS[method]).parameters["backbone"].default
         small_grey = filled["channels"] == 1 and side <= 28
         filled["backbone"] = "convnet" if own == "resnet18" and small_grey else own
-    if filled["backbone"] == "vit" and "patch_size" not in settings:
+    if filled["backbone"] == "vit" and not {"patch_size", "weights"} & settings.keys():
         if not settings.get("image_size"):
             side -= side % (8 if side > 32 else 4)
         patches = [patch for patch in range(1, _LARGEST_PATCH + 1) if side % patch == 0]
