@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from probjepa import VJE, SimSiam, VISimSiam
+from probjepa import VJE, SimSiam, VISimSiam, open_encoder
 from probjepa.curation import LISTS, curate, sort_out
 from probjepa.data import ImageSet
 from probjepa.errors import ConfigError
@@ -116,3 +116,74 @@ def test_a_folder_is_ranked_against_itself(tmp_path, score):
     for other in ("mahalanobis", "fisher"):
         with pytest.raises(ConfigError, match=f"'{other}' needs a reference set"):
             curate(method, some, tmp_path / other, score=other)
+
+
+def doubled():
+    """20 random images; three copies of the first, and a near copy of the second."""
+    some = images(20, 1)
+    pixels = some.images.clone()
+    pixels[[5, 9, 12]] = pixels[0].clone()
+    pixels[7] = pixels[1]
+    pixels[7, 0, 0, 0] ^= 1
+    return dataclasses.replace(some, images=pixels)
+
+
+def flat():
+    """An encoder whose embedding is the image: what is a duplicate is known."""
+    return open_encoder(torch.nn.Flatten(), image_size=8)
+
+
+def colour(some):
+    centred = some.images.repeat(1, 3, 1, 1)
+    return dataclasses.replace(some, images=centred)
+
+
+def test_the_most_typical_of_each_group_of_duplicates_stays(tmp_path):
+    some = colour(doubled())
+    counts = curate(flat(), some, tmp_path, score="knn", reference=colour(images(30, 3)), duplicates=0.999)
+    table = pq.read_table(tmp_path / "ranking.parquet").to_pydict()
+    verdict = dict(zip(table["id"], table["verdict"], strict=True))
+    typicality = dict(zip(table["id"], table["typicality"], strict=True))
+    groups = pq.read_table(tmp_path / "duplicates.parquet").to_pydict()
+    found = {}
+    for number, name, kept, copy in zip(
+        *(groups[key] for key in ("group", "id", "kept", "copy")), strict=True
+    ):
+        found.setdefault(number, []).append((name, kept, copy))
+    assert [sorted(name for name, _, _ in of) for of in found.values()] == [
+        ["0.png", "12.png", "5.png", "9.png"], ["1.png", "7.png"],
+    ]  # fmt: skip
+    assert all(copy for _, _, copy in found[0]) and [copy for _, _, copy in found[1]] == [True, False]
+    for of in found.values():
+        assert [kept for _, kept, _ in of] == [True] + [False] * (len(of) - 1)
+        assert typicality[of[0][0]] == max(typicality[name] for name, _, _ in of)
+        assert [verdict[name] == "duplicate" for name, _, _ in of] == [not kept for _, kept, _ in of]
+    listed = (tmp_path / "duplicate.txt").read_text().split()
+    assert sorted(listed) == sorted(name for of in found.values() for name, kept, _ in of if not kept)
+    assert counts["duplicate"] == 4 and sum(counts[name] for name in (*LISTS, "duplicate")) == 20
+    assert "2 groups of 6 images" in (tmp_path / "report.html").read_text()
+
+
+def test_images_with_a_twin_in_another_set_go_too(tmp_path):
+    some, other = colour(doubled()), colour(images(12, 4))
+    other.images[3], other.images[8] = some.images[0], some.images[15]
+    counts = curate(
+        flat(), some, tmp_path, score="knn", reference=colour(images(30, 3)), duplicates=0.999, against=other
+    )
+    twins = pq.read_table(tmp_path / "twins.parquet").to_pydict()
+    assert dict(zip(twins["id"], twins["twin"], strict=True)) == {
+        **dict.fromkeys(("0.png", "5.png", "9.png", "12.png"), "3.png"), "15.png": "8.png",
+    }  # fmt: skip
+    assert np.allclose(twins["similarity"], 1) and counts["duplicate"] == 4 + 1 + 1
+    assert "5 images with a twin" in (tmp_path / "report.html").read_text()
+
+
+def test_no_duplicates_is_no_error_and_a_bad_cosine_one_line(tmp_path):
+    some = colour(images(20, 1))
+    options = {"score": "knn", "reference": colour(images(30, 3))}
+    counts = curate(flat(), some, tmp_path, duplicates=1.0, against=colour(images(9, 8)), **options)
+    assert counts["duplicate"] == 0 and pq.read_table(tmp_path / "duplicates.parquet").num_rows == 0
+    for wrong in ({"duplicates": 1.5}, {"against": some}):
+        with pytest.raises(ConfigError, match=r"0\.96"):
+            curate(flat(), some, tmp_path / "x", **wrong, **options)
+    assert not (tmp_path / "x").exists()

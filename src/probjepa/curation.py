@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from probjepa.data import Images
+from probjepa.data.overlap import pixel_hashes
 from probjepa.data.rows import as_column, identity, open_table
 from probjepa.errors import ConfigError
 from probjepa.files import staged_directory, write_text
 from probjepa.methods import Method
+from probjepa.metrics.duplicates import ROUNDING, check_cosine, duplicate_groups, nearest_twins
 from probjepa.report.page import Card, Gallery, Section, render
 from probjepa.report.provenance import skipped_table
 from probjepa.report.sections import named
-from probjepa.scores import score_set
+from probjepa.scores import SetScorer, encode
 from probjepa.scores.table import leaves_one_out
 from probjepa.terminal import printable
 
@@ -27,6 +30,7 @@ _TEXTS = {
     "keep": "The most typical of what is kept.",
 }
 LISTS = ("keep", "review", "drop")
+DUPLICATE = "duplicate"
 _THUMBNAILS = 48
 
 Column = npt.NDArray[np.float64]
@@ -60,6 +64,24 @@ def sort_out(
     return verdict
 
 
+def one_of_each(
+    groups: npt.NDArray[np.intp], typicality: Column, leaks: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    """Choose the most typical row of each group, but none that ``leaks`` marks.
+
+    Returns
+    -------
+    tuple
+        rows of the groups of several, group by group, the chosen one first; and a mask (N,) of all rows that
+        are not chosen
+    """
+    ranked = np.lexsort((-typicality, leaks, groups))
+    surplus = leaks.copy()
+    surplus[ranked[1:][np.diff(groups[ranked]) == 0]] = True
+    several = np.bincount(groups, minlength=len(groups))[groups] > 1
+    return ranked[several[ranked]], surplus
+
+
 def curate(
     method: Method,
     images: Any,
@@ -69,6 +91,8 @@ def curate(
     reference: Any = None,
     drop: float = 0.01,
     review: float = 0.05,
+    duplicates: float | None = None,
+    against: Any = None,
     progress: bool = False,
 ) -> dict[str, int]:
     """Write ranking.parquet, keep, review and drop lists (ids) and report.html with thumbnails into ``out``.
@@ -80,6 +104,11 @@ def curate(
     there is no ``reference``. Uncertainty is the method's ``main_uncertainty`` (VJE: the mean
     posterior variance), where it has one. Nothing is deleted: the lists are for the user's own tools.
 
+    With ``duplicates``, a cosine similarity of embeddings, the near-duplicates and exact copies are grouped
+    (``metrics.duplicate_groups``): the most typical of each group stays on its list, the others' verdict is
+    "duplicate"; duplicates.parquet has the groups. So is that of images with a near twin in the set
+    ``against``, which twins.parquet names.
+
     Returns
     -------
     dict[str, int]
@@ -88,22 +117,37 @@ def curate(
     Raises
     ------
     ConfigError, DataError
-        as ``score_set`` and ``sort_out``
+        as ``score_set``, ``sort_out`` and ``duplicate_groups``; for ``against`` without ``duplicates``
     """
     sort_out(np.zeros(1), None, drop, review)  # its complaint comes before the scoring
+    if duplicates is not None:
+        check_cosine(duplicates)
+    elif against is not None:
+        raise ConfigError("--against goes with --duplicates COSINE: give both, 0.96 is a usual one")
     images = method.open(images)
     if reference is None and leaves_one_out(score):
         reference = images
-    typicality, parts = score_set(method, images, score, reference=reference, progress=progress)
+    scorer = SetScorer(method, score, reference=reference, progress=progress)
+    typicality, parts = scorer(images)
     measure = getattr(method, "main_uncertainty", "")
     uncertain = parts.get(measure)
     verdict = sort_out(typicality, uncertain, drop, review)
+    lists: tuple[str, ...] = LISTS
+    tables: dict[str, Any] = {}
+    found: list[Gallery] = []
+    if duplicates is not None:
+        h, lists = scorer.embeddings, (*LISTS, DUPLICATE)
+        h = encode(method, images, progress=progress, scored=False)["h"] if h is None else h
+        known = None if against is None else method.open(against)
+        seen = None if known is None else encode(method, known, progress=progress, scored=False)["h"]
+        surplus, tables, found = _duplicates(images, h, typicality, duplicates, known, seen)
+        verdict = np.where(surplus, DUPLICATE, verdict)
     order = np.argsort(typicality, kind="stable")
     columns = {**identity(images, slice(None)), "typicality": typicality}
     if uncertain is not None:
         columns["uncertainty"] = uncertain
     columns["verdict"] = verdict
-    rows = {name: order[verdict[order] == name] for name in LISTS}
+    rows = {name: order[verdict[order] == name] for name in lists}
     sections = []
     for name, text in _TEXTS.items():
         chosen = rows[name]
@@ -115,23 +159,81 @@ def curate(
             most = chosen[np.argsort(-uncertain[chosen], kind="stable")]
             items.append(_gallery(images, f"review, by uncertainty ({named(measure)})", most, uncertain))
         sections.append(Section(name.capitalize(), text, items))
+    if found:
+        text = f"Images whose embeddings have a cosine similarity from {duplicates:g}, and exact copies."
+        sections.append(Section("Duplicates", text, [item for item in found if item.captions]))
     counts = {name: len(chosen) for name, chosen in rows.items()}
     cards = [Card(name.capitalize(), f"{n:,}", f"of {len(images):,} images") for name, n in counts.items()]
     if images.skipped:
         cards.append(Card("Skipped", f"{len(images.skipped):,}", "files that could not be read", "warn"))
         text = "What could not be read is on no other list."
         sections.append(Section("Skipped", text, [skipped_table({images.name: images.skipped})]))
-    lists = {name: [images.ids[i] for i in chosen] for name, chosen in rows.items()}
+    ids = {name: [images.ids[i] for i in chosen] for name, chosen in rows.items()}
     with staged_directory(out, last="report.html") as stage:
-        with open_table(stage / "ranking.parquet", overwrite=True) as table:
-            table.write({name: as_column(values).take(order) for name, values in columns.items()})
-        for name, lines in {**lists, "skipped": images.skipped}.items():
+        tables["ranking"] = {name: as_column(values).take(order) for name, values in columns.items()}
+        for name, written in tables.items():
+            with open_table(stage / f"{name}.parquet", overwrite=True) as table:
+                table.write(written)
+        for name, lines in {**ids, "skipped": images.skipped}.items():
             write_text(stage / f"{name}.txt", "".join(f"{printable(line)}\n" for line in lines))
         write_text(stage / "report.html", render(f"Curation of {images.name}", cards, sections))
     return {**counts, "skipped": len(images.skipped)}
 
 
+def _duplicates(
+    images: Images, h: Tensor, typicality: Column, cosine: float, others: Images | None, known: Tensor | None
+) -> tuple[npt.NDArray[np.bool_], dict[str, Any], list[Gallery]]:
+    """Which images (N,) go, and the tables and galleries of groups, and of twins in another set."""
+    leaks, copies = np.zeros(len(h), dtype=bool), pixel_hashes(images)
+    tables: dict[str, Any] = {}
+    galleries = []
+    if others is not None and known is not None:
+        similarity, twin = nearest_twins(h, known)
+        leaks = similarity >= np.float32(cosine - ROUNDING)
+        pairs = np.flatnonzero(leaks)[np.argsort(-similarity[leaks], kind="stable")]
+        names = [others.ids[i] for i in twin[pairs]]
+        tables["twins"] = {**_identity(images, pairs), "twin": names, "similarity": similarity[pairs]}
+        galleries.append(_pairs(images, others, pairs, twin, similarity))
+    groups = duplicate_groups(h, cosine, copies=copies)
+    members, surplus = one_of_each(groups, typicality, leaks)
+    of, first, number = np.unique(groups[members], return_index=True, return_inverse=True)
+    tables["duplicates"] = {
+        "group": number, **_identity(images, members), "kept": ~surplus[members],
+        "copy": copies[members] == copies[members[first]][number],
+    }  # fmt: skip
+    shown = zip(number[:_THUMBNAILS], members[:_THUMBNAILS], strict=True)
+    captions = [f"group {n}: {images.ids[i]}" for n, i in shown]
+    title = f"{len(of):,} groups of {len(members):,} images, the most typical of each first"
+    galleries.insert(0, Gallery(_pixels(images, members), captions, title))
+    return surplus, tables, galleries
+
+
+def _identity(images: Images, rows: npt.NDArray[np.intp]) -> dict[str, Any]:
+    """The columns of ``identity``, of rows in any order."""
+    return {name: as_column(values).take(rows) for name, values in identity(images, slice(None)).items()}
+
+
+def _pixels(images: Images, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
+    pixels: npt.NDArray[np.uint8] = images.get(rows[:_THUMBNAILS].copy()).cpu().numpy()
+    return pixels
+
+
 def _gallery(images: Images, title: str, rows: npt.NDArray[np.intp], values: Column) -> Gallery:
-    shown = rows[:_THUMBNAILS]
-    pixels = images.get(shown.copy()).cpu().numpy()
-    return Gallery(pixels, [f"{images.ids[i]}: {values[i]:.4g}" for i in shown], title)
+    captions = [f"{images.ids[i]}: {values[i]:.4g}" for i in rows[:_THUMBNAILS]]
+    return Gallery(_pixels(images, rows), captions, title)
+
+
+def _pairs(
+    images: Images, others: Images, rows: npt.NDArray[np.intp], twin: npt.NDArray[np.intp],
+    similarity: npt.NDArray[np.float32],
+) -> Gallery:  # fmt: skip
+    """Images and their twins in another set, side by side."""
+    shown = rows[: _THUMBNAILS // 2]
+    sides = [_pixels(images, shown), _pixels(others, twin[shown])]
+    captions = [
+        caption
+        for i in shown
+        for caption in (f"{images.ids[i]}: {similarity[i]:.4g}", f"{others.ids[twin[i]]}, of {others.name}")
+    ]
+    title = f"{len(rows):,} images with a twin in {others.name}, each beside it"
+    return Gallery(np.stack(sides, 1).reshape(-1, *sides[0].shape[1:]), captions, title)

@@ -102,6 +102,14 @@ def curate(
         float,
         typer.Option("--review", help="share to review: next least typical, and as many most uncertain"),
     ] = 0.05,
+    duplicates: Annotated[
+        float | None,
+        typer.Option("--duplicates", metavar="COSINE", help="group near-duplicates, 0.96 say, and keep one"),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="URI", help="another set, whose near-duplicates are listed too"),
+    ] = None,
     shared: Shared,
 ) -> None:
     """Rank images by typicality and uncertainty: keep, review and drop lists with thumbnails."""
@@ -111,7 +119,16 @@ def curate(
     with _claimed(out, folder=True):
         refuse_existing(out, shared.overwrite)
         opened = ImageModel(model, shared)
-        counts = opened.curate(data, out, score=score, reference=reference, drop=drop, review=review)
+        counts = opened.curate(
+            data,
+            out,
+            score=score,
+            reference=reference,
+            drop=drop,
+            review=review,
+            duplicates=duplicates,
+            against=against,
+        )
     say(", ".join(f"{name} {count:,}" for name, count in counts.items()) + f": {out}/report.html")
 
 

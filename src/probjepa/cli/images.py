@@ -205,13 +205,18 @@ class ImageModel:
         write_evaluation(result, out)
         print_summary(result.metrics)
 
-    def curate(self, data: str, out: Path, *, reference: str | None, **options: Any) -> dict[str, int]:
+    def curate(
+        self, data: str, out: Path, *, reference: str | None, against: str | None, **options: Any
+    ) -> dict[str, int]:
         """Write ranking, lists and page, and return how many images are on each list."""
         images = self.read(data)
-        known = None if reference is None else self.read(reference, labelled=False)
+        known, others = (
+            None if uri is None else self.read(uri, labelled=False) for uri in (reference, against)
+        )
         from probjepa.curation import curate
 
-        return curate(self.method, images, out, reference=known, progress=not self.shared.quiet, **options)
+        progress = not self.shared.quiet
+        return curate(self.method, images, out, reference=known, against=others, progress=progress, **options)
 
 
 def _build(method: str, seed: int, **settings: Any) -> Method:

@@ -27,17 +27,20 @@ def overlap(images: Tensor | Images, reference: Tensor | Images) -> npt.NDArray[
 
     Floats are compared as the float32 that a model takes them for. A streamed set is read batch by batch.
     """
-    return np.isin(_hashes(images), _hashes(reference))
+    return np.isin(pixel_hashes(images), pixel_hashes(reference))
 
 
 def same_images(images: Images, others: Images) -> bool:
     """Whether two sets hold the same images, in any order."""
     if images is others:
         return True
-    return len(images) == len(others) and np.array_equal(np.sort(_hashes(images)), np.sort(_hashes(others)))
+    return len(images) == len(others) and np.array_equal(
+        np.sort(pixel_hashes(images)), np.sort(pixel_hashes(others))
+    )
 
 
-def _hashes(images: Tensor | Images) -> npt.NDArray[np.uint64]:
+def pixel_hashes(images: Tensor | Images) -> npt.NDArray[np.uint64]:
+    """Return a 64-bit hash (N,) of each image's pixels."""
     if isinstance(images, Tensor):
         return fingerprints(_rows(images))
     return np.concatenate([fingerprints(_rows(batch)) for batch, _ in images.batches(_ROWS_AT_A_TIME)])

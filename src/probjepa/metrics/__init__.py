@@ -2,6 +2,7 @@
 
 from probjepa.metrics.collapse import collapse_summary, effective_rank, rank_me
 from probjepa.metrics.conformal import combined_p_values, conformal_p_values, threshold
+from probjepa.metrics.duplicates import duplicate_groups, nearest_twins
 from probjepa.metrics.energy import energy_score
 from probjepa.metrics.geometry import uncertainty_geometry
 from probjepa.metrics.intervals import Interval, accuracy_interval, bootstrap_interval, seed_interval
@@ -18,6 +19,7 @@ __all__ = [
     "collapse_summary",
     "combined_p_values",
     "conformal_p_values",
+    "duplicate_groups",
     "effective_rank",
     "energy_score",
     "knn_accuracy",
@@ -25,6 +27,7 @@ __all__ = [
     "knn_vote",
     "linear_predict",
     "linear_probe",
+    "nearest_twins",
     "ood_metrics",
     "rank_me",
     "risk_coverage",

@@ -98,6 +98,11 @@ class SetScorer:
     progress
         show bars
 
+    Attributes
+    ----------
+    embeddings
+        (N, D) of the set that was scored last; None where the score needs none
+
     Raises
     ------
     ConfigError
@@ -123,6 +128,7 @@ class SetScorer:
         self._reference = None if reference is None else self._open(reference)
         self._score = kind(self._subject, seed=seed, progress=progress)
         self._fitted = self._reference is None
+        self.embeddings: Tensor | None = None
 
     def __call__(self, data: Any, *, calibration: bool = False) -> tuple[Values, dict[str, Values]]:
         """Score N inputs: the score (N,), and its named parts, each (N,).
@@ -146,6 +152,7 @@ class SetScorer:
         measured = hasattr(self._subject, "uncertainty_of_features")
         if measured or "gradients" not in self._kind.needs:
             features |= self._read(data, own=self._kind.own or measured)
+        self.embeddings = features.get("h")
         values = self._score.fit(features).left_out() if alone else None
         self._fitted = self._fitted and not alone
         if values is None:

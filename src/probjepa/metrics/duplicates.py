@@ -1,0 +1,167 @@
+"""Near-duplicates among embeddings: groups within a set, and twins in another, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+from torch.nn import functional as F
+
+from probjepa._arrays import ArrayInput, as_features
+from probjepa.errors import ConfigError, DataError
+
+ROUNDING = 1e-6  # of a cosine in float32: copies reach a threshold of 1
+
+Rows = npt.NDArray[np.intp]
+
+
+def check_cosine(threshold: float) -> None:
+    """Raise ConfigError unless a cosine that makes two rows duplicates is in (0, 1]."""
+    if not 0 < threshold <= 1:
+        raise ConfigError(f"a cosine for duplicates is in (0, 1], got {threshold:g}: 0.96 is a usual one")
+
+
+def duplicate_groups(
+    embeddings: ArrayInput,
+    threshold: float = 0.96,
+    *,
+    copies: npt.ArrayLike | None = None,
+    chunk_size: int = 1024,
+) -> Rows:
+    """Group rows that are near-duplicates: connected by pairs of cosine similarity ≥ ``threshold``.
+
+    Exact: every pair is compared, in float32, chunk_size² at a time, and each block's pairs are merged into
+    the groups at once. So memory is that of the embeddings and one block, however many duplicates there are.
+
+    Parameters
+    ----------
+    embeddings
+        (N, D), normalised here; computed on their device
+    threshold
+        cosine similarity in (0, 1]
+    copies
+        a value a row (N,), such as a hash of the input: rows of equal values are one group, too
+    chunk_size
+        rows of a block
+
+    Returns
+    -------
+    numpy.ndarray
+        the first row of each row's group (N,): a row that stands alone has its own number
+
+    Raises
+    ------
+    ConfigError
+        for a threshold that is not in (0, 1], or a chunk_size below 1
+    DataError
+        for NaN or Inf, no rows, or another number of copies' values
+
+    Examples
+    --------
+    >>> duplicate_groups([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1]])
+    array([0, 1, 0])
+    """
+    check_cosine(threshold)
+    rows = _directions(embeddings, "the embeddings")
+    forest = _Forest(len(rows))
+    if copies is not None:
+        values = np.asarray(copies)
+        if values.shape != (len(rows),):
+            raise DataError(f"copies has shape {values.shape} for {len(rows)} rows: give one value a row")
+        _, first, group = np.unique(values, return_index=True, return_inverse=True)
+        forest.join(np.arange(len(rows)), first[group])
+    blocks = [
+        np.arange(start, min(start + chunk_size, len(rows))) for start in _starts(len(rows), chunk_size)
+    ]
+    for number, block in enumerate(blocks):
+        for other in blocks[number:]:
+            mine, theirs = forest.roots(block), forest.roots(other)
+            if mine[0] == theirs[0] and np.ptp(mine) == np.ptp(theirs) == 0:
+                continue  # they are one group already
+            similar = rows[block[0] : block[-1] + 1] @ rows[other[0] : other[-1] + 1].T
+            near = (similar >= threshold - ROUNDING).cpu().numpy()
+            if near.any():
+                ones, others = (near & (mine[:, None] != theirs)).nonzero()
+                forest.join(mine[ones], theirs[others])
+    return forest.roots(np.arange(len(rows)))
+
+
+def nearest_twins(
+    embeddings: ArrayInput, others: ArrayInput, *, chunk_size: int = 2048
+) -> tuple[npt.NDArray[np.float32], Rows]:
+    """Find each row's most similar row in another set: the cosine similarity (N,), and its number (N,).
+
+    A similarity near 1 says that a row leaks from one set into the other.
+
+    Parameters
+    ----------
+    embeddings, others
+        (N, D) and (M, D), normalised here
+    chunk_size
+        rows of a block: at most chunk_size² similarities are held
+
+    Raises
+    ------
+    ConfigError
+        for a chunk_size below 1
+    DataError
+        for NaN or Inf, no rows, or rows of two widths
+    """
+    rows, bank = _directions(embeddings, "the embeddings"), _directions(others, "the other embeddings")
+    if rows.shape[1] != bank.shape[1]:
+        raise DataError(
+            f"the embeddings have {rows.shape[1]} columns and the others {bank.shape[1]}: encode both alike"
+        )
+    best = torch.full((len(rows),), -math.inf, device=rows.device)
+    which = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    for start in _starts(len(rows), chunk_size):
+        of = slice(start, start + chunk_size)
+        for other in _starts(len(bank), chunk_size):
+            found, where = (rows[of] @ bank[other : other + chunk_size].T.to(rows)).max(1)
+            better = found > best[of]
+            best[of] = torch.where(better, found, best[of])
+            which[of] = torch.where(better, where + other, which[of])
+    return best.cpu().numpy(), which.cpu().numpy()
+
+
+def _directions(embeddings: ArrayInput, what: str) -> Tensor:
+    return F.normalize(as_features(embeddings, what).float(), dim=1)
+
+
+def _starts(count: int, chunk_size: int) -> Iterable[int]:
+    if chunk_size < 1:
+        raise ConfigError(f"chunk_size is {chunk_size}: use at least 1")
+    return range(0, count, chunk_size)
+
+
+class _Forest:
+    """Groups of rows that are joined again and again; a group's root is its first row."""
+
+    def __init__(self, count: int) -> None:
+        self.parent = np.arange(count)
+
+    def roots(self, rows: Rows) -> Rows:
+        """Return the first row of each row's group."""
+        found = self.parent[rows]
+        while (above := self.parent[found]).tobytes() != found.tobytes():
+            found = above
+        self.parent[rows] = found
+        return found
+
+    def join(self, ones: Rows, others: Rows) -> None:
+        """Make one group of the two roots of each pair."""
+        if not len(ones):
+            return
+        nodes, ends = np.unique(np.stack([ones, others]), return_inverse=True)
+        ends = ends.reshape(2, -1)
+        graph = coo_array((np.ones(ends.shape[1], dtype=bool), (ends[0], ends[1])), shape=(len(nodes),) * 2)
+        _, group = connected_components(graph, directed=False)
+        first = np.full(group.max() + 1, len(self.parent))
+        np.minimum.at(first, group, nodes)
+        self.parent[nodes] = first[group]
