@@ -14,7 +14,7 @@ from probjepa.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKBONES", "build_backbone", "embedding_dim_of", "encoder_of"]
+__all__ = ["BACKBONES", "build_backbone", "embedding_dim_of", "encoder_of", "is_trained"]
 
 MIN_IMAGE_SIZE = 8
 
@@ -31,6 +31,14 @@ BACKBONES = Registry(
     group="probjepa.backbones",
 )
 HUBS = ("hf:", "timm:")
+
+
+def is_trained(backbone: object) -> bool:
+    """Whether a backbone is the name of an encoder that is trained already: of a hub, or of a saved model."""
+    if not isinstance(backbone, str | Path):
+        return False
+    name = str(backbone)
+    return name.startswith(HUBS) or (name not in BACKBONES and ("/" in name or Path(name).exists()))
 
 
 def encoder_of(

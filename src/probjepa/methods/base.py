@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from probjepa.backbones import HUBS, embedding_dim_of, encoder_of
+from probjepa.backbones import HUBS, embedding_dim_of, encoder_of, is_trained
+from probjepa.backbones.frozen import Frozen
+from probjepa.backbones.hub import remade
 from probjepa.data import Preprocess, channel_statistics, default_recipe
 from probjepa.errors import ConfigError, DataError, short
 from probjepa.methods.pretrained import Pretrained
+from probjepa.registry import LOADERS
 from probjepa.typed import check_settings, types_of
 
 if TYPE_CHECKING:
@@ -35,12 +38,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
+_IMAGE_SIZE = 32
+
+
 class EncoderSettings(TypedDict, total=False):
     """The keywords of ``Method`` that every method hands on: see there."""
 
     backbone_options: Mapping[str, Any] | None
+    freeze: bool
     channels: int
-    image_size: int
+    image_size: int | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
     view_recipe: str | None
@@ -67,14 +74,21 @@ class Method(Pretrained):
     Parameters
     ----------
     backbone
-        a registered name (``probjepa list``), ``"hf:NAME"`` or ``"timm:NAME"``, or any module that maps
-        (N, C, H, W) to (N, D); a vision model of transformers is pooled
+        a registered name (``probjepa list``), or any module that maps (N, C, H, W) to (N, D); a vision model
+        of transformers is pooled. Or an encoder that is trained already, which brings the preparation of its
+        images: ``"hf:NAME"``, ``"timm:NAME"``, a run or model folder, ``owner/name``, or what
+        ``probjepa.open_encoder`` returns
     backbone_options
         keywords of a registered backbone, such as ``{"width": 0.25, "stem": "cifar"}``
+    freeze
+        train what stands on the encoder and nothing in it: it stays as it is, in evaluation mode. A module is
+        then opened as ``probjepa.open_encoder`` does
     channels, image_size
-        what the encoder is fed: 1 or 3 channels, size × size pixels (≥ 8)
+        what the encoder is fed: 1 or 3 channels, size × size pixels (≥ 8); None: 32, or a trained encoder's
+        own
     mean, std
-        channel statistics in [0, 1] units; None: estimated on the training images by ``calibrate``
+        channel statistics in [0, 1] units; None: a trained encoder's own, else estimated on the training
+        images by ``calibrate``
     view_recipe
         name of the view recipe; None: the default for size and channels
     weights
@@ -84,6 +98,11 @@ class Method(Pretrained):
         of the initial weights, the same as ``probjepa train --seed`` gives; None: torch's global generator
         draws them, as for any module
 
+    Attributes
+    ----------
+    takes_embeddings
+        whether a frozen encoder's embeddings (N, D) may stand for the views of a loss
+
     Raises
     ------
     ConfigError
@@ -92,13 +111,16 @@ class Method(Pretrained):
         for weights that cannot be read
     """
 
+    takes_embeddings: ClassVar[bool] = True
+
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",
         *,
         backbone_options: Mapping[str, Any] | None = None,
+        freeze: bool = False,
         channels: int = 3,
-        image_size: int = 32,
+        image_size: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         view_recipe: str | None = None,
@@ -106,9 +128,11 @@ class Method(Pretrained):
         seed: int | None = None,  # used by the metaclass
     ) -> None:
         super().__init__()
+        if not isinstance(freeze, bool):
+            raise ConfigError(f"freeze must be True or False, got {short(repr(freeze))}")
         if channels not in (1, 3):
             raise ConfigError(f"channels must be 1 or 3, got {channels}")
-        if image_size < 8:
+        if image_size is not None and image_size < 8:
             raise ConfigError(f"image_size must be at least 8 pixels, got {image_size}")
         if (mean is None) != (std is None):
             raise ConfigError("mean and std go together: give both or neither")
@@ -117,23 +141,80 @@ class Method(Pretrained):
                 f"view_recipe takes the name of a view recipe, got {short(repr(view_recipe))}: give a "
                 "module of your own to fit(…, views=module)"
             )
-        self.encoder, options = encoder_of(
-            backbone, backbone_options or {}, channels=channels, image_size=image_size, weights=weights
-        )
-        self.embedding_dim = embedding_dim_of(self.encoder, channels, image_size)
-        self.calibrated = mean is not None
-        self.preprocess = Preprocess(
-            size=image_size,
-            channels=channels,
-            mean=tuple(mean) if mean is not None else (0.5,) * channels,
-            std=tuple(std) if std is not None else (0.25,) * channels,
-        )
-        self.view_recipe = view_recipe or default_recipe(image_size, channels)
+        options = dict(backbone_options or {})
+        opened = None
+        if (
+            is_trained(backbone)
+            or isinstance(backbone, Method)
+            or (freeze and isinstance(backbone, nn.Module))
+        ):
+            opened = self._opened(backbone, options, channels, image_size)
+            self.encoder = opened.encoder.module if isinstance(opened.encoder, Frozen) else opened.encoder
+            own = opened.preprocess.config()
+            own |= {} if mean is None else {"mean": mean, "std": std}
+            self.preprocess = Preprocess(**own)
+        else:
+            size = image_size or _IMAGE_SIZE
+            self.encoder = encoder_of(backbone, options, channels=channels, image_size=size)
+            self.preprocess = Preprocess(
+                size=size,
+                channels=channels,
+                mean=tuple(mean) if mean is not None else (0.5,) * channels,
+                std=tuple(std) if std is not None else (0.25,) * channels,
+            )
+        size, channels = self.preprocess.size, self.preprocess.channels
+        self.embedding_dim = embedding_dim_of(self.encoder, channels, size)
+        self.frozen = freeze
+        if freeze:
+            self.encoder = Frozen(self.encoder, self.embedding_dim)
+        self.calibrated = mean is not None or opened is not None
+        self.view_recipe = view_recipe or default_recipe(size, channels)
         # the channel statistics are the preprocessing's, which is saved beside the settings
-        self.settings = {k: v for k, v in self.settings.items() if k not in ("mean", "std", "weights")} | {
-            "backbone_options": {**options, **(self.settings.get("backbone_options") or {})},
+        self.settings = {k: v for k, v in self.settings.items() if k not in ("mean", "std")} | {
+            "backbone_options": self.settings.get("backbone_options") or {},
+            "channels": channels,
+            "image_size": size,
             "view_recipe": self.view_recipe,
         }
+        if opened is not None:
+            self._record(opened)
+
+    def _opened(
+        self, backbone: str | nn.Module, options: dict[str, Any], channels: int, image_size: int | None
+    ) -> Method:
+        """The trained encoder that a backbone stands for."""
+        unknown = sorted(set(options) - {"pooling"})
+        if unknown:
+            raise ConfigError(f"a trained encoder has no option '{unknown[0]}' (known: pooling)")
+        own_size = isinstance(backbone, Method) or not (
+            isinstance(backbone, nn.Module) or str(backbone).startswith(HUBS)
+        )
+        opened: Method
+        if own_size:
+            opened = LOADERS["encoder"](backbone, pooling=options.get("pooling"))
+            size = opened.preprocess.size
+            if image_size not in (None, size, self.defaults.get("image_size")):
+                raise ConfigError(
+                    f"this encoder takes images of {size} pixels, not of {image_size}: leave image_size out"
+                )
+        else:
+            opened = LOADERS["encoder"](backbone, image_size=image_size, pooling=options.get("pooling"))
+        if channels not in (3, opened.preprocess.channels):
+            raise ConfigError(
+                f"this encoder takes {opened.preprocess.channels} channels, not {channels}: leave channels out"
+            )
+        return opened
+
+    def _record(self, opened: Method) -> None:
+        """Record a trained encoder as it is made anew: by its own name, if it has one."""
+        of = opened.settings
+        pooling = {"pooling": of["pooling"]} if of.get("pooling") else {}
+        self.settings |= {
+            "backbone": of.get("backbone"),
+            "backbone_options": of.get("backbone_options") or pooling,
+        }
+        given = {name for name in self._modules_given if name != "backbone"}
+        self._modules_given = (*(("backbone",) if of.get("backbone") is None else ()), *sorted(given))
 
     def config(self) -> dict[str, Any]:
         """Return what config.json holds: the settings, and the preprocessing."""
@@ -160,12 +241,16 @@ class Method(Pretrained):
         ConfigError
             for a backbone or a head of the user's own, whose initialisation is not known here
         """
-        if self._modules_given:
-            part = self._modules_given[0]
-            raise ConfigError(f"a {part} of your own cannot be made anew: build the baseline yourself")
-        if self.settings["backbone"].startswith(HUBS):
-            raise ConfigError(f"{self.settings['backbone']} is pretrained: build the baseline yourself")
-        fresh = self.from_config(self.config(), seed=seed)
+        modules: dict[str, nn.Module] = {}
+        for part in self._modules_given:
+            if part != "backbone":
+                raise ConfigError(f"a {part} of your own cannot be made anew: build the baseline yourself")
+        if self._modules_given or self.settings["backbone"].startswith(HUBS):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                encoder = self.encoder.module if isinstance(self.encoder, Frozen) else self.encoder
+                modules["backbone"] = remade(encoder)
+        fresh = self.from_config(self.config(), seed=seed, **modules)
         return fresh.to(self.device).eval()
 
     @property

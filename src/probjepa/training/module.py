@@ -65,7 +65,8 @@ class Module(L.LightningModule):
     compile
         run the method's loss through ``torch.compile``
     settings
-        learning_rate, sgd_momentum, weight_decay, warmup_epochs, optimizer, gradient_clip_val, seed: see
+        learning_rate, sgd_momentum, weight_decay, warmup_epochs, layer_decay, optimizer, gradient_clip_val,
+        seed: see
         :class:`~probjepa.training.settings.LoopSettings`; None: as the method's recipe has it
 
     Raises
@@ -93,7 +94,7 @@ class Module(L.LightningModule):
         for name in unknown:
             raise unknown_name("setting", name, inspect.signature(Module).parameters)
         self.method = method
-        self.views = _views(method, views)
+        self.views = views_for(method, views)
         self.settings: dict[str, Any] = {
             "epochs": epochs,
             **loop.resolved(getattr(method, "recipe", {}), epochs),
@@ -123,6 +124,7 @@ class Module(L.LightningModule):
             learning_rate=self.settings["learning_rate"],
             weight_decay=self.settings["weight_decay"],
             momentum=self.settings["sgd_momentum"],
+            layer_decay=self.settings["layer_decay"],
         )
 
     def on_train_start(self) -> None:
@@ -223,7 +225,7 @@ class Module(L.LightningModule):
         check_signature(checkpoint, self.fingerprint)
 
 
-def _views(method: Method | VarJEPA, views: Any) -> Callable[[Tensor, int], Any] | None:
+def views_for(method: Method | VarJEPA, views: Any) -> Callable[[Tensor, int], Any] | None:
     """What makes the views of a batch; None: the batch is taken as it is."""
     from probjepa.data.views import views as views_of
     from probjepa.methods.base import Method
@@ -234,7 +236,9 @@ def _views(method: Method | VarJEPA, views: Any) -> Callable[[Tensor, int], Any]
     if not isinstance(views, str | None):
         raise ConfigError(f"views takes the name of a view recipe or a module, got {views!r}")
     if isinstance(method, Method):
-        module: nn.Module = views_of(views or method.view_recipe, **method.preprocess.config())
+        prepared = method.preprocess.config()
+        prepared.pop("fit", None)  # views are cut anew
+        module: nn.Module = views_of(views or method.view_recipe, **prepared)
         return module
     if views is not None:
         raise ConfigError(f"a {type(method).__name__} trains on pairs, not on views: leave views out")

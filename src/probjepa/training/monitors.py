@@ -139,12 +139,14 @@ class CollapseMonitor(Monitor):
         super().__init__(every_n_epochs)
         self._images = images.get(sample_rows(len(images), MONITOR_ROWS, step_seed(seed, 1)))
         self._warned = False
+        self._h: Tensor | None = None  # of a frozen encoder, which says the same every time
 
     def measure(self, method: Method) -> dict[str, float]:
         """Return the values above."""
         from probjepa.metrics.collapse import collapse_summary
 
-        h = method.embed(self._images)
+        h = method.embed(self._images) if self._h is None else self._h
+        self._h = h if method.frozen else None
         values = {key: value for key, value in collapse_summary(h).items() if key != "rank_me"}
         if isinstance(method, ProbabilisticMethod):
             with evaluating(method):

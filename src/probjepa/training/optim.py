@@ -12,22 +12,56 @@ from probjepa.errors import short, unknown_name
 OPTIMIZERS = ("sgd", "adamw")
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the trainable parameters in two groups: those that decay, and those that do not.
+def parameter_groups(
+    module: nn.Module, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Return the trainable parameters in groups: those that decay and those that do not, by their rate.
 
     Those of one dimension and those named "bias" do not decay; all others do, embeddings, positions and
     learned tokens among them: the rule of I-JEPA's and T-JEPA's public code. Parameters with
-    ``requires_grad=False`` (the averaged copies of a teacher) are left out, and empty groups.
+    ``requires_grad=False`` (the averaged copies of a teacher) are left out, and empty groups. "rate" is a
+    group's share of the learning rate: ``layer_decay`` to the power of the layers from there to the top of
+    ``module.encoder``, see ``layers_of``.
     """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    depths: dict[nn.Parameter, int] = {}
+    if layer_decay != 1:
+        layers = layers_of(module.encoder)  # type: ignore[arg-type]
+        depths = {p: len(layers) - index for index, layer in enumerate(layers) for p in layer}
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, p in module.named_parameters():
         if p.requires_grad:
-            groups[p.ndim > 1 and not name.endswith("bias")].append(p)
+            decays = p.ndim > 1 and not name.endswith("bias")
+            groups.setdefault((depths.get(p, 0), not decays), []).append(p)
     return [
-        {"params": params, "weight_decay": weight_decay * decays}
-        for decays, params in groups.items()
-        if params
+        {"params": params, "weight_decay": weight_decay * (not plain), "rate": layer_decay**depth}
+        for (depth, plain), params in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def layers_of(encoder: nn.Module) -> list[list[nn.Parameter]]:
+    """Return an encoder's parameters layer by layer, from the images up.
+
+    Its layers are the parts, in the order in which they were made, of the smallest module that holds nine
+    tenths of its weights: the blocks of a vision transformer, the stages of a ResNet. What was made before
+    them (patches, positions) is the first layer, what was made after them (a last norm) belongs to the last.
+    """
+    total = sum(p.numel() for p in encoder.parameters())
+    trunk, within = encoder, True
+    while within:
+        large = [m for m in trunk.children() if sum(p.numel() for p in m.parameters()) >= 0.9 * total]
+        within = bool(large) and bool(list(large[0].children()))
+        trunk = large[0] if within else trunk
+    parts = [list(part.parameters()) for part in trunk.children()]
+    layers = [part for part in parts if part] or [[]]
+    inside = {p for part in parts for p in part}
+    before, after = list(trunk.parameters(recurse=False)), list[nn.Parameter]()
+    seen = {*before}
+    for p in encoder.parameters():
+        if p not in inside and p not in seen:
+            (after if seen & inside else before).append(p)
+        seen.add(p)
+    layers[-1] += after
+    return [before, *layers] if before else layers
 
 
 def make_optimizer(
@@ -37,6 +71,7 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
     momentum: float = 0.9,
+    layer_decay: float = 1.0,
     **options: Any,
 ) -> torch.optim.Optimizer:
     """Return the optimiser ``name`` over the trainable parameters of ``module``.
@@ -48,7 +83,7 @@ def make_optimizer(
     ConfigError
         if the name is not one of :data:`OPTIMIZERS`
     """
-    groups = parameter_groups(module, weight_decay)
+    groups = parameter_groups(module, weight_decay, layer_decay)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, **options)
     if name == "adamw":
@@ -60,10 +95,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the rate of the next step.
 
     The rate is a function of the step alone: there is no scheduler state to save, and nothing drifts on a
-    resume.
+    resume. Each group has its own share of it.
     """
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate", 1.0)
 
 
 def check_state(optimizer: torch.optim.Optimizer) -> None:

@@ -42,11 +42,16 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, total_steps: int, done_steps: int = 0) -> None:
+    def start(self, total_steps: int, done_steps: int = 0, what: str = "training") -> None:
         """Show the bar, where a resumed run left it."""
         if self._bar is not None:
-            self._task = self._bar.add_task("training", total=total_steps, completed=done_steps, terms="")
+            self._task = self._bar.add_task(what, total=total_steps, completed=done_steps, terms="")
             self._bar.start()
+
+    def advance(self, done_steps: int) -> None:
+        """Move to a step."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done_steps)
 
     def update(self, done_steps: int, epoch: int, epochs: int) -> None:
         """Move to a step of an epoch, counted from 1."""

@@ -31,12 +31,13 @@ from probjepa.errors import (
 )
 from probjepa.files import DAMAGES, first_line
 from probjepa.methods.base import Method
+from probjepa.training.cached import CachedViews, drawn_views
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine
 from probjepa.training.device import resolve_device
 from probjepa.training.folder import RunFolder, data_fingerprint, left_out
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from probjepa.training.loader import EpochLoader
-from probjepa.training.module import Module
+from probjepa.training.module import Module, views_for
 from probjepa.training.monitors import CollapseMonitor, Monitor, OnlineKNN, sample_rows
 from probjepa.training.randomness import forked
 from probjepa.training.settings import FitSettings, split_settings, with_settings
@@ -51,7 +52,7 @@ _HASHED_BYTES = 2**34  # of a streamed set, to know it by: some seconds a gigaby
 class _Batches(L.LightningDataModule):
     """Makes the loader once Lightning knows which process this is."""
 
-    def __init__(self, images: Images, settings: FitSettings) -> None:
+    def __init__(self, images: Images | CachedViews, settings: FitSettings) -> None:
         super().__init__()
         self.images, self.of = images, settings
 
@@ -61,7 +62,7 @@ class _Batches(L.LightningDataModule):
             self.images,
             self.of.batch_size,
             seed=self.of.seed,
-            workers=0 if isinstance(self.images, ImageSet) else self.of.workers,
+            workers=0 if isinstance(self.images, ImageSet | CachedViews) else self.of.workers,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
@@ -132,6 +133,10 @@ def fit(
         raise ConfigError(
             f"{type(method).__name__} has no loss to train by: give it, or its name, as backbone= to a method"
         )
+    if not any(p.requires_grad for p in method.parameters()):
+        raise ConfigError(
+            f"nothing of this {type(method).__name__} is trained: it has no parameters beside its frozen encoder"
+        )
     settings, trainer_options = split_settings(FitSettings, options)
     _check_trainer_options(trainer_options)
     device = resolve_device(settings.device)
@@ -140,18 +145,24 @@ def fit(
     images, held_out = _open(method, data, settings), None if val is None else _open(method, val, settings)
     EpochLoader(images, settings.batch_size, seed=settings.seed)  # complains before anything is written
     method.calibrate(images.get(sample_rows(len(images), _CALIBRATION_ROWS, settings.seed)))
+    cached = None
+    if settings.cache_views:
+        cached = CachedViews(
+            images, method, views_for(method, views), settings.cache_views, seed=settings.seed,
+            folder=folder.path if folder else None,
+        )  # fmt: skip
     channels_last = device.type == "cuda" if settings.channels_last == "auto" else settings.channels_last
     module = Module(
         method,
         epochs=epochs,
-        views=views,
+        views=views if cached is None else drawn_views,
         channels_last=channels_last,
         compile=settings.compile,
         **settings.loop(),
     )
     with stop_on_signal() as stop, _quiet(), forked(device):
         callbacks = [
-            *_monitors(images, held_out, epochs, settings),
+            *_monitors(images, held_out, epochs, settings, frozen=method.frozen),
             MetricsTable(folder.metrics if folder else None),
             *([ProgressLine()] if progress else []),
             *trainer_options.get("callbacks", []),
@@ -160,7 +171,7 @@ def fit(
         run = {"precision": _precision(precision, device), "max_epochs": epochs, "logger": loggers or False}
         trainer = _trainer(device, {**run, **trainer_options, "callbacks": callbacks})
         module.fingerprint |= {"batch_size": settings.batch_size, "precision": run["precision"]}
-        module.fingerprint |= _fingerprint(method, views, trainer)
+        module.fingerprint |= _fingerprint(method, views, trainer, settings)
         resume = resume and folder is not None and folder.checkpoint.is_file()
         if folder is not None:
             module.fingerprint |= data_fingerprint(images, most=_HASHED_BYTES)
@@ -170,7 +181,14 @@ def fit(
             more = {k: v for k, v in trainer_options.items() if k not in module.fingerprint}
             given = {"channels_last": settings.channels_last, "compile": settings.compile, **more}
             folder.start(module.fingerprint | names | skipped, device, given)
-        _train(trainer, module, images, settings, folder, stop, resume=resume)
+        if cached is not None:
+            if trainer.world_size > 1:
+                raise ConfigError("cache_views works in one process: leave it out, or train on one device")
+            method.to(device)
+            of_data = {k: v for k, v in module.fingerprint.items() if k.startswith(("data_", "views"))}
+            recipe = (method.view_recipe, method.preprocess.config())
+            cached.make(stop, key=repr((of_data, recipe)), progress=progress)
+        _train(trainer, module, cached or images, settings, folder, stop, resume=resume)
     method.eval().to(device)
     if folder is not None and trainer.is_global_zero:
         method.save_pretrained(folder.model)
@@ -209,9 +227,10 @@ def _trainer(device: torch.device, options: Mapping[str, Any]) -> L.Trainer:
         raise ConfigError(f"Lightning cannot train with these settings: {short(error, 200)}") from error
 
 
-def _fingerprint(method: Method, views: Any, trainer: L.Trainer) -> dict[str, Any]:
+def _fingerprint(method: Method, views: Any, trainer: L.Trainer, settings: FitSettings) -> dict[str, Any]:
     """What a resumed run must have in common with the interrupted one, besides its settings."""
     given = {} if views is None else {"views": views if isinstance(views, str) else type(views).__name__}
+    given |= {"cache_views": settings.cache_views} if settings.cache_views else {}
     return {
         "processes": trainer.world_size,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
@@ -224,7 +243,7 @@ def _fingerprint(method: Method, views: Any, trainer: L.Trainer) -> dict[str, An
 def _train(
     trainer: L.Trainer,
     module: Module,
-    images: Images,
+    images: Images | CachedViews,
     settings: FitSettings,
     folder: RunFolder | None,
     stop: StopRequest,
@@ -255,18 +274,21 @@ def _train(
 def _open(method: Method, source: Any, settings: FitSettings) -> Images:
     # an opened set keeps its size: the user has chosen it
     size = None if isinstance(source, Images) else settings.decode_size or method.preprocess.size
+    # an encoder trained elsewhere has grey images repeated
+    convert = settings.convert or method.preprocess.fit is not None
     channels = method.preprocess.channels
-    return open_images(
-        source, size=size, channels=channels, on_error=settings.on_error, convert=settings.convert
-    )
+    return open_images(source, size=size, channels=channels, on_error=settings.on_error, convert=convert)
 
 
-def _monitors(images: Images, held_out: Images | None, epochs: int, settings: FitSettings) -> list[Monitor]:
+def _monitors(
+    images: Images, held_out: Images | None, epochs: int, settings: FitSettings, *, frozen: bool
+) -> list[Monitor]:
     every, knn_every, seed = settings.monitor_every, settings.knn_every, settings.seed
     monitors: list[Monitor] = [CollapseMonitor(images, every, seed=seed)] if every else []
     if knn_every is None:
         sets = [images] if held_out is None else [images, held_out]
-        labelled = len(sets) == 2 and all(labelled_rows(of).any() for of in sets)
+        # what a frozen encoder's embeddings say does not change
+        labelled = len(sets) == 2 and not frozen and all(labelled_rows(of).any() for of in sets)
         knn_every = max(1, epochs // 10) if labelled else 0
     if knn_every:
         if held_out is None:
@@ -302,7 +324,7 @@ def _make_logger(logger: str | Logger, folder: RunFolder | None) -> Logger:
     return TensorBoardLogger(folder.path, name="tensorboard", version="")
 
 
-def _to_device(images: Images, device: torch.device) -> Images:
+def _to_device(images: Images | CachedViews, device: torch.device) -> Images | CachedViews:
     """Move a set in memory to the GPU once, where it takes less than a quarter of what is free."""
     if not isinstance(images, ImageSet) or images.images.numel() > torch.cuda.mem_get_info(device)[0] / 4:
         return images

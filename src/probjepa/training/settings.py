@@ -21,7 +21,7 @@ S = TypeVar("S", bound="LoopSettings")
 # of a method whose recipe does not say
 _USUAL = {
     "learning_rate": 0.05, "sgd_momentum": 0.9, "weight_decay": 5e-4, "optimizer": "sgd",
-    "gradient_clip_val": 0.0,
+    "gradient_clip_val": 0.0, "layer_decay": 1.0,
 }  # fmt: skip
 
 
@@ -42,6 +42,9 @@ class LoopSettings:
         of weights; norms and biases are not decayed; else 5e-4
     warmup_epochs
         the linear warm-up, in epochs; else 10, or a tenth of a run shorter than 100
+    layer_decay
+        factor in (0, 1] of the rate from each of the encoder's layers to the one below it, to tune an encoder
+        that is trained already: what stands on it has the whole rate, its last layer this share of it; else 1
     optimizer
         ``"sgd"`` or ``"adamw"``; else ``"sgd"``
     gradient_clip_val
@@ -60,6 +63,7 @@ class LoopSettings:
     sgd_momentum: float | None = None
     weight_decay: float | None = None
     warmup_epochs: float | None = None
+    layer_decay: float | None = None
     optimizer: str | None = None
     gradient_clip_val: float | None = None
     seed: int = 0
@@ -72,6 +76,9 @@ class LoopSettings:
             raise ConfigError(f"learning_rate must be a positive number, got {rate}")
         if momentum is not None and not 0 <= momentum < 1:
             raise ConfigError(f"sgd_momentum must lie in [0, 1), got {momentum}")
+        decay = self.layer_decay
+        if decay is not None and not 0 < decay <= 1:
+            raise ConfigError(f"layer_decay must lie in (0, 1], got {decay}")
         for name in ("weight_decay", "gradient_clip_val"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
@@ -131,6 +138,9 @@ class FitSettings(LoopSettings):
         between checkpoints inside an epoch
     decode_size
         shorter side that images are decoded to, before views are cut from them; None: the method's image size
+    cache_views
+        K ≥ 2 views an image of a frozen encoder's embeddings, computed once, kept in the run folder as
+        float16, and trained on instead of images: each step draws from them; 0: none
     on_error, convert
         see ``open_images``
     """
@@ -145,12 +155,20 @@ class FitSettings(LoopSettings):
     workers: int = 2
     checkpoint_seconds: float = 30.0
     decode_size: int | None = None
+    cache_views: int = 0
     on_error: Literal["raise", "skip"] = "raise"
     convert: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("knn_every", "monitor_every", "workers", "checkpoint_seconds", "decode_size"):
+        for name in (
+            "knn_every",
+            "monitor_every",
+            "workers",
+            "checkpoint_seconds",
+            "decode_size",
+            "cache_views",
+        ):
             least, value = (8 if name == "decode_size" else 0), getattr(self, name)
             if value is not None and not value >= least:
                 raise ConfigError(f"{name} must be {least} or more, got {value}")

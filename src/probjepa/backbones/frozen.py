@@ -1,0 +1,41 @@
+"""An encoder that stays as it is while something is trained on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Frozen(nn.Module):
+    """An encoder in evaluation mode, whatever mode is set, whose parameters take no gradient.
+
+    What the encoder said of images once may be given in their place: embeddings (N, D) pass through.
+    Gradients with respect to images flow.
+    """
+
+    def __init__(self, module: nn.Module, embedding_dim: int) -> None:
+        super().__init__()
+        self.module = module.requires_grad_(False)
+        self.embedding_dim = embedding_dim
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings (N, D) of prepared images (N, C, H, W), or of themselves."""
+        if x.ndim == 2:
+            return x
+        h: Tensor = self.module(x)
+        return h
+
+    def __getattr__(self, name: str) -> Any:
+        """What a method asks of its encoder beside embeddings (``tokens``) is the module's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "module":
+                raise
+            return getattr(self.module, name)
