@@ -38,7 +38,10 @@ def is_trained(backbone: object) -> bool:
     if not isinstance(backbone, str | Path):
         return False
     name = str(backbone)
-    return name.startswith(HUBS) or (name not in BACKBONES and ("/" in name or Path(name).exists()))
+    if name in BACKBONES:
+        return False
+    weights = ":" in name and name.partition(":")[0] in BACKBONES  # BACKBONE:FILE
+    return weights or name.startswith(HUBS) or "/" in name or Path(name).exists()
 
 
 def encoder_of(

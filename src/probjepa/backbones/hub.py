@@ -19,6 +19,10 @@ Loaded = tuple[nn.Module, dict[str, Any] | None]
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
+class UnpreparedError(ConfigError):
+    """An encoder that says nothing of how its images are prepared."""
+
+
 def _extra(package: str, extra: str) -> Any:
     try:
         return import_module(package)

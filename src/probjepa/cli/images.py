@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probjepa.backbones import is_trained
 from probjepa.claims import is_first_process
 from probjepa.cli.kind import Columns, Scored
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
@@ -39,20 +40,28 @@ class ImageModel:
         """Train a method on what the data make of its settings, and write the run folder."""
         _refuse_target(options.target, method)
         on_error = _checked_on_error(options.on_error)
-        given = given_settings(method, options, {name: name for name in ("epochs", "seed", "device")})
+        given = given_settings(
+            method, options, {name: name for name in ("epochs", "seed", "device", "cache_views")}
+        )
         given = check_early(method, given)
         first = is_first_process()  # another process of the run finds the folder that the first has made
         if first and not options.resume:
             refuse_existing(options.out, options.overwrite, "go on with it with --resume")
-        size, progress = given.get("image_size"), first and not options.quiet
+        size, channels = given.get("image_size"), given.get("channels")
+        progress, model = first and not options.quiet, None
+        if is_trained(given.get("backbone")):  # it says how its images are prepared
+            settings = sort_settings(method, given)
+            model = _build(method, settings)
+            size, channels = model.preprocess.size, model.preprocess.channels
         reading: dict[str, Any] = {
-            "convert": options.convert, "progress": progress, "on_error": on_error, "labels": options.labels,
-            "ids": options.ids,
+            "convert": options.convert or (model is not None and model.preprocess.fit is not None),
+            "progress": progress, "on_error": on_error, "labels": options.labels, "ids": options.ids,
         }  # fmt: skip
-        images = open_images(data, size=size, channels=given.get("channels"), **reading)
-        given = fill_in(method, given, images.size, images.channels)
-        side, channels = given["image_size"], images.channels
-        settings = sort_settings(method, given)
+        images = open_images(data, size=size, channels=channels, **reading)
+        if model is None:
+            given = fill_in(method, given, images.size, images.channels)
+            settings = sort_settings(method, given)
+        side, channels = given.get("image_size", size), images.channels
         if size is None and isinstance(images, ImageSet):
             images = open_images(images, size=side, channels=channels)
         elif size is None:
@@ -67,10 +76,9 @@ class ImageModel:
         from probjepa.training import fit
 
         of_fit = {"epochs": 200, "seed": 0, **settings["fit"]}
-        model = _build(method, of_fit["seed"], **settings["method"], backbone_options=settings["backbone"])
         fit(
-            model, images, val=val, out=options.out, resume=options.resume, overwrite=options.overwrite,
-            progress=progress, **of_fit,
+            model or _build(method, settings), images, val=val, out=options.out, resume=options.resume,
+            overwrite=options.overwrite, progress=progress, **of_fit,
         )  # fmt: skip
         if first:
             training_report(options.out)
@@ -219,12 +227,15 @@ class ImageModel:
         return curate(self.method, images, out, reference=known, against=others, progress=progress, **options)
 
 
-def _build(method: str, seed: int, **settings: Any) -> Method:
+def _build(method: str, settings: Mapping[str, Mapping[str, Any]]) -> Method:
     """Make a method with the random weights of a seed; whatever its parts complain of is one line."""
     from probjepa.methods import METHODS
 
+    seed = settings["fit"].get("seed", 0)
     try:
-        model: Method = METHODS[method](seed=seed, **settings)
+        model: Method = METHODS[method](
+            seed=seed, **settings["method"], backbone_options=settings["backbone"]
+        )
         return model
     except ProbjepaError:
         raise

@@ -73,6 +73,10 @@ class Training:
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method, backbone or training"),
     ] = None
+    cache_views: Annotated[
+        int | None,
+        typer.Option("--cache-views", metavar="K", help="with a frozen encoder: views an image to keep"),
+    ] = None
     target: Target = None
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False
     overwrite: Overwrite = False

@@ -151,14 +151,13 @@ def fill_in(method: str, settings: Mapping[str, Any], size: int, channels: int) 
 
 def image_types(method: str, backbone: str | None = None) -> dict[str, dict[str, Any]]:
     """Return the types of the settings of a "method", its "backbone", where that is known, and of "fit"."""
-    from probjepa.backbones import BACKBONES, HUBS
+    from probjepa.backbones import BACKBONES, is_trained
     from probjepa.methods import METHODS
     from probjepa.training import fit
 
     types = {"method": types_of(METHODS[method]), "backbone": {}, "fit": types_of(fit) | _TRAINER}
     if backbone is not None:
-        hub = backbone.startswith(HUBS)
-        types["backbone"] = {"pooling": str} if hub else types_of(BACKBONES[backbone])
+        types["backbone"] = {"pooling": str} if is_trained(backbone) else types_of(BACKBONES[backbone])
     return {
         place: {name: kind for name, kind in of.items() if name not in _NOT_SETTABLE[place]}
         for place, of in types.items()

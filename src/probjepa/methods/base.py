@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from probjepa.backbones import HUBS, embedding_dim_of, encoder_of, is_trained
 from probjepa.backbones.frozen import Frozen
-from probjepa.backbones.hub import remade
+from probjepa.backbones.hub import UnpreparedError, remade
 from probjepa.data import Preprocess, channel_statistics, default_recipe
 from probjepa.errors import ConfigError, DataError, short
 from probjepa.methods.pretrained import Pretrained
@@ -108,10 +108,12 @@ class Method(Pretrained):
     ConfigError
         for an unknown backbone or option, a setting out of range, or weights that do not fit
     ArtifactError
-        for weights that cannot be read
+        for weights or an encoder that cannot be read
     """
 
     takes_embeddings: ClassVar[bool] = True
+    encoder: nn.Module
+    preprocess: Preprocess
 
     def __init__(
         self,
@@ -142,20 +144,18 @@ class Method(Pretrained):
                 "module of your own to fit(…, views=module)"
             )
         options = dict(backbone_options or {})
-        opened = None
-        if (
-            is_trained(backbone)
-            or isinstance(backbone, Method)
-            or (freeze and isinstance(backbone, nn.Module))
-        ):
-            opened = self._opened(backbone, options, channels, image_size)
-            self.encoder = opened.encoder.module if isinstance(opened.encoder, Frozen) else opened.encoder
-            own = opened.preprocess.config()
-            own |= {} if mean is None else {"mean": mean, "std": std}
+        opened, self.source = None, {}
+        if freeze or is_trained(backbone) or isinstance(backbone, Method):
+            opened = self._opened(backbone, options, channels, image_size, weights=weights if freeze else None)
+        if opened is not None:
+            self.encoder = opened.plain_encoder
+            own = opened.preprocess.config() | ({} if mean is None else {"mean": mean, "std": std})
             self.preprocess = Preprocess(**own)
         else:
             size = image_size or _IMAGE_SIZE
-            self.encoder = encoder_of(backbone, options, channels=channels, image_size=size)
+            self.encoder, options = encoder_of(
+                backbone, options, channels=channels, image_size=size, weights=weights
+            )
             self.preprocess = Preprocess(
                 size=size,
                 channels=channels,
@@ -167,11 +167,12 @@ class Method(Pretrained):
         self.frozen = freeze
         if freeze:
             self.encoder = Frozen(self.encoder, self.embedding_dim)
-        self.calibrated = mean is not None or opened is not None
+        self.statistics_given = mean is not None
+        self.calibrated = self.statistics_given or opened is not None
         self.view_recipe = view_recipe or default_recipe(size, channels)
         # the channel statistics are the preprocessing's, which is saved beside the settings
-        self.settings = {k: v for k, v in self.settings.items() if k not in ("mean", "std")} | {
-            "backbone_options": self.settings.get("backbone_options") or {},
+        self.settings = {k: v for k, v in self.settings.items() if k not in ("mean", "std", "weights")} | {
+            "backbone_options": {**options, **(self.settings.get("backbone_options") or {})},
             "channels": channels,
             "image_size": size,
             "view_recipe": self.view_recipe,
@@ -180,29 +181,42 @@ class Method(Pretrained):
             self._record(opened)
 
     def _opened(
-        self, backbone: str | nn.Module, options: dict[str, Any], channels: int, image_size: int | None
-    ) -> Method:
-        """The trained encoder that a backbone stands for."""
-        unknown = sorted(set(options) - {"pooling"})
-        if unknown:
+        self,
+        backbone: str | nn.Module,
+        options: dict[str, Any],
+        channels: int,
+        image_size: int | None,
+        weights: Any,
+    ) -> Method | None:
+        """The trained encoder that a backbone stands for, if it stands for one."""
+        named = not isinstance(backbone, nn.Module)
+        if named and weights is None and not is_trained(backbone):
+            return None  # random weights, which a saved model's replace
+        asked: dict[str, Any] = {"pooling": options.get("pooling")}
+        if named and weights is not None:
+            asked = {"weights": weights, "backbone_options": options, "image_size": image_size}
+        elif unknown := sorted(set(options) - {"pooling"}):
             raise ConfigError(f"a trained encoder has no option '{unknown[0]}' (known: pooling)")
-        own_size = isinstance(backbone, Method) or not (
-            isinstance(backbone, nn.Module) or str(backbone).startswith(HUBS)
-        )
+        elif (named and str(backbone).startswith(HUBS)) or not (named or isinstance(backbone, Method)):
+            asked["image_size"] = image_size
         opened: Method
-        if own_size:
-            opened = LOADERS["encoder"](backbone, pooling=options.get("pooling"))
-            size = opened.preprocess.size
-            if image_size not in (None, size, self.defaults.get("image_size")):
-                raise ConfigError(
-                    f"this encoder takes images of {size} pixels, not of {image_size}: leave image_size out"
-                )
-        else:
-            opened = LOADERS["encoder"](backbone, image_size=image_size, pooling=options.get("pooling"))
-        if channels not in (3, opened.preprocess.channels):
+        try:
+            opened = LOADERS["encoder"](backbone, **asked)
+        except UnpreparedError:
+            if self.settings["freeze"]:
+                raise
+            return None  # its images are prepared as these settings and the data say
+        size, takes = opened.preprocess.size, opened.preprocess.channels
+        if image_size not in (None, size, self.defaults.get("image_size")):
             raise ConfigError(
-                f"this encoder takes {opened.preprocess.channels} channels, not {channels}: leave channels out"
+                f"this encoder takes images of {size} pixels, not of {image_size}: leave image_size out"
             )
+        if channels not in (3, takes):
+            raise ConfigError(f"this encoder takes {takes} channels, not {channels}: leave channels out")
+        if named:
+            self.source = {"backbone": str(backbone), "backbone_options": options}
+            if weights is not None:
+                self.source["weights"] = str(weights) if isinstance(weights, str | Path) else None
         return opened
 
     def _record(self, opened: Method) -> None:
@@ -248,10 +262,14 @@ class Method(Pretrained):
         if self._modules_given or self.settings["backbone"].startswith(HUBS):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                encoder = self.encoder.module if isinstance(self.encoder, Frozen) else self.encoder
-                modules["backbone"] = remade(encoder)
+                modules["backbone"] = remade(self.plain_encoder)
         fresh = self.from_config(self.config(), seed=seed, **modules)
         return fresh.to(self.device).eval()
+
+    @property
+    def plain_encoder(self) -> nn.Module:
+        """The encoder itself, whether it is frozen or not."""
+        return self.encoder.module if isinstance(self.encoder, Frozen) else self.encoder
 
     @property
     def device(self) -> torch.device:

@@ -11,7 +11,7 @@ from torch import nn
 
 from probjepa.backbones import HUBS, build_backbone
 from probjepa.backbones.foreign import foreign_encoder
-from probjepa.backbones.hub import load_pretrained, remade
+from probjepa.backbones.hub import UnpreparedError, load_pretrained, remade
 from probjepa.data import Preprocess
 from probjepa.errors import ConfigError
 from probjepa.methods.base import Method
@@ -92,7 +92,7 @@ class OpenedEncoder(Method):
             settings = {"size": image_size, "channels": _CHANNELS, "mean": zeros, "std": ones}
             module, own["backbone"] = backbone, None
         if settings is None:
-            raise ConfigError(
+            raise UnpreparedError(
                 f"{backbone} says nothing of how its images are prepared (no preprocessor_config.json): open "
                 "it yourself, and give the module"
             )

@@ -56,7 +56,7 @@ class CachedViews:
         self,
         images: Images,
         method: Method,
-        views: Callable[[Tensor, int], Any],
+        views: Callable[[Tensor, int], Any] | None,
         count: int,
         *,
         seed: int,
@@ -137,6 +137,7 @@ class CachedViews:
 
     def _embedded(self, images: Tensor, start: int) -> np.ndarray[Any, np.dtype[np.float16]]:
         parts: list[Tensor] = []
+        assert self._views is not None
         while len(parts) < self.shape[1]:
             made = self._views(images, step_seed(self._seed, start, _STREAM - len(parts)))
             parts += [self._method.encoder(view.to(self._method.dtype)) for view in made]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,14 +12,21 @@ from torch import Tensor
 from probjepa.errors import ArtifactError, ConfigError, DataError
 from probjepa.training.schedules import step_seed
 
-if TYPE_CHECKING:
-    from probjepa.data.images import Images
+
+class Rows(Protocol):
+    """What a loader reads: an ``ImageSet``, ``StreamedImages``, or views that are kept."""
+
+    def __len__(self) -> int: ...
+
+    def get(self, rows: Any) -> Tensor:
+        """Return the batch of some rows."""
+        ...
 
 
 class _Batches(torch.utils.data.Dataset[Tensor]):
     """One item a batch: a worker decodes a whole batch, and nothing is collated in the main process."""
 
-    def __init__(self, images: Images, order: list[Tensor]) -> None:
+    def __init__(self, images: Rows, order: list[Tensor]) -> None:
         self.images, self.order = images, order
 
     def __len__(self) -> int:
@@ -62,7 +69,7 @@ class EpochLoader:
 
     def __init__(
         self,
-        images: Images,
+        images: Rows,
         batch_size: int,
         *,
         seed: int,

@@ -81,7 +81,7 @@ class Module(L.LightningModule):
         method: Method | VarJEPA,
         *,
         epochs: int,
-        views: nn.Module | str | None = None,
+        views: Callable[[Tensor, int], Any] | str | None = None,
         channels_last: bool = False,
         compile: bool = False,
         **settings: Any,

@@ -135,7 +135,8 @@ def fit(
         )
     if not any(p.requires_grad for p in method.parameters()):
         raise ConfigError(
-            f"nothing of this {type(method).__name__} is trained: it has no parameters beside its frozen encoder"
+            f"nothing of this {type(method).__name__} is trained: it has no parameters beside its frozen "
+            "encoder"
         )
     settings, trainer_options = split_settings(FitSettings, options)
     _check_trainer_options(trainer_options)
@@ -229,13 +230,19 @@ def _trainer(device: torch.device, options: Mapping[str, Any]) -> L.Trainer:
 
 def _fingerprint(method: Method, views: Any, trainer: L.Trainer, settings: FitSettings) -> dict[str, Any]:
     """What a resumed run must have in common with the interrupted one, besides its settings."""
-    given = {} if views is None else {"views": views if isinstance(views, str) else type(views).__name__}
-    given |= {"cache_views": settings.cache_views} if settings.cache_views else {}
+    given: dict[str, Any] = {}
+    if views is not None:
+        given["views"] = views if isinstance(views, str) else type(views).__name__
+    if settings.cache_views:
+        given["cache_views"] = settings.cache_views
+    if method.statistics_given:
+        prepared = method.preprocess.config()
+        given |= {"method.mean": prepared["mean"], "method.std": prepared["std"]}
     return {
         "processes": trainer.world_size,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "method": method.name,
-        **{f"method.{key}": value for key, value in method.settings.items()},
+        **{f"method.{key}": value for key, value in (method.settings | method.source).items()},
         **given,
     }
 
