@@ -488,8 +488,9 @@ def test_a_vision_model_of_transformers_is_a_backbone(tmp_path):
     torch.testing.assert_close(named.embed(pixels()), tokens.mean(1))
     named.save_pretrained(tmp_path / "named")
     assert same(pj.load(tmp_path / "named"), named)
-    with pytest.raises(ConfigError, match="is pretrained: build the baseline yourself"):
-        named.reinitialised()
+    fresh = named.reinitialised(seed=1)  # from its configuration, pooled alike
+    assert fresh.encoder.pooling == "mean" and not torch.equal(fresh.embed(pixels()), named.embed(pixels()))
+    assert torch.equal(fresh.embed(pixels()), named.reinitialised(seed=1).embed(pixels()))
     with pytest.raises(ConfigError, match="has no option 'width'"):
         pj.VJE(f"hf:{tmp_path / 'vit'}", channels=1, image_size=8, backbone_options={"width": 2})
     with pytest.raises(ConfigError, match="give a name of `probjepa list` or a torch module"):

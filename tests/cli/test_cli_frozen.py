@@ -35,7 +35,9 @@ def train(root: Path, out: Path, *more: str) -> int:
     )  # fmt: skip
 
 
-def test_a_head_is_trained_on_a_saved_encoder_and_every_command_takes_it(folder: Path, tmp_path: Path) -> None:
+def test_a_head_is_trained_on_a_saved_encoder_and_every_command_takes_it(
+    folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     assert train(folder, out, "--cache-views", "3") == 0
     config = yaml.safe_load((out / "config.yaml").read_text())
@@ -44,7 +46,10 @@ def test_a_head_is_trained_on_a_saved_encoder_and_every_command_takes_it(folder:
     encoder, model = pj.load(folder / "encoder"), pj.load(out)
     images = pj.open_images(folder / "x.npy", size=16)
     assert torch.equal(model.embed(images), encoder.embed(images))
-    assert run(["score", str(out), "--data", str(folder / "x.npy"), "--out", str(tmp_path / "s.parquet"), "-q"]) == 0
+    assert (
+        run(["score", str(out), "--data", str(folder / "x.npy"), "--out", str(tmp_path / "s.parquet"), "-q"])
+        == 0
+    )
     assert np.isfinite(pq.read_table(tmp_path / "s.parquet")["score"].to_numpy()).all()
 
 
@@ -52,7 +57,16 @@ def test_a_resumed_run_opens_the_same_encoder_again(folder: Path, tmp_path: Path
     for name in ("whole", "part"):
         assert train(folder, tmp_path / name, "--cache-views", "2") == 0
     (tmp_path / "part" / "model" / "model.safetensors").unlink()
-    resumed = ["train", "vje", "--data", str(folder / "x.npy"), "--out", str(tmp_path / "part"), "--resume", "-q"]
+    resumed = [
+        "train",
+        "vje",
+        "--data",
+        str(folder / "x.npy"),
+        "--out",
+        str(tmp_path / "part"),
+        "--resume",
+        "-q",
+    ]
     assert run(resumed) == 0
     whole, part = pj.load(tmp_path / "whole"), pj.load(tmp_path / "part")
     assert whole.preprocess.config() == part.preprocess.config()
@@ -89,13 +103,27 @@ def test_statistics_that_were_given_are_those_of_a_resumed_run(folder: Path, tmp
         (["--set", "image_size=24"], "takes images of 16 pixels"),
     ],
 )
-def test_bad_settings_of_a_trained_encoder_are_one_line(folder: Path, tmp_path: Path, more, message: str, capsys) -> None:
+def test_bad_settings_of_a_trained_encoder_are_one_line(
+    folder: Path, tmp_path: Path, more, message: str, capsys
+) -> None:
     items = {item.partition("=")[0]: item for item in more if "=" in item}
     given = {"backbone": f"backbone={folder / 'encoder'}", "freeze": "freeze=true"} | items
     given["batch"] = "batch_size=8"
     options = [word for item in given.values() for word in ("--set", item)]
     plain = [word for word in more if "=" not in word and word != "--set"]
-    code = run(["train", "vje", "--data", str(folder / "x.npy"), "--out", str(tmp_path / "r"), "-q", *options, *plain])
+    code = run(
+        [
+            "train",
+            "vje",
+            "--data",
+            str(folder / "x.npy"),
+            "--out",
+            str(tmp_path / "r"),
+            "-q",
+            *options,
+            *plain,
+        ]
+    )
     error = capsys.readouterr().err
     assert code == 2 and message in error and "Traceback" not in error and error.strip().count("\n") == 0
     assert not (tmp_path / "r" / "model").exists()

@@ -146,7 +146,9 @@ class Method(Pretrained):
         options = dict(backbone_options or {})
         opened, self.source = None, {}
         if freeze or is_trained(backbone) or isinstance(backbone, Method):
-            opened = self._opened(backbone, options, channels, image_size, weights=weights if freeze else None)
+            opened = self._opened(
+                backbone, options, channels, image_size, weights=weights if freeze else None
+            )
         if opened is not None:
             self.encoder = opened.plain_encoder
             own = opened.preprocess.config() | ({} if mean is None else {"mean": mean, "std": std})
@@ -263,7 +265,10 @@ class Method(Pretrained):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 modules["backbone"] = remade(self.plain_encoder)
-        fresh = self.from_config(self.config(), seed=seed, **modules)
+        config = self.config()
+        if modules:
+            config["settings"] |= {"backbone_options": {}}
+        fresh = self.from_config(config, seed=seed, **modules)
         return fresh.to(self.device).eval()
 
     @property
