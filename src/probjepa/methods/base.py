@@ -144,11 +144,11 @@ class Method(Pretrained):
                 "module of your own to fit(…, views=module)"
             )
         options = dict(backbone_options or {})
-        opened, self.source = None, {}
+        opened: Method | None = None
+        self.source: dict[str, Any] = {}
         if freeze or is_trained(backbone) or isinstance(backbone, Method):
-            opened = self._opened(
-                backbone, options, channels, image_size, weights=weights if freeze else None
-            )
+            loaded = weights if freeze else None
+            opened = self._opened(backbone, options, channels, image_size, weights=loaded)
         if opened is not None:
             self.encoder = opened.plain_encoder
             own = opened.preprocess.config() | ({} if mean is None else {"mean": mean, "std": std})
