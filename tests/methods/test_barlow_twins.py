@@ -29,43 +29,43 @@ def test_loss_is_its_formula():
     z1, z2 = embeddings(2)
     invariance, redundancy = by_hand(z1, z2)
     for weight in (5e-3, 0.7):
-        terms = barlow_twins_loss(z1, z2, weight)
+        terms = barlow_twins_loss([z1, z2], weight)
         assert terms["invariance"].item() == pytest.approx(invariance, rel=1e-12)
         assert terms["redundancy"].item() == pytest.approx(redundancy, rel=1e-12)
         assert terms["loss"].item() == pytest.approx(invariance + weight * redundancy, rel=1e-12)
-        swapped = barlow_twins_loss(z2, z1, weight)
+        swapped = barlow_twins_loss([z2, z1], weight)
         assert swapped["loss"].item() == pytest.approx(terms["loss"].item(), rel=1e-12)
-    assert barlow_twins_loss(z1, z2)["loss"].item() == pytest.approx(invariance + 5e-3 * redundancy)
+    assert barlow_twins_loss([z1, z2])["loss"].item() == pytest.approx(invariance + 5e-3 * redundancy)
 
 
 def test_it_is_numpys_correlation_and_knows_no_scale():
     z1, z2 = embeddings(2, n=40)
     c = np.corrcoef(z1.numpy(), z2.numpy(), rowvar=False)[:5, 5:]
     expected = ((1 - np.diag(c)) ** 2).sum() + 5e-3 * ((c - np.diag(np.diag(c))) ** 2).sum()
-    assert barlow_twins_loss(z1, z2)["loss"].item() == pytest.approx(expected, rel=1e-3)
-    scaled = barlow_twins_loss(100 * z1 - 3, 50 * z2 + 7)
+    assert barlow_twins_loss([z1, z2])["loss"].item() == pytest.approx(expected, rel=1e-3)
+    scaled = barlow_twins_loss([100 * z1 - 3, 50 * z2 + 7])
     assert scaled["loss"].item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_gradients_and_precision():
     z1, z2 = embeddings(2, n=6, dim=3)
-    check_gradients(lambda a, b: barlow_twins_loss(a, b)["loss"], z1, z2)
-    check_full_precision(lambda a, b: barlow_twins_loss(a, b)["loss"], z1, z2)
+    check_gradients(lambda a, b: barlow_twins_loss([a, b])["loss"], z1, z2)
+    check_full_precision(lambda a, b: barlow_twins_loss([a, b])["loss"], z1, z2)
 
 
 def test_loss_is_zero_for_equal_uncorrelated_views():
     q, _ = np.linalg.qr(np.c_[np.ones(20), np.random.default_rng(0).normal(size=(20, 4))])
     z = torch.from_numpy(q[:, 1:]) * 1e4  # far above the floor of the variance
-    assert barlow_twins_loss(z, z)["loss"].item() == pytest.approx(0, abs=1e-12)
-    assert barlow_twins_loss(z, -z)["loss"].item() == pytest.approx(4 * 4, rel=1e-9)
-    collapsed = barlow_twins_loss(torch.ones(20, 4), torch.ones(20, 4))
+    assert barlow_twins_loss([z, z])["loss"].item() == pytest.approx(0, abs=1e-12)
+    assert barlow_twins_loss([z, -z])["loss"].item() == pytest.approx(4 * 4, rel=1e-9)
+    collapsed = barlow_twins_loss([torch.ones(20, 4), torch.ones(20, 4)])
     assert collapsed["loss"].item() == pytest.approx(4, rel=1e-6)
 
 
 def test_the_method_is_its_loss():
     model, batch = small("barlow-twins", projector_dim=12, redundancy_weight=0.2).train(), view_pair()
     z1, z2 = model.projector(model.encoder(torch.cat(batch))).chunk(2)
-    expected = barlow_twins_loss(z1, z2, 0.2)
+    expected = barlow_twins_loss([z1, z2], 0.2)
     found = model.loss(batch)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)

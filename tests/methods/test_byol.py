@@ -18,26 +18,26 @@ NARROW = {"projector_dim": 10, "hidden_dim": 14}
 def test_loss_is_its_formula():
     p1, p2, t1, t2 = embeddings(4)
     expected = (2 - 2 * rows_cosine(p1, t2)).mean() + (2 - 2 * rows_cosine(p2, t1)).mean()
-    assert byol_loss(p1, p2, t1, t2).item() == pytest.approx(expected, rel=1e-12)
-    assert byol_loss(p2, p1, t2, t1).item() == pytest.approx(expected, rel=1e-12)
+    assert byol_loss([p1, p2], [t1, t2]).item() == pytest.approx(expected, rel=1e-12)
+    assert byol_loss([p2, p1], [t2, t1]).item() == pytest.approx(expected, rel=1e-12)
     distance = sum(
         (nn.functional.normalize(p) - nn.functional.normalize(t)).square().sum(1).mean()
         for p, t in ((p1, t2), (p2, t1))
     )
-    assert byol_loss(p1, p2, t1, t2).item() == pytest.approx(distance.item(), rel=1e-12)
-    check_full_precision(byol_loss, p1, p2, t1, t2)
-    check_gradients(lambda p, q: byol_loss(p, q, t1, t2), p1, p2)
+    assert byol_loss([p1, p2], [t1, t2]).item() == pytest.approx(distance.item(), rel=1e-12)
+    check_full_precision(lambda a, b, c, d: byol_loss([a, b], [c, d]), p1, p2, t1, t2)
+    check_gradients(lambda p, q: byol_loss([p, q], [t1, t2]), p1, p2)
 
 
 def test_loss_at_its_optimum_is_zero():
     p1, p2 = embeddings(2)
-    assert byol_loss(p1, p2, 0.5 * p2, 2 * p1).item() == pytest.approx(0, abs=1e-12)
-    assert byol_loss(p1, p2, -p2, -p1).item() == pytest.approx(8, abs=1e-12)
+    assert byol_loss([p1, p2], [0.5 * p2, 2 * p1]).item() == pytest.approx(0, abs=1e-12)
+    assert byol_loss([p1, p2], [-p2, -p1]).item() == pytest.approx(8, abs=1e-12)
 
 
 def test_no_gradient_reaches_the_targets():
     p1, p2, t1, t2 = (x.requires_grad_() for x in embeddings(4))
-    byol_loss(p1, p2, t1, t2).backward()
+    byol_loss([p1, p2], [t1, t2]).backward()
     assert t1.grad is None and t2.grad is None
     assert p1.grad.abs().max() > 0 and p2.grad.abs().max() > 0
     model = small("byol", **NARROW).train()
@@ -58,7 +58,7 @@ def test_targets_use_the_batchs_statistics_and_averaged_weights():
     t1, t2 = average(images).chunk(2)
     p1, p2 = model.predictor(model.projector(model.encoder(images))).chunk(2)
     terms = model.loss(batch)
-    assert terms["loss"].item() == pytest.approx(byol_loss(p1, p2, t1, t2).item(), abs=1e-5)
+    assert terms["loss"].item() == pytest.approx(byol_loss([p1, p2], [t1, t2]).item(), abs=1e-5)
     spread = direction_spread(model.projector(model.encoder(images)))
     assert terms["spread"].item() == pytest.approx(spread.item(), abs=1e-5)
     running = average.eval()(images)

@@ -13,9 +13,9 @@ from probjepa.methods.simsiam import direction_spread, negative_cosine, simsiam_
 def test_loss_is_its_formula():
     p1, p2, z1, z2 = embeddings(4)
     expected = -0.5 * (rows_cosine(p1, z2).mean() + rows_cosine(p2, z1).mean())
-    assert simsiam_loss(p1, p2, z1, z2).item() == pytest.approx(expected, rel=1e-12)
-    assert simsiam_loss(p2, p1, z2, z1).item() == pytest.approx(expected, rel=1e-12)
-    check_full_precision(simsiam_loss, p1, p2, z1, z2)
+    assert simsiam_loss([p1, p2], [z1, z2]).item() == pytest.approx(expected, rel=1e-12)
+    assert simsiam_loss([p2, p1], [z2, z1]).item() == pytest.approx(expected, rel=1e-12)
+    check_full_precision(lambda a, b, c, d: simsiam_loss([a, b], [c, d]), p1, p2, z1, z2)
     check_gradients(lambda p: negative_cosine(p, z1), p1)
 
 
@@ -94,5 +94,5 @@ def test_wrong_settings_and_batches():
         small("simsiam", projector_layers=0)
     with pytest.raises(ConfigError, match="whole widths"):
         small("simsiam", predictor_dim=0)
-    with pytest.raises(DataError, match="takes two views"):
-        small("simsiam", projector_dim=8).loss(view_pair(count=3))
+    with pytest.raises(DataError, match="takes two or more views"):
+        small("simsiam", projector_dim=8).loss(view_pair(count=1))

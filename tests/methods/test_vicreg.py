@@ -27,30 +27,30 @@ def by_hand(z1, z2):
 def test_loss_is_its_formula(weights):
     z1, z2 = embeddings(2)
     invariance, variance, covariance = by_hand(z1, z2)
-    terms = vicreg_loss(z1, z2, *weights)
+    terms = vicreg_loss([z1, z2], *weights)
     assert terms["invariance"].item() == pytest.approx(invariance, rel=1e-12)
     assert terms["variance"].item() == pytest.approx(variance, rel=1e-12)
     assert terms["covariance"].item() == pytest.approx(covariance, rel=1e-12)
     total = weights[0] * invariance + weights[1] * variance + weights[2] * covariance
     assert terms["loss"].item() == pytest.approx(total, rel=1e-12)
     assert variance > 0  # the hinge is at work
-    swapped = vicreg_loss(z2, z1, *weights)
+    swapped = vicreg_loss([z2, z1], *weights)
     assert all(swapped[k].item() == pytest.approx(v.item(), rel=1e-12) for k, v in terms.items())
 
 
 def test_gradients_and_precision():
     z1, z2 = embeddings(2, n=6, dim=3)
-    check_gradients(lambda a, b: vicreg_loss(a, b)["loss"], z1, z2)
-    check_full_precision(lambda a, b: vicreg_loss(a, b)["loss"], z1, z2)
+    check_gradients(lambda a, b: vicreg_loss([a, b])["loss"], z1, z2)
+    check_full_precision(lambda a, b: vicreg_loss([a, b])["loss"], z1, z2)
 
 
 def test_loss_is_zero_for_equal_white_views():
     # orthogonal columns of mean 0 and unbiased variance 4
     q, _ = np.linalg.qr(np.c_[np.ones(20), np.random.default_rng(0).normal(size=(20, 4))])
     z = torch.from_numpy(q[:, 1:] * 2 * np.sqrt(19))
-    terms = vicreg_loss(z, z.clone())
+    terms = vicreg_loss([z, z.clone()])
     assert all(v.item() == pytest.approx(0, abs=1e-12) for v in terms.values())
-    collapsed = vicreg_loss(torch.ones(20, 4), torch.ones(20, 4))
+    collapsed = vicreg_loss([torch.ones(20, 4), torch.ones(20, 4)])
     assert collapsed["variance"].item() == pytest.approx(1 - 0.01, abs=1e-6)  # √1e-4 is left
     assert collapsed["covariance"].item() == 0
 
@@ -58,7 +58,7 @@ def test_loss_is_zero_for_equal_white_views():
 def test_the_method_is_its_loss():
     model, batch = small("vicreg", projector_dim=12, invariance_weight=3.0).train(), view_pair()
     z1, z2 = model.projector(model.encoder(torch.cat(batch))).chunk(2)
-    expected = vicreg_loss(z1, z2, 3.0)
+    expected = vicreg_loss([z1, z2], 3.0)
     found = model.loss(batch)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
@@ -75,6 +75,6 @@ def test_wrong_settings_and_batches():
         with pytest.raises(ConfigError, match="covariance_weight must be a finite number"):
             small("vicreg", covariance_weight=weight)
     with pytest.raises(DataError, match="at least 2 images"):
-        vicreg_loss(torch.zeros(1, 4), torch.zeros(1, 4))
-    with pytest.raises(DataError, match="takes two views"):
+        vicreg_loss([torch.zeros(1, 4), torch.zeros(1, 4)])
+    with pytest.raises(DataError, match="takes two or more views"):
         small("vicreg", projector_dim=8).loss(view_pair(count=1))

@@ -51,6 +51,11 @@ def given_settings(method: str, options: Training, names: Mapping[str, str]) -> 
     assigned = _renamed(parse_assignments(options.settings or []), names)
     values = {name: getattr(options, option) for option, name in names.items()}
     of_options = {name: value for name, value in values.items() if value is not None}
+    recipe = assigned.get("view_recipe")
+    if isinstance(recipe, str) and ":" in recipe:  # code, of which only the command line may ask
+        from probjepa.data.views import RECIPES
+
+        RECIPES.register(recipe, recipe)
     for name in assigned.keys() & of_options.keys():
         raise ConfigError(f"{name} is given by an option and by --set: give it once")
     return given | assigned | of_options

@@ -16,7 +16,8 @@ from probjepa.data.augment import (
 )
 from probjepa.data.preprocess import SMALLEST_SIDE, check_images, check_statistics
 from probjepa.distributions.base import FullPrecision
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError, DataError, ProbjepaError, short
+from probjepa.files import first_line
 from probjepa.registry import Registry
 
 # Each takes (size, channels) and returns, for each view, its transformations in order.
@@ -96,7 +97,15 @@ class Views(FullPrecision):
             return [(branch(pixels) - mean).div_(std) for branch in self.branches]
 
 
-def views(recipe: str, *, size: int, channels: int, mean: Sequence[float], std: Sequence[float]) -> Views:
+def views(
+    recipe: str,
+    *,
+    size: int,
+    channels: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    count: int | None = None,
+) -> Views:
     """Return the views of a recipe.
 
     Parameters
@@ -109,15 +118,35 @@ def views(recipe: str, *, size: int, channels: int, mean: Sequence[float], std: 
         1 or 3
     mean, std
         per channel, of pixel values in [0, 1]
+    count
+        views an image, the recipe's own over and over; None: as many as it has
 
     Raises
     ------
     ConfigError
-        for an unknown recipe, or a setting out of its range
+        for an unknown recipe, one that fails, or a setting out of its range
     """
     if size < SMALLEST_SIDE:
         raise ConfigError(f"size is {size}: pass at least {SMALLEST_SIDE} pixels")
-    return Views(RECIPES[recipe](size, channels), channels, mean, std)
+    if ":" in recipe and recipe not in RECIPES:
+        raise ConfigError(
+            f"the view recipe {short(recipe)} names code, which is run where you ask for it and by no file: "
+            f"give it again, --set view_recipe={short(recipe)}"
+        )
+    make = RECIPES[recipe]
+    try:
+        branches = list(make(size, channels))
+        while count is not None and 0 < len(branches) < count:
+            branches += make(size, channels)
+        return Views(branches[:count], channels, mean, std)
+    except ProbjepaError:
+        raise
+    except Exception as error:  # of a recipe of the user's own
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(
+            f"the view recipe '{short(recipe)}' makes no views ({why}): it takes (size, channels) and "
+            "returns a list of modules for each view"
+        ) from error
 
 
 def default_recipe(size: int, channels: int) -> str:

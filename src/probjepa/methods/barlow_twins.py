@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -10,25 +12,25 @@ from torch import Tensor, nn
 
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import EncoderSettings, Method, check_weights, two_views
+from probjepa.methods.base import EncoderSettings, Method, check_weights, mean_of, views_of
 from probjepa.methods.distributed import gather
 
 _VARIANCE_FLOOR = 1e-5  # BatchNorm's, with which the authors' code standardises
 
 
-def barlow_twins_loss(z1: Tensor, z2: Tensor, redundancy_weight: float = 5e-3) -> dict[str, Tensor]:
-    r"""Cross-correlation loss of two views' embeddings (N, D): "loss" and its two terms, unweighted.
+def barlow_twins_loss(views: Sequence[Tensor], redundancy_weight: float = 5e-3) -> dict[str, Tensor]:
+    r"""Cross-correlation loss of V views' embeddings (N, D): "loss" and its two terms, unweighted.
 
-    With each feature standardised over its view's batch (variance over N, floor 1e-5), C = z₁ᵀz₂/N:
+    With each feature standardised over its view's batch (variance over N, floor 1e-5), C = z₁ᵀz₂/N of two
+    views, and the mean over all pairs of more:
 
     loss = Σᵢ(1 − Cᵢᵢ)² + λ·Σ_{i≠j} C_{ij}²,  "invariance" and "redundancy"
     """
-    with full_precision(z1):
-        z1, z2 = _standardised(at_least_float32(z1)), _standardised(at_least_float32(z2))
-        correlation = z1.T @ z2 / len(z1)
-        diagonal = correlation.diagonal()
-        invariance = (1 - diagonal).square().sum()
-        redundancy = (correlation - torch.diag(diagonal)).square().sum()
+    with full_precision(views[0]):
+        views = [_standardised(at_least_float32(z)) for z in views]
+        correlations = [first.T @ second / len(first) for first, second in combinations(views, 2)]
+        invariance = mean_of([(1 - of.diagonal()).square().sum() for of in correlations])
+        redundancy = mean_of([(of - torch.diag(of.diagonal())).square().sum() for of in correlations])
         loss = invariance + redundancy_weight * redundancy
     return {"loss": loss, "invariance": invariance, "redundancy": redundancy}
 
@@ -44,7 +46,7 @@ class BarlowTwins(Method, paper_url="https://arxiv.org/abs/2103.03230"):
 
     loss = Σᵢ(1 − Cᵢᵢ)² + λ·Σ_{i≠j} C_{ij}²,  see ``barlow_twins_loss``
 
-    The statistics are those of the batches of all processes together. Both views run through f and g as one
+    The statistics are those of the batches of all processes together. All views run through f and g as one
     batch.
 
     Parameters
@@ -63,6 +65,7 @@ class BarlowTwins(Method, paper_url="https://arxiv.org/abs/2103.03230"):
     """
 
     name = "barlow-twins"
+    most_views = math.inf
     # lightly's benchmark on CIFAR-10: 0.06 at batch 128, scaled with the batch
     recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.12, "sgd_momentum": 0.9, "weight_decay": 5e-4}
 
@@ -82,7 +85,7 @@ class BarlowTwins(Method, paper_url="https://arxiv.org/abs/2103.03230"):
         self.projector = projector(widths, last_bias=False)
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Objective for two views, each (N, C, H, W): "loss" and its unweighted terms."""
-        z = self.projector(self.encoder(torch.cat(two_views(self, batch))))
-        z1, z2 = gather(at_least_float32(z).reshape(2, -1, z.shape[1]), dim=1)
-        return barlow_twins_loss(z1, z2, self.redundancy_weight)
+        """Objective for two or more views, each (N, C, H, W): "loss" and its unweighted terms."""
+        z = self.projector(self.encoder(torch.cat(views_of(self, batch))))
+        views = gather(at_least_float32(z).reshape(len(batch), -1, z.shape[1]), dim=1)
+        return barlow_twins_loss(views.unbind(), self.redundancy_weight)

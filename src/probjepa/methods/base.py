@@ -102,6 +102,8 @@ class Method(Pretrained):
     ----------
     takes_embeddings
         whether a frozen encoder's embeddings (N, D) may stand for the views of a loss
+    most_views
+        of an image that ``loss`` takes: 1, 2, or ``math.inf`` for any number from 2
 
     Raises
     ------
@@ -114,6 +116,7 @@ class Method(Pretrained):
     takes_embeddings: ClassVar[bool] = True
     encoder: nn.Module
     preprocess: Preprocess
+    most_views: ClassVar[float] = 2
 
     def __init__(
         self,
@@ -370,14 +373,28 @@ class Method(Pretrained):
         return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
-def two_views(method: Method, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the two views (N, C, H, W) of a batch, in the encoder's type, or raise DataError."""
-    if len(batch) != 2 or batch[0].shape != batch[1].shape:
+def views_of(method: Method, batch: Sequence[Tensor]) -> list[Tensor]:
+    """Return the V views (N, C, H, W) of a batch, in the encoder's type, or raise DataError."""
+    if not 2 <= len(batch) <= method.most_views or any(view.shape != batch[0].shape for view in batch):
+        wanted = "two views" if method.most_views == 2 else "two or more views"
         raise DataError(
-            f"the loss of {type(method).__name__} takes two views of one shape, got "
+            f"the loss of {type(method).__name__} takes {wanted} of one shape, got "
             f"{[tuple(view.shape) for view in batch]}: make them with the view recipe '{method.view_recipe}'"
         )
-    return batch[0].to(method.dtype), batch[1].to(method.dtype)
+    return [view.to(method.dtype) for view in batch]
+
+
+def other_views(rows: Tensor, views: int) -> list[Tensor]:
+    """Return V − 1 turns of rows (V·N, …), view after view: each puts another view in the place of each."""
+    return [torch.cat([*rows.chunk(views)[turn:], *rows.chunk(views)[:turn]]) for turn in range(1, views)]
+
+
+def mean_of(terms: Sequence[Tensor]) -> Tensor:
+    """Return the mean of scalars, at least one; of one and of two it is exact to the last bit."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total / len(terms)
 
 
 def check_weights(weights: Mapping[str, float]) -> None:

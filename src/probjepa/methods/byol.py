@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
@@ -9,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.heads.projectors import projector
-from probjepa.methods.base import EncoderSettings, Method, two_views
+from probjepa.methods.base import EncoderSettings, Method, views_of
 from probjepa.methods.ema import EMA
-from probjepa.methods.simsiam import direction_spread, negative_cosine
+from probjepa.methods.simsiam import direction_spread, simsiam_loss
 
 
-def byol_loss(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> Tensor:
-    """[2 − 2cos(p₁, sg t₂)] + [2 − 2cos(p₂, sg t₁)], a mean over the rows of four (N, D): in [0, 8]."""
-    return 4 + 2 * (negative_cosine(p1, t2) + negative_cosine(p2, t1))
+def byol_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Twice the mean of 2 − 2cos(pᵢ, sg tⱼ) over rows and ordered pairs of V views' (N, D): in [0, 8].
+
+    Of two views that is [2 − 2cos(p₁, sg t₂)] + [2 − 2cos(p₂, sg t₁)].
+    """
+    return 4 + 4 * simsiam_loss(predictions, targets)
 
 
 class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
@@ -27,7 +31,9 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
 
     loss = ‖p̄₁ − t̄₂‖² + ‖p̄₂ − t̄₁‖² = [2 − 2cos(p₁, t₂)] + [2 − 2cos(p₂, t₁)],  x̄ = x/‖x‖
 
-    The averaged network normalises by the statistics of its own batch, as in the paper's code. Both views run
+    Of more views, twice the mean over their ordered pairs.
+
+    The averaged network normalises by the statistics of its own batch, as in the paper's code. All views run
     as one batch, and share its statistics.
 
     Parameters
@@ -48,6 +54,7 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
     """
 
     name = "byol"
+    most_views = math.inf
     # lightly's benchmark on CIFAR-10 has 0.12 at this batch size with a loss of a quarter of ours
     recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.03, "sgd_momentum": 0.9, "weight_decay": 5e-4}
 
@@ -70,10 +77,10 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
         return nn.Sequential(self.encoder, self.projector)
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Objective for two views, each (N, C, H, W); "spread" is ``direction_spread`` of z."""
-        images = torch.cat(two_views(self, batch))
+        """Objective for two or more views, each (N, C, H, W); "spread" is ``direction_spread`` of z."""
+        images, views = torch.cat(views_of(self, batch)), len(batch)
         z = self.projector(self.encoder(images))
-        loss = byol_loss(*self.predictor(z).chunk(2), *self.target(images).chunk(2))
+        loss = byol_loss(self.predictor(z).chunk(views), self.target(images).chunk(views))
         return {"loss": loss, "spread": direction_spread(z)}
 
     def after_step(self, step: int, total_steps: int) -> None:

@@ -70,6 +70,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
     """
 
     name = "i-jepa"
+    most_views = 1
     main_uncertainty = "spread"
     takes_embeddings = False
     defaults: ClassVar[Mapping[str, Any]] = {"image_size": 64, "view_recipe": "ijepa"}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import projector
-from probjepa.methods.base import EncoderSettings, Method
+from probjepa.methods.base import EncoderSettings, Method, views_of
 from probjepa.methods.distributed import gather, shared_seed
 from probjepa.methods.sigreg import sigreg
 
@@ -64,6 +65,7 @@ class LeJEPA(Method, paper_url="https://arxiv.org/abs/2511.08544"):
     """
 
     name = "lejepa"
+    most_views = math.inf
     # the authors' minimal example (MINIMAL.md of their repository)
     recipe: ClassVar[Mapping[str, Any]] = {
         "optimizer": "adamw",
@@ -92,11 +94,6 @@ class LeJEPA(Method, paper_url="https://arxiv.org/abs/2511.08544"):
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Objective for two or more views, each (N, C, H, W): "loss" and its unweighted terms."""
-        if len(batch) < 2 or any(view.shape != batch[0].shape for view in batch):
-            raise DataError(
-                "the loss of LeJEPA takes two or more views of one shape, got "
-                f"{[tuple(view.shape) for view in batch]}: make them with the recipe '{self.view_recipe}'"
-            )
-        z = self.projector(self.encoder(torch.cat(list(batch)).to(self.dtype)))
+        z = self.projector(self.encoder(torch.cat(views_of(self, batch))))
         joined = gather(at_least_float32(z).reshape(len(batch), -1, z.shape[1]), dim=1)
         return lejepa_loss(joined, self.sigreg_weight, self.n_directions, shared_seed(z.device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import EncoderSettings, Method, two_views
+from probjepa.methods.base import EncoderSettings, Method, mean_of, views_of
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -23,9 +24,10 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
         return -cosine.mean()
 
 
-def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
-    """½[−cos(p₁, sg z₂) − cos(p₂, sg z₁)], a mean over the rows of four (N, D)."""
-    return 0.5 * (negative_cosine(p1, z2) + negative_cosine(p2, z1))
+def simsiam_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """−cos(pᵢ, sg zⱼ), a mean over the rows of V predictions and targets (N, D), and over the pairs i ≠ j."""
+    pairs = permutations(range(len(targets)), 2)
+    return mean_of([negative_cosine(predictions[i], targets[j]) for i, j in pairs])
 
 
 def direction_spread(z: Tensor) -> Tensor:
@@ -42,10 +44,10 @@ class SimSiam(Method, paper_url="https://arxiv.org/abs/2011.10566"):
 
     h = f(x), projector z = g(h), predictor p = q(z), each view's z held constant as the other's target:
 
-    loss = ½[−cos(p₁, sg z₂) − cos(p₂, sg z₁)]
+    loss = ½[−cos(p₁, sg z₂) − cos(p₂, sg z₁)],  of more views the mean over their ordered pairs
 
     Projector of 2 layers (CIFAR; 3 for ImageNet) with a BatchNorm without scale and shift at its end;
-    predictor 2048 → 512 → 2048. Both views run as one batch, and share its batch statistics.
+    predictor 2048 → 512 → 2048. All views run as one batch, and share its batch statistics.
 
     Parameters
     ----------
@@ -63,6 +65,7 @@ class SimSiam(Method, paper_url="https://arxiv.org/abs/2011.10566"):
     """
 
     name = "simsiam"
+    most_views = math.inf
     # the paper's for CIFAR-10, which it does not scale with the batch
     recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.06, "sgd_momentum": 0.9, "weight_decay": 5e-4}
 
@@ -81,7 +84,7 @@ class SimSiam(Method, paper_url="https://arxiv.org/abs/2011.10566"):
         self.predictor = projector([projector_dim, predictor_dim, projector_dim])
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Objective for two views, each (N, C, H, W); "spread" is ``direction_spread`` of z."""
-        z = self.projector(self.encoder(torch.cat(two_views(self, batch))))
-        loss = simsiam_loss(*self.predictor(z).chunk(2), *z.chunk(2))
+        """Objective for two or more views, each (N, C, H, W); "spread" is ``direction_spread`` of z."""
+        z = self.projector(self.encoder(torch.cat(views_of(self, batch))))
+        loss = simsiam_loss(self.predictor(z).chunk(len(batch)), z.chunk(len(batch)))
         return {"loss": loss, "spread": direction_spread(z)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
@@ -15,7 +16,14 @@ from probjepa.distributions.student_t import unit_direction
 from probjepa.errors import ConfigError
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, check_weights, two_views
+from probjepa.methods.base import (
+    EncoderSettings,
+    ProbabilisticMethod,
+    check_weights,
+    mean_of,
+    other_views,
+    views_of,
+)
 from probjepa.methods.simsiam import direction_spread
 
 _CONCENTRATION_FLOOR = 1e-3
@@ -50,8 +58,8 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
 
     loss = ½[−log PS(sg z̄₂; μ₁, κ₁) − log PS(sg z̄₁; μ₂, κ₂)] + β·½[KL₁ + KL₂],  KL to the uniform density
 
-    Layers and batches are SimSiam's; projector and predictor run in float32 whatever the autocast around
-    them.
+    Of more views, the mean over their ordered pairs. Layers and batches are SimSiam's; projector and
+    predictor run in float32 whatever the autocast around them.
 
     Parameters
     ----------
@@ -71,6 +79,7 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
     """
 
     name = "vi-simsiam"
+    most_views = math.inf
     main_uncertainty = "entropy"
     # a tenth of SimSiam's: the gradient of a direction grows with κ, and on digits (convnet, 15 epochs) 0.06
     # took kNN from 0.807 of random weights down to 0.535, 0.006 to 0.819, and SimSiam to 0.823
@@ -98,20 +107,17 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
         self.predictor = projector([projector_dim, predictor_dim, projector_dim + 1])
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Objective for two views, each (N, C, H, W): "loss" and its terms in nats.
+        """Objective for two or more views, each (N, C, H, W): "loss" and its terms in nats.
 
         Without gradients: "concentration", the mean κ, and "spread", ``direction_spread`` of z.
         """
-        out = self.features_of(self.encoder(torch.cat(two_views(self, batch))))
-        z = out["z"]
-        swapped = torch.cat(z.chunk(2)[::-1])  # each view is the other's target
-        terms = vi_simsiam_loss(
-            power_spherical(out["direction"], out["concentration"]), swapped, self.kl_weight
-        )
+        out = self.features_of(self.encoder(torch.cat(views_of(self, batch))))
+        density = power_spherical(out["direction"], out["concentration"])
+        pairs = [vi_simsiam_loss(density, z, self.kl_weight) for z in other_views(out["z"], len(batch))]
         return {
-            **terms,
+            **{name: mean_of([terms[name] for terms in pairs]) for name in pairs[0]},
             "concentration": out["concentration"].detach().mean(),
-            "spread": direction_spread(z),
+            "spread": direction_spread(out["z"]),
         }
 
     def features_of(self, h: Tensor) -> dict[str, Tensor]:

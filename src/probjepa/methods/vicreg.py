@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -12,18 +14,19 @@ from torch.nn import functional as F
 from probjepa.errors import DataError
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import EncoderSettings, Method, check_weights, two_views
+from probjepa.methods.base import EncoderSettings, Method, check_weights, mean_of, views_of
 from probjepa.methods.distributed import gather
 
 
 def vicreg_loss(
-    z1: Tensor,
-    z2: Tensor,
+    views: Sequence[Tensor],
     invariance_weight: float = 25.0,
     variance_weight: float = 25.0,
     covariance_weight: float = 1.0,
 ) -> dict[str, Tensor]:
-    r"""Variance–invariance–covariance loss of two views' embeddings: "loss" and its three terms, unweighted.
+    r"""Variance–invariance–covariance loss of V views' embeddings: "loss" and its three terms, unweighted.
+
+    For two views, and as the mean over all pairs of more,
 
     - invariance: Σ(z₁ − z₂)²/(N·D)
     - variance: ½[v(z₁) + v(z₂)], v(z) = mean over features of max(0, 1 − √(var + 1e-4)), var over N − 1
@@ -34,8 +37,8 @@ def vicreg_loss(
 
     Parameters
     ----------
-    z1, z2
-        (N, D), N ≥ 2, of the same images in the same order
+    views
+        V ≥ 2 of (N, D), N ≥ 2, of the same images in the same order
     invariance_weight, variance_weight, covariance_weight
         of the three terms in "loss"
 
@@ -44,13 +47,15 @@ def vicreg_loss(
     DataError
         for fewer than two rows, which have no variance
     """
-    if len(z1) < 2:
-        raise DataError(f"the VICReg loss needs at least 2 images a batch, got {len(z1)}: use a larger batch")
-    with full_precision(z1):
-        z1, z2 = at_least_float32(z1), at_least_float32(z2)
-        invariance = F.mse_loss(z1, z2)
-        variance = 0.5 * (_hinge(z1) + _hinge(z2))
-        covariance = _off_diagonal(z1) + _off_diagonal(z2)
+    if len(views[0]) < 2:
+        raise DataError(
+            f"the VICReg loss needs at least 2 images a batch, got {len(views[0])}: use a larger batch"
+        )
+    with full_precision(views[0]):
+        views = [at_least_float32(z) for z in views]
+        invariance = mean_of([F.mse_loss(first, second) for first, second in combinations(views, 2)])
+        variance = mean_of([_hinge(z) for z in views])
+        covariance = 2 * mean_of([_off_diagonal(z) for z in views])
         loss = invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
     return {"loss": loss, "invariance": invariance, "variance": variance, "covariance": covariance}
 
@@ -70,7 +75,7 @@ class VICReg(Method, paper_url="https://arxiv.org/abs/2105.04906"):
     r"""Variance–invariance–covariance regularisation (Bardes et al., arXiv 2105.04906).
 
     h = f(x), expander z = g(h), loss = 25·invariance + 25·variance + 1·covariance: see ``vicreg_loss`` for
-    the terms and their normalisation. The statistics are those of the batches of all processes together. Both
+    the terms and their normalisation. The statistics are those of the batches of all processes together. All
     views run through f and g as one batch.
 
     Parameters
@@ -89,6 +94,7 @@ class VICReg(Method, paper_url="https://arxiv.org/abs/2105.04906"):
     """
 
     name = "vicreg"
+    most_views = math.inf
     recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.03, "sgd_momentum": 0.9, "weight_decay": 5e-4}
 
     def __init__(
@@ -114,7 +120,7 @@ class VICReg(Method, paper_url="https://arxiv.org/abs/2105.04906"):
         self.projector = projector(widths, last_bias=False)
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Objective for two views, each (N, C, H, W): "loss" and its unweighted terms."""
-        z = self.projector(self.encoder(torch.cat(two_views(self, batch))))
-        z1, z2 = gather(at_least_float32(z).reshape(2, -1, z.shape[1]), dim=1)
-        return vicreg_loss(z1, z2, **self.weights)
+        """Objective for two or more views, each (N, C, H, W): "loss" and its unweighted terms."""
+        z = self.projector(self.encoder(torch.cat(views_of(self, batch))))
+        views = gather(at_least_float32(z).reshape(len(batch), -1, z.shape[1]), dim=1)
+        return vicreg_loss(views.unbind(), **self.weights)

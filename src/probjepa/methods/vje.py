@@ -15,7 +15,7 @@ from probjepa.distributions import MultivariateStudentT, PolarStudentT, PolarStu
 from probjepa.errors import ConfigError, DataError, unknown_name
 from probjepa.heads import InferenceNetwork
 from probjepa.heads.base import at_least_float32
-from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, two_views
+from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, mean_of, other_views, views_of
 from probjepa.methods.ema import EMA
 
 _EMA_MOMENTUM = 0.996
@@ -29,7 +29,8 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
 
     loss = ½[NLL(h₂|z₁) + NLL(h₁|z₂)] + β·½[KL₁ + KL₂],  KL = ½Σ(μ² + σ² − log σ² − 1)
 
-    where NLL is ``PolarStudentT``'s (directional + radial), whose directional scale is the same σ².
+    or, of more views, the mean over all their ordered pairs. NLL is ``PolarStudentT``'s (directional +
+    radial), whose directional scale is the same σ².
 
     Parameters
     ----------
@@ -70,6 +71,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
     """
 
     name = "vje"
+    most_views = math.inf
     main_uncertainty = "mean_variance"
     recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.05, "sgd_momentum": 0.9, "weight_decay": 5e-4}
 
@@ -136,21 +138,22 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         )
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Objective for two views, each (N, C, H, W): "loss" and its terms, means over the batch."""
-        images = torch.cat(two_views(self, batch))
+        """Objective for two or more views, each (N, C, H, W): "loss" and its terms, means over the batch."""
+        images = torch.cat(views_of(self, batch))
         h = at_least_float32(self.encoder(images))
         mean, variance = self.inference(h)
         observed = at_least_float32(self.target(images)) if self.target else h.detach()
-        swapped = torch.cat(observed.chunk(2)[::-1])  # each view is the other's observation
+        others = other_views(observed, len(batch))  # each view is an observation of the others
         z = mean
         if self.draws:
             shape = (self.draws, *mean.shape)
             z = mean + variance.sqrt() * torch.randn(shape, device=mean.device, dtype=mean.dtype)
         likelihood = self.likelihood(z, variance)
         if isinstance(likelihood, PolarStudentT):
-            parts = {name: getattr(likelihood, f"{name}_nll")(swapped).mean() for name in self.terms}
+            terms = {name: getattr(likelihood, f"{name}_nll") for name in self.terms}
         else:
-            parts = {"nll": likelihood.nll(swapped).mean()}
+            terms = {"nll": likelihood.nll}
+        parts = {name: mean_of([nll(other).mean() for other in others]) for name, nll in terms.items()}
         kl = gaussian_kl(mean, variance).mean()
         loss = sum(parts.values(), self.kl_weight * kl)
         return {"loss": loss, **parts, "kl": kl, "mean_variance": variance.detach().mean()}

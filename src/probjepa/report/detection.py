@@ -119,7 +119,7 @@ def decisions_section(
         items.append(grid("score", caught, sets, caption, percent=sets))
     text = (
         "A threshold turns a score into a decision. The rate of false alarms holds for every score; the "
-        "better one catches more of what does not belong. `probjepa score --calibration` flags in this way."
+        "better one catches more of what does not belong. The command score flags so, given calibration rows."
     )
     return Section(title, text, items)
 

@@ -17,8 +17,7 @@ RANDOM = "random"  # a source of uncertainty that is none: its curve is the dash
 _NAMES = {
     "h": "h, the embedding", "mu": "μ, the posterior mean", "random-init": "random initialisation",
     "linear": "linear probe",
-    "fisher": "combined, Fisher", "bonferroni": "combined, Bonferroni",
-    "harmonic": "combined, harmonic mean",
+    "fisher": "Fisher's p", "bonferroni": "Bonferroni's p", "harmonic": "harmonic mean p",
     "knn": "kNN", "mahalanobis": "Mahalanobis", "gmm": "Gaussian mixture", "jepa": "JEPA-SCORE",
     "jepa + latent": "JEPA-SCORE + latent", "elbo": "ELBO", "nll": "NLL", "kl": "KL to the prior",
     "directional_nll": "directional NLL", "radial_nll": "radial NLL",

@@ -59,7 +59,8 @@ class Module(L.LightningModule):
     epochs
         the length of the schedule; give the Trainer the same ``max_epochs``
     views
-        a recipe's name, or a module: uint8 batch, seed → list of float batches; None: the method's own recipe
+        a recipe's name; how many views of an image the method's own recipe makes; or a module: uint8 batch,
+        seed → list of float batches; None: the method's own recipe
     channels_last
         hold weights and views in the memory order that GPUs prefer for convolutions
     compile
@@ -81,7 +82,7 @@ class Module(L.LightningModule):
         method: Method | VarJEPA,
         *,
         epochs: int,
-        views: Callable[[Tensor, int], Any] | str | None = None,
+        views: Callable[[Tensor, int], Any] | str | int | None = None,
         channels_last: bool = False,
         compile: bool = False,
         **settings: Any,
@@ -233,12 +234,21 @@ def views_for(method: Method | VarJEPA, views: Any) -> Callable[[Tensor, int], A
     if callable(views):
         made: Callable[[Tensor, int], Any] = views
         return made
-    if not isinstance(views, str | None):
-        raise ConfigError(f"views takes the name of a view recipe or a module, got {views!r}")
+    if not isinstance(views, str | int | None) or isinstance(views, bool):
+        raise ConfigError(f"views takes a view recipe's name, a number or a module, got {views!r}")
     if isinstance(method, Method):
+        count = views if isinstance(views, int) else None
+        if count is not None and not 2 <= count <= method.most_views:
+            takes = (
+                "1 view" if method.most_views < 2 else "2 views" if method.most_views == 2 else "2 or more"
+            )
+            raise ConfigError(
+                f"views is {count}, and {type(method).__name__} trains on {takes} of an image: leave it out"
+            )
+        recipe = views if isinstance(views, str) else method.view_recipe
         prepared = method.preprocess.config()
         prepared.pop("fit", None)  # views are cut anew
-        module: nn.Module = views_of(views or method.view_recipe, **prepared)
+        module: nn.Module = views_of(recipe, **prepared, count=count)
         return module
     if views is not None:
         raise ConfigError(f"a {type(method).__name__} trains on pairs, not on views: leave views out")

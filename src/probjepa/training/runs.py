@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,7 +77,7 @@ def fit(
     epochs: int,
     out: str | Path | None = None,
     val: Any = None,
-    views: nn.Module | str | None = None,
+    views: nn.Module | str | int | None = None,
     precision: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
@@ -99,8 +100,8 @@ def fit(
     out
         run folder: config.yaml, model/, checkpoints/last.ckpt, metrics.csv; None writes nothing
     views
-        a view recipe's name, or a module: uint8 batch, seed → list of float batches; None: the method's own
-        recipe
+        a view recipe's name; how many views of an image the method's own recipe makes; or a module: uint8
+        batch, seed → list of float batches; None: the method's own recipe
     precision
         a Lightning precision; ``"auto"`` is bf16-mixed where the GPU has it, else 32-true
     resume
@@ -146,7 +147,7 @@ def fit(
     images, held_out = _open(method, data, settings), None if val is None else _open(method, val, settings)
     EpochLoader(images, settings.batch_size, seed=settings.seed)  # complains before anything is written
     method.calibrate(images.get(sample_rows(len(images), _CALIBRATION_ROWS, settings.seed)))
-    cached = None
+    cached, drawn = None, views if isinstance(views, int) else 2
     if settings.cache_views:
         cached = CachedViews(
             images, method, views_for(method, views), settings.cache_views, seed=settings.seed,
@@ -156,7 +157,7 @@ def fit(
     module = Module(
         method,
         epochs=epochs,
-        views=views if cached is None else drawn_views,
+        views=views if cached is None else partial(drawn_views, count=drawn),
         channels_last=channels_last,
         compile=settings.compile,
         **settings.loop(),
@@ -232,7 +233,7 @@ def _fingerprint(method: Method, views: Any, trainer: L.Trainer, settings: FitSe
     """What a resumed run must have in common with the interrupted one, besides its settings."""
     given: dict[str, Any] = {}
     if views is not None:
-        given["views"] = views if isinstance(views, str) else type(views).__name__
+        given["views"] = views if isinstance(views, str | int) else type(views).__name__
     if settings.cache_views:
         given["cache_views"] = settings.cache_views
     if method.statistics_given:
