@@ -215,6 +215,43 @@ def test_what_cannot_be_opened_is_one_line(tmp_path, monkeypatch, wrong, error, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_text_model_is_one_line(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers (extra 'hf') is not installed")
+    config = transformers.BertConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    for name in (f"hf:{tmp_path}", transformers.BertModel(config)):
+        with pytest.raises(ConfigError, match="takes input_ids, not images") as caught:
+            pj.open_encoder(name, image_size=16)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_classifier_is_taken_off_or_named(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers (extra 'hf') is not installed")
+    vit(tmp_path)
+    whole = transformers.ViTForImageClassification.from_pretrained(tmp_path).eval()
+    images = torch.rand(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        expected = whole.vit(images).last_hidden_state[:, 0]
+    torch.testing.assert_close(pj.open_encoder(whole, image_size=SIDE)(images), expected)
+    module = torch.nn.Sequential()
+    module.add_module("features", torch.nn.Flatten())
+    module.add_module("fc", torch.nn.Linear(192, 10))
+    with pytest.warns(ProbjepaWarning, match=r"'fc' gives 10 numbers.*set its \.fc to torch.nn.Identity"):
+        pj.open_encoder(module, image_size=8)
+    with pytest.warns(ProbjepaWarning, match="'fc' gives 10"):
+        pj.VJE(module, image_size=8)
+
+
+def test_embeddings_with_nan_are_one_line(tmp_path):
+    linear = torch.nn.Linear(192, 4)
+    torch.nn.init.constant_(linear.weight, float("nan"))
+    encoder = pj.open_encoder(torch.nn.Sequential(torch.nn.Flatten(), linear), image_size=8)
+    with pytest.raises(DataError, match="NaN or Inf for 2 of 2 images"):
+        encoder.embed(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
 def test_what_is_no_image_encoder_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="return one embedding an image"):
         pj.open_encoder(torch.nn.Identity(), image_size=8)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, ProbjepaWarning
 from probjepa.registry import Registry
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ BACKBONES = Registry(
     group="probjepa.backbones",
 )
 HUBS = ("hf:", "timm:")
+_CLASSIFIERS = ("fc", "head", "heads", "classifier", "last_linear")
 
 
 def is_trained(backbone: object) -> bool:
@@ -66,6 +68,11 @@ def encoder_of(
     weights
         a checkpoint of a registered backbone, see ``probjepa.backbones.foreign``
 
+    Warns
+    -----
+    ProbjepaWarning
+        of a module whose classifier was left on
+
     Raises
     ------
     ConfigError
@@ -98,7 +105,25 @@ def encoder_of(
         raise ConfigError("backbone_options go with a backbone's name, not with a module of your own")
     if not isinstance(backbone, nn.Module):
         raise ConfigError(f"backbone is {backbone!r}: give a name of `probjepa list` or a torch module")
-    return TransformersEncoder(backbone) if is_transformers(backbone) else backbone, {}
+    if is_transformers(backbone):
+        return TransformersEncoder(backbone), {}
+    _warn_of_classifier(backbone)
+    return backbone, {}
+
+
+def _warn_of_classifier(module: nn.Module) -> None:
+    """Warn of a module that ends in a layer that is called as classifiers are."""
+    from torch import nn
+
+    *_, (name, last) = [("", module), *module.named_children()]
+    layers = [part for part in last.modules() if isinstance(part, nn.Linear)]
+    if name in _CLASSIFIERS and layers:
+        warnings.warn(
+            f"the last layer of {type(module).__name__}, '{name}' gives {layers[-1].out_features} numbers, "
+            f"as a classifier does: for embeddings set its .{name} to torch.nn.Identity()",
+            ProbjepaWarning,
+            stacklevel=2,
+        )
 
 
 def build_backbone(name: str, *, channels: int = 3, image_size: int = 32, **options: Any) -> nn.Module:

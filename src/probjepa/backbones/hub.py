@@ -75,13 +75,16 @@ class TransformersEncoder(nn.Module):
     Raises
     ------
     ConfigError
-        for pooling="cls" on a model without a class token
+        for a model that takes no images, or pooling="cls" on a model without a class token
     """
 
     def __init__(self, model: nn.Module, pooling: str | None = None) -> None:
         super().__init__()
-        # CLIP, SigLIP and the like: the image tower
-        self.model: nn.Module = getattr(model, "vision_model", model)
+        # CLIP, SigLIP and the like: the image tower; of a classifier: what stands below its head
+        self.model: nn.Module = getattr(model, "vision_model", getattr(model, "base_model", model))
+        takes = getattr(self.model, "main_input_name", "pixel_values")
+        if takes != "pixel_values":
+            raise ConfigError(f"{type(model).__name__} takes {takes}, not images: give a vision model")
         parts = dict(self.model.named_parameters())
         names = {name.rsplit(".", 1)[-1]: value for name, value in parts.items()}
         has_class_token = "cls_token" in names or "class_embedding" in names

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from probjepa.backbones import HUBS, build_backbone
 from probjepa.backbones.foreign import foreign_encoder
 from probjepa.backbones.hub import UnpreparedError, load_pretrained, remade
 from probjepa.data import Preprocess
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, DataError
 from probjepa.methods.base import Method
 
 _CHANNELS = 3
@@ -117,6 +117,17 @@ class OpenedEncoder(Method):
         model = cls(**{**config["settings"], **modules})
         model.preprocess = Preprocess(**config["preprocess"])
         return model
+
+    def features(self, x: Any, batch_size: int = 512, *, scored: bool = True) -> dict[str, Tensor]:
+        """Encode N images, see ``Method``; DataError for embeddings with NaN or Inf."""
+        features = super().features(x, batch_size, scored=scored)
+        finite = torch.isfinite(features["h"]).all(1)
+        if not bool(finite.all()):
+            raise DataError(
+                f"the encoder gave embeddings with NaN or Inf for {int((~finite).sum())} of {len(finite)} "
+                "images: check its weights, and that its type (float16) holds them"
+            )
+        return features
 
     def reinitialised(self, seed: int = 0) -> Self:
         """Return the same encoder with random weights, made anew from its configuration.
