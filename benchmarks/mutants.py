@@ -44,7 +44,7 @@ EQUIVALENT = Path(__file__).with_name("mutants_equivalent.json")
 TABLES = [f"tabular/{name}.py" for name in ("var_network", "networks", "tokens", "elbo", "masks")]
 ROOMS = {
     "distributions": (["distributions"], ["distributions"]),
-    "methods": (["methods"], ["methods", "cli/test_recipes.py", "test_open_encoder.py"]),
+    "methods": (["methods"], ["methods", "cli/test_recipes.py", "test_open_encoder.py", "test_loading.py"]),
     "heads": (["heads"], ["heads"]),
     "jacobian": (["jacobian"], ["jacobian"]),
     "scores": (["scores", "detectors.py"], ["scores", "test_detectors.py"]),
@@ -52,6 +52,7 @@ ROOMS = {
     "tabular": (TABLES, ["tabular"]),
 }  # room: its sources, and the tests that must see to them
 SECONDS = 30.0  # of tests, as they take without a mutant, that a mutant has to live through at most
+OUTCOMES = ("killed", "timeout", "equivalent", "survived")
 CALLS_LEFT_OUT = {"cast", "TypeVar", "len", "isinstance"}
 
 
@@ -335,8 +336,8 @@ def mapped(file: Path, tests: list[str]) -> dict[str, Any]:
 
 def try_room(
     room: str, args: argparse.Namespace, reached: dict[str, Any], earlier: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Try the mutants of a room, or the survivors of an earlier result again."""
+) -> Iterator[dict[str, Any]]:
+    """Try the mutants of a room, those after an earlier result, or its survivors; yield after each."""
     sources, places = ROOMS[room]
     own = [f"tests/{name}" for name in places]
     paths = [path for name in sources for path in (sorted((SOURCE / name).glob("*.py")) or [SOURCE / name])]
@@ -346,21 +347,25 @@ def try_room(
     first = str(paths[0].relative_to(SOURCE))
     if outcome(first, paths[0].read_text(encoding="utf-8"), control, seconds, []) != "survived":
         sys.exit(f"{room}: its tests fail in a fork without a mutant")
-    if earlier is None:
-        chosen, counts = sampled(everything, args.sample, args.seed), collections.Counter[str]()
+    survivors, counts = [], collections.Counter[str]()
+    if not args.again:
+        chosen = sampled(everything, args.sample, args.seed)
+        if earlier is not None:
+            chosen, survivors = chosen[earlier["tried"] :], earlier["survivors"]
+            counts.update({name: earlier[name] for name in OUTCOMES})
     else:
+        assert earlier is not None
         wanted = {survivor["mutant"] for survivor in earlier["survivors"]}
         texts = {str(p.relative_to(SOURCE)): p.read_text(encoding="utf-8").splitlines() for p in paths}
         # a key takes a tenth of a second: only where the line stands in one that is wanted
         near = [m for m in everything if any(texts[m.path][m.line - 1].strip() in key for key in wanted)]
         chosen = [m for m in near if m.key in wanted]
-        counts = collections.Counter(killed=earlier["killed"], timeout=earlier["timeout"])
+        counts.update(killed=earlier["killed"], timeout=earlier["timeout"])
     reasons = json.loads(EQUIVALENT.read_text(encoding="utf-8")) if EQUIVALENT.exists() else {}
-    survivors = []
     for i, mutant in enumerate(chosen):
         names = tests_of(mutant, reached, tuple(own))
         started = time.monotonic()
-        what = outcome(mutant.path, mutant.source, names, seconds, own if earlier else [])
+        what = outcome(mutant.path, mutant.source, names, seconds, own if args.again else [])
         if what == "survived":
             reason = reasons.get(mutant.key)
             what = "equivalent" if reason else what
@@ -369,16 +374,15 @@ def try_room(
         note = f"{mutant.line}  {mutant.key}" if what != "killed" else ""
         spent = f"{time.monotonic() - started:.0f} s, {len(names)} tests"
         print(f"{room} {i + 1}/{len(chosen)} {what} {spent}  {note}", flush=True)
-    killed = counts["killed"] + counts["timeout"]
-    found = {
-        "mutants": len(everything),
-        "tried": counts.total(),
-        **{name: counts[name] for name in ("killed", "timeout", "equivalent", "survived")},
-        "share killed": round(killed / max(killed + counts["survived"], 1), 4),
-        "survivors": survivors,
-    }
-    print(room, {name: value for name, value in found.items() if name != "survivors"}, flush=True)
-    return found
+        killed = counts["killed"] + counts["timeout"]
+        yield {
+            "mutants": len(everything),
+            "seed": args.seed,
+            "tried": counts.total(),
+            **{name: counts[name] for name in OUTCOMES},
+            "share killed": round(killed / max(killed + counts["survived"], 1), 4),
+            "survivors": survivors,
+        }
 
 
 def main() -> int:
@@ -389,6 +393,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--reach", type=Path, required=True, help="map of tests and lines: read, or written")
     parser.add_argument("--again", action="store_true", help="try only the survivors in --out again")
+    parser.add_argument("--resume", action="store_true", help="go on after those in --out, of the same seed")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "mutants.json")
     args = parser.parse_args()
     os.chdir(ROOT)
@@ -397,12 +402,18 @@ def main() -> int:
     tests = [f"tests/{name}" for room in ROOMS for name in ROOMS[room][1]]
     reached = mapped(args.reach, tests)
     warm(tests)
-    result: dict[str, Any] = {"sample": args.sample, "seed": args.seed, "rooms": {}}
-    if args.out.exists() and (args.again or args.room):
+    result: dict[str, Any] = {"rooms": {}}
+    if args.out.exists() and (args.again or args.room or args.resume):
         result = json.loads(args.out.read_text(encoding="utf-8"))
     for room in rooms:
-        result["rooms"][room] = try_room(room, args, reached, result["rooms"][room] if args.again else None)
-        args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        earlier = result["rooms"].get(room) if args.again or args.resume else None
+        if args.resume and earlier and earlier["seed"] != args.seed:
+            sys.exit(f"{room} in {args.out} has another seed: leave --resume out")
+        for found in try_room(room, args, reached, earlier):
+            result["rooms"][room] = found
+            args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if room in result["rooms"]:
+            print(room, {k: v for k, v in result["rooms"][room].items() if k != "survivors"}, flush=True)
     return int(any(room["share killed"] < 0.95 for room in result["rooms"].values()))
 
 

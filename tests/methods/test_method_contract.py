@@ -11,6 +11,7 @@ import probjepa as pj
 from probjepa.data.views import views
 from probjepa.heads import HEADS
 from probjepa.methods import METHODS, Method, ProbabilisticMethod
+from probjepa.methods.base import EncoderSettings
 
 SMALL = {"channels": 1, "image_size": 16}
 CONVNET = {"backbone": "convnet", "backbone_options": {"widths": (8, 16)}}
@@ -47,6 +48,37 @@ def test_every_argument_has_a_default_that_works(name):
     # the channel statistics are in the preprocessing, and the seed is spent
     recorded = set(model.settings) | {"mean", "std", "seed"}
     assert recorded == {p.name for p in parameters}
+
+
+# as the papers have them, or their code
+DEFAULTS = {
+    "vje": {
+        "hidden_dim": None, "df": 1.0, "kl_weight": 1.0, "directional": True, "radial": True, "draws": 1,
+        "variance": "diagonal", "likelihood": "polar", "target": "stop-gradient", "ema_momentum": 0.996,
+        "center_log_variance": False,
+    },
+    "i-jepa": {
+        "head": "gaussian", "head_options": None, "predictor_width": 192, "predictor_depth": 4,
+        "predictor_heads": 8, "ema_momentum": 0.998, "ema_schedule": "cosine", "score_masks": 4,
+        "score_draws": 8, "score_seed": 0,
+    },
+    "simsiam": {"projector_dim": 2048, "projector_layers": 2, "predictor_dim": 512},
+    "vi-simsiam": {"projector_dim": 2048, "projector_layers": 2, "predictor_dim": 512, "kl_weight": 1.0},
+    "byol": {"projector_dim": 256, "hidden_dim": 4096, "ema_momentum": 0.996},
+    "vicreg": {
+        "projector_dim": 2048, "projector_layers": 3, "invariance_weight": 25.0, "variance_weight": 25.0,
+        "covariance_weight": 1.0,
+    },
+    "barlow-twins": {"projector_dim": 2048, "projector_layers": 3, "redundancy_weight": 5e-3},
+    "lejepa": {"projector_dim": 128, "hidden_dim": 2048, "sigreg_weight": 0.02, "n_directions": 256},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_unset_its_own_settings_are_the_papers(name):
+    parameters = inspect.signature(METHODS[name]).parameters.values()
+    encoder = {*EncoderSettings.__annotations__, "backbone", "seed"}
+    assert {p.name: p.default for p in parameters if p.name not in encoder} == DEFAULTS[name]
 
 
 @pytest.mark.parametrize("name", METHODS)
