@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from probjepa import heads
 from probjepa.heads import Deterministic
 
 
@@ -24,8 +25,9 @@ def test_smooth_l1():
     np.testing.assert_allclose(prediction.loss(target).detach(), expected, rtol=1e-12)
 
 
-def test_alignment_variance_covariance():
-    prediction, target, point, y = setting("vic")
+@pytest.mark.parametrize("n", [2, 40])
+def test_alignment_variance_covariance(n):
+    prediction, target, point, y = setting("vic", n)
     covariance = np.cov(point.T)
     off_diagonal = covariance - np.diag(np.diag(covariance))
     variance = np.maximum(0, 1 - np.sqrt(point.var(0, ddof=1) + 1e-4)).mean()
@@ -54,3 +56,8 @@ def test_the_terms_do_not_depend_on_how_the_batch_is_shaped():
 def test_samples_are_the_point():
     prediction = Deterministic(4, 3)(torch.randn(5, 3))
     assert torch.equal(prediction.sample((2,)), prediction.mean.expand(2, 5, 4))
+
+
+def test_every_name_of_the_room_is_found_under_itself():
+    for name in set(heads.__all__) - {"HEADS"}:
+        assert getattr(heads, name).__name__ == name

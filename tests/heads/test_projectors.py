@@ -69,3 +69,7 @@ def test_wrong_settings():
     for layers in (0, 1.5):
         with pytest.raises(ConfigError, match="projector_layers"):
             equal_widths(4, 2, layers)
+
+
+def test_a_width_of_one_is_a_width():
+    assert projector([1, 1])(torch.ones(3, 1)).shape == (3, 1)
