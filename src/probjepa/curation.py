@@ -89,6 +89,7 @@ def curate(
     *,
     score: str = "likelihood",
     reference: Any = None,
+    reference_size: int | None = None,
     drop: float = 0.01,
     review: float = 0.05,
     duplicates: float | None = None,
@@ -101,8 +102,9 @@ def curate(
     What was left out of the set when it was opened stands, with the reason, in skipped.txt.
 
     Typicality is any score of ``score_set``; "knn" and "predictive" compare each image with the others where
-    there is no ``reference``. Uncertainty is the method's ``main_uncertainty`` (VJE: the mean
-    posterior variance), where it has one. Nothing is deleted: the lists are for the user's own tools.
+    there is no ``reference`` (of which ``reference_size`` takes some rows, see there). Uncertainty is the
+    method's ``main_uncertainty`` (VJE: the mean posterior variance), where it has one. Nothing is deleted:
+    the lists are for the user's own tools.
 
     With ``duplicates``, a cosine similarity of embeddings, the near-duplicates and exact copies are grouped
     (``metrics.duplicate_groups``): the most typical of each group stays on its list, the others' verdict is
@@ -127,7 +129,7 @@ def curate(
     images = method.open(images)
     if reference is None and leaves_one_out(score):
         reference = images
-    scorer = SetScorer(method, score, reference=reference, progress=progress)
+    scorer = SetScorer(method, score, reference=reference, reference_size=reference_size, progress=progress)
     typicality, parts = scorer(images)
     measure = getattr(method, "main_uncertainty", "")
     uncertain = parts.get(measure)

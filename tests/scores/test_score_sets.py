@@ -6,13 +6,14 @@ import torch
 from sklearn.covariance import LedoitWolf
 from sklearn.mixture import GaussianMixture
 
-from probjepa import VJE
+from probjepa import VJE, open_encoder
 from probjepa.data import ImageSet
 from probjepa.distributions import PolarStudentTMixture
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods import Method
 from probjepa.scores import SCORES, SetScorer, encode, score_class, score_set
 from probjepa.scores.detectors import KNNScore, MixtureScore, knn_neighbour
+from probjepa.scores.sets import draw
 from probjepa.scores.table import detectors
 
 
@@ -220,3 +221,23 @@ def test_a_part_of_the_models_own_is_a_score(model, held_out):
 
 def test_every_detector_needs_a_reference_and_nothing_else():
     assert detectors() == ["knn", "mahalanobis", "gmm"]
+
+
+def test_a_part_of_the_reference_is_the_score_of_those_rows():
+    """Drawn by the seed, fitted as if it were given alone; a reference that is no larger is taken whole."""
+    encoder = open_encoder(torch.nn.Flatten(), image_size=8)
+    pixels = torch.randint(
+        0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+    )
+    known, asked = pixels[:40], pixels[40:]
+    found, _ = SetScorer(encoder, "knn", reference=known, reference_size=10, seed=2)(asked)
+    rows = draw(40, 10, 2)
+    assert len(set(rows.tolist())) == 10 and not np.array_equal(rows, draw(40, 10, 3))
+    expected, _ = SetScorer(encoder, "knn", reference=known[rows])(asked)
+    np.testing.assert_array_equal(found, expected)
+    whole, _ = SetScorer(encoder, "knn", reference=known, reference_size=40)(asked)
+    np.testing.assert_array_equal(whole, SetScorer(encoder, "knn", reference=known)(asked)[0])
+    assert not np.array_equal(whole, found)
+    for reference, size, data in ((known, 1, asked), (None, 5, asked), (known, 5, known)):
+        with pytest.raises(ConfigError, match="reference"):
+            SetScorer(encoder, "knn", reference=reference, reference_size=size)(data)

@@ -17,6 +17,7 @@ from probjepa.cli.options import (
     OutFolder,
     Overwrite,
     Reference,
+    ReferenceSize,
     Score,
     Scoring,
     Shared,
@@ -97,6 +98,7 @@ def curate(
     *,
     score: Score = "likelihood",
     reference: Reference = None,
+    reference_size: ReferenceSize = None,
     drop: Annotated[float, typer.Option("--drop", help="share to drop: the least typical")] = 0.01,
     review: Annotated[
         float,
@@ -124,6 +126,7 @@ def curate(
             out,
             score=score,
             reference=reference,
+            reference_size=reference_size,
             drop=drop,
             review=review,
             duplicates=duplicates,

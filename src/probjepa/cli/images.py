@@ -136,7 +136,10 @@ class ImageModel:
         reference = images if options.reference == data else None
         if options.reference not in (None, data):
             reference = self.read(options.reference, labelled=False)
-        scorer = SetScorer(self.method, options.score, reference=reference, progress=not self.shared.quiet)
+        scorer = SetScorer(
+            self.method, options.score, reference=reference, reference_size=options.reference_size,
+            seed=options.seed, progress=not self.shared.quiet,
+        )  # fmt: skip
         known = None if calibration is None else scorer(calibration, calibration=True)[0]
         values, parts = scorer(images)
         decided = {} if known is None else rule.decide(values, known)
@@ -160,6 +163,8 @@ class ImageModel:
             raise unknown_name("latent term", latent, ["none", "normal", "reference"])
         if (latent == "reference") != (options.reference is not None):
             raise ConfigError("--latent reference and --reference URI go together: give both or neither")
+        if options.reference_size is not None:
+            raise ConfigError("--reference-size is of scores against a reference, not of jepa: leave it out")
         if rank not in ("none", "auto") and not rank.isdigit():
             raise ConfigError(f"--rank is '{rank}': pass none, auto or a number")
         from probjepa.jacobian.estimators import Settings
@@ -208,7 +213,8 @@ class ImageModel:
         result = evaluate(
             self.method, self.read(train), self.read(test), sets, openood=benchmark,
             reencode=options.reencode, calibration=calibration, seed=options.seed,
-            n_bootstrap=options.bootstrap, jepa=options.jepa, progress=progress,
+            n_bootstrap=options.bootstrap, jepa=options.jepa,
+            reference_size=options.reference_size, progress=progress,
         )  # fmt: skip
         write_evaluation(result, out)
         print_summary(result.metrics)

@@ -37,6 +37,10 @@ Score = Annotated[str, typer.Option("--score", help="one of `probjepa list`, or 
 Reference = Annotated[
     str | None, typer.Option("--reference", metavar="URI", help="typical inputs, not in --data")
 ]
+ReferenceSize = Annotated[
+    int | None,
+    typer.Option("--reference-size", metavar="N", help="take N rows of the reference at random  [all]"),
+]
 Target = Annotated[
     str | None, typer.Option("--target", metavar="COLUMN", help="of tables: the labels, which no model sees")
 ]
@@ -95,6 +99,7 @@ class Scoring:
 
     score: Score = "likelihood"
     reference: Reference = None
+    reference_size: ReferenceSize = None
     calibration: Annotated[
         str | None,
         typer.Option("--calibration", metavar="URI", help="held-out typical inputs, for p_value and flagged"),
@@ -164,6 +169,7 @@ class Evaluating:
     ] = None
     bootstrap: Annotated[int, typer.Option("--bootstrap", help="resamples of each interval")] = 1000
     jepa: Annotated[bool, typer.Option("--jepa", help="also JEPA-SCORE: slow for wide embeddings")] = False
+    reference_size: ReferenceSize = None
     target: Target = None
     seed: Seed = 0
 

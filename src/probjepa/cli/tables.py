@@ -124,7 +124,13 @@ class TableModel:
             rows, held_out = (row_hashes(of[list(self.columns)]) for of in (features, calibration))
             refuse_seen(np.isin(rows, held_out), "calibration", "rows to score")
         reference = None if options.reference is None else self.read(options.reference)[0]
-        scorer = SetScorer(self.model, options.score, reference=reference, seed=options.seed)
+        scorer = SetScorer(
+            self.model,
+            options.score,
+            reference=reference,
+            reference_size=options.reference_size,
+            seed=options.seed,
+        )
         known = None if calibration is None else scorer(calibration, calibration=True)[0]
         columns["score"], parts = scorer(features)
         if known is not None:
@@ -139,8 +145,13 @@ class TableModel:
         from probjepa.report.evaluation import table_report
         from probjepa.report.summary import print_table_summary, write_pages
 
-        given = {name: getattr(options, name) for name in ("ood", "openood", "reencode", "jepa")}
-        _refuse({f"--{name}": value for name, value in given.items()} | {"--convert": self.shared.convert})
+        given = {
+            name: getattr(options, name) for name in ("ood", "openood", "reencode", "jepa", "reference_size")
+        }
+        _refuse(
+            {f"--{name.replace('_', '-')}": value for name, value in given.items()}
+            | {"--convert": self.shared.convert}
+        )
         target = self.target if options.target is None else options.target
         if target is None:
             raise ConfigError("an evaluation on tables needs --target, the column of classes to predict")

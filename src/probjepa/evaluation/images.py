@@ -35,6 +35,7 @@ from probjepa.methods import Method
 from probjepa.scores import encode
 from probjepa.scores.detectors import KNNScore, knn_neighbour
 from probjepa.scores.own import uncertainty
+from probjepa.scores.sets import draw
 
 TRAIN = "train"
 # A linear probe on raw pixels wider than this takes minutes, and kNN says as much.
@@ -60,6 +61,7 @@ def evaluate(
     seed: int = 0,
     n_bootstrap: int = 1000,
     jepa: bool = False,
+    reference_size: int | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate a trained method: nothing is fitted on any row that is scored.
@@ -93,6 +95,8 @@ def evaluate(
     jepa
         also JEPA-SCORE, in the paper's form and with the latent term of ``train``'s embeddings: D backward
         passes an image
+    reference_size
+        fit the scores to so many rows of ``train``, drawn at random; accuracies are of all
 
     Raises
     ------
@@ -129,11 +133,17 @@ def evaluate(
     known, tested = features[TRAIN], features[TEST]
     spaces = _spaces(method, sets, features, seed)
     read = {name: {**features[name], "inputs": images} for name, images in sets.items()}
-    scores = label_free_scores(method, read.pop(TRAIN), read, seed=seed, gradients=jepa, progress=progress)
+    reference: Mapping[str, Any] = read.pop(TRAIN)
+    drawn = draw(len(train), reference_size, seed)
+    if drawn is not None:
+        reference = {k: v[drawn] for k, v in features[TRAIN].items()} | {"inputs": train.subset(drawn)}
+    scores = label_free_scores(method, reference, read, seed=seed, gradients=jepa, progress=progress)
     for space in ("random-init", "raw pixels"):
         if space in spaces:
             h = {name: {"h": of} for name, of in spaces[space].items()}
-            scores[f"knn, {space}"] = columns(KNNScore(seed=seed), h.pop(TRAIN), h)["knn"]
+            bank = h.pop(TRAIN)["h"]
+            bank = bank if drawn is None else bank[drawn]
+            scores[f"knn, {space}"] = columns(KNNScore(seed=seed), {"h": bank}, h)["knn"]
     uncertain = {name: uncertainty(method, features[name]) for name in dropped}
     by_row = _rows(method, {name: sets[name] for name in dropped}, features, scores, uncertain, shared)
     decisions = flagged_rates(scores, seed=seed)
@@ -157,7 +167,7 @@ def evaluate(
             **method.settings,
             "seed": seed,
             "n_bootstrap": n_bootstrap,
-            "kNN detector's k": knn_neighbour(len(train)),
+            "kNN detector's k": knn_neighbour(len(reference["h"])),
         },
         "train": train.name,
         "test": test.name,

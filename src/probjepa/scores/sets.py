@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from rich.markup import escape
 from rich.progress import track
@@ -93,6 +95,8 @@ class SetScorer:
         (``ood_scores``: VJE's "radial" or "kl", say)
     reference
         typical inputs, of the kind that is scored, for a score that needs them
+    reference_size
+        take so many rows of the reference, drawn at random by ``seed``, if it has more; None: all
     seed
         of what a score draws in its fit
     progress
@@ -110,7 +114,14 @@ class SetScorer:
     """
 
     def __init__(
-        self, model: Any, score: str | type, *, reference: Any = None, seed: int = 0, progress: bool = False
+        self,
+        model: Any,
+        score: str | type,
+        *,
+        reference: Any = None,
+        reference_size: int | None = None,
+        seed: int = 0,
+        progress: bool = False,
     ) -> None:
         self._table = hasattr(model, "transform")
         self._open = model.open if isinstance(model, Method) else lambda data: data
@@ -125,7 +136,11 @@ class SetScorer:
             raise kind.unfitted()
         if reference is not None and kind.fit is Score.fit:
             raise ConfigError(f"the score '{kind.name}' uses no reference set: leave --reference out")
-        self._reference = None if reference is None else self._open(reference)
+        if reference is None and reference_size is not None:
+            raise ConfigError("reference_size goes with a reference set: give both, --reference URI")
+        self._reference: Any = None if reference is None else self._open(reference)
+        count = 0 if self._reference is None else len(self._reference)
+        self._drawn = draw(count, reference_size, seed)
         self._score = kind(self._subject, seed=seed, progress=progress)
         self._fitted = self._reference is None
         self.embeddings: Tensor | None = None
@@ -153,12 +168,18 @@ class SetScorer:
         if measured or "gradients" not in self._kind.needs:
             features |= self._read(data, own=self._kind.own or measured)
         self.embeddings = features.get("h")
+        if alone and self._drawn is not None:
+            raise ConfigError(
+                "reference_size is of a reference set beside the scored one: leave one of both out"
+            )
         values = self._score.fit(features).left_out() if alone else None
         self._fitted = self._fitted and not alone
         if values is None:
             if not self._fitted:
-                inputs = {"inputs": self._reference}
-                self._score.fit(inputs | self._read(self._reference, own=False))
+                known = self._reference
+                if self._drawn is not None:
+                    known = known.iloc[self._drawn] if self._table else known.subset(self._drawn)
+                self._score.fit({"inputs": known} | self._read(known, own=False))
                 self._fitted = True
             values = self._score.score(features)
         more = self._subject.parts(data, self._kind.name) if self._table else {}
@@ -174,6 +195,22 @@ class SetScorer:
             return encode(self._subject, data, progress=self._progress, scored=own)
         features: dict[str, Tensor] = self._subject.features(data, scored=own)
         return features
+
+
+def draw(count: int, size: int | None, seed: int) -> npt.NDArray[np.intp] | None:
+    """Return ``size`` of ``count`` rows, drawn at random, ascending; None where that is all of them.
+
+    Raises
+    ------
+    ConfigError
+        for a size below 2
+    """
+    if size is not None and size < 2:
+        raise ConfigError(f"reference_size is {size}: give at least 2 rows")
+    if size is None or size >= count:
+        return None
+    rows: npt.NDArray[np.intp] = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
+    return rows
 
 
 def score_set(model: Any, data: Any, score: str | type, **options: Any) -> tuple[Values, dict[str, Values]]:
