@@ -130,6 +130,14 @@ def test_a_stopped_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path, 
     assert pj.load(tmp_path / "part").frozen
 
 
+def test_as_many_of_the_kept_views_are_drawn_as_the_loss_is_given(monkeypatch) -> None:
+    model, seen = frozen(), []
+    loss = model.loss
+    monkeypatch.setattr(model, "loss", lambda batch: seen.append(len(batch)) or loss(batch))
+    pj.fit(model, images(), **FIT | {"views": 3})
+    assert set(seen) == {3}
+
+
 def test_cached_training_learns_the_spread_of_the_views() -> None:
     """With views that differ by noise alone, the posterior's variance falls where there is less of it."""
     model = frozen()
@@ -142,6 +150,7 @@ def test_cached_training_learns_the_spread_of_the_views() -> None:
     [
         (lambda: pj.VJE("convnet", image_size=16), {}, "freeze=True"),
         (frozen, {"cache_views": 1}, "2 or more views"),
+        (frozen, {"views": 4}, "views is 4, and cache_views keeps 3"),
         (frozen, {"cache_views": -1}, "cache_views must be 0 or more"),
         (
             lambda: pj.IJEPA(

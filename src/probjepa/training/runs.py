@@ -149,6 +149,10 @@ def fit(
     method.calibrate(images.get(sample_rows(len(images), _CALIBRATION_ROWS, settings.seed)))
     cached, drawn = None, views if isinstance(views, int) else 2
     if settings.cache_views:
+        if drawn > max(settings.cache_views, 2):
+            raise ConfigError(
+                f"views is {drawn}, and cache_views keeps {settings.cache_views} of an image: raise cache_views"
+            )
         cached = CachedViews(
             images, method, views_for(method, views), settings.cache_views, seed=settings.seed,
             folder=folder.path if folder else None,
