@@ -151,7 +151,7 @@ def fit(
     if settings.cache_views:
         if drawn > max(settings.cache_views, 2):
             raise ConfigError(
-                f"views is {drawn}, and cache_views keeps {settings.cache_views} of an image: raise cache_views"
+                f"views is {drawn}, and cache_views keeps {settings.cache_views} an image: raise it"
             )
         cached = CachedViews(
             images, method, views_for(method, views), settings.cache_views, seed=settings.seed,
