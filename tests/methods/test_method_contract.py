@@ -45,8 +45,8 @@ def test_every_argument_has_a_default_that_works(name):
     assert isinstance(model, Method)
     assert model.name == name
     assert model.embed(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, model.embedding_dim)
-    # the channel statistics are in the preprocessing, and the seed is spent
-    recorded = set(model.settings) | {"mean", "std", "seed"}
+    # the channel statistics are in the preprocessing; the seed is spent, and the file of weights read
+    recorded = set(model.settings) | {"mean", "std", "seed", "weights"}
     assert recorded == {p.name for p in parameters}
 
 
