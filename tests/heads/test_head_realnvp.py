@@ -147,3 +147,8 @@ def test_actnorm_takes_the_batch_of_all_processes(monkeypatch):
     norm(mine)
     torch.testing.assert_close(norm.shift, union.mean(0))
     torch.testing.assert_close(norm.log_scale, -union.std(0, correction=0).log())
+
+
+def test_its_state_holds_no_order_of_coordinates():
+    names = {name.rpartition(".")[2] for name in RealNVP(4, 3, hidden=(8,)).state_dict()}
+    assert names and not names & {"kept", "moved", "order"}
