@@ -185,3 +185,64 @@ def test_each_center_under_the_others(skip, block, monkeypatch):
         torch.testing.assert_close(found[row], others.log_prob(centers[row]), rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="no center is left but itself"):
         PolarStudentTMixture(centers[:3], variance[:3], 1.0, skip=2).leave_one_out()
+
+
+# --- the scale of neighbours --------------------------------------------------------------------------------
+
+
+def orthogonal(dim, seed=7):
+    return torch.linalg.qr(randn(dim, dim, seed=seed))[0]
+
+
+def test_a_rotation_gives_the_variances_of_other_axes():
+    centers, variance, h = problem(dim=5)
+    axes = orthogonal(5)
+    found = PolarStudentTMixture(centers, variance, 2.0, 0.3, rotation=axes).log_prob(h)
+    wanted = brute_force(centers @ axes, variance, 2.0, 0.3, h @ axes)
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+    with pytest.raises(ValueError, match="rotation must be"):
+        PolarStudentTMixture(centers, variance, rotation=torch.eye(4))
+
+
+@pytest.mark.parametrize("block", [None, 12])
+def test_the_covariance_of_neighbours_is_the_mean_over_the_nearest_others(block, monkeypatch):
+    if block:
+        monkeypatch.setattr(mixture, "_BLOCK", block)
+    directions = torch.nn.functional.normalize(randn(12, 4), dim=1)
+    wanted = torch.zeros(4, 4, dtype=torch.float64)
+    for i, s in enumerate(directions):
+        order = (directions - s).norm(dim=1).argsort()
+        for j in order[order != i][:3]:
+            wanted += torch.outer(s - directions[j], s - directions[j]) / 2
+    found = mixture.neighbour_covariance(torch.cat([directions, directions[:5]]), 3)  # copies do not count
+    torch.testing.assert_close(found, wanted / (12 * 3))
+
+
+def test_the_density_of_neighbours_does_not_depend_on_the_axes():
+    centers, _, h = problem(m=40, dim=6)
+    axes = orthogonal(6)
+    plain = PolarStudentTMixture.of_neighbours(centers, 1.5, neighbours=4)
+    turned = PolarStudentTMixture.of_neighbours(centers @ axes, 1.5, neighbours=4)
+    assert plain.scale == turned.scale
+    torch.testing.assert_close(plain.log_prob(h), turned.log_prob(h @ axes), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(plain.leave_one_out(), turned.leave_one_out(), rtol=1e-8, atol=1e-8)
+
+
+def test_the_density_of_neighbours_knows_in_which_directions_they_vary():
+    """Rows that vary along one axis around many places: a step across it is odd, one along it is not."""
+    places = torch.nn.functional.normalize(randn(30, 8, seed=3), dim=1)
+    spread = torch.cat([randn(300, 1, seed=4) * 0.3, randn(300, 7, seed=5) * 0.01], 1)
+    centers = places.repeat(10, 1) + spread
+    density = PolarStudentTMixture.of_neighbours(centers)
+    along, across = torch.zeros(2, 8, dtype=torch.float64)
+    along[0], across[1] = 0.3, 0.3
+    assert density.log_prob(places + along).mean() > density.log_prob(places + across).mean() + 3
+
+
+@pytest.mark.parametrize("count", [2, 3, 200])
+def test_the_density_of_neighbours_is_finite_for_few_rows_and_many_features(count):
+    centers = randn(count, 64)
+    density = PolarStudentTMixture.of_neighbours(centers, skip=0)
+    assert bool(density.log_prob(torch.cat([centers, randn(5, 64, seed=9) * 1e6])).isfinite().all())
+    with pytest.raises(ValueError, match="at least 2 that differ"):
+        PolarStudentTMixture.of_neighbours(centers[:1].repeat(count, 1))

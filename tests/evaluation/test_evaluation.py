@@ -248,8 +248,7 @@ def without_a_twin(method):
 def test_any_probabilistic_method_brings_its_scores():
     method = without_a_twin(Concentrated())
     found = evaluate(method, images(60, 0), images(40, 1), {"far": images(30, 2)}, n_bootstrap=10)
-    assert list(found.metrics["ood"]["far"])[:2] == ["likelihood", "concentration"]
-    assert "predictive" not in found.metrics["ood"]["far"]
+    assert list(found.metrics["ood"]["far"])[:3] == ["likelihood", "predictive", "concentration"]
     assert "variance" not in found.metrics
     assert set(found.metrics["geometry"]["spearman"]) == {"nll", "spread", "dispersion"}
     # dispersion is concentration turned round
@@ -261,6 +260,7 @@ def test_a_plain_method_has_the_detectors_and_baselines():
     method = without_a_twin(Plain())
     found = evaluate(method, images(60, 0), images(40, 1), {"far": images(30, 2)}, n_bootstrap=10).metrics
     assert set(found["ood"]["far"]) == {
+        "predictive",
         "knn",
         "mahalanobis",
         "gmm",

@@ -203,12 +203,28 @@ def test_wrong_scores(model, held_out, reference):
 
 def test_a_method_without_a_likelihood_has_the_detectors(held_out, reference, monkeypatch):
     plain = Plain()
-    for score in detectors():
+    for score in [*detectors(), "predictive"]:
         assert np.isfinite(score_set(plain, held_out, score, reference=reference)[0]).all()
     monkeypatch.setattr(Plain, "features", None)  # the refusal comes before any work
-    for score, options in (("likelihood", {}), ("predictive", {"reference": reference})):
-        with pytest.raises(ConfigError, match=r"Plain has no likelihood.*use knn, mahalanobis, gmm"):
-            score_set(plain, held_out, score, **options)
+    with pytest.raises(ConfigError, match=r"Plain has no likelihood.*use knn, mahalanobis, gmm"):
+        score_set(plain, held_out, "likelihood")
+
+
+def test_predictive_of_any_encoder_is_the_density_of_its_neighbours(held_out, reference):
+    plain = Plain()
+    found, parts = score_set(plain, held_out, "predictive", reference=reference)
+    density = PolarStudentTMixture.of_neighbours(plain.embed(reference.images))
+    np.testing.assert_allclose(found, density.log_prob(plain.embed(held_out.images)))
+    assert list(parts) == ["h_norm"]
+    same, _ = score_set(plain, reference, "predictive", reference=reference)
+    np.testing.assert_allclose(same, density.leave_one_out())
+
+
+def test_predictive_of_a_frozen_vje_is_the_density_of_its_neighbours(held_out, reference):
+    frozen = VJE(Plain(), freeze=True, df=3.0, seed=0).eval()
+    found, _ = score_set(frozen, held_out, "predictive", reference=reference)
+    density = PolarStudentTMixture.of_neighbours(frozen.embed(reference.images), 3.0)
+    np.testing.assert_allclose(found, density.log_prob(frozen.embed(held_out.images)))
 
 
 def test_a_part_of_the_models_own_is_a_score(model, held_out):

@@ -40,6 +40,8 @@ class PolarStudentTMixture(SubDensity):
     skip
         leave each point's ``skip`` largest components out of its mean: a lone center near a group of points
         then does not make them typical. 0 is the plain density
+    rotation
+        R (D, D), orthogonal: σ² are the variances of the features of hR; None: of h's own
     """
 
     arg_constraints = {"centers": constraints.real_vector}  # noqa: RUF012
@@ -48,7 +50,13 @@ class PolarStudentTMixture(SubDensity):
     shown = ("centers", "scale_squared", "df", "scale", "skip")
 
     def __init__(
-        self, centers: Tensor, variance: Tensor, df: float = 1.0, scale: float = 1.0, skip: int = 0
+        self,
+        centers: Tensor,
+        variance: Tensor,
+        df: float = 1.0,
+        scale: float = 1.0,
+        skip: int = 0,
+        rotation: Tensor | None = None,
     ) -> None:
         if centers.ndim != 2 or centers.shape != variance.shape or centers.shape[1] < 2:
             raise ValueError(
@@ -59,19 +67,57 @@ class PolarStudentTMixture(SubDensity):
             raise ValueError(f"df must be positive and finite and scale positive, got {df} and {scale}")
         if not 0 <= skip < len(centers):
             raise ValueError(f"skip must leave a component: got {skip} of {len(centers)}")
+        if rotation is not None and rotation.shape != (centers.shape[1],) * 2:
+            raise ValueError(f"rotation must be {(centers.shape[1],) * 2}, got {tuple(rotation.shape)}")
         self.skip = skip
+        self.rotation = None if rotation is None else rotation.to(centers).double()
         self.centers = centers.double()
         self.df = df
         self.scale = scale
         self.scale_squared = variance = variance.double()
         self._norm = safe_norm(self.centers).squeeze(-1)
-        self._direction = unit_direction(self.centers)
+        self._direction = unit_direction(self._rotated(self.centers))
         self._precision = 1 / variance
         self._precision_bounds = self._precision.aminmax(dim=-1)
         self._weighted = self._direction * self._precision
         self._curvature = (self._direction * self._weighted).sum(-1)  # sᵀΛs
         self._log_det = variance.log().sum(-1) + self._curvature.log()
         super().__init__(torch.Size(), centers.shape[1:], validate_args=False)
+
+    @classmethod
+    def of_neighbours(
+        cls, centers: Tensor, df: float = 1.0, *, neighbours: int = 10, skip: int = 0, seed: int = 0
+    ) -> PolarStudentTMixture:
+        r"""Return the density whose scale is the spread of the centers' directions around one another.
+
+        With sᵢ = cᵢ/‖cᵢ‖ and N(i) the k nearest other directions, the scale is one matrix for all components,
+
+        C = mean over i, j ∈ N(i) of ½(sᵢ − sⱼ)(sᵢ − sⱼ)ᵀ, with a tenth of its mean eigenvalue added,
+
+        in C's own axes (``rotation``), and τ by ``fit_scale``. What varies between neighbours counts little
+        and what does not vary counts much, as in a Mahalanobis distance, but no cluster need be known.
+
+        Parameters
+        ----------
+        centers
+            c (M, D), M ≥ 2, D ≥ 2
+        neighbours
+            k ≥ 1, fewer where there are fewer centers; exact copies are no neighbours
+
+        Raises
+        ------
+        ValueError
+            unless two directions differ
+        """
+        directions = unit_direction(centers.double())
+        covariance = neighbour_covariance(directions, neighbours)
+        values, axes = torch.linalg.eigh(covariance)
+        variance = values.clamp_min(0) + 0.1 * values.clamp_min(0).mean()
+        mixture = cls(centers, variance.expand(centers.shape), df, skip=skip, rotation=axes)
+        return mixture.fit_scale(seed=seed)
+
+    def _rotated(self, h: Tensor) -> Tensor:
+        return h if self.rotation is None else h @ self.rotation
 
     @property
     def _half_dim(self) -> float:
@@ -80,7 +126,7 @@ class PolarStudentTMixture(SubDensity):
     def _pairs(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Of every pair, (n, M): δ² at τ = 1, and the log-density's part that τ leaves alone."""
         dim, df = self._event_shape[0], self.df
-        u = unit_direction(h)
+        u = unit_direction(self._rotated(h))
         cosine = (u @ self._direction.T).clamp(-1, 1)
         sine = (1 - cosine.square()).clamp_min(1e-16).sqrt()
         theta = torch.atan2(sine, cosine)
@@ -156,3 +202,27 @@ class PolarStudentTMixture(SubDensity):
         best = max(range(len(totals)), key=totals.__getitem__)
         self.scale = 10 ** _LOG10_SCALES[best]
         return self
+
+
+def neighbour_covariance(directions: Tensor, neighbours: int) -> Tensor:
+    """Return the mean of ½(sᵢ − sⱼ)(sᵢ − sⱼ)ᵀ (D, D) over the nearest other directions j of each of (M, D).
+
+    Raises
+    ------
+    ValueError
+        unless two of them differ
+    """
+    different = torch.unique(directions, dim=0)
+    count, dim = different.shape
+    near = min(neighbours, count - 1)
+    if near < 1:
+        raise ValueError("a density is the spread of directions: give at least 2 that differ")
+    total = directions.new_zeros(dim, dim)
+    rows = max(_BLOCK // max(count, near * dim), 1)
+    for start in range(0, count, rows):
+        block = different[start : start + rows]
+        cosine = block @ different.T
+        cosine[torch.arange(len(block)), torch.arange(start, start + len(block))] = -math.inf
+        apart = (block[:, None] - different[cosine.topk(near).indices]).reshape(-1, dim)
+        total += apart.T @ apart
+    return total / (2 * count * near)

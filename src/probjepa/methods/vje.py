@@ -244,8 +244,9 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
 
         The mean of the polar Student-t densities centred at each reference row's embedding hᵢ with scale
         τσ̄², σ̄² the reference's mean posterior variance, τ by leave-one-out likelihood on the reference
-        (``PolarStudentTMixture.fit_scale``). Of M ≥ 1,500 rows each image's nearest round(M/1000) − 1 are
-        left out, as the kNN detector's k = M/1000 does.
+        (``PolarStudentTMixture.fit_scale``). On a frozen encoder the scale is the spread of the reference's
+        neighbours instead (``PolarStudentTMixture.of_neighbours``). Of M ≥ 1,500 rows each image's nearest
+        round(M/1000) − 1 are left out, as the kNN detector's k = M/1000 does.
 
         Parameters
         ----------
@@ -277,10 +278,12 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
             raise ConfigError(self.without_predictive)
         encoded = isinstance(reference, Mapping) and "h" in reference
         features = reference if encoded else self.features(reference)
-        h, variance = features["h"], features["variance"].double().mean(0)
-        skip = max(round(len(h) / 1000) - 1, 0)
+        h = features["h"]
+        if self.frozen:
+            return neighbours_density(h, self.df)
+        variance = features["variance"].double().mean(0).expand(h.shape)
         try:
-            return PolarStudentTMixture(h, variance.expand(h.shape), self.df, skip=skip).fit_scale()
+            return PolarStudentTMixture(h, variance, self.df, skip=_skipped(len(h))).fit_scale()
         except ValueError as error:
             raise DataError(f"the reference set gives no density: {error}") from error
 
@@ -303,6 +306,25 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
             "h_norm": h.norm(dim=-1),
             "mu_norm": mean.norm(dim=-1),
         }
+
+
+def _skipped(count: int) -> int:
+    """How many of a reference's nearest rows the predictive density leaves out."""
+    return max(round(count / 1000) - 1, 0)
+
+
+def neighbours_density(h: Tensor, df: float = 1.0) -> PolarStudentTMixture:
+    """Predictive density of embeddings (M, D) of any encoder, see ``PolarStudentTMixture.of_neighbours``.
+
+    Raises
+    ------
+    DataError
+        unless at least two of their directions differ
+    """
+    try:
+        return PolarStudentTMixture.of_neighbours(h, df, skip=_skipped(len(h)))
+    except ValueError as error:
+        raise DataError(f"the reference set gives no density: {error}") from error
 
 
 def gaussian_kl(mean: Tensor, variance: Tensor) -> Tensor:

@@ -64,7 +64,11 @@ class Likelihood(Own):
 
 
 class Predictive(Score):
-    """Log-density of an embedding under a reference set: ``VJE.predictive``."""
+    """Log-density of an embedding under a reference set: ``VJE.predictive``.
+
+    Of an encoder without a density of its own, ``PolarStudentTMixture.of_neighbours`` with ν = 1, as VJE's is
+    on a frozen encoder.
+    """
 
     name = "predictive"
     summary = "log-density of h under a reference set"
@@ -76,14 +80,23 @@ class Predictive(Score):
     @classmethod
     def lacking(cls, model: Any) -> str | None:
         """Say that the model has no such density, if it has none."""
-        if not hasattr(model, "predictive"):
-            return no_likelihood(model, cls.name)
-        why: str | None = model.without_predictive
-        return why
+        if hasattr(model, "predictive"):
+            why: str | None = model.without_predictive
+            return why
+        return None if hasattr(model, "embed") else no_likelihood(model, cls.name)
 
     def fit(self, reference: Features) -> Self:
-        """Take the density from the features of a reference set."""
-        self.density = self.model.predictive(reference)
+        """Take the density from the features of a reference set.
+
+        Raises
+        ------
+        DataError
+            unless at least two of the reference's embeddings differ
+        """
+        from probjepa.methods.vje import neighbours_density
+
+        has_its_own = hasattr(self.model, "predictive")
+        self.density = self.model.predictive(reference) if has_its_own else neighbours_density(reference["h"])
         return self
 
     def score(self, features: Features) -> Values:
