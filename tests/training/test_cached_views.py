@@ -109,15 +109,6 @@ def test_drawn_views_are_different_views_of_each_image_and_follow_the_seed() -> 
         drawn_views(kept, 0, 5)
 
 
-def test_a_step_draws_as_many_kept_views_as_it_is_asked_for() -> None:
-    model = frozen()
-    seen = []
-    loss = model.loss
-    model.loss = lambda batch: seen.append([tuple(view.shape) for view in batch]) or loss(batch)
-    pj.fit(model, images(), **FIT | {"epochs": 1, "cache_views": 5, "views": 3})
-    assert seen == [[(8, 8)] * 3] * 2
-
-
 def test_a_stopped_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch) -> None:
     whole = pj.fit(frozen(), images(300), out=tmp_path / "whole", **FIT)
     stops = iter([False, True])

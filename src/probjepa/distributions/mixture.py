@@ -217,7 +217,7 @@ def neighbour_covariance(directions: Tensor, neighbours: int) -> Tensor:
     near = min(neighbours, count - 1)
     if near < 1:
         raise ValueError("a density is the spread of directions: give at least 2 that differ")
-    total = directions.new_zeros(dim, dim)
+    total = torch.zeros(dim, dim, dtype=directions.dtype, device=directions.device)
     rows = max(_BLOCK // max(count, near * dim), 1)
     for start in range(0, count, rows):
         block = different[start : start + rows]
@@ -225,4 +225,5 @@ def neighbour_covariance(directions: Tensor, neighbours: int) -> Tensor:
         cosine[torch.arange(len(block)), torch.arange(start, start + len(block))] = -math.inf
         apart = (block[:, None] - different[cosine.topk(near).indices]).reshape(-1, dim)
         total += apart.T @ apart
-    return total / (2 * count * near)
+    mean: Tensor = total / (2 * count * near)
+    return mean
