@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from probjepa import files
 from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
 from probjepa.tabular.fitting import FitLoop
-from probjepa.tabular.frames import as_frame
+from probjepa.tabular.frames import as_frame, has_names
 from probjepa.tabular.masks import check_share
 from probjepa.tabular.presets import PRESETS
 from probjepa.tabular.schema import TableSchema
@@ -111,7 +111,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     # --- fit --------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any = None, *, checkpoint: str | Path | FitCheckpoint | None = None) -> Self:
-        """Fit to a table (N, D): DataFrame, pyarrow Table or array; labels are ignored.
+        """Fit to a table (N, D): DataFrame (pandas, polars), pyarrow Table or array; labels are ignored.
 
         ``checkpoint`` is a file that the fit is written to after its epochs. If it is there already, the fit
         resumes from it, and its numbers are those of a fit that was never stopped; give ``random_state`` as
@@ -164,7 +164,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         if loop.best_state is None or (stopped and checkpoint is not None and not checkpoint.holds):
             raise Interrupted(f"{stopped} before its first epoch ended: it is not fitted, fit again")
         self._keep(loop, schema)
-        self._set_columns(named=hasattr(X, "columns"))
+        self._set_columns(named=has_names(X))
         if stopped:
             raise Interrupted(
                 f"{stopped} in epoch {self.n_iter_ + 1}: it has the weights of epoch {self.best_epoch_} and "

@@ -10,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from probjepa.errors import DataError, MissingExtraError
+from probjepa.registry import importing
 
 ColumnType = Literal["numeric", "categorical", "boolean", "datetime"]
 Scalar = str | int | float | bool
 DATETIME_PARTS = ("days", "month", "weekday", "hour")
 _SHOWN = 5
+# the types of pandas that hold a missing cell beside whole numbers and booleans
+_NULLABLE = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "boolean")
 
 
 def pandas() -> Any:
@@ -33,7 +36,11 @@ def named(names: Sequence[str]) -> str:
 
 
 def as_frame(table: Any, names: Sequence[str] | None = None) -> Any:
-    """Return a DataFrame (N, D) with string names, N, D ≥ 1, of a DataFrame, a pyarrow Table or an array.
+    """Return a pandas DataFrame (N, D) with string names, N, D ≥ 1, of a table or an array.
+
+    A table is a DataFrame of pandas or polars, a pyarrow Table, or whatever else hands out its columns by
+    Arrow's C stream or the dataframe interchange protocol. Whole numbers and booleans keep their type beside
+    missing cells.
 
     Parameters
     ----------
@@ -48,10 +55,11 @@ def as_frame(table: Any, names: Sequence[str] | None = None) -> Any:
         for another kind or shape, repeated names, or no rows or columns
     """
     pd = pandas()
-    if type(table).__module__.startswith("pyarrow") and hasattr(table, "to_pandas"):
-        table = table.to_pandas()
-    if isinstance(table, pd.DataFrame):
-        frame = table.set_axis([str(name) for name in table.columns], axis=1)
+    if hasattr(table, "collect") and not hasattr(table, "__array__"):
+        raise DataError("the table is a query that has not run: pass what its collect() returns")
+    columns = table if isinstance(table, pd.DataFrame) else _from_arrow(pd, table)
+    if columns is not None:
+        frame = columns.set_axis([str(name) for name in columns.columns], axis=1)
         if not frame.columns.is_unique:
             repeated = sorted(set(frame.columns[frame.columns.duplicated()]))
             raise DataError(f"the table has several columns of one name: {named(repeated)}: rename them")
@@ -63,6 +71,28 @@ def as_frame(table: Any, names: Sequence[str] | None = None) -> Any:
     if not rows:
         raise DataError(f"the table has 0 sample(s) (shape=(0, {columns})) while a minimum of 1 is required.")
     return frame
+
+
+def has_names(table: Any) -> bool:
+    """Return whether a table brings the names of its columns along, as an array does not."""
+    return any(hasattr(table, name) for name in ("columns", "__arrow_c_stream__", "__dataframe__"))
+
+
+def _from_arrow(pd: Any, table: Any) -> Any:
+    """A DataFrame of what is no pandas but has columns of its own; None for an array or a single column."""
+    if not has_names(table):
+        return None
+    with importing():
+        import pyarrow as pa
+        from pyarrow.interchange import from_dataframe
+    try:
+        arrow = pa.table(table) if hasattr(table, "__arrow_c_stream__") else from_dataframe(table)
+        nullable = {
+            pa.from_numpy_dtype(of.numpy_dtype): of for of in map(pd.api.types.pandas_dtype, _NULLABLE)
+        }
+        return arrow.to_pandas(types_mapper=nullable.get)
+    except (pa.ArrowException, TypeError, ValueError, AttributeError, NotImplementedError):
+        return None
 
 
 def _from_array(pd: Any, table: Any, names: Sequence[str] | None) -> Any:

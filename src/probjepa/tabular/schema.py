@@ -183,7 +183,7 @@ class TableSchema:
         Parameters
         ----------
         table
-            DataFrame, pyarrow Table, or array (N, D), whose columns are named x0, x1, …
+            DataFrame (pandas, polars), pyarrow Table, or array (N, D), whose columns are named x0, x1, …
         column_types
             column → "numeric", "categorical", "boolean" or "datetime", where the inferred one is not meant
         numeric_transform

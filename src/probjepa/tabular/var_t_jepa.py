@@ -39,8 +39,8 @@ class VarTJEPA(TableTransformer):
     r"""Variational T-JEPA for tables (arXiv 2603.20111): embeddings, uncertainty, scores, imputation.
 
     A parameter that is None is the preset's (``PRESETS[preset]``). ``fit`` and ``transform`` take a
-    DataFrame, a pyarrow Table or an array, with numbers, categories, booleans, dates and missing cells as
-    they are. The loss is −ELBO, α_rec·rec + α_gen·gen + α_sx·KL + α_z·KL + α_sy·KL (see
+    DataFrame (pandas, polars), a pyarrow Table or an array, with numbers, categories, booleans, dates and
+    missing cells as they are. The loss is −ELBO, α_rec·rec + α_gen·gen + α_sx·KL + α_z·KL + α_sy·KL (see
     ``VarTJEPANetwork``).
 
     At embedding time nothing is masked and latents are their means.
