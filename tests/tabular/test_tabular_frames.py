@@ -1,6 +1,7 @@
 """Tables as people have them: other libraries' frames, categories of another type, dates of any range."""
 
 import datetime
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,9 @@ import pyarrow as pa
 import pytest
 from tabular_cases import TINY, mixed_table
 
-from probjepa.errors import DataError
+from probjepa.errors import DataError, ProbjepaWarning
 from probjepa.tabular import TableSchema, VarTJEPA
-from probjepa.tabular.frames import as_frame
+from probjepa.tabular.frames import as_frame, datetime_parts, numbers
 
 
 class OnlyStream:
@@ -85,3 +86,93 @@ def test_a_query_that_has_not_run():
     for column in (pl.Series([1, 2]), pd.Series([1, 2]), pa.chunked_array([[1, 2]])):
         with pytest.raises(DataError, match="Expected 2D array, got 1D"):
             as_frame(column)
+
+
+# --- categories ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("learned", "given", "codes"),
+    [
+        (["0", "1"], [0, 1, 2], [2, 3, 1]),
+        (["0", "1"], [0.0, 1.0, None], [2, 3, 0]),
+        (["0", "1"], [False, True], [2, 3]),
+        (["0", "1"], ["False", "True"], [2, 3]),
+        (["False", "True"], [False, True, None], [2, 3, 0]),
+        (["no", "True"], [True, "no"], [2, 3]),
+        ([False, True], ["False", "true"], [2, 3]),
+        ([False, True], ["0", 1], [2, 3]),
+        (pd.Categorical([1, 2]), ["1", "2", "3"], [2, 3, 1]),
+        (pd.Categorical(["1", "2"]), pd.array([2, None], dtype="Int64"), [3, 0]),
+        (["1", 1], ["1", 1], [3, 2]),
+        (["True", "1"], [True], [1]),  # it could be either
+    ],
+)
+def test_a_category_of_another_type_is_found_by_its_text(learned, given, codes):
+    schema = TableSchema.infer(pd.DataFrame({"c": pd.Series(learned)}))
+    assert schema.encode(pd.DataFrame({"c": pd.Series(given)})).codes[:, 0].tolist() == codes
+
+
+def test_a_column_that_is_unknown_warns_with_its_share(fitted):
+    test = mixed_table(seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted.transform(test)
+        fitted.transform(test.assign(colour=["violet"] + ["red"] * 39))
+        fitted.transform(test[:1].assign(colour="violet"))
+    for use in (fitted.transform, fitted.score_samples, fitted.impute):
+        with pytest.warns(
+            ProbjepaWarning, match=r"most values of 'colour' \(100%\), 'flag' \(75%\) were not among"
+        ):
+            use(test.assign(colour="RED", flag=["ja"] * 30 + [True] * 10))
+    encoded = fitted.schema_.encode(test.assign(colour=["violet", None] + ["red", "blue"] * 19))
+    assert fitted.schema_.unknown_shares(encoded) == {"colour": 1 / 39, "flag": 0}
+
+
+# --- dates -----------------------------------------------------------------------------------------------
+
+_FAR = ["0200-03-01 12:00", "1970-01-01", "2024-03-09 18:30", "9999-12-31 23:00"]
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        pd.Series(np.array(_FAR, "datetime64[s]")),
+        pd.Series(np.array(_FAR, "datetime64[ms]")),
+        pd.Series(np.array(_FAR, "datetime64[us]")).dt.tz_localize("UTC"),
+        pd.Series(np.array(_FAR, "datetime64[us]").astype(object)),
+        pd.Series(_FAR),
+        pd.Series(np.array(_FAR, "datetime64[us]"), dtype=pd.ArrowDtype(pa.timestamp("us"))),
+    ],
+    ids=["s", "ms", "us, UTC", "objects", "text", "arrow"],
+)
+def test_dates_of_any_unit_and_range(series):
+    parts = datetime_parts("t", pd.concat([series, series[:1].map(lambda _: None)]).astype(series.dtype))
+    days = [datetime.datetime.fromisoformat(text).toordinal() - 719163 for text in _FAR]
+    np.testing.assert_array_equal(
+        parts["days"], [days[0] + 0.5, 0, days[2] + 18.5 / 24, days[3] + 23 / 24, np.nan]
+    )
+    np.testing.assert_array_equal(parts["month"], [3, 1, 3, 12, np.nan])
+    np.testing.assert_array_equal(parts["weekday"], [5, 3, 5, 4, np.nan])
+    np.testing.assert_array_equal(parts["hour"], [12, 0, 18.5, 23, np.nan])
+    table = pd.DataFrame({"t": series})
+    schema = TableSchema.infer(table, column_types={"t": "datetime"})
+    assert np.isfinite(schema.encode(table).numeric).all()
+
+
+@pytest.mark.parametrize("cell", ["2020-13-01", "31/31/2020", 5, "soon"])
+def test_what_is_no_date_is_named_with_its_row(cell):
+    table = pd.DataFrame({"t": pd.Series(["2020-01-01", None, cell], dtype=object)})
+    with pytest.raises(DataError, match=r"column 't' is datetime and holds '.*' in row 2") as error:
+        TableSchema.infer(table, column_types={"t": "datetime"})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["timedelta64[s]", "timedelta64[ns]", object, pd.ArrowDtype(pa.duration("us"))], ids=str
+)
+def test_durations_are_seconds(dtype):
+    series = pd.Series([datetime.timedelta(days=20_000), datetime.timedelta(seconds=1), None]).astype(dtype)
+    table = pd.DataFrame({"c": series})
+    assert [feature.type for feature in TableSchema.infer(table).features] == ["numeric"]
+    np.testing.assert_array_equal(numbers("c", series), [20_000 * 86400, 1, np.nan])

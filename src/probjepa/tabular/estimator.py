@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -17,12 +18,12 @@ from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
 from probjepa import files
-from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
+from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning, unknown_name
 from probjepa.tabular.fitting import FitLoop
 from probjepa.tabular.frames import as_frame, has_names
 from probjepa.tabular.masks import check_share
 from probjepa.tabular.presets import PRESETS
-from probjepa.tabular.schema import TableSchema
+from probjepa.tabular.schema import EncodedTable, TableSchema
 from probjepa.tabular.tokens import Layout, Rows
 from probjepa.training.checkpoint import FitCheckpoint
 from probjepa.training.interrupt import Interrupted, stop_on_signal
@@ -142,7 +143,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             numeric_transform=self.numeric_transform,
             max_categories=self.max_categories,
         )
-        rows = _as_rows(schema, frame)
+        rows = _as_rows(schema.encode(frame))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if checkpoint is not None and not isinstance(checkpoint, FitCheckpoint):
             checkpoint = FitCheckpoint(checkpoint)
@@ -207,7 +208,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     def _batches(self, X: Any) -> Iterator[Rows]:
         """Check and encode a table, and yield it in pieces on the network's device."""
         self._check_is_fitted()
-        rows = _as_rows(self.schema_, X)
+        encoded = self.schema_.encode(X)
+        _warn_of_unknown(self.schema_.unknown_shares(encoded), len(encoded.codes))
+        rows = _as_rows(encoded)
         device = next(self.network_.parameters()).device
         size = _rows_at_a_time(self.schema_)
         for start in range(0, len(rows), size):
@@ -358,6 +361,18 @@ def _sha256(of: list[Any], rows: Rows) -> str:
     return digest.hexdigest()
 
 
-def _as_rows(schema: TableSchema, X: Any) -> Rows:
-    table = schema.encode(X)
+def _as_rows(table: EncodedTable) -> Rows:
     return Rows(*(torch.from_numpy(part) for part in table))
+
+
+def _warn_of_unknown(shares: Mapping[str, float], n_rows: int) -> None:
+    """Warn of columns of which most is unknown: values of another form, rather than new ones."""
+    most = [f"{column!r} ({share:.0%})" for column, share in shares.items() if share > 0.5]
+    if most and n_rows > 1:
+        others = " and others" if len(most) > 5 else ""
+        warnings.warn(
+            f"most values of {', '.join(most[:5])}{others} were not among the fit's, and are read as "
+            "unknown: are they written as they were then?",
+            ProbjepaWarning,
+            stacklevel=4,
+        )

@@ -16,6 +16,7 @@ ColumnType = Literal["numeric", "categorical", "boolean", "datetime"]
 Scalar = str | int | float | bool
 DATETIME_PARTS = ("days", "month", "weekday", "hour")
 _SHOWN = 5
+_TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # the types of pandas that hold a missing cell beside whole numbers and booleans
 _NULLABLE = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "boolean")
 
@@ -112,6 +113,13 @@ def _from_array(pd: Any, table: Any, names: Sequence[str] | None) -> Any:
     return frame.infer_objects()
 
 
+def _lasts(series: Any) -> bool:
+    """Whether a column holds durations."""
+    types = pandas().api.types
+    of_objects = types.is_object_dtype(series.dtype) and types.infer_dtype(series, skipna=True)
+    return getattr(series.dtype, "kind", "") == "m" or of_objects in ("timedelta", "timedelta64")
+
+
 def guess_type(column: str, series: Any) -> ColumnType:
     """Return a column's type by its dtype, or by its values where the dtype is object."""
     types = pandas().api.types
@@ -122,7 +130,7 @@ def guess_type(column: str, series: Any) -> ColumnType:
         return "boolean"
     if types.is_datetime64_any_dtype(dtype):
         return "datetime"
-    if types.is_numeric_dtype(dtype) or types.is_timedelta64_dtype(dtype):
+    if types.is_numeric_dtype(dtype) or _lasts(series):
         return "numeric"
     if types.is_object_dtype(dtype):
         found = types.infer_dtype(series, skipna=True)
@@ -146,9 +154,9 @@ def _not_of_type(column: str, series: Any, bad: Any, type_: str) -> DataError:
 def numbers(column: str, series: Any) -> npt.NDArray[np.float64]:
     """Return a numeric column (N,) in float64, NaN where missing (timedeltas in seconds), or raise."""
     pd = pandas()
-    if pd.api.types.is_timedelta64_dtype(series.dtype):
-        series = series.dt.total_seconds()
     missing = series.isna().to_numpy()
+    if _lasts(series):
+        series = pd.to_timedelta(series.astype(object)).dt.total_seconds()
     parsed = series
     if isinstance(series.dtype, pd.CategoricalDtype) or not pd.api.types.is_numeric_dtype(series.dtype):
         parsed = pd.to_numeric(series.astype(object), errors="coerce")
@@ -162,29 +170,39 @@ def numbers(column: str, series: Any) -> npt.NDArray[np.float64]:
     return values
 
 
+def instants(column: str, series: Any) -> Any:
+    """Return a datetime column (N,) in UTC, in the unit that holds its range, or raise."""
+    pd = pandas()
+    missing = series.isna().to_numpy()
+    if pd.api.types.is_numeric_dtype(series.dtype) and not missing.all():
+        raise _not_of_type(column, series, ~missing, "datetime")
+    parsed = pd.to_datetime(series, errors="coerce", utc=True)
+    if len(other := np.flatnonzero(parsed.isna().to_numpy() & ~missing)):  # not in the form of the first
+        parsed = parsed.copy()
+        parsed.iloc[other] = pd.to_datetime(series.iloc[other], errors="coerce", utc=True, format="ISO8601")
+    if (bad := parsed.isna().to_numpy() & ~missing).any():
+        raise _not_of_type(column, series, bad, "datetime")
+    return parsed
+
+
 def datetime_parts(column: str, series: Any) -> dict[str, npt.NDArray[np.float64]]:
     """Return a datetime column's parts by name, each (N,), NaN where missing: UTC if it has a time zone.
 
     "days": since 1970-01-01, with fraction; "month": 1 to 12; "weekday": 0 (Monday) to 6; "hour": 0 to 24.
     """
-    pd = pandas()
-    missing = series.isna()
-    if not pd.api.types.is_datetime64_any_dtype(series.dtype):
-        if pd.api.types.is_numeric_dtype(series.dtype) and not missing.all():
-            raise _not_of_type(column, series, ~missing, "datetime")
-        parsed = pd.to_datetime(series, errors="coerce", utc=True)
-    else:
-        parsed = pd.to_datetime(series, utc=True)
-    if (bad := parsed.isna() & ~missing).any():
-        raise _not_of_type(column, series, bad, "datetime")
-    when = parsed.dt
+    when = instants(column, series).dt.tz_localize(None).to_numpy()
+    missing = np.isnat(when)
+    day, month = when.astype("datetime64[D]"), when.astype("datetime64[M]")
+    second = (when - day).astype("timedelta64[s]").astype(np.int64)
+    ticks = when.astype(np.int64) - day.astype(when.dtype).astype(np.int64)
+    a_day = 86_400 * _TICKS[np.datetime_data(when.dtype)[0]]
     parts = {
-        "days": (parsed - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1),
-        "month": when.month,
-        "weekday": when.day_of_week,
-        "hour": when.hour + when.minute / 60 + when.second / 3600,
+        "days": day.astype(np.int64) + ticks / a_day,
+        "month": month.astype(np.int64) % 12 + 1,
+        "weekday": (day.astype(np.int64) + 3) % 7,
+        "hour": second // 3600 + second // 60 % 60 / 60 + second % 60 / 3600,
     }
-    return {name: parts[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in DATETIME_PARTS}
+    return {name: np.where(missing, np.nan, parts[name]) for name in DATETIME_PARTS}
 
 
 def _label(value: Any) -> Scalar:
@@ -196,6 +214,12 @@ def _label(value: Any) -> Scalar:
             return str(value)
         return int(value) if value.is_integer() else value
     return value if isinstance(value, str | int) else str(value)
+
+
+def as_text(value: Any) -> str:
+    """Return the text by which values of different types are one category: that of True is "1"."""
+    text = str(_label(value))
+    return {"true": "1", "false": "0"}.get(text.lower(), text)
 
 
 def _labels(column: str, series: Any) -> tuple[npt.NDArray[np.int64], list[Scalar]]:
@@ -232,8 +256,15 @@ def category_labels(column: str, series: Any, *, boolean: bool, most: int) -> tu
 
 
 def category_codes(column: str, series: Any, categories: Sequence[Scalar]) -> npt.NDArray[np.int64]:
-    """Return a column's codes (N,): 0 missing, 1 unknown, k + 2 for ``categories[k]``."""
+    """Return a column's codes (N,): 0 missing, 1 unknown, k + 2 for ``categories[k]``.
+
+    A value of another type than the fit's is found by its text: "1" is 1, and True is "True" or 1.
+    """
     codes, labels = _labels(column, series)
     known = {label: k + 2 for k, label in enumerate(categories)}
-    of_label = np.array([known.get(label, 1) for label in labels] + [0], dtype=np.int64)
+    by_text: dict[str, int] = {}
+    for label, code in known.items():  # of two that have one text, none
+        by_text[as_text(label)] = 1 if as_text(label) in by_text else code
+    found = [known.get(label) or by_text.get(as_text(label), 1) for label in labels]
+    of_label = np.array([*found, 0], dtype=np.int64)
     return of_label[codes]  # −1, missing, takes the last

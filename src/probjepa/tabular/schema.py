@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -60,6 +60,10 @@ class Feature:
         of the quantile transform, in rising order; empty: standardised
     categories
         known ones; code k + 2 is ``categories[k]``
+    low, high
+        of the numbers that were seen; None: none were, the column was empty
+    whole
+        whether they were whole numbers
     """
 
     name: str
@@ -70,6 +74,9 @@ class Feature:
     scale: float = 1.0
     quantiles: tuple[float, ...] = ()
     categories: tuple[Scalar, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    whole: bool = False
 
     @property
     def numeric(self) -> bool:
@@ -141,7 +148,11 @@ def _column_features(
             levels = np.linspace(0, 1, min(_QUANTILES, max(len(seen), 2)))
             grid = tuple(np.maximum.accumulate(np.quantile(seen, levels)).tolist())
         name = column if part is None else f"{column}.{part}"
-        features.append(Feature(name, column, type_, part, location, scale, grid))
+        feature = Feature(name, column, type_, part, location, scale, grid)
+        if len(seen):
+            whole = bool((seen == np.round(seen)).all())
+            feature = replace(feature, low=float(seen.min()), high=float(seen.max()), whole=whole)
+        features.append(feature)
     return features
 
 
@@ -278,6 +289,12 @@ class TableSchema:
             feature = self.features[i]
             codes[:, k] = category_codes(feature.column, frame[feature.column], feature.categories)
         return EncodedTable(numeric, missing, codes)
+
+    def unknown_shares(self, encoded: EncodedTable) -> dict[str, float]:
+        """Return, for each categorical column, the share of its observed cells that the fit did not know."""
+        columns = [self.features[i].column for i in self.layout.categorical]
+        unknown, observed = (encoded.codes == 1).sum(0), (encoded.codes > 0).sum(0)
+        return dict(zip(columns, (unknown / np.maximum(observed, 1)).tolist(), strict=True))
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return it as lists, mappings and plain values."""
