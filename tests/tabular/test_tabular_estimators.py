@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from tabular_cases import TINY, mixed_table, related_table
@@ -170,7 +171,16 @@ def test_before_fit(table, tmp_path):
         ({"embedding": "mean"}, "embedding is 'mean'"),
         ({"device": "abacus"}, "device is 'abacus'"),
         ({"alpha_sx": -1.0}, "use numbers from 0"),
-        ({"anneal_epochs": (1, 2)}, "give three numbers"),
+        ({"anneal_epochs": (1, 2)}, "anneal_epochs takes a list of 3 numbers or null, got"),
+        ({"max_epochs": 2.5}, "max_epochs takes a whole number or null, got '2.5'"),
+        ({"batch_size": "big"}, "batch_size takes a whole number or null, got 'big'"),
+        ({"learning_rate": [1e-3]}, "learning_rate takes a number or null"),
+        ({"n_layers": True}, "n_layers takes a whole number or null"),
+        ({"context_share": 0.5}, "context_share takes a list of 2"),
+        ({"max_categories": "all"}, "max_categories takes a whole number"),
+        ({"column_types": "numeric"}, "column_types is 'numeric': give a mapping"),
+        ({"random_state": "now"}, "random_state: 'now' cannot be used"),
+        ({"preset": 3}, "unknown preset '3'"),
     ],
 )
 def test_settings_out_of_range(table, options, message):
@@ -375,6 +385,13 @@ def test_impute_fills_every_type(fitted, table):
         fitted.impute(table, np.zeros((2, 2), bool))
     untouched, none = fitted.impute(table.drop(index=[1, 2, 3]))
     assert none.empty and untouched.equals(table.drop(index=[1, 2, 3]))
+
+
+def test_score_is_the_mean_log_likelihood_which_a_search_maximises(fitted, table):
+    assert fitted.score(table) == fitted.score_samples(table).mean()
+    search = GridSearchCV(VarTJEPA(**TINY), {"dim": np.array([4, 8])}, cv=2).fit(table)
+    assert search.best_params_["dim"] in (4, 8)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
 # --- odd tables -----------------------------------------------------------------------------------------

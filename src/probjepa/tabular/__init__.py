@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from probjepa.registry import Registry, lazy
 
 if TYPE_CHECKING:
+    from probjepa.tabular.imputation import Imputation as Imputation
     from probjepa.tabular.presets import PRESETS as PRESETS
     from probjepa.tabular.schema import TableSchema as TableSchema
     from probjepa.tabular.t_jepa import TJEPA as TJEPA
-    from probjepa.tabular.var_t_jepa import Imputation as Imputation
     from probjepa.tabular.var_t_jepa import VarTJEPA as VarTJEPA
 
 TABLE_METHODS = Registry(
@@ -26,7 +26,7 @@ TABLE_METHODS = Registry(
 _LAZY = {
     "PRESETS": "presets",
     "TJEPA": "t_jepa",
-    "Imputation": "var_t_jepa",
+    "Imputation": "imputation",
     "TableSchema": "schema",
     "VarTJEPA": "var_t_jepa",
 }

@@ -33,6 +33,16 @@ from probjepa.typed import check_settings, checked, types_of
 
 # tokens encoded at a time outside the fit
 _TOKENS = 65536
+# parameters that say by themselves what they take
+_OWN_CHECKS = (
+    "preset",
+    "embedding",
+    "numeric_transform",
+    "column_types",
+    "random_state",
+    "device",
+    "verbose",
+)
 
 
 class NotFittedError(ConfigError, SklearnNotFittedError):  # type: ignore[misc]  # scikit-learn has no types
@@ -77,10 +87,16 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that a preset has, with the preset's values for those that are None."""
-        if self.preset not in PRESETS:
+        if str(self.preset) not in PRESETS:
             raise unknown_name("preset", str(self.preset), PRESETS)
         preset = PRESETS[self.preset]
-        given = {name: value for name, value in vars(self).items() if name in preset}
+        types = {name: of for name, of in types_of(type(self)).items() if name not in _OWN_CHECKS}
+        params = {name: value for name, value in self.get_params(deep=False).items() if name in types}
+        for name, value in params.items():  # of a search over settings they may be NumPy's
+            params[name] = checked(
+                name, value.item() if isinstance(value, np.generic) else value, types[name]
+            )
+        given = {name: value for name, value in params.items() if name in preset}
         settings = {name: preset[name] if value is None else value for name, value in given.items()}
         for name in ("context_share", "target_share"):
             check_share(name, settings[name])
@@ -144,7 +160,12 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             max_categories=self.max_categories,
         )
         rows = _as_rows(schema.encode(frame))
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        try:
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        except ValueError as error:
+            raise ConfigError(
+                f"random_state: {files.first_line(error)}: use a whole number from 0"
+            ) from error
         if checkpoint is not None and not isinstance(checkpoint, FitCheckpoint):
             checkpoint = FitCheckpoint(checkpoint)
         if checkpoint is not None:

@@ -215,6 +215,8 @@ class TableSchema:
         if max_categories < 1:
             raise ConfigError(f"max_categories is {max_categories}: use at least 1")
         frame = as_frame(table)
+        if not isinstance(column_types or {}, Mapping):
+            raise ConfigError(f"column_types is {column_types!r}: give a mapping of columns to their types")
         types = dict(column_types or {})
         if absent := sorted(set(types) - set(frame.columns)):
             raise ConfigError(f"column_types names columns that are not in the table: {named(absent)}")
@@ -303,4 +305,4 @@ class TableSchema:
     @classmethod
     def from_json(cls, features: Sequence[Mapping[str, Any]]) -> TableSchema:
         """Make it anew from ``to_json``'s value, also after JSON has turned its tuples into lists."""
-        return cls([checked("schema", dict(feature), Feature) for feature in features])
+        return cls([checked("schema", dict(feature, low=feature["low"]), Feature) for feature in features])

@@ -128,9 +128,10 @@ class TJEPA(TableTransformer):
         self._set_parameters(locals())
 
     def _settings(self) -> dict[str, Any]:
+        settings = super()._settings()
         if self.n_reg < 0:
             raise ConfigError(f"n_reg is {self.n_reg!r}: use 0 or more")
-        return super()._settings() | {
+        return settings | {
             "n_reg": self.n_reg,
             "ema_momentum": self.ema_momentum,
             "validation_fraction": 0.0,

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError
 from probjepa.tabular.estimator import TableTransformer
 from probjepa.tabular.frames import as_frame, pandas
+from probjepa.tabular.imputation import Imputation, filled, hidden_cells
 from probjepa.tabular.schema import ColumnType, NumericTransform
 from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 from probjepa.tabular.var_network import VarTJEPANetwork, Weights
 
 _SCORE_SEED = 0  # of the draws of the bound
-
-
-class Imputation(NamedTuple):
-    """What ``impute`` returns.
-
-    Attributes
-    ----------
-    table
-        a DataFrame: the table with the asked-for cells filled by their mean or most probable category
-    cells
-        a DataFrame with a row for each filled feature: ``row`` (position), ``feature``, ``value``, ``std``
-        (of a number, else NaN), ``probabilities`` (of a category: a dict, else None)
-    """
-
-    table: Any
-    cells: Any
 
 
 class VarTJEPA(TableTransformer):
@@ -131,11 +116,10 @@ class VarTJEPA(TableTransformer):
         alphas = {name: settings[f"alpha_{name}"] for name in ("rec", "gen", "sx", "z", "sy")}
         if min(alphas.values()) < 0:
             raise ConfigError(f"the alphas are {alphas}: use numbers from 0")
-        over = tuple(settings["anneal_epochs"])
-        if len(over) != 3:
-            raise ConfigError(f"anneal_epochs is {over}: give three numbers, for sx, z and sy")
         sizes = {name: settings[name] for name in ("dim", "n_layers", "n_heads", "ff_dim", "dropout")}
-        return VarTJEPANetwork(layout, **sizes, weights=Weights(**alphas, anneal_epochs=over))
+        return VarTJEPANetwork(
+            layout, **sizes, weights=Weights(**alphas, anneal_epochs=tuple(settings["anneal_epochs"]))
+        )
 
     @torch.no_grad()
     def _finish(self, network: VarTJEPANetwork, rows: Rows, held_out: Rows) -> None:
@@ -216,6 +200,10 @@ class VarTJEPA(TableTransformer):
             bounds = [self.network_.bounds(rows, folds, _SCORE_SEED) for rows in self._batches(X)]
         return torch.cat(bounds).double().cpu().numpy()
 
+    def score(self, X: Any, y: Any = None) -> float:
+        """Return the mean of ``score_samples(X)``, which scikit-learn's searches maximise; y is ignored."""
+        return float(self.score_samples(X).mean())
+
     def score_features(self, X: Any, folds: int = 8) -> Any:
         """Surprise of each cell, −log p(cell | the row's other cells): a DataFrame (N, D), NaN where missing.
 
@@ -240,12 +228,13 @@ class VarTJEPA(TableTransformer):
             out.append((np.where(observed.cpu().numpy(), filled, np.nan), filled))
         return out
 
-    def impute(self, X: Any, mask: npt.ArrayLike | None = None) -> Imputation:
+    def impute(self, X: Any, mask: Any = None) -> Imputation:
         """Predict missing cells, and those that ``mask`` names, from the others of their row.
 
         A number's distribution is Gaussian in the transformed column; with ``numeric_transform="quantile"``
         its value is the median and its std half the spread between its 16th and 84th percentiles. A
-        category's probabilities are over the known ones. A datetime is filled from its part "days".
+        category's probabilities are over the known ones. A datetime is filled from its part "days". A number
+        stays in the range that the fit saw; a column that was empty in the fit stays missing.
 
         The distributions are calibrated on the rows that the fit held out to stop by, see ``Calibration``;
         with fewer than 50 of those, or ``validation_fraction=0``, they are the network's own, which are too
@@ -256,24 +245,20 @@ class VarTJEPA(TableTransformer):
         X
             the table (N, C)
         mask
-            bool (N, C), in the order of X's columns: further cells to hide and predict
+            further cells to hide and predict: bool (N, C), in the order of X's columns; or a DataFrame, which
+            is matched by its labels, and hides nothing in columns that it does not have
 
         Raises
         ------
         NotFittedError, DataError
             as ``transform``; DataError if the mask has another shape
+            or other labels
         """
         self._check_is_fitted()
         pd = pandas()
         given = as_frame(X, self.schema_.columns)
-        frame = self.schema_.frame(given).copy()
-        if mask is not None:
-            hide = np.asarray(mask, dtype=bool)
-            if hide.shape != given.shape:
-                raise DataError(
-                    f"the mask has shape {hide.shape} for a table of {given.shape}: give one a cell"
-                )
-            frame = frame.mask(pd.DataFrame(hide, given.index, given.columns)[list(self.schema_.columns)])
+        hide = None if mask is None else hidden_cells(mask, given)
+        frame = self.schema_.frame(given if hide is None else given.mask(hide))
         parts, start = [], 0
         for rows in self._batches(frame):
             with torch.no_grad():
@@ -281,14 +266,18 @@ class VarTJEPA(TableTransformer):
                 cells = self.network_.predict(rows, hidden)
             parts.append(self._filled(cells, hidden, start))
             start += len(rows)
-        table = pd.concat(parts, ignore_index=True)
+        table, out = pd.concat(parts, ignore_index=True), given.copy()
         for feature in self.schema_.features:
             if feature.part not in (None, "days"):
                 continue
             found = table[table["feature"] == feature.name]
             if len(found):
-                frame[feature.column] = _fill(frame[feature.column], found, feature.type)
-        return Imputation(frame[list(given.columns)], table)
+                out[feature.column] = filled(given[feature.column], found, feature)
+            elif hide is not None and feature.low is None and not feature.categories:
+                out[feature.column] = frame[feature.column]  # nothing is known of it
+        if isinstance(X, pd.DataFrame):
+            out.columns = X.columns
+        return Imputation(out, table)
 
     def _filled(self, cells: CellDistribution, hidden: torch.Tensor, start: int) -> Any:
         """The hidden cells' distributions, as the rows of ``Imputation.cells``."""
@@ -298,14 +287,17 @@ class VarTJEPA(TableTransformer):
         records: list[Any] = []
         for k, i in enumerate(layout.numeric):
             feature, where = self.schema_.features[i], np.flatnonzero(asked[:, i])
+            if feature.low is None:  # nothing is known of an all-missing column
+                continue
             mean = cells.mean[where, k].double().cpu().numpy()
             std = cells.variance[where, k].double().sqrt().cpu().numpy()
             spread = (feature.backward(mean + std) - feature.backward(mean - std)) / 2
             names, none = [feature.name] * len(where), [None] * len(where)
-            records += zip(where + start, names, feature.backward(mean), spread, none, strict=True)
+            value = np.clip(feature.backward(mean), feature.low, feature.high)
+            records += zip(where + start, names, value, spread, none, strict=True)
         for k, i in enumerate(layout.categorical):
             feature, where = self.schema_.features[i], np.flatnonzero(asked[:, i])
-            if not feature.categories:  # nothing is known of an all-missing column
+            if not feature.categories:
                 continue
             p = cells.logits[k][where, 1:].double().softmax(1).cpu().numpy()
             values = [feature.categories[c] for c in p.argmax(1)]
@@ -319,27 +311,3 @@ class VarTJEPA(TableTransformer):
 def _check_folds(folds: int) -> None:
     if folds < 1:
         raise ConfigError(f"folds is {folds!r}: use at least 1")
-
-
-def _fill(series: Any, found: Any, type_: ColumnType) -> Any:
-    """A column with the predicted cells put in: numbers as float64, dates as such, else as objects."""
-    pd = pandas()
-    where, values = found["row"].to_numpy(), found["value"]
-    if type_ == "datetime":
-        filled = pd.to_datetime(series, utc=True)
-        days = pd.to_timedelta(values.astype(float).to_numpy(), unit="D")
-        filled.iloc[where] = (pd.Timestamp(0, tz="UTC") + days).as_unit(filled.dt.unit)
-        return filled if getattr(series.dtype, "tz", None) is not None else filled.dt.tz_localize(None)
-    if type_ == "numeric":
-        filled = pd.Series(
-            pd.to_numeric(series, errors="coerce").astype("float64").to_numpy().copy(), series.index
-        )
-        filled.iloc[where] = values.astype(float).to_numpy()
-        return filled
-    filled = series.astype(object).copy()
-    filled.iloc[where] = values.to_numpy()
-    return (
-        filled
-        if isinstance(series.dtype, pd.CategoricalDtype) or series.dtype == object
-        else filled.infer_objects()
-    )

@@ -1,0 +1,138 @@
+"""Predicted cells put into a table: in the types that it has, by the labels that it has."""
+
+from __future__ import annotations
+
+import datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from probjepa.errors import DataError
+from probjepa.tabular.frames import as_text, named, pandas
+from probjepa.tabular.schema import Feature
+
+
+class Imputation(NamedTuple):
+    """What ``impute`` returns.
+
+    Attributes
+    ----------
+    table
+        a DataFrame: the table with the asked-for cells filled by their median or most probable category, in
+        the types and under the labels of the table that was given; whole numbers where the fit saw only such
+    cells
+        a DataFrame with a row for each filled feature: ``row`` (position), ``feature``, ``value``, ``std``
+        (of a number, else NaN), ``probabilities`` (of a category: a dict, else None)
+    """
+
+    table: Any
+    cells: Any
+
+
+def hidden_cells(mask: Any, given: Any) -> npt.NDArray[np.bool_]:
+    """Return a mask as bool (N, C) in the order of a frame; a DataFrame is matched by its labels.
+
+    Columns that it leaves out are not hidden.
+
+    Raises
+    ------
+    DataError
+        for another shape, or labels that the frame does not have
+    """
+    pd = pandas()
+    if isinstance(mask, pd.DataFrame):
+        by_name = mask.set_axis([str(name) for name in mask.columns], axis=1)
+        if absent := [name for name in by_name.columns if name not in given.columns]:
+            raise DataError(f"the mask has columns that the table does not have: {named(absent)}")
+        if not by_name.index.equals(given.index):
+            same = by_name.index.is_unique and len(by_name) == len(given)
+            if not same or not given.index.isin(by_name.index).all():
+                raise DataError("the rows of the mask have other labels than the table's: give it its index")
+            by_name = by_name.loc[given.index]
+        mask = by_name.reindex(columns=given.columns, fill_value=False)
+    hide = np.asarray(mask, dtype=bool)
+    if hide.shape != given.shape:
+        raise DataError(f"the mask has shape {hide.shape} for a table of {given.shape}: give one a cell")
+    return hide
+
+
+def filled(series: Any, found: Any, feature: Feature) -> Any:
+    """Return a column with predicted cells put in, of its own type where that can hold them.
+
+    Parameters
+    ----------
+    series
+        the column as it was given
+    found
+        the rows of ``Imputation.cells`` that are of it
+    feature
+        of it; a datetime's is its part "days"
+    """
+    pd = pandas()
+    values = found["value"].to_numpy()
+    if feature.type == "datetime":
+        cells = _dates(series, values.astype(float), feature)
+    elif feature.numeric:
+        cells = _numbers(series, values.astype(float), feature)
+    else:
+        cells = _categories(series, values)
+    out = series.copy()
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        out = out.cat.add_categories([x for x in dict.fromkeys(cells) if x not in out.cat.categories])
+    new = pd.Series(cells, dtype=object)
+    try:
+        new = new.astype(out.dtype)
+    except (TypeError, ValueError, OverflowError):  # the column's type is too narrow for what the fit saw
+        out = out.astype(object)
+    out.iloc[found["row"].to_numpy()] = new.array
+    return out
+
+
+def _first(series: Any) -> Any:
+    """The first observed value of a column, or None."""
+    observed = series.dropna()
+    return observed.iloc[0] if len(observed) else None
+
+
+def _numbers(series: Any, values: npt.NDArray[np.float64], feature: Feature) -> list[Any]:
+    pd = pandas()
+    kind, first = getattr(series.dtype, "kind", "O"), _first(series)
+    if feature.whole or kind in "iu":
+        values = np.round(values)
+    if kind == "b":
+        return [*(values >= 0.5)]
+    if kind == "m" or isinstance(first, datetime.timedelta):
+        # in microseconds: nanoseconds would end after 292 years
+        lasting = [*pd.Series((values * 1e6).astype("timedelta64[us]"))]
+        return lasting if kind == "m" else [of.to_pytimedelta() for of in lasting]
+    plain: list[Any] = [int(x) for x in values] if feature.whole or kind in "iu" else values.tolist()
+    if isinstance(first, str | Decimal):
+        return [type(first)(str(x)) for x in plain]
+    return plain
+
+
+def _dates(series: Any, days: npt.NDArray[np.float64], feature: Feature) -> list[Any]:
+    pd = pandas()
+    seconds = np.round((np.round(days) if feature.whole else days) * 86_400).astype(np.int64)
+    dates = pd.Series(seconds.astype("datetime64[s]")).dt.tz_localize("UTC")
+    kind, first = getattr(series.dtype, "kind", "O"), _first(series)
+    if isinstance(first, str):  # a date, or with its time
+        return [*dates.dt.strftime("%Y-%m-%d" if len(first) <= 10 else "%Y-%m-%d %H:%M:%S")]
+    if not isinstance(first, datetime.datetime) and isinstance(first, datetime.date):
+        return [when.date() for when in dates]
+    dates = dates.dt.tz_convert(getattr(first, "tzinfo", None))  # of none: UTC, without a zone
+    if kind == "M" or isinstance(first, pd.Timestamp):
+        return [*dates]
+    return [when.to_pydatetime() for when in dates]
+
+
+def _categories(series: Any, labels: npt.NDArray[np.object_]) -> list[Any]:
+    """Labels as the column writes them, found by their text; the fit's where it does not have them."""
+    own = series.cat.categories if hasattr(series, "cat") else series.dropna().astype(object).unique()
+    by_text = {as_text(value): value for value in own}
+    cells = [by_text.get(as_text(label), label) for label in labels]
+    if pandas().api.types.is_bool_dtype(series.dtype):
+        cells = [as_text(cell) == "1" if as_text(cell) in "01" else cell for cell in cells]
+    return cells

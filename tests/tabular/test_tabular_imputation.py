@@ -1,0 +1,145 @@
+"""What impute gives back: the types, labels and range of the table that it was given."""
+
+import datetime
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from tabular_cases import TINY
+
+from probjepa.errors import DataError
+from probjepa.tabular import VarTJEPA
+
+_N = 40
+_WHEN = pd.Series(pd.date_range("2020-01-01", periods=_N, freq="7h"))
+_WORDS = pd.Series(np.resize(["x", "y", "z"], _N))
+_COLUMNS = {
+    "category": _WORDS.astype(pd.CategoricalDtype(["z", "x", "y"], ordered=True)),
+    "categories of numbers": pd.Series(pd.Categorical(np.resize([1, 2], _N))),
+    "text": _WORDS,
+    "objects": _WORDS.astype(object),
+    "boolean": pd.Series(np.resize([True, False], _N)).astype("boolean"),
+    "bool": pd.Series(np.resize([True, False], _N)),
+    "Int64": pd.Series(np.arange(_N)).astype("Int64"),
+    "int16": pd.Series(np.arange(_N), dtype="int16"),
+    "uint8": pd.Series(np.arange(_N), dtype="uint8"),
+    "large": pd.Series(2**53 + np.arange(_N)),
+    "Float64": pd.Series(np.arange(_N) / 7).astype("Float64"),
+    "float32": pd.Series(np.arange(_N) / 7, dtype="float32"),
+    "decimal": pd.Series([Decimal(i) / 4 for i in range(_N)]),
+    "int64[pyarrow]": pd.Series(np.arange(_N), dtype=pd.ArrowDtype(pa.int64())),
+    "timedelta": pd.Series(pd.to_timedelta(np.arange(_N), unit="h")),
+    "timedelta[s]": pd.Series(pd.to_timedelta(np.arange(_N), unit="h")).astype("timedelta64[s]"),
+    "timedelta objects": pd.Series([datetime.timedelta(hours=i) for i in range(_N)], dtype=object),
+    "dates": _WHEN,
+    "dates[s]": _WHEN.astype("datetime64[s]"),
+    "tz": _WHEN.dt.tz_localize("Asia/Tokyo"),
+    "far": pd.Series(np.array(["0200-01-01", "9999-12-31"], "datetime64[us]").repeat(_N // 2)),
+    "date objects": _WHEN.dt.date,
+    "datetime objects": pd.Series(_WHEN.dt.to_pydatetime(), dtype=object),
+    "timestamp[pyarrow]": _WHEN.astype(pd.ArrowDtype(pa.timestamp("us"))),
+}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return pd.DataFrame(_COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def fitted(table):
+    return VarTJEPA(**TINY | {"max_epochs": 1}).fit(table)
+
+
+def test_impute_gives_back_the_types_it_was_given_in_the_observed_range(fitted, table):
+    mask = np.zeros(table.shape, dtype=bool)
+    mask[5:20] = True
+    filled, _ = fitted.impute(table, mask)
+    assert filled.dtypes.to_dict() == table.dtypes.to_dict()
+    assert not filled.isna().any().any()
+    pd.testing.assert_frame_equal(filled.drop(index=range(5, 20)), table.drop(index=range(5, 20)))
+    for name in table:
+        seen, new = table[name], filled[name][5:20]
+        assert set(map(type, new)) == set(map(type, seen)), name
+        if fitted.schema_.frame(table)[name].dtype.name in ("category", "str", "bool", "boolean"):
+            assert set(new) <= set(seen)
+        elif name != "objects":
+            assert new.min() >= seen.min() and new.max() <= seen.max(), name
+
+
+def test_whole_numbers_stay_whole_beside_missing_cells_and_text_stays_text():
+    table = pd.DataFrame(
+        {
+            "n": [1.0, 2.0, None, 7.0] * 10,
+            "t": ["1", "2", None, "9"] * 10,
+            "d": ["2020-01-01", "2021-02-03", None, "2020-05-05"] * 10,
+        }
+    )
+    model = VarTJEPA(**TINY, column_types={"t": "numeric", "d": "datetime"}).fit(table)
+    filled = model.impute(table).table
+    assert filled.dtypes.to_dict() == table.dtypes.to_dict()
+    assert (filled["n"] == filled["n"].round()).all()
+    assert filled["t"].isin([str(i) for i in range(1, 10)]).all()
+    assert pd.to_datetime(filled["d"], format="%Y-%m-%d").between("2020-01-01", "2021-02-03").all()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        pd.Index([3, 1, 2]),
+        pd.MultiIndex.from_tuples([("a", "x"), ("a", "y"), ("b", "x")]),
+        pd.Index(["c", 1, None]),
+    ],
+    ids=["integers", "MultiIndex", "mixed"],
+)
+def test_impute_gives_back_the_labels_it_was_given(columns):
+    table = pd.DataFrame(
+        np.random.default_rng(0).normal(size=(30, 3)), columns=columns, index=range(100, 130)
+    )
+    table.iloc[4, 1] = np.nan
+    for given in (table, table.iloc[:, ::-1]):
+        filled = VarTJEPA(**TINY).fit(table).impute(given).table
+        assert filled.columns.equals(given.columns) and filled.index.equals(table.index)
+        assert not filled.isna().any().any()
+
+
+@pytest.mark.parametrize("empty", [np.nan, None, pd.NaT], ids=["number", "category", "date"])
+def test_a_column_that_was_empty_in_the_fit_stays_missing(empty):
+    table = pd.DataFrame({"a": np.arange(30.0), "e": [empty] * 30})
+    model = VarTJEPA(**TINY, column_types={"e": "datetime"} if empty is pd.NaT else None).fit(table)
+    filled, cells = model.impute(table)
+    assert filled["e"].isna().all() and cells.empty
+    assert model.impute(table, np.ones((30, 2), bool)).table["a"].notna().all()
+
+
+def test_a_labelled_mask_is_matched_by_label(fitted, table):
+    table = table[["text", "Int64", "float32", *table.columns.difference(["text", "Int64", "float32"])]]
+    mask = pd.DataFrame(False, table.index, table.columns)
+    mask.loc[7, "Int64"] = mask.loc[3, "text"] = True
+    expected = fitted.impute(table, mask.to_numpy())
+    for given in (mask, mask[::-1], mask[mask.columns[::-1]], mask[["text", "Int64"]]):
+        found = fitted.impute(table, given)
+        pd.testing.assert_frame_equal(found.table, expected.table)
+        pd.testing.assert_frame_equal(found.cells, expected.cells)
+    for wrong, said in (
+        (mask.rename(columns={"text": "Text"}), "the mask has columns that the table does not have: 'Text'"),
+        (mask.set_axis(range(1, _N + 1)), "the rows of the mask have other labels"),
+        (mask[:5], "the rows of the mask have other labels"),
+        (mask.to_numpy()[:5], "the mask has shape"),
+    ):
+        with pytest.raises(DataError, match=said):
+            fitted.impute(table, wrong)
+
+
+@pytest.mark.parametrize(
+    ("learned", "given"), [(["0", "1"], [0, 1]), (["0", "1"], [False, True]), ([0, 1], ["0", "1"])]
+)
+def test_a_category_is_filled_as_the_given_column_writes_it(learned, given):
+    model = VarTJEPA(**TINY, column_types={"c": "categorical"}).fit(
+        pd.DataFrame({"c": learned * 15, "a": np.arange(30.0)})
+    )
+    table = pd.DataFrame({"c": given * 15, "a": np.arange(30.0)})
+    filled = model.impute(table, np.arange(60).reshape(30, 2) % 4 == 0).table
+    assert filled["c"].dtype == table["c"].dtype and set(filled["c"]) <= set(given)
