@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 import probjepa as pj
 from probjepa import exporting as module
 from probjepa.cli import run
-from probjepa.errors import ArtifactError, ConfigError, MissingExtraError
+from probjepa.errors import ArtifactError, ConfigError, DataError, MissingExtraError
 from saved_models import small
 
 CONVNET = {"backbone_options": {"widths": (8, 32)}, "image_size": 8, "channels": 1}
@@ -137,6 +137,11 @@ class Noisy(nn.Module):
         return x.mean((2, 3)) + torch.randn(x.shape[0], 3)
 
 
+class Lost(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)) * float("nan")
+
+
 @pytest.mark.parametrize(
     ("make", "what", "says"),
     [
@@ -149,12 +154,13 @@ class Noisy(nn.Module):
         (lambda: pj.open_encoder(nn.Sequential(Counting()), image_size=8), "embed", "x.shape"),
         (lambda: pj.SimSiam("convnet", **CONVNET), "posterior", "has no posterior"),
         (lambda: pj.SimSiam("convnet", **CONVNET), "likelihood", "has no likelihood"),
+        (lambda: pj.open_encoder(Lost(), image_size=8), "embed", "NaN or Inf: check its weights"),
         (lambda: pj.VarJEPA(), "likelihood", "random draws"),
         (lambda: pj.SimSiam("convnet", **CONVNET), "embd", "did you mean 'embed'"),
     ],
 )
 def test_what_no_graph_holds_is_one_line(tmp_path, make, what, says):
-    with pytest.raises(ConfigError, match=says) as caught:
+    with pytest.raises((ConfigError, DataError), match=says) as caught:
         pj.export(make(), tmp_path / "x.pt2", what=what)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 

@@ -19,7 +19,15 @@ from torch.overrides import TorchFunctionMode
 
 from probjepa import __version__
 from probjepa.backbones import HUBS
-from probjepa.errors import ArtifactError, ConfigError, MissingExtraError, ProbjepaError, short, unknown_name
+from probjepa.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    ProbjepaError,
+    short,
+    unknown_name,
+)
 from probjepa.files import first_line, refuse_existing, staged_file
 from probjepa.loading import load, open_encoder
 from probjepa.methods.base import evaluating
@@ -155,6 +163,8 @@ def _traced(model: Any, what: str, single: bool) -> Any:
         for seed in (0, 1):
             torch.manual_seed(seed)
             found.append(graph(example))
+    if not all(bool(output.isfinite().all()) for output in found[0]):
+        raise DataError(f"{what} of this {type(model).__name__} is NaN or Inf: check its weights")
     if not all(map(torch.equal, *found)):
         raise ConfigError(
             f"{what} of this {type(model).__name__} cannot be exported: it draws random numbers, and a graph "

@@ -157,3 +157,17 @@ def test_what_cannot_be_used_is_one_line(places, tmp_path, capsys, score, more, 
     error = capsys.readouterr().err
     assert says in error and len(error.strip().splitlines()) == 1 and "Traceback" not in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("of", [of_images, of_tables])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--estimator", "sketch"), ("--rank", "3"), ("--latent", "normal"), ("--size", "24"), ("--size", "0"),
+    ],
+)  # fmt: skip
+def test_an_option_that_the_score_does_not_take_is_one_line(places, tmp_path, capsys, of, more):
+    assert of(places, tmp_path / "s.parquet", *more) == 2
+    error = capsys.readouterr().err
+    assert more[0].replace("--size", "size") in error and error.strip().count("\n") == 0
+    assert not list(tmp_path.iterdir())

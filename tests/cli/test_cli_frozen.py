@@ -82,6 +82,28 @@ def test_a_resumed_run_opens_the_same_encoder_again(folder: Path, tmp_path: Path
     assert "encoder" in error and error.strip().count("\n") == 0
 
 
+@pytest.mark.parametrize("more", [("--cache-views", "2"), ()])
+def test_a_run_is_not_resumed_on_an_encoder_with_other_weights(
+    folder: Path, tmp_path: Path, more, capsys
+) -> None:
+    assert train(folder, tmp_path / "run", *more) == 0
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    weights = folder / "encoder" / "model.safetensors"
+    before = weights.read_bytes()
+    other = pj.load(folder / "encoder")
+    with torch.no_grad():
+        next(other.encoder.parameters()).mul_(2)
+    try:
+        other.save_pretrained(folder / "encoder")
+        capsys.readouterr()
+        assert train(folder, tmp_path / "run", "--resume", *more) == 2
+    finally:
+        weights.write_bytes(before)
+    error = capsys.readouterr().err
+    assert "encoder_sha256" in error and error.strip().count("\n") == 0
+    assert kept == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
 def test_statistics_that_were_given_are_those_of_a_resumed_run(folder: Path, tmp_path: Path) -> None:
     first = ["train", "vje", "--data", str(folder / "x.npy"), "--out", str(tmp_path / "run"), "-q", "--epochs", "1",
              "--set", "mean=[0.1,0.2,0.3]", "--set", "std=[0.4,0.5,0.6]", "--set", "batch_size=8",
@@ -101,6 +123,7 @@ def test_statistics_that_were_given_are_those_of_a_resumed_run(folder: Path, tmp
         (["--set", "freeze=perhaps"], "freeze"),
         (["--cache-views", "2", "--set", "cache_views=3"], "given by an option and by --set"),
         (["--set", "image_size=24"], "takes images of 16 pixels"),
+        (["--set", "layer_decay=0.5"], "layer_decay is of an encoder's layers"),
     ],
 )
 def test_bad_settings_of_a_trained_encoder_are_one_line(

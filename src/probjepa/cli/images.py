@@ -33,6 +33,7 @@ class ImageModel:
 
     def __init__(self, source: str, shared: Shared) -> None:
         self.source, self.shared = source, shared
+        self.size: int | None = None  # of its images; None: its own
         self.on_error = _checked_on_error(shared.on_error)
 
     @staticmethod
@@ -91,7 +92,7 @@ class ImageModel:
         from probjepa.training.device import resolve_device
 
         device = resolve_device(self.shared.device)
-        return open_encoder(self.source).to(device)
+        return open_encoder(self.source, image_size=self.size).to(device)
 
     def read(self, uri: str, *, labelled: bool = True) -> Images:
         """Open images as the model takes them; what the options say of labels is for ``labelled`` ones."""
@@ -131,6 +132,7 @@ class ImageModel:
         rule = options.rule
         if options.score == "jepa":
             return self._score_jepa(data, out, options)
+        self.size = options.size
         images = self.read(data)
         calibration = self._calibration(options, images, lambda uri: self.read(uri, labelled=False))
         reference = images if options.reference == data else None

@@ -127,6 +127,14 @@ class Scoring:
     ] = None
     seed: Seed = 0
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for an option of JEPA-SCORE beside another score, or no number of pixels."""
+        for name in ("estimator", "rank", "latent"):
+            if self.score != "jepa" and getattr(self, name) != getattr(Scoring, name):
+                raise ConfigError(f"--{name} is of --score jepa, not of {self.score}: leave it out")
+        if self.size is not None and self.size < 1:
+            raise ConfigError(f"--size is {self.size}: give a number of pixels")
+
     @property
     def rule(self) -> Rule:
         """Which inputs to flag; ConfigError for a rate without calibration inputs, or two rates."""

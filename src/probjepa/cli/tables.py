@@ -60,8 +60,8 @@ class TableModel:
         Interrupted
             after Ctrl-C
         """
-        given_of_images = ("val", "convert", "labels", "ids")
-        _refuse({f"--{name}": getattr(options, name) for name in given_of_images})
+        given_of_images = ("val", "convert", "labels", "ids", "cache-views")
+        _refuse({f"--{name}": getattr(options, name.replace("-", "_")) for name in given_of_images})
         folder = open_run(options.out, resume=options.resume, overwrite=options.overwrite)
         given = given_settings(method, options, SETTINGS)
         target = checked("target", given.pop("target", None), str | None)
@@ -116,6 +116,7 @@ class TableModel:
         """Write id, label, score and decisions; of the likelihood, also each cell's surprise."""
         from probjepa.scores import SetScorer
 
+        _refuse({"--size": options.size})
         rule = options.rule
         features, columns = self.read(data)
         calibration = None if options.calibration is None else self.read(options.calibration)[0]

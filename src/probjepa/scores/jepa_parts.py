@@ -26,7 +26,7 @@ from probjepa.jacobian import Encoder, as_encoder, jepa_score_details
 from probjepa.jacobian.estimators import Settings
 from probjepa.metrics.conformal import Rule
 from probjepa.terminal import console
-from probjepa.training.folder import data_fingerprint
+from probjepa.training.folder import data_fingerprint, weights_fingerprint
 
 _ROWS_A_PART = 64
 
@@ -159,12 +159,9 @@ def _labels(images: Images) -> str:
 
 def _fingerprint(encoder: Encoder) -> str:
     preprocess = encoder.preprocess
-    digest = hashlib.sha256(repr(preprocess.config() if isinstance(preprocess, Preprocess) else "").encode())
-    if encoder.module is not None:
-        for name, value in sorted(encoder.module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    prepared = preprocess.config() if isinstance(preprocess, Preprocess) else ""
+    weights = None if encoder.module is None else weights_fingerprint(encoder.module)
+    return hashlib.sha256(repr((prepared, weights)).encode()).hexdigest()[:16]
 
 
 def _embed(encoder: Encoder, images: Images) -> torch.Tensor:

@@ -17,6 +17,7 @@ from probjepa.data import Images
 from probjepa.errors import ConfigError, DataError
 from probjepa.files import DAMAGES, write_text
 from probjepa.methods.base import Method, evaluating
+from probjepa.training.folder import weights_fingerprint
 from probjepa.training.interrupt import Interrupted, StopRequest
 from probjepa.training.progress import ProgressBar
 from probjepa.training.schedules import step_seed
@@ -108,6 +109,8 @@ class CachedViews:
         done = self._done(path, key)
         if done < n:
             self._folder.mkdir(parents=True, exist_ok=True)
+            if not done:  # another set's count must not stand beside the first rows of this one
+                (self._folder / STATE_FILE).unlink(missing_ok=True)
             with path.open("r+b" if done else "wb") as file:
                 file.truncate(done * count * dim * 2)
                 file.seek(0, os.SEEK_END)
@@ -141,11 +144,17 @@ class CachedViews:
         while len(parts) < self.shape[1]:
             made = self._views(images, step_seed(self._seed, start, _STREAM - len(parts)))
             parts += [self._method.encoder(view.to(self._method.dtype)) for view in made]
-        h = torch.stack(parts[: self.shape[1]], 1).to(torch.float16)
+        exact = torch.stack(parts[: self.shape[1]], 1)
+        h = exact.to(torch.float16)
         if not bool(h.isfinite().all()):
+            finite = bool(exact.isfinite().all())
+            why = (
+                "does not fit float16: leave cache_views out"
+                if finite
+                else "is NaN or Inf: check its weights"
+            )
             raise DataError(
-                f"an embedding of images {start:,} to {start + len(images) - 1:,} is not finite as float16: "
-                "leave cache_views out"
+                f"an embedding that the encoder gave of images {start:,} to {start + len(images) - 1:,} {why}"
             )
         return h.cpu().numpy()
 
@@ -160,11 +169,8 @@ class CachedViews:
         return rows if 0 <= rows <= len(self) and size >= rows * self.shape[1] * self.shape[2] * 2 else 0
 
     def _fingerprint(self, key: str) -> str:
-        digest = hashlib.sha256(repr((key, self.shape, self._seed)).encode())
-        for name, value in self._method.encoder.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        of = (key, self.shape, self._seed, weights_fingerprint(self._method.encoder))
+        return hashlib.sha256(repr(of).encode()).hexdigest()
 
 
 def drawn_views(embeddings: Tensor, seed: int, count: int = 2) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import platform
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from probjepa.data.fingerprint import encoded_fingerprint, fingerprint
 from probjepa.data.images import Images, StreamedImages
@@ -109,6 +111,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (str, Path)):
         return str(value)
     return value if isinstance(value, (int, float, type(None))) else f"<{type(value).__qualname__}>"
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """Return a SHA-256 of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def data_fingerprint(images: Images, name: str = "data", most: int | None = None) -> dict[str, Any]:

@@ -100,6 +100,10 @@ class Module(L.LightningModule):
             "epochs": epochs,
             **loop.resolved(getattr(method, "recipe", {}), epochs),
         }
+        if getattr(method, "frozen", False) and self.settings["layer_decay"] < 1:
+            raise ConfigError(
+                "layer_decay is of an encoder's layers, and this one's are frozen: leave it out"
+            )
         # fit adds what it knows of the data; a resume compares it all
         self.fingerprint: dict[str, Any] = dict(self.settings)
         self.terms: dict[str, float] = {}

@@ -35,7 +35,7 @@ from probjepa.methods.base import Method
 from probjepa.training.cached import CachedViews, drawn_views
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine
 from probjepa.training.device import resolve_device
-from probjepa.training.folder import RunFolder, data_fingerprint, left_out
+from probjepa.training.folder import RunFolder, data_fingerprint, left_out, weights_fingerprint
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from probjepa.training.loader import EpochLoader
 from probjepa.training.module import Module, views_for
@@ -176,6 +176,8 @@ def fit(
         ]
         run = {"precision": _precision(precision, device), "max_epochs": epochs, "logger": loggers or False}
         trainer = _trainer(device, {**run, **trainer_options, "callbacks": callbacks})
+        if cached is not None and trainer.world_size > 1:
+            raise ConfigError("cache_views works in one process: leave it out, or train on one device")
         module.fingerprint |= {"batch_size": settings.batch_size, "precision": run["precision"]}
         module.fingerprint |= _fingerprint(method, views, trainer, settings)
         resume = resume and folder is not None and folder.checkpoint.is_file()
@@ -188,8 +190,8 @@ def fit(
             given = {"channels_last": settings.channels_last, "compile": settings.compile, **more}
             folder.start(module.fingerprint | names | skipped, device, given)
         if cached is not None:
-            if trainer.world_size > 1:
-                raise ConfigError("cache_views works in one process: leave it out, or train on one device")
+            if resume and folder is not None:  # a refusal comes before the work, and leaves what is kept
+                module.on_load_checkpoint(AtomicCheckpointIO().load_checkpoint(folder.checkpoint))
             method.to(device)
             of_data = {k: v for k, v in module.fingerprint.items() if k.startswith(("data_", "views"))}
             recipe = (method.view_recipe, method.preprocess.config())
@@ -240,6 +242,8 @@ def _fingerprint(method: Method, views: Any, trainer: L.Trainer, settings: FitSe
         given["views"] = views if isinstance(views, str | int) else type(views).__name__
     if settings.cache_views:
         given["cache_views"] = settings.cache_views
+    if method.frozen:  # opened anew, its file may hold other weights, and the kept views would be of those
+        given["encoder_sha256"] = weights_fingerprint(method.encoder)[:16]
     if method.statistics_given:
         prepared = method.preprocess.config()
         given |= {"method.mean": prepared["mean"], "method.std": prepared["std"]}
