@@ -46,7 +46,6 @@ def constructions(model: VJE, sets: dict[str, Features]) -> dict[str, dict[str, 
         "embedding, τσ̄²": PolarStudentTMixture(h, mean_variance).fit_scale(),
         "embedding, τσ̄², no radial part": PolarStudentTMixture(F.normalize(h), mean_variance).fit_scale(),
         "latent, τσᵢ²": PolarStudentTMixture(mu, variance).fit_scale(),
-        "embedding, τC of neighbours": PolarStudentTMixture.of_neighbours(h),
     }
     chosen = fitted["embedding, τσ̄²"]
     detectors = {f"kNN, k = {k}": KNN(k).fit(h) for k in (1, 5, 20)}

@@ -92,7 +92,7 @@ class PolarStudentTMixture(SubDensity):
 
         With sᵢ = cᵢ/‖cᵢ‖ and N(i) the k nearest other directions, the scale is one matrix for all components,
 
-        C = mean over i, j ∈ N(i) of ½(sᵢ − sⱼ)(sᵢ − sⱼ)ᵀ, with a tenth of its mean eigenvalue added,
+        C = mean over i, j ∈ N(i) of ½(sᵢ − sⱼ)(sᵢ − sⱼ)ᵀ, with its mean eigenvalue added,
 
         in C's own axes (``rotation``), and τ by ``fit_scale``. What varies between neighbours counts little
         and what does not vary counts much, as in a Mahalanobis distance, but no cluster need be known.
@@ -112,7 +112,7 @@ class PolarStudentTMixture(SubDensity):
         directions = unit_direction(centers.double())
         covariance = neighbour_covariance(directions, neighbours)
         values, axes = torch.linalg.eigh(covariance)
-        variance = values.clamp_min(0) + 0.1 * values.clamp_min(0).mean()
+        variance = values.clamp_min(0) + values.clamp_min(0).mean()
         mixture = cls(centers, variance.expand(centers.shape), df, skip=skip, rotation=axes)
         return mixture.fit_scale(seed=seed)
 
