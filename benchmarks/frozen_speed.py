@@ -31,6 +31,13 @@ class Small(nn.Module):
         return h
 
 
+def two_noisy(images: Tensor, seed: int) -> list[Tensor]:
+    """Two views that cost next to nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = images.float() / 255
+    return [pixels + 0.1 * torch.randn(pixels.shape, generator=generator) for _ in range(2)]
+
+
 def main() -> None:
     """Keep the views once, then train from fresh heads."""
     parser = arguments(__doc__, "frozen_speed")
@@ -46,10 +53,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         for epochs in [1, *[args.epochs] * args.repeats]:  # the first keeps the views
-            head = pj.VJE(encoder, freeze=True, image_size=8, view_recipe="byol-32", seed=0)
+            head = pj.VJE(encoder, freeze=True, image_size=8, seed=0)
             start, process = time.perf_counter(), time.process_time()
             pj.fit(
-                head, images, epochs=epochs, cache_views=args.views, out=run, overwrite=run.exists(),
+                head, images, epochs=epochs, views=two_noisy, cache_views=args.views, out=run, overwrite=run.exists(),
                 device="cpu", progress=False, monitor_every=0,
             )  # fmt: skip
             cpu.append(time.process_time() - process)

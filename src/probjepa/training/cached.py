@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from probjepa.training.schedules import step_seed
 
 VIEWS_FILE, STATE_FILE = "views.f16", "views.json"
 _ROWS_AT_A_TIME = 256
+_SECONDS = 10.0  # between notes of what is on the disk: more would wait for it
 _STREAM = -2  # of the seeds of views: no process's, and not the order's
 
 
@@ -114,12 +116,24 @@ class CachedViews:
             with path.open("r+b" if done else "wb") as file:
                 file.truncate(done * count * dim * 2)
                 file.seek(0, os.SEEK_END)
-                for start, part in self._parts(done, stop, progress):
-                    file.write(part.tobytes())  # not through a map: a full disk would kill the process
-                    file.flush()
-                    os.fsync(file.fileno())
-                    write_text(self._folder / STATE_FILE, json.dumps({"key": key, "rows": start + len(part)}))
+                written, noted = done, time.monotonic()
+                try:
+                    for start, part in self._parts(done, stop, progress):
+                        file.write(part.tobytes())  # not through a map: a full disk would kill the process
+                        written = start + len(part)
+                        if time.monotonic() - noted > _SECONDS:
+                            self._note(file, key, written)
+                            noted = time.monotonic()
+                finally:
+                    self._note(file, key, written)
         self._values = np.memmap(path, np.float16, "r", shape=self.shape)
+
+    def _note(self, file: Any, key: str, rows: int) -> None:
+        """Note how many rows are on the disk."""
+        file.flush()
+        os.fsync(file.fileno())
+        assert self._folder is not None
+        write_text(self._folder / STATE_FILE, json.dumps({"key": key, "rows": rows}))
 
     def _parts(self, done: int, stop: StopRequest, progress: bool) -> Any:
         """The first row of each batch that is not done, and its embeddings (B, K, D)."""
