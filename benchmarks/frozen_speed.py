@@ -56,8 +56,8 @@ def main() -> None:
             head = pj.VJE(encoder, freeze=True, image_size=8, seed=0)
             start, process = time.perf_counter(), time.process_time()
             pj.fit(
-                head, images, epochs=epochs, views=two_noisy, cache_views=args.views, out=run, overwrite=run.exists(),
-                device="cpu", progress=False, monitor_every=0,
+                head, images, epochs=epochs, views=two_noisy, cache_views=args.views, out=run,
+                overwrite=run.exists(), device="cpu", progress=False, monitor_every=0,
             )  # fmt: skip
             cpu.append(time.process_time() - process)
             clock.append(time.perf_counter() - start)
