@@ -8,10 +8,8 @@ import shutil
 import struct
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from torch import nn
 
@@ -184,13 +182,6 @@ def test_the_weights_are_the_state_and_nothing_else(saved):
     assert json.loads((folder / "model.safetensors").read_bytes()[8 : 8 + length])  # a plain JSON header
 
 
-def test_the_model_card_names_the_library_and_the_paper(saved):
-    text = (saved[1] / "README.md").read_text()
-    assert "library_name: probjepa" in text
-    assert "arxiv.org/abs/2602.05639" in text
-    assert "probjepa.load" in text
-
-
 # --- what is refused ------------------------------------------------------------------------------------
 
 
@@ -332,90 +323,6 @@ def test_pickles_are_never_read(saved, tmp_path, monkeypatch):
     assert not (tmp_path / "exploded").exists()
     pickle.loads(bomb)
     assert (tmp_path / "exploded").exists()  # it would have gone off
-
-
-# --- the hub --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """Stand in for the hub: what was uploaded, by repository."""
-    uploads = {}
-
-    class Made:
-        def __init__(self, repo_id):
-            self.repo_id = repo_id
-
-    def upload(self, *, repo_id, folder_path, **options):
-        uploads[repo_id] = {p.name: p.read_bytes() for p in Path(folder_path).iterdir()}
-        return f"https://huggingface.co/{repo_id}/commit/1"
-
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **options: Made(repo_id))
-    monkeypatch.setattr(HfApi, "upload_folder", upload)
-    return uploads
-
-
-def test_push_uploads_the_three_files(hub, tmp_path):
-    model = small(df=math.inf)
-    url = model.push_to_hub("me/model")
-    assert url == "https://huggingface.co/me/model/commit/1"
-    assert set(hub["me/model"]) == FILES
-    for name, content in hub["me/model"].items():
-        (tmp_path / name).write_bytes(content)
-    assert same(pj.load(tmp_path), model)
-
-
-def test_saving_can_push_too(hub, tmp_path):
-    assert (
-        small()
-        .save_pretrained(tmp_path / "digits", push_to_hub=True, repo_id="me/x")
-        .endswith("me/x/commit/1")
-    )
-    small().save_pretrained(tmp_path / "digits", push_to_hub=True)
-    assert list(hub) == ["me/x", "digits"]  # the folder's name is the default
-    local = {p.name: p.read_bytes() for p in (tmp_path / "digits").iterdir()}
-    assert hub["me/x"] == hub["digits"] == local
-
-
-def test_a_failed_upload_keeps_what_was_saved(hub, tmp_path, monkeypatch):
-    def offline(self, **options):
-        raise ConnectionError("no route\nto the hub")
-
-    monkeypatch.setattr(HfApi, "upload_folder", offline)
-    model = small()
-    with pytest.raises(ArtifactError, match=r"cannot upload to me/x \(no route\)") as error:
-        model.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="me/x")
-    assert "\n" not in str(error.value)
-    assert same(pj.load(tmp_path / "model"), model)
-
-
-def test_loading_from_the_hub_asks_for_two_files(saved, monkeypatch):
-    model, folder = saved
-    asked = {}
-
-    def download(repo_id, **options):
-        asked[repo_id] = options
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert same(pj.load("me/model", revision="v1", local_files_only=True), model)
-    assert same(pj.VJE.from_pretrained("me/other", token="t"), model)
-    files = {"allow_patterns": ["config.json", "model.safetensors"]}  # no pickle, whatever else is there
-    assert asked == {
-        "me/model": {**files, "revision": "v1", "local_files_only": True},
-        "me/other": {**files, "token": "t"},
-    }
-
-
-@pytest.mark.parametrize("text", ["gone\nfor good", ""])
-def test_a_repository_that_cannot_be_had(text, monkeypatch):
-    def download(repo_id, **options):
-        raise huggingface_hub.errors.LocalEntryNotFoundError(text)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    refused("me/model", "no model at me/model, on this disk or on the hub")
-    monkeypatch.undo()
-    refused("me/mo..del", "no model at me/mo..del")  # no name for a repository
 
 
 # --- classes of one's own -------------------------------------------------------------------------------

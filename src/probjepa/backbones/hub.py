@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from probjepa.errors import ArtifactError, ConfigError, MissingExtraError
@@ -69,6 +71,37 @@ def is_transformers(module: nn.Module) -> bool:
     return any(kind.__name__ == "PreTrainedModel" for kind in type(module).__mro__)
 
 
+class Source(NamedTuple):
+    """Where on the hub an encoder is from: repository, commit, and a hash of the weights that came."""
+
+    name: str
+    revision: str
+    sha256: str
+
+
+def source_of(module: nn.Module) -> Source | None:
+    """Return where on the hub an encoder is from, if that is known."""
+    return module.source if isinstance(module, TransformersEncoder) else None
+
+
+def pinned(name: str, revision: str) -> str:
+    """Return ``"hf:NAME@REVISION"`` for ``"hf:NAME"``, or for another revision's name."""
+    return f"{name.partition('@')[0]}@{revision}"
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Return a short hash of a module's weights, whatever their device, type and names.
+
+    Of another float type they are the same as long as no number differs.
+    """
+    parts = []
+    for value in module.state_dict().values():
+        if value.is_floating_point():
+            exact = value.detach().to("cpu", torch.float32).contiguous()
+            parts.append(hashlib.sha256(exact.numpy()).digest())
+    return hashlib.sha256(b"".join(sorted(parts))).hexdigest()[:16]
+
+
 class TransformersEncoder(nn.Module):
     """A vision model of transformers: pixel values (N, C, H, W) → (N, K), the last hidden state pooled.
 
@@ -80,6 +113,7 @@ class TransformersEncoder(nn.Module):
 
     def __init__(self, model: nn.Module, pooling: str | None = None) -> None:
         super().__init__()
+        self.source: Source | None = None
         # CLIP, SigLIP and the like: the image tower; of a classifier: what stands below its head
         self.model: nn.Module = getattr(model, "vision_model", getattr(model, "base_model", model))
         takes = getattr(self.model, "main_input_name", "pixel_values")
@@ -99,9 +133,10 @@ class TransformersEncoder(nn.Module):
 
 
 def load_transformers(name: str, pooling: str | None = None) -> Loaded:
-    """Load ``name`` from the hub or a local folder, in evaluation mode, with its processor's settings.
+    """Load ``NAME`` or ``NAME@REVISION`` from the hub, or a local folder, with its processor's settings.
 
-    A folder without a processor's configuration gives no settings of a preprocessing.
+    The encoder is in evaluation mode. A folder without a processor's configuration gives no settings of a
+    preprocessing.
 
     Raises
     ------
@@ -111,17 +146,26 @@ def load_transformers(name: str, pooling: str | None = None) -> Loaded:
         if there is no such model
     """
     transformers = _extra("transformers", "hf")
-    ours = {"trust_remote_code": False}  # unset, code in the model's folder is asked about on standard input
+    # unset, code in the model's folder is asked about on standard input
+    ours: dict[str, Any] = {"trust_remote_code": False}
+    repository = name
     try:
         _check_files(Path(name))
-        model = transformers.AutoModel.from_pretrained(name, **ours)
+        if not Path(name).exists():
+            repository, _, revision = name.partition("@")
+            # one commit for all of it, whatever is uploaded meanwhile
+            config = Path(hf_hub_download(repository, "config.json", revision=revision or None))
+            ours["revision"] = config.parent.name
+        model = transformers.AutoModel.from_pretrained(repository, **ours)
     except Exception as error:  # its errors differ between versions
         raise ArtifactError(
             f"no model 'hf:{name}', on this disk or on the hub: {first_line(error)}"
         ) from error
     encoder = TransformersEncoder(model, pooling).eval()
+    if "revision" in ours:
+        encoder.source = Source(repository, ours["revision"], weights_sha256(encoder))
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(name, **ours)
+        processor = transformers.AutoImageProcessor.from_pretrained(repository, **ours)
     except (OSError, ValueError):
         return encoder, None
     return encoder, processor_settings(processor.to_dict(), f"hf:{name}")

@@ -14,9 +14,10 @@ from torch.distributions import Distribution
 
 from probjepa.backbones import HUBS, embedding_dim_of, encoder_of, is_trained
 from probjepa.backbones.frozen import Frozen
-from probjepa.backbones.hub import UnpreparedError, remade
+from probjepa.backbones.hub import UnpreparedError, pinned, remade, source_of, weights_sha256
 from probjepa.data import Preprocess, channel_statistics, default_recipe
-from probjepa.errors import ConfigError, DataError, short
+from probjepa.errors import ArtifactError, ConfigError, DataError, short
+from probjepa.files import read_weights
 from probjepa.methods.pretrained import Pretrained
 from probjepa.registry import LOADERS
 from probjepa.typed import check_settings, types_of
@@ -55,7 +56,7 @@ class EncoderSettings(TypedDict, total=False):
     seed: int | None
 
 
-class Method(Pretrained):
+class Method(Pretrained, pipeline_tag="image-feature-extraction"):
     """Base of all methods: a plain ``nn.Module`` on an encoder, with no trainer inside.
 
     Examples
@@ -239,6 +240,34 @@ class Method(Pretrained):
         """Return what config.json holds: the settings, and the preprocessing."""
         return {**super().config(), "preprocess": self.preprocess.config()}
 
+    def _saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """As ``Pretrained``; a frozen encoder that is as the hub has it is named, not kept."""
+        config, weights = super()._saved()
+        name, source = self.settings["backbone"], source_of(self.plain_encoder)
+        if self.frozen and name and source and weights_sha256(self.plain_encoder) == source.sha256:
+            config["settings"]["backbone"] = pinned(name, source.revision)
+            config["encoder_sha256"] = source.sha256
+            weights = {key: weights[key] for key in weights.keys() - self._frozen_weights().keys()}
+        return config, weights
+
+    def _restore(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """As ``Pretrained``; ArtifactError also for a frozen encoder of other weights."""
+        wanted = config.get("encoder_sha256")
+        if wanted is None:
+            return super()._restore(folder, config)
+        source = source_of(self.plain_encoder)
+        if source is None or source.sha256 != wanted:
+            raise ArtifactError(
+                f"{folder} was trained on other weights of '{self.settings['backbone']}' than were loaded: "
+                "clear the hub's cache of it, or train again"
+            )
+        read_weights(folder, lambda head: self.load_state_dict({**head, **self._frozen_weights()}))
+
+    def _frozen_weights(self) -> dict[str, Tensor]:
+        """What of the state is a frozen encoder's, those of averaged copies among it."""
+        parts = tuple(f"{name}." for name, part in self.named_modules() if isinstance(part, Frozen))
+        return {key: value for key, value in self.state_dict().items() if key.startswith(parts)}
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **modules: Any) -> Self:
         """Make a method with fresh weights from what ``config`` returned; see ``Pretrained``."""
@@ -278,6 +307,12 @@ class Method(Pretrained):
     def plain_encoder(self) -> nn.Module:
         """The encoder itself, whether it is frozen or not."""
         return self.encoder.module if isinstance(self.encoder, Frozen) else self.encoder
+
+    @property
+    def base_model(self) -> str | None:
+        """The repository on the hub of the encoder that the model stands on, if there is one."""
+        source = source_of(self.plain_encoder)
+        return None if source is None else source.name
 
     @property
     def device(self) -> torch.device:

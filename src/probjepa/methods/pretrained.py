@@ -10,23 +10,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
-from huggingface_hub import ModelHubMixin
-from torch import nn
+from huggingface_hub import ModelCard, ModelHubMixin
+from torch import Tensor, nn
 
 from probjepa import files
 from probjepa.errors import ArtifactError, ConfigError
+from probjepa.methods import card
 from probjepa.registry import LOADERS
 from probjepa.typed import check_settings, checked, types_of
 
 T = TypeVar("T")
-
-_MODEL_CARD = """---
-{{ card_data }}
----
-
-A [probjepa](https://pypi.org/project/probjepa/) model: `probjepa.load("owner/name")` loads it, no pickle.
-{% if paper_url %}Its method: {{ paper_url }}{% endif %}
-"""
 
 
 class _Seeded(ABCMeta):  # no other metaclass is as widely inherited beside
@@ -80,7 +73,7 @@ class Pretrained(
     ModelHubMixin,
     library_name="probjepa",
     tags=["self-supervised-learning"],
-    model_card_template=_MODEL_CARD,
+    model_card_template=card.TEMPLATE,
     metaclass=_Seeded,
 ):
     """Base of what can be saved: a module, its registered name, and the settings that make it anew.
@@ -100,6 +93,10 @@ class Pretrained(
     settings
         the constructor's arguments but ``seed``, defaults among them, as config.json holds them; None for a
         module
+    run_record
+        what the card says of the training, and config.json keeps: data, settings, last losses; of ``fit``
+    card_text
+        the text of the model card that it was loaded with, which is saved again; None: one is made
     """
 
     name: ClassVar[str]
@@ -107,6 +104,8 @@ class Pretrained(
     defaults: ClassVar[Mapping[str, Any]] = {}
     __signature__ = _Signature()
     settings: dict[str, Any]
+    run_record: Mapping[str, Any] = {}
+    card_text: str | None = None
     _modules_given: tuple[str, ...]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -127,6 +126,11 @@ class Pretrained(
         model.__dict__["_modules_given"] = modules
         return model
 
+    @property
+    def base_model(self) -> str | None:
+        """The repository on the hub that the model stands on, if there is one."""
+        return None
+
     # --- saving -----------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
@@ -146,13 +150,14 @@ class Pretrained(
         """Write model.safetensors, config.json and a model card; each file atomically.
 
         A model card that is there already is kept. ``push_to_hub=True`` uploads to ``repo_id`` (default: the
-        folder's name) and returns the commit's address. Raises ArtifactError if either fails.
+        folder's name), that card too, and returns the commit's address. Raises ArtifactError if either fails.
         """
         folder = Path(save_directory)
         with files.staged_directory(folder) as stage:
             super().save_pretrained(stage, model_card_kwargs=model_card_kwargs)
             if (folder / "README.md").exists():
                 (stage / "README.md").unlink()
+                self.card_text = _text_of(folder / "README.md")
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **hub)
         return None
@@ -175,7 +180,20 @@ class Pretrained(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         what = f"the settings of this {type(self).__name__}"
-        files.write_model(save_directory, self.config(), self.state_dict(), what)
+        config, weights = self._saved()
+        if self.run_record:
+            config["run"] = dict(self.run_record)
+        files.write_model(save_directory, config, weights, what)
+        if self.card_text is not None:
+            (save_directory / "README.md").write_text(self.card_text, encoding="utf-8")
+
+    def _saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What config.json and model.safetensors hold."""
+        return self.config(), self.state_dict()
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the card of a model that has none yet."""
+        return card.model_card(self, **kwargs)
 
     # --- loading ----------------------------------------------------------------------------------------
 
@@ -206,12 +224,22 @@ class Pretrained(
             raise files.damaged(folder, error) from error
         try:
             model = cls.from_config(config, **wanted)
+        except ArtifactError as error:
+            raise ArtifactError(f"{folder} stands on an encoder that cannot be loaded: {error}") from error
         except files.DAMAGES as error:
             if wanted and isinstance(error, ConfigError):
                 raise  # of the module that was passed
             raise files.damaged(folder, error) from error
-        files.read_weights(folder, model.load_state_dict)
+        model._restore(folder, config)
+        model.run_record, model.card_text = (
+            card.plain_record(config.get("run")),
+            _text_of(folder / "README.md"),
+        )
         return model.eval()
+
+    def _restore(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Fill the model with the weights of a folder; ArtifactError where they do not fit."""
+        files.read_weights(folder, self.load_state_dict)
 
     @classmethod
     def _wanted_modules(
@@ -265,6 +293,14 @@ class Pretrained(
                 "load it with probjepa.load"
             )
         return model
+
+
+def _text_of(path: Path) -> str | None:
+    """The text of a file, if there is one."""
+    try:
+        return files.regular(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
 
 
 def _recorded(value: Any) -> Any:

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from probjepa.errors import (
 )
 from probjepa.files import DAMAGES, first_line
 from probjepa.methods.base import Method
+from probjepa.methods.card import plain_record
 from probjepa.training.cached import CachedViews, drawn_views
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine
 from probjepa.training.device import resolve_device
@@ -167,9 +168,10 @@ def fit(
         **settings.loop(),
     )
     with stop_on_signal() as stop, _quiet(), forked(device):
+        table = MetricsTable(folder.metrics if folder else None)
         callbacks = [
             *_monitors(images, held_out, epochs, settings, frozen=method.frozen),
-            MetricsTable(folder.metrics if folder else None),
+            table,
             *([ProgressLine()] if progress else []),
             *trainer_options.get("callbacks", []),
             Checkpointer(folder.checkpoint if folder else None, stop, settings.checkpoint_seconds),
@@ -198,6 +200,7 @@ def fit(
             cached.make(stop, key=repr((of_data, recipe)), progress=progress)
         _train(trainer, module, cached or images, settings, folder, stop, resume=resume)
     method.eval().to(device)
+    method.card_text, method.run_record = None, _for_the_card(images, module.fingerprint, table.rows)
     if folder is not None and trainer.is_global_zero:
         method.save_pretrained(folder.model)
     return method
@@ -254,6 +257,18 @@ def _fingerprint(method: Method, views: Any, trainer: L.Trainer, settings: FitSe
         **{f"method.{key}": value for key, value in (method.settings | method.source).items()},
         **given,
     }
+
+
+def _for_the_card(
+    images: Images, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What a model card says of a run: its data, its settings, and the last value of each metric."""
+    named = images.name.startswith(("hf:", "sklearn:"))  # of a file, not where it lies
+    about = {"data": images.name if named else Path(images.name).name, "images": len(images)}
+    used = {name: value for name, value in settings.items() if not name.startswith(("method", "data_"))}
+    last = {name: value for row in rows for name, value in row.items()}
+    left = {"epoch", "step", "learning_rate", "seconds"}
+    return plain_record(about | used | {k: v for k, v in last.items() if k not in left})
 
 
 def _train(
