@@ -99,9 +99,15 @@ def table_figures(folder: Path) -> dict[str, Any]:
     features = wine.drop(columns="target")
     features["kind"] = pd.Categorical(np.where(wine["target"] > 0, "b", "a"))
     figures: dict[str, Any] = {}
-    for kind in (pj.VarTJEPA, pj.TJEPA):
-        model = kind(max_epochs=3, dim=16, n_layers=1, ff_dim=32, random_state=0, device="cpu").fit(features)
-        name = kind.__name__
+    sizes = {"max_epochs": 3, "dim": 16, "n_layers": 1, "ff_dim": 32, "random_state": 0, "device": "cpu"}
+    paper = {"alpha_pred": 0.0, "max_grad_norm": 1.0}
+    cases: dict[str, tuple[Any, dict[str, Any]]] = {
+        "VarTJEPA": (pj.VarTJEPA, paper),
+        "VarTJEPA adult": (pj.VarTJEPA, {"preset": "adult"}),
+        "TJEPA": (pj.TJEPA, {}),
+    }
+    for name, (kind, settings) in cases.items():
+        model = kind(**sizes, **settings).fit(features)
         figures[f"table/{name}/loss"] = {k: float(v) for k, v in model.history_[-1].items()}
         figures[f"table/{name}/embedding"] = {"all": summary(model.transform(features))}
         if kind is pj.VarTJEPA:

@@ -30,6 +30,16 @@ def gaussian_nll(value: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return 0.5 * ((value - mean).square() / variance + variance.log() + math.log(2 * math.pi))
 
 
+def balanced_nll(value: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Return ``gaussian_nll``, whose gradient is here weighted by the variance, held constant.
+
+    β-NLL with β = 1 (Seitzer et al. 2022, arXiv 2203.09168). The mean's gradient is that of half the squared
+    error, so a column that is predicted well does not pull harder than the others.
+    """
+    nll = gaussian_nll(value, mean, variance)
+    return nll.detach() + variance.detach() * (nll - nll.detach())
+
+
 def annealed(weight: float, epoch: float, over: float) -> float:
     """Return α(t) = min(t/T, 1)·α: the weight of a KL term at epoch t (a fraction within one) of T = over."""
     return weight * min(epoch / over, 1.0) if over > 0 else weight

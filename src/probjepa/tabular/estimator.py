@@ -173,7 +173,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             checkpoint.fingerprint = {"fit": _sha256(of, rows)}
         with forked(device):
             torch.manual_seed(seed)
-            network = self._build(schema.layout, settings).to(device)
+            network = self._build(schema.layout, settings)
+            self._prepare(network, rows)
+            network = network.to(device)
             self._forget()
             loop = FitLoop(network, rows, settings, seed, device)
             stopped = ""
@@ -209,6 +211,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         self.history_ = loop.history
         self.best_epoch_ = loop.best_epoch
         self.n_iter_ = len(loop.history)
+
+    def _prepare(self, network: Any, rows: Rows) -> None:
+        """Set what is read off the rows before the fit; most have nothing."""
 
     def _finish(self, network: Any, rows: Rows, held_out: Rows) -> None:
         """Fit what is fitted after the weights, to rows that they were not fitted to; most have nothing."""

@@ -27,7 +27,6 @@ from probjepa.training.schedules import step_seed, warmup_cosine
 
 # fewer validation rows than this cannot say when to stop
 _FEWEST_VALIDATION_ROWS = 10
-_LARGEST_GRADIENT = 1.0
 
 
 class Network(Protocol):
@@ -60,8 +59,8 @@ def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]
 class FitLoop:
     """A fit of a network to rows, as far as it has come: a dict of losses an epoch, and the best weights.
 
-    AdamW (``parameter_groups`` says what decays), linear warm-up and a cosine to 0; gradients are cut at norm
-    1. Validation is at the full weights, with the same masks and draws each epoch; it stops the fit after
+    AdamW (``parameter_groups`` says what decays), linear warm-up and a cosine to 0; gradients are cut at the
+    norm ``max_grad_norm``, 1 where it is no setting. Validation is at the full weights, with the same masks and draws each epoch; it stops the fit after
     ``patience`` epochs without a better one, counted once warm-up and annealing are over. Without validation
     rows the last epoch is kept.
 
@@ -154,7 +153,7 @@ class FitLoop:
             terms = network.loss(batch, self._masks(len(index), generator), epoch + i / self.steps)
             self.optimiser.zero_grad(set_to_none=True)
             terms["loss"].backward()
-            nn.utils.clip_grad_norm_(network.parameters(), _LARGEST_GRADIENT)
+            nn.utils.clip_grad_norm_(network.parameters(), self.settings.get("max_grad_norm", 1.0))
             rate = self.settings["learning_rate"] * warmup_cosine(step, total, warmup)
             set_learning_rate(self.optimiser, rate)
             self.optimiser.step()

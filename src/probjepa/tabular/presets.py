@@ -28,6 +28,8 @@ _TABLE: dict[str, Any] = {
     "alpha_sy": 1e-5,
     "alpha_rec": 0.1,
     "alpha_gen": 1.0,
+    "alpha_pred": 0.0,
+    "max_grad_norm": 1.0,
     "anneal_epochs": (15, 15, 15),
 }
 
@@ -56,6 +58,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             n_layers=2,
             ff_dim=128,
             alpha_sy=0.1,
+            alpha_pred=1.0,
+            max_grad_norm=10.0,
             anneal_epochs=(5, 5, 5),
         ),
         "adult": _table(),

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from probjepa.tabular.elbo import bounded_log_variance, gaussian_nll
+from probjepa.tabular.elbo import balanced_nll, bounded_log_variance, gaussian_nll
+
+_FLOOR = 0.1  # of a column's standard deviation
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,35 @@ class CellDistribution(NamedTuple):
     logits: list[Tensor]
 
 
-class FeatureDecoder(nn.Module):
-    """p(cells | latents): one linear layer a feature; Gaussian with a learned global variance, or softmax."""
+def resolution(rows: Rows) -> Tensor:
+    """Return the least standard deviation (Dn,) that each numeric column's predictions may have.
 
-    def __init__(self, layout: Layout, dim: int) -> None:
+    A tenth of the column's own, or the width of the gap that a cell stands in (to its nearest other value, in
+    the mean over cells) as a uniform's deviation, if that is more. So numbers on a grid, or one value and few
+    others, are not paid for the digits that they do not have.
+    """
+    floors = []
+    for column, missing in zip(rows.numeric.unbind(1), rows.missing.unbind(1), strict=True):
+        values, counts = column[~missing].double().unique(return_counts=True)
+        if len(values) < 2:
+            floors.append(1.0)  # nothing to tell apart
+            continue
+        gaps = F.pad(values.diff(), (1, 1), value=math.inf)
+        share = counts / counts.sum()
+        gap = float((torch.minimum(gaps[1:], gaps[:-1]) * share).sum())
+        deviation = float((share * (values - (share * values).sum()).square()).sum().sqrt())
+        floors.append(max(_FLOOR * deviation, gap / math.sqrt(12)))
+    return torch.tensor(floors, dtype=torch.float32)
+
+
+class FeatureDecoder(nn.Module):
+    """p(cells | latents): one linear layer a feature; Gaussian with a learned variance, or softmax.
+
+    Published: one variance for all numbers. With ``per_column`` each column has its own, above the square of
+    its ``floor`` (see ``resolution``), and likelihoods are those of ``balanced_nll``.
+    """
+
+    def __init__(self, layout: Layout, dim: int, *, per_column: bool = False) -> None:
         super().__init__()
         # the first class is "unknown"
         self.sizes = [n + 1 for n in layout.cardinalities]
@@ -119,11 +146,15 @@ class FeatureDecoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(layout.numeric)))
         self.class_weight = nn.Parameter(torch.randn(sum(self.sizes), dim) / math.sqrt(dim))
         self.class_bias = nn.Parameter(torch.zeros(sum(self.sizes)))
-        self.raw_log_variance = nn.Parameter(torch.zeros(()))
+        n_variances = (len(layout.numeric),) if per_column else ()
+        self.raw_log_variance = nn.Parameter(torch.zeros(n_variances))
+        self.register_buffer("floor", torch.full(n_variances, _FLOOR if per_column else 0.0), per_column)
+        self.nll = balanced_nll if per_column else gaussian_nll
         self.register_buffer("numeric", torch.tensor(layout.numeric, dtype=torch.long), persistent=False)
         self.register_buffer("order", layout.order(), persistent=False)
         self.numeric: Tensor
         self.order: Tensor
+        self.floor: Tensor
         self.categorical = layout.categorical
 
     def forward(self, latent: Tensor, latent_variance: Tensor | None = None) -> CellDistribution:
@@ -136,7 +167,8 @@ class FeatureDecoder(nn.Module):
         s = latent[:, self.numeric]
         mean = (s * self.weight).sum(-1) + self.bias
         # Adam moves a parameter by about its rate a step, and this one moves far: so its unit is ten
-        variance = bounded_log_variance(10 * self.raw_log_variance).exp().expand_as(mean)
+        variance = bounded_log_variance(10 * self.raw_log_variance).exp() + self.floor.square()
+        variance = variance.expand_as(mean)
         if latent_variance is not None:
             variance = variance + (latent_variance[:, self.numeric] * self.weight.square()).sum(-1)
         logits = []
@@ -167,7 +199,7 @@ class FeatureDecoder(nn.Module):
 
     def surprise(self, cells: CellDistribution, rows: Rows) -> Tensor:
         """Return −log p of each cell (B, D); 0 where it is missing."""
-        numeric = gaussian_nll(rows.numeric, cells.mean, cells.variance).masked_fill(rows.missing, 0.0)
+        numeric = self.nll(rows.numeric, cells.mean, cells.variance).masked_fill(rows.missing, 0.0)
         parts = [numeric]
         for codes, logits in zip(rows.codes.unbind(1), cells.logits, strict=True):
             nll = F.cross_entropy(logits, (codes - 1).clamp(min=0), reduction="none")

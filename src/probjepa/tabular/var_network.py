@@ -20,11 +20,18 @@ from probjepa.tabular.networks import (
     pick,
     token_parameter,
 )
-from probjepa.tabular.tokens import CellDistribution, FeatureDecoder, FeatureTokenizer, Layout, Rows
+from probjepa.tabular.tokens import (
+    CellDistribution,
+    FeatureDecoder,
+    FeatureTokenizer,
+    Layout,
+    Rows,
+    resolution,
+)
 
 
 class Weights(NamedTuple):
-    """α of the five terms, and over how many epochs the three KL terms are annealed (sx, z, sy)."""
+    """α of the five terms, over how many epochs the three KL terms are annealed (sx, z, sy), and α of ours."""
 
     rec: float
     gen: float
@@ -32,6 +39,7 @@ class Weights(NamedTuple):
     z: float
     sy: float
     anneal_epochs: tuple[float, float, float]
+    pred: float = 0.0
 
 
 class Latents(NamedTuple):
@@ -64,6 +72,10 @@ class VarTJEPANetwork(nn.Module):
     of the whole row, of which a target mask picks those that the predictor is held to. The decoders of
     p(x|s_x) and of p(y|s_y) are two sets, each with its global variance, since the two latent spaces are
     not one.
+
+    A sixth term is ours: −log p(y|s_x, z) of the target cells, s_y integrated out under p(s_y|s_x, z), which
+    trains what ``predict`` reads. Where its weight ``pred`` is above 0, numbers have a variance a column and
+    balanced likelihoods (``FeatureDecoder``); at 0 all is the paper's.
 
     Parameters
     ----------
@@ -99,8 +111,8 @@ class VarTJEPANetwork(nn.Module):
         self.predictor_position = nn.Parameter(torch.randn(layout.n_features + 1, dim) / math.sqrt(dim))
         self.predictor = Transformer(dim, **sizes)
         self.predictor_head = GaussianHead(dim)
-        self.context_decoder = FeatureDecoder(layout, dim)
-        self.target_decoder = FeatureDecoder(layout, dim)
+        self.context_decoder = FeatureDecoder(layout, dim, per_column=weights.pred > 0)
+        self.target_decoder = FeatureDecoder(layout, dim, per_column=weights.pred > 0)
         self.calibration = Calibration(layout)
 
     def encode_context(self, tokens: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -123,7 +135,8 @@ class VarTJEPANetwork(nn.Module):
 
         ``rec``: mean −log p(x|s_x) of the context's cells; ``gen``: mean −log p(y|s_y) of all D, missing
         cells left out of both; ``kl_sx``, ``kl_z``, ``kl_sy``: summed over d, averaged over tokens (sy:
-        over the K target masks' tokens).
+        over the K target masks' tokens); ``pred``, where it has a weight: mean −log p(y|s_x, z) of the K
+        target masks' cells.
         """
         of = self._latents(rows, masks)
         rec, gen = self._surprise(rows, masks, of)
@@ -140,7 +153,11 @@ class VarTJEPANetwork(nn.Module):
             + annealed(w.z, epoch, over_z) * kl_z
             + annealed(w.sy, epoch, over_sy) * kl_sy
         )
-        return {"loss": loss, "rec": rec, "gen": gen, "kl_sx": kl_sx, "kl_z": kl_z, "kl_sy": kl_sy}
+        terms = {"rec": rec, "gen": gen, "kl_sx": kl_sx, "kl_z": kl_z, "kl_sy": kl_sy}
+        if w.pred > 0:
+            terms["pred"] = self._predictive(rows, masks, of)
+            loss = loss + w.pred * terms["pred"]
+        return {"loss": loss, **terms}
 
     def bound(self, rows: Rows, masks: Masks, noise: Noise) -> Tensor:
         """ELBO of log p(context and target cells), (B,) in nats: weights 1, sums over cells and tokens.
@@ -214,6 +231,27 @@ class VarTJEPANetwork(nn.Module):
         rec = decoder.surprise(decoder(scattered), rows)
         decoder = self.target_decoder
         return rec, decoder.surprise(decoder(draw(*of.y, noise)), rows)
+
+    def _predictive(self, rows: Rows, masks: Masks, of: Latents) -> Tensor:
+        """Mean −log p(y|s_x, z) of the observed target cells, mask by mask; s_y integrated out by the decoder."""
+        k, b, n_target = masks.targets.shape
+        index = of.targets.reshape(b * k, n_target)
+        rows = Rows(*(part.repeat_interleave(k, 0) for part in rows))
+        empty = of.s_x.new_zeros(b * k, self.n_features, of.s_x.shape[2])
+        at = index.unsqueeze(-1).expand(-1, -1, empty.shape[2])
+        mean, log_variance = (part.reshape(at.shape) for part in of.prior)
+        decoder = self.target_decoder
+        cells = decoder(empty.scatter(1, at, mean), empty.scatter(1, at, log_variance.exp()))
+        asked = torch.zeros(b * k, self.n_features, dtype=torch.bool, device=index.device)
+        asked = asked.scatter(1, index, True) & self.tokenizer.observed(rows)
+        return _mean_where(decoder.surprise(cells, rows), asked)
+
+    def resolve(self, rows: Rows) -> None:
+        """Take the floors of the numeric columns' deviations from the rows of the fit."""
+        if self.weights.pred > 0:
+            floor = resolution(rows)
+            self.context_decoder.floor.copy_(floor)
+            self.target_decoder.floor.copy_(floor)
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Nothing: no average of weights is kept."""

@@ -44,6 +44,11 @@ class VarTJEPA(TableTransformer):
         of each of the three transformers; ``dim`` is the size of all latents
     alpha_sx, alpha_z, alpha_sy, alpha_rec, alpha_gen
         weights of the loss
+    alpha_pred
+        weight of −log p(target cells | context), ours, which trains what is imputed and scored; 0 is the
+        paper's loss, with its one variance for all numbers
+    max_grad_norm
+        gradients are cut at this norm
     anneal_epochs
         over how many epochs the three KL weights rise from 0: (sx, z, sy)
     embedding
@@ -93,6 +98,8 @@ class VarTJEPA(TableTransformer):
         alpha_sy: float | None = None,
         alpha_rec: float | None = None,
         alpha_gen: float | None = None,
+        alpha_pred: float | None = None,
+        max_grad_norm: float | None = None,
         anneal_epochs: tuple[float, float, float] | None = None,
         embedding: Literal["flattened", "pooled"] = "flattened",
         column_types: Mapping[str, ColumnType] | None = None,
@@ -108,18 +115,24 @@ class VarTJEPA(TableTransformer):
         settings = super()._settings()
         if settings["patience"] < 1:
             raise ConfigError(f"patience is {settings['patience']!r}: use at least 1")
+        if not settings["max_grad_norm"] > 0:
+            raise ConfigError(f"max_grad_norm is {settings['max_grad_norm']!r}: use a positive number")
         if not 0 <= settings["validation_fraction"] < 1:
             raise ConfigError(f"validation_fraction is {settings['validation_fraction']!r}: use 0 to below 1")
         return settings
 
     def _build(self, layout: Layout, settings: Mapping[str, Any]) -> VarTJEPANetwork:
         alphas = {name: settings[f"alpha_{name}"] for name in ("rec", "gen", "sx", "z", "sy")}
+        alphas["pred"] = settings.get("alpha_pred", 0.0)  # models saved before it was there have none
         if min(alphas.values()) < 0:
             raise ConfigError(f"the alphas are {alphas}: use numbers from 0")
         sizes = {name: settings[name] for name in ("dim", "n_layers", "n_heads", "ff_dim", "dropout")}
         return VarTJEPANetwork(
             layout, **sizes, weights=Weights(**alphas, anneal_epochs=tuple(settings["anneal_epochs"]))
         )
+
+    def _prepare(self, network: VarTJEPANetwork, rows: Rows) -> None:
+        network.resolve(rows)
 
     @torch.no_grad()
     def _finish(self, network: VarTJEPANetwork, rows: Rows, held_out: Rows) -> None:
