@@ -25,7 +25,7 @@ _HIDDEN = 0.1
 
 
 def structure(n: int, seed: int, *, numbers: bool) -> pd.DataFrame:
-    """Return rows whose ``lab`` is a's fifth, and ``sub`` is ``grp`` and a coin; ``numbers`` follow from a."""
+    """Return rows: ``lab`` is a's fifth, ``sub`` is ``grp`` and a coin; with ``numbers``, three follow a."""
     rng = np.random.default_rng(seed)
     a, grp, coin = rng.normal(size=n), rng.integers(0, 4, n), rng.integers(0, 2, n)
     table = pd.DataFrame(

@@ -194,7 +194,7 @@ def test_published_presets_have_the_papers_loss():
 
 @pytest.mark.parametrize("setting", [{"alpha_pred": -1.0}, {"max_grad_norm": 0.0}])
 def test_settings_out_of_range(setting):
-    with pytest.raises(ConfigError, match="numbers from 0|positive"):
+    with pytest.raises(ConfigError, match=r"numbers from 0|positive"):
         VarTJEPA(**TINY, **setting).fit(mixed_table())
 
 

@@ -60,9 +60,9 @@ class FitLoop:
     """A fit of a network to rows, as far as it has come: a dict of losses an epoch, and the best weights.
 
     AdamW (``parameter_groups`` says what decays), linear warm-up and a cosine to 0; gradients are cut at the
-    norm ``max_grad_norm``, 1 where it is no setting. Validation is at the full weights, with the same masks and draws each epoch; it stops the fit after
-    ``patience`` epochs without a better one, counted once warm-up and annealing are over. Without validation
-    rows the last epoch is kept.
+    norm ``max_grad_norm``, 1 where it is no setting. Validation is at the full weights, with the same masks
+    and draws each epoch; it stops the fit after ``patience`` epochs without a better one, counted once
+    warm-up and annealing are over. Without validation rows the last epoch is kept.
 
     Parameters
     ----------

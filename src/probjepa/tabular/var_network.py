@@ -31,7 +31,7 @@ from probjepa.tabular.tokens import (
 
 
 class Weights(NamedTuple):
-    """α of the five terms, over how many epochs the three KL terms are annealed (sx, z, sy), and α of ours."""
+    """α of the five terms, over how many epochs the KL terms are annealed (sx, z, sy), and α of ours."""
 
     rec: float
     gen: float
@@ -233,7 +233,7 @@ class VarTJEPANetwork(nn.Module):
         return rec, decoder.surprise(decoder(draw(*of.y, noise)), rows)
 
     def _predictive(self, rows: Rows, masks: Masks, of: Latents) -> Tensor:
-        """Mean −log p(y|s_x, z) of the observed target cells, mask by mask; s_y integrated out by the decoder."""
+        """Mean −log p(y|s_x, z) of the masks' observed target cells; the decoder integrates s_y out."""
         k, b, n_target = masks.targets.shape
         index = of.targets.reshape(b * k, n_target)
         rows = Rows(*(part.repeat_interleave(k, 0) for part in rows))
