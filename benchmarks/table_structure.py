@@ -147,7 +147,7 @@ def main() -> None:
                 found = imputed_structure(seed, numbers=numbers, rows=args.rows, settings=settings)
                 result.figures[name].append(found)
                 print(name, found, flush=True)
-            for column, least in LEAST.items() if label == "default" else ():
+            for column, least in LEAST.items() if label == "default" and args.repeats else ():
                 worst = min(found[column] for found in result.figures[name])
                 result.target(f"{name}: errors of {column}, worst fit", 1 - worst, 1 - least)
     for table in args.tables:

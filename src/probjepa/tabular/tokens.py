@@ -119,7 +119,7 @@ def resolution(rows: Rows) -> Tensor:
     """
     floors = []
     for column, missing in zip(rows.numeric.unbind(1), rows.missing.unbind(1), strict=True):
-        values, counts = column[~missing].double().unique(return_counts=True)
+        values, counts = column[~missing].double().unique(return_counts=True)  # type: ignore[no-untyped-call]
         if len(values) < 2:
             floors.append(1.0)  # nothing to tell apart
             continue
