@@ -205,8 +205,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         loop.network.load_state_dict(loop.best_state)
         self.network_ = loop.network.eval()
         held_out = loop.validation[: _rows_at_a_time(schema)]
-        self._finish(self.network_, loop.rows, loop.rows.at(held_out, loop.device))
         self.schema_ = schema
+        self._finish(self.network_, loop.rows, loop.rows.at(held_out, loop.device))
         self.settings_ = loop.settings
         self.history_ = loop.history
         self.best_epoch_ = loop.best_epoch

@@ -24,7 +24,8 @@ class Imputation(NamedTuple):
         the types and under the labels of the table that was given; whole numbers where the fit saw only such
     cells
         a DataFrame with a row for each filled feature: ``row`` (position), ``feature``, ``value``, ``std``
-        (of a number, else NaN), ``probabilities`` (of a category: a dict, else None)
+        (of a number, else NaN), ``probabilities`` (of a category: a dict, else None), ``marginal`` (whether
+        the fit found nothing that predicts the feature, so that this is its marginal; see ``skill_``)
     """
 
     table: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from probjepa.tabular.networks import (
     pick,
     token_parameter,
 )
+from probjepa.tabular.skill import Skill, measure
 from probjepa.tabular.tokens import (
     CellDistribution,
     FeatureDecoder,
@@ -288,13 +290,17 @@ class VarTJEPANetwork(nn.Module):
         cells: CellDistribution = self.calibration(self._predict_each(rows, folds))
         return cells
 
-    def calibrate(self, held_out: Rows, codes: Tensor, folds: int = 8) -> None:
-        """Fit the calibration to rows that the weights were not fitted to; ``codes`` (N, Dc): the fit's."""
+    def calibrate(
+        self, held_out: Rows, fit: Rows, layout: Layout, names: Sequence[str], folds: int = 8
+    ) -> list[Skill]:
+        """Fit the calibration to rows that the weights were not fitted to; return each feature's skill."""
         sizes = self.target_decoder.sizes
         counts = [
-            (of[of > 0] - 1).bincount(minlength=n) for of, n in zip(codes.unbind(1), sizes, strict=True)
+            (of[of > 0] - 1).bincount(minlength=n) for of, n in zip(fit.codes.unbind(1), sizes, strict=True)
         ]
-        self.calibration.fit(self._predict_each(held_out, folds), held_out, counts)
+        cells = self._predict_each(held_out, folds)
+        self.calibration.fit(cells, held_out, counts)
+        return measure(layout, names, cells, held_out, fit, counts)
 
     def _predict(self, rows: Rows, hidden: Tensor) -> CellDistribution:
         """As the model has it, s_y integrated out."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, ProbjepaWarning
 from probjepa.tabular.estimator import TableTransformer
-from probjepa.tabular.frames import as_frame, pandas
+from probjepa.tabular.frames import as_frame, named, pandas
 from probjepa.tabular.imputation import Imputation, filled, hidden_cells
 from probjepa.tabular.schema import ColumnType, NumericTransform
+from probjepa.tabular.skill import Skill
 from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 from probjepa.tabular.var_network import VarTJEPANetwork, Weights
+from probjepa.typed import checked
 
 _SCORE_SEED = 0  # of the draws of the bound
 
@@ -29,6 +32,10 @@ class VarTJEPA(TableTransformer):
     ``VarTJEPANetwork``).
 
     At embedding time nothing is masked and latents are their means.
+
+    ``skill_`` says of each feature what was learned: held-out nats gained over its own distribution and the
+    share of variance or errors explained (``skill.Skill``); ``fit`` warns of features with none. It is empty
+    without validation rows, and of a model saved before there was one.
 
     Parameters
     ----------
@@ -136,8 +143,32 @@ class VarTJEPA(TableTransformer):
 
     @torch.no_grad()
     def _finish(self, network: VarTJEPANetwork, rows: Rows, held_out: Rows) -> None:
-        if len(held_out):
-            network.calibrate(held_out, rows.codes)
+        self.skill_: list[Skill] = []
+        if not len(held_out):
+            return
+        names = [feature.name for feature in self.schema_.features]
+        self.skill_ = network.calibrate(held_out, rows, self.schema_.layout, names)
+        if none := [of.feature for of in self.skill_ if of.none]:
+            warnings.warn(
+                f"nothing was learned of {len(none)} of {len(names)} columns ({named(none)}): their held-out "
+                "cells are predicted no better than by the column's own distribution, so what is imputed "
+                "there is the marginal; see skill_",
+                ProbjepaWarning,
+                stacklevel=5,
+            )
+
+    def config(self) -> dict[str, Any]:
+        """Return what config.json holds of a fitted estimator, ``skill_`` with it."""
+        return {**super().config(), "skill": [of._asdict() for of in self.skill_]}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Make a fitted estimator with fresh weights from what ``config`` returned."""
+        model = super().from_config(config)
+        # models saved before there was one have none
+        skill = checked("skill", config.get("skill", []), list[dict[str, Any]])
+        model.skill_ = [Skill(**of) for of in skill]
+        return model
 
     @torch.no_grad()
     def transform(self, X: Any) -> npt.NDArray[np.float32]:
@@ -318,6 +349,7 @@ class VarTJEPA(TableTransformer):
             names, no_std = [feature.name] * len(where), [np.nan] * len(where)
             records += zip(where + start, names, values, no_std, of_row, strict=True)
         out = pd.DataFrame(records, columns=["row", "feature", "value", "std", "probabilities"])
+        out["marginal"] = out["feature"].isin([of.feature for of in self.skill_ if of.none])
         return out.astype({"value": object, "std": float, "row": np.int64})
 
 
