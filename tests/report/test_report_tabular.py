@@ -171,3 +171,13 @@ def test_a_missing_array_is_left_out(part: str) -> None:
 
 def test_nothing_at_all_is_still_a_page() -> None:
     assert "</html>" in table_report({})
+
+
+def test_what_was_learned_of_each_column_is_shown():
+    from probjepa.report.tables import skill_section
+    from probjepa.tabular.skill import Skill
+
+    skill = [Skill("copy", 120, 1.5, 0.1, 0.9), Skill("few", 20), Skill("noise", 120, 0.0, 0.1, 0.0)]
+    section = skill_section([of._asdict() for of in skill])
+    assert [row[0] for row in section.items[0].rows] == ["noise", "copy"]
+    assert skill_section([]) is None

@@ -194,6 +194,8 @@ def evaluate_table(
         **over_seeds([outcome.metrics for outcome in outcomes]),
         "decisions": flagged_rates(scores, seed=seeds[-1]) if scores else {},
     }
+    if skill := getattr(last["model"], "skill_", None):
+        result["skill"] = [of._asdict() for of in skill]
     features, sources = test[expected], last["sources"]
     truth = check_labels(test, target, names[1])
     arrays: dict[str, Any] = {"frame": features, "labels": truth}

@@ -37,7 +37,7 @@ from probjepa.report.sections import (
     named,
     selective_section,
 )
-from probjepa.report.tables import calibration_section, main_source, surprising_section
+from probjepa.report.tables import calibration_section, main_source, skill_section, surprising_section
 
 Result = Mapping[str, Any]
 
@@ -132,6 +132,7 @@ def table_report(result: Result, arrays: Mapping[str, Any] | None = None) -> str
         calibration_section(calibration),
         decisions_section(result.get("decisions") or {}, named, str(result.get("test", "")), "rows"),
         surprising_section(arrays),
+        skill_section(result.get("skill") or []),
         collapsed,
         provenance_section(
             result,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,21 @@ def surprising_section(arrays: Mapping[str, Any]) -> Section | None:
         "combinations and outliers. Numbers are densities of standardised columns."
     )
     return Section("Most surprising rows", text, [table])
+
+
+def skill_section(skill: Sequence[Mapping[str, Any]]) -> Section | None:
+    """Return what the fit learned of each column (``VarTJEPA.skill_``), the least first, or None."""
+    known = sorted((of for of in skill if of["nats"] is not None), key=lambda of: of["nats"])
+    if not known:
+        return None
+    table = Table(
+        ["column", "held-out cells", "nats gained", "standard error", "explained"],
+        [[of[key] for key in ("feature", "cells", "nats", "error", "explained")] for of in known],
+        "Nats a held-out cell gained over the column's own distribution, and the share of variance (numbers) "
+        "or of the most frequent category's errors (categories) that is explained.",
+    )
+    text = "A column within two standard errors of 0 is imputed by its marginal; its surprises say little."
+    return Section("What was learned of each column", text, [table])
 
 
 def _by_column(surprise: Any, columns: list[str]) -> NDArray[np.float64]:
