@@ -34,12 +34,14 @@ class ImageModel:
     def __init__(self, source: str, shared: Shared) -> None:
         self.source, self.shared = source, shared
         self.size: int | None = None  # of its images; None: its own
+        shared.refuse(source)
         self.on_error = _checked_on_error(shared.on_error)
 
     @staticmethod
     def train(method: str, data: str, options: Training) -> str:
         """Train a method on what the data make of its settings, and write the run folder."""
         _refuse_target(options.target, method)
+        options.refuse(method)
         on_error = _checked_on_error(options.on_error)
         given = given_settings(
             method, options, {name: name for name in ("epochs", "seed", "device", "cache_views")}

@@ -52,8 +52,35 @@ Model = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a table that is text is written."""
+
+    sep: Annotated[str | None, typer.Option("--sep", help="of tables: between cells  [, or tab]")] = None
+    decimal: Annotated[str | None, typer.Option("--decimal", help="of tables: decimal sign  [.]")] = None
+    thousands: Annotated[str | None, typer.Option("--thousands", help="of tables: between groups")] = None
+    na: Annotated[
+        list[str] | None, typer.Option("--na", metavar="TEXT", help="of tables: a missing cell; repeatable")
+    ] = None
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """What was given, as ``read_table`` takes it."""
+        sep = None if self.sep is None else self.sep.replace("\\t", "\t")
+        given = {"sep": sep, "decimal": self.decimal, "thousands": self.thousands, "na_values": self.na}
+        return {name: value for name, value in given.items() if value}
+
+    def refuse(self, what: str) -> None:
+        """Raise ConfigError if any was given: what is read is of images."""
+        if self.text:
+            raise ConfigError(
+                f"--sep, --decimal, --thousands and --na are for tables, and {what} is of images: leave them "
+                "out"
+            )
+
+
 @dataclass(frozen=True)
-class Shared:
+class Shared(Reading):
     """What every command on a trained model takes."""
 
     overwrite: Overwrite = False
@@ -66,7 +93,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Reading):
     """What ``train`` takes besides a method and its data."""
 
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder")]

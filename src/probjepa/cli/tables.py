@@ -17,9 +17,12 @@ from probjepa.errors import ConfigError, DataError
 from probjepa.files import model_folder
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
+from probjepa.tabular.described import described, refuse_traps, unknown_line
 from probjepa.tabular.files import read_table, row_hashes, table_sha256
 from probjepa.tabular.frames import named
 from probjepa.tabular.runs import fit_run, open_run
+from probjepa.tabular.schema import TableSchema
+from probjepa.terminal import say
 from probjepa.training.device import resolve_device
 from probjepa.training.interrupt import Interrupted
 from probjepa.typed import check_settings, checked, types_of
@@ -68,7 +71,7 @@ class TableModel:
         kind = TABLE_METHODS[method]
         types = {name: of for name, of in types_of(kind).items() if name != "verbose"}
         given = check_settings({"random_state": 0} | given, types)
-        frame = read_table(data)
+        frame = read_table(data, **options.text)
         if target is not None and target not in frame.columns:
             raise DataError(
                 f"'{data}' has no column '{target}' to leave out (columns: {named(list(frame.columns))})"
@@ -84,6 +87,12 @@ class TableModel:
             "data_sha256": table_sha256(features)[:16],
         }
         model = kind(**given, verbose=not options.quiet)
+        refuse_traps(features, data, model.column_types)
+        if not options.quiet:
+            of_schema = ("column_types", "numeric_transform", "max_categories")
+            schema = TableSchema.infer(features, **{name: getattr(model, name) for name in of_schema})
+            for line in described(schema, features):
+                say(line)
         try:
             fit_run(method, model, features, folder, about, resume=options.resume)
         except Interrupted:
@@ -96,7 +105,7 @@ class TableModel:
 
     def read(self, data: str) -> tuple[Any, Columns]:
         """A table's features, and the columns that name its rows: "id", "label" if the target is there."""
-        frame = read_table(data)
+        frame = read_table(data, **self.shared.text)
         names = _row_names(frame, self.columns)
         rows: Columns = {"id": [str(x) for x in (range(len(frame)) if names is None else frame[names])]}
         spare = [name for name in (names, self.target) if name in frame.columns and name not in self.columns]
@@ -104,9 +113,15 @@ class TableModel:
             rows["label"] = frame[self.target].to_numpy()
         return frame.drop(columns=spare), rows
 
+    def _say_unknown(self, features: Any) -> None:
+        schema = self.model.schema_
+        if not self.shared.quiet and (line := unknown_line(schema.unknown_shares(schema.encode(features)))):
+            say(line)
+
     def embed(self, data: str) -> tuple[int, Iterator[Columns]]:
         """Return id, label where the run's target is there, embedding, and uncertainty where there is one."""
         features, columns = self.read(data)
+        self._say_unknown(features)
         columns["embedding"] = self.model.transform(features)
         if hasattr(self.model, "uncertainty"):
             columns["uncertainty"] = self.model.uncertainty(features)
@@ -119,6 +134,7 @@ class TableModel:
         _refuse({"--size": options.size})
         rule = options.rule
         features, columns = self.read(data)
+        self._say_unknown(features)
         calibration = None if options.calibration is None else self.read(options.calibration)[0]
         if calibration is not None:
             rule.check(len(calibration))
@@ -163,7 +179,7 @@ class TableModel:
             )
 
         def opened(path: str) -> Any:
-            frame = read_table(path)
+            frame = read_table(path, **self.shared.text)
             names = _row_names(frame, [*self.columns, target])
             return frame if names is None else frame.set_index(names)
 

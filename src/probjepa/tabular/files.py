@@ -9,42 +9,62 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probjepa.errors import DataError
+from probjepa.errors import DataError, short
 from probjepa.files import first_line
 from probjepa.tabular.frames import named, pandas
 
-SUFFIXES = (".csv", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".feather", ".arrow")
+_SEPARATORS = (";", "\t", "|")
 
 
-def read_table(source: str | Path) -> Any:
-    """Return a ``.csv`` or ``.parquet`` file as a DataFrame with string names.
+def read_table(source: str | Path, **text: Any) -> Any:
+    """Return a file as a DataFrame with string names; its suffix, one of ``SUFFIXES``, says of which kind.
+
+    Parameters
+    ----------
+    source
+        the path
+    text
+        of a text file: ``sep``, ``decimal``, ``thousands`` and ``na_values``, as pandas has them
 
     Raises
     ------
     DataError
-        if there is no such file, it is of another kind, cannot be read, has no rows or columns, or holds
-        images
+        if there is no such file, it is of another kind, cannot be read, has no rows or columns, has one
+        column whose name holds a separator, or holds images
     """
     pd = pandas()
     path = Path(source)
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"'{path}' is no table: give a file that ends in {' or '.join(SUFFIXES)}")
+    kind = next((of for of in SUFFIXES if path.name.lower().endswith(of)), None)
+    if kind is None:
+        raise DataError(f"'{path}' is no table: give a file that ends in {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise DataError(f"no such table: '{path}': check the path")
+    written = kind.startswith((".csv", ".tsv"))
+    if text and not written:
+        raise DataError(f"'{path}' is no text: leave {', '.join(text)} out")
     try:
-        frame = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
+        if written:
+            frame = pd.read_csv(path, **{"sep": "\t" if kind.startswith(".tsv") else ",", **text})
+        else:
+            frame = pd.read_parquet(path) if kind == ".parquet" else _read_arrow(path)
     except pd.errors.EmptyDataError:
         raise DataError(
             f"'{path}' is empty: give a table with a line of names and at least one row"
         ) from None
     except Exception as error:  # the readers raise many types on a broken file
-        kind = path.suffix[1:].lower()
-        raise DataError(f"'{path}' cannot be read as {kind} ({first_line(error)}): write it again") from error
+        raise DataError(
+            f"'{path}' cannot be read as {kind[1:]} ({first_line(error)}): write it again"
+        ) from error
     frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
     if not len(frame) or not len(frame.columns):
         raise DataError(
             f"'{path}' has {len(frame)} rows and {len(frame.columns)} columns: give a table with some of both"
         )
+    found = next((sep for sep in _SEPARATORS if sep in frame.columns[0]), None)
+    if written and found and len(frame.columns) == 1 and "sep" not in text:
+        sep = "\\t" if found == "\t" else found
+        raise DataError(f"'{path}' has one column, '{short(frame.columns[0])}': pass --sep '{sep}'")
     nested = [name for name in frame.columns if isinstance(frame[name].iloc[0], dict | bytes)]
     if nested:
         raise DataError(
@@ -52,6 +72,17 @@ def read_table(source: str | Path) -> Any:
             "numbers, categories and dates"
         )
     return frame
+
+
+def _read_arrow(path: Path) -> Any:
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        try:
+            return pa.ipc.open_file(source).read_all().to_pandas()
+        except pa.ArrowInvalid:  # a stream, as the Hugging Face Hub's libraries write it
+            source.seek(0)
+            return pa.ipc.open_stream(source).read_all().to_pandas()
 
 
 def row_hashes(frame: Any) -> npt.NDArray[np.uint64]:

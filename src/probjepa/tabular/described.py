@@ -1,0 +1,93 @@
+"""What a table is read as, in lines, and the traps in which it is read as what it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from probjepa.errors import DataError
+from probjepa.tabular.frames import named, pandas
+from probjepa.tabular.schema import Feature, TableSchema
+
+_MOST_LINES = 60
+_FEW_ROWS = 20  # so few differ by chance
+_PLACEHOLDERS = 5  # more kinds of words among numbers are categories
+_DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?"
+_GROUPED = r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?"
+_COMMA = r"[-+]?[\d.]*,\d+"
+
+
+def refuse_traps(frame: Any, source: str, column_types: Mapping[str, Any] | None = None) -> None:
+    """Raise DataError where a column is not what it was meant to be; those with a type of their own may be.
+
+    The traps: an index that was written along, numbers and dates that were read as text.
+    """
+    pd = pandas()
+    if index := [name for name in frame.columns if name.startswith(("Unnamed: ", "__index_level_"))]:
+        raise DataError(
+            f"'{source}' has the column {named(index)}, an index that was written along: write the table "
+            "without it"
+        )
+    for name in frame.columns:
+        if name in (column_types or {}) or pd.api.types.infer_dtype(frame[name], skipna=True) != "string":
+            continue
+        cells = frame[name].reset_index(drop=True).dropna().str.strip()
+        number = pd.to_numeric(cells, errors="coerce").notna()
+        grouped, comma = cells.str.fullmatch(_GROUPED), cells.str.fullmatch(_COMMA)
+        others = cells[~number]
+        words = others[~(grouped | comma)[~number]].unique()
+        if cells.str.fullmatch(_DATE).mean() > 0.9:
+            what, advice = "dates", f"--set 'column_types={{{name}: datetime}}'"
+        elif others.empty or (number | grouped | comma).mean() <= 0.5 or len(words) > _PLACEHOLDERS:
+            continue
+        else:
+            what, options = "numbers", [f"--na '{word}'" for word in words]
+            if (comma & ~grouped).any():
+                options.append("--decimal ,")
+            elif grouped.any():
+                options.append("--thousands ,")
+            advice = " ".join(options)
+        row = others.index[0]
+        raise DataError(
+            f"column '{name}' of '{source}' holds {what} and was read as text ('{others[row][:60]}' in row "
+            f"{row}): pass {advice}, or --set 'column_types={{{name}: categorical}}' if it is meant so"
+        )
+
+
+def described(schema: TableSchema, frame: Any) -> Iterator[str]:
+    """Yield a table's shape and, for each of its first 60 columns, its type and what is odd about it."""
+    features = {feature.column: feature for feature in schema.features if feature.part in (None, "days")}
+    counts: dict[str, int] = {}
+    for feature in features.values():
+        counts[feature.type] = counts.get(feature.type, 0) + 1
+    kinds = ", ".join(f"{count} {type_}" for type_, count in counts.items())
+    yield f"{len(frame):,} rows, {len(features)} columns: {kinds}"
+    unknown = schema.unknown_shares(schema.encode(frame))
+    for feature in [*features.values()][:_MOST_LINES]:
+        notes = [feature.type, *_notes(feature, frame[feature.column], unknown.get(feature.column, 0.0))]
+        yield f"  {feature.column}: {', '.join(notes)}"
+    if len(features) > _MOST_LINES:
+        yield f"  … and {len(features) - _MOST_LINES} more"
+
+
+def _notes(feature: Feature, series: Any, unknown: float) -> Iterator[str]:
+    if feature.type == "categorical":
+        yield f"{len(feature.categories)} categories"
+    if missing := float(series.isna().mean()):
+        yield "empty" if missing == 1 else f"{missing:.1%} missing"
+    if unknown:
+        yield f"{unknown:.1%} unknown (too rare)"
+    distinct = series.nunique()
+    if distinct == 1:
+        yield "constant"
+    whole = feature.type == "categorical" or (feature.type == "numeric" and feature.whole)
+    if whole and len(series) >= _FEW_ROWS and distinct == len(series):
+        yield "another value in every row, as an id has: leave it out if it is one"
+
+
+def unknown_line(shares: Mapping[str, float]) -> str:
+    """Return which columns hold values that the fit did not know, with their shares; "" if none do."""
+    some = [f"{column} {share:.1%}" for column, share in shares.items() if not np.isclose(share, 0)]
+    return f"values that the fit did not know: {', '.join(some)}" if some else ""
