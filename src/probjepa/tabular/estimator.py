@@ -91,12 +91,12 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             raise unknown_name("preset", str(self.preset), PRESETS)
         preset = PRESETS[self.preset]
         types = {name: of for name, of in types_of(type(self)).items() if name not in _OWN_CHECKS}
-        params = {name: value for name, value in self.get_params(deep=False).items() if name in types}
-        for name, value in params.items():  # of a search over settings they may be NumPy's
-            params[name] = checked(
-                name, value.item() if isinstance(value, np.generic) else value, types[name]
-            )
-        given = {name: value for name, value in params.items() if name in preset}
+        given = {}
+        for name, value in vars(self).items():
+            if name in types:  # of a search over settings it may be NumPy's
+                value = checked(name, value.item() if isinstance(value, np.generic) else value, types[name])
+            if name in preset:
+                given[name] = value
         settings = {name: preset[name] if value is None else value for name, value in given.items()}
         for name in ("context_share", "target_share"):
             check_share(name, settings[name])
