@@ -35,9 +35,10 @@ unit: setup
 floors: setup
 	$(BIN)/lint-imports
 
-# the site, in site/; --strict fails on a broken link or a docstring that cannot be read
+# the site, in site/; --strict fails on a broken link or a docstring that cannot be read (not with --quiet,
+# which hides warnings from it, too)
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 coverage: setup
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=xml --cov-report=term:skip-covered
