@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=3)
     args = parse(parser)
     torch.manual_seed(0)
@@ -56,8 +57,9 @@ def main() -> None:
             head = pj.VJE(encoder, freeze=True, image_size=8, seed=0)
             start, process = time.perf_counter(), time.process_time()
             pj.fit(
-                head, images, epochs=epochs, views=two_noisy, cache_views=args.views, out=run,
-                overwrite=run.exists(), device="cpu", progress=False, monitor_every=0,
+                head, images, epochs=epochs, batch_size=args.batch_size, views=two_noisy,
+                cache_views=args.views, out=run, overwrite=run.exists(), device="cpu", progress=False,
+                monitor_every=0,
             )  # fmt: skip
             cpu.append(time.process_time() - process)
             clock.append(time.perf_counter() - start)
@@ -67,6 +69,7 @@ def main() -> None:
     result.reference = "training, of the process"
     result.figures = {
         "images": args.images, "views": args.views, "epochs": args.epochs, "width": 64,
+        "batch size": args.batch_size,
         "keeping the views and one epoch, seconds of the process": round(cpu[0], 1),
     }  # fmt: skip
     middle = result.time("training, of the process").median

@@ -193,7 +193,7 @@ MODEL_ERRORS = ["embed", "{run}", "--out", "{new}", "-q"]
         (["embed", "{root}/nothing", "--data", "{root}/ok", "--out", "{new}", "-q"], "no such model"),
         (["score", *MODEL_ERRORS[1:], "--data", "{root}/ok", "--score", "predictive"], "--reference"),
         (
-            ["score", *MODEL_ERRORS[1:], "--data", "{root}/ok", "--score", "knn", "--reference", "{root}/ok"],
+            ["score", *MODEL_ERRORS[1:], "--data", "{root}/ok", "--score", "gmm", "--reference", "{root}/ok"],
             "20 of 20 images",
         ),
         (["score", *MODEL_ERRORS[1:], "--data", "{root}/ok", "--score", "likelyhood"], "did you mean 'likelihood'"),
