@@ -67,7 +67,7 @@ def test_values_of_another_type(value, kind, says):
 
 def test_types_of_arguments():
     vje = types_of(METHODS["vje"])
-    assert (vje["kl_weight"], vje["image_size"], vje["draws"]) == (float, int, int)
+    assert (vje["kl_weight"], vje["channels"], vje["draws"]) == (float, int, int)
     assert vje["variance"] == Literal["diagonal", "isotropic"]
     assert describe(vje["df"]) == "a number or 'inf'"
     assert "encoder" not in vje and "self" not in vje

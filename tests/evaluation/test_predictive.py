@@ -192,4 +192,5 @@ def test_evaluate_asks_the_head_about_scored_images_only(monkeypatch):
 
     monkeypatch.setattr(IJEPA, "features", counted)
     evaluate(model, images(30), images(7, seed=1), {"far": images(5, seed=2)}, n_bootstrap=20)
-    assert asked == [7, 5]  # not the reference, and no baseline's
+    # the sets, a blank image, and the fifth of the reference that a combination holds out: no baseline's
+    assert asked == [7, 5, 1, 6]

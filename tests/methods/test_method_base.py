@@ -217,7 +217,7 @@ def test_the_arguments_are_recorded_once_with_their_defaults():
     made = Mine(image_size=16, teacher=nn.Linear(1, 1))
     assert made.settings == {
         "backbone": "convnet", "backbone_options": {}, "channels": 3, "image_size": 16,
-        "view_recipe": made.view_recipe, "weight": 1.0, "teacher": None,
+        "view_recipe": made.view_recipe, "weight": 1.0, "teacher": None, "freeze": False,
     }  # fmt: skip
     assert made.config()["modules"] == ["teacher"]
     assert copy.deepcopy(made).settings == made.settings

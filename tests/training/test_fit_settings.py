@@ -49,7 +49,7 @@ def train(**settings):
         ({"channels_last": "yes"}, "channels_last takes true or false or 'auto', got 'yes'"),
         ({"on_error": "stop"}, "on_error takes 'raise' or 'skip', got 'stop'"),
         ({"knn_every": "x" * 100}, "knn_every takes a whole number or null, got 'x{59}…'"),
-        ({"views": 3}, "views takes the name of a view recipe or a module, got 3"),
+        ({"views": 1.5}, "views takes a view recipe's name, a number or a module, got 1.5"),
         ({"views": "digit"}, "unknown view recipe 'digit', did you mean 'digits'"),
         ({"optimizer": "adam"}, "unknown optimizer 'adam', did you mean 'adamw'"),
         ({"learning_rate": -1}, "learning_rate must be a positive number, got -1"),

@@ -146,7 +146,7 @@ class CollapseMonitor(Monitor):
         from probjepa.metrics.collapse import collapse_summary
 
         h = method.embed(self._images) if self._h is None else self._h
-        self._h = h if method.frozen else None
+        self._h = h if getattr(method, "frozen", False) else None
         values = {key: value for key, value in collapse_summary(h).items() if key != "rank_me"}
         if isinstance(method, ProbabilisticMethod):
             with evaluating(method):
