@@ -118,7 +118,8 @@ Score = Callable[[Tensor], Values]
 def label_free(reference: Tensor) -> dict[str, Score]:
     """Scores of embeddings that need no head."""
     unit = F.normalize(reference, dim=1)
-    k, skip = knn_neighbour(len(reference)), max(round(len(reference) / 1000) - 1, 0)
+    k = knn_neighbour(len(reference))
+    skip = k - 1
     kinds = {
         COMPARED: (KNN(k), True),
         "kNN, k = 1": (KNN(1), True),
@@ -154,7 +155,7 @@ def of_head(head: Any, reference: Tensor) -> dict[str, Score]:
             return dict(head.features_of(h.float()))
 
     known = read(reference)
-    skip = max(round(len(reference) / 1000) - 1, 0)
+    skip = knn_neighbour(len(reference)) - 1
     spread = known["variance"].double().mean(0).expand(reference.shape)
     scale = PolarStudentTMixture(reference, spread, skip=skip).fit_scale()
     latent = PolarStudentTMixture(known["mu"].double(), spread, skip=skip).fit_scale()

@@ -168,6 +168,16 @@ def test_what_does_not_go_with_a_trained_encoder_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("freeze", [True, False])
+def test_weights_beside_an_encoder_that_has_its_own_are_refused(
+    freeze: bool, tmp_path, trained: pj.SimSiam
+) -> None:
+    trained.save_pretrained(tmp_path / "first")
+    for backbone in (trained, tmp_path / "first"):
+        with pytest.raises(ConfigError, match="go with a registered backbone's name"):
+            pj.VJE(backbone, freeze=freeze, weights={})
+
+
 def test_an_encoder_that_is_not_frozen_is_trained_on(trained: pj.SimSiam) -> None:
     wanted = trained.embed(images())
     model = pj.VJE(trained)

@@ -59,10 +59,10 @@ def encoder_of(
     Parameters
     ----------
     backbone
-        a registered name; ``"hf:NAME"`` or ``"timm:NAME"``, pretrained; or a module, which is returned as it
-        is, but for a vision model of transformers, whose last hidden state is pooled
+        a registered name; or a module, which is returned as it is, but for a vision model of transformers,
+        whose last hidden state is pooled
     options
-        keywords of a registered backbone, or ``pooling`` of a pretrained one
+        keywords of a registered backbone
     channels, image_size
         see :func:`build_backbone`
     weights
@@ -77,10 +77,10 @@ def encoder_of(
     ------
     ConfigError
         for an unknown name or option, options or weights beside a module, or weights that do not fit
-    MissingExtraError, ArtifactError
-        where transformers or timm is not installed, or has no such model; for weights that cannot be read
+    ArtifactError
+        for weights that cannot be read
     """
-    if isinstance(backbone, str) and not backbone.startswith(HUBS):
+    if isinstance(backbone, str):
         if weights is not None:
             from probjepa.backbones.foreign import foreign_encoder
 
@@ -94,13 +94,8 @@ def encoder_of(
         raise ConfigError("weights go with a registered backbone's name: this one has its own")
     from torch import nn
 
-    from probjepa.backbones.hub import TransformersEncoder, is_transformers, load_pretrained
+    from probjepa.backbones.hub import TransformersEncoder, is_transformers
 
-    if isinstance(backbone, str):
-        unknown = sorted(set(options) - {"pooling"})
-        if unknown:
-            raise ConfigError(f"backbone '{backbone}' has no option '{unknown[0]}' (known: pooling)")
-        return load_pretrained(backbone, options.get("pooling"))[0], dict(options)
     if options:
         raise ConfigError("backbone_options go with a backbone's name, not with a module of your own")
     if not isinstance(backbone, nn.Module):

@@ -22,7 +22,11 @@ _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 class UnpreparedError(ConfigError):
-    """An encoder that says nothing of how its images are prepared."""
+    """An ``encoder``, loaded, that says nothing of how its images are prepared."""
+
+    def __init__(self, message: str, encoder: nn.Module) -> None:
+        super().__init__(message)
+        self.encoder = encoder
 
 
 def _extra(package: str, extra: str) -> Any:

@@ -151,8 +151,12 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         opened: Method | None = None
         self.source: dict[str, Any] = {}
         if freeze or is_trained(backbone) or isinstance(backbone, Method):
-            loaded = weights if freeze else None
-            opened = self._opened(backbone, options, channels, image_size, weights=loaded)
+            try:
+                opened = self._opened(backbone, options, channels, image_size, weights)
+            except UnpreparedError as error:
+                if freeze:
+                    raise
+                backbone, options = error.encoder, {}  # prepared as these settings and the data say
         if opened is not None:
             self.encoder = opened.plain_encoder
             own = opened.preprocess.config() | ({} if mean is None else {"mean": mean, "std": std})
@@ -196,6 +200,8 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
     ) -> Method | None:
         """The trained encoder that a backbone stands for, if it stands for one."""
         named = not isinstance(backbone, nn.Module)
+        if weights is not None and not named:
+            raise ConfigError("weights go with a registered backbone's name: this one has its own")
         if named and weights is None and not is_trained(backbone):
             return None  # random weights, which a saved model's replace
         asked: dict[str, Any] = {"pooling": options.get("pooling")}
@@ -205,13 +211,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
             raise ConfigError(f"a trained encoder has no option '{unknown[0]}' (known: pooling)")
         elif (named and str(backbone).startswith(HUBS)) or not (named or isinstance(backbone, Method)):
             asked["image_size"] = image_size
-        opened: Method
-        try:
-            opened = LOADERS["encoder"](backbone, **asked)
-        except UnpreparedError:
-            if self.settings["freeze"]:
-                raise
-            return None  # its images are prepared as these settings and the data say
+        opened: Method = LOADERS["encoder"](backbone, **asked)
         size, takes = opened.preprocess.size, opened.preprocess.channels
         if image_size not in (None, size, self.defaults.get("image_size")):
             raise ConfigError(

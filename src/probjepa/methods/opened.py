@@ -94,7 +94,8 @@ class OpenedEncoder(Method):
         if settings is None:
             raise UnpreparedError(
                 f"{backbone} says nothing of how its images are prepared (no preprocessor_config.json): open "
-                "it yourself, and give the module"
+                "it yourself, and give the module",
+                module,
             )
         if image_size is not None and settings["size"] != image_size:
             side = round(settings["fit"]["side"] * image_size / settings["size"])
