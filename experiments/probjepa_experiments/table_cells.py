@@ -72,6 +72,8 @@ def flat_figures(figures: Mapping[str, Any]) -> Figures:
                 flat[f"{space}|half/{name}/{source}"] = selected["accuracy_at"]["0.5"]
             for source, judged in figures["calibration"][space][name].items():
                 flat[f"{space}|error/{name}/{source}"] = judged["spearman"]
+    for space, row in figures["mcnemar"].items():
+        flat |= {f"{space}|mcnemar {key}/{name}": of[key] for name, of in row.items() for key in of}
     collapse = figures.get("collapse") or {}
     for key, name in (("effective_rank", "effective rank"), ("std_mean", "std")):
         if key in collapse:

@@ -47,6 +47,10 @@ class TableSource(Source):
         what stands where a cell is missing
     categorical
         columns whose type their values do not say
+    text
+        how a text file is written; see ``read_table``
+    blended
+        whether they are pixels of digits, of which each row blends two; without ``files``, scikit-learn's
     """
 
     preset: str = "small"
@@ -54,6 +58,8 @@ class TableSource(Source):
     drop: tuple[str, ...] = ()
     missing_text: str = ""
     categorical: tuple[str, ...] = ()
+    text: Mapping[str, Any] = field(default_factory=dict)
+    blended: bool = False
 
     @property
     def column_types(self) -> dict[str, ColumnType]:
@@ -71,13 +77,15 @@ class TableSource(Source):
         DataError
             where a file cannot be read, or lacks its target
         """
-        if self is SOURCES["digits"]:
-            first, second, third = blended_digits(seed)
-            return self._cut(rows, first.table, second.table, third.table, third.ambiguity)
+        if self.blended:
+            digits = self._file(data_root) if self.files else None
+            pixels = None if digits is None else digits.drop(columns=self.target)
+            parts = blended_digits(seed, pixels, None if digits is None else digits[self.target])
+            return self._cut(rows, *(part.table for part in parts), parts[2].ambiguity)
         frame, ambiguity = self._frame(data_root, seed)
-        parts = split_rows(frame[self.target].to_numpy(), seed)
-        train, validation, test = (frame.iloc[part].reset_index(drop=True) for part in parts)
-        return self._cut(rows, train, validation, test, None if ambiguity is None else ambiguity[parts[2]])
+        places = split_rows(frame[self.target].to_numpy(), seed)
+        train, validation, test = (frame.iloc[place].reset_index(drop=True) for place in places)
+        return self._cut(rows, train, validation, test, None if ambiguity is None else ambiguity[places[2]])
 
     def _frame(self, data_root: Path, seed: int) -> tuple[Any, _Ambiguity]:
         if self is SOURCES["sim"]:
@@ -88,11 +96,14 @@ class TableSource(Source):
 
             load = {"wine": datasets.load_wine, "breast cancer": datasets.load_breast_cancer}[self.title]
             return load(as_frame=True).frame.rename(columns={"target": LABEL}), None
+        return self._file(data_root), None
+
+    def _file(self, data_root: Path) -> Any:
         path = data_root / self.files[0]
-        frame = read_table(path).drop(columns=list(self.drop), errors="ignore")
+        frame = read_table(path, **self.text).drop(columns=list(self.drop), errors="ignore")
         if self.target not in frame.columns:
             raise DataError(f"{path} has no column '{self.target}': restore it")
-        return (frame.replace(self.missing_text, None) if self.missing_text else frame), None
+        return frame.replace(self.missing_text, None) if self.missing_text else frame
 
     def _cut(
         self, rows: int | None, train: Any, validation: Any, test: Any, ambiguity: _Ambiguity
@@ -117,8 +128,13 @@ SOURCES: Mapping[str, TableSource] = {
         "Credit", _file("credit_default"), "credit", "Y", ("ID",),
         categorical=("X2", "X3", "X4", *(f"X{i}" for i in range(6, 12))),
     ),
+    # UCI's bank-full.csv as it is
+    "bank": TableSource("Bank", ("tabular/bank-full.csv",), "bank", "y", text={"sep": ";"}),
+    "covertype": TableSource("Covertype", _file("covertype"), "covertype", "Cover_Type"),
     "sim": TableSource("SIM"),
-    "digits": TableSource("digits, blended", preset="mnist"),
+    # 784 pixels and "label"
+    "mnist": TableSource("MNIST, blended", _file("mnist"), "mnist", blended=True),
+    "digits": TableSource("digits, blended", preset="mnist", blended=True),
     "wine": TableSource("wine"),
     "breast-cancer": TableSource("breast cancer"),
 }  # fmt: skip

@@ -17,11 +17,11 @@ BUDGETS = {
         {"max_epochs": 8, "dim": 16, "n_layers": 1, "ff_dim": 32, "device": "cpu"}, seeds=1, rows=600,
     ),
     "small": Budget(
-        "small", "all training rows, the preset “small”, five seeds, on a CPU", {"device": "cpu"}, seeds=5
+        "small", "all training rows, the preset “small”, three seeds, on a CPU", {"device": "cpu"}, seeds=3
     ),
     "full": Budget("full", "all rows, the published settings, 100 epochs, three seeds, on a GPU"),
 }  # fmt: skip
-_ALL = ("adult", "electricity", "credit", "sim", "digits")
+_ALL = ("adult", "electricity", "credit", "bank", "covertype", "sim", "mnist", "digits")
 _SHORT = {"logistic regression": "LR", "MLP": "MLP", "XGBoost": "XGB"}
 # where uncertainty may come from, as ``evaluation.selective`` names it → as a column does
 _SOURCES = {
@@ -47,8 +47,12 @@ def _correlation(label: str, figure: str, *, plot: bool = False) -> Column:
 COLUMNS = (
     _percent("best of 3, %", "best", plot=True),
     *(_percent(f"{short}, %", f"accuracy/{name}", brief=name == "MLP") for name, short in _SHORT.items()),
-    _percent("MLP macro F1, %", "macro F1/MLP"),
-    _percent("MLP weighted F1, %", "weighted F1/MLP"),
+    *(
+        _percent(f"{short} {score}, %", f"{score}/{name}", brief=False)
+        for score in ("macro F1", "weighted F1")
+        for name, short in _SHORT.items()
+    ),
+    Column("XGB beside raw, McNemar's p", "{score}|mcnemar p/XGBoost", limits=(0, 1)),
     _percent("MLP, half coverage by σ, %", f"half/MLP/{UNCERTAINTY}", plot=True),
     _percent("XGB, half coverage by σ, %", f"half/XGBoost/{UNCERTAINTY}"),
     _percent("MLP, half coverage by p, %", f"half/MLP/{PROBABILITY}"),
@@ -72,7 +76,8 @@ PUBLISHED: dict[tuple[str, str, str], float] = {
         (table, row, "best of 3, %"): value
         for table, values in {
             "adult": (0.864, 0.854, 0.855), "electricity": (0.917, 0.860, 0.888),
-            "credit": (0.820, 0.817, 0.818), "sim": (0.962, 0.851, 0.945),
+            "credit": (0.820, 0.817, 0.818), "bank": (0.901, 0.898, 0.904),
+            "covertype": (0.807, 0.807, 0.809), "sim": (0.962, 0.851, 0.945), "mnist": (0.881, 0.871, 0.885),
         }.items()
         for row, value in zip(_ROWS, values, strict=True)
     },
@@ -80,16 +85,19 @@ PUBLISHED: dict[tuple[str, str, str], float] = {
         (table, row, "MLP, %"): value
         for table, values in {
             "adult": (0.849, 0.849, 0.852), "electricity": (0.781, 0.627, 0.790),
-            "credit": (0.816, 0.774, 0.818),
+            "credit": (0.816, 0.774, 0.818), "bank": (0.898, 0.616, 0.900),
         }.items()
         for row, value in zip(_ROWS, values, strict=True)
     },
     **{
         (table, "Var-T-JEPA", "MLP, half coverage by σ, %"): value
-        for table, value in {"adult": 0.921, "electricity": 0.804, "credit": 0.841}.items()
+        for table, value in {
+            "adult": 0.921, "electricity": 0.804, "credit": 0.841, "bank": 0.921,
+        }.items()
     },
     ("adult", "Var-T-JEPA", "XGB, half coverage by σ, %"): 0.928,
     ("electricity", "Var-T-JEPA", "XGB, half coverage by σ, %"): 0.891,
+    ("bank", "Var-T-JEPA", "XGB, half coverage by σ, %"): 0.921,
 }  # fmt: skip
 FINDINGS = (
     Finding("Var-T-JEPA is above T-JEPA, by the best classifier",
@@ -102,8 +110,9 @@ FINDINGS = (
             lambda r: r("Var-T-JEPA", "XGB, %") >= r("T-JEPA", "XGB, %")),
     Finding("Var-T-JEPA is within one point of raw features, or above them, by the MLP",
             lambda r: r("Var-T-JEPA", "MLP, %") > r("raw features", "MLP, %") - 0.01),
-    Finding("XGBoost loses no more than 0.2 points when embeddings are added to raw features",
-            lambda r: r("raw + Var-T-JEPA", "XGB, %") >= r("raw features", "XGB, %") - 0.002),
+    Finding("XGBoost is not below raw features when embeddings are added to them, by McNemar's test at 5 %",
+            lambda r: r("raw + Var-T-JEPA", "XGB, %") >= r("raw features", "XGB, %")
+            or r("raw + Var-T-JEPA", "XGB beside raw, McNemar's p") >= 0.05),
     Finding("half coverage by σ raises the MLP's accuracy",
             lambda r: r("Var-T-JEPA", "MLP, half coverage by σ, %") > r("Var-T-JEPA", "MLP, %")),
     Finding("half coverage by σ raises it by four points or more",
@@ -137,4 +146,10 @@ STUDY = Study(
         "five seeds, the best over six predictors; the encoder is fitted on all rows, the test rows included",
         PUBLISHED,
     ),
+    about="Macro F1 is the mean of the classes' F1, weighted F1 weights it by their sizes; what the paper calls "
+    "macro F1 is weighted F1. McNemar's p is of XGBoost's answers to the same test rows with and without the "
+    "embedding (exact, two-sided). Covertype is the class-balanced sample of 15,120 rows, the published one "
+    "another of 10,000. Bank reads tabular/bank-full.csv (UCI), and MNIST tabular/mnist.parquet (784 pixels "
+    "and “label”), under the data root. scikit-learn's 1,797 digits of 64 pixels are a stand-in for MNIST: "
+    "their figures do not compare with its published ones.",
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, log_loss
 from sklearn.neural_network import MLPClassifier
 
@@ -193,6 +194,18 @@ def test_every_source_stands_beside_every_classifier(evaluation):
             accuracy = result.metrics["accuracy"][space][predictor]["accuracy"]["value"]
             assert found["random"]["aurc"]["value"] == pytest.approx(1 - accuracy)
     assert result.arrays["surprise"].shape == (50, 3)
+
+
+def test_each_classifier_is_tested_beside_itself_on_raw_features():
+    frame, test = table(), table(60, seed=1)
+    found = evaluate_once(factory, frame, frame[:20], test, "y", seed=0, predictors=["logistic regression"])
+    name, truth = "logistic regression", test["y"].to_numpy()
+    right = {space: of[name] == truth for space, of in found.arrays["predicted"].items()}
+    assert list(found.metrics["mcnemar"]) == ["embedding", "raw + embedding"]
+    for space, of in found.metrics["mcnemar"].items():
+        gained, lost = (of[name][key]["value"] for key in ("gained", "lost"))
+        assert gained == (right[space] & ~right["raw"]).sum() and lost == (right["raw"] & ~right[space]).sum()
+        assert of[name]["p"]["value"] == pytest.approx(binomtest(int(gained), int(gained + lost)).pvalue)
 
 
 def test_every_score_of_every_row_and_its_false_alarms(evaluation):

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from probjepa.errors import DataError
-from probjepa.metrics import accuracy_interval, bootstrap_interval, seed_interval
+from probjepa.metrics import accuracy_interval, bootstrap_interval, mcnemar, seed_interval
 
 
 def test_bootstrap_interval_of_a_mean_and_a_median():
@@ -74,3 +75,22 @@ def test_one_seed_has_its_own_interval_and_two_have_none():
     assert two == {"value": pytest.approx(0.4), "low": None, "high": None, "seeds": [0.3, 0.5]}
     assert seed_interval([None], (0.2, 0.4)) == {**nothing, "seeds": [None]}
     assert seed_interval([]) == {**nothing, "seeds": []}
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(4, 1), (0, 6), (7, 7), (30, 12), (0, 0)])
+def test_mcnemar_counts_every_way_that_the_coins_may_fall(gained, lost):
+    one = np.repeat([1, 0, 0, 1], [5, 3, gained, lost])
+    other = np.repeat([1, 0, 1, 0], [5, 3, gained, lost])
+    found = mcnemar(one.astype(bool), torch.from_numpy(other))
+    n = gained + lost
+    ways = [math.comb(n, k) for k in range(n + 1)]
+    as_unlikely = sum(of for of in ways if of <= ways[gained])
+    assert (found.gained, found.lost) == (gained, lost)
+    assert found.p == pytest.approx(as_unlikely / 2**n)
+
+
+def test_mcnemar_needs_the_same_rows():
+    with pytest.raises(DataError, match="answer 3 and 2 rows: give the same rows"):
+        mcnemar([1, 0, 1], [1, 0])
+    with pytest.raises(DataError, match="other than 0 and 1"):
+        mcnemar([1, 0, 2], [1, 0, 1])

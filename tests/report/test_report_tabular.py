@@ -44,6 +44,9 @@ def example() -> tuple[dict[str, Any], dict[str, Any]]:
             "raw": {"MLP": raw, "XGBoost": {"not run": "install probjepa[xgboost]"}},
             "embedding": {"MLP": own, "XGBoost": {"not run": "install probjepa[xgboost]"}},
         },
+        "mcnemar": {
+            "embedding": {"MLP": {"gained": figure(9, 0), "lost": figure(2, 0), "p": figure(0.065, 0)}}
+        },
         "selective": {"embedding": {"MLP": selective}},
         "calibration": {"embedding": {"MLP": calibration}},
         "collapse": {"effective_rank": figure(1.1), "std_mean": figure(0.1)},
@@ -95,6 +98,7 @@ def test_the_page_shows_what_was_found() -> None:
     assert f"Accuracy at 50 % coverage, by model uncertainty {100 * half:.1f} % MLP" in text
     assert "embedding, MLP 90.0 88.0–92.0 80.0 78.0–82.0 90.0 88.0–92.0" in text
     assert "test b 60 3 columns 0123456789abcdef 2 0" in text
+    assert "embedding, MLP 9.000 9.000–9.000" in text
     assert "not run: install probjepa[xgboost]" in html
     assert "The embeddings have collapsed (effective rank 1.1, mean spread 1.0e-01)" in html
     assert not {"doubt", "doubtful", "surest"} & set(text.lower().split())

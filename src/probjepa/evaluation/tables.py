@@ -29,6 +29,7 @@ from probjepa.evaluation.selective import (
     LIKELIHOOD,
     PROBABILITY,
     UNCERTAINTY,
+    Correct,
     selection_figures,
     table_uncertainty,
 )
@@ -226,7 +227,9 @@ def evaluate_once(
     """Evaluate on one split, with checked tables; see ``evaluate_table``.
 
     Metrics: ``accuracy`` features → predictor → what ``class_figures`` returns (or {"not run": why});
-    ``selective`` and ``calibration``: see ``selection_figures``; ``collapse`` of the test embeddings.
+    ``selective`` and ``calibration``: see ``selection_figures``; ``collapse`` of the test embeddings;
+    ``mcnemar``, features → predictor → the test (``metrics.mcnemar``) of its answers beside those of the same
+    predictor on the raw features: rows "gained" and "lost", and "p".
 
     Arrays: ``sources``, the uncertainty of each source (N,), higher = less sure; ``answers``, features →
     classifier → 1 − its maximum class probability, (N,); ``predicted``, the same → its classes (N,);
@@ -260,11 +263,13 @@ def evaluate_once(
     calibration: dict[str, dict[str, Any]] = {}
     uncertain: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
     predicted: dict[str, dict[str, npt.NDArray[np.str_]]] = {}
+    tests: dict[str, dict[str, Any]] = {}
+    right: dict[str, Correct] = {}  # by predictor, on the raw features, which come first
     majority = int(np.bincount(y).argmax())
     for name in predictors:
         accuracy["majority class"][name] = class_figures(y_test, np.full(len(y_test), majority))
     for space, (x, x_val, x_test) in spaces.items():
-        for of in (accuracy, selective, calibration, uncertain, predicted):
+        for of in (accuracy, selective, calibration, uncertain, predicted, tests):
             of[space] = {}
         for name in predictors:
             try:
@@ -276,15 +281,20 @@ def evaluate_once(
             accuracy[space][name] = class_figures(y_test, answers)
             uncertain[space][name] = 1 - probabilities.max(1)
             predicted[space][name] = classes[answers]
+            found = metrics.mcnemar(right.setdefault(name, answers == y_test), answers == y_test)
+            tests[space][name] = {key: figure(value) for key, value in asdict(found).items()}
             selective[space][name], calibration[space][name] = selection_figures(
                 answers == y_test, {PROBABILITY: uncertain[space][name], **sources}
             )
-    found: dict[str, Any] = {"accuracy": accuracy, "selective": selective, "calibration": calibration}
+    tests.pop("raw")
+    outcome: dict[str, Any] = {
+        "accuracy": accuracy, "selective": selective, "calibration": calibration, "mcnemar": tests
+    }  # fmt: skip
     if model is not None:
         collapse = metrics.collapse_summary(spaces["embedding"][2])
-        found["collapse"] = {key: figure(value) for key, value in collapse.items()}
+        outcome["collapse"] = {key: figure(value) for key, value in collapse.items()}
     return Evaluation(
-        found, {"sources": sources, "answers": uncertain, "predicted": predicted, "model": model}
+        outcome, {"sources": sources, "answers": uncertain, "predicted": predicted, "model": model}
     )
 
 

@@ -5,7 +5,14 @@ from probjepa.metrics.conformal import combined_p_values, conformal_p_values, th
 from probjepa.metrics.duplicates import duplicate_groups, nearest_twins
 from probjepa.metrics.energy import energy_score
 from probjepa.metrics.geometry import uncertainty_geometry
-from probjepa.metrics.intervals import Interval, accuracy_interval, bootstrap_interval, seed_interval
+from probjepa.metrics.intervals import (
+    Interval,
+    McNemar,
+    accuracy_interval,
+    bootstrap_interval,
+    mcnemar,
+    seed_interval,
+)
 from probjepa.metrics.knn import knn_accuracy, knn_predict, knn_vote
 from probjepa.metrics.linear import linear_predict, linear_probe
 from probjepa.metrics.ood import ood_metrics
@@ -13,6 +20,7 @@ from probjepa.metrics.selective import RiskCoverage, risk_coverage
 
 __all__ = [
     "Interval",
+    "McNemar",
     "RiskCoverage",
     "accuracy_interval",
     "bootstrap_interval",
@@ -27,6 +35,7 @@ __all__ = [
     "knn_vote",
     "linear_predict",
     "linear_probe",
+    "mcnemar",
     "nearest_twins",
     "ood_metrics",
     "rank_me",

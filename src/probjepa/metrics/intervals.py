@@ -1,4 +1,4 @@
-"""Confidence intervals."""
+"""Confidence intervals, and the test of two classifiers on the same rows."""
 
 from __future__ import annotations
 
@@ -98,6 +98,42 @@ def accuracy_interval(correct: ArrayInput, *, confidence: float = 0.95) -> Inter
     right, n = int(sample.sum()), len(sample)
     low, high = binomtest(right, n).proportion_ci(confidence, method="wilson")
     return Interval(right / n, float(low), float(high))
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Rows that only the second classifier answers right, rows that only the first does, and the p-value."""
+
+    gained: int
+    lost: int
+    p: float
+
+
+def mcnemar(first: ArrayInput, second: ArrayInput) -> McNemar:
+    """Return McNemar's exact test of two classifiers' answers to the same rows (McNemar 1947), two-sided.
+
+    ``first`` and ``second`` (N,) hold 1 where the answer is right, else 0. If the classifiers are alike, the
+    rows that only one of them answers right fall to either by a coin's toss; p is 1 where there are none.
+
+    Raises
+    ------
+    DataError
+        for no rows, numbers of rows that differ, NaN (counted), or values other than 0 and 1
+
+    Examples
+    --------
+    >>> mcnemar([1, 1, 0, 0, 0, 0], [1, 0, 1, 1, 1, 1])
+    McNemar(gained=4, lost=1, p=0.375)
+    """
+    one, other = as_correct(first), as_correct(second)
+    if len(one) != len(other):
+        raise DataError(f"the classifiers answer {len(one)} and {len(other)} rows: give the same rows to both")
+    with importing():
+        from scipy.stats import binomtest
+
+    gained, lost = int((other > one).sum()), int((one > other).sum())
+    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return McNemar(gained, lost, p)
 
 
 def seed_interval(

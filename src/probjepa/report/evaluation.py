@@ -37,7 +37,13 @@ from probjepa.report.sections import (
     named,
     selective_section,
 )
-from probjepa.report.tables import calibration_section, main_source, skill_section, surprising_section
+from probjepa.report.tables import (
+    calibration_section,
+    main_source,
+    mcnemar_section,
+    skill_section,
+    surprising_section,
+)
 
 Result = Mapping[str, Any]
 
@@ -128,6 +134,7 @@ def table_report(result: Result, arrays: Mapping[str, Any] | None = None) -> str
     note = labels_note(result.get("labels") or {})
     body = [
         accuracy_section(accuracy, str(result.get("test", "the test table")), note),
+        mcnemar_section(result.get("mcnemar") or {}),
         selective_section(selective, space),
         calibration_section(calibration),
         decisions_section(result.get("decisions") or {}, named, str(result.get("test", "")), "rows"),

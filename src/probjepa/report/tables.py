@@ -54,6 +54,23 @@ def calibration_section(calibration: Mapping[str, Any]) -> Section | None:
     return Section("Calibration", text, [figure, table])
 
 
+def mcnemar_section(tests: Mapping[str, Any]) -> Section | None:
+    """Return what features gain beside raw ones, features → classifier → {"gained", "lost", "p"}, or None."""
+    rows = {f"{space}, {name}": of for space, row in tests.items() for name, of in row.items()}
+    if not rows:
+        return None
+    table = grid(
+        "features, classifier",
+        rows,
+        {"gained": "rows gained", "lost": "rows lost", "p": "p"},
+        "Test rows that the classifier answers right on these features and wrong on raw ones, and the "
+        "reverse; p of McNemar's exact test (over several seeds, the means).",
+        width="half",
+    )
+    text = "Whether the embedding changes what a classifier gets right: below p = 0.05 it does."
+    return Section("Beside raw features", text, [table])
+
+
 def surprising_section(arrays: Mapping[str, Any]) -> Section | None:
     """Return the rows with the lowest score and their most surprising cells, or None without either.
 
