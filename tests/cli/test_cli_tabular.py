@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from probjepa.cli import run
-from probjepa.tabular import TJEPA, VarTJEPA
+from probjepa.tabular import PRESETS, TJEPA, VarTJEPA
 from processes import wait_for_file
 
 SMALL = [
@@ -260,3 +260,14 @@ def test_bad_input_is_one_line(places, tmp_path, monkeypatch, capsys, arguments,
     assert said in error
     assert len(error.strip().splitlines()) == 1
     assert not out.exists()
+
+
+def test_banks_preset_takes_any_bank_table(tmp_path):
+    table(60, 0).to_csv(tmp_path / "my-bank.csv", sep=";", index=False)
+    data = ["--data", str(tmp_path / "my-bank.csv"), "--sep", ";", "--target", "y"]
+    settings = ["--set", "preset=bank", "--epochs", "1", *SMALL]
+    assert run(["train", "var-t-jepa", *data, "--out", str(tmp_path / "run"), *settings]) == 0
+    model = VarTJEPA.load(tmp_path / "run" / "model")
+    given = {"dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8, "max_epochs": 1}
+    assert model.preset == "bank" and model.schema_.columns == ("number", "place")
+    assert model.settings_ == {**PRESETS["bank"], **given}
