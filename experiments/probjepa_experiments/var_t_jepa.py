@@ -146,8 +146,8 @@ STUDY = Study(
         "five seeds, the best over six predictors; the encoder is fitted on all rows, the test rows included",
         PUBLISHED,
     ),
-    about="Macro F1 is the mean of the classes' F1, weighted F1 weights it by their sizes; what the paper calls "
-    "macro F1 is weighted F1. McNemar's p is of XGBoost's answers to the same test rows with and without the "
+    about="Macro F1 is the mean of the classes' F1, weighted F1 weights it by their sizes; the paper's "
+    "“macro F1” is weighted F1. McNemar's p is of XGBoost's answers to the same rows with and without the "
     "embedding (exact, two-sided). Covertype is the class-balanced sample of 15,120 rows, the published one "
     "another of 10,000. Bank reads tabular/bank-full.csv (UCI), and MNIST tabular/mnist.parquet (784 pixels "
     "and “label”), under the data root. scikit-learn's 1,797 digits of 64 pixels are a stand-in for MNIST: "

@@ -90,7 +90,7 @@ def test_mcnemar_counts_every_way_that_the_coins_may_fall(gained, lost):
 
 
 def test_mcnemar_needs_the_same_rows():
-    with pytest.raises(DataError, match="answer 3 and 2 rows: give the same rows"):
+    with pytest.raises(DataError, match="answers 3 rows, the other 2: give the same rows"):
         mcnemar([1, 0, 1], [1, 0])
     with pytest.raises(DataError, match="other than 0 and 1"):
         mcnemar([1, 0, 2], [1, 0, 1])

@@ -127,7 +127,7 @@ def mcnemar(first: ArrayInput, second: ArrayInput) -> McNemar:
     """
     one, other = as_correct(first), as_correct(second)
     if len(one) != len(other):
-        raise DataError(f"the classifiers answer {len(one)} and {len(other)} rows: give the same rows to both")
+        raise DataError(f"one answers {len(one)} rows, the other {len(other)}: give the same rows to both")
     with importing():
         from scipy.stats import binomtest
 
