@@ -78,10 +78,10 @@ class TableSource(Source):
             where a file cannot be read, or lacks its target
         """
         if self.blended:
-            digits = self._file(data_root) if self.files else None
-            pixels = None if digits is None else digits.drop(columns=self.target)
-            parts = blended_digits(seed, pixels, None if digits is None else digits[self.target])
-            return self._cut(rows, *(part.table for part in parts), parts[2].ambiguity)
+            pixels = self._file(data_root) if self.files else None
+            labels = None if pixels is None else pixels.pop(self.target)
+            first, second, third = blended_digits(seed, pixels, labels)
+            return self._cut(rows, first.table, second.table, third.table, third.ambiguity)
         frame, ambiguity = self._frame(data_root, seed)
         places = split_rows(frame[self.target].to_numpy(), seed)
         train, validation, test = (frame.iloc[place].reset_index(drop=True) for place in places)
