@@ -37,7 +37,35 @@ class NotFittedError(ConfigError, SklearnNotFittedError):  # type: ignore[misc] 
     """An estimator was used before ``fit``."""
 
 
-class _Detector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class Thresholded(OutlierMixin):  # type: ignore[misc]  # scikit-learn has no types
+    """``predict`` by a threshold of ``score_samples``, the ``offset_`` that ``fit`` sets."""
+
+    contamination: float
+    score_samples: Any
+
+    def _check_contamination(self) -> None:
+        if not 0 < self.contamination <= 0.5:
+            raise ConfigError(
+                f"{type(self).__name__}: contamination is {self.contamination}: "
+                "use a share of the rows above 0 and up to 0.5"
+            )
+
+    def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
+        """Return ``score_samples`` − ``offset_`` (N,): negative for outliers. Errors as there."""
+        decision: npt.NDArray[np.float64] = self.score_samples(X) - self.offset_
+        return decision
+
+    def predict(self, X: Any) -> npt.NDArray[np.int64]:
+        """Return 1 for typical rows and −1 for outliers (N,). Errors as ``score_samples``."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+
+def threshold_sample(rows: int) -> npt.NDArray[np.int64]:
+    """Return which of so many rows of a fit set its threshold: all, or 1,024, evenly spaced."""
+    return np.unique(np.linspace(0, rows - 1, _THRESHOLD_ROWS).astype(np.int64))[:rows]
+
+
+class _Detector(Thresholded, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """The contract of all detectors; a sub-class gives ``_fit`` and ``_score`` on checked float64 rows.
 
     Attributes
@@ -48,8 +76,6 @@ class _Detector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-le
         the threshold: the quantile ``contamination`` of the scores of the fit (of 1,024 of its rows, evenly
         spaced, where there are more). For a share of new rows, take a quantile of held-out typical ones
     """
-
-    contamination: float
 
     def fit(self, X: ArrayInput, y: ArrayInput | None = None) -> Self:
         """Fit to typical embeddings (N, D); the labels ``y`` (N,) are used by ``Mahalanobis`` alone.
@@ -63,11 +89,7 @@ class _Detector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-le
         ConfigError
             for a setting out of its range, or one that these embeddings do not allow
         """
-        if not 0 < self.contamination <= 0.5:
-            raise ConfigError(
-                f"{type(self).__name__}: contamination is {self.contamination}: "
-                "use a share of the rows above 0 and up to 0.5"
-            )
+        self._check_contamination()
         rows = self._checked(X, "the embeddings to fit", reset=True)
         codes = np.zeros(len(rows), dtype=np.int64)
         if y is not None:
@@ -75,8 +97,8 @@ class _Detector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-le
             codes = np.full(len(rows), -1)
             codes[labelled] = np.unique(labels, return_inverse=True)[1]
         self._fit(rows, codes)
-        sample = np.unique(np.linspace(0, len(rows) - 1, _THRESHOLD_ROWS).astype(np.int64))
-        self.offset_ = float(np.quantile(self._score(rows[sample]), self.contamination))
+        scores = self._score(rows[threshold_sample(len(rows))])
+        self.offset_ = float(np.quantile(scores, self.contamination))
         return self
 
     def score_samples(self, X: ArrayInput) -> npt.NDArray[np.float64]:
@@ -92,15 +114,6 @@ class _Detector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-le
         if not self.__sklearn_is_fitted__():
             raise NotFittedError(f"{type(self).__name__} is not fitted: call fit(embeddings) first")
         return self._score(self._checked(X, "the embeddings to score", reset=False))
-
-    def decision_function(self, X: ArrayInput) -> npt.NDArray[np.float64]:
-        """Return ``score_samples`` − ``offset_`` (N,): negative for outliers. Errors as there."""
-        scores = self.score_samples(X)
-        return scores - self.offset_
-
-    def predict(self, X: ArrayInput) -> npt.NDArray[np.int64]:
-        """Return 1 for typical rows and −1 for outliers (N,). Errors as ``score_samples``."""
-        return np.where(self.decision_function(X) < 0, -1, 1)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "offset_")

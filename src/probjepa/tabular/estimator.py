@@ -236,7 +236,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         self._check_is_fitted()
         encoded = self.schema_.encode(X)
         _warn_of_unknown(self.schema_.unknown_shares(encoded), len(encoded.codes))
-        rows = _as_rows(encoded)
+        yield from self._pieces(_as_rows(encoded))
+
+    def _pieces(self, rows: Rows) -> Iterator[Rows]:
         device = next(self.network_.parameters()).device
         size = _rows_at_a_time(self.schema_)
         for start in range(0, len(rows), size):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from probjepa.detectors import Thresholded, threshold_sample
 from probjepa.errors import ConfigError, ProbjepaWarning
+from probjepa.metrics.conformal import threshold, threshold_rank
+from probjepa.tabular.anomalies import Cells, Reduction, Typical, row_scores
 from probjepa.tabular.estimator import TableTransformer
+from probjepa.tabular.fitting import split_rows
 from probjepa.tabular.frames import as_frame, named, pandas
 from probjepa.tabular.imputation import Imputation, filled, hidden_cells
 from probjepa.tabular.schema import ColumnType, NumericTransform
@@ -23,7 +27,7 @@ from probjepa.typed import checked
 _SCORE_SEED = 0  # of the draws of the bound
 
 
-class VarTJEPA(TableTransformer):
+class VarTJEPA(Thresholded, TableTransformer):
     r"""Variational T-JEPA for tables (arXiv 2603.20111): embeddings, uncertainty, scores, imputation.
 
     A parameter that is None is the preset's (``PRESETS[preset]``). ``fit`` and ``transform`` take a
@@ -36,6 +40,10 @@ class VarTJEPA(TableTransformer):
     ``skill_`` says of each feature what was learned: held-out nats gained over its own distribution and the
     share of variance or errors explained (``skill.Skill``); ``fit`` warns of features with none. It is empty
     without validation rows, and of a model saved before there was one.
+
+    It is an outlier detector as well: ``predict`` gives −1 for rows whose ``score_samples`` is below
+    ``offset_``. ``held_out_scores_`` (n,) are those of the rows that the fit held out to stop by (n ≤ 1,024),
+    for ``metrics.conformal``; ``typical_`` is what standardises the cells' surprise (``anomalies.Typical``).
 
     Parameters
     ----------
@@ -65,6 +73,14 @@ class VarTJEPA(TableTransformer):
     numeric_transform
         "quantile": numbers to normal quantiles, so that a heavy tail does not rule the likelihood;
         "standard": (x − mean)/std
+    contamination
+        share of the rows of the fit that ``predict`` calls outliers, in (0, 0.5]: ``offset_`` is that
+        quantile of their scores (of 1,024 of them, evenly spaced, where there are more)
+    alpha
+        None, or the share of new typical rows that ``predict`` may call outliers, in (0, 1), in the place of
+        ``contamination``: ``offset_`` is the conformal threshold among the rows that the fit held out
+        (``metrics.conformal.threshold``; at least 1/α − 1 of them). They stopped the fit and calibrated it,
+        so that the rate holds nearly, not exactly
     random_state
         int, numpy RandomState or None
     device
@@ -112,6 +128,8 @@ class VarTJEPA(TableTransformer):
         column_types: Mapping[str, ColumnType] | None = None,
         numeric_transform: NumericTransform = "quantile",
         max_categories: int = 256,
+        contamination: float = 0.1,
+        alpha: float | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
         verbose: bool = False,
@@ -126,6 +144,7 @@ class VarTJEPA(TableTransformer):
             raise ConfigError(f"max_grad_norm is {settings['max_grad_norm']!r}: use a positive number")
         if not 0 <= settings["validation_fraction"] < 1:
             raise ConfigError(f"validation_fraction is {settings['validation_fraction']!r}: use 0 to below 1")
+        self._check_contamination()
         return settings
 
     def _build(self, layout: Layout, settings: Mapping[str, Any]) -> VarTJEPANetwork:
@@ -139,15 +158,17 @@ class VarTJEPA(TableTransformer):
         )
 
     def _prepare(self, network: VarTJEPANetwork, rows: Rows) -> None:
+        if self.alpha is not None:  # before the fit, not after it
+            held_out = split_rows(len(rows), self._settings()["validation_fraction"], 0)[1]
+            threshold_rank(len(threshold_sample(len(held_out))), self.alpha)
         network.resolve(rows)
 
     @torch.no_grad()
     def _finish(self, network: VarTJEPANetwork, rows: Rows, held_out: Rows) -> None:
         self.skill_: list[Skill] = []
-        if not len(held_out):
-            return
         names = [feature.name for feature in self.schema_.features]
-        self.skill_ = network.calibrate(held_out, rows, self.schema_.layout, names)
+        if len(held_out):
+            self.skill_ = network.calibrate(held_out, rows, self.schema_.layout, names)
         if none := [of.feature for of in self.skill_ if of.none]:
             warnings.warn(
                 f"nothing was learned of {len(none)} of {len(names)} columns ({named(none)}): their held-out "
@@ -156,10 +177,21 @@ class VarTJEPA(TableTransformer):
                 ProbjepaWarning,
                 stacklevel=5,
             )
+        of_fit, other = self._sampled(rows), self._sampled(held_out) if len(held_out) else None
+        self.typical_ = Typical.of(other, of_fit)
+        self.held_out_scores_ = np.empty(0) if other is None else row_scores(other, self.typical_)
+        if self.alpha is None:
+            self.offset_ = float(np.quantile(row_scores(of_fit, self.typical_), self.contamination))
+        else:
+            self.offset_ = threshold(self.held_out_scores_, self.alpha)
 
     def config(self) -> dict[str, Any]:
-        """Return what config.json holds of a fitted estimator, ``skill_`` with it."""
-        return {**super().config(), "skill": [of._asdict() for of in self.skill_]}
+        """Return what config.json holds of a fitted estimator: ``skill_`` with it, and what scores need."""
+        saved = super().config() | {"skill": [of._asdict() for of in self.skill_]}
+        if hasattr(self, "typical_"):
+            saved["typical"] = self.typical_._asdict()
+            saved["held_out_scores"], saved["offset"] = self.held_out_scores_.tolist(), self.offset_
+        return saved
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -168,6 +200,11 @@ class VarTJEPA(TableTransformer):
         # models saved before there was one have none
         skill = checked("skill", config.get("skill", []), list[dict[str, Any]])
         model.skill_ = [Skill(**of) for of in skill]
+        if "typical" in config:
+            model.typical_ = Typical.from_json(config["typical"], len(model.schema_.features))
+            scores = checked("held_out_scores", config["held_out_scores"], list[float])
+            model.held_out_scores_ = np.array(scores, dtype=np.float64)
+            model.offset_ = checked("offset", config["offset"], float)
         return model
 
     @torch.no_grad()
@@ -208,9 +245,13 @@ class VarTJEPA(TableTransformer):
         return torch.cat(parts).cpu().numpy()
 
     def score_samples(
-        self, X: Any, folds: int = 8, kind: Literal["cells", "elbo"] = "cells"
+        self,
+        X: Any,
+        folds: int = 8,
+        kind: Literal["cells", "elbo"] = "cells",
+        reduction: Reduction = "mean",
     ) -> npt.NDArray[np.float64]:
-        """Score each row, (N,), in nats; higher = more typical.
+        """Score each row, (N,); higher = more typical.
 
         The features are dealt into ``folds`` groups (feature i to group i mod folds; D: leave one out), and
         each is predicted from the others. Numbers are densities of the transformed columns.
@@ -222,55 +263,83 @@ class VarTJEPA(TableTransformer):
         folds
             groups; one pass each
         kind
-            "cells": the mean over cells of log p(cell | the cells of the other groups), calibrated; a
-            missing cell counts with its expected log-probability, so that rows with and without compare.
+            "cells": from log p(cell | the cells of the other groups), calibrated, by the ``reduction``.
             "elbo": the evidence lower bound of log p(row), all weights 1 and sums over cells, missing ones
-            left out; the mean over groups as targets, with one draw each, the same for all rows. Its KL
-            terms are large wherever the fit's weights for them were small
+            left out; the mean over groups as targets, with one draw each, the same for all rows, in nats. Its
+            KL terms are large wherever the fit's weights for them were small
+        reduction
+            "mean": the mean log p, in nats; a missing cell counts with its expected log-probability, so that
+            rows with and without compare. "max", "top-k": −the largest, or −the mean of the 3 largest
+            standardised surprises (see ``score_features``), a missing cell's being 0
 
         Raises
         ------
         NotFittedError, DataError
             as ``transform``
         ConfigError
-            for fewer than 1 fold, or another kind
+            for fewer than 1 fold, another kind or reduction, or a reduction of the bound
         """
         if kind not in ("cells", "elbo"):
             raise ConfigError(f"kind is {kind!r}: use 'cells' or 'elbo'")
-        if kind == "cells":
-            return -np.concatenate([expected.mean(1) for _, expected in self._surprise(X, folds)])
         _check_folds(folds)
-        with torch.no_grad():
-            bounds = [self.network_.bounds(rows, folds, _SCORE_SEED) for rows in self._batches(X)]
-        return torch.cat(bounds).double().cpu().numpy()
+        if kind == "elbo":
+            if reduction != "mean":
+                raise ConfigError(f"reduction is {reduction!r}, and the bound is of rows: use kind='cells'")
+            with torch.no_grad():
+                bounds = [self.network_.bounds(rows, folds, _SCORE_SEED) for rows in self._batches(X)]
+            return torch.cat(bounds).double().cpu().numpy()
+        cells = self._cells(self._batches(X), folds)
+        return row_scores(cells, None if reduction == "mean" else self._typical(), reduction)
+
+    def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
+        """Return ``score_samples(X)`` − ``offset_`` (N,): negative for outliers. Errors as there."""
+        self._check_is_fitted()
+        self._require("offset_")
+        return super().decision_function(X)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Return the mean of ``score_samples(X)``, which scikit-learn's searches maximise; y is ignored."""
+        """Return the mean log p(cell | the others), which scikit-learn's searches maximise; y is ignored."""
         return float(self.score_samples(X).mean())
 
-    def score_features(self, X: Any, folds: int = 8) -> Any:
+    def score_features(self, X: Any, folds: int = 8, *, standardized: bool = False) -> Any:
         """Surprise of each cell, −log p(cell | the row's other cells): a DataFrame (N, D), NaN where missing.
 
-        A datetime column has a column for each part. See ``score_samples``.
+        A datetime column has a column for each part. See ``score_samples``. ``standardized``: beyond what was
+        expected of the cell (its distribution's entropy), less the mean and by the standard deviation of that
+        over the column's held-out cells: so columns compare, and none that always surprises drowns the
+        others. Warns of columns with fewer than 50 held-out cells: cells of the fit's rows take their place.
         """
-        cells = np.concatenate([surprise for surprise, _ in self._surprise(X, folds)])
-        names = [feature.name for feature in self.schema_.features]
-        return pandas().DataFrame(cells, columns=names, index=as_frame(X, self.schema_.columns).index)
-
-    def _surprise(self, X: Any, folds: int) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-        """For each batch: surprise (B, D), NaN where missing; and the same with the expected one there."""
         _check_folds(folds)
+        cells = self._cells(self._batches(X), folds)
+        values = self._typical().standardized(cells) if standardized else cells.surprise
+        names = [feature.name for feature in self.schema_.features]
+        return pandas().DataFrame(values, columns=names, index=as_frame(X, self.schema_.columns).index)
+
+    def _sampled(self, rows: Rows) -> Cells:
+        index = torch.from_numpy(threshold_sample(len(rows))).to(rows.numeric.device)
+        return self._cells(self._pieces(rows.at(index, rows.numeric.device)))
+
+    def _typical(self) -> Typical:
+        self._require("typical_")
+        self.typical_.warn([feature.name for feature in self.schema_.features])
+        return self.typical_
+
+    def _require(self, attribute: str) -> None:
+        if not hasattr(self, attribute):
+            raise ConfigError(f"this VarTJEPA was saved before it had {attribute}: fit it again")
+
+    def _cells(self, batches: Iterable[Rows], folds: int = 8) -> Cells:
+        """How surprising each cell is, given those of the other groups."""
         out = []
-        for rows in self._batches(X):
-            network: VarTJEPANetwork = self.network_
+        for rows in batches:  # which say it if nothing is fitted
+            network = self.network_
             with torch.no_grad():
                 cells = network.predict_each(rows, folds)
                 surprise = network.target_decoder.surprise(cells, rows)
+                surprise = surprise.masked_fill(~network.tokenizer.observed(rows), torch.nan)
                 expected = network.target_decoder.entropy(cells)
-                observed = network.tokenizer.observed(rows)
-            filled = torch.where(observed, surprise, expected).double().cpu().numpy()
-            out.append((np.where(observed.cpu().numpy(), filled, np.nan), filled))
-        return out
+            out.append([part.double().cpu().numpy() for part in (surprise, expected)])
+        return Cells(*(np.concatenate(parts) for parts in zip(*out, strict=True)))
 
     def impute(self, X: Any, mask: Any = None) -> Imputation:
         """Predict missing cells, and those that ``mask`` names, from the others of their row.
