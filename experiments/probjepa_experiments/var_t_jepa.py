@@ -6,7 +6,7 @@ sources fit it on all rows, the test rows included.
 
 from __future__ import annotations
 
-from probjepa.evaluation.selective import DECODED, LIKELIHOOD, PROBABILITY, UNCERTAINTY
+from probjepa.evaluation.selective import DECODED, LIKELIHOOD, PREDICTIVE, PROBABILITY, UNCERTAINTY
 from probjepa_experiments.study import Budget, Column, Finding, Measurement, Published, Row, Study
 from probjepa_experiments.table_cells import RAW, run, table_base
 from probjepa_experiments.table_sets import SOURCES
@@ -26,6 +26,7 @@ _SHORT = {"logistic regression": "LR", "MLP": "MLP", "XGBoost": "XGB"}
 # where uncertainty may come from, as ``evaluation.selective`` names it → as a column does
 _SOURCES = {
     UNCERTAINTY: "by σ",
+    PREDICTIVE: "by predictive entropy",
     DECODED: "by decoded σ",
     LIKELIHOOD: "by likelihood",
     "kNN distance, embedding": "by kNN",
@@ -65,6 +66,7 @@ COLUMNS = (
     _correlation("ρ of σ with u", f"spearman/{UNCERTAINTY}", plot=True),
     Column("AUC of σ, most ambiguous fifth", f"{{score}}|auc/{UNCERTAINTY}", better="max", limits=(0, 1),
            brief=False),
+    _correlation("ρ of predictive entropy with u", f"spearman/{PREDICTIVE}", plot=True),
     _correlation("ρ of likelihood with u", f"spearman/{LIKELIHOOD}"),
     _correlation("ρ of MLP's p with u", f"spearman/{PROBABILITY}"),
     Column("effective rank", "{score}|effective rank", limits=(0, None)),
@@ -121,6 +123,8 @@ FINDINGS = (
             lambda r: r("Var-T-JEPA", "AURC by σ, MLP") < r("Var-T-JEPA", "AURC by p, MLP")),
     Finding("σ rises with ambiguity: Spearman's ρ with u is above 0.3",
             lambda r: r("Var-T-JEPA", "ρ of σ with u") > 0.3),
+    Finding("predictive entropy rises with ambiguity: Spearman's ρ with u is 0.4 or above",
+            lambda r: r("Var-T-JEPA", "ρ of predictive entropy with u") >= 0.4),
     Finding("T-JEPA has not collapsed: its effective rank is above 2",
             lambda r: r("T-JEPA", "effective rank") > 2),
 )  # fmt: skip

@@ -184,8 +184,8 @@ def test_rows_of_train_are_left_out_and_counted(evaluation):
 def test_every_source_stands_beside_every_classifier(evaluation):
     result, _ = evaluation
     sources = {
-        "maximum class probability", "model uncertainty", "model uncertainty, decoded", "−log-likelihood",
-        "kNN distance, embedding", "kNN distance, raw", "Isolation Forest, raw", "random",
+        "maximum class probability", "model uncertainty", "model uncertainty, decoded",
+        "model uncertainty, predictive", "−log-likelihood", "kNN distance, embedding", "kNN distance, raw", "Isolation Forest, raw", "random",
     }  # fmt: skip
     for space in ("raw", "embedding", "raw + embedding"):
         for predictor in ("logistic regression", "MLP"):

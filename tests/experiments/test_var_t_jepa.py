@@ -118,7 +118,8 @@ GOOD = {
     ("Var-T-JEPA", "best of 3, %"): 0.87, ("Var-T-JEPA", "LR, %"): 0.84, ("Var-T-JEPA", "MLP, %"): 0.86,
     ("Var-T-JEPA", "XGB, %"): 0.87, ("Var-T-JEPA", "MLP, half coverage by σ, %"): 0.91,
     ("Var-T-JEPA", "AURC by σ, MLP"): 0.03, ("Var-T-JEPA", "AURC by p, MLP"): 0.04,
-    ("Var-T-JEPA", "ρ of σ with u"): 0.4, ("raw + Var-T-JEPA", "XGB beside raw, McNemar's p"): 0.2,
+    ("Var-T-JEPA", "ρ of σ with u"): 0.4, ("Var-T-JEPA", "ρ of predictive entropy with u"): 0.7,
+    ("raw + Var-T-JEPA", "XGB beside raw, McNemar's p"): 0.2,
 }  # fmt: skip
 
 
@@ -136,7 +137,8 @@ GOOD = {
         ({("Var-T-JEPA", "MLP, half coverage by σ, %"): 0.89}, ["by four points"]),
         ({("Var-T-JEPA", "MLP, half coverage by σ, %"): 0.85}, ["raises the MLP", "by four points"]),
         ({("Var-T-JEPA", "AURC by σ, MLP"): 0.05}, ["orders errors"]),
-        ({("Var-T-JEPA", "ρ of σ with u"): 0.2}, ["rises with ambiguity"]),
+        ({("Var-T-JEPA", "ρ of σ with u"): 0.2}, ["σ rises with ambiguity"]),
+        ({("Var-T-JEPA", "ρ of predictive entropy with u"): 0.3}, ["entropy rises with ambiguity"]),
         ({("T-JEPA", "effective rank"): 1.5}, ["not collapsed"]),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -286,7 +287,7 @@ def test_uncertainty_is_of_the_posteriors_standard_deviations(fitted, table):
         std = fitted.network_.embed(rows)[1].flatten(1).numpy()
     np.testing.assert_allclose(fitted.uncertainty(table), std.mean(1), rtol=1e-5)
     np.testing.assert_allclose(fitted.uncertainty(table, "p90"), np.quantile(std, 0.9, axis=1), rtol=1e-5)
-    with pytest.raises(ConfigError, match="use 'mean', 'p90' or 'decoded'"):
+    with pytest.raises(ConfigError, match="use 'predictive', 'mean', 'p90' or 'decoded'"):
         fitted.uncertainty(table, "max")
 
 
@@ -299,6 +300,33 @@ def test_decoded_uncertainty_is_the_mean_blur_of_a_rows_cells(fitted, table):
     found = fitted.uncertainty(table, "decoded")
     np.testing.assert_allclose(found, blur.mean(1).numpy(), rtol=1e-5)
     assert (found > 0).all()
+
+
+def test_predictive_uncertainty_is_the_entropy_of_what_a_cell_may_be(fitted, table):
+    found = fitted.uncertainty_features(table, folds=99)  # a feature a fold
+    surprise = fitted.score_features(table)
+    assert list(found.columns) == list(surprise.columns) and found.notna().all(axis=None)
+    pd.testing.assert_index_equal(fitted.uncertainty_features(table[5:9]).index, table[5:9].index)
+    for name in ("size", "colour"):
+        hidden = torch.zeros(len(table), found.shape[1], dtype=torch.bool)
+        hidden[:, found.columns.get_loc(name)] = True
+        with torch.no_grad():
+            said = fitted.network_.predict(next(fitted._batches(table)), hidden)
+        expected = (
+            stats.norm(0, said.variance[:, 0].sqrt()).entropy()
+            if name == "size"
+            else stats.entropy(said.logits[0].softmax(1), axis=1)
+        )
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4)
+        # what stands in the cell, or whether anything does, is not looked at
+        other = table.assign(**{name: table[name].iloc[::-1].to_numpy()})
+        other = fitted.uncertainty_features(other, folds=99)
+        np.testing.assert_allclose(other[name], found[name], rtol=1e-4)
+    np.testing.assert_allclose(
+        fitted.uncertainty(table, "predictive"), fitted.uncertainty_features(table).mean(axis=1)
+    )
+    with pytest.raises(ConfigError, match="folds is 0"):
+        fitted.uncertainty_features(table, folds=0)
 
 
 def test_scores_are_the_means_of_the_cells_surprise(fitted, table):
@@ -361,6 +389,19 @@ def test_impute_finds_a_relation(related):
     assert filled["b"][1::2].equals(test["b"][1::2])
     assert (cells["feature"] == "b").sum() == 150 and (cells["feature"] == "k").sum() == 150
     assert (cells.loc[cells["feature"] == "b", "std"] > 0).all()
+
+
+def test_what_lies_between_two_kinds_is_uncertain_and_what_breaks_the_relation_is_not(related):
+    test = related_table(300, seed=4)
+    cells = related.uncertainty_features(test)
+    between, far = test["a"].abs() < 0.1, test["a"].abs() > 1
+    assert cells["k"][between].min() > cells["k"][far].max()
+    assert cells["noise"].mean() > cells["b"].mean() + 0.5
+    unsure = related.uncertainty(test, "predictive")
+    assert unsure[between].mean() > unsure[far].mean()
+    noisy = test.assign(noise=test["noise"] + 4)
+    more = -related.score_samples(noisy) + related.score_samples(test)
+    assert more.mean() > 10 * np.abs(related.uncertainty(noisy, "predictive") - unsure).mean()
 
 
 def test_rows_that_break_the_relation_score_lower(related):
@@ -445,6 +486,7 @@ def test_no_table_gives_nan(table, numeric_transform):
         model.transform(table),
         model.uncertainty(table),
         model.uncertainty(table, "decoded"),
+        model.uncertainty(table, "predictive"),
         model.score_samples(table, folds=2),
     ):
         assert np.isfinite(out).all()
@@ -465,7 +507,9 @@ def test_errors_are_the_packages_own(fitted, table):
 def test_every_kind_of_table_at_every_door(kind):
     x = related_table(40).select_dtypes("number").astype(float)
     model = kind(**TINY).fit(x)
-    for door in {"transform", "score_samples", "uncertainty", "score_features"} & set(dir(model)):
+    for door in {"transform", "score_samples", "uncertainty", "score_features", "uncertainty_features"} & set(
+        dir(model)
+    ):
         read = getattr(model, door)
         for other in (pa.Table.from_pandas(x), x.to_numpy()):
             np.testing.assert_array_equal(np.asarray(read(other)), np.asarray(read(x)), err_msg=door)

@@ -24,6 +24,7 @@ _POINTS = 200  # of a curve of images in a result
 GRID = tuple(round(0.01 * percent, 2) for percent in range(5, 101))  # coverages of a curve of tables
 # sources of uncertainty
 UNCERTAINTY, DECODED = "model uncertainty", "model uncertainty, decoded"
+PREDICTIVE = "model uncertainty, predictive"
 LIKELIHOOD, PROBABILITY = "−log-likelihood", "maximum class probability"
 
 Column = npt.NDArray[np.float64]
@@ -107,10 +108,10 @@ def table_uncertainty(
 ) -> dict[str, Column]:
     """Return the sources of uncertainty (N,) of the test rows that need no classifier, higher = less sure.
 
-    ``model uncertainty``, the same ``decoded`` and ``−log-likelihood`` (−score_samples) where the model has
-    them; kNN distance (to the 20th of at most 10,000 training rows) on the raw features and the embedding;
-    Isolation Forest on the raw features; and ``random``, all equal, whose curve is the expectation of
-    withholding at random.
+    ``model uncertainty``, the same ``predictive`` and ``decoded``, and ``−log-likelihood`` (−score_samples)
+    where the model has them; kNN distance (to the 20th of at most 10,000 training rows) on the raw features
+    and the embedding; Isolation Forest on the raw features; and ``random``, all equal, whose curve is the
+    expectation of withholding at random.
 
     Parameters
     ----------
@@ -120,6 +121,7 @@ def table_uncertainty(
     found: dict[str, Column] = {}
     if hasattr(model, "uncertainty"):
         found[UNCERTAINTY] = model.uncertainty(test)
+        found[PREDICTIVE] = model.uncertainty(test, "predictive")
         found[DECODED] = model.uncertainty(test, "decoded")
     if hasattr(model, "score_samples"):
         found[LIKELIHOOD] = -model.score_samples(test)

@@ -222,18 +222,35 @@ class VarTJEPA(Thresholded, TableTransformer):
 
     @torch.no_grad()
     def uncertainty(
-        self, X: Any, reduction: Literal["mean", "p90", "decoded"] = "mean"
+        self, X: Any, reduction: Literal["mean", "p90", "decoded", "predictive"] = "mean"
     ) -> npt.NDArray[np.float64]:
-        """Uncertainty of each row, (N,): the target posterior's standard deviations, reduced.
+        """Uncertainty of each row, (N,): of what its cells say of each other, or of the target posterior.
 
-        "mean", "p90": the mean or 90th percentile of the row's D·dim values, the published measures. Nothing
-        fixes the deviations in directions that the decoder ignores, so another ``random_state`` may rank the
-        rows differently. "decoded": the mean over features of how much the posterior blurs the decoded cell,
-        in nats (``FeatureDecoder.blur``); it has no such freedom.
-        Raises as ``transform``, and ConfigError for another reduction.
+        Parameters
+        ----------
+        X
+            the table (N, C)
+        reduction
+            "predictive": the mean over features of ``uncertainty_features``, in nats: how ambiguous the row
+            is. It is the same for fits that predict alike, and falls where cells determine each other.
+            "mean", "p90": the mean or 90th percentile of the row's D·dim standard deviations of the target
+            posterior, the published measures. Nothing fixes the deviations in directions that the decoder
+            ignores, so another ``random_state`` may rank the rows differently.
+            "decoded": the mean over features of how much that posterior blurs the decoded cell, in nats
+            (``FeatureDecoder.blur``); it has no such freedom
+
+        Raises
+        ------
+        NotFittedError, DataError
+            as ``transform``
+        ConfigError
+            for another reduction
         """
+        if reduction == "predictive":
+            entropy: npt.NDArray[np.float64] = self._cells(self._batches(X)).expected.mean(1)
+            return entropy
         if reduction not in ("mean", "p90", "decoded"):
-            raise ConfigError(f"reduction is {reduction!r}: use 'mean', 'p90' or 'decoded'")
+            raise ConfigError(f"reduction is {reduction!r}: use 'predictive', 'mean', 'p90' or 'decoded'")
         parts = []
         for rows in self._batches(X):
             mean, std = self.network_.embed(rows)
@@ -243,6 +260,17 @@ class VarTJEPA(Thresholded, TableTransformer):
                 values = std.flatten(1).double()
             parts.append(values.quantile(0.9, dim=1) if reduction == "p90" else values.mean(1))
         return torch.cat(parts).cpu().numpy()
+
+    def uncertainty_features(self, X: Any, folds: int = 8) -> Any:
+        """Uncertainty of each cell, the entropy of p(cell | the row's other cells): a DataFrame (N, D), nats.
+
+        It does not depend on what stands in the cell, nor whether anything does: a cell's surprise
+        (``score_features``) is what it turned out to be, this is what was to be expected. A number's is
+        that of a density of the transformed column, and may be below 0. Folds, columns and errors are those
+        of ``score_features``.
+        """
+        _check_folds(folds)
+        return self._frame(self._cells(self._batches(X), folds).expected, X)
 
     def score_samples(
         self,
@@ -311,9 +339,12 @@ class VarTJEPA(Thresholded, TableTransformer):
         """
         _check_folds(folds)
         cells = self._cells(self._batches(X), folds)
-        values = self._typical().standardized(cells) if standardized else cells.surprise
+        return self._frame(self._typical().standardized(cells) if standardized else cells.surprise, X)
+
+    def _frame(self, cells: npt.NDArray[np.float64], X: Any) -> Any:
+        """Values of cells (N, D) as a DataFrame with the rows' index."""
         names = [feature.name for feature in self.schema_.features]
-        return pandas().DataFrame(values, columns=names, index=as_frame(X, self.schema_.columns).index)
+        return pandas().DataFrame(cells, columns=names, index=as_frame(X, self.schema_.columns).index)
 
     def _sampled(self, rows: Rows) -> Cells:
         index = torch.from_numpy(threshold_sample(len(rows))).to(rows.numeric.device)
