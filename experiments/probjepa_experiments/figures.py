@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+
 from probjepa.metrics import seed_interval
-from probjepa_experiments.study import Budget, Column, Finding, Result, Study
+from probjepa_experiments.study import Budget, Column, Finding, Result, Row, Study
 
 
 def summarise(
@@ -33,6 +35,8 @@ def summarise(
             "rows": rows,
             "findings": [judge(finding, rows) for finding in study.findings],
         }
+    if study.ranked:
+        tables = {"": _over_tables(study.rows_of(budget.name), tables)} | tables
     versions = {json.dumps(result["versions"], sort_keys=True) for result in found}
     encoder = {"name": budget.settings.get("backbone", ""), "options": {}}
     encoder["options"] = dict(budget.settings.get("backbone_options", {}))
@@ -93,6 +97,41 @@ def _rows(
         failed = [result["failed"] for result in of if result["failed"]]
         rows.append({"label": row.label, "values": values, "cells": len(of), "failed": failed})
     return rows
+
+
+def _over_tables(rows: Sequence[Row], tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a table of each column's mean rank and mean over the data sets, seed by seed.
+
+    A row is ranked (1 is best) among the first rows of the other methods, since rows of one method read one
+    training. What was not measured is left out.
+    """
+    columns: list[dict[str, Any]] = []
+    values: list[dict[str, Any]] = [{} for _ in rows]
+    first = {row.method: i for i, row in reversed([*enumerate(rows)])}
+    for column in next(iter(tables.values()))["columns"]:
+        label, better = column["label"], column["better"]
+        found = [[row["values"][label]["seeds"] for row in table["rows"]] for table in tables.values()]
+        figures = np.array(found, dtype=float)  # (data sets, rows, seeds), NaN where not measured
+        worth = figures if better == "max" else -figures
+        ranks = np.full_like(figures, np.nan)
+        for i, row in enumerate(rows):
+            own = worth[:, i : i + 1]
+            others = worth[:, [k for method, k in first.items() if method != row.method]]
+            ranks[:, i] = 1 + (others > own).sum(1) + 0.5 * (others == own).sum(1)
+        ranks[np.isnan(figures)] = np.nan
+        for name, of, best in (("mean rank by", ranks, "min"), ("mean", figures, better)):
+            columns.append({**column, "label": f"{name} {label}", "better": best, "brief": True})
+            for row_values, seeds in zip(values, of.swapaxes(0, 1).swapaxes(1, 2), strict=True):
+                known = [seed[~np.isnan(seed)] for seed in seeds]
+                means = [float(seed.mean()) if len(seed) else None for seed in known]
+                row_values[f"{name} {label}"] = seed_interval(means)
+    labelled = zip(rows, values, strict=True)
+    return {
+        "title": f"all {len(tables)}",
+        "columns": columns,
+        "rows": [{"label": row.label, "values": of, "cells": 0, "failed": []} for row, of in labelled],
+        "findings": [],
+    }
 
 
 def aggregate(

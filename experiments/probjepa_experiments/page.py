@@ -216,6 +216,8 @@ def print_summary(metrics: Metrics) -> None:
         terminal.width = _FILE_WIDTH
     for table in metrics["tables"].values():
         columns = [column for column in shown(table) if column["brief"]]
+        if not columns:
+            continue
         fits = terminal.width >= 30 + 22 * len(columns)
         title = f"{metrics['title']}: {table['title']}" + (f" ({metrics['intervals']})" if fits else "")
         printed = TerminalTable(title=title, title_justify="left")

@@ -25,7 +25,7 @@ from probjepa_experiments.figures import summarise
 from probjepa_experiments.study import Budget, Cell, Data, Measured, Study
 
 _UNSEEDED = ("raw-pixels", "cost")  # pixels have no seed, and a step's cost has rounds
-_NAMED = 3  # changed modules that a line names
+_NAMED = 3  # changed modules, or absent data sets, that a line names
 
 
 def reproduce(
@@ -77,7 +77,8 @@ def reproduce(
     sources = study.sources_of(budget)
     absent = {name: why for name, of in sources.items() if (why := of.missing(data_root))}
     if len(absent) == len(sources):
-        reasons = "; ".join(f"{sources[name].title}: {why}" for name, why in absent.items())
+        reasons = "; ".join(f"{sources[name].title}: {why}" for name, why in [*absent.items()][:_NAMED])
+        reasons += f"; and {len(absent) - _NAMED} more" * (len(absent) > _NAMED)
         raise DataError(f"{study.name} has no data ({reasons}): pass --data-root, or --budget quick")
     not_run = [f"{sources[name].title}: not run: {why}" for name, why in absent.items()]
     places = [

@@ -267,7 +267,8 @@ class Study:
 
     ``name`` is as ``probjepa list`` has it, ``title`` the page's heading. ``budgets`` has them by name,
     ``data`` for each the names of its data sets ({}: all of the measurement's). ``about`` is a fixed text
-    under the results: what the columns mean, and what is ours.
+    under the results: what the columns mean, and what is ours. ``ranked``: a table over all data sets is put
+    before theirs, with each column's mean and mean rank.
     """
 
     name: str
@@ -282,6 +283,7 @@ class Study:
     findings: tuple[Finding, ...] = ()
     published: Published = Published("nothing is published")
     about: str = ""
+    ranked: bool = False
 
     def rows_of(self, budget: str) -> list[Row]:
         """Return the lines that a budget runs."""
