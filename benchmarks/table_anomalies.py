@@ -29,6 +29,12 @@ DETECTORS = ("kNN", "Isolation Forest", "ECOD")
 OURS, TREES = "VarTJEPA", "trees a column"
 METHODS = (*DETECTORS, TREES, OURS)
 DAMAGES = ("one cell", "three cells", "all cells")
+# of ``score_features``, by the reduction beside which its cell is judged
+SCALES: dict[str, dict[str, Any]] = {
+    "mean": {},
+    "max": {"standardized": True},
+    "explained": {"explained": True},
+}
 
 
 def redrawn(table: pd.DataFrame, pool: pd.DataFrame, cells: int, seed: int) -> tuple[pd.DataFrame, Any]:
@@ -168,10 +174,8 @@ def measured(
         for reduction in get_args(Reduction):
             scores = {name: -model.score_samples(table, reduction=reduction) for name, table in tests.items()}
             figures = _areas(scores)
-            if reduction != "top-k":  # by the raw surprise, or the standardised one
-                cells = model.score_features(tests["one cell"], standardized=reduction == "max").fillna(
-                    -np.inf
-                )
+            if (scale := SCALES.get(reduction)) is not None:
+                cells = model.score_features(tests["one cell"], **scale).fillna(-np.inf)
                 figures["hit@1"] = float((cells.to_numpy().argmax(1) == which[:, 0]).mean())
             yield f"{method}, {reduction}", figures
 

@@ -18,7 +18,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from probjepa.detectors import KNN
 from probjepa.errors import ProbjepaWarning
 from probjepa.tabular import TABLE_METHODS
-from probjepa.tabular.anomalies import Reduction
 from probjepa_experiments.anomaly_detectors import DETECTORS, detect
 from probjepa_experiments.anomaly_sets import ADBENCH, DRAWN, SOURCES, AnomalyTable, Setting
 from probjepa_experiments.study import Base, Budget, Cell, Column, Data, Measured, Measurement, Row, Study
@@ -73,7 +72,7 @@ def _oddness(cell: Cell, train: _Array, test: _Array) -> Iterator[tuple[str, _Ar
         yield "", detect(cell.method, train, test, cell.seed)
         return
     model: Any = TABLE_METHODS[cell.method](random_state=cell.seed, **cell.settings).fit(train)
-    for reduction in get_args(Reduction):
+    for reduction in SCORES.keys() - {EMBEDDING}:
         yield f"{reduction}|", -model.score_samples(test, reduction=reduction)
     bank = model.transform(train)
     nearest = KNN(min(_NEIGHBOURS, len(bank)), normalize=False).fit(bank)

@@ -6,12 +6,13 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tabular_cases import TINY, mixed_table, related_table
 
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning
 from probjepa.metrics.conformal import Rule
 from probjepa.tabular import VarTJEPA
-from probjepa.tabular.anomalies import Cells, Typical, row_scores
+from probjepa.tabular.anomalies import Cells, Typical, judged, row_scores
 
 LEARNS = {**TINY, "max_epochs": 16, "batch_size": 64, "learning_rate": 0.01, "n_targets": 2}
 
@@ -96,15 +97,48 @@ def test_scores_are_the_reductions_of_the_standardised_cells(related):
     assert related.score(table) == pytest.approx(-raw.mean())
 
 
-@pytest.mark.parametrize("reduction", ["mean", "max", "top-k"])
+def test_a_cell_is_blamed_for_what_it_adds_to_the_others(related):
+    table = related_table(40, seed=8)
+    table.loc[3, "noise"] = np.nan
+    cells = related.score_features(table, explained=True)
+    assert cells.isna().sum().sum() == 1 and np.isnan(cells.loc[3, "noise"])
+    network, rows = related.network_, next(related._batches(table))
+    found = judged(network, rows, 8)
+    beyond = found.surprise - found.expected
+    for i in range(0, 40, 7):
+        order = np.argsort(-np.nan_to_num(beyond[i], nan=-np.inf))
+        for rank, j in enumerate(order[:4]):
+            hidden = torch.zeros(40, 4, dtype=torch.bool)
+            hidden[:, j] = True
+            gain = np.delete((found.filled - judged(network, rows, 8, hidden).filled)[i], j).sum()
+            expected = beyond[i, j] + (gain if rank < 3 else 0)
+            np.testing.assert_allclose(cells.iloc[i, j], expected, rtol=1e-4, atol=1e-4)
+    worst = np.nanmax(cells.to_numpy(), 1)
+    scores = related.score_samples(table, reduction="explained")
+    np.testing.assert_allclose(scores, related.score_samples(table) - worst / 4)
+
+
+def test_a_hidden_cell_tells_the_others_nothing(related):
+    table = related_table(10, seed=8)
+    hidden = torch.zeros(10, 4, dtype=torch.bool)
+    hidden[:, 0] = True
+    one, other = (
+        judged(related.network_, next(related._batches(t)), 8, hidden).surprise[:, 1:]
+        for t in (table, table.assign(a=5.0))
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "max", "top-k", "explained"])
 def test_a_broken_cell_is_found(related, reduction):
     table = related_table(300, seed=4)
     broken = table.assign(k=np.where(table["k"] == "up", "down", "up"))
     clear = (table["a"].abs() > 0.7).to_numpy()
     good, bad = (related.score_samples(t, reduction=reduction)[clear] for t in (table, broken))
     assert (bad < np.median(good)).mean() > 0.9
-    cells = related.score_features(broken, standardized=True)[clear]
-    assert (cells.to_numpy().argmax(1) == list(table.columns).index("k")).mean() > 0.8
+    for scale in ("standardized", "explained"):
+        cells = related.score_features(broken, **{scale: True})[clear]
+        assert (cells.to_numpy().argmax(1) == list(table.columns).index("k")).mean() > 0.8
 
 
 def test_rows_of_the_fit_are_called_outliers_by_their_share():
@@ -150,7 +184,9 @@ def test_bad_thresholds_are_one_line_before_the_fit(settings, error, says, monke
 
 def test_wrong_reductions(related):
     table = related_table(5)
-    with pytest.raises(ConfigError, match="reduction is 'min': use 'mean', 'max' or 'top-k'"):
+    with pytest.raises(ConfigError, match="are two scales: use one"):
+        related.score_features(table, explained=True, standardized=True)
+    with pytest.raises(ConfigError, match="reduction is 'min': use 'mean', 'max', 'top-k', 'explained'"):
         related.score_samples(table, reduction="min")
     with pytest.raises(ConfigError, match="reduction is 'max', and the bound is of rows"):
         related.score_samples(table, kind="elbo", reduction="max")

@@ -8,15 +8,19 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from probjepa.errors import ConfigError, ProbjepaWarning
+from probjepa.errors import ProbjepaWarning
 from probjepa.tabular.frames import named
+from probjepa.tabular.tokens import Rows
+from probjepa.tabular.var_network import VarTJEPANetwork
 from probjepa.typed import checked
 
-Reduction = Literal["mean", "max", "top-k"]
+Reduction = Literal["mean", "max", "top-k", "explained"]
 
 _FEWEST_CELLS = 50  # held out, of a column
-_TOP = 3
+_TOP = 3  # cells of a row
 _LEAST = 0.1  # nats: no column's deviation is taken to be less
 
 _Array = npt.NDArray[np.float64]
@@ -27,6 +31,38 @@ class Cells(NamedTuple):
 
     surprise: _Array
     expected: _Array
+
+    @property
+    def filled(self) -> _Array:
+        """The surprise, and what was expected in the place of missing cells."""
+        return np.where(np.isnan(self.surprise), self.expected, self.surprise)
+
+
+def judged(network: VarTJEPANetwork, rows: Rows, folds: int, hidden: Tensor | None = None) -> Cells:
+    """Return how surprising cells are, given those of the other groups that are not ``hidden`` (N, D)."""
+    with torch.no_grad():
+        cells = network.predict_each(rows, folds, hidden)
+        surprise = network.target_decoder.surprise(cells, rows)
+        surprise = surprise.masked_fill(~network.tokenizer.observed(rows), torch.nan)
+        expected = network.target_decoder.entropy(cells)
+    return Cells(*(part.double().cpu().numpy() for part in (surprise, expected)))
+
+
+def blame(network: VarTJEPANetwork, rows: Rows, folds: int, cells: Cells) -> _Array:
+    """Return how much each cell spoils its row (N, D), in nats, NaN where it is missing.
+
+    Its surprise beyond what was expected, and, of a row's three cells with the most, by how much the row's
+    other cells surprise less once it is hidden from them: a wrong cell makes right ones look odd.
+    """
+    found = cells.surprise - cells.expected
+    every = np.arange(len(found))
+    for at in np.argsort(-np.nan_to_num(found, nan=-np.inf), 1, kind="stable")[:, :_TOP].T:
+        hidden = np.zeros(found.shape, dtype=bool)
+        hidden[every, at] = True
+        on_device = torch.from_numpy(hidden).to(rows.codes.device)
+        gain = cells.filled - judged(network, rows, folds, on_device).filled
+        found[every, at] += np.where(hidden, 0.0, gain).sum(1)
+    return found
 
 
 class Typical(NamedTuple):
@@ -84,20 +120,20 @@ class Typical(NamedTuple):
             )
 
 
-def row_scores(cells: Cells, typical: Typical | None, reduction: Reduction = "mean") -> _Array:
-    """Return how typical rows are (N,), from their cells; ``typical`` is needed for all but "mean".
+def row_scores(cells: Cells, by: Typical | _Array | None = None, reduction: Reduction = "mean") -> _Array:
+    """Return how typical rows are (N,), from their cells.
 
     "mean": the mean log p; a missing cell has what was expected. "max", "top-k": −the largest, or −the mean
-    of the 3 largest standardised surprises; a missing cell's is 0, the mean.
+    of the 3 largest standardised surprises, ``by`` what is typical; a missing cell's is 0, the mean.
+    "explained": the mean log p, less the largest ``blame`` a cell of the row, which is ``by``.
     """
-    if reduction not in ("mean", "max", "top-k"):
-        raise ConfigError(f"reduction is {reduction!r}: use 'mean', 'max' or 'top-k'")
-    oddness: _Array
-    if reduction == "mean":
-        oddness = np.where(np.isnan(cells.surprise), cells.expected, cells.surprise)
-    else:
-        assert typical is not None
-        in_order = np.sort(np.nan_to_num(typical.standardized(cells), nan=0.0), 1)
-        oddness = in_order[:, -(1 if reduction == "max" else _TOP) :]
-    scores: _Array = -oddness.mean(1)
-    return scores
+    if reduction in ("max", "top-k"):
+        assert isinstance(by, Typical)
+        in_order = np.sort(np.nan_to_num(by.standardized(cells), nan=0.0), 1)
+        odd: _Array = in_order[:, -(1 if reduction == "max" else _TOP) :].mean(1)
+        return -odd
+    odd = cells.filled.mean(1)
+    if reduction == "explained":
+        assert isinstance(by, np.ndarray)
+        odd += np.nan_to_num(by, nan=0.0).max(1) / by.shape[1]
+    return -odd

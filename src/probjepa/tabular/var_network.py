@@ -285,9 +285,12 @@ class VarTJEPANetwork(nn.Module):
         cells: CellDistribution = self.calibration(self._predict(rows, hidden))
         return cells
 
-    def predict_each(self, rows: Rows, folds: int) -> CellDistribution:
-        """p(cell | the cells of the other groups), calibrated; feature i is in group i mod ``folds``."""
-        cells: CellDistribution = self.calibration(self._predict_each(rows, folds))
+    def predict_each(self, rows: Rows, folds: int, hidden: Tensor | None = None) -> CellDistribution:
+        """p(cell | the cells of the other groups), calibrated; feature i is in group i mod ``folds``.
+
+        The ``hidden`` cells (B, D) are in no group's condition.
+        """
+        cells: CellDistribution = self.calibration(self._predict_each(rows, folds, hidden))
         return cells
 
     def calibrate(
@@ -308,14 +311,15 @@ class VarTJEPANetwork(nn.Module):
         cells: CellDistribution = self.target_decoder(mean, log_variance.exp())
         return cells
 
-    def _predict_each(self, rows: Rows, folds: int) -> CellDistribution:
+    def _predict_each(self, rows: Rows, folds: int, hidden: Tensor | None = None) -> CellDistribution:
         group = torch.arange(self.n_features, device=rows.codes.device) % folds
         numeric = group[self.target_decoder.numeric]
         of_categories = group[list(self.target_decoder.categorical)].tolist()
         mean, variance = torch.zeros_like(rows.numeric), torch.ones_like(rows.numeric)
         logits: list[Tensor] = [torch.empty(0)] * len(of_categories)
         for fold in range(min(folds, self.n_features)):
-            cells = self._predict(rows, (group == fold).expand(len(rows), -1))
+            asked = (group == fold).expand(len(rows), -1)
+            cells = self._predict(rows, asked if hidden is None else asked | hidden)
             mean = torch.where(numeric == fold, cells.mean, mean)
             variance = torch.where(numeric == fold, cells.variance, variance)
             logits = [
