@@ -20,11 +20,12 @@ from harness import Result, arguments, parse, write
 from probjepa import metrics
 from probjepa.errors import ProbjepaWarning
 from probjepa.evaluation.predictors import PREDICTORS
-from probjepa.evaluation.selective import PROBABILITY, UNCERTAINTY, table_uncertainty
+from probjepa.evaluation.selective import PREDICTIVE, PROBABILITY, UNCERTAINTY, table_uncertainty
 from probjepa.tabular import VarTJEPA
 from probjepa_experiments.table_sets import SOURCES, TableSet
 
 RIGHT = "right"  # beside the sources: which of the MLP's answers are
+LEAST = {"rho with u": 0.4, "agreement": 0.8}  # of ``PREDICTIVE``, on SIM
 _CONTEXTS = 16  # of half a row each
 Column = npt.NDArray[np.float64]
 
@@ -52,6 +53,11 @@ def main() -> None:
             "MLP accuracy": [float(of[RIGHT].mean()) for of in said],
             "sources": {source: _of(source, said, data.ambiguity) for source in said[0] if source != RIGHT},
         }
+    of_sim = result.figures.get("sim", {}).get("sources", {}).get(PREDICTIVE, {})
+    for key, least in LEAST.items():
+        if of_sim.get(key):
+            worst = 1 - min(of_sim[key])
+            result.target(f"sim: 1 − {key} of {PREDICTIVE}, the worst of the fits", worst, 1 - least)
     write(result, args.out)
     for name, figures in result.figures.items():
         print(f"\n{name}\n{markdown(figures['sources'])}")
@@ -167,17 +173,16 @@ def _of(source: str, said: list[dict[str, Column]], ambiguity: Column | None) ->
 
 def markdown(sources: dict[str, Any]) -> str:
     """Return the figures as lines of a table: the range over fits of each."""
-    scale = {"rho with u": 1, "agreement": 1, "gain at half": 100, "aurc": 1}
-    lines = []
+    forms = {"rho with u": "{:.2f}", "agreement": "{:.2f}", "gain at half": "{:+.1%}", "aurc": "{:.3f}"}
+    lines = [f"| source | {' | '.join(forms)} |", "|---" * 5 + "|"]
     for name, figures in sources.items():
-        cells = [[scale[key] * x for x in figures.get(key, [])] for key in scale]
-        digits = {1: 2, 100: 1}
+        ranges = {key: (min(of), max(of)) for key, of in figures.items() if of}
         shown = [
-            " to ".join(f"{x:+.{digits[unit]}f}" for x in (min(of), max(of))) if of else "–"
-            for of, unit in zip(cells, scale.values(), strict=True)
+            " to ".join(form.format(x) for x in ranges[key]).replace("-", "−") if key in ranges else "–"
+            for key, form in forms.items()
         ]
         lines.append(f"| {name} | {' | '.join(shown)} |")
-    return "\n".join([f"| source | {' | '.join(scale)} |", "|---" * 5 + "|", *lines])
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
