@@ -1,5 +1,11 @@
-"""Shared set-up: few threads, so that two test workers do not fight over two cores."""
+"""Shared set-up: few threads, so that two test workers do not fight over two cores; signals that arrive."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a shell's job in the background, or one under nohup, ignores them, and so would what the tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

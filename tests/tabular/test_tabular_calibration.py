@@ -41,7 +41,7 @@ def nll(cells, rows):
 def fitted(cells, rows):
     calibration = Calibration(LAYOUT)
     counts = (rows.codes[:, 0] - 1).bincount(minlength=4)
-    calibration.fit(cells, rows, [counts])
+    calibration.fit([cells], rows, [counts])
     return calibration
 
 
@@ -49,9 +49,9 @@ def test_the_known_correction_is_found():
     cells, rows = case()
     calibration = fitted(cells, rows)
     assert calibration.shift[0] == pytest.approx(0.5, abs=0.06)
-    assert calibration.slope[0] == pytest.approx(2, abs=0.06)
+    assert calibration.slope[0, 0] == pytest.approx(2, abs=0.06)
     assert calibration.spread[0] == pytest.approx(4, rel=0.06)
-    assert calibration.sharpness[0] == pytest.approx(0.5, abs=0.04)
+    assert calibration.sharpness[0, 0] == pytest.approx(0.5, abs=0.04)
     assert calibration.prior_weight[0] == pytest.approx(0, abs=0.25)
 
 
@@ -64,7 +64,7 @@ def test_numbers_are_those_of_highest_likelihood():
     def loss(a, b, c):
         return -stats.norm(a + b * m, np.sqrt(c * v)).logpdf(x).sum()
 
-    a, b = float(calibration.shift[0]), float(calibration.slope[0])
+    a, b = float(calibration.shift[0]), float(calibration.slope[0, 0])
     c = float(calibration.spread[0]) * (len(x) - 2) / len(x)  # unbiased → maximum likelihood
     best = loss(a, b, c)
     for da, db, dc in [(0.02, 0, 0), (-0.02, 0, 0), (0, 0.02, 0), (0, -0.02, 0), (0, 0, 0.1), (0, 0, -0.1)]:
@@ -80,7 +80,7 @@ def test_categories_are_those_of_highest_penalised_likelihood():
         log_p = (a * logits + b * calibration.log_prior.double()).log_softmax(1)
         return float(-log_p.gather(1, target.unsqueeze(1)).sum()) + 0.5 * ((a - 1) ** 2 + b**2)
 
-    a, b = float(calibration.sharpness[0]), float(calibration.prior_weight[0])
+    a, b = float(calibration.sharpness[0, 0]), float(calibration.prior_weight[0])
     grid = [loss(x, y) for x in np.linspace(0, 1.5, 31) for y in np.linspace(-2, 2, 41)]
     assert loss(a, b) <= min(grid) + 1e-6
 
@@ -88,7 +88,7 @@ def test_categories_are_those_of_highest_penalised_likelihood():
 def test_held_out_likelihood_rises_and_noise_falls_back_to_the_marginal():
     cells, rows = case(seed=0)
     other, others = case(seed=1)
-    calibrated = fitted(cells, rows)(other)
+    calibrated = fitted(cells, rows)([other])
     before, after = nll(other, others), nll(calibrated, others)
     assert all(b > a for b, a in zip(before, after, strict=True))
     # v varies here without meaning, which costs a little beside the marginal N(−1, 9)
@@ -99,7 +99,7 @@ def test_held_out_likelihood_rises_and_noise_falls_back_to_the_marginal():
 def test_nothing_changes_before_fit_or_with_few_cells():
     cells, rows = case(30)
     for calibration in (Calibration(LAYOUT), fitted(cells, rows)):
-        same = calibration(cells)
+        same = calibration([cells])
         torch.testing.assert_close(same.mean, cells.mean)
         torch.testing.assert_close(same.variance, cells.variance)
         torch.testing.assert_close(same.logits[0], cells.logits[0])
@@ -112,7 +112,7 @@ def test_degenerate_columns_stay_finite(value):
     cells = cells._replace(
         mean=torch.full_like(cells.mean, 3.0), variance=torch.full_like(cells.variance, 1e-4)
     )
-    calibrated = fitted(cells, rows)(cells)
+    calibrated = fitted(cells, rows)([cells])
     assert calibrated.mean.isfinite().all()
     assert (calibrated.variance > 0).all() and calibrated.variance.isfinite().all()
     assert calibrated.logits[0].isfinite().all()

@@ -35,7 +35,7 @@ def case(n=4000):
 
 def measured(cells, rows):
     counts = [(of - 1).bincount(minlength=3) for of in rows.codes.unbind(1)]
-    return measure(LAYOUT, ["a", "b", "c", "d"], cells, rows, rows, counts)
+    return measure(LAYOUT, ["a", "b", "c", "d"], [cells], rows, rows, counts)
 
 
 def test_the_gain_is_that_of_the_known_structure():

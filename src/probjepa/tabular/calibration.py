@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 
 # fewer observed cells of a feature than this leave its predictions as they are
 _FEWEST_CELLS = 50
-_RIDGE = 1.0  # of the categories' two numbers, towards no correction, in nats
+_RIDGE = 1.0  # of the categories' numbers, towards no correction, in nats
+_COVERED, _NORMAL = 0.95, 1.959964  # of an interval, and its half-width in standard deviations
 
 
 class Calibration(nn.Module):
@@ -21,92 +24,165 @@ class Calibration(nn.Module):
     N(m, v) is N(a + b·m, c·v); a category with logits l has a·l + b·log π, with π its frequencies:
     temperature scaling (Guo et al. 2017, arXiv 1706.04599) with a way back to the frequencies. Before
     ``fit`` all is unchanged.
+
+    There may be several sources of predictions, which are combined: a + Σ bₛ·mₛ, with the variances in the
+    shares of bₛ, and Σ aₛ·lₛ + b·log π (linear and logarithmic pools). Before ``fit`` it is the first's.
+
+    ``reach`` is half an interval of 95 %, in standard deviations: the conformal quantile of held-out errors.
     """
 
     slope: Tensor
     shift: Tensor
     spread: Tensor
+    reach: Tensor
     sharpness: Tensor
     prior_weight: Tensor
     log_prior: Tensor
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, n_sources: int = 1) -> None:
         super().__init__()
         n, k = len(layout.numeric), len(layout.categorical)
         self.sizes = [size + 1 for size in layout.cardinalities]  # the first class is "unknown"
+        first = torch.zeros(n_sources, 1)
+        first[0] = 1.0
         for name, value in (
-            ("slope", torch.ones(n)),
+            ("slope", first.repeat(1, n)),
             ("shift", torch.zeros(n)),
             ("spread", torch.ones(n)),
-            ("sharpness", torch.ones(k)),
+            ("reach", torch.full((n,), _NORMAL)),
+            ("sharpness", first.repeat(1, k)),
             ("prior_weight", torch.zeros(k)),
             ("log_prior", torch.zeros(sum(self.sizes))),
         ):
             self.register_buffer(name, value)
 
-    def forward(self, cells: CellDistribution) -> CellDistribution:
-        """Correct predictions (B, …)."""
+    def prefer(self, source: int) -> None:
+        """Take the predictions of one source as they are."""
+        for weights in (self.slope, self.sharpness):
+            weights.zero_()
+            weights[source] = 1.0
+
+    def forward(self, sources: Sequence[CellDistribution]) -> CellDistribution:
+        """Combine and correct each source's predictions (B, …)."""
         priors = torch.split(self.log_prior, self.sizes)
+        means = torch.stack([of.mean for of in sources])
         logits = [
-            a * logit + b * prior
-            for a, b, logit, prior in zip(
-                self.sharpness, self.prior_weight, cells.logits, priors, strict=True
+            b * prior + sum(a * logit for a, logit in zip(weights, said, strict=True))
+            for weights, b, prior, said in zip(
+                self.sharpness.unbind(1),
+                self.prior_weight,
+                priors,
+                zip(*(of.logits for of in sources), strict=True),
+                strict=True,
             )
         ]
-        return CellDistribution(self.shift + self.slope * cells.mean, self.spread * cells.variance, logits)
+        mean = self.shift + (self.slope.unsqueeze(1) * means).sum(0)
+        return CellDistribution(mean, self.spread * _pooled(sources, self.slope), logits)
 
     @torch.no_grad()
-    def fit(self, cells: CellDistribution, rows: Rows, frequencies: list[Tensor]) -> None:
+    def fit(self, sources: Sequence[CellDistribution], rows: Rows, frequencies: list[Tensor]) -> None:
         """Fit to uncorrected predictions of held-out rows (B, …) and what stood there.
 
         ``frequencies``: counts (1 + C) of each categorical feature's classes in the rows of the fit.
         """
-        for i in range(cells.mean.shape[1]):
+        for i in range(rows.numeric.shape[1]):
             seen = ~rows.missing[:, i]
-            if int(seen.sum()) >= _FEWEST_CELLS:
-                self.shift[i], self.slope[i], self.spread[i] = _fit_number(
-                    rows.numeric[seen, i], cells.mean[seen, i], cells.variance[seen, i]
-                )
+            if int(seen.sum()) < _FEWEST_CELLS:
+                continue
+            x = rows.numeric[seen, i].double()
+            means = torch.stack([of.mean[seen, i] for of in sources]).double()
+            variances = torch.stack([of.variance[seen, i] for of in sources]).double()
+            self.shift[i], self.slope[:, i], self.spread[i] = _fit_number(x, means, variances)
+            said = self.shift[i] + self.slope[:, i].double() @ means
+            variance = self.spread[i] * _pooled_column(variances, self.slope[:, i].double())
+            errors = ((x - said).abs() / variance.sqrt()).sort().values
+            rank = math.ceil((len(x) + 1) * _COVERED)
+            self.reach[i] = errors[min(rank, len(x)) - 1]
         offset = 0
-        for i, (logits, counts) in enumerate(zip(cells.logits, frequencies, strict=True)):
+        for i, counts in enumerate(frequencies):
             prior = ((counts + 0.5) / (counts + 0.5).sum()).log()
             self.log_prior[offset : offset + len(prior)] = prior
             offset += len(prior)
             seen = rows.codes[:, i] > 0
             if int(seen.sum()) >= _FEWEST_CELLS:
-                self.sharpness[i], self.prior_weight[i] = _fit_category(
-                    rows.codes[seen, i] - 1, logits[seen], prior
-                )
+                logits = torch.stack([of.logits[i][seen] for of in sources])
+                found = _fit_category(rows.codes[seen, i] - 1, logits, prior, self.sharpness[:, i])
+                self.sharpness[:, i], self.prior_weight[i] = found[:-1], found[-1]
 
 
-def _fit_number(value: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """a, b, c of N(a + b·m, c·v) by maximum likelihood: weighted least squares; c unbiased; b not below 0."""
-    x, m, v = value.double(), mean.double(), variance.double()
+def _pooled_column(variances: Tensor, slope: Tensor) -> Tensor:
+    """Variance (B,) of a column from each source's (S, B), in the shares of their slopes (S,)."""
+    share = slope / slope.sum() if float(slope.sum()) > 0 else torch.full_like(slope, 1 / len(slope))
+    return share @ variances
+
+
+def _pooled(sources: Sequence[CellDistribution], slope: Tensor) -> Tensor:
+    variances = torch.stack([of.variance for of in sources])
+    columns = zip(variances.unbind(2), slope.to(variances).unbind(1), strict=True)
+    pooled = [_pooled_column(of, weights) for of, weights in columns]
+    return torch.stack(pooled, 1) if pooled else variances[0]
+
+
+def _fit_number(value: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """a, b, c of N(a + Σ b·m, c·v) by weighted least squares; b (S,) not below 0; c unbiased."""
+    x, v = value, variances.mean(0)
     w = (1 / v) / (1 / v).sum()
-    x_mean, m_mean = (w * x).sum(), (w * m).sum()
-    of_mean = (w * (m - m_mean).square()).sum()
-    slope = (w * (m - m_mean) * (x - x_mean)).sum() / of_mean.clamp(min=1e-12)
-    slope = slope.clamp(min=0.0)
-    shift = x_mean - slope * m_mean
-    spread = ((x - shift - slope * m).square() / v).sum() / (len(x) - 2)
+    centre = means @ w
+    design, target = (means - centre[:, None]) * w.sqrt(), (x - w @ x) * w.sqrt()
+    slope = _not_negative(design @ design.T, design @ target)
+    shift = w @ x - slope @ centre
+    v = _pooled_column(variances, slope)
+    spread = ((x - shift - slope @ means).square() / v).sum() / (len(x) - 2)
     return shift, slope, spread.clamp(1e-3, 1e6)
 
 
-def _fit_category(target: Tensor, logits: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-    """a, b of softmax(a·logits + b·log π) by penalised maximum likelihood, which is convex; a not below 0."""
-    start = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    logits, prior, target = logits.double().cpu(), prior.double().cpu(), target.cpu()
-    with torch.enable_grad():
-        both = start.clone().requires_grad_()
-        optimiser = torch.optim.LBFGS([both], max_iter=100, line_search_fn="strong_wolfe")
+def _not_negative(gram: Tensor, along: Tensor) -> Tensor:
+    """Return b ≥ 0 (S,) of least ½ bᵀGb − bᵀh: the best of all sets of sources, which are few."""
+    best, least = torch.zeros_like(along), 0.0
+    for chosen in range(1, 2 ** len(along)):
+        at = torch.tensor([s for s in range(len(along)) if chosen >> s & 1])
+        own = gram[at][:, at] + 1e-12 * torch.eye(len(at), dtype=gram.dtype, device=gram.device)
+        b = torch.linalg.lstsq(own, along[at, None]).solution[:, 0]
+        loss = float(0.5 * b @ own @ b - b @ along[at])
+        if bool((b >= 0).all()) and loss < least:
+            best, least = torch.zeros_like(along).index_put((at,), b), loss
+    return best
 
-        def loss() -> Tensor:
-            optimiser.zero_grad()
-            nll = F.cross_entropy(both[0].clamp(min=0) * logits + both[1] * prior, target, reduction="sum")
-            total: Tensor = (nll + 0.5 * _RIDGE * (both - start).square().sum()) / len(target)
-            torch.autograd.backward(total)
-            return total
 
-        optimiser.step(loss)  # type: ignore[no-untyped-call]
-    found = both.detach()
-    return found[0].clamp(min=0), found[1]
+def _fit_category(target: Tensor, logits: Tensor, prior: Tensor, start: Tensor) -> Tensor:
+    """a, b (S + 1,) of softmax(Σ a·logits + b·log π) by penalised maximum likelihood; a not below 0.
+
+    Convex, by Newton's steps; a source whose weight falls below 0 has none.
+    """
+    prior = prior.double().expand(len(target), -1)
+    features = torch.stack([*logits.double(), prior.to(logits.device)], -1)  # (N, C, S + 1)
+    right = features.gather(1, target[:, None, None].expand(-1, -1, features.shape[2])).squeeze(1)
+    start = torch.cat([start.double(), torch.zeros(1, dtype=torch.float64, device=start.device)])
+    free = torch.ones_like(start, dtype=torch.bool)
+
+    def loss(at: Tensor) -> Tensor:
+        nll = (features @ at).logsumexp(1) - right @ at
+        return nll.sum() + 0.5 * _RIDGE * (at - start).square().sum()
+
+    found = start.clone()
+    while True:
+        for _ in range(50):
+            p = (features @ found).softmax(1).unsqueeze(-1)
+            expected = (p * features).sum(1)
+            slope = (expected - right).sum(0) + _RIDGE * (found - start)
+            curve = torch.einsum("ncs,nct->st", p * features, features) - expected.T @ expected
+            curve = curve + _RIDGE * torch.eye(len(found)).to(curve)
+            step = torch.zeros_like(found)
+            step[free] = torch.linalg.solve(curve[free][:, free], slope[free])
+            size, before = 1.0, loss(found)
+            while size > 1e-6 and loss(found - size * step) > before:
+                size /= 2
+            found = found - size * step
+            if float((slope * step).sum()) < 1e-8:
+                break
+        below = free & (found < 0)
+        below[-1] = False
+        if not bool(below.any()):
+            return found
+        free &= ~below
+        found = torch.where(below, torch.zeros_like(found), found)

@@ -160,6 +160,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             max_categories=self.max_categories,
         )
         rows = _as_rows(schema.encode(frame))
+        settings = self._settled(settings, schema.layout, len(rows))
         try:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         except ValueError as error:
@@ -206,17 +207,22 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         self.network_ = loop.network.eval()
         held_out = loop.validation[: _rows_at_a_time(schema)]
         self.schema_ = schema
-        self._finish(self.network_, loop.rows, loop.rows.at(held_out, loop.device))
+        of = (loop.rows.at(index, loop.device) for index in (loop.training, held_out))
+        self._finish(self.network_, *of)
         self.settings_ = loop.settings
         self.history_ = loop.history
         self.best_epoch_ = loop.best_epoch
         self.n_iter_ = len(loop.history)
 
+    def _settled(self, settings: dict[str, Any], layout: Layout, n_rows: int) -> dict[str, Any]:
+        """Settings of a fit to so many rows of such a table; most do not depend on them."""
+        return settings
+
     def _prepare(self, network: Any, rows: Rows) -> None:
         """Set what is read off the rows before the fit; most have nothing."""
 
-    def _finish(self, network: Any, rows: Rows, held_out: Rows) -> None:
-        """Fit what is fitted after the weights, to rows that they were not fitted to; most have nothing."""
+    def _finish(self, network: Any, training: Rows, held_out: Rows) -> None:
+        """Fit what is fitted after the weights, to rows that these were not fitted to; most have nothing."""
 
     def _set_columns(self, *, named: bool) -> None:
         self.n_features_in_ = len(self.schema_.columns)

@@ -56,6 +56,20 @@ def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]
     return order[n_validation:], order[:n_validation]
 
 
+def stretched(settings: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
+    """Return settings whose epochs, and all that is counted in them, give ``min_steps`` on so many rows."""
+    out = dict(settings)
+    n_training = n_rows - int(n_rows * settings["validation_fraction"])
+    steps = settings["max_epochs"] * math.ceil(n_training / settings["batch_size"])
+    times = settings.get("min_steps", 0) / steps
+    if times > 1:
+        out["max_epochs"] = math.ceil(times * settings["max_epochs"])
+        out["patience"] = math.ceil(times * settings["patience"])
+        out["warmup_epochs"] = times * settings["warmup_epochs"]
+        out["anneal_epochs"] = tuple(times * over for over in settings["anneal_epochs"])
+    return out
+
+
 class FitLoop:
     """A fit of a network to rows, as far as it has come: a dict of losses an epoch, and the best weights.
 

@@ -31,8 +31,7 @@ NumericTransform = Literal["standard", "quantile"]
 # a value this many standard deviations out is cut off: only so that float32 cannot overflow downstream
 _FAR = 1e4
 _QUANTILES = 1000
-# of a quantile transform: the normal quantile at 1e-7, as scikit-learn has it
-_TAIL = 1e-7
+_NODES = 32  # of the quadrature by which a predicted number is undone
 
 
 class EncodedTable(NamedTuple):
@@ -58,6 +57,9 @@ class Feature:
         of the standardisation; of a constant or all-missing column scale is 1
     quantiles
         of the quantile transform, in rising order; empty: standardised
+    tail
+        the probability beyond the largest, and below the smallest: half of one of the n values, so that
+        the i-th of them is at (i − ½)/n (Hazen 1914)
     categories
         known ones; code k + 2 is ``categories[k]``
     low, high
@@ -73,6 +75,7 @@ class Feature:
     location: float = 0.0
     scale: float = 1.0
     quantiles: tuple[float, ...] = ()
+    tail: float = 0.0
     categories: tuple[Scalar, ...] = ()
     low: float | None = None
     high: float | None = None
@@ -93,7 +96,7 @@ class Feature:
             # runs of equal quantiles: the middle of the run, from both ends
             up = np.interp(values, grid, levels)
             down = 1 - np.interp(-values, -grid[::-1], levels)
-            inside = ndtri(np.clip((up + down) / 2, _TAIL, 1 - _TAIL))
+            inside = ndtri(self.tail + (1 - 2 * self.tail) * (up + down) / 2)
             with np.errstate(over="ignore"):
                 # beyond the fit's range by standard deviations: what lies far out is told from the edge
                 beyond = (values - np.clip(values, grid[0], grid[-1])) / self.scale
@@ -109,11 +112,29 @@ class Feature:
                 from scipy.special import ndtr, ndtri
 
             levels = np.linspace(0, 1, len(self.quantiles))
-            edge = float(ndtri(1 - _TAIL))
-            inside = np.interp(ndtr(values), levels, np.array(self.quantiles))
+            edge = float(ndtri(1 - self.tail))
+            inside = np.interp(
+                (ndtr(values) - self.tail) / (1 - 2 * self.tail), levels, np.array(self.quantiles)
+            )
             beyond = (values - np.clip(values, -edge, edge)) * self.scale
             return cast(npt.NDArray[np.float64], inside + beyond)
         return self.location + values * self.scale
+
+    def spread(
+        self, mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64], reach: float
+    ) -> tuple[npt.NDArray[np.float64], ...]:
+        """Undo ``forward`` of N(mean, std²), (N,) each: its mean, median, std, and mean ± reach·std.
+
+        The first two moments by Gauss–Hermite quadrature. All but the std in the range that the fit saw.
+        """
+        nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+        weights = weights / weights.sum()
+        at = np.clip(self.backward(mean[:, None] + std[:, None] * nodes), self.low, self.high)
+        first = at @ weights
+        second = (at - first[:, None]) ** 2 @ weights
+        quantiles = (self.backward(mean + z * std) for z in (0.0, -reach, reach))
+        median, low, high = (np.clip(of, self.low, self.high) for of in quantiles)
+        return first, median, np.sqrt(second), low, high
 
 
 def _standardised(values: npt.NDArray[np.float64]) -> tuple[float, float]:
@@ -148,7 +169,8 @@ def _column_features(
             levels = np.linspace(0, 1, min(_QUANTILES, max(len(seen), 2)))
             grid = tuple(np.maximum.accumulate(np.quantile(seen, levels)).tolist())
         name = column if part is None else f"{column}.{part}"
-        feature = Feature(name, column, type_, part, location, scale, grid)
+        tail = 0.5 / max(len(seen), 1)
+        feature = Feature(name, column, type_, part, location, scale, grid, tail)
         if len(seen):
             whole = bool((seen == np.round(seen)).all())
             feature = replace(feature, low=float(seen.min()), high=float(seen.max()), whole=whole)

@@ -44,21 +44,27 @@ class Skill(NamedTuple):
 
 
 def measure(
-    layout: Layout, names: Sequence[str], cells: CellDistribution, rows: Rows, fit: Rows, counts: list[Tensor]
+    layout: Layout,
+    names: Sequence[str],
+    cells: Sequence[CellDistribution],
+    rows: Rows,
+    fit: Rows,
+    counts: list[Tensor],
 ) -> list[Skill]:
     """Return the skill of each feature, in the table's order.
 
-    ``cells`` are uncorrected predictions of the held-out ``rows``; half of these calibrate them for the other
-    half. A feature's own distribution is that of the rows of the ``fit`` (a Gaussian for numbers; for
-    categories their ``counts``).
+    ``cells`` are each source's uncorrected predictions of the held-out ``rows``; half of these calibrate
+    them for the other half. A feature's own distribution is that of the rows of the ``fit`` (a Gaussian for
+    numbers; for categories their ``counts``).
     """
     found: dict[int, Skill] = {}
     halves = [torch.arange(k, len(rows), 2) for k in (0, 1)]
     calibrated = []
     for own, other in (halves, halves[::-1]):
-        calibration = Calibration(layout).to(rows.numeric.device)
-        calibration.fit(_at(cells, other), Rows(*(part[other] for part in rows)), counts)
-        calibrated.append(calibration(_at(cells, own)))
+        calibration = Calibration(layout, len(cells)).to(rows.numeric.device)
+        there = Rows(*(part[other] for part in rows))
+        calibration.fit([_at(of, other) for of in cells], there, counts)
+        calibrated.append(calibration([_at(of, own) for of in cells]))
     rows = Rows(*(part[torch.cat(halves)] for part in rows))
     said = CellDistribution(
         torch.cat([of.mean for of in calibrated]),

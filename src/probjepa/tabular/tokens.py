@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,18 +60,40 @@ class Rows(NamedTuple):
         return len(self.numeric)
 
 
+def normal_edges(n_bins: int) -> Tensor:
+    """Return the edges (T − 1,) between T bins in which a normal number is as often."""
+    levels = torch.linspace(0, 1, max(n_bins, 1) + 1)
+    edges: Tensor = torch.special.ndtri(levels[1:-1])
+    return edges
+
+
+def by_bins(x: Tensor, edges: Tensor) -> Tensor:
+    """Return what of the way from 0 to each number lies in each bin: (…) → (…, T), whose sum is the number.
+
+    The piecewise linear encoding of Gorishniy et al. (2022, arXiv 2203.05556), measured from 0.
+    """
+    low, high = F.pad(edges, (1, 0), value=-math.inf), F.pad(edges, (0, 1), value=math.inf)
+    return x.unsqueeze(-1).clamp(low, high) - torch.zeros_like(low).clamp(low, high)
+
+
 class FeatureTokenizer(nn.Module):
     """Cells to tokens (B, D, d): value·weight + bias, or a category's embedding; + type + position.
 
     A missing cell has a learned token in place of its value, and a category that the fit did not know has
     another, which starts at 0 and learns where the fit's rare categories were cut off.
+
+    With ``n_bins`` above 0 a value has a weight a bin, so that its token bends at the quantiles of the normal
+    distribution (``by_bins``). It starts as the straight line. 0 is published.
     """
 
-    def __init__(self, layout: Layout, dim: int) -> None:
+    def __init__(self, layout: Layout, dim: int, n_bins: int = 0) -> None:
         super().__init__()
+        self.register_buffer("edges", normal_edges(n_bins), persistent=False)
+        self.edges: Tensor
         n_types = max(layout.types) + 1
         n_categories = sum(layout.cardinalities)
-        self.weight = nn.Parameter(torch.randn(len(layout.numeric), dim) / math.sqrt(dim))
+        straight = torch.randn(len(layout.numeric), dim) / math.sqrt(dim)
+        self.weight = nn.Parameter(straight.unsqueeze(1).repeat(1, n_bins, 1) if n_bins else straight)
         self.bias = nn.Parameter(torch.zeros(len(layout.numeric), dim))
         self.categories = nn.Parameter(torch.randn(n_categories, dim) / math.sqrt(dim))
         self.missing = nn.Parameter(torch.randn(1, dim) / math.sqrt(dim))
@@ -87,12 +110,18 @@ class FeatureTokenizer(nn.Module):
 
     def forward(self, rows: Rows) -> Tensor:
         """Return the tokens (B, D, d) in the table's order."""
-        numeric = rows.numeric.unsqueeze(-1) * self.weight + self.bias
+        numeric = self._numbers(rows.numeric)
         numeric = torch.where(rows.missing.unsqueeze(-1), self.missing, numeric)
         table = torch.cat([self.missing, self.unknown, self.categories])
         index = torch.where(rows.codes < 2, rows.codes, rows.codes + self.offsets)
         tokens = torch.cat([numeric, F.embedding(index, table)], 1)[:, self.order]
         return tokens + (self.kind[self.types] + self.position)
+
+    def _numbers(self, x: Tensor) -> Tensor:
+        """Tokens (B, Dn, d) of numbers (B, Dn)."""
+        if self.weight.ndim == 2:
+            return x.unsqueeze(-1) * self.weight + self.bias
+        return torch.einsum("bnt,ntd->bnd", by_bins(x, self.edges), self.weight) + self.bias
 
     def observed(self, rows: Rows) -> Tensor:
         """Return which cells (B, D) have a value."""
@@ -108,6 +137,35 @@ class CellDistribution(NamedTuple):
     mean: Tensor
     variance: Tensor
     logits: list[Tensor]
+
+
+def by_group(
+    layout: Layout,
+    folds: int,
+    rows: Rows,
+    predict: Callable[[Rows, Tensor], CellDistribution],
+    hidden: Tensor | None = None,
+) -> CellDistribution:
+    """p(cell | the cells of the other groups) of each cell; feature i is in group i mod ``folds``.
+
+    The ``hidden`` cells (B, D) are in no group's condition.
+
+    ``predict``: rows, and which of their cells (B, D) are hidden → the distribution of these.
+    """
+    d = layout.n_features
+    group = torch.arange(d, device=rows.codes.device) % folds
+    numeric = group[list(layout.numeric)]
+    mean, variance = torch.zeros_like(rows.numeric), torch.ones_like(rows.numeric)
+    logits: list[Tensor] = [torch.empty(0)] * len(layout.categorical)
+    for fold in range(min(folds, d)):
+        asked = (group == fold).expand(len(rows), -1)
+        cells = predict(rows, asked if hidden is None else asked | hidden)
+        mean = torch.where(numeric == fold, cells.mean, mean)
+        variance = torch.where(numeric == fold, cells.variance, variance)
+        for k, i in enumerate(layout.categorical):
+            if i % folds == fold:
+                logits[k] = cells.logits[k]
+    return CellDistribution(mean, variance, logits)
 
 
 def resolution(rows: Rows) -> Tensor:

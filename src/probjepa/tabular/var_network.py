@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from probjepa.distributions.gaussian import kl_diagonal_gaussians
 from probjepa.tabular.calibration import Calibration
+from probjepa.tabular.copula import Copula
 from probjepa.tabular.elbo import Noise, annealed, draw
 from probjepa.tabular.masks import Masks
 from probjepa.tabular.networks import (
@@ -28,6 +29,7 @@ from probjepa.tabular.tokens import (
     FeatureTokenizer,
     Layout,
     Rows,
+    by_group,
     resolution,
 )
 
@@ -87,15 +89,29 @@ class VarTJEPANetwork(nn.Module):
         d, the size of all latents
     weights
         of the loss
+    n_bins
+        of the numbers' tokens, see ``FeatureTokenizer``
+    copula, copula_bins
+        what predicts hidden cells: the network, both, or the copula (see ``Copula``), and its bins
     sizes
         of each of the three transformers: n_layers, n_heads, ff_dim, dropout
     """
 
-    def __init__(self, layout: Layout, *, dim: int, weights: Weights, **sizes: Any) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        dim: int,
+        weights: Weights,
+        n_bins: int = 0,
+        copula: Literal["none", "beside", "alone"] = "none",
+        copula_bins: int = 0,
+        **sizes: Any,
+    ) -> None:
         super().__init__()
         self.weights = weights
         self.dim, self.n_features = dim, layout.n_features
-        self.tokenizer = FeatureTokenizer(layout, dim)
+        self.tokenizer = FeatureTokenizer(layout, dim, n_bins)
         self.context_cls = token_parameter(dim)
         self.context_encoder = Transformer(dim, **sizes)
         self.context_head = GaussianHead(dim)
@@ -115,7 +131,9 @@ class VarTJEPANetwork(nn.Module):
         self.predictor_head = GaussianHead(dim)
         self.context_decoder = FeatureDecoder(layout, dim, per_column=weights.pred > 0)
         self.target_decoder = FeatureDecoder(layout, dim, per_column=weights.pred > 0)
-        self.calibration = Calibration(layout)
+        self.layout, self.alone = layout, copula == "alone"
+        self.copula = None if copula == "none" else Copula(layout, copula_bins)
+        self.calibration = Calibration(layout, 2 if copula == "beside" else 1)
 
     def encode_context(self, tokens: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q(s_x|x) of tokens (B, C, d): mean and log-variance (B, 1 + C, d), CLS first."""
@@ -282,7 +300,7 @@ class VarTJEPANetwork(nn.Module):
 
     def predict(self, rows: Rows, hidden: Tensor) -> CellDistribution:
         """p(cells | the cells that are not hidden), calibrated; read it at the hidden cells (B, D)."""
-        cells: CellDistribution = self.calibration(self._predict(rows, hidden))
+        cells: CellDistribution = self.calibration([of(rows, hidden) for of in self._sources()])
         return cells
 
     def predict_each(self, rows: Rows, folds: int, hidden: Tensor | None = None) -> CellDistribution:
@@ -290,43 +308,46 @@ class VarTJEPANetwork(nn.Module):
 
         The ``hidden`` cells (B, D) are in no group's condition.
         """
-        cells: CellDistribution = self.calibration(self._predict_each(rows, folds, hidden))
+        cells: CellDistribution = self.calibration(self._each(rows, folds, hidden))
         return cells
 
-    def calibrate(
-        self, held_out: Rows, fit: Rows, layout: Layout, names: Sequence[str], folds: int = 8
-    ) -> list[Skill]:
-        """Fit the calibration to rows that the weights were not fitted to; return each feature's skill."""
-        sizes = self.target_decoder.sizes
+    def calibrate(self, held_out: Rows, training: Rows, names: Sequence[str], folds: int = 8) -> list[Skill]:
+        """Fit what is fitted after the weights; return each feature's skill.
+
+        ``held_out`` rows are those that the weights were not fitted to; without any there is nothing to fit.
+        Where the copula predicts alone, every row is predicted by a fit to others.
+        """
+        sizes, copula = self.target_decoder.sizes, self.copula
+        every = Rows(*(torch.cat(parts) for parts in zip(training, held_out, strict=True)))
         counts = [
-            (of[of > 0] - 1).bincount(minlength=n) for of, n in zip(fit.codes.unbind(1), sizes, strict=True)
+            (of[of > 0] - 1).bincount(minlength=n) for of, n in zip(every.codes.unbind(1), sizes, strict=True)
         ]
-        cells = self._predict_each(held_out, folds)
+        if self.alone and copula is not None:
+            held_out, cells = every, [copula.out_of_fold(every, folds)]
+        else:
+            if copula is not None:
+                copula.fit(training)
+            if not len(held_out):
+                return []
+            cells = self._each(held_out, folds)
         self.calibration.fit(cells, held_out, counts)
-        return measure(layout, names, cells, held_out, fit, counts)
+        return measure(self.layout, names, cells, held_out, every, counts)
+
+    def _sources(self) -> list[Callable[[Rows, Tensor], CellDistribution]]:
+        """What predicts hidden cells: the network, or the copula, or both."""
+        return [
+            *([] if self.alone else [self._predict]),
+            *([] if self.copula is None else [self.copula.predict]),
+        ]
+
+    def _each(self, rows: Rows, folds: int, hidden: Tensor | None = None) -> list[CellDistribution]:
+        return [by_group(self.layout, folds, rows, of, hidden) for of in self._sources()]
 
     def _predict(self, rows: Rows, hidden: Tensor) -> CellDistribution:
         """As the model has it, s_y integrated out."""
         mean, log_variance = self.predict_latents(rows, hidden)
         cells: CellDistribution = self.target_decoder(mean, log_variance.exp())
         return cells
-
-    def _predict_each(self, rows: Rows, folds: int, hidden: Tensor | None = None) -> CellDistribution:
-        group = torch.arange(self.n_features, device=rows.codes.device) % folds
-        numeric = group[self.target_decoder.numeric]
-        of_categories = group[list(self.target_decoder.categorical)].tolist()
-        mean, variance = torch.zeros_like(rows.numeric), torch.ones_like(rows.numeric)
-        logits: list[Tensor] = [torch.empty(0)] * len(of_categories)
-        for fold in range(min(folds, self.n_features)):
-            asked = (group == fold).expand(len(rows), -1)
-            cells = self._predict(rows, asked if hidden is None else asked | hidden)
-            mean = torch.where(numeric == fold, cells.mean, mean)
-            variance = torch.where(numeric == fold, cells.variance, variance)
-            logits = [
-                of if own == fold else old
-                for own, of, old in zip(of_categories, cells.logits, logits, strict=True)
-            ]
-        return CellDistribution(mean, variance, logits)
 
 
 def _mean_where(values: Tensor, where: Tensor) -> Tensor:

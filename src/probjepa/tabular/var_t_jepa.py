@@ -14,8 +14,9 @@ from probjepa.detectors import Thresholded, threshold_sample
 from probjepa.errors import ConfigError, ProbjepaWarning
 from probjepa.metrics.conformal import threshold, threshold_rank
 from probjepa.tabular.anomalies import Cells, Reduction, Typical, blame, judged, row_scores
+from probjepa.tabular.copula import bins_for
 from probjepa.tabular.estimator import TableTransformer
-from probjepa.tabular.fitting import split_rows
+from probjepa.tabular.fitting import split_rows, stretched
 from probjepa.tabular.frames import as_frame, named, pandas
 from probjepa.tabular.imputation import Imputation, filled, hidden_cells
 from probjepa.tabular.schema import ColumnType, NumericTransform
@@ -25,6 +26,7 @@ from probjepa.tabular.var_network import VarTJEPANetwork, Weights
 from probjepa.typed import checked
 
 _SCORE_SEED = 0  # of the draws of the bound
+_FEWEST_ROWS = 500  # of a table whose cells the network helps to predict
 
 
 class VarTJEPA(Thresholded, TableTransformer):
@@ -51,12 +53,21 @@ class VarTJEPA(Thresholded, TableTransformer):
         "small", or the published settings of "adult", "credit", "bank", "electricity", "covertype", "mnist"
     max_epochs, batch_size, learning_rate, warmup_epochs, weight_decay, patience, validation_fraction
         of the fit (see ``fitting.FitLoop``)
+    min_steps
+        a fit has at least this many: of a table of few rows the epochs of the preset, and all that is counted
+        in epochs, are as many times more (``max_epochs`` that are given are kept)
     context_share, target_share
         (low, high) shares of the features, from which each batch's counts are drawn
     n_targets
         K target masks a row
     dim, n_layers, n_heads, ff_dim, dropout
         of each of the three transformers; ``dim`` is the size of all latents
+    n_bins
+        of the piecewise linear encoding of numbers; 0: linear, as published
+    copula
+        what predicts hidden cells: the network ("none", as published), both it and a Gaussian copula of the
+        cells, in the shares that held-out rows ask for ("beside"), or the copula ("alone"); "auto" is
+        "alone" below 500 rows, which are too few for a network, and else "beside"
     alpha_sx, alpha_z, alpha_sy, alpha_rec, alpha_gen
         weights of the loss
     alpha_pred
@@ -116,6 +127,9 @@ class VarTJEPA(Thresholded, TableTransformer):
         n_heads: int | None = None,
         ff_dim: int | None = None,
         dropout: float | None = None,
+        n_bins: int | None = None,
+        min_steps: int | None = None,
+        copula: Literal["auto", "none", "beside", "alone"] | None = None,
         alpha_sx: float | None = None,
         alpha_z: float | None = None,
         alpha_sy: float | None = None,
@@ -138,6 +152,10 @@ class VarTJEPA(Thresholded, TableTransformer):
 
     def _settings(self) -> dict[str, Any]:
         settings = super()._settings()
+        if settings["n_bins"] < 0 or settings["min_steps"] < 0:
+            raise ConfigError(
+                f"n_bins is {settings['n_bins']!r}, min_steps {settings['min_steps']!r}: use numbers from 0"
+            )
         if settings["patience"] < 1:
             raise ConfigError(f"patience is {settings['patience']!r}: use at least 1")
         if not settings["max_grad_norm"] > 0:
@@ -154,7 +172,12 @@ class VarTJEPA(Thresholded, TableTransformer):
             raise ConfigError(f"the alphas are {alphas}: use numbers from 0")
         sizes = {name: settings[name] for name in ("dim", "n_layers", "n_heads", "ff_dim", "dropout")}
         return VarTJEPANetwork(
-            layout, **sizes, weights=Weights(**alphas, anneal_epochs=tuple(settings["anneal_epochs"]))
+            layout,
+            **sizes,
+            n_bins=settings.get("n_bins", 0),
+            copula=settings.get("copula", "none"),
+            copula_bins=settings.get("copula_bins", 0),
+            weights=Weights(**alphas, anneal_epochs=tuple(settings["anneal_epochs"])),
         )
 
     def _prepare(self, network: VarTJEPANetwork, rows: Rows) -> None:
@@ -163,12 +186,21 @@ class VarTJEPA(Thresholded, TableTransformer):
             threshold_rank(len(threshold_sample(len(held_out))), self.alpha)
         network.resolve(rows)
 
+    def _settled(self, settings: dict[str, Any], layout: Layout, n_rows: int) -> dict[str, Any]:
+        if self.max_epochs is None:
+            settings = stretched(settings, n_rows)
+        bins = bins_for(layout, n_rows)
+        if settings["copula"] == "auto":
+            few = n_rows < _FEWEST_ROWS
+            settings["copula"] = "none" if bins is None else "alone" if few else "beside"
+        elif settings["copula"] != "none" and bins is None:
+            raise ConfigError(f"copula is {settings['copula']!r}, but the table is too wide: use 'none'")
+        return settings | {"copula_bins": bins or 0}
+
     @torch.no_grad()
-    def _finish(self, network: VarTJEPANetwork, rows: Rows, held_out: Rows) -> None:
-        self.skill_: list[Skill] = []
+    def _finish(self, network: VarTJEPANetwork, training: Rows, held_out: Rows) -> None:
         names = [feature.name for feature in self.schema_.features]
-        if len(held_out):
-            self.skill_ = network.calibrate(held_out, rows, self.schema_.layout, names)
+        self.skill_: list[Skill] = network.calibrate(held_out, training, names)
         if none := [of.feature for of in self.skill_ if of.none]:
             warnings.warn(
                 f"nothing was learned of {len(none)} of {len(names)} columns ({named(none)}): their held-out "
@@ -177,7 +209,7 @@ class VarTJEPA(Thresholded, TableTransformer):
                 ProbjepaWarning,
                 stacklevel=5,
             )
-        of_fit, other = self._sampled(rows), self._sampled(held_out) if len(held_out) else None
+        of_fit, other = self._sampled(training), self._sampled(held_out) if len(held_out) else None
         self.typical_ = Typical.of(other, of_fit)
         self.held_out_scores_ = np.empty(0) if other is None else row_scores(other, self.typical_)
         if self.alpha is None:
@@ -453,10 +485,9 @@ class VarTJEPA(Thresholded, TableTransformer):
                 continue
             mean = cells.mean[where, k].double().cpu().numpy()
             std = cells.variance[where, k].double().sqrt().cpu().numpy()
-            spread = (feature.backward(mean + std) - feature.backward(mean - std)) / 2
+            undone = feature.spread(mean, std, float(self.network_.calibration.reach[k]))
             names, none = [feature.name] * len(where), [None] * len(where)
-            value = np.clip(feature.backward(mean), feature.low, feature.high)
-            records += zip(where + start, names, value, spread, none, strict=True)
+            records += zip(where + start, names, *undone, none, strict=True)
         for k, i in enumerate(layout.categorical):
             feature, where = self.schema_.features[i], np.flatnonzero(asked[:, i])
             if not feature.categories:
@@ -464,11 +495,12 @@ class VarTJEPA(Thresholded, TableTransformer):
             p = cells.logits[k][where, 1:].double().softmax(1).cpu().numpy()
             values = [feature.categories[c] for c in p.argmax(1)]
             of_row = [dict(zip(feature.categories, row.tolist(), strict=True)) for row in p]
-            names, no_std = [feature.name] * len(where), [np.nan] * len(where)
-            records += zip(where + start, names, values, no_std, of_row, strict=True)
-        out = pd.DataFrame(records, columns=["row", "feature", "value", "std", "probabilities"])
+            names, no = [feature.name] * len(where), [np.nan] * len(where)
+            records += zip(where + start, names, values, no, no, no, no, of_row, strict=True)
+        numbers = ["median", "std", "low", "high"]
+        out = pd.DataFrame(records, columns=["row", "feature", "value", *numbers, "probabilities"])
         out["marginal"] = out["feature"].isin([of.feature for of in self.skill_ if of.none])
-        return out.astype({"value": object, "std": float, "row": np.int64})
+        return out.astype({"value": object, **dict.fromkeys(numbers, float), "row": np.int64})
 
 
 def _check_folds(folds: int) -> None:

@@ -1,0 +1,167 @@
+"""The joint Gaussian of a table's cells, in closed form: what a table of few rows can teach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.covariance import ledoit_wolf_shrinkage
+from torch import Tensor, nn
+
+from probjepa.tabular.tokens import CellDistribution, Layout, Rows, by_bins, by_group, normal_edges
+
+_WIDEST = 512  # columns of its covariance
+_LEVELS = 64  # categories of a feature that takes part
+_BINS = ((3000, 16), (1000, 8), (0, 0))  # from so many rows: parts of a number
+_MOST_ROWS = 20_000
+_EXPECTATIONS = 5
+_LEAST = 1e-3  # of a category's probability
+_LEAST_SHRUNK = 1e-4  # towards the identity, so that no column is another exactly
+_PARTS = 10  # of the rows, out of which each is predicted in turn
+
+
+class Copula(nn.Module):
+    """Gaussian copula of a table: numbers after their transform, and a 0/1 column for each category.
+
+    One covariance, shrunk (Ledoit and Wolf 2004), with missing cells by expectation-maximisation. The cells
+    that are hidden have their conditional distribution given the others. With ``n_bins``, numbers stand there
+    with their parts in so many bins too (``by_bins``), so that a cell is predicted by a sum of bent lines of
+    the others, an additive model. Features of more than 64 categories take no part, and are predicted as
+    uniform.
+    """
+
+    def __init__(self, layout: Layout, n_bins: int = 0) -> None:
+        super().__init__()
+        self.layout = layout
+        self.levels = [n if n <= _LEVELS else 0 for n in layout.cardinalities]
+        self.n_bins = n_bins
+        self.register_buffer("edges", normal_edges(self.n_bins).double(), persistent=False)
+        self.edges: Tensor
+        width = _width(layout, n_bins)
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("covariance", torch.eye(width, dtype=torch.float64))
+        self.mean: Tensor
+        self.covariance: Tensor
+
+    def fit(self, rows: Rows) -> None:
+        """Fit to rows, of which the first 20,000 are read."""
+        rows = Rows(*(part[:_MOST_ROWS] for part in rows))
+        if not len(rows) or not len(self.mean):
+            self.mean.zero_()
+            self.covariance.copy_(torch.eye(len(self.mean)))
+            return
+        x, seen = self._columns(rows, self._known(rows))
+        count = seen.sum(0).clamp(min=1)
+        mean = (x * seen).sum(0) / count
+        scale = ((x - mean).square() * seen).sum(0).div(count).sqrt().clamp(min=1e-3)
+        x = torch.where(seen, (x - mean) / scale, 0.0)
+        extra = torch.zeros_like(self.covariance)
+        filled, centre = x, torch.zeros_like(mean)
+        for turn in range(_EXPECTATIONS + 1):
+            centre = filled.mean(0)
+            second = (filled - centre).T @ (filled - centre) / len(x) + extra
+            weight = max(ledoit_wolf_shrinkage((filled - centre).cpu().numpy()), _LEAST_SHRUNK)
+            covariance = (1 - weight) * second
+            covariance.diagonal().add_(weight * second.diagonal().mean().clamp(min=1e-3))
+            if bool(seen.all()) or turn == _EXPECTATIONS:
+                break
+            filled, extra = x.clone(), torch.zeros_like(covariance)
+            for where, pattern in _patterns(seen):
+                filled[where], left = _given(x[where], pattern, centre, covariance)
+                extra += left * (len(where) / len(x))
+        self.mean.copy_(mean + scale * centre)
+        self.covariance.copy_(covariance * scale * scale[:, None])
+
+    def predict(self, rows: Rows, hidden: Tensor) -> CellDistribution:
+        """p(cells | the cells that are not hidden), read at the hidden cells (B, D)."""
+        x, seen = self._columns(rows, self._known(rows) & ~hidden)
+        mean, variance = torch.empty_like(x), torch.empty_like(x)
+        for where, pattern in _patterns(seen):
+            mean[where], left = _given(x[where], pattern, self.mean, self.covariance)
+            variance[where] = left.diagonal()
+        n = len(self.layout.numeric)
+        logits = []
+        parts = torch.split(mean[:, n * (1 + self.n_bins) :], self.levels, 1)
+        for size, part in zip(self.layout.cardinalities, parts, strict=True):
+            p = part.clamp(min=_LEAST) if part.shape[1] else part.new_ones(len(part), size)
+            p = torch.cat([p.new_full((len(p), 1), _LEAST), p], 1)
+            logits.append((p / p.sum(1, keepdim=True)).log().float())
+        return CellDistribution(mean[:, :n].float(), variance[:, :n].clamp(min=1e-6).float(), logits)
+
+    def out_of_fold(self, rows: Rows, folds: int) -> CellDistribution:
+        """Predict each row's cells from its others, ``by_group``, by fits to nine tenths of the other rows.
+
+        The fit that is left is that to all rows.
+        """
+        part = torch.arange(len(rows), device=rows.numeric.device) % min(_PARTS, len(rows))
+        found: list[CellDistribution] = []
+        for k in range(int(part.max()) + 1):
+            self.fit(Rows(*(of[part != k] for of in rows)))
+            own = Rows(*(of[part == k] for of in rows))
+            found.append(by_group(self.layout, folds, own, self.predict))
+        self.fit(rows)
+        back = part.argsort(stable=True).argsort()
+        return CellDistribution(
+            torch.cat([of.mean for of in found])[back],
+            torch.cat([of.variance for of in found])[back],
+            [torch.cat(of)[back] for of in zip(*(of.logits for of in found), strict=True)],
+        )
+
+    def _columns(self, rows: Rows, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (B, P), and which of them are there; ``observed`` (B, D) in the table's order."""
+        numeric = observed[:, list(self.layout.numeric)]
+        values, there = [torch.where(numeric, rows.numeric, 0.0).double()], [numeric]
+        if self.n_bins:
+            values.append(by_bins(values[0], self.edges).flatten(1))
+            there.append(numeric.repeat_interleave(self.n_bins, 1))
+        for k, (i, size) in enumerate(zip(self.layout.categorical, self.levels, strict=True)):
+            values.append(F.one_hot((rows.codes[:, k] - 2).clamp(0), max(size, 1))[:, :size].double())
+            there.append(observed[:, i : i + 1].expand(-1, size))
+        seen = torch.cat(there, 1)
+        return torch.cat(values, 1).masked_fill(~seen, 0.0), seen
+
+    def _known(self, rows: Rows) -> Tensor:
+        """Which cells (B, D) have a value that the fit knows."""
+        order = self.layout.order().to(rows.codes.device)
+        small = [n > 0 for n in self.levels]
+        known = (rows.codes > 1) & torch.tensor(small, dtype=torch.bool, device=rows.codes.device)
+        return torch.cat([~rows.missing, known], 1)[:, order]
+
+
+def _width(layout: Layout, n_bins: int) -> int:
+    return len(layout.numeric) * (1 + n_bins) + sum(n for n in layout.cardinalities if n <= _LEVELS)
+
+
+def bins_for(layout: Layout, n_rows: int) -> int | None:
+    """Return how many bins suit a table; None if it is too wide for any copula."""
+    fit = [bins for least, bins in _BINS if n_rows >= least and _width(layout, bins) <= _WIDEST]
+    return fit[0] if fit else None
+
+
+def _patterns(seen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows (n,) by the columns (P,) that are there in them."""
+    packed = np.packbits(seen.cpu().numpy(), axis=1)
+    _, first, group = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+    group = group.reshape(-1)
+    order = np.argsort(group, kind="stable")
+    for k, where in enumerate(np.split(order, np.cumsum(np.bincount(group))[:-1])):
+        yield torch.from_numpy(where).to(seen.device), seen[first[k]]
+
+
+def _given(x: Tensor, seen: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (n, P) of rows where the columns ``seen`` (P,) are there, and the covariance (P, P) left."""
+    left = torch.zeros_like(covariance)
+    out = torch.where(seen, x, mean)
+    if bool(seen.all()):
+        return out, left
+    hidden = ~seen
+    own, across = covariance[hidden][:, hidden], covariance[seen][:, hidden]
+    if bool(seen.any()):
+        factor = torch.linalg.cholesky(covariance[seen][:, seen])
+        slopes = torch.cholesky_solve(across, factor)
+        out[:, hidden] = mean[hidden] + (x[:, seen] - mean[seen]) @ slopes
+        own = own - across.T @ slopes
+    left[hidden.unsqueeze(1) & hidden] = own.flatten()
+    return out, left
