@@ -201,6 +201,14 @@ class VarTJEPA(Thresholded, TableTransformer):
     def _finish(self, network: VarTJEPANetwork, training: Rows, held_out: Rows) -> None:
         names = [feature.name for feature in self.schema_.features]
         self.skill_: list[Skill] = network.calibrate(held_out, training, names)
+        if network.alone:
+            warnings.warn(
+                f"the table has {len(training) + len(held_out)} rows: its cells are predicted by a copula "
+                f"alone, since a network needs {_FEWEST_ROWS}; embeddings are the network's (copula='none' "
+                "takes it for cells too)",
+                ProbjepaWarning,
+                stacklevel=5,
+            )
         if none := [of.feature for of in self.skill_ if of.none]:
             warnings.warn(
                 f"nothing was learned of {len(none)} of {len(names)} columns ({named(none)}): their held-out "
