@@ -13,7 +13,7 @@ from probjepa.tabular import TableSchema
 from probjepa.tabular.masks import Masks, draw_masks
 from probjepa.tabular.networks import AttentionPool, Block, Transformer, attend_by_mask
 from probjepa.tabular.t_jepa import TJEPANetwork
-from probjepa.tabular.tokens import FeatureTokenizer, Rows
+from probjepa.tabular.tokens import FeatureDecoder, FeatureTokenizer, Layout, Rows
 from probjepa.tabular.var_network import VarTJEPANetwork, Weights
 from probjepa.training.optim import parameter_groups
 
@@ -379,3 +379,28 @@ def test_what_decays_is_what_decays_in_the_public_code(schema, network):
 def test_a_number_of_layers_that_would_be_built_for_ever_is_refused(layers):
     with pytest.raises(ConfigError, match="at most 1000 layers"):
         Transformer(8, n_layers=layers, n_heads=2, ff_dim=8, dropout=0.0)
+
+
+def test_features_that_are_decoded_together_are_decoded_as_each_alone():
+    cardinalities = (2, 7, 1, 3, 40, 6)
+    layout = Layout((1, 4), (0, 2, 3, 5, 6, 7), cardinalities, (1, 0, 1, 1, 0, 1, 1, 1))
+    torch.manual_seed(0)
+    decoder = FeatureDecoder(layout, 5, per_column=True)
+    assert len(decoder.buckets) < len(cardinalities)
+    latent, variance = torch.randn(9, 8, 5), torch.rand(9, 8, 5)
+    codes = torch.stack([torch.randint(0, n + 2, (9,)) for n in cardinalities], 1)
+    rows = Rows(torch.randn(9, 2), torch.rand(9, 2) < 0.3, codes)
+    for spread in (None, variance):
+        cells = decoder(latent, spread)
+        start = 0
+        for k, i in enumerate(layout.categorical):
+            own = slice(start, start + cardinalities[k] + 1)
+            logit = latent[:, i] @ decoder.class_weight[own].T + decoder.class_bias[own]
+            if spread is not None:
+                of = spread[:, i] @ decoder.class_weight[own].square().T
+                logit = logit / (1 + math.pi / 8 * of).sqrt()
+            torch.testing.assert_close(cells.logits[k], logit)
+            start = own.stop
+        torch.testing.assert_close(decoder.loss(rows, latent, spread), decoder.surprise(cells, rows))
+    decoder.loss(rows, latent).sum().backward()
+    assert all(of.grad is None or of.grad.isfinite().all() for of in decoder.parameters())

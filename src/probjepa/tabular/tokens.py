@@ -189,6 +189,14 @@ def resolution(rows: Rows) -> Tensor:
     return torch.tensor(floors, dtype=torch.float32)
 
 
+def _buckets(sizes: list[int]) -> list[list[int]]:
+    """Features by their number of classes, to the next power of two."""
+    by_size: dict[int, list[int]] = {}
+    for k, size in enumerate(sizes):
+        by_size.setdefault((size - 1).bit_length(), []).append(k)
+    return list(by_size.values())
+
+
 class FeatureDecoder(nn.Module):
     """p(cells | latents): one linear layer a feature; Gaussian with a learned variance, or softmax.
 
@@ -210,10 +218,58 @@ class FeatureDecoder(nn.Module):
         self.nll = balanced_nll if per_column else gaussian_nll
         self.register_buffer("numeric", torch.tensor(layout.numeric, dtype=torch.long), persistent=False)
         self.register_buffer("order", layout.order(), persistent=False)
+        in_buckets = [layout.categorical[k] for members in _buckets(self.sizes) for k in members]
+        order = torch.tensor([*layout.numeric, *in_buckets], dtype=torch.long).argsort()
+        self.register_buffer("bucket_order", order, persistent=False)
         self.numeric: Tensor
         self.order: Tensor
+        self.bucket_order: Tensor
         self.floor: Tensor
         self.categorical = layout.categorical
+        self.buckets = _buckets(self.sizes)
+        starts = [sum(self.sizes[:k]) for k in range(len(self.sizes))]
+        for b, members in enumerate(self.buckets):
+            width = max(self.sizes[k] for k in members)
+            there = torch.tensor([[c < self.sizes[k] for c in range(width)] for k in members])
+            first = torch.tensor([starts[k] for k in members]).unsqueeze(1)
+            self.register_buffer(f"classes{b}", (first + torch.arange(width)) * there, persistent=False)
+            self.register_buffer(f"absent{b}", ~there, persistent=False)
+
+    def _logits(self, b: int, latent: Tensor, latent_variance: Tensor | None) -> Tensor:
+        """Logits (B, m, C) of a bucket's m features, −inf beyond each one's classes."""
+        features = [self.categorical[k] for k in self.buckets[b]]
+        classes, absent = self.get_buffer(f"classes{b}"), self.get_buffer(f"absent{b}")
+        weight = self.class_weight[classes]
+        logits = torch.einsum("bmd,mcd->bmc", latent[:, features], weight) + self.class_bias[classes]
+        if latent_variance is not None:
+            variance = torch.einsum("bmd,mcd->bmc", latent_variance[:, features], weight.square())
+            logits = logits / (1 + math.pi / 8 * variance).sqrt()
+        return logits.masked_fill(absent, -math.inf)
+
+    def _numbers(self, latent: Tensor, latent_variance: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance (B, Dn) of the numeric cells."""
+        mean = (latent[:, self.numeric] * self.weight).sum(-1) + self.bias
+        # Adam moves a parameter by about its rate a step, and this one moves far: so its unit is ten
+        variance = bounded_log_variance(10 * self.raw_log_variance).exp() + self.floor.square()
+        variance = variance.expand_as(mean)
+        if latent_variance is not None:
+            variance = variance + (latent_variance[:, self.numeric] * self.weight.square()).sum(-1)
+        return mean, variance
+
+    def loss(self, rows: Rows, latent: Tensor, latent_variance: Tensor | None = None) -> Tensor:
+        """Return the ``surprise`` (B, D) of rows given their latents, as the fit sees it; see ``forward``.
+
+        Features of about as many categories are taken together: a batch's arithmetic is small, and its
+        operations many.
+        """
+        mean, variance = self._numbers(latent, latent_variance)
+        parts = [self.nll(rows.numeric, mean, variance).masked_fill(rows.missing, 0.0)]
+        for b, members in enumerate(self.buckets):
+            codes = rows.codes[:, members]
+            log_p = self._logits(b, latent, latent_variance).log_softmax(2)
+            nll = -log_p.gather(2, (codes - 1).clamp(min=0).unsqueeze(2)).squeeze(2)
+            parts.append(nll.masked_fill(codes == 0, 0.0))
+        return torch.cat(parts, 1)[:, self.bucket_order]
 
     def forward(self, latent: Tensor, latent_variance: Tensor | None = None) -> CellDistribution:
         r"""Return the distribution of all cells given their latents (B, D, d).
@@ -222,21 +278,12 @@ class FeatureDecoder(nn.Module):
         for numbers exactly, N(w·μ + b, Σ w²σ² + σ₀²); for categories by softmax(m/√(1 + πv/8)) with the
         logits' own means m and variances v (MacKay 1992).
         """
-        s = latent[:, self.numeric]
-        mean = (s * self.weight).sum(-1) + self.bias
-        # Adam moves a parameter by about its rate a step, and this one moves far: so its unit is ten
-        variance = bounded_log_variance(10 * self.raw_log_variance).exp() + self.floor.square()
-        variance = variance.expand_as(mean)
-        if latent_variance is not None:
-            variance = variance + (latent_variance[:, self.numeric] * self.weight.square()).sum(-1)
-        logits = []
-        weights, biases = torch.split(self.class_weight, self.sizes), torch.split(self.class_bias, self.sizes)
-        for i, w, b in zip(self.categorical, weights, biases, strict=True):
-            logit = F.linear(latent[:, i], w, b)
-            if latent_variance is not None:
-                logit = logit / (1 + math.pi / 8 * F.linear(latent_variance[:, i], w.square())).sqrt()
-            logits.append(logit)
-        return CellDistribution(mean, variance, logits)
+        logits: list[Tensor] = [latent] * len(self.sizes)
+        for b, members in enumerate(self.buckets):
+            padded = self._logits(b, latent, latent_variance)
+            for k, of in zip(members, padded.unbind(1), strict=True):
+                logits[k] = of[:, : self.sizes[k]]
+        return CellDistribution(*self._numbers(latent, latent_variance), logits)
 
     def blur(self, latent: Tensor, latent_variance: Tensor) -> Tensor:
         r"""Return how much latents N(latent, diag variance), (B, D, d), blur each cell (B, D), in nats.

@@ -247,10 +247,8 @@ class VarTJEPANetwork(nn.Module):
         s_x, dim = of.s_x[:, 1:], of.s_x.shape[2]
         empty = torch.zeros(len(s_x), self.n_features, dim, device=s_x.device, dtype=s_x.dtype)
         scattered = empty.scatter(1, masks.context.unsqueeze(-1).expand(-1, -1, dim), s_x)
-        decoder = self.context_decoder
-        rec = decoder.surprise(decoder(scattered), rows)
-        decoder = self.target_decoder
-        return rec, decoder.surprise(decoder(draw(*of.y, noise)), rows)
+        rec = self.context_decoder.loss(rows, scattered)
+        return rec, self.target_decoder.loss(rows, draw(*of.y, noise))
 
     def _predictive(self, rows: Rows, masks: Masks, of: Latents) -> Tensor:
         """Mean −log p(y|s_x, z) of the masks' observed target cells; the decoder integrates s_y out."""
@@ -260,11 +258,10 @@ class VarTJEPANetwork(nn.Module):
         empty = of.s_x.new_zeros(b * k, self.n_features, of.s_x.shape[2])
         at = index.unsqueeze(-1).expand(-1, -1, empty.shape[2])
         mean, log_variance = (part.reshape(at.shape) for part in of.prior)
-        decoder = self.target_decoder
-        cells = decoder(empty.scatter(1, at, mean), empty.scatter(1, at, log_variance.exp()))
         asked = torch.zeros(b * k, self.n_features, dtype=torch.bool, device=index.device)
         asked = asked.scatter(1, index, True) & self.tokenizer.observed(rows)
-        return _mean_where(decoder.surprise(cells, rows), asked)
+        latents = empty.scatter(1, at, mean), empty.scatter(1, at, log_variance.exp())
+        return _mean_where(self.target_decoder.loss(rows, *latents), asked)
 
     def resolve(self, rows: Rows) -> None:
         """Take the floors of the numeric columns' deviations from the rows of the fit."""
