@@ -20,11 +20,12 @@ class Imputation(NamedTuple):
     Attributes
     ----------
     table
-        a DataFrame: the table with the asked-for cells filled by their median or most probable category, in
+        a DataFrame: the table with the asked-for cells filled by their mean or most probable category, in
         the types and under the labels of the table that was given; whole numbers where the fit saw only such
     cells
-        a DataFrame with a row for each filled feature: ``row`` (position), ``feature``, ``value``, ``std``
-        (of a number, else NaN), ``probabilities`` (of a category: a dict, else None), ``marginal`` (whether
+        a DataFrame with a row for each filled feature: ``row`` (position), ``feature``, ``value``; of a
+        number (else NaN) ``median``, ``std`` and the interval of 95 % from ``low`` to ``high``;
+        ``probabilities`` (of a category: a dict, else None), ``marginal`` (whether
         the fit found nothing that predicts the feature, so that this is its marginal; see ``skill_``)
     """
 

@@ -14,6 +14,7 @@ from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 
 _FEWEST_CELLS = 100  # held out, of a column: with fewer, nothing is said of it
 _SURE = 2.0  # standard errors
+_LITTLE = 0.05  # of the variance, or the errors
 
 
 class Skill(NamedTuple):
@@ -39,8 +40,14 @@ class Skill(NamedTuple):
 
     @property
     def none(self) -> bool:
-        """Whether the feature's cells are predicted no better than by its own distribution."""
-        return self.nats is not None and self.error is not None and self.nats <= _SURE * self.error
+        """Whether the feature's cells are predicted no better than by its own distribution.
+
+        The gain is within two standard errors of 0, and less than a twentieth is explained: of few cells, the
+        errors alone would say it of columns of which much is known.
+        """
+        if self.nats is None or self.error is None:
+            return False
+        return self.nats <= _SURE * self.error and (self.explained or 0.0) < _LITTLE
 
 
 def measure(

@@ -201,7 +201,7 @@ class VarTJEPA(Thresholded, TableTransformer):
     def _finish(self, network: VarTJEPANetwork, training: Rows, held_out: Rows) -> None:
         names = [feature.name for feature in self.schema_.features]
         self.skill_: list[Skill] = network.calibrate(held_out, training, names)
-        if network.alone:
+        if network.alone and self.copula != "alone":
             warnings.warn(
                 f"the table has {len(training) + len(held_out)} rows: its cells are predicted by a copula "
                 f"alone, since a network needs {_FEWEST_ROWS}; embeddings are the network's (copula='none' "
@@ -217,7 +217,8 @@ class VarTJEPA(Thresholded, TableTransformer):
                 ProbjepaWarning,
                 stacklevel=5,
             )
-        of_fit, other = self._sampled(training), self._sampled(held_out) if len(held_out) else None
+        every = Rows(*(torch.cat(parts) for parts in zip(training, held_out, strict=True)))
+        of_fit, other = self._sampled(every), self._sampled(held_out) if len(held_out) else None
         self.typical_ = Typical.of(other, of_fit)
         self.held_out_scores_ = np.empty(0) if other is None else row_scores(other, self.typical_)
         if self.alpha is None:
@@ -433,9 +434,9 @@ class VarTJEPA(Thresholded, TableTransformer):
     def impute(self, X: Any, mask: Any = None) -> Imputation:
         """Predict missing cells, and those that ``mask`` names, from the others of their row.
 
-        A number's distribution is Gaussian in the transformed column; with ``numeric_transform="quantile"``
-        its value is the median and its std half the spread between its 16th and 84th percentiles. A
-        category's probabilities are over the known ones. A datetime is filled from its part "days". A number
+        A number's distribution is Gaussian in the transformed column; its value is the mean of what that is
+        in the table's units, which has the least squared error, and its interval, ``low`` to ``high``, is of
+        95 %, by the errors of held-out cells. A category's probabilities are over the known ones. A datetime is filled from its part "days". A number
         stays in the range that the fit saw; a column that was empty in the fit stays missing.
 
         The distributions are calibrated on the rows that the fit held out to stop by, see ``Calibration``;
