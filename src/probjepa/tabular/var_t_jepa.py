@@ -436,8 +436,9 @@ class VarTJEPA(Thresholded, TableTransformer):
 
         A number's distribution is Gaussian in the transformed column; its value is the mean of what that is
         in the table's units, which has the least squared error, and its interval, ``low`` to ``high``, is of
-        95 %, by the errors of held-out cells. A category's probabilities are over the known ones. A datetime is filled from its part "days". A number
-        stays in the range that the fit saw; a column that was empty in the fit stays missing.
+        95 %, by the errors of held-out cells. A category's probabilities are over the known ones. A datetime
+        is filled from its part "days". A number stays in the range that the fit saw; a column that was empty
+        in the fit stays missing.
 
         The distributions are calibrated on the rows that the fit held out to stop by, see ``Calibration``;
         with fewer than 50 of those, or ``validation_fraction=0``, they are the network's own, which are too
