@@ -37,7 +37,7 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
         if ``out`` is in the way, or cannot be written
     """
     started = time.monotonic()
-    half_done = not (out / "metrics.json").exists() and (out / "run").is_dir()
+    half_done = not (out / "report.html").exists() and (out / "run").is_dir()
     refuse_existing(out, overwrite or half_done)
     resume = half_done and not overwrite and (out / "run" / "config.yaml").is_file()
     train, test, ood = demo_sets()
