@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from probjepa.detectors import KNN
 from probjepa.errors import ProbjepaWarning
 from probjepa.tabular import TABLE_METHODS
 from probjepa_experiments.anomaly_detectors import DETECTORS, detect
@@ -31,7 +30,6 @@ SCORES = {
     "max": "largest surprise",
     "top-k": "three largest",
 }
-_NEIGHBOURS = 5
 _Array = npt.NDArray[np.float64]
 _ON_CPU = {"device": "cpu"}
 BUDGETS = {
@@ -74,9 +72,7 @@ def _oddness(cell: Cell, train: _Array, test: _Array) -> Iterator[tuple[str, _Ar
     model: Any = TABLE_METHODS[cell.method](random_state=cell.seed, **cell.settings).fit(train)
     for reduction in SCORES.keys() - {EMBEDDING}:
         yield f"{reduction}|", -model.score_samples(test, reduction=reduction)
-    bank = model.transform(train)
-    nearest = KNN(min(_NEIGHBOURS, len(bank)), normalize=False).fit(bank)
-    yield f"{EMBEDDING}|", -nearest.score_samples(model.transform(test))
+    yield f"{EMBEDDING}|", detect("kNN", model.transform(train), model.transform(test), cell.seed)
 
 
 STUDY = Study(
@@ -106,8 +102,9 @@ STUDY = Study(
     "random; of more than 10,000 test rows, all anomalies (5,000 at most) and normal rows at random are "
     "kept, so that average precision is then of a larger share of anomalies. VarTJEPA has "
     "numeric_transform='standard', since anomalies may be far out; its rows read one fit: the distance to "
-    "the fifth nearest embedding of the fit's rows, the mean log-likelihood, and the largest standardised "
-    "surprises of a row's cells. A row is ranked among the other methods; VarTJEPA's first stands for it. "
+    "the fifth nearest standardised embedding of the fit's rows, the mean log-likelihood, and the "
+    "largest standardised surprises of a row's cells. A row is ranked among the other methods; VarTJEPA's "
+    "first stands for it. "
     "Detectors have their libraries' defaults (kNN: the fifth neighbour) on standardised columns. "
     "pyod's ECOD and COPOD look at the test rows together.",
 )
