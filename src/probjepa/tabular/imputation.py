@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from probjepa.errors import DataError
 from probjepa.tabular.frames import as_text, named, pandas
-from probjepa.tabular.schema import Feature
+from probjepa.tabular.schema import Feature, TableSchema
+from probjepa.tabular.tokens import CellDistribution
 
 
 class Imputation(NamedTuple):
@@ -58,6 +60,37 @@ def hidden_cells(mask: Any, given: Any) -> npt.NDArray[np.bool_]:
     if hide.shape != given.shape:
         raise DataError(f"the mask has shape {hide.shape} for a table of {given.shape}: give one a cell")
     return hide
+
+
+def described(schema: TableSchema, cells: CellDistribution, hidden: Tensor, reach: Tensor, start: int) -> Any:
+    """Return the hidden cells' distributions as rows of ``Imputation.cells``, without ``marginal``.
+
+    ``hidden`` (B, D) are asked for, of rows that are counted from ``start``; ``reach`` (Dn,) is half an
+    interval in standard deviations.
+    """
+    asked = hidden.cpu().numpy()
+    records: list[Any] = []
+    for k, i in enumerate(schema.layout.numeric):
+        feature, where = schema.features[i], np.flatnonzero(asked[:, i])
+        if feature.low is None:  # nothing is known of an all-missing column
+            continue
+        mean = cells.mean[where, k].double().cpu().numpy()
+        std = cells.variance[where, k].double().sqrt().cpu().numpy()
+        undone = feature.spread(mean, std, float(reach[k]))
+        names, none = [feature.name] * len(where), [None] * len(where)
+        records += zip(where + start, names, *undone, none, strict=True)
+    for k, i in enumerate(schema.layout.categorical):
+        feature, where = schema.features[i], np.flatnonzero(asked[:, i])
+        if not feature.categories:
+            continue
+        p = cells.logits[k][where, 1:].double().softmax(1).cpu().numpy()
+        values = [feature.categories[c] for c in p.argmax(1)]
+        of_row = [dict(zip(feature.categories, row.tolist(), strict=True)) for row in p]
+        names, no = [feature.name] * len(where), [np.nan] * len(where)
+        records += zip(where + start, names, values, no, no, no, no, of_row, strict=True)
+    numbers = ["median", "std", "low", "high"]
+    out = pandas().DataFrame(records, columns=["row", "feature", "value", *numbers, "probabilities"])
+    return out.astype({"value": object, **dict.fromkeys(numbers, float), "row": np.int64})
 
 
 def filled(series: Any, found: Any, feature: Feature) -> Any:

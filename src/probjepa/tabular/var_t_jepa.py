@@ -18,10 +18,10 @@ from probjepa.tabular.copula import bins_for
 from probjepa.tabular.estimator import TableTransformer
 from probjepa.tabular.fitting import split_rows, stretched
 from probjepa.tabular.frames import as_frame, named, pandas
-from probjepa.tabular.imputation import Imputation, filled, hidden_cells
+from probjepa.tabular.imputation import Imputation, described, filled, hidden_cells
 from probjepa.tabular.schema import ColumnType, NumericTransform
 from probjepa.tabular.skill import Skill
-from probjepa.tabular.tokens import CellDistribution, Layout, Rows
+from probjepa.tabular.tokens import Layout, Rows
 from probjepa.tabular.var_network import VarTJEPANetwork, Weights
 from probjepa.typed import checked
 
@@ -468,9 +468,10 @@ class VarTJEPA(Thresholded, TableTransformer):
             with torch.no_grad():
                 hidden = ~self.network_.tokenizer.observed(rows)
                 cells = self.network_.predict(rows, hidden)
-            parts.append(self._filled(cells, hidden, start))
+            parts.append(described(self.schema_, cells, hidden, self.network_.calibration.reach, start))
             start += len(rows)
         table, out = pd.concat(parts, ignore_index=True), given.copy()
+        table["marginal"] = table["feature"].isin([of.feature for of in self.skill_ if of.none])
         for feature in self.schema_.features:
             if feature.part not in (None, "days"):
                 continue
@@ -482,35 +483,6 @@ class VarTJEPA(Thresholded, TableTransformer):
         if isinstance(X, pd.DataFrame):
             out.columns = X.columns
         return Imputation(out, table)
-
-    def _filled(self, cells: CellDistribution, hidden: torch.Tensor, start: int) -> Any:
-        """The hidden cells' distributions, as the rows of ``Imputation.cells``."""
-        pd = pandas()
-        layout = self.schema_.layout
-        asked = hidden.cpu().numpy()
-        records: list[Any] = []
-        for k, i in enumerate(layout.numeric):
-            feature, where = self.schema_.features[i], np.flatnonzero(asked[:, i])
-            if feature.low is None:  # nothing is known of an all-missing column
-                continue
-            mean = cells.mean[where, k].double().cpu().numpy()
-            std = cells.variance[where, k].double().sqrt().cpu().numpy()
-            undone = feature.spread(mean, std, float(self.network_.calibration.reach[k]))
-            names, none = [feature.name] * len(where), [None] * len(where)
-            records += zip(where + start, names, *undone, none, strict=True)
-        for k, i in enumerate(layout.categorical):
-            feature, where = self.schema_.features[i], np.flatnonzero(asked[:, i])
-            if not feature.categories:
-                continue
-            p = cells.logits[k][where, 1:].double().softmax(1).cpu().numpy()
-            values = [feature.categories[c] for c in p.argmax(1)]
-            of_row = [dict(zip(feature.categories, row.tolist(), strict=True)) for row in p]
-            names, no = [feature.name] * len(where), [np.nan] * len(where)
-            records += zip(where + start, names, values, no, no, no, no, of_row, strict=True)
-        numbers = ["median", "std", "low", "high"]
-        out = pd.DataFrame(records, columns=["row", "feature", "value", *numbers, "probabilities"])
-        out["marginal"] = out["feature"].isin([of.feature for of in self.skill_ if of.none])
-        return out.astype({"value": object, **dict.fromkeys(numbers, float), "row": np.int64})
 
 
 def _check_folds(folds: int) -> None:
