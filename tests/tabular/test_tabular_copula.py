@@ -257,14 +257,17 @@ def test_what_is_imputed_is_the_mean_within_an_interval():
     assert ((cells["low"] <= truth) & (truth <= cells["high"])).mean() == pytest.approx(0.95, abs=0.03)
 
 
-def test_a_fit_has_its_least_steps():
+def test_a_fit_has_its_least_steps_and_not_more_than_its_most():
     small = dict(PRESETS["small"])
     found = stretched(small, 640)  # 9 steps an epoch
     assert found["max_epochs"] * 9 == pytest.approx(small["min_steps"], abs=9)
     times = found["max_epochs"] / small["max_epochs"]
     for name in ("patience", "warmup_epochs"):
         assert found[name] == pytest.approx(times * small[name], rel=0.05)
-    assert stretched(small, 1_000_000) == small
+    assert stretched(small, 10_000) == small
+    many = stretched(small, 100_000)  # 1,407 steps an epoch
+    assert many["max_epochs"] == 3 and many["warmup_epochs"] == pytest.approx(2 * 4000 / (20 * 1407))
+    assert stretched(dict(PRESETS["adult"]), 100_000) == PRESETS["adult"]
     model = VarTJEPA(dim=8, n_layers=1, ff_dim=8, min_steps=30, batch_size=100, random_state=0)
     model.set_params(max_epochs=2).fit(table(200))
     assert len(model.history_) == 2  # those that are given stay

@@ -57,12 +57,17 @@ def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]
 
 
 def stretched(settings: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
-    """Return settings whose epochs, and all that is counted in them, give ``min_steps`` on so many rows."""
+    """Return settings whose epochs, and all that is counted in them, suit so many rows.
+
+    They are as many times more or less as at least ``min_steps`` and at most ``max_steps`` ask for (0: no
+    limit).
+    """
     out = dict(settings)
     n_training = n_rows - int(n_rows * settings["validation_fraction"])
     steps = settings["max_epochs"] * math.ceil(n_training / settings["batch_size"])
-    times = settings.get("min_steps", 0) / steps
-    if times > 1:
+    least, most = settings.get("min_steps", 0), settings.get("max_steps", 0) or math.inf
+    times = min(max(steps, least), most) / steps
+    if times != 1:
         out["max_epochs"] = math.ceil(times * settings["max_epochs"])
         out["patience"] = math.ceil(times * settings["patience"])
         out["warmup_epochs"] = times * settings["warmup_epochs"]

@@ -53,9 +53,10 @@ class VarTJEPA(Thresholded, TableTransformer):
         "small", or the published settings of "adult", "credit", "bank", "electricity", "covertype", "mnist"
     max_epochs, batch_size, learning_rate, warmup_epochs, weight_decay, patience, validation_fraction
         of the fit (see ``fitting.FitLoop``)
-    min_steps
-        a fit has at least this many: of a table of few rows the epochs of the preset, and all that is counted
-        in epochs, are as many times more (``max_epochs`` that are given are kept)
+    min_steps, max_steps
+        a fit has at least and at most about so many (0: no limit): of a table of few or many rows the epochs
+        of the preset, and all that is counted in epochs, are as many times more or less (``max_epochs`` that
+        are given are kept)
     context_share, target_share
         (low, high) shares of the features, from which each batch's counts are drawn
     n_targets
@@ -129,6 +130,7 @@ class VarTJEPA(Thresholded, TableTransformer):
         dropout: float | None = None,
         n_bins: int | None = None,
         min_steps: int | None = None,
+        max_steps: int | None = None,
         copula: Literal["auto", "none", "beside", "alone"] | None = None,
         alpha_sx: float | None = None,
         alpha_z: float | None = None,
@@ -152,10 +154,9 @@ class VarTJEPA(Thresholded, TableTransformer):
 
     def _settings(self) -> dict[str, Any]:
         settings = super()._settings()
-        if settings["n_bins"] < 0 or settings["min_steps"] < 0:
-            raise ConfigError(
-                f"n_bins is {settings['n_bins']!r}, min_steps {settings['min_steps']!r}: use numbers from 0"
-            )
+        for name in ("n_bins", "min_steps", "max_steps"):
+            if settings[name] < 0:
+                raise ConfigError(f"{name} is {settings[name]!r}: use a number from 0")
         if settings["patience"] < 1:
             raise ConfigError(f"patience is {settings['patience']!r}: use at least 1")
         if not settings["max_grad_norm"] > 0:
