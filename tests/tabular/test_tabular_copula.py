@@ -259,7 +259,7 @@ def test_what_is_imputed_is_the_mean_within_an_interval():
 
 def test_a_fit_has_its_least_steps_and_not_more_than_its_most():
     small = dict(PRESETS["small"])
-    found = stretched(small, 640)  # 9 steps an epoch
+    found = stretched(small, 640)  # 9 steps an epoch, 180 in all
     assert found["max_epochs"] * 9 == pytest.approx(small["min_steps"], abs=9)
     times = found["max_epochs"] / small["max_epochs"]
     for name in ("patience", "warmup_epochs"):
