@@ -40,7 +40,7 @@ def test_hidden_numbers_have_their_conditional_distribution(asked):
     x = gaussian(3000)
     copula = Copula(NUMBERS)
     copula.fit(numbers(x))
-    mean, covariance = copula.mean.numpy(), copula.covariance.numpy()
+    mean, covariance = copula.mean.numpy(), copula.precision.inverse().numpy()
     np.testing.assert_allclose(mean, x.mean(0), atol=1e-6)
     np.testing.assert_allclose(covariance, np.cov(x.T, bias=True), atol=0.02)  # shrunk a little
     cells = copula.predict(numbers(x), hidden(numbers(x), *asked))
@@ -64,7 +64,7 @@ def test_missing_cells_do_not_bend_the_covariance():
     copula = Copula(NUMBERS)
     copula.fit(numbers(x_seen))
     np.testing.assert_allclose(copula.mean.numpy(), x.mean(0), atol=0.05)
-    np.testing.assert_allclose(copula.covariance.numpy(), np.cov(x.T), atol=0.15)
+    np.testing.assert_allclose(copula.precision.inverse().numpy(), np.cov(x.T), atol=0.15)
     assert abs(np.nanmean(x_seen[:, 0]) - x[:, 0].mean()) > 0.12
 
 
@@ -122,7 +122,7 @@ def test_rows_are_predicted_by_fits_to_others():
     assert own > 0.95  # of noise nothing can be said
     again = Copula(layout)
     again.fit(noise)
-    assert torch.equal(again.covariance, copula.covariance)
+    assert torch.equal(again.precision, copula.precision)
     part = torch.arange(40) % 10
     again.fit(Rows(*(of[part != 3] for of in noise)))
     where = hidden(noise, 4)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,6 +17,7 @@ _MOST_ROWS = 20_000
 _EXPECTATIONS = 5
 _LEAST = 1e-3  # of a category's probability
 _LEAST_SHRUNK = 1e-4  # towards the identity, so that no column is another exactly
+_AT_ONCE = 2_000_000  # numbers
 _PARTS = 10  # of the rows, out of which each is predicted in turn
 
 
@@ -41,24 +40,25 @@ class Copula(nn.Module):
         self.edges: Tensor
         width = _width(layout, n_bins)
         self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
-        self.register_buffer("covariance", torch.eye(width, dtype=torch.float64))
+        self.register_buffer("precision", torch.eye(width, dtype=torch.float64))
         self.mean: Tensor
-        self.covariance: Tensor
+        self.precision: Tensor
 
     def fit(self, rows: Rows) -> None:
         """Fit to rows, of which the first 20,000 are read."""
         rows = Rows(*(part[:_MOST_ROWS] for part in rows))
         if not len(rows) or not len(self.mean):
             self.mean.zero_()
-            self.covariance.copy_(torch.eye(len(self.mean)))
+            self.precision.copy_(torch.eye(len(self.mean)))
             return
         x, seen = self._columns(rows, self._known(rows))
         count = seen.sum(0).clamp(min=1)
         mean = (x * seen).sum(0) / count
         scale = ((x - mean).square() * seen).sum(0).div(count).sqrt().clamp(min=1e-3)
         x = torch.where(seen, (x - mean) / scale, 0.0)
-        extra = torch.zeros_like(self.covariance)
+        extra = torch.zeros_like(self.precision)
         filled, centre = x, torch.zeros_like(mean)
+        patterns, group = _distinct(seen)
         for turn in range(_EXPECTATIONS + 1):
             centre = filled.mean(0)
             second = (filled - centre).T @ (filled - centre) / len(x) + extra
@@ -68,19 +68,18 @@ class Copula(nn.Module):
             if bool(seen.all()) or turn == _EXPECTATIONS:
                 break
             filled, extra = x.clone(), torch.zeros_like(covariance)
-            for where, pattern in _patterns(seen):
+            for k, pattern in enumerate(patterns):
+                where = group == k
                 filled[where], left = _given(x[where], pattern, centre, covariance)
-                extra += left * (len(where) / len(x))
+                extra += left * (int(where.sum()) / len(x))
         self.mean.copy_(mean + scale * centre)
-        self.covariance.copy_(covariance * scale * scale[:, None])
+        factor = torch.linalg.cholesky(covariance * scale * scale[:, None])
+        self.precision.copy_(torch.cholesky_inverse(factor))
 
     def predict(self, rows: Rows, hidden: Tensor) -> CellDistribution:
         """p(cells | the cells that are not hidden), read at the hidden cells (B, D)."""
         x, seen = self._columns(rows, self._known(rows) & ~hidden)
-        mean, variance = torch.empty_like(x), torch.empty_like(x)
-        for where, pattern in _patterns(seen):
-            mean[where], left = _given(x[where], pattern, self.mean, self.covariance)
-            variance[where] = left.diagonal()
+        mean, variance = self._conditional(x, seen)
         n = len(self.layout.numeric)
         logits = []
         parts = torch.split(mean[:, n * (1 + self.n_bins) :], self.levels, 1)
@@ -108,6 +107,30 @@ class Copula(nn.Module):
             torch.cat([of.variance for of in found])[back],
             [torch.cat(of)[back] for of in zip(*(of.logits for of in found), strict=True)],
         )
+
+    def _conditional(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance (B, P) of the columns that are not ``seen``, given those that are.
+
+        Of hidden columns h with precision Λ they are μ − Λₕₕ⁻¹ Λₕₛ (xₛ − μₛ) and diag Λₕₕ⁻¹: few columns are
+        hidden at a time, and there may be as many patterns of them as rows.
+        """
+        mean, variance = torch.where(seen, x, self.mean), torch.zeros_like(x)
+        pull = torch.where(seen, x - self.mean, 0.0) @ self.precision
+        patterns, group = _distinct(seen)
+        counts = (~patterns).sum(1)
+        for h in sorted({*counts.tolist()} - {0}):
+            for of in torch.split((counts == h).nonzero()[:, 0], max(1, _AT_ONCE // h**2)):
+                columns = (~patterns[of]).nonzero()[:, 1].reshape(len(of), h)
+                block = self.precision[columns.unsqueeze(2), columns.unsqueeze(1)]
+                inverse = torch.cholesky_inverse(torch.linalg.cholesky(block))
+                place = torch.full((len(patterns),), -1, device=x.device)
+                place[of] = torch.arange(len(of), device=x.device)
+                for rows in torch.split((place[group] >= 0).nonzero()[:, 0], max(1, _AT_ONCE // h**2)):
+                    own = place[group[rows]]
+                    at = rows.unsqueeze(1), columns[own]
+                    mean[at] = self.mean[at[1]] - (inverse[own] @ pull[at].unsqueeze(2)).squeeze(2)
+                    variance[at] = inverse.diagonal(dim1=1, dim2=2)[own]
+        return mean, variance
 
     def _columns(self, rows: Rows, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Values (B, P), and which of them are there; ``observed`` (B, D) in the table's order."""
@@ -140,14 +163,11 @@ def bins_for(layout: Layout, n_rows: int) -> int | None:
     return fit[0] if fit else None
 
 
-def _patterns(seen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows (n,) by the columns (P,) that are there in them."""
+def _distinct(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows (U, P) of a mask (B, P), and which of them each row is, (B,)."""
     packed = np.packbits(seen.cpu().numpy(), axis=1)
     _, first, group = np.unique(packed, axis=0, return_index=True, return_inverse=True)
-    group = group.reshape(-1)
-    order = np.argsort(group, kind="stable")
-    for k, where in enumerate(np.split(order, np.cumsum(np.bincount(group))[:-1])):
-        yield torch.from_numpy(where).to(seen.device), seen[first[k]]
+    return seen[torch.from_numpy(first)], torch.from_numpy(group.reshape(-1)).to(seen.device)
 
 
 def _given(x: Tensor, seen: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
