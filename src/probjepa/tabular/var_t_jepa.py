@@ -441,8 +441,8 @@ class VarTJEPA(Thresholded, TableTransformer):
         is filled from its part "days". A number stays in the range that the fit saw; a column that was empty
         in the fit stays missing.
 
-        The distributions are calibrated on the rows that the fit held out to stop by, see ``Calibration``; where
-        the copula predicts alone, on each row in turn. With fewer than 50 of those, or
+        The distributions are calibrated on the rows that the fit held out to stop by, see ``Calibration``;
+        where the copula predicts alone, on each row in turn. With fewer than 50 of those, or
         ``validation_fraction=0``, they are the network's own, which are too narrow (3 to 4 times on a column
         of noise).
 
