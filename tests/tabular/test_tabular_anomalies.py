@@ -182,6 +182,15 @@ def test_bad_thresholds_are_one_line_before_the_fit(settings, error, says, monke
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("folds", [0, -1, 1.5, 2.0, "x", None])
+@pytest.mark.parametrize(
+    "use", [VarTJEPA.score_samples, VarTJEPA.score_features, VarTJEPA.uncertainty_features]
+)
+def test_folds_are_whole_numbers_from_1(related, use, folds):
+    with pytest.raises(ConfigError, match=r"folds is .*: use a whole number from 1"):
+        use(related, related_table(5), folds=folds)
+
+
 def test_wrong_reductions(related):
     table = related_table(5)
     with pytest.raises(ConfigError, match="are two scales: use one"):

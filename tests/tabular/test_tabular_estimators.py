@@ -138,6 +138,12 @@ def test_what_cannot_be_loaded(fitted, tmp_path):
         {"params": {"no": 1}},
         {"settings": {}},
         {"schema": config["schema"][:2]},
+        {"settings": config["settings"] | {"copula": "auto"}},
+        {"settings": config["settings"] | {"copula": None}},
+        {"skill": config["skill"][:1]},
+        {"skill": [of | {"nats": "x"} for of in config["skill"]]},
+        {"skill": [of | {"cells": None} for of in config["skill"]]},
+        {"skill": [of | {"feature": ["size"]} for of in config["skill"]]},
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | damage))
         with pytest.raises(ArtifactError, match="is damaged") as error:
@@ -176,6 +182,9 @@ def test_before_fit(table, tmp_path):
         ({"embedding": "mean"}, "embedding is 'mean'"),
         ({"device": "abacus"}, "device is 'abacus'"),
         ({"alpha_sx": -1.0}, "use numbers from 0"),
+        ({"warmup_epochs": -1}, "warmup_epochs is -1: use numbers from 0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1: use numbers from 0"),
+        ({"anneal_epochs": (1, -1, 0)}, "anneal_epochs is .* use numbers from 0"),
         ({"anneal_epochs": (1, 2)}, "anneal_epochs takes a list of 3 numbers or null, got"),
         ({"max_epochs": 2.5}, "max_epochs takes a whole number or null, got '2.5'"),
         ({"batch_size": "big"}, "batch_size takes a whole number or null, got 'big'"),

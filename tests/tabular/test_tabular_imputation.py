@@ -119,7 +119,8 @@ def test_a_labelled_mask_is_matched_by_label(fitted, table):
     mask = pd.DataFrame(False, table.index, table.columns)
     mask.loc[7, "Int64"] = mask.loc[3, "text"] = True
     expected = fitted.impute(table, mask.to_numpy())
-    for given in (mask, mask[::-1], mask[mask.columns[::-1]], mask[["text", "Int64"]]):
+    backwards = mask[mask.columns[::-1]]
+    for given in (mask, mask[::-1], backwards, mask[["text", "Int64"]], pa.Table.from_pandas(backwards)):
         found = fitted.impute(table, given)
         pd.testing.assert_frame_equal(found.table, expected.table)
         pd.testing.assert_frame_equal(found.cells, expected.cells)
@@ -128,6 +129,12 @@ def test_a_labelled_mask_is_matched_by_label(fitted, table):
         (mask.set_axis(range(1, _N + 1)), "the rows of the mask have other labels"),
         (mask[:5], "the rows of the mask have other labels"),
         (mask.to_numpy()[:5], "the mask has shape"),
+        ("all", "the mask holds other values than True and False"),
+        (3, "the mask has shape"),
+        (mask.astype(object).where(~mask), "the mask holds other values than True and False"),
+        (np.full(mask.shape, "no"), "the mask holds other values than True and False"),
+        ([[True], [True, False]], "the mask holds other values than True and False"),
+        (pd.concat([mask, mask], axis=1), "several columns of one name"),
     ):
         with pytest.raises(DataError, match=said):
             fitted.impute(table, wrong)

@@ -220,3 +220,14 @@ def test_without_pandas(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(MissingExtraError, match="pandas is not installed"):
         TableSchema.infer(np.zeros((2, 2)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e-300, 1.0, 1e300])
+@pytest.mark.parametrize("numeric_transform", ["quantile", "standard"])
+def test_the_deviation_of_a_number_is_finite_and_in_its_unit(numeric_transform, size):
+    table = pd.DataFrame({"x": np.random.default_rng(0).normal(size=50) * size})
+    (feature,) = TableSchema.infer(table, numeric_transform=numeric_transform).features
+    mean, median, std, low, high = feature.spread(np.zeros(3), np.full(3, 0.5), 2.0)
+    assert (0.1 * size < std).all() and (std < size).all()
+    assert (low < median).all() and (median < high).all() and np.isfinite(mean).all()

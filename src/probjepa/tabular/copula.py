@@ -47,7 +47,7 @@ class Copula(nn.Module):
     def fit(self, rows: Rows) -> None:
         """Fit to rows, of which the first 20,000 are read."""
         rows = Rows(*(part[:_MOST_ROWS] for part in rows))
-        if not len(rows) or not len(self.mean):
+        if len(rows) < 2 or not len(self.mean):  # of one row there is no variance
             self.mean.zero_()
             self.precision.copy_(torch.eye(len(self.mean)))
             return

@@ -103,6 +103,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         for name in ("max_epochs", "batch_size", "n_targets", "dim", "n_heads", "ff_dim"):
             if settings[name] < 1:
                 raise ConfigError(f"{name} is {settings[name]!r}: use at least 1")
+        for name in ("warmup_epochs", "weight_decay", "anneal_epochs"):
+            if np.min(settings.get(name, 0)) < 0:
+                raise ConfigError(f"{name} is {settings[name]!r}: use numbers from 0")
         if not settings["learning_rate"] > 0:
             raise ConfigError(f"learning_rate is {settings['learning_rate']!r}: use a positive number")
         if not 0 <= settings["dropout"] < 1:

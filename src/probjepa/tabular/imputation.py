@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from probjepa.errors import DataError
-from probjepa.tabular.frames import as_text, named, pandas
+from probjepa.tabular.frames import as_frame, as_text, has_names, named, pandas
 from probjepa.tabular.schema import Feature, TableSchema
 from probjepa.tabular.tokens import CellDistribution
 
@@ -43,11 +43,10 @@ def hidden_cells(mask: Any, given: Any) -> npt.NDArray[np.bool_]:
     Raises
     ------
     DataError
-        for another shape, or labels that the frame does not have
+        for another shape, other values, or labels that the frame does not have
     """
-    pd = pandas()
-    if isinstance(mask, pd.DataFrame):
-        by_name = mask.set_axis([str(name) for name in mask.columns], axis=1)
+    if has_names(mask):
+        by_name = as_frame(mask)
         if absent := [name for name in by_name.columns if name not in given.columns]:
             raise DataError(f"the mask has columns that the table does not have: {named(absent)}")
         if not by_name.index.equals(given.index):
@@ -56,9 +55,15 @@ def hidden_cells(mask: Any, given: Any) -> npt.NDArray[np.bool_]:
                 raise DataError("the rows of the mask have other labels than the table's: give it its index")
             by_name = by_name.loc[given.index]
         mask = by_name.reindex(columns=given.columns, fill_value=False)
-    hide = np.asarray(mask, dtype=bool)
-    if hide.shape != given.shape:
-        raise DataError(f"the mask has shape {hide.shape} for a table of {given.shape}: give one a cell")
+    try:
+        cells = np.asarray(mask).astype(float)
+    except (TypeError, ValueError):  # ragged, or words
+        cells = np.full(given.shape, np.nan)
+    if cells.shape != given.shape:
+        raise DataError(f"the mask has shape {cells.shape} for a table of {given.shape}: give one a cell")
+    hide: npt.NDArray[np.bool_] = cells == 1
+    if not (hide | (cells == 0)).all():
+        raise DataError("the mask holds other values than True and False: give one a cell")
     return hide
 
 

@@ -131,10 +131,12 @@ class Feature:
         weights = weights / weights.sum()
         at = np.clip(self.backward(mean[:, None] + std[:, None] * nodes), self.low, self.high)
         first = at @ weights
-        second = (at - first[:, None]) ** 2 @ weights
         quantiles = (self.backward(mean + z * std) for z in (0.0, -reach, reach))
         median, low, high = (np.clip(of, self.low, self.high) for of in quantiles)
-        return first, median, np.sqrt(second), low, high
+        deviation = np.hypot.reduce(
+            (at - first[:, None]) * np.sqrt(weights), axis=1
+        )  # squares might overflow
+        return first, median, deviation, low, high
 
 
 def _standardised(values: npt.NDArray[np.float64]) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from probjepa.tabular.schema import ColumnType, NumericTransform
 from probjepa.tabular.skill import Skill
 from probjepa.tabular.tokens import Layout, Rows
 from probjepa.tabular.var_network import VarTJEPANetwork, Weights
-from probjepa.typed import checked
+from probjepa.typed import check_settings, checked, types_of
 
 _SCORE_SEED = 0  # of the draws of the bound
 _FEWEST_ROWS = 500  # of a table whose cells the network helps to predict
@@ -176,7 +176,7 @@ class VarTJEPA(Thresholded, TableTransformer):
             layout,
             **sizes,
             n_bins=settings.get("n_bins", 0),
-            copula=settings.get("copula", "none"),
+            copula=checked("copula", settings.get("copula", "none"), Literal["none", "beside", "alone"]),
             copula_bins=settings.get("copula_bins", 0),
             weights=Weights(**alphas, anneal_epochs=tuple(settings["anneal_epochs"])),
         )
@@ -240,8 +240,10 @@ class VarTJEPA(Thresholded, TableTransformer):
         """Make a fitted estimator with fresh weights from what ``config`` returned."""
         model = super().from_config(config)
         # models saved before there was one have none
-        skill = checked("skill", config.get("skill", []), list[dict[str, Any]])
-        model.skill_ = [Skill(**of) for of in skill]
+        types, skill = types_of(Skill), checked("skill", config.get("skill", []), list[dict[str, Any]])
+        model.skill_ = [Skill(**check_settings(of, types)) for of in skill]
+        if skill and [of.feature for of in model.skill_] != [of.name for of in model.schema_.features]:
+            raise ValueError("skill is not of the schema's features")
         if "typical" in config:
             model.typical_ = Typical.from_json(config["typical"], len(model.schema_.features))
             scores = checked("held_out_scores", config["held_out_scores"], list[float])
@@ -457,8 +459,8 @@ class VarTJEPA(Thresholded, TableTransformer):
         Raises
         ------
         NotFittedError, DataError
-            as ``transform``; DataError if the mask has another shape
-            or other labels
+            as ``transform``; DataError if the mask has another shape,
+            other values or other labels
         """
         self._check_is_fitted()
         pd = pandas()
@@ -488,5 +490,5 @@ class VarTJEPA(Thresholded, TableTransformer):
 
 
 def _check_folds(folds: int) -> None:
-    if folds < 1:
-        raise ConfigError(f"folds is {folds!r}: use at least 1")
+    if not isinstance(folds, int | np.integer) or folds < 1:
+        raise ConfigError(f"folds is {folds!r}: use a whole number from 1")
