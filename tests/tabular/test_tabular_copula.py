@@ -269,7 +269,7 @@ def test_a_fit_has_its_least_steps_and_not_more_than_its_most():
         assert found[name] == pytest.approx(times * small[name], rel=0.05)
     assert stretched(small, 10_000) == small
     many = stretched(small, 100_000)  # 1,407 steps an epoch
-    assert many["max_epochs"] == 3 and many["warmup_epochs"] == pytest.approx(2 * 4000 / (20 * 1407))
+    assert many["max_epochs"] == 3 and many["warmup_epochs"] == pytest.approx(2 * 3500 / (20 * 1407))
     assert stretched(dict(PRESETS["adult"]), 100_000) == PRESETS["adult"]
     model = VarTJEPA(dim=8, n_layers=1, ff_dim=8, min_steps=30, batch_size=100, random_state=0)
     model.set_params(max_epochs=2).fit(table(200))
