@@ -141,6 +141,23 @@ def test_odd_tables_stay_finite(values):
         assert cells.mean.isfinite().all() and (cells.variance > 0).all() and cells.variance.isfinite().all()
 
 
+@pytest.mark.parametrize("sizes", [(65, 3), (3, 300), (65,), (65, 70)])
+def test_a_feature_of_many_categories_takes_no_part(sizes):
+    n = len(sizes)
+    layout = Layout((0,), tuple(range(1, n + 1)), sizes, (0, *(1,) * n))
+    random = np.random.default_rng(0)
+    codes = np.stack([random.integers(2, size + 2, 400) for size in sizes], 1)
+    rows = Rows(*numbers(random.normal(size=(400, 1)))[:2], torch.as_tensor(codes))
+    copula = Copula(layout)
+    copula.fit(rows)
+    cells = copula.predict(rows, hidden(rows, *range(n + 1)))
+    for size, logits in zip(sizes, cells.logits, strict=True):
+        p = logits.exp()
+        torch.testing.assert_close(p.sum(1), torch.ones(400))
+        if size > 64:
+            torch.testing.assert_close(p[:, 1:], torch.full((400, size), 1 / size), rtol=1e-3, atol=0)
+
+
 # --- parts of a number ----------------------------------------------------------------------------------
 
 

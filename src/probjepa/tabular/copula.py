@@ -140,7 +140,8 @@ class Copula(nn.Module):
             values.append(by_bins(values[0], self.edges).flatten(1))
             there.append(numeric.repeat_interleave(self.n_bins, 1))
         for k, (i, size) in enumerate(zip(self.layout.categorical, self.levels, strict=True)):
-            values.append(F.one_hot((rows.codes[:, k] - 2).clamp(0), max(size, 1))[:, :size].double())
+            code = (rows.codes[:, k] - 2).clamp(0, max(size, 1) - 1)  # size 0: takes no part
+            values.append(F.one_hot(code, max(size, 1))[:, :size].double())
             there.append(observed[:, i : i + 1].expand(-1, size))
         seen = torch.cat(there, 1)
         return torch.cat(values, 1).masked_fill(~seen, 0.0), seen
