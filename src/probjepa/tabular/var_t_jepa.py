@@ -196,7 +196,7 @@ class VarTJEPA(Thresholded, TableTransformer):
             settings["copula"] = "none" if bins is None else "alone" if few else "beside"
         elif settings["copula"] != "none" and bins is None:
             raise ConfigError(f"copula is {settings['copula']!r}, but the table is too wide: use 'none'")
-        return settings | {"copula_bins": bins or 0}
+        return settings if settings["copula"] == "none" else settings | {"copula_bins": bins}
 
     @torch.no_grad()
     def _finish(self, network: VarTJEPANetwork, training: Rows, held_out: Rows) -> None:
