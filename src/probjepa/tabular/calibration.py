@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from probjepa.metrics.conformal import threshold_rank
 from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 
 # fewer observed cells of a feature than this leave its predictions as they are
 _FEWEST_CELLS = 50
 _RIDGE = 1.0  # of the categories' numbers, towards no correction, in nats
-_COVERED, _NORMAL = 0.95, 1.959964  # of an interval, and its half-width in standard deviations
+_MISSED, _NORMAL = 0.05, 1.959964  # by an interval, and its half-width in standard deviations
 
 
 class Calibration(nn.Module):
@@ -56,12 +56,6 @@ class Calibration(nn.Module):
         ):
             self.register_buffer(name, value)
 
-    def prefer(self, source: int) -> None:
-        """Take the predictions of one source as they are."""
-        for weights in (self.slope, self.sharpness):
-            weights.zero_()
-            weights[source] = 1.0
-
     def forward(self, sources: Sequence[CellDistribution]) -> CellDistribution:
         """Combine and correct each source's predictions (B, …)."""
         priors = torch.split(self.log_prior, self.sizes)
@@ -77,7 +71,8 @@ class Calibration(nn.Module):
             )
         ]
         mean = self.shift + (self.slope.unsqueeze(1) * means).sum(0)
-        return CellDistribution(mean, self.spread * _pooled(sources, self.slope), logits)
+        variance = _pooled(torch.stack([of.variance for of in sources]), self.slope)
+        return CellDistribution(mean, self.spread * variance, logits)
 
     @torch.no_grad()
     def fit(self, sources: Sequence[CellDistribution], rows: Rows, frequencies: list[Tensor]) -> None:
@@ -94,10 +89,9 @@ class Calibration(nn.Module):
             variances = torch.stack([of.variance[seen, i] for of in sources]).double()
             self.shift[i], self.slope[:, i], self.spread[i] = _fit_number(x, means, variances)
             said = self.shift[i] + self.slope[:, i].double() @ means
-            variance = self.spread[i] * _pooled_column(variances, self.slope[:, i].double())
+            variance = self.spread[i] * _pooled(variances, self.slope[:, i].double())
             errors = ((x - said).abs() / variance.sqrt()).sort().values
-            rank = math.ceil((len(x) + 1) * _COVERED)
-            self.reach[i] = errors[min(rank, len(x)) - 1]
+            self.reach[i] = errors[-threshold_rank(len(x), _MISSED)]
         offset = 0
         for i, counts in enumerate(frequencies):
             prior = ((counts + 0.5) / (counts + 0.5).sum()).log()
@@ -110,17 +104,11 @@ class Calibration(nn.Module):
                 self.sharpness[:, i], self.prior_weight[i] = found[:-1], found[-1]
 
 
-def _pooled_column(variances: Tensor, slope: Tensor) -> Tensor:
-    """Variance (B,) of a column from each source's (S, B), in the shares of their slopes (S,)."""
-    share = slope / slope.sum() if float(slope.sum()) > 0 else torch.full_like(slope, 1 / len(slope))
-    return share @ variances
-
-
-def _pooled(sources: Sequence[CellDistribution], slope: Tensor) -> Tensor:
-    variances = torch.stack([of.variance for of in sources])
-    columns = zip(variances.unbind(2), slope.to(variances).unbind(1), strict=True)
-    pooled = [_pooled_column(of, weights) for of, weights in columns]
-    return torch.stack(pooled, 1) if pooled else variances[0]
+def _pooled(variances: Tensor, slope: Tensor) -> Tensor:
+    """Variance (B, …) from each source's (S, B, …), in the shares of their slopes (S, …)."""
+    total = slope.sum(0)
+    share = torch.where(total > 0, slope / total.clamp(min=1e-30), 1 / len(slope))
+    return (share.unsqueeze(1) * variances).sum(0)
 
 
 def _fit_number(value: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,7 +119,7 @@ def _fit_number(value: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor
     design, target = (means - centre[:, None]) * w.sqrt(), (x - w @ x) * w.sqrt()
     slope = _not_negative(design @ design.T, design @ target)
     shift = w @ x - slope @ centre
-    v = _pooled_column(variances, slope)
+    v = _pooled(variances, slope)
     spread = ((x - shift - slope @ means).square() / v).sum() / (len(x) - 2)
     return shift, slope, spread.clamp(1e-3, 1e6)
 

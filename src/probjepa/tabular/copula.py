@@ -46,7 +46,7 @@ class Copula(nn.Module):
 
     def fit(self, rows: Rows) -> None:
         """Fit to rows, of which the first 20,000 are read."""
-        rows = Rows(*(part[:_MOST_ROWS] for part in rows))
+        rows = rows.at(slice(_MOST_ROWS))
         if len(rows) < 2 or not len(self.mean):  # of one row there is no variance
             self.mean.zero_()
             self.precision.copy_(torch.eye(len(self.mean)))
@@ -97,9 +97,8 @@ class Copula(nn.Module):
         part = torch.arange(len(rows), device=rows.numeric.device) % min(_PARTS, len(rows))
         found: list[CellDistribution] = []
         for k in range(int(part.max()) + 1):
-            self.fit(Rows(*(of[part != k] for of in rows)))
-            own = Rows(*(of[part == k] for of in rows))
-            found.append(by_group(self.layout, folds, own, self.predict))
+            self.fit(rows.at(part != k))
+            found.append(by_group(self.layout, folds, rows.at(part == k), self.predict))
         self.fit(rows)
         back = part.argsort(stable=True).argsort()
         return CellDistribution(

@@ -69,10 +69,9 @@ def measure(
     calibrated = []
     for own, other in (halves, halves[::-1]):
         calibration = Calibration(layout, len(cells)).to(rows.numeric.device)
-        there = Rows(*(part[other] for part in rows))
-        calibration.fit([_at(of, other) for of in cells], there, counts)
+        calibration.fit([_at(of, other) for of in cells], rows.at(other), counts)
         calibrated.append(calibration([_at(of, own) for of in cells]))
-    rows = Rows(*(part[torch.cat(halves)] for part in rows))
+    rows = rows.at(torch.cat(halves))
     said = CellDistribution(
         torch.cat([of.mean for of in calibrated]),
         torch.cat([of.variance for of in calibrated]),

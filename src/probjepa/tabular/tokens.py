@@ -52,9 +52,13 @@ class Rows(NamedTuple):
     missing: Tensor
     codes: Tensor
 
-    def at(self, index: Tensor | slice, device: torch.device) -> Rows:
-        """Return some of the rows, on a device."""
-        return Rows(*(part[index].to(device, non_blocking=True) for part in self))
+    def at(self, index: Tensor | slice, device: torch.device | None = None) -> Rows:
+        """Return some of the rows, on a device; None: theirs."""
+        return Rows(*(part[index].to(device or part.device, non_blocking=True) for part in self))
+
+    def followed_by(self, others: Rows) -> Rows:
+        """Return these rows and then others."""
+        return Rows(*(torch.cat(parts) for parts in zip(self, others, strict=True)))
 
     def __len__(self) -> int:
         return len(self.numeric)

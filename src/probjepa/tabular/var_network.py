@@ -315,7 +315,7 @@ class VarTJEPANetwork(nn.Module):
         Where the copula predicts alone, every row is predicted by a fit to others.
         """
         sizes, copula = self.target_decoder.sizes, self.copula
-        every = Rows(*(torch.cat(parts) for parts in zip(training, held_out, strict=True)))
+        every = training.followed_by(held_out)
         counts = [
             (of[of > 0] - 1).bincount(minlength=n) for of, n in zip(every.codes.unbind(1), sizes, strict=True)
         ]

@@ -218,7 +218,7 @@ class VarTJEPA(Thresholded, TableTransformer):
                 ProbjepaWarning,
                 stacklevel=5,
             )
-        every = Rows(*(torch.cat(parts) for parts in zip(training, held_out, strict=True)))
+        every = training.followed_by(held_out)
         of_fit, other = self._sampled(every), self._sampled(held_out) if len(held_out) else None
         self.typical_ = Typical.of(other, of_fit)
         self.held_out_scores_ = np.empty(0) if other is None else row_scores(other, self.typical_)
@@ -407,7 +407,7 @@ class VarTJEPA(Thresholded, TableTransformer):
 
     def _sampled(self, rows: Rows) -> Cells:
         index = torch.from_numpy(threshold_sample(len(rows))).to(rows.numeric.device)
-        return self._cells(self._pieces(rows.at(index, rows.numeric.device)))
+        return self._cells(self._pieces(rows.at(index)))
 
     def _typical(self) -> Typical:
         self._require("typical_")
