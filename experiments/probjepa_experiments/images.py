@@ -51,7 +51,7 @@ SMALL = Budget(
     "small",
     "10,000 images at 32 px, a ConvNet of 379,000 weights, 15 epochs of 64, on a CPU",
     {"backbone": "convnet", "backbone_options": {"widths": (16, 64, 128, 256)}},
-    {"epochs": 15, "batch_size": 64, "device": "cpu", "precision": "bf16-mixed", "channels_last": True},
+    {"epochs": 15, "batch_size": 64, "device": "cpu", "precision": "auto", "channels_last": "auto"},
     methods=_projectors(512, 128),
     seeds=1,
     rows=10_000,
