@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
     "width": 0.25,
     "batch_size": 128,
     "learning_rate": 0.05,
-    "precision": "bf16-mixed",
+    "precision": "auto",
 }
 FULL: dict[str, Any] = {
     "images": 50_000,
@@ -38,7 +38,7 @@ FULL: dict[str, Any] = {
     "width": 1.0,
     "batch_size": 256,
     "learning_rate": 0.05,
-    "precision": "bf16-mixed",
+    "precision": "auto",
 }
 
 
@@ -84,7 +84,6 @@ def train(args: argparse.Namespace, images: ImageSet, folder: Path) -> tuple[VJE
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         precision=args.precision,
-        channels_last=True,  # faster on the CPU too
         seed=args.seed,
         device=args.device,
         resume=(folder / "config.yaml").is_file(),

@@ -21,6 +21,7 @@ import torch
 
 import probjepa
 from probjepa.files import write_text
+from probjepa.provenance import cpu_flags, cpu_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -191,6 +192,7 @@ def environment() -> dict[str, Any]:
     """Return the hardware by model, the versions, and how busy the machine was."""
     return {
         "cpu": cpu_model(),
+        "cpu_flags": cpu_flags(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -201,17 +203,6 @@ def environment() -> dict[str, Any]:
         "probjepa": probjepa.__version__,
         "commit": commit(),
     }
-
-
-def cpu_model() -> str:
-    """Return the processor's name where Linux tells it, else its architecture."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.machine()
 
 
 def commit() -> str | None:

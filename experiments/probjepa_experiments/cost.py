@@ -11,6 +11,7 @@ import torch
 
 from probjepa.data.views import views
 from probjepa.methods.base import Method
+from probjepa.training.auto import by_processor
 from probjepa.training.device import resolve_device
 from probjepa.training.optim import make_optimizer
 from probjepa_experiments.images import build, modules_of, settings_of
@@ -68,9 +69,9 @@ def run(cell: Cell, data: Data, folder: Path, budget: Budget, progress: bool) ->
 def stepper(method: Method, cell: Cell, *, update: bool = True) -> Callable[[], None]:
     """Return a training step of a method on fixed views of random pixels; the update of weights included."""
     device, size, channels = method.device, method.preprocess.size, method.preprocess.channels
-    gpu = device.type == "cuda"
-    half = cell.fit["precision"] == "bf16-mixed" or (gpu and cell.fit["precision"] == "auto")
-    last = cell.fit["channels_last"] is True or (gpu and cell.fit["channels_last"] == "auto")
+    precision, last = by_processor(device, cell.fit["precision"])
+    half = precision == "bf16-mixed"
+    last = last if cell.fit["channels_last"] == "auto" else cell.fit["channels_last"]
     config = method.preprocess.config()
     pixels = torch.randint(
         0, 256, (int(cell.fit["batch_size"]), channels, size, size), dtype=torch.uint8,

@@ -8,17 +8,15 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from probjepa.errors import ArtifactError, ConfigError, DataError, MissingExtraError, ProbjepaError
 from probjepa.files import refuse_existing, write_text
 from probjepa.provenance import hardware, versions
 from probjepa.terminal import say
+from probjepa.training.auto import threads_that_fit, using_threads
 from probjepa.training.interrupt import Interrupted
 from probjepa_experiments.code import changed, fingerprint
 from probjepa_experiments.figures import summarise
@@ -88,7 +86,7 @@ def reproduce(
     work = _Work(study, spent, out, cells or out / "cells", progress, left=len(keys))
     found: list[dict[str, Any]] = []
     ood: dict[str, list[str]] = {}
-    with _threads(spent.threads):
+    with using_threads(spent.threads or threads_that_fit()):
         for seeds, name in places:
             data = sources[name].open(data_root, spent.rows, seeds[0])
             if name not in ood:
@@ -214,13 +212,3 @@ def figure(value: Mapping[str, float | None] | float | None) -> dict[str, float 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

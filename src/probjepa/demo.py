@@ -99,6 +99,8 @@ def train_demo(
         monitor_every=25,
         knn_every=None if test is None else 100,
         device="cpu",
+        precision="32-true",  # the same figures on every processor
+        channels_last=False,
         **options,
     )
 

@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from contextlib import suppress
+from pathlib import Path
 
 from probjepa import __version__
+
+CPUINFO, CGROUP = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup")
+
+
+def cpu_model() -> str:
+    """Return the processor's name where Linux tells it, else its architecture."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    """Return which of AVX2, AVX-512 and the units for bfloat16 the processor has, where Linux tells it."""
+    flags = _cpuinfo("flags").split()
+    return [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may use: by its affinity, and by its container's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        if (CGROUP / "cpu.max").is_file():
+            quota, period = map(int, (CGROUP / "cpu.max").read_text().split())  # no limit is "max"
+        else:
+            files = (CGROUP / "cpu" / f"cpu.cfs_{of}_us" for of in ("quota", "period"))
+            quota, period = (int(file.read_text()) for file in files)
+        if quota > 0:
+            return min(allowed, -(-quota // period))
+    return allowed
+
+
+def _cpuinfo(name: str) -> str:
+    with suppress(OSError, StopIteration), CPUINFO.open(encoding="utf-8") as file:
+        return next(line.split(":", 1)[1].strip() for line in file if line.startswith(name))
+    return ""
 
 
 def hardware() -> str:
     """Name the processor (and GPU) that figures are measured on, with torch's threads."""
     import torch
 
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
+    name = cpu_model()
     if torch.cuda.is_available():
         name = f"{torch.cuda.get_device_name()}, {name}"
     threads = torch.get_num_threads()

@@ -111,7 +111,7 @@ def test_the_file_holds_the_result_and_what_it_ran_on(tmp_path):
     assert record["candidates"]["B"]["ratio"]["median"] == pytest.approx(1.5)
     assert record["candidates"]["B"]["all_seconds"] == pytest.approx([1.5, 3, 4.5, 6])
     assert set(record["environment"]) == {
-        *("cpu", "cores", "threads", "gpu", "load", "python", "torch", "probjepa", "commit"),
+        *("cpu", "cpu_flags", "cores", "threads", "gpu", "load", "python", "torch", "probjepa", "commit"),
     }
     assert [file.name for file in path.parent.iterdir()] == ["drift.json"]  # no temporary file is left
 

@@ -1,6 +1,8 @@
 """The commands as a user runs them: what they leave, their exit codes and their one-line errors."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -11,11 +13,13 @@ import torch
 from PIL import Image
 
 import probjepa
+from probjepa import cli
 from probjepa.cli import run
 from probjepa.data.codec import reencode
 from probjepa.data.fingerprint import fingerprint
 
 QUICK = ["--set", "batch_size=8", "--set", "backbone=convnet", "--set", "widths=[4,8]", "-q"]
+THREADING = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +293,30 @@ def test_help_and_list_load_no_torch():
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("given", "usable", "wanted"),
+    [
+        ({}, 8, {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
+        ({}, 2, {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "OMP_NUM_THREADS": "2"}),
+        (dict.fromkeys(THREADING, "7"), 2, dict.fromkeys(THREADING, "7")),
+    ],
+)
+def test_the_command_shares_the_processors_unless_the_user_says_how(monkeypatch, given, usable, wanted):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr("probjepa.provenance.usable_cpus", lambda: usable)
+    for name in THREADING:
+        monkeypatch.setenv(name, "")  # put back afterwards, what the command sets too
+        monkeypatch.delenv(name)
+        if name in given:
+            monkeypatch.setenv(name, given[name])
+    found = {}
+    monkeypatch.setattr(cli, "run", lambda arguments: found.update(os.environ) or 0)
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert {name: found[name] for name in THREADING if name in found} == wanted
 
 
 def test_python_m_probjepa_is_the_command():

@@ -22,6 +22,7 @@ def main() -> None:
         if signal.getsignal(signum) is signal.SIG_DFL:  # nohup ignores SIGHUP, and that stays
             signal.signal(signum, _terminate)
     _open_streams()
+    _share_processors()
     try:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # a second Ctrl-C
@@ -41,6 +42,21 @@ def _open_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+def _share_processors() -> None:
+    """Let torch's threads sleep while they wait, and be no more than a container may use.
+
+    Threads that wait by spinning hold the processors that others, or each other, want. What the user has set
+    stays. It has to be said before torch is imported.
+    """
+    from probjepa.provenance import usable_cpus
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    cpus = usable_cpus()
+    if cpus < (os.cpu_count() or 1):  # OpenMP does not heed a quota
+        os.environ.setdefault("OMP_NUM_THREADS", str(cpus))
 
 
 def run(arguments: list[str]) -> int:

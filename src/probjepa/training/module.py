@@ -110,10 +110,16 @@ class Module(L.LightningModule):
         self.restored = False
         self._pending: list[Tensor] = []  # the terms of the micro-batches since the last optimiser step
         self._names: list[str] = []
-        self._channels_last = channels_last
+        self._channels_last = False
         if channels_last:
-            self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._loss = torch.compile(method.loss) if compile else method.loss
+            self.hold_channels_last(True)
+        self._loss = torch.compile(method.loss) if compile else None
+
+    def hold_channels_last(self, on: bool) -> None:
+        """Hold weights and views in the order that GPUs prefer for convolutions, or in the plain one."""
+        self._channels_last = on
+        order = torch.channels_last if on else torch.contiguous_format
+        self.method.to(memory_format=order)  # type: ignore[call-overload]
 
     @property
     def total_steps(self) -> int:
@@ -146,7 +152,6 @@ class Module(L.LightningModule):
         """Put the method in training mode: Lightning keeps the mode that it finds."""
         self.method.train()
 
-    @_float32_by_default()
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         accumulate = self.trainer.accumulate_grad_batches
@@ -155,6 +160,14 @@ class Module(L.LightningModule):
             self.global_step * accumulate + batch_idx % accumulate,
             self.global_rank,
         )
+        terms = self.terms_of(batch, seed)
+        self._names = list(terms)
+        self._pending.append(torch.stack([value.detach().float() for value in terms.values()]))
+        return terms["loss"]
+
+    @_float32_by_default()
+    def terms_of(self, batch: Any, seed: int) -> dict[str, Tensor]:
+        """Return the loss and the method's other terms of one batch, whose draws come from ``seed`` alone."""
         torch.manual_seed(step_seed(seed, 0))  # not the views' stream: their draws would repeat in the loss
         views = batch
         if self.views is not None:
@@ -164,10 +177,8 @@ class Module(L.LightningModule):
                 views = self.views(images, seed)
         if self._channels_last:
             views = [v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for v in views]
-        terms = self._loss(views)
-        self._names = list(terms)
-        self._pending.append(torch.stack([value.detach().float() for value in terms.values()]))
-        return terms["loss"]
+        terms: dict[str, Tensor] = (self._loss or self.method.loss)(views)
+        return terms
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the terms, and refuse to step on a loss or a gradient that is not finite."""

@@ -33,6 +33,8 @@ from probjepa.errors import (
 from probjepa.files import DAMAGES, first_line
 from probjepa.methods.base import Method
 from probjepa.methods.card import plain_record
+from probjepa.terminal import say
+from probjepa.training.auto import choose, remembered, using_threads
 from probjepa.training.cached import CachedViews, drawn_views
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine
 from probjepa.training.device import resolve_device
@@ -104,7 +106,10 @@ def fit(
         a view recipe's name; how many views of an image the method's own recipe makes; or a module: uint8
         batch, seed → list of float batches; None: the method's own recipe
     precision
-        a Lightning precision; ``"auto"`` is bf16-mixed where the GPU has it, else 32-true
+        a Lightning precision; ``"auto"`` is bf16-mixed on a GPU that has it, and on a CPU with units for it
+        (AMX, AVX512-BF16) where timed steps confirm it, else 32-true. Where it, or ``channels_last``, is
+        auto, one thread is used if it is faster than all of torch's (unless OMP_NUM_THREADS is set). What was
+        chosen stands in config.yaml ("auto"), and a resume keeps it. Likelihoods are float32 in each
     resume
         go on from the run's last checkpoint, with the same data and settings
     overwrite
@@ -146,7 +151,8 @@ def fit(
     folder = _run_folder(out, resume=resume, overwrite=overwrite)
     loggers = [_make_logger(logger, folder) for logger in settings.loggers]
     images, held_out = _open(method, data, settings), None if val is None else _open(method, val, settings)
-    EpochLoader(images, settings.batch_size, seed=settings.seed)  # complains before anything is written
+    # complains before anything is written
+    loader = EpochLoader(images, settings.batch_size, seed=settings.seed)
     method.calibrate(images.get(sample_rows(len(images), _CALIBRATION_ROWS, settings.seed)))
     cached, drawn = None, views if isinstance(views, int) else 2
     if settings.cache_views:
@@ -158,16 +164,28 @@ def fit(
             images, method, views_for(method, views), settings.cache_views, seed=settings.seed,
             folder=folder.path if folder else None,
         )  # fmt: skip
-    channels_last = device.type == "cuda" if settings.channels_last == "auto" else settings.channels_last
     module = Module(
         method,
         epochs=epochs,
         views=views if cached is None else partial(drawn_views, count=drawn),
-        channels_last=channels_last,
         compile=settings.compile,
         **settings.loop(),
     )
-    with stop_on_signal() as stop, _quiet(), forked(device):
+    resume = resume and folder is not None and folder.checkpoint.is_file()
+    how = remembered(folder.config) if resume and folder is not None else None
+    if how is None:
+        # processes must not differ, and a step of what stands on kept views is short
+        alone = cached is None and all(trainer_options.get(n, 1) == 1 for n in ("devices", "num_nodes"))
+        how = choose(
+            module, lambda: images.get(torch.arange(settings.batch_size)), device, precision,
+            settings.channels_last, epochs * len(loader) if alone else None,
+        )  # fmt: skip
+        if progress and device.type == "cpu" and "auto" in (precision, settings.channels_last):
+            say(str(how), error=True)
+    precision = how.precision if precision == "auto" else precision
+    if how.channels_last if settings.channels_last == "auto" else settings.channels_last:
+        module.hold_channels_last(True)
+    with stop_on_signal() as stop, _quiet(), forked(device), using_threads(how.threads):
         table = MetricsTable(folder.metrics if folder else None)
         callbacks = [
             *_monitors(images, held_out, epochs, settings, frozen=method.frozen),
@@ -176,13 +194,12 @@ def fit(
             *trainer_options.get("callbacks", []),
             Checkpointer(folder.checkpoint if folder else None, stop, settings.checkpoint_seconds),
         ]
-        run = {"precision": _precision(precision, device), "max_epochs": epochs, "logger": loggers or False}
+        run = {"precision": precision, "max_epochs": epochs, "logger": loggers or False}
         trainer = _trainer(device, {**run, **trainer_options, "callbacks": callbacks})
         if cached is not None and trainer.world_size > 1:
             raise ConfigError("cache_views works in one process: leave it out, or train on one device")
-        module.fingerprint |= {"batch_size": settings.batch_size, "precision": run["precision"]}
+        module.fingerprint |= {"batch_size": settings.batch_size, "precision": precision}
         module.fingerprint |= _fingerprint(method, views, trainer, settings)
-        resume = resume and folder is not None and folder.checkpoint.is_file()
         if folder is not None:
             module.fingerprint |= data_fingerprint(images, most=_HASHED_BYTES)
         if folder is not None and is_first_process() and not resume:
@@ -190,7 +207,8 @@ def fit(
             skipped = left_out(images) | ({} if held_out is None else left_out(held_out, "val"))
             more = {k: v for k, v in trainer_options.items() if k not in module.fingerprint}
             given = {"channels_last": settings.channels_last, "compile": settings.compile, **more}
-            folder.start(module.fingerprint | names | skipped, device, given)
+            chosen = {"auto": {k: v for k, v in how._asdict().items() if k != "precision"}}
+            folder.start(module.fingerprint | names | skipped | chosen, device, given)
         if cached is not None:
             if resume and folder is not None:  # a refusal comes before the work, and leaves what is kept
                 module.on_load_checkpoint(AtomicCheckpointIO().load_checkpoint(folder.checkpoint))
@@ -215,12 +233,6 @@ def _run_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> Run
     if is_first_process():  # a second process of a distributed run finds the folder that the first has made
         folder.check(resume=resume, overwrite=overwrite)
     return folder
-
-
-def _precision(precision: str, device: torch.device) -> str:
-    if precision != "auto":
-        return precision
-    return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def _trainer(device: torch.device, options: Mapping[str, Any]) -> L.Trainer:

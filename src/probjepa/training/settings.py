@@ -123,7 +123,8 @@ class FitSettings(LoopSettings):
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``
     channels_last
-        hold weights and views in the memory order that GPUs prefer for convolutions; ``"auto"``: on a GPU
+        hold weights and views in the memory order that GPUs prefer for convolutions; ``"auto"``: on a GPU,
+        and on a CPU where timed steps are faster so
     compile
         run the method's loss through ``torch.compile``
     loggers
