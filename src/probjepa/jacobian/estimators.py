@@ -24,13 +24,20 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probjepa.errors import ConfigError, unknown_name
-from probjepa.jacobian.encoders import Encoder, embeddings
-from probjepa.jacobian.rows import JacobianRows, folded_gram, gram, singular_values
+from probjepa.jacobian.encoders import Encoder
+from probjepa.jacobian.rows import (
+    JacobianRows,
+    Passes,
+    derivatives,
+    forward_gram,
+    gram,
+    live_rows,
+    singular_values,
+)
 
 Rank = int | Literal["auto"] | None
 ESTIMATORS = ("exact", "folded", "sketch", "slq", "subspace", "auto")
@@ -65,6 +72,7 @@ class Settings:
     probes: int = 4
     steps: int = 10
     directions: int | None = None
+    tolerance: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +85,10 @@ class Settings:
         rank = self.rank
         if rank not in (None, "auto") and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
             raise ConfigError(f"rank is {rank!r}: use None, 'auto' or a whole number of at least 1")
+        if not 0 <= self.tolerance < 1:
+            raise ConfigError(f"tolerance is {self.tolerance}: use a share of the scores' spread, as 0.02")
+        if self.tolerance > 0 and self.estimator != "auto":
+            raise ConfigError(f"tolerance goes with estimator='auto': '{self.estimator}' has no choice")
         if self.estimator in ("slq", "subspace") and rank is not None:
             raise ConfigError(
                 f"estimator='{self.estimator}' sees no single direction: use rank=None, or 'exact'"
@@ -133,7 +145,8 @@ def clipped_log_volume(sigma: Tensor, rank: Rank, eps: float) -> tuple[Tensor, T
     return torch.where(kept, sigma.clamp(min=eps).log(), 0.0).sum(1), used
 
 
-def _from_spectrum(sigma: Tensor, rank: Rank, eps: float, out: Tensor) -> Volumes:
+def from_spectrum(sigma: Tensor, rank: Rank, eps: float, out: Tensor) -> Volumes:
+    """Return what a whole spectrum (B, R), falling, says, of inputs embedded as ``out`` (B, K)."""
     volume, used = clipped_log_volume(sigma, rank, eps)
     return Volumes(
         log_volume=volume,
@@ -146,35 +159,40 @@ def _from_spectrum(sigma: Tensor, rank: Rank, eps: float, out: Tensor) -> Volume
     )
 
 
-def exact_spectrum(
-    encoder: Encoder, x: Tensor, least_batch: int, patchify: nn.Conv2d | None = None
-) -> tuple[Tensor, Tensor]:
-    """Singular values (B, min(K, P)), falling, float64, and the embeddings (B, K); K passes.
+def live_order(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many rows of each input's Jacobian are not zero (B,), and the rows (B, R), those first."""
+    live = live_rows(encoder, x)
+    count = live.sum(1)
+    most = max(1, int(count.max()))
+    return count, live.long().argsort(dim=1, descending=True, stable=True)[:, :most]
 
-    ``patchify`` folds the encoder's first layer, a convolution over non-overlapping patches with weight E:
-    JJᵀ = J_tok (EEᵀ) J_tokᵀ, which is exact, holds J_tok (D numbers a token in place of C·p·p) and saves
-    the layer's backward.
+
+def exact_spectrum(encoder: Encoder, x: Tensor, passes: Passes) -> tuple[Tensor, Tensor]:
+    """Singular values (B, min(K, P)), falling, float64, and the embeddings (B, K).
+
+    A pass for each row of J that is not zero throughout, or for each column.
     """
-    rows = JacobianRows(encoder, x, least_batch, patchify)
-    jacobian = rows(torch.eye(rows.embeddings.shape[1], device=x.device))
-    if patchify is None:
-        return singular_values(gram(jacobian)), rows.embeddings
-    kernel = patchify.weight.detach().double().flatten(1)
-    values, vectors = torch.linalg.eigh(kernel @ kernel.T)
-    factor = vectors * values.clamp(min=0).sqrt()
-    tokens = jacobian.view(*jacobian.shape[:2], rows.shape[0], -1)
-    return singular_values(folded_gram(tokens, factor))[:, : x[0].numel()], rows.embeddings
+    if passes.forward:
+        square, out = forward_gram(encoder, x)
+        return singular_values(square), out
+    rows = JacobianRows(encoder, x, passes)
+    dim = rows.embeddings.shape[1]
+    if passes.skip_zero_rows:
+        directions = live_order(encoder, x)[1]
+    else:
+        directions = torch.arange(dim, device=x.device).expand(len(x), dim)
+    sigma = singular_values(rows.gram(directions))
+    least = min(dim, x[0].numel())
+    return F.pad(sigma, (0, max(0, least - sigma.shape[1])))[:, :least], rows.embeddings
 
 
-def exact(
-    encoder: Encoder, x: Tensor, how: Settings, least_batch: int, patchify: nn.Conv2d | None = None
-) -> Volumes:
+def exact(encoder: Encoder, x: Tensor, how: Settings, passes: Passes) -> Volumes:
     """Sum over the exact spectrum; see ``exact_spectrum``."""
-    sigma, out = exact_spectrum(encoder, x, least_batch, patchify)
-    return _from_spectrum(sigma, how.rank, how.eps, out)
+    sigma, out = exact_spectrum(encoder, x, passes)
+    return from_spectrum(sigma, how.rank, how.eps, out)
 
 
-def sketch(encoder: Encoder, x: Tensor, how: Settings) -> Volumes:
+def sketch(encoder: Encoder, x: Tensor, how: Settings, passes: Passes) -> Volumes:
     r"""Estimate from J·S, S (P, m) Gaussian: unbiased up to a constant that is known and taken off.
 
     (JS)(JS)ᵀ is Wishart with scale JJᵀ and m degrees of freedom, so that on r directions
@@ -191,7 +209,7 @@ def sketch(encoder: Encoder, x: Tensor, how: Settings) -> Volumes:
         raise ConfigError(
             "estimator='sketch' takes rank=None or 'auto': use 'exact' for the largest singular values"
         )
-    rows = JacobianRows(encoder, x, least_batch=1)  # copies would cost the memory that this saves
+    rows = JacobianRows(encoder, x, replace(passes, least_batch=1))  # copies would cost what this saves
     dim, width = rows.embeddings.shape[1], x[0].numel()
     directions = min(dim, width)
     m = 2 * dim if how.sketch_size is None else how.sketch_size
@@ -212,7 +230,7 @@ def sketch(encoder: Encoder, x: Tensor, how: Settings) -> Volumes:
             normal = torch.randn(columns.shape[2], m, generator=generator, device=x.device, dtype=block.dtype)
             sketched[:, first : first + len(part)] += columns @ normal
     sigma = singular_values(gram(sketched))[:, :directions] / math.sqrt(m)
-    found = _from_spectrum(sigma, how.rank, how.eps, rows.embeddings)
+    found = from_spectrum(sigma, how.rank, how.eps, rows.embeddings)
     # entry r is for r directions; a clipped one is a constant already
     unclipped = torch.minimum(found.used, (sigma > how.eps).sum(1))
     halves = (m - torch.arange(directions, dtype=torch.float64, device=x.device)) / 2
@@ -221,7 +239,7 @@ def sketch(encoder: Encoder, x: Tensor, how: Settings) -> Volumes:
     return replace(found, log_volume=found.log_volume - bias[unclipped], standard_error=deviation[unclipped])
 
 
-def subspace(encoder: Encoder, x: Tensor, how: Settings, least_batch: int) -> Volumes:
+def subspace(encoder: Encoder, x: Tensor, how: Settings, passes: Passes) -> Volumes:
     """K/p times the log-volume of p random output directions, QᵀJ with Q (K, p) orthonormal; p passes.
 
     Biased upwards, and not consistent before p = K: the σ of QᵀJ are averages of J's, which the large ones
@@ -232,15 +250,15 @@ def subspace(encoder: Encoder, x: Tensor, how: Settings, least_batch: int) -> Vo
     ConfigError
         for p outside 1 … K
     """
-    rows = JacobianRows(encoder, x, least_batch)
+    rows = JacobianRows(encoder, x, passes)
     dim = rows.embeddings.shape[1]
     p = min(64, dim) if how.directions is None else how.directions
     if not 1 <= p <= dim:
         raise ConfigError(f"directions is {p}: use 1 to {dim}, the encoder's dimensions")
     normal = torch.randn(dim, p, generator=torch.Generator().manual_seed(how.seed), dtype=torch.float64)
     basis = torch.linalg.qr(normal)[0].T.to(x.device)
-    sigma = singular_values(gram(rows(basis)))
-    found = _from_spectrum(sigma, None, how.eps, rows.embeddings)
+    sigma = singular_values(rows.gram(basis))
+    found = from_spectrum(sigma, None, how.eps, rows.embeddings)
     return replace(
         found,
         log_volume=found.log_volume * (min(dim, x[0].numel()) / sigma.shape[1]),
@@ -266,33 +284,27 @@ def slq(encoder: Encoder, x: Tensor, how: Settings) -> Volumes:
     ConfigError
         for fewer inputs than output dimensions (P < K: "exact" is cheap there)
     """
-    with sdpa_kernel(SDPBackend.MATH):
-        leaf = x.detach().clone().requires_grad_()
-        out = embeddings(encoder, leaf)
-        batch, dim = out.shape
-        if x[0].numel() < dim:
-            raise ConfigError(
-                f"estimator='slq' is for encoders with more inputs ({x[0].numel()}) than output dimensions "
-                f"({dim}): use 'exact'"
-            )
-        dual = torch.zeros_like(out, requires_grad=True)
-        (pulled,) = torch.autograd.grad(out, leaf, dual, create_graph=True)
+    out, back, forth = derivatives(encoder, x)
+    batch, dim = out.shape
+    if x[0].numel() < dim:
+        raise ConfigError(
+            f"estimator='slq' is for encoders with more inputs ({x[0].numel()}) than output dimensions "
+            f"({dim}): use 'exact'"
+        )
 
-        def multiply(v: Tensor) -> Tensor:
-            (back,) = torch.autograd.grad(out, leaf, v.to(out.dtype), retain_graph=True)
-            (forth,) = torch.autograd.grad(pulled, dual, back, retain_graph=True)
-            return forth.double()
+    def multiply(v: Tensor) -> Tensor:
+        return forth(back(v.to(out.dtype))).double()
 
-        generator = torch.Generator().manual_seed(how.seed)
-        estimates, largest, smallest = [], [], []
-        for _ in range(how.probes):
-            signs = torch.randint(0, 2, (dim,), generator=generator).double() * 2 - 1
-            start = (signs / math.sqrt(dim)).to(x.device).expand(batch, dim)
-            values, weights = _lanczos(multiply, start, min(how.steps, dim))
-            logs = 0.5 * values.clamp(min=how.eps**2).log()
-            estimates.append(dim * (weights * logs).sum(1))
-            largest.append(values[:, -1])
-            smallest.append(values[:, 0])
+    generator = torch.Generator().manual_seed(how.seed)
+    estimates, largest, smallest = [], [], []
+    for _ in range(how.probes):
+        signs = torch.randint(0, 2, (dim,), generator=generator).double() * 2 - 1
+        start = (signs / math.sqrt(dim)).to(x.device).expand(batch, dim)
+        values, weights = _lanczos(multiply, start, min(how.steps, dim))
+        logs = 0.5 * values.clamp(min=how.eps**2).log()
+        estimates.append(dim * (weights * logs).sum(1))
+        largest.append(values[:, -1])
+        smallest.append(values[:, 0])
     each = torch.stack(estimates)
     return Volumes(
         log_volume=each.mean(0),
@@ -303,7 +315,7 @@ def slq(encoder: Encoder, x: Tensor, how: Settings) -> Volumes:
         standard_error=(
             each.std(0) / math.sqrt(len(each)) if len(each) > 1 else torch.full_like(each[0], math.nan)
         ),
-        embeddings=out.detach(),
+        embeddings=out,
     )
 
 

@@ -12,9 +12,9 @@ from probjepa.errors import ConfigError
 from probjepa.jacobian.encoders import Encoder, embeddings, refuse_batch_dependence
 from probjepa.jacobian.estimators import SKETCH_ROW_BLOCKS, Rank
 from probjepa.jacobian.memory import fitting
-from probjepa.jacobian.rows import WORTHWHILE_BATCH
+from probjepa.jacobian.rows import WORTHWHILE_BATCH, Passes, live_rows
 
-Estimator = Literal["exact", "folded", "sketch", "slq", "subspace"]
+Estimator = Literal["exact", "folded", "sketch", "slq", "subspace", "calibrated"]
 # larger chunks gain no speed: a backward pass fills the machine with these
 _LARGEST_CHUNK_PIXELS = {"cpu": 2**18, "cuda": 2**24}
 
@@ -26,25 +26,25 @@ class Plan:
     Attributes
     ----------
     estimator
-        never "auto"
+        never "auto"; "calibrated" is found out later
     reason
         half a sentence for people
     chunk_size
         inputs at a time, to begin with
-    least_batch
-        run so many copies of few inputs at a time, where their activations fit
+    passes
+        how derivatives are taken
     dim
         K
-    patchify
-        the first layer, where the estimator folds it
+    few_columns
+        whether P < K
     """
 
     estimator: Estimator
     reason: str
     chunk_size: int
-    least_batch: int
+    passes: Passes
     dim: int
-    patchify: nn.Conv2d | None
+    few_columns: bool
 
 
 def make_plan(encoder: Encoder, x: Tensor, estimator: str, rank: Rank, chunk_size: int | None) -> Plan:
@@ -83,7 +83,11 @@ def make_plan(encoder: Encoder, x: Tensor, estimator: str, rank: Rank, chunk_siz
     else:
         chosen, reason = estimator, "as asked"
     held = {"sketch": jacobian // SKETCH_ROW_BLOCKS, "slq": 0, "subspace": jacobian}.get(chosen, jacobian)
-    if chosen == "slq":
+    live = _live_rows(encoder, x)
+    # a column costs about as much as two rows
+    forward = live is not None and chosen in ("exact", "folded") and 2 * width <= dim
+    skips = live is not None and chosen in ("exact", "folded") and not forward and not bool(live.all())
+    if chosen == "slq" or forward or skips:
         activations *= 3  # the graph of the first derivative stays too
     if chunk_size is None:
         most = max(8, _LARGEST_CHUNK_PIXELS.get(x.device.type, 2**18) // width)
@@ -92,10 +96,40 @@ def make_plan(encoder: Encoder, x: Tensor, estimator: str, rank: Rank, chunk_siz
         estimator=chosen,  # type: ignore[arg-type]
         reason=reason,
         chunk_size=chunk_size,
-        least_batch=max(1, min(fitting(activations, x.device), WORTHWHILE_BATCH.get(x.device.type, 8))),
+        passes=Passes(
+            least_batch=max(1, min(fitting(activations, x.device), WORTHWHILE_BATCH.get(x.device.type, 8))),
+            patchify=patchify if chosen == "folded" else None,
+            skip_zero_rows=skips,
+            forward=forward,
+            channels_last=_takes_channels_last(encoder, x),
+        ),
         dim=dim,
-        patchify=patchify if chosen == "folded" else None,
+        few_columns=width < dim,
     )
+
+
+def _live_rows(encoder: Encoder, x: Tensor) -> Tensor | None:
+    """Rows that are not zero, or None where something in the encoder has no second derivative."""
+    try:
+        return live_rows(encoder, x)
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def _takes_channels_last(encoder: Encoder, x: Tensor) -> bool:
+    """Whether an encoder of images runs on a CPU with each pixel's channels side by side in memory.
+
+    Convolutions are up to three times as fast so. An operation that asks for another order, as ``view``
+    does, raises.
+    """
+    if x.ndim != 4 or x.device.type != "cpu":
+        return False
+    try:
+        again = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        torch.autograd.grad(embeddings(encoder, again).sum(), again)
+    except RuntimeError:
+        return False
+    return True
 
 
 class _SavedBytes:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probjepa.errors import DataError
 from probjepa.jacobian.encoders import Encoder, embeddings
@@ -16,6 +19,31 @@ from probjepa.jacobian.encoders import Encoder, embeddings
 # 128 ms a row and input with 1, 69 with 4, 47 with 16.
 WORTHWHILE_BATCH = {"cpu": 8, "cuda": 32}
 _BLOCK_ELEMENTS = 2**22  # of float64 at a time: 32 MiB
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How derivatives of an encoder are taken; ``make_plan`` finds out what it allows and what pays.
+
+    Attributes
+    ----------
+    least_batch
+        run this many inputs, as copies, where there are fewer; each holds its activations
+    patchify
+        the convolution whose output the Jacobian is taken with respect to, in place of the input
+    skip_zero_rows
+        whether to look for rows that are zero throughout, and to take no pass for them
+    forward
+        whether to take columns of the Jacobian in place of its rows: fewer passes where P < K
+    channels_last
+        the order of images in memory that CPUs convolve faster in
+    """
+
+    least_batch: int = 1
+    patchify: nn.Conv2d | None = None
+    skip_zero_rows: bool = False
+    forward: bool = False
+    channels_last: bool = False
 
 
 class JacobianRows:
@@ -29,39 +57,56 @@ class JacobianRows:
     ----------
     x
         prepared inputs (B, …)
-    least_batch
-        run this many, as copies, where there are fewer inputs; each holds its activations
-    patchify
-        the convolution whose output the Jacobian is taken with respect to, in place of x
     """
 
-    def __init__(
-        self, encoder: Encoder, x: Tensor, least_batch: int, patchify: nn.Conv2d | None = None
-    ) -> None:
+    def __init__(self, encoder: Encoder, x: Tensor, passes: Passes) -> None:
         self.inputs = len(x)
-        self.copies = max(1, least_batch // len(x))
+        self.copies = max(1, passes.least_batch // len(x))
+        self._patchify = passes.patchify
         repeated = x.detach().repeat(self.copies, *[1] * (x.ndim - 1))
+        if passes.channels_last:
+            repeated = repeated.contiguous(memory_format=torch.channels_last)
         caught: list[Tensor] = []
-        with nullcontext() if patchify is None else _leaf_at(patchify, caught):
-            if patchify is None:
+        with nullcontext() if self._patchify is None else _leaf_at(self._patchify, caught):
+            if self._patchify is None:
                 caught.append(repeated.requires_grad_())
             self._out = embeddings(encoder, repeated)
         self._leaf = caught[0]
-        self.shape = self._leaf.shape[1:]  # of what the Jacobian is with respect to
         self.embeddings = self._out.detach()[: self.inputs]
 
     def __call__(self, directions: Tensor) -> Tensor:
-        """Return directions · J: (R, K) → (B, R, P), in the encoder's floating type."""
-        count = len(directions)
-        rows = self._leaf.new_empty(self.inputs, count, self.shape.numel())
+        """Return directions · J (B, R, P), in the encoder's floating type.
+
+        Directions are (R, K), or (B, R, K) with each input's own, or (B, R) whole numbers: rows of J itself.
+        """
+        dim = self._out.shape[1]
+        if directions.ndim == 2 and directions.is_floating_point():
+            directions = directions.expand(self.inputs, *directions.shape)
+        count = directions.shape[1]
+        rows = self._leaf.new_empty(self.inputs, count, self._leaf[0].numel())
         for start in range(0, count, self.copies):
-            some = directions[start : start + self.copies].to(self._out)
+            some = directions[:, start : start + self.copies].transpose(0, 1)
+            some = some if some.is_floating_point() else F.one_hot(some, dim)
             cotangent = torch.zeros_like(self._out)
-            cotangent[: len(some) * self.inputs] = some.repeat_interleave(self.inputs, 0)
+            cotangent[: len(some) * self.inputs] = some.flatten(0, 1).to(self._out)
             (gradient,) = torch.autograd.grad(self._out, self._leaf, cotangent, retain_graph=True)
             parts = gradient.reshape(self.copies, self.inputs, -1)[: len(some)]
             rows[:, start : start + len(some)] = parts.transpose(0, 1)
         return rows
+
+    def gram(self, directions: Tensor) -> Tensor:
+        """Return the Gram matrix of directions · J over its shorter side, in float64.
+
+        A folded first layer with weight E comes back in here: JJᵀ = J_tok (EEᵀ) J_tokᵀ, which is exact,
+        holds J_tok (D numbers a token in place of C·p·p) and saves the layer's backward.
+        """
+        rows = self(directions)
+        if self._patchify is None:
+            return gram(rows)
+        kernel = self._patchify.weight.detach().double().flatten(1)
+        values, vectors = torch.linalg.eigh(kernel @ kernel.T)
+        factor = vectors * values.clamp(min=0).sqrt()
+        return folded_gram(rows.view(*rows.shape[:2], self._leaf.shape[1], -1), factor)
 
 
 @contextmanager
@@ -77,6 +122,52 @@ def _leaf_at(module: nn.Module, caught: list[Tensor]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+Product = Callable[[Tensor], Tensor]
+
+
+def derivatives(encoder: Encoder, x: Tensor) -> tuple[Tensor, Product, Product]:
+    """Return f(x) (B, K), u ↦ Jᵀu (B, …) and v ↦ J·v (B, K), which differentiates the former's graph.
+
+    f runs forward once. Attention takes its plain form, the fused ones have no second derivative.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        leaf = x.detach().clone().requires_grad_()
+        out = embeddings(encoder, leaf)
+        dual = torch.zeros_like(out, requires_grad=True)
+        (pulled,) = torch.autograd.grad(out, leaf, dual, create_graph=True)
+
+    def back(u: Tensor) -> Tensor:
+        return torch.autograd.grad(out, leaf, u, retain_graph=True)[0]
+
+    def forth(v: Tensor) -> Tensor:
+        return torch.autograd.grad(pulled, dual, v, retain_graph=True)[0]
+
+    return out.detach(), back, forth
+
+
+def live_rows(encoder: Encoder, x: Tensor) -> Tensor:
+    """Return which rows of the Jacobian of each input are not zero throughout: (B, K), in two passes.
+
+    A zero row gives 0 along every direction of the input, and any other row does not along a random one: a
+    channel that a ReLU has cut off at every position needs no backward pass of its own.
+    """
+    out, _, forth = derivatives(encoder, x)
+    generator = torch.Generator().manual_seed(0)
+    live = torch.zeros_like(out, dtype=torch.bool)
+    for _ in range(2):  # one sum of roundings may come to 0
+        direction = torch.randn(x.shape[1:], generator=generator, dtype=torch.float64)
+        live |= forth(direction.to(x).expand_as(x)) != 0
+    return live
+
+
+def forward_gram(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return JᵀJ (B, P, P) in float64 and f(x) (B, K), in P forward derivatives."""
+    out, _, forth = derivatives(encoder, x)
+    unit = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+    columns = [forth(one.view(x.shape[1:]).expand_as(x)) for one in unit]
+    return gram(torch.stack(columns, 1)), out
 
 
 def gram(rows: Tensor) -> Tensor:

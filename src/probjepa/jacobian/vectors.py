@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probjepa.errors import ConfigError, DataError
 from probjepa.jacobian.encoders import as_encoder, exact_gradients
-from probjepa.jacobian.rows import JacobianRows
+from probjepa.jacobian.rows import JacobianRows, Passes
 
 
 def singular_vectors(encoder: Any, images: Any, count: int = 4) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def singular_vectors(encoder: Any, images: Any, count: int = 4) -> tuple[Tensor,
     with exact_gradients(model):
         source = model.source(images)
         x = model.prepare(source if isinstance(source, Tensor) else source.get(slice(None)))
-        rows = JacobianRows(model, x, 1)
+        rows = JacobianRows(model, x, Passes())
         dim = rows.embeddings.shape[1]
         limit = min(dim, x[0].numel())
         if not 1 <= count <= limit:
