@@ -49,7 +49,8 @@ def _live(encoder: Encoder, x: Tensor, passes: Passes, dim: int) -> tuple[Tensor
 def _basis(order: Tensor, dim: int, count: int, seed: int) -> Tensor:
     """Return Q (rows, count), orthonormal, on the rows of J in ``order``: a seed's, whatever the batch."""
     normal = torch.randn(dim, dim // 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return torch.linalg.qr(normal[:, :count].to(order.device)[order])[0]
+    basis: Tensor = torch.linalg.qr(normal[:, :count].to(order.device)[order])[0]
+    return basis
 
 
 def _zero_rows(how: Settings, dim: int, live: Tensor) -> Tensor:
@@ -155,7 +156,8 @@ class Calibration:
 
 
 def _log_spectrum(square: Tensor, eps: float) -> Tensor:
-    return torch.linalg.eigvalsh(square).clamp(min=eps**2).log()
+    values: Tensor = torch.linalg.eigvalsh(square)
+    return values.clamp(min=eps**2).log()
 
 
 def _features(spectra: Tensor, live: Tensor) -> Tensor:
