@@ -169,3 +169,12 @@ def test_a_fit_in_another_type_of_weights_works_and_leaves_the_default_type(prec
     assert model.dtype == wanted
     assert model.embed(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).isfinite().all()
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("clipped_by", [{"gradient_clip_val": 0.1}, {"gradient_clip_algorithm": "value"}])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_every_precision(precision, clipped_by):
+    plain = train(precision=precision)
+    assert not torch.equal(
+        weights(train(precision=precision, **{"gradient_clip_val": 0.1, **clipped_by})), weights(plain)
+    )

@@ -70,3 +70,28 @@ def test_odd_parts_are_named(name, odd):
         if not isinstance(odd, torch.Tensor):
             with pytest.raises(ValueError, match=setting):
                 restored(name, state)
+
+
+@pytest.mark.parametrize(("name", "reference"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_a_step_is_the_plain_one_in_whatever_order_weights_and_state_lie(name, reference, order):
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(3, 4, 3)
+    ours = copy.deepcopy(plain)
+    optimizer = make_optimizer(name, ours, learning_rate=0.1, weight_decay=0.01)
+    assert optimizer.param_groups[0]["fused"]
+    groups = [{"params": [plain.weight], "weight_decay": 0.01}, {"params": [plain.bias], "weight_decay": 0.0}]
+    other = reference(groups, lr=0.1, **({"momentum": 0.9} if name == "sgd" else {}))
+    for step in range(3):
+        if step == 1:  # the state is of a run in the plain order
+            saved = optimizer.state_dict()
+            ours.to(memory_format=order)
+            optimizer = make_optimizer(name, ours, learning_rate=0.1, weight_decay=0.01)
+            optimizer.load_state_dict(saved)
+            check_state(optimizer)
+        for net, of in ((plain, other), (ours, optimizer)):
+            of.zero_grad()
+            net(torch.arange(300.0).reshape(1, 3, 10, 10).sin()).square().mean().backward()
+            of.step()
+    for expected, found in zip(plain.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)

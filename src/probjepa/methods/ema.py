@@ -80,8 +80,9 @@ class EMA(nn.Module):
     def update(self, source: nn.Module, step: int, total_steps: int) -> None:
         """Move towards ``source``: call it after each optimiser step."""
         weight = 1 - self.momentum_at(step, total_steps)
-        for mine, theirs in zip(self.module.parameters(), source.parameters(), strict=True):
-            mine.lerp_(theirs.to(mine.dtype), weight)
+        mine = list(self.module.parameters())
+        theirs = [value.to(kept.dtype) for kept, value in zip(mine, source.parameters(), strict=True)]
+        torch._foreach_lerp_(mine, theirs, weight)  # in one go, which a GPU needs
         if self.statistics == "batch":
             return
         for kept, current in zip(self.module.buffers(), source.buffers(), strict=True):

@@ -83,12 +83,19 @@ def make_optimizer(
     ConfigError
         if the name is not one of :data:`OPTIMIZERS`
     """
+    if name not in OPTIMIZERS:
+        raise unknown_name("optimizer", name, OPTIMIZERS)
     groups = parameter_groups(module, weight_decay, layer_decay)
+    if {p.device.type for group in groups for p in group["params"]} == {"cpu"}:
+        options = {"fused": True, **options}  # 2 to 6 times as fast there; a GPU has torch's own default
+    made: torch.optim.Optimizer
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, **options)
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=learning_rate, **options)
-    raise unknown_name("optimizer", name, OPTIMIZERS)
+        made = torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, **options)
+    else:
+        made = torch.optim.AdamW(groups, lr=learning_rate, **options)
+    # a scaler is to unscale the gradients itself: Lightning clips none that a fused step would unscale
+    made._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return made
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -105,7 +112,8 @@ def check_state(optimizer: torch.optim.Optimizer) -> None:
     """Raise ValueError where a state that an optimiser was given would fail, or change, its next step.
 
     Of every parameter it holds the same names, each a number or a tensor of the parameter's shape; each
-    group's settings are of the types of the defaults.
+    group's settings are of the types of the defaults. Tensors get the parameter's memory order: a fused step
+    reads both as they lie.
     """
     for group in optimizer.param_groups:
         for name, default in optimizer.defaults.items():
@@ -121,6 +129,8 @@ def check_state(optimizer: torch.optim.Optimizer) -> None:
             fits = isinstance(value, Tensor) and value.shape in (p.shape, ()) and value.is_floating_point()
             if not (fits or (value is None and name == "momentum_buffer")):
                 raise ValueError(f"the optimiser's {name} of a weight is {short(repr(value))}")
+            if isinstance(value, Tensor) and value.ndim and value.stride() != p.stride():
+                state[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
 
 
 def _alike(value: Any, default: Any) -> list[bool]:
