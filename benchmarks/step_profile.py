@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor
 
 from harness import Result, Spread, arguments, parse, write
+from probjepa.cli import own_process
 from probjepa.data import ImageSet
 from probjepa.methods import METHODS
 from probjepa.methods.base import Method
@@ -169,6 +170,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="steps that do not count")
     parser.add_argument("--methods", nargs="+", default=NAMES, choices=NAMES)
     args = parse(parser)
+    own_process()  # as the command line does it: what malloc faults in anew would be counted as the encoder's
     result = Result("step_profile", reference=args.methods[0], warmup=args.warmup)
     shares: dict[str, dict[str, float]] = {}
     for name in args.methods:

@@ -1,10 +1,12 @@
 """The commands as a user runs them: what they leave, their exit codes and their one-line errors."""
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -311,12 +313,27 @@ def test_the_command_shares_the_processors_unless_the_user_says_how(monkeypatch,
         monkeypatch.delenv(name)
         if name in given:
             monkeypatch.setenv(name, given[name])
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: types.SimpleNamespace())  # another C library
     found = {}
     monkeypatch.setattr(cli, "run", lambda arguments: found.update(os.environ) or 0)
     monkeypatch.setattr(signal, "signal", lambda *args: None)
     with pytest.raises(SystemExit):
         cli.main()
     assert {name: found[name] for name in THREADING if name in found} == wanted
+
+
+@pytest.mark.parametrize("given", [None, "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_the_command_keeps_the_memory_of_a_step_unless_the_user_says_how(monkeypatch, given):
+    for name in (*THREADING, *[name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    if given:
+        monkeypatch.setenv(given, "0")
+    said = []
+    libc = types.SimpleNamespace(mallopt=lambda *what: said.append(what))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
+    cli.own_process()
+    assert said == ([] if given else [(-4, 0), (-1, -1)])
 
 
 def test_python_m_probjepa_is_the_command():

@@ -80,7 +80,7 @@ class EMA(nn.Module):
     def update(self, source: nn.Module, step: int, total_steps: int) -> None:
         """Move towards ``source``: call it after each optimiser step."""
         weight = 1 - self.momentum_at(step, total_steps)
-        mine = list(self.module.parameters())
+        mine: list[Tensor] = list(self.module.parameters())
         theirs = [value.to(kept.dtype) for kept, value in zip(mine, source.parameters(), strict=True)]
         torch._foreach_lerp_(mine, theirs, weight)  # in one go, which a GPU needs
         if self.statistics == "batch":

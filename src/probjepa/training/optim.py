@@ -94,7 +94,7 @@ def make_optimizer(
     else:
         made = torch.optim.AdamW(groups, lr=learning_rate, **options)
     # a scaler is to unscale the gradients itself: Lightning clips none that a fused step would unscale
-    made._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    made._step_supports_amp_scaling = False
     return made
 
 
