@@ -89,6 +89,7 @@ class Profile(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put clocks around the parts."""
         module: Any = pl_module
+        module.logs = False  # no more than where nobody listens: this callback does not
         within, method = self.parts.within, module.method
         module.views.forward = within("views", module.views.forward)
         method.loss = within("heads and loss", method.loss)

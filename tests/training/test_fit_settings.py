@@ -162,6 +162,24 @@ def test_what_is_no_setting_goes_to_the_trainer():
     assert seen == [(2, "bf16-mixed")]
 
 
+@pytest.mark.parametrize("listens", [False, True])
+def test_terms_are_logged_where_somebody_listens(monkeypatch, tmp_path, listens):
+    seen, log_dict = [], Module.log_dict
+
+    class Listener(L.Callback):
+        def on_train_end(self, trainer, pl_module):
+            seen.append(sorted(trainer.callback_metrics))
+
+    monkeypatch.setattr(
+        Module, "log_dict", lambda self, of, **how: [seen.append(1), log_dict(self, of, **how)]
+    )
+    train(out=tmp_path / "run", monitor_every=0, **({"callbacks": [Listener()]} if listens else {}))
+    terms = ["directional", "kl", "loss", "mean_variance", "radial"]
+    assert seen == ([1, 1, [f"train/{name}" for name in terms]] if listens else [])
+    columns = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert sorted(name for name in columns if "/" in name) == [f"train/{name}" for name in terms]
+
+
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
 def test_a_fit_in_another_type_of_weights_works_and_leaves_the_default_type(precision):
     model = train(precision=precision)

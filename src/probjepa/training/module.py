@@ -108,6 +108,7 @@ class Module(L.LightningModule):
         self.fingerprint: dict[str, Any] = dict(self.settings)
         self.terms: dict[str, float] = {}
         self.restored = False
+        self.logs = True  # fit logs where somebody listens: it takes longer than all else between two steps
         self._pending: list[Tensor] = []  # the terms of the micro-batches since the last optimiser step
         self._names: list[str] = []
         self._channels_last = False
@@ -193,7 +194,8 @@ class Module(L.LightningModule):
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if bad or not (scaled or math.isfinite(gradient)):
             raise ProbjepaError(self._not_finite(bad))
-        self.log_dict({f"train/{name}": value for name, value in self.terms.items()})
+        if self.logs:
+            self.log_dict({f"train/{name}": value for name, value in self.terms.items()})
 
     def _not_finite(self, bad: list[str]) -> str:
         if bad:

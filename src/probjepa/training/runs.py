@@ -182,6 +182,7 @@ def fit(
         )  # fmt: skip
         if progress and device.type == "cpu" and "auto" in (precision, settings.channels_last):
             say(str(how), error=True)
+    module.logs = bool(loggers or trainer_options.get("callbacks"))
     precision = how.precision if precision == "auto" else precision
     if how.channels_last if settings.channels_last == "auto" else settings.channels_last:
         module.hold_channels_last(True)
