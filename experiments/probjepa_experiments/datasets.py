@@ -35,12 +35,14 @@ class ImageSource(Source):
     """A training and a held-out file, and how they are read: square, ``size`` pixels wide.
 
     The images of the ``unseen`` classes are not trained on and are an out-of-distribution set of their own,
-    as the held-out files of the sources named in ``others`` are.
+    as the held-out files of the sources named in ``others`` are. With ``validation``, a fifth of the training
+    images is held out in the place of the test images: what is chosen by it has not seen those.
     """
 
     size: int = 32
     unseen: tuple[int, ...] = ()
     others: tuple[str, ...] = ()
+    validation: bool = False
 
     def read(self, data_root: Path, rows: int | None, seed: int) -> DataSet:
         """Open it, with at most ``rows`` training images, stratified; the seed is of no account."""
@@ -65,6 +67,8 @@ class ImageSource(Source):
         self, data_root: Path, not_run: list[str]
     ) -> tuple[ImageSet, ImageSet, dict[str, ImageSet]]:
         train, test = (self._read(data_root / file) for file in self.files)
+        if self.validation:
+            train, test = split(train, 0.2, _SUBSET_SEED)
         ood = {}
         if self.unseen:
             seen = set(range(10)) - set(self.unseen)
@@ -100,13 +104,17 @@ def _files(folder: str, held_out: str = "test.parquet") -> tuple[str, str]:
 # STL-10's size is ours: the paper's is not in the text that reached us
 SOURCES: Mapping[str, ImageSource] = {
     "digits": ImageSource("digits 0–7"),
-    "cifar10": ImageSource("CIFAR-10", _files("cifar10"), others=("tiny-imagenet", "cifar100", "svhn")),
+    "cifar10": ImageSource(
+        "CIFAR-10", _files("cifar10"), others=("cifar100", "tiny-imagenet", "textures", "svhn")
+    ),
+    "cifar10-validation": ImageSource("CIFAR-10's training images", _files("cifar10"), validation=True),
     "cifar10-8": ImageSource("CIFAR-10, 8 of 10 classes", _files("cifar10"), unseen=(8, 9)),
     "cifar100": ImageSource("CIFAR-100", _files("cifar100"), others=("tiny-imagenet", "cifar10", "svhn")),
     "stl10": ImageSource("STL-10", _files("stl10"), 96, others=("tiny-imagenet",)),
     "tiny-imagenet": ImageSource(
         "Tiny ImageNet, 100 classes", _files("tiny_imagenet100", "validation.parquet"), 64
     ),
+    "textures": ImageSource("ten of DTD's textures", ("textures/dtd10.parquet",) * 2),
     "svhn": ImageSource("SVHN", _files("svhn")),
 }
 

@@ -58,6 +58,18 @@ SMALL = Budget(
     n_bootstrap=200,
     cost={"image_size": 32, "channels": 3, "batch_size": 128, "rounds": 7},
 )
+MEDIUM = Budget(
+    "medium",
+    "50,000 images at 32 px, ResNet-18 at a quarter of its width, 100 epochs of 256, a rate each",
+    {"backbone": "resnet18", "backbone_options": {"width": 0.25}},
+    {
+        "epochs": 100, "batch_size": 256, "device": "auto", "precision": "auto", "channels_last": "auto",
+        "compile": "auto",
+    },
+    methods=_projectors(512, 128),
+    n_bootstrap=200,
+    cost={"image_size": 32, "channels": 3, "batch_size": 256, "rounds": 15},
+)
 FULL = Budget(
     "full",
     "all images, ResNet-18, 200 epochs of 256, on a GPU",
@@ -65,7 +77,7 @@ FULL = Budget(
     {"epochs": 200, "batch_size": 256, "device": "auto", "precision": "auto", "channels_last": "auto"},
     cost={"backbone": "resnet50", "image_size": 224, "channels": 3, "batch_size": 128, "rounds": 30},
 )
-BUDGETS = {budget.name: budget for budget in (QUICK, SMALL, FULL)}
+BUDGETS = {budget.name: budget for budget in (QUICK, SMALL, MEDIUM, FULL)}
 
 
 def image_base(row: Row, budget: Budget, dataset: str, data: Data) -> Base:
@@ -80,7 +92,9 @@ def image_base(row: Row, budget: Budget, dataset: str, data: Data) -> Base:
     modules = modules_of(row.method, {**settings, **row.settings})
     modules += tuple(module_of(SCORES, name) for name in SCORES)
     if row.task == "train":
-        return Base(settings, {**METHODS[row.method].recipe, **budget.fit}, modules)
+        rate = budget.rates.get(row.label, budget.rates.get(row.method))
+        searched = {} if rate is None else {"learning_rate": rate}
+        return Base(settings, {**METHODS[row.method].recipe, **budget.fit, **searched}, modules)
     if row.task == "raw-pixels":  # only its preprocessing is used
         settings = {"backbone": "convnet", **{key: settings[key] for key in ("channels", "image_size")}}
     return Base(settings, {}, modules)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from probjepa.claims import ClaimedError, claimed
 from probjepa.errors import ArtifactError, ConfigError, DataError, MissingExtraError, ProbjepaError
 from probjepa.files import refuse_existing, write_text
 from probjepa.provenance import hardware, versions
@@ -23,6 +24,7 @@ from probjepa_experiments.figures import summarise
 from probjepa_experiments.study import Budget, Cell, Data, Measured, Study
 
 _UNSEEDED = ("raw-pixels", "cost")  # pixels have no seed, and a step's cost has rounds
+_PAUSE = 0.5  # seconds between looks at a cell that another process runs
 _NAMED = 3  # changed modules, or absent data sets, that a line names
 
 
@@ -36,21 +38,25 @@ def reproduce(
     seed: int,
     overwrite: bool,
     progress: bool,
+    finished_only: bool = False,
 ) -> None:
     """Run a study into ``out``: metrics.json, report.html and a printed summary.
 
     Each cell is one JSON in ``cells`` as soon as it ends. One that is there is not run again, whichever study
     it was run for, as long as the code that decides its figures is what it was. A cell that was cut short
-    goes on from ``out``/runs.
+    goes on from ``out``/runs. Several processes with one ``cells`` share the work: each leaves out what
+    another is running, and waits for it at the end.
 
     Parameters
     ----------
     data_root
         folder of the data sets; one that is not there is reported as not run
     budget
-        "quick", "small" or "full"
+        "quick", "small", "medium" or "full"
     cells
         folder of the finished cells; None: ``out``/cells
+    finished_only
+        run nothing: summarise the cells that are finished, and name those that are not under "not run"
 
     Raises
     ------
@@ -92,8 +98,15 @@ def reproduce(
             if name not in ood:
                 ood[name] = list(data.ood)
                 not_run += [f"{sources[name].title}: not run: {line}" for line in data.not_run]
-            for cell in plan(study, spent, name, data, seeds):
-                found.append({"row": cell.label, "key": cell.key, **work.result(cell, data)})
+            planned = list(plan(study, spent, name, data, seeds))
+            if finished_only:
+                left = [cell for cell in planned if finished(work.cells / f"{cell.key}.json", cell) is None]
+                not_run += [f"{cell.label}, seed {cell.seed}: not run yet" for cell in left]
+                planned = [cell for cell in planned if cell not in left]
+            for cell in planned:
+                work.result(cell, data, wait=False)
+            for cell in planned:
+                found.append({"row": cell.label, "key": cell.key, **work.result(cell, data, wait=True)})
     metrics = summarise(study, spent, ood, found, not_run, seed)
     write_text(out / "report.html", page(metrics, study, found))
     _write_json(out / "metrics.json", metrics)
@@ -127,10 +140,22 @@ class _Work:
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
     told: bool = False  # that there are cells without a record of their code
 
-    def result(self, cell: Cell, data: Data) -> dict[str, Any]:
-        """Return a cell's JSON, from this run, from its file, or by running it."""
-        if cell.key in self.done:
-            return self.done[cell.key]
+    def result(self, cell: Cell, data: Data, *, wait: bool) -> dict[str, Any]:
+        """Return a cell's JSON, from this run, from its file, or by running it.
+
+        While another process runs it, wait, or return {} at once.
+        """
+        while cell.key not in self.done:
+            try:
+                with claimed(self.cells / f"{cell.key}.json"):
+                    self.done[cell.key] = self._result(cell, data)
+            except ClaimedError:
+                if not wait:
+                    return {}
+                time.sleep(_PAUSE)
+        return self.done[cell.key]
+
+    def _result(self, cell: Cell, data: Data) -> dict[str, Any]:
         self.left -= 1
         measurement = self.study.measurement
         where = f"{cell.label}, {measurement.sources[cell.dataset].title}, seed {cell.seed}"
@@ -146,7 +171,6 @@ class _Work:
             how = f"{result['seconds']:.0f} s"
         failed = f", failed: {result['failed']}" if result["failed"] else ""
         self._say(f"{where}: {how}{failed}; {self.left} left")
-        self.done[cell.key] = result
         return result
 
     def _run(self, cell: Cell, data: Data, code: Mapping[str, str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from probjepa.registry import Registry
 if TYPE_CHECKING:
     from probjepa.report.page import Section
 
-BUDGETS = ("quick", "small", "full")
+BUDGETS = ("quick", "small", "medium", "full")
 # the runner imports what is declared here, and is imported when a study is run
 RUNNERS = Registry("runner", {"study": "probjepa_experiments.runner:reproduce"})
 Look = Callable[[str, str], float]  # (row's label, column's label) → the figure of one seed
@@ -88,6 +88,8 @@ class Budget:
         of every model, over its defaults (the backbone and its options); of ``fit``: equal epochs and batches
     methods
         method → settings that this backbone asks for
+    rates
+        a row's label, or a method → its learning rate, where it was searched for at this budget
     seeds, rows, n_bootstrap
         how many: seeds, counted from ``--seed``; training images (stratified) or rows of a table, None for
         all; resamples of each interval
@@ -102,6 +104,7 @@ class Budget:
     settings: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 3
     rows: int | None = None
     n_bootstrap: int = 1000
@@ -328,9 +331,10 @@ class Study:
         seed: int,
         overwrite: bool,
         progress: bool,
+        finished_only: bool = False,
     ) -> None:
         """Run it; see ``probjepa_experiments.runner.reproduce``."""
         RUNNERS["study"](
             self, out, data_root=data_root, budget=budget, cells=cells, seed=seed, overwrite=overwrite,
-            progress=progress,
+            progress=progress, finished_only=finished_only,
         )  # fmt: skip

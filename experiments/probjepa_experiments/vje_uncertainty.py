@@ -31,6 +31,7 @@ OOD = image_study(
     data={
         "quick": ("digits",),
         "small": ("cifar10", "cifar10-8"),
+        "medium": ("cifar10",),
         "full": ("cifar10", "cifar10-8", "cifar100"),
     },
     findings=(

@@ -18,6 +18,10 @@ def is_first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
 
 
+class ClaimedError(ArtifactError):
+    """Another process writes the output."""
+
+
 @contextmanager
 def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
     """Keep other processes from writing ``path``, a file or a ``folder``, for the length of the block.
@@ -26,8 +30,10 @@ def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
 
     Raises
     ------
+    ClaimedError
+        if another process writes it
     ArtifactError
-        if another process writes it, it is of another kind, or it cannot be written
+        if it is of another kind, or cannot be written
     """
     place = Path(os.path.realpath(path))
     if place in _HELD or not is_first_process():
@@ -88,5 +94,5 @@ def _lock(path: Path, place: Path) -> tuple[Path, int] | None:
         mine = True
     if not mine:
         os.close(handle)
-        raise ArtifactError(f"another process writes {path}: wait for it, or give another --out")
+        raise ClaimedError(f"another process writes {path}: wait for it, or give another --out")
     return beside, handle

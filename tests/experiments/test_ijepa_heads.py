@@ -58,7 +58,7 @@ def test_every_budget_has_every_row_and_heads_differ_in_nothing_else():
             ]
             assert shared[0] == shared[1]
         assert len({one.key for one in made}) == len(made)
-    with pytest.raises(ConfigError, match="unknown budget 'medium'"):
+    with pytest.raises(ConfigError, match="runs as quick or small or full, not 'medium'"):
         STUDY.budget("medium")
 
 

@@ -287,3 +287,14 @@ def test_test_images_that_were_trained_on_are_dropped(tmp_path, monkeypatch):
     write_set(tmp_path / "cifar10" / "train.parquet", "PNG", range(10))
     write_set(tmp_path / "cifar10" / "test.parquet", "PNG", list(range(10)) * 2)  # its first ten are the same
     assert len(SOURCES["cifar10"].open(tmp_path).test) == 10
+
+
+def test_a_validation_set_is_of_training_images(tmp_path):
+    write_set(tmp_path / "cifar10" / "train.parquet", "PNG", list(range(10)) * 10)
+    write_set(tmp_path / "cifar10" / "test.parquet", "PNG", range(10), seed=1)
+    found = SOURCES["cifar10-validation"].open(tmp_path)
+    assert (len(found.train), len(found.test)) == (80, 20)
+    of_files = open_images(tmp_path / "cifar10" / "train.parquet", size=32, channels=3)
+    known = {bytes(image) for image in of_files.images.numpy()}
+    assert {bytes(image) for image in found.test.images.numpy()} <= known
+    assert [*torch.bincount(found.test.labels)] == [2] * 10

@@ -1,6 +1,7 @@
 """The runner of the papers' tables: resuming, sharing, missing data, aggregation, findings."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from experiment_tables import TABLE, measured_by, run
 from scipy import stats
 
+from probjepa.claims import ClaimedError
 from probjepa.errors import ArtifactError, DataError
 from probjepa_experiments import figures, runner
 from probjepa_experiments.study import Column, Finding, Measured, Row
@@ -145,3 +147,32 @@ def test_columns_of_out_of_distribution_sets_are_spelt_out():
     columns = figures.expand([Column("plain", "p"), AUROC], ["noise", "svhn"])
     assert [column.label for column in columns] == ["plain", "AUROC, noise", "AUROC, svhn"]
     assert columns[2].figure == "auroc/svhn/{score}"
+
+
+def test_processes_with_one_folder_of_cells_share_the_work(tmp_path, monkeypatch):
+    """A cell that another process runs is left to it; what it finds is read at the end."""
+    shared = tmp_path / "cells"
+    whole = run(FAKE, tmp_path / "whole", cells=shared)
+    places = sorted(shared.iterdir())
+    kept = {place: place.read_text() for place in places}
+    for place in places:
+        place.unlink()
+    theirs, looks = places[1], []
+
+    @contextmanager
+    def claimed(place):
+        if place == theirs and not place.exists():
+            raise ClaimedError("another process writes it")
+        yield
+
+    def pause(seconds):
+        looks.append(set(ran))
+        theirs.write_text(kept[theirs])
+
+    ran.clear()
+    monkeypatch.setattr(runner, "claimed", claimed)
+    monkeypatch.setattr(runner.time, "sleep", pause)
+    assert run(FAKE, tmp_path / "a", cells=shared) == whole
+    others = {place.stem for place in places} - {theirs.stem}
+    assert set(ran) == others
+    assert looks == [others]  # all others were done before it waited

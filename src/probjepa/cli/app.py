@@ -67,7 +67,9 @@ def reproduce(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", metavar="quick|small|full", help="what a cell is trained with  [full]"),
+        typer.Option(
+            "--budget", metavar="quick|small|medium|full", help="what a cell is trained with  [full]"
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="--budget quick: digits, in minutes")] = False,
     cells: Annotated[
@@ -76,6 +78,9 @@ def reproduce(
             "--cells", metavar="DIR", help="finished cells, which experiments can share  [OUT/cells]"
         ),
     ] = None,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="run nothing: the page of the cells that are finished")
+    ] = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -98,6 +103,7 @@ def reproduce(
             seed=seed,
             overwrite=overwrite,
             progress=not quiet,
+            **({"finished_only": True} if finished else {}),
         )
     say(f"wrote {folder}/metrics.json and {folder}/report.html")
 

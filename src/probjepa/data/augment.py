@@ -19,6 +19,13 @@ def uniform(count: int, low: float, high: float) -> Tensor:
     return low + (high - low) * torch.rand(count)
 
 
+def to_device(drawn: Tensor, images: Tensor) -> Tensor:
+    """Return what was drawn on the images' device; a GPU gets it from pinned memory, and is not waited for."""
+    if images.device.type != "cuda":
+        return drawn.to(images.device)
+    return drawn.pin_memory().to(images.device, non_blocking=True)
+
+
 def crop_boxes(
     count: int, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -80,11 +87,11 @@ class RandomResizedCrop(nn.Module):
         """Map (B, C, H, W) to (B, C, size, size)."""
         count, channels, height, width = images.shape
         boxes = crop_boxes(count, height, width, self.scale, self.ratio)
-        flips = (torch.rand(count) < self.flip).to(images.device)
-        top, left, h, w = (side.to(images.device) for side in boxes)
+        flips = (torch.rand(count) < self.flip).float()
+        top, left, h, w, flips = to_device(torch.stack([*boxes, flips]), images)
         rows = resize_matrix(top, h, height, self.size)
         columns = resize_matrix(left, w, width, self.size)
-        columns = torch.where(flips[:, None, None], columns.flip(1), columns)
+        columns = torch.where(flips[:, None, None] > 0, columns.flip(1), columns)
         narrow = torch.bmm(images.reshape(count, channels * height, width), columns.mT)
         narrow = narrow.view(count, channels, height, self.size)
         # channel by channel: broadcasting would copy ``rows`` for each of them
@@ -122,7 +129,7 @@ class RandomAffineCrop(nn.Module):
         size = (self.size, self.size)
         if images.shape[2:] != size:
             images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-        theta = self.matrices(len(images)).to(images.device)
+        theta = to_device(self.matrices(len(images)), images)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
@@ -194,10 +201,12 @@ class ColourJitter(nn.Module):
         )
         count = len(images)
         change = torch.rand(count) < self.p
-        factors = [uniform(count, -strength, strength) * change for strength in self.strengths]
-        for step in torch.randperm(len(factors)).tolist():
-            factor = factors[step] + (step < 3)  # neutral: 1 for factors, 0 for the hue
-            images = steps[step](images, factor.to(images.device))
+        # neutral: 1 for factors, 0 for the hue
+        drawn = [uniform(count, -s, s) * change + (i < 3) for i, s in enumerate(self.strengths)]
+        order = torch.randperm(len(drawn)).tolist()
+        factors = to_device(torch.stack(drawn), images)
+        for step in order:
+            images = steps[step](images, factors[step])
         return images
 
 
@@ -210,10 +219,31 @@ class RandomGrey(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, H, W) to (B, 3, H, W)."""
-        chosen = (torch.rand(len(images)) < self.p).to(images.device)
+        chosen = to_device(torch.rand(len(images)) < self.p, images)
         red, green, blue = images.unbind(1)
         luma = 0.299 * red + 0.587 * green + 0.114 * blue
         return torch.where(chosen[:, None, None, None], luma[:, None], images)
+
+
+class RandomBlur(nn.Module):
+    """Blur with a Gaussian of ``kernel`` pixels and σ from U(low, high), with probability ``p`` an image.
+
+    Not kornia's module, which draws its parameters on the images' device: a GPU's views would differ.
+    """
+
+    def __init__(self, kernel: int, sigma: tuple[float, float], p: float) -> None:
+        super().__init__()
+        self.kernel, self.sigma, self.p = kernel, sigma, p
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        from kornia.filters import gaussian_blur2d
+
+        count = len(images)
+        drawn = torch.stack([(torch.rand(count) < self.p).float(), uniform(count, *self.sigma)])
+        chosen, sigma = to_device(drawn, images)
+        blurred = gaussian_blur2d(images, (self.kernel, self.kernel), sigma[:, None].expand(-1, 2))
+        return torch.where(chosen[:, None, None, None] > 0, blurred, images)
 
 
 class RandomSolarise(nn.Module):
@@ -228,5 +258,5 @@ class RandomSolarise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
-        chosen = (torch.rand(len(images)) < self.p).to(images.device)
+        chosen = to_device(torch.rand(len(images)) < self.p, images)
         return torch.where(chosen[:, None, None, None] & (images >= 0.5), 1 - images, images)

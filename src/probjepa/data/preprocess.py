@@ -85,7 +85,8 @@ class Preprocess(FullPrecision):
             pixels = self.fit.batch(images).float()
         else:
             pixels = resize_centre(images.float(), self.size)
-        return (pixels / 255 - self.mean) / self.std
+        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
+        return (pixels / 255 - mean) / std
 
     @property
     def opened(self) -> int | Fit:

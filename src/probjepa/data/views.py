@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from probjepa.data.augment import (
     ColourJitter,
     RandomAffineCrop,
+    RandomBlur,
     RandomGrey,
     RandomResizedCrop,
     RandomSolarise,
@@ -163,13 +164,11 @@ def byol_32(size: int, channels: int) -> list[list[nn.Module]]:
 
 def byol_224(size: int, channels: int) -> list[list[nn.Module]]:
     """BYOL's views: as byol-32, and blur with p = 1 / 0.1 and solarise with p = 0 / 0.2 in the two views."""
-    from kornia.augmentation import RandomGaussianBlur
-
     width = 2 * (size // 20) + 1  # a tenth of the side, odd: 23 at 224 px
-    kernel = (max(3, width), max(3, width))
+    kernel = max(3, width)
     first, second = _colourful(size, channels), _colourful(size, channels)
-    first.append(RandomGaussianBlur(kernel, (0.1, 2.0), p=1.0))
-    second.append(RandomGaussianBlur(kernel, (0.1, 2.0), p=0.1))
+    first.append(RandomBlur(kernel, (0.1, 2.0), p=1.0))
+    second.append(RandomBlur(kernel, (0.1, 2.0), p=0.1))
     second.append(RandomSolarise(0.2))
     return [first, second]
 

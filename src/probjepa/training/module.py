@@ -114,7 +114,7 @@ class Module(L.LightningModule):
         self._channels_last = False
         if channels_last:
             self.hold_channels_last(True)
-        self._loss = torch.compile(method.loss) if compile else None
+        self._compile, self._loss = compile, None
 
     def hold_channels_last(self, on: bool) -> None:
         """Hold weights and views in the order that GPUs prefer for convolutions, or in the plain one."""
@@ -150,8 +150,12 @@ class Module(L.LightningModule):
         self.restored = True
 
     def on_fit_start(self) -> None:
-        """Put the method in training mode: Lightning keeps the mode that it finds."""
+        """Put the method in training mode, since Lightning keeps the mode that it finds; compile its loss."""
         self.method.train()
+        if self._compile:
+            # a step's kernels in one launch; gradients that add up would be overwritten by the next one's
+            graphs = self.device.type == "cuda" and self.trainer.accumulate_grad_batches == 1
+            self._loss = torch.compile(self.method.loss, mode="reduce-overhead" if graphs else None)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""

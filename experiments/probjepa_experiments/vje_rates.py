@@ -1,0 +1,51 @@
+"""The search for each method's learning rate at the medium budget: the rates, and nothing else, are tuned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from probjepa_experiments.images import MEDIUM
+from probjepa_experiments.study import Published, Row
+from probjepa_experiments.vje import LEARNED, OTHERS, image_study
+
+FACTORS = (1 / 9, 1 / 3, 1, 3, 9)
+#: of each method's own recipe
+USUAL = {
+    "vje": 0.05, "simsiam": 0.06, "byol": 0.03, "vicreg": 0.03, "barlow-twins": 0.12, "lejepa": 2e-3,
+    "vi-simsiam": 0.006,
+}  # fmt: skip
+SEARCH = replace(
+    MEDIUM,
+    title="10,000 of CIFAR-10's training images, ResNet-18 at a quarter of its width, 10 epochs of 256",
+    fit={**MEDIUM.fit, "epochs": 10},
+    rates={},
+    seeds=1,
+    rows=10_000,
+)
+
+
+def rates(method: str) -> list[float]:
+    """Return the rates that are tried, two digits each."""
+    return [float(f"{factor * USUAL[method]:.2g}") for factor in FACTORS]
+
+
+STUDY = image_study(
+    name="vje-rates",
+    title="Learning rates at the medium budget",
+    question="With which learning rate does each method learn best in a short run?",
+    rows=tuple(
+        Row(f"{label}, {rate:g}", method, settings, {"learning_rate": rate})
+        for label, method, settings in (
+            ("VJE", "vje", {}),
+            ("VJE-EMA", "vje", {"target": "ema"}),
+            *((name, method, {}) for name, method in OTHERS.items()),
+        )
+        for rate in rates(method)
+    ),
+    columns=LEARNED,
+    budgets={"medium": SEARCH},
+    data={"medium": ("cifar10-validation",)},
+    published=Published("nothing is published of it"),
+    about="The accuracies are of 10,000 training images that were held out, never of test images. The rates "
+    "are a ninth, a third, once, three and nine times the rate of each method's own recipe.",
+)

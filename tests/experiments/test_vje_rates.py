@@ -1,0 +1,30 @@
+"""The search for learning rates: around each method's own, judged by images that no table reports on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from probjepa.methods import METHODS
+from probjepa_experiments.images import MEDIUM, image_base
+from probjepa_experiments.study import Data, Row
+from probjepa_experiments.vje_rates import FACTORS, STUDY, USUAL, rates
+
+
+@pytest.mark.parametrize("method", USUAL)
+def test_five_rates_around_the_methods_own(method):
+    assert METHODS[method].recipe["learning_rate"] == USUAL[method]
+    assert rates(method)[2] == USUAL[method]
+    assert len(set(rates(method))) == 5
+    np.testing.assert_allclose(np.divide(rates(method), USUAL[method]), FACTORS, rtol=0.03)
+    tried = [row.fit["learning_rate"] for row in STUDY.rows if row.method == method and not row.settings]
+    assert tried == rates(method)
+
+
+def test_a_budgets_rates_are_by_label_then_by_method():
+    spent = replace(MEDIUM, rates={"vje": 0.2, "VJE-EMA": 0.3})
+    found = [
+        image_base(Row(label, method), spent, "x", Data()).fit["learning_rate"]
+        for label, method in (("VJE, knn", "vje"), ("VJE-EMA", "vje"), ("SimSiam", "simsiam"))
+    ]
+    assert found == [0.2, 0.3, USUAL["simsiam"]]
