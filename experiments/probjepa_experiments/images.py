@@ -63,7 +63,11 @@ MEDIUM = Budget(
     "50,000 images at 32 px, ResNet-18 at a quarter of its width, 100 epochs of 256, a rate each",
     {"backbone": "resnet18", "backbone_options": {"width": 0.25}},
     {
-        "epochs": 100, "batch_size": 256, "device": "auto", "precision": "auto", "channels_last": "auto",
+        "epochs": 100,
+        "batch_size": 256,
+        "device": "auto",
+        "precision": "auto",
+        "channels_last": "auto",
         "compile": "auto",
     },
     methods=_projectors(512, 128),

@@ -20,7 +20,7 @@ def uniform(count: int, low: float, high: float) -> Tensor:
 
 
 def to_device(drawn: Tensor, images: Tensor) -> Tensor:
-    """Return what was drawn on the images' device; a GPU gets it from pinned memory, and is not waited for."""
+    """Return what was drawn, on the images' device; a GPU is not waited for: it reads pinned memory."""
     if images.device.type != "cuda":
         return drawn.to(images.device)
     return drawn.pin_memory().to(images.device, non_blocking=True)

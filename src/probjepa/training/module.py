@@ -114,7 +114,8 @@ class Module(L.LightningModule):
         self._channels_last = False
         if channels_last:
             self.hold_channels_last(True)
-        self._compile, self._loss = compile, None
+        self._compile = compile
+        self._loss: Callable[[Sequence[Tensor]], dict[str, Tensor]] | None = None
 
     def hold_channels_last(self, on: bool) -> None:
         """Hold weights and views in the order that GPUs prefer for convolutions, or in the plain one."""
