@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import cifar10_cpu
 import jepa_score as paper
-from harness import ROOT, Spread, arguments, compare, environment, parse
+from harness import ROOT, Spread, arguments, command_line, compare, environment, parse
 from probjepa.data import ImageSet
 from probjepa.evaluation import evaluate
 from probjepa.files import write_text
@@ -106,11 +106,10 @@ def begun(out: Path, dry_run: bool) -> Found:
             return kept
     except (OSError, ValueError, KeyError):
         pass
-    words = [word for word in sys.argv[1:] if not word.startswith("/")]
     return {
         "benchmark": "gpu",
         "dry_run": dry_run,
-        "command": " ".join(["python benchmarks/gpu.py", *words]),
+        "command": command_line(sys.argv),
         "environment": here,
         "parts": {},
     }

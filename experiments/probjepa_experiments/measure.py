@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +28,15 @@ Figure = Mapping[str, float | None]
 Features = Mapping[str, Tensor]
 
 
-def measure(method: Method, data: DataSet, *, seed: int, n_bootstrap: int, pixels: bool = False) -> Measured:
+def measure(
+    method: Method,
+    data: DataSet,
+    *,
+    seed: int,
+    n_bootstrap: int,
+    pixels: bool = False,
+    only: Collection[str] = (),
+) -> Measured:
     """Return the figures, and a line for each group that could not be measured.
 
     ``knn20/…`` on "h", "mu", "ema-h" (Wilson); "mean variance", "kl", "anisotropy" and "concentration" of
@@ -42,12 +50,15 @@ def measure(method: Method, data: DataSet, *, seed: int, n_bootstrap: int, pixel
         in evaluation mode
     pixels
         measure normalised pixels in the place of embeddings: kNN alone
+    only
+        of "kNN", "posterior", "AUROC" and "geometry", those that are measured; (): all
     """
 
     def read(images: Images) -> Features:
         return {"h": embedded(method, images, pixels=True)} if pixels else encode(method, images)
 
-    features = {name: read(images) for name, images in {"test": data.test, **data.ood}.items()}
+    ood = data.ood if not only or "AUROC" in only else {}
+    features = {name: read(images) for name, images in {"test": data.test, **ood}.items()}
     work = _Work(method, data, read(data.train), features, pixels, {"seed": seed, "n_bootstrap": n_bootstrap})
     figures: dict[str, Figure | float] = {}
     notes: list[str] = []
@@ -55,6 +66,8 @@ def measure(method: Method, data: DataSet, *, seed: int, n_bootstrap: int, pixel
         "kNN": work.accuracies, "posterior": work.posterior, "AUROC": work.aurocs, "geometry": work.geometry,
     }  # fmt: skip
     for group, make in groups.items():
+        if only and group not in only:
+            continue
         try:
             figures |= dict(make())
         except ProbjepaError as error:  # a collapse: the other groups still say how far it went

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-from probjepa_experiments.images import MEDIUM
-from probjepa_experiments.study import Published, Row
-from probjepa_experiments.vje import LEARNED, OTHERS, image_study
+from probjepa_experiments.datasets import DataSet
+from probjepa_experiments.images import MEDIUM, trained
+from probjepa_experiments.measure import measure
+from probjepa_experiments.study import Budget, Cell, Finding, Measured, Published, Row
+from probjepa_experiments.vje import H, IMAGES, LEARNED, OTHERS, image_study
 
 FACTORS = (1 / 9, 1 / 3, 1, 3, 9)
 #: of each method's own recipe
@@ -29,6 +32,12 @@ def rates(method: str) -> list[float]:
     return [float(f"{factor * USUAL[method]:.2g}") for factor in FACTORS]
 
 
+def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
+    """Train a cell, or go on with what ``folder`` holds of it, and measure its embeddings: no detector."""
+    method = trained(cell, data, folder, monitor_every=0, knn_every=0, progress=progress)
+    return measure(method, data, seed=cell.seed, n_bootstrap=budget.n_bootstrap, only=("kNN", "posterior"))
+
+
 STUDY = image_study(
     name="vje-rates",
     title="Learning rates at the medium budget",
@@ -43,8 +52,19 @@ STUDY = image_study(
         for rate in rates(method)
     ),
     columns=LEARNED,
+    measurement=replace(IMAGES, run=run),
     budgets={"medium": SEARCH},
     data={"medium": ("cifar10-validation",)},
+    findings=tuple(
+        Finding(
+            f"{label}'s best rate lies within those that were tried: kNN on h is not best at either end",
+            lambda r, label=label, tried=rates(method): (
+                max(r(f"{label}, {rate:g}", H) for rate in tried[1:-1])
+                > max(r(f"{label}, {rate:g}", H) for rate in (tried[0], tried[-1]))
+            ),
+        )
+        for label, method in {"VJE": "vje", "VJE-EMA": "vje", **OTHERS}.items()
+    ),
     published=Published("nothing is published of it"),
     about="The accuracies are of 10,000 training images that were held out, never of test images. The rates "
     "are a ninth, a third, once, three and nine times the rate of each method's own recipe.",

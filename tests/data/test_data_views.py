@@ -267,3 +267,18 @@ def test_default_recipes_and_errors():
         make(random_images(channels=1))
     with pytest.raises(DataError, match="uint8"):
         make(random_images().float())
+
+
+def test_blur_is_a_gaussian_of_each_images_own_width():
+    images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    blurred = augment.RandomBlur(5, (0.5, 2.0), p=0.5)(images)
+    torch.manual_seed(1)
+    chosen, sigma = torch.rand(6) < 0.5, 0.5 + 1.5 * torch.rand(6)
+    assert 0 < chosen.sum() < 6
+    for image, found, of, width in zip(images, blurred, chosen, sigma, strict=True):
+        weights = torch.exp(-((torch.arange(5) - 2.0) ** 2) / (2 * width**2))
+        kernel = torch.outer(weights, weights) / weights.sum() ** 2
+        padded = F.pad(image[None], (2, 2, 2, 2), mode="reflect")
+        expected = F.conv2d(padded.transpose(0, 1), kernel[None, None]).transpose(0, 1)[0]
+        torch.testing.assert_close(found, expected if of else image, rtol=1e-4, atol=1e-5)

@@ -273,7 +273,8 @@ def test_sets_from_files_share_one_codec(tmp_path, monkeypatch, codec):
     assert (len(found.train), len(found.test)) == (20, 20)
     assert torch.bincount(found.train.labels).tolist() == [2] * 10
     assert set(found.ood) == {"cifar100", "digits", "noise"}
-    assert [line.partition(" as ")[0] for line in found.not_run] == ["Tiny ImageNet, 100 classes", "SVHN"]
+    absent = ["Tiny ImageNet, 100 classes", "ten of DTD's textures", "SVHN"]
+    assert [line.partition(" as ")[0] for line in found.not_run] == absent
     raw = open_images(tmp_path / "cifar100" / "test.parquet", size=32, channels=3)
     assert found.ood["cifar100"].images.equal(raw.images) == (codec == "PNG")
 
@@ -298,3 +299,11 @@ def test_a_validation_set_is_of_training_images(tmp_path):
     known = {bytes(image) for image in of_files.images.numpy()}
     assert {bytes(image) for image in found.test.images.numpy()} <= known
     assert [*torch.bincount(found.test.labels)] == [2] * 10
+
+
+def test_only_what_is_asked_for_is_measured(digits):
+    one = replace(TABLE.cell_of(Row("random", task="random-init"), TINY, "digits", digits, 0))
+    model = images.trained(one, digits, Path("unused"))
+    found = measure.measure(model, digits, seed=0, n_bootstrap=5, only=("kNN", "posterior")).figures
+    assert {"knn20/h", "mean variance", "effective rank"} <= set(found)
+    assert not any(name.startswith(("auroc", "spearman")) for name in found)

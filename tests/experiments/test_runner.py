@@ -176,3 +176,17 @@ def test_processes_with_one_folder_of_cells_share_the_work(tmp_path, monkeypatch
     others = {place.stem for place in places} - {theirs.stem}
     assert set(ran) == others
     assert looks == [others]  # all others were done before it waited
+
+
+def test_the_page_of_what_is_finished_runs_nothing(tmp_path):
+    shared = tmp_path / "cells"
+    whole = run(FAKE, tmp_path / "a", cells=shared)
+    lost = next(place for place in shared.iterdir() if "-s2-" in place.name and "df=3" in place.name)
+    lost.unlink()
+    ran.clear()
+    part = run(FAKE, tmp_path / "b", cells=shared, finished_only=True)
+    assert not ran
+    assert part["not_run"] == ["two, seed 2: not run yet"]
+    first, second = (metrics["tables"]["digits"]["rows"] for metrics in (whole, part))
+    assert second[0] == first[0]
+    assert second[1]["values"]["mean σ²"]["seeds"] == first[1]["values"]["mean σ²"]["seeds"][:2]

@@ -16,7 +16,7 @@ from probjepa.data.augment import (
     RandomSolarise,
 )
 from probjepa.data.preprocess import SMALLEST_SIDE, check_images, check_statistics
-from probjepa.distributions.base import FullPrecision
+from probjepa.distributions.base import FullPrecision, full_precision
 from probjepa.errors import ConfigError, DataError, ProbjepaError, short
 from probjepa.files import first_line
 from probjepa.registry import Registry
@@ -87,7 +87,7 @@ class Views(FullPrecision):
         # autocast would crop in half precision, which has fewer grey levels than the image
         with (
             torch.random.fork_rng(devices=[], enabled=generator_seed is not None),
-            torch.autocast(images.device.type, enabled=False),
+            full_precision(images),
         ):
             if generator_seed is not None:
                 # only the CPU's generator: all parameters come from it, and torch.manual_seed would

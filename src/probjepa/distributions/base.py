@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NoReturn, Self
 
 import torch
@@ -13,6 +14,12 @@ from torch.distributions import Distribution
 def at_least_float32(x: Tensor) -> Tensor:
     """Return x, in float32 if its type is narrower."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Context in which autocast is off on the device of ``x``, where that has any."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class FullPrecision(nn.Module):

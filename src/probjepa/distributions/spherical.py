@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
-from probjepa.distributions.base import Likelihood, at_least_float32
+from probjepa.distributions.base import Likelihood, at_least_float32, full_precision
 from probjepa.distributions.student_t import unit_direction
 
 # Within this angle of the antipode, where the density falls to 0 and its logarithm diverges, log_prob is
@@ -132,7 +132,7 @@ class PowerSpherical(Likelihood):
         """Log-density at x (..., D), with respect to the surface measure; x is normalised; returns (...)."""
         if self._validate_args:
             self._validate_sample(value)
-        with torch.autocast(self.loc.device.type, enabled=False):
+        with full_precision(self.loc):
             x = unit_direction(at_least_float32(value))
             below = (x - self.loc).square().sum(-1) / 4  # ½(1 − μᵀx)
             above = (x + self.loc).square().sum(-1) / 4  # ½(1 + μᵀx)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Chi2, Distribution, constraints
 
-from probjepa.distributions.base import Likelihood, SubDensity, at_least_float32
+from probjepa.distributions.base import Likelihood, SubDensity, at_least_float32, full_precision
 
 Df: TypeAlias = float | Tensor
 
@@ -230,7 +230,7 @@ class TangentStudentT(_StudentT, SubDensity):
 
     def nll(self, u: Tensor) -> Tensor:
         """Negative log-density without the constant log Z; u (..., D) is normalised; returns (...)."""
-        with torch.autocast(self.loc.device.type, enabled=False):
+        with full_precision(self.loc):
             return _directional_nll(self._value(u), self.loc, self.scale_squared, self.df)
 
     def log_prob(self, u: Tensor) -> Tensor:
@@ -300,7 +300,7 @@ class PolarStudentT(_StudentT, SubDensity):
 
     def radial_nll(self, h: Tensor) -> Tensor:
         """Radial term ½(ν+1)·log(1+r²/ν) without its constant; h (..., D) → (...)."""
-        with torch.autocast(self.z.device.type, enabled=False):
+        with full_precision(self.z):
             r = safe_norm(self._value(h)) - safe_norm(self.z)
             return _kernel_of_distance(r.squeeze(-1), self.df, 1)
 
@@ -371,7 +371,7 @@ class MultivariateStudentT(_StudentT):
 
     def nll(self, h: Tensor) -> Tensor:
         """Negative log-density without the constant log Z; h (..., D) → (...)."""
-        with torch.autocast(self.loc.device.type, enabled=False):
+        with full_precision(self.loc):
             distance = safe_norm((self._value(h) - self.loc) / self.scale_squared.sqrt()).squeeze(-1)
             log_det = self.scale_squared.log().sum(-1)
             return _kernel_of_distance(distance, self.df, self.dim) + 0.5 * log_det

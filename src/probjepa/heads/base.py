@@ -24,6 +24,7 @@ from torch.types import _size
 
 from probjepa.distributions.base import FullPrecision, Likelihood
 from probjepa.distributions.base import at_least_float32 as at_least_float32
+from probjepa.distributions.base import full_precision as full_precision
 from probjepa.errors import ConfigError, DataError, ProbjepaError
 from probjepa.heads.names import HEADS
 
@@ -37,11 +38,6 @@ RAW_UNIT_SCALE = math.log(math.expm1(1 - SCALE_FLOOR))  # ``positive_scale`` map
 
 class NoDensityError(ProbjepaError, NotImplementedError):
     """A head's log-density was asked for, and it has none that can be computed."""
-
-
-def full_precision(x: Tensor) -> torch.autocast:
-    """Context in which autocast is off on the device of ``x``."""
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def positive_scale(raw: Tensor) -> Tensor:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probjepa.distributions.base import FullPrecision
+from probjepa.distributions.base import FullPrecision, full_precision
 from probjepa.errors import ConfigError
 
 _VARIANCE_FLOOR = 1e-6
@@ -66,7 +65,7 @@ class InferenceNetwork(FullPrecision):
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Map h (N, D) to μ and σ², both (N, D), in the parameters' type."""
-        with torch.autocast(h.device.type, enabled=False):
+        with full_precision(h):
             hidden = self.trunk(h.to(self.mean.weight.dtype))
             variance = F.softplus(self.raw_variance(hidden)) + _VARIANCE_FLOOR
             return self.mean(hidden), variance.expand(-1, self.dim)

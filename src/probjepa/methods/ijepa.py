@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from probjepa.data.masks import MultiBlockMasks
 from probjepa.errors import ConfigError, DataError
-from probjepa.heads.base import MEAN_DRAWS, at_least_float32
+from probjepa.heads.base import MEAN_DRAWS, at_least_float32, full_precision
 from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluating
 from probjepa.methods.ema import EMA
 from probjepa.methods.ijepa_predictor import Predictor, build_head
@@ -123,7 +123,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         """The teacher's tokens of prepared images, layer-normed without affine: (N, T, D), no gradient."""
         with torch.no_grad():
             tokens: Tensor = self.teacher.module.tokens(images)  # type: ignore[operator]
-        with torch.autocast(tokens.device.type, enabled=False):
+        with full_precision(tokens):
             return F.layer_norm(at_least_float32(tokens), tokens.shape[-1:])
 
     def contexts(self, images: Tensor, context: Tensor, targets: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from probjepa.distributions.base import FullPrecision, at_least_float32
+from probjepa.distributions.base import FullPrecision, at_least_float32, full_precision
 from probjepa.distributions.gaussian import kl_diagonal_gaussians
 from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
 from probjepa.methods.base import check_weights, evaluating
@@ -249,7 +249,7 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         weighted = [factors[name] * self.alpha[name] * terms[name] for name in TERMS if self.alpha[name]]
         loss = sum(weighted, torch.zeros((), device=x.device))
         if self.sigreg_weight:
-            with torch.autocast(x.device.type, enabled=False):
+            with full_precision(x):
                 statistic = sigreg(rows["s_x"], 64, resolution=math.inf, points=64, largest_frequency=5.0)
             terms["sigreg"] = statistic / (2 * 5.0 * len(x))  # a mean over [−5, 5], not N times an integral
             loss = loss + self.sigreg_weight * terms["sigreg"]

@@ -12,6 +12,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
+from probjepa.distributions.base import full_precision
 from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.training.checkpoint import check_signature, sign
 from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
@@ -179,7 +180,7 @@ class Module(L.LightningModule):
         if self.views is not None:
             images = batch[0] if isinstance(batch, Sequence) else batch
             # colour and blur in bfloat16 would quantise the images
-            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            with torch.no_grad(), full_precision(images):
                 views = self.views(images, seed)
         if self._channels_last:
             views = [v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for v in views]
