@@ -181,7 +181,8 @@ def fit(
             module, lambda: images.get(torch.arange(settings.batch_size)), device, precision,
             settings.channels_last, epochs * len(loader) if alone else None,
         )  # fmt: skip
-        if progress and device.type == "cpu" and "auto" in (precision, settings.channels_last):
+        asked = "auto" in (precision, settings.channels_last)
+        if asked and progress and is_first_process() and device.type == "cpu":
             say(str(how), error=True)
     module.logs = bool(loggers or trainer_options.get("callbacks"))
     precision = how.precision if precision == "auto" else precision
