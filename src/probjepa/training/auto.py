@@ -109,7 +109,6 @@ def choose(
         trial = copy.deepcopy(module).to(device)
     except (TypeError, RuntimeError):  # a user's own module may hold what has no copy
         return Auto(*usual, threads, f"{why}: the model cannot be copied to time it")
-    trial._loss = None  # a compiled one would be the original's
     images = batch()
     with forked(device), using_threads(threads):
         times = _fastest(trial, images, options)
