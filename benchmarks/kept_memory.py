@@ -1,4 +1,4 @@
-"""A training step with malloc's defaults, and as the command line has it: freed memory kept, threads asleep."""
+"""A training step with malloc's defaults, and as the command line has it: memory kept, threads asleep."""
 
 from __future__ import annotations
 
