@@ -13,16 +13,18 @@ from probjepa.cli.options import (
     Data,
     Evaluating,
     Model,
-    OutFile,
     OutFolder,
+    OutTable,
     Overwrite,
     Reference,
     ReferenceSize,
     Score,
     Scoring,
+    Share,
     Shared,
     Training,
 )
+from probjepa.errors import ConfigError
 from probjepa.terminal import say
 
 
@@ -47,14 +49,18 @@ def train(
         say(f"trained {method} on {trained_on}: {out}/model, {out}/metrics.csv, {out}/report.html")
 
 
-def embed(model: Model, data: Data, out: OutFile, shared: Shared) -> None:
+def embed(model: Model, data: Data, out: OutTable, shared: Shared, shard: Share = None) -> None:
     """Write a table: id, label, embedding, and the posterior's variance where the model has one."""
+    from probjepa.cli import shards
     from probjepa.data.rows import open_table
 
-    with _claimed(out):
-        opened = open_model(model, shared, out)
+    if shards.is_sharded(data, out, shard):
+        return shards.run(shards.of_model(model, shared, what="embed"), data, out, shard, shared)
+    place = Path(out)
+    with _claimed(place):
+        opened = open_model(model, shared, place)
         count, rows = opened.embed(data)
-        with open_table(out, shared.overwrite) as table:
+        with open_table(place, shared.overwrite) as table:
             for columns in rows:
                 table.write(columns)
     say(f"embedded {count:,} {opened.unit}: {out}")
@@ -63,14 +69,20 @@ def embed(model: Model, data: Data, out: OutFile, shared: Shared) -> None:
 def score(
     model: Model,
     data: Data,
-    out: OutFile,
+    out: OutTable,
     options: Scoring,
     shared: Shared,
+    shard: Share = None,
 ) -> None:
     """Write a table: id, label, score (higher = more typical), and the score's parts."""
-    with _claimed(out):
-        opened = open_model(model, shared, out)
-        scored = opened.score(data, out, options)
+    from probjepa.cli import shards
+
+    if shards.is_sharded(data, out, shard):
+        return shards.run(shards.of_score(model, shared, options), data, out, shard, shared)
+    place = Path(out)
+    with _claimed(place):
+        opened = open_model(model, shared, place)
+        scored = opened.score(data, place, options)
     earlier = f", {scored.known:,} of them by an earlier run" if scored.known else ""
     flagged = "" if scored.flagged is None else f", {scored.flagged:,} flagged at {options.rule}"
     what = f"{scored.inputs:,} {opened.unit} by {options.score} (higher = more typical)"
@@ -94,7 +106,7 @@ def evaluate(
 def curate(
     model: Model,
     data: Data,
-    out: OutFolder,
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="folder to write")],
     *,
     score: Score = "likelihood",
     reference: Reference = None,
@@ -112,18 +124,31 @@ def curate(
         str | None,
         typer.Option("--against", metavar="URI", help="another set, whose near-duplicates are listed too"),
     ] = None,
+    rank_only: Annotated[
+        bool, typer.Option("--rank-only", help="of shards: typicality and uncertainty of each row, no lists")
+    ] = False,
+    shard: Share = None,
     shared: Shared,
 ) -> None:
     """Rank images by typicality and uncertainty: keep, review and drop lists with thumbnails."""
+    from probjepa.cli import shards
     from probjepa.cli.images import ImageModel
     from probjepa.files import refuse_existing
 
-    with _claimed(out, folder=True):
-        refuse_existing(out, shared.overwrite)
+    if rank_only:
+        given = {"--drop": drop != 0.01, "--review": review != 0.05, "--duplicates": duplicates is not None,
+                 "--against": against is not None}  # fmt: skip
+        job = shards.of_rank(model, shared, given, score, reference, reference_size)
+        return shards.run(job, data, out, shard, shared)
+    if shard is not None:
+        raise ConfigError("--shard goes with --rank-only: lists and duplicates are of all images together")
+    place = Path(out)
+    with _claimed(place, folder=True):
+        refuse_existing(place, shared.overwrite)
         opened = ImageModel(model, shared)
         counts = opened.curate(
             data,
-            out,
+            place,
             score=score,
             reference=reference,
             reference_size=reference_size,

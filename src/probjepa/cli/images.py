@@ -35,14 +35,14 @@ class ImageModel:
         self.source, self.shared = source, shared
         self.size: int | None = None  # of its images; None: its own
         shared.refuse(source)
-        self.on_error = _checked_on_error(shared.on_error)
+        self.on_error = checked_on_error(shared.on_error)
 
     @staticmethod
     def train(method: str, data: str, options: Training) -> str:
         """Train a method on what the data make of its settings, and write the run folder."""
         _refuse_target(options.target, method)
         options.refuse(method)
-        on_error = _checked_on_error(options.on_error)
+        on_error = checked_on_error(options.on_error)
         given = given_settings(
             method, options, {name: name for name in ("epochs", "seed", "device", "cache_views")}
         )
@@ -119,13 +119,13 @@ class ImageModel:
     def _embed(self, images: Images) -> Iterator[Columns]:
         from rich.progress import track
 
+        from probjepa.shards import embeddings
+
         for pixels, rows in track(
             images.batches(_BATCH), "embedding", total=-(-len(images) // _BATCH), transient=True,
             disable=self.shared.quiet, console=console(),
         ):  # fmt: skip
-            features = {k: v.cpu().numpy() for k, v in self.method.features(pixels, scored=False).items()}
-            variance = {k: v for k, v in features.items() if k == "variance"}
-            yield {**identity(images, rows), "embedding": features["h"], **variance}
+            yield {**identity(images, rows), **embeddings(self.method, pixels)}
 
     def score(self, data: str, out: Path, options: Scoring) -> Scored:
         """Write id, label, score and its parts, and decisions; JEPA-SCORE's part by part."""
@@ -162,31 +162,19 @@ class ImageModel:
         return calibration
 
     def _score_jepa(self, data: str, out: Path, options: Scoring) -> Scored:
-        latent, rank = options.latent, options.rank
-        if latent not in ("none", "normal", "reference"):
-            raise unknown_name("latent term", latent, ["none", "normal", "reference"])
-        if (latent == "reference") != (options.reference is not None):
-            raise ConfigError("--latent reference and --reference URI go together: give both or neither")
-        if options.reference_size is not None:
-            raise ConfigError("--reference-size is of scores against a reference, not of jepa: leave it out")
-        if rank not in ("none", "auto") and not rank.isdigit():
-            raise ConfigError(f"--rank is '{rank}': pass none, auto or a number")
+        rank = jepa_rank(options)
         from probjepa.jacobian.estimators import Settings
         from probjepa.scores.jepa_parts import input_shape, open_encoder, score_jepa
         from probjepa.training.device import resolve_device
 
-        how = Settings(
-            estimator=options.estimator,
-            rank=int(rank) if rank.isdigit() else "auto" if rank == "auto" else None,
-            seed=options.seed,
-        )
+        how = Settings(estimator=options.estimator, rank=rank, seed=options.seed)
         encoder = open_encoder(self.source, resolve_device(self.shared.device))
         shape = (options.size, None) if options.size else input_shape(encoder)
         images = self._read(data, *shape)
         reference = None if options.reference is None else self._read(options.reference, *shape, False)
         calibration = self._calibration(options, images, lambda uri: self._read(uri, *shape, False))
         known, flagged = score_jepa(
-            encoder, images, out, how, latent=latent, reference=reference, calibration=calibration,
+            encoder, images, out, how, latent=options.latent, reference=reference, calibration=calibration,
             rule=options.rule, overwrite=self.shared.overwrite, progress=not self.shared.quiet,
         )  # fmt: skip
         return Scored(len(images), known, flagged)
@@ -273,7 +261,22 @@ def _refuse_target(target: str | None, what: str) -> None:
         raise ConfigError(f"--target is for tables, and {what} is of images: leave it out")
 
 
-def _checked_on_error(value: str) -> Any:
+def jepa_rank(options: Scoring) -> Any:
+    """Return the rank of JEPA-SCORE as its ``Settings`` have it; ConfigError for options that do not fit."""
+    latent, rank = options.latent, options.rank
+    if latent not in ("none", "normal", "reference"):
+        raise unknown_name("latent term", latent, ["none", "normal", "reference"])
+    if (latent == "reference") != (options.reference is not None):
+        raise ConfigError("--latent reference and --reference URI go together: give both or neither")
+    if options.reference_size is not None:
+        raise ConfigError("--reference-size is of scores against a reference, not of jepa: leave it out")
+    if rank not in ("none", "auto") and not rank.isdigit():
+        raise ConfigError(f"--rank is '{rank}': pass none, auto or a number")
+    return int(rank) if rank.isdigit() else "auto" if rank == "auto" else None
+
+
+def checked_on_error(value: str) -> Any:
+    """Return ``value``; ConfigError unless it is raise or skip."""
     if value not in ("raise", "skip"):
         raise ConfigError(f"--on-error is '{value}': pass raise or skip")
     return value

@@ -25,17 +25,24 @@ def open_model(source: str, shared: Shared, out: Path) -> Kind:
 
     The kind is told by the config.json of the model's folder. Raises ArtifactError if ``out`` is in the way.
     """
-    from probjepa.files import refuse_existing, regular
+    from probjepa.files import refuse_existing
 
     refuse_existing(out, shared.overwrite)
-    tables = False
+    return _kind(is_of_tables(source))(source, shared)
+
+
+def is_of_tables(source: str) -> bool:
+    """Whether the config.json of a model's folder is of a model of tables."""
+    from probjepa.files import regular
+
     for folder in (Path(source) / "model", Path(source)):
         try:
             config = json.loads(regular(folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
-        tables = tables or (isinstance(config, dict) and "estimator" in config)
-    return _kind(tables)(source, shared)
+        if isinstance(config, dict) and "estimator" in config:
+            return True
+    return False
 
 
 def _kind(tables: bool) -> type[Kind]:

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 Data = Annotated[
     str, typer.Option("--data", metavar="URI", help="images: folder, parquet, csv of paths, npy/npz, hf:, …")
 ]
-OutFile = Annotated[Path, typer.Option("--out", metavar="F.parquet", help="table to write")]
+OutTable = Annotated[
+    str,
+    typer.Option("--out", metavar="F.parquet|DIR", help="table to write; DIR: one for each shard of --data"),
+]
+Share = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="of shards: every N-th from the I-th on, counted from 1"),
+]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="folder to write")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
 Convert = Annotated[bool, typer.Option("--convert", help="convert grey ↔ RGB and drop alpha")]

@@ -50,7 +50,7 @@ def read_folder(path: Path, labels: str | None = None, ids: str | None = None) -
     without images but with .parquet files is read as shards.
     """
     files, shards, others = [], [], []
-    for file in sorted(found.relative_to(path) for found in _walk(path)):
+    for file in sorted(found.relative_to(path) for found in walk(path)):
         suffix = file.suffix.lower()
         if suffix == ".parquet":
             shards.append(file)
@@ -84,7 +84,7 @@ def read_folder(path: Path, labels: str | None = None, ids: str | None = None) -
     return records
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+def walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
     """Yield the files below a folder, through links, but not through one that leads back up."""
     try:
         status = folder.stat()
@@ -96,7 +96,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Pat
     mark = (status.st_dev, status.st_ino)
     for entry in entries if mark not in above else ():
         if entry.is_dir():
-            yield from _walk(Path(entry.path), (*above, mark))
+            yield from walk(Path(entry.path), (*above, mark))
         else:
             yield Path(entry.path)
 

@@ -22,12 +22,16 @@ _ROWS_AT_A_TIME = 4096
 _NAMED = 5  # rows named in a message
 
 
-def overlap(images: Tensor | Images, reference: Tensor | Images) -> npt.NDArray[np.bool_]:
+def overlap(
+    images: Tensor | Images, reference: Tensor | Images | npt.NDArray[np.uint64]
+) -> npt.NDArray[np.bool_]:
     """Return a mask (N,) of the images (N, …) whose pixels equal a reference image's (M, …), bit for bit.
 
     Floats are compared as the float32 that a model takes them for. A streamed set is read batch by batch.
+    Of a reference that many sets are compared with, its ``pixel_hashes`` will do.
     """
-    return np.isin(pixel_hashes(images), pixel_hashes(reference))
+    known = reference if isinstance(reference, np.ndarray) else pixel_hashes(reference)
+    return np.isin(pixel_hashes(images), known)
 
 
 def same_images(images: Images, others: Images) -> bool:
@@ -52,7 +56,10 @@ def _rows(images: Tensor) -> npt.NDArray[Any]:
 
 
 def refuse_overlap(
-    images: Tensor | Images, reference: Tensor | Images, what: str = "reference", of: str = "images to score"
+    images: Tensor | Images,
+    reference: Tensor | Images | npt.NDArray[np.uint64],
+    what: str = "reference",
+    of: str = "images to score",
 ) -> None:
     """Raise DataError, with the count and the first names, if any image is among the reference."""
     refuse_seen(overlap(images, reference), what, of, getattr(images, "ids", None))

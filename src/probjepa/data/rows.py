@@ -30,6 +30,11 @@ class TableWriter:
             self._writer = pq.ParquetWriter(self._path, table.schema)
         self._writer.write_table(table)
 
+    def note(self, key: bytes, text: str) -> None:
+        """Add a text to the file's metadata; some rows, or none of them, are to be written first."""
+        assert self._writer is not None
+        self._writer.add_key_value_metadata({key: text.encode()})
+
     def close(self) -> None:
         """Finish the file."""
         if self._writer is not None:

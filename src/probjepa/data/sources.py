@@ -283,7 +283,7 @@ def free_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-class _Check:
+class Check:
     """What one pass over the rows learns: which are readable, of what size, with how many channels."""
 
     def __init__(self, records: Records, decoder: Decoder, skip: bool) -> None:
@@ -295,6 +295,7 @@ class _Check:
         self.side: tuple[int, int] | None = None
 
     def broken(self, row: int, reason: Unreadable) -> None:
+        """Note a row that cannot be read; DataError unless such rows are to be skipped."""
         line = f"{self.records.where(row)} {reason}"
         if not self.skip:
             raise DataError(
@@ -303,6 +304,7 @@ class _Check:
         self.skipped.append(line)
 
     def add(self, row: int, shape: tuple[int, ...]) -> None:
+        """Note a row that comes out as (C, H, W); DataError for another size than the first's."""
         side = (shape[1], shape[2])
         if self.side is None:
             self.side = side
@@ -319,6 +321,7 @@ class _Check:
         self.rows.append(row)
 
     def finish(self) -> None:
+        """Raise DataError if no row could be read, or all are grey and three channels are wanted; warn."""
         if not self.rows:
             raise DataError(
                 f"{self.records.name}: none of its {len(self.records)} images can be read "
@@ -351,7 +354,7 @@ class _Check:
 
 
 def _load(records: Records, decoder: Decoder, *, skip: bool, progress: bool, workers: int) -> ImageSet:
-    check = _Check(records, decoder, skip)
+    check = Check(records, decoder, skip)
     pixels: np.ndarray[Any, np.dtype[np.uint8]] | None = None
     for row, image in each(records, decoder, workers=workers, progress=progress, text="decoding"):
         if isinstance(image, Unreadable):
@@ -376,7 +379,7 @@ def _stream(
 ) -> StreamedImages:
     """Check every row once, its header only, or in full where broken ones are to be skipped."""
     records = records.seekable()
-    check = _Check(records, decoder, skip)
+    check = Check(records, decoder, skip)
     look = (lambda payload: decoder(payload).shape) if skip else decoder.header
     for row, shape in each(records, look, workers=workers, progress=progress, text="checking"):
         if isinstance(shape, Unreadable):
@@ -395,7 +398,7 @@ def _stream(
     )
 
 
-def _facts(records: Records, check: _Check) -> dict[str, Any]:
+def _facts(records: Records, check: Check) -> dict[str, Any]:
     labels = records.labels
     return {
         "labels": None if labels is None else labels[check.rows],

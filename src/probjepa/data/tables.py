@@ -75,7 +75,7 @@ def chosen_ids(values: Sequence[Any], column: str, wanted: str | None, where: st
     return ids
 
 
-def _holds_images(kind: Any) -> bool:
+def holds_images(kind: Any) -> bool:
     """Whether cells of an Arrow type may be images: structs with bytes, bytes, nested lists."""
     import pyarrow as pa
 
@@ -130,7 +130,7 @@ class ParquetRecords(Records):
                     schema, where = opened.schema_arrow, f"'{file}'"
                     if not count:
                         raise DataError(f"'{file}' has no rows: remove it, or pass another file")
-                    found = [field.name for field in schema if _holds_images(field.type)]
+                    found = [field.name for field in schema if holds_images(field.type)]
                     self.column = image_column(found, schema.names, where)
                     label = label_column([n for n in schema.names if n != self.column], labels, where)
                     by = id_column(schema.names, ids, where)
@@ -145,7 +145,7 @@ class ParquetRecords(Records):
         if by is not None:
             self.ids = chosen_ids(columns[by], by, ids, name) or self.ids
         if label is not None:
-            names = _class_names(schema, label)
+            names = class_names(schema, label)
             self.labels, self.classes = encode_labels(columns[label], name, len(self), names)
 
     def where(self, row: int) -> str:
@@ -252,7 +252,7 @@ def _parquet_errors(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _class_names(schema: Any, label: str | None) -> list[str] | None:
+def class_names(schema: Any, label: str | None) -> list[str] | None:
     """Class names from the Hugging Face metadata of an Arrow schema."""
     try:
         info = json.loads((schema.metadata or {})[b"huggingface"])

@@ -72,7 +72,7 @@ def score_jepa(
     settings: dict[str, Any] = {
         "version": __version__,
         "encoder": encoder.name,
-        "weights": _fingerprint(encoder),
+        "weights": fingerprint(encoder),
         "estimator": how.estimator,
         "rank": how.rank,
         "latent": latent,
@@ -86,7 +86,7 @@ def score_jepa(
     mark = _claim(parts, settings, overwrite)
     density: Any = None if latent == "none" else latent
     if reference is not None:
-        density = _embed(encoder, reference)
+        density = embedded(encoder, reference)
     pieces = {
         parts / f"{mark}-{name}{start:09d}.parquet": (of, slice(start, min(start + _ROWS_A_PART, len(of))))
         for name, of in sets.items()
@@ -99,21 +99,9 @@ def score_jepa(
         for place, (of, rows) in pieces.items():
             if place in done:
                 continue
-            found = jepa_score_details(encoder, of.get(rows), latent=density, **asdict(how))
-            columns = {
-                **identity(of, rows),
-                "score": found.score.numpy(),
-                "log_volume": found.log_volume.numpy(),
-                "latent": found.latent.numpy(),
-                "numerical_rank": found.rank.numpy(),
-                "directions": found.used.numpy(),
-                "sigma_max": found.sigma_max.numpy(),
-                "sigma_min": found.sigma_min.numpy(),
-                "standard_error": found.standard_error.numpy(),
-                "estimator": [found.estimator] * (rows.stop - rows.start),
-            }
+            found = {**identity(of, rows), **columns(encoder, of.get(rows), how, density)}
             with open_table(place, overwrite=True) as table:
-                table.write(columns)
+                table.write(found)
             bar.update(task, advance=rows.stop - rows.start)
 
     def whole(which: Images) -> pa.Table:
@@ -131,6 +119,22 @@ def score_jepa(
     shutil.rmtree(parts)
     earlier = (rows for place, (of, rows) in pieces.items() if of is images and place in done)
     return sum(rows.stop - rows.start for rows in earlier), flagged
+
+
+def columns(encoder: Encoder, images: torch.Tensor, how: Settings, latent: Any) -> dict[str, Any]:
+    """Return the score of N images (N, C, H, W) and what belongs to it, by name, each (N,)."""
+    found = jepa_score_details(encoder, images, latent=latent, **asdict(how))
+    return {
+        "score": found.score.numpy(),
+        "log_volume": found.log_volume.numpy(),
+        "latent": found.latent.numpy(),
+        "numerical_rank": found.rank.numpy(),
+        "directions": found.used.numpy(),
+        "sigma_max": found.sigma_max.numpy(),
+        "sigma_min": found.sigma_min.numpy(),
+        "standard_error": found.standard_error.numpy(),
+        "estimator": [found.estimator] * len(images),
+    }
 
 
 def _claim(parts: Path, settings: dict[str, Any], overwrite: bool) -> str:
@@ -157,14 +161,16 @@ def _labels(images: Images) -> str:
     return hashlib.sha256(json.dumps(pa.array(labels).to_pylist()).encode()).hexdigest()[:16]
 
 
-def _fingerprint(encoder: Encoder) -> str:
+def fingerprint(encoder: Encoder) -> str:
+    """Return a hash of an encoder's weights, and of how its images are prepared."""
     preprocess = encoder.preprocess
     prepared = preprocess.config() if isinstance(preprocess, Preprocess) else ""
     weights = None if encoder.module is None else weights_fingerprint(encoder.module)
     return hashlib.sha256(repr((prepared, weights)).encode()).hexdigest()[:16]
 
 
-def _embed(encoder: Encoder, images: Images) -> torch.Tensor:
+def embedded(encoder: Encoder, images: Images) -> torch.Tensor:
+    """Return the embeddings (N, D) of a set, float64."""
     with torch.no_grad():
         return torch.cat(
             [encoder.forward(encoder.prepare(batch)).double().cpu() for batch, _ in images.batches(256)]

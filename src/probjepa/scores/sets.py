@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from probjepa.data import Images
-from probjepa.data.overlap import refuse_overlap, same_images
+from probjepa.data.overlap import pixel_hashes, refuse_overlap, same_images
 from probjepa.errors import ConfigError, unknown_name
 from probjepa.methods import Method
 from probjepa.scores import SCORES
@@ -143,14 +143,17 @@ class SetScorer:
         self._drawn = draw(count, reference_size, seed)
         self._score = kind(self._subject, seed=seed, progress=progress)
         self._fitted = self._reference is None
+        self._hashes: npt.NDArray[np.uint64] | None = None  # of the reference
         self.embeddings: Tensor | None = None
 
-    def __call__(self, data: Any, *, calibration: bool = False) -> tuple[Values, dict[str, Values]]:
+    def __call__(
+        self, data: Any, *, calibration: bool = False, part: bool = False
+    ) -> tuple[Values, dict[str, Values]]:
         """Score N inputs: the score (N,), and its named parts, each (N,).
 
         The parts are the score's own and, where the model has them, its measures of uncertainty. If the
         inputs are the reference itself, "knn" and "predictive" compare each with the others, but not where
-        they are of a ``calibration`` set.
+        they are of a ``calibration`` set, or a ``part`` of the inputs.
 
         Raises
         ------
@@ -158,11 +161,14 @@ class SetScorer:
             if any input is in the reference set, and not all are or the score cannot leave one out
         """
         data = self._open(data)
-        compares = self._reference is not None and not calibration and leaves_one_out(self._kind)
+        compares = self._reference is not None and not (calibration or part)
+        compares = compares and leaves_one_out(self._kind)
         alone = compares and self._same(data)
         if self._reference is not None and not self._table and not alone:
             what = "calibration images" if calibration else "images to score"
-            refuse_overlap(data, self._reference, of=what)
+            if self._hashes is None:
+                self._hashes = pixel_hashes(self._reference)
+            refuse_overlap(data, self._hashes, of=what)
         features = {"inputs": data}
         measured = hasattr(self._subject, "uncertainty_of_features")
         if measured or "gradients" not in self._kind.needs:

@@ -1,0 +1,91 @@
+"""The commands on a folder of shards: one output shard for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probjepa.cli.options import Scoring, Shared
+from probjepa.errors import ConfigError
+from probjepa.terminal import say
+
+if TYPE_CHECKING:
+    from probjepa.shards import Job
+
+
+def is_sharded(data: str, out: str, share: str | None) -> bool:
+    """Whether the output is to be a folder of shards: it is no file's name, and ``data`` holds shards."""
+    from probjepa.data.shard_files import holds_shards, is_remote
+
+    if share is not None:
+        return True
+    folder = is_remote(out) or not Path(out).suffix or Path(out).is_dir()
+    return folder and holds_shards(data)
+
+
+def of_model(model: str, shared: Shared, **settings: Any) -> Job:
+    """Return what is to be done with each shard."""
+    from probjepa.cli.images import checked_on_error
+    from probjepa.cli.kinds import is_of_tables
+    from probjepa.shards import Job
+
+    if is_of_tables(model):
+        raise ConfigError(f"{model} is of tables, and shards are of images: give --out F.parquet")
+    shared.refuse(model)
+    return Job(
+        model, convert=shared.convert, on_error=checked_on_error(shared.on_error), labels=shared.labels,
+        ids=shared.ids, device=shared.device, **settings,
+    )  # fmt: skip
+
+
+def of_score(model: str, shared: Shared, options: Scoring) -> Job:
+    """Return what ``score`` does with each shard."""
+    from probjepa.cli.images import jepa_rank
+
+    if options.calibration is not None or options.alpha is not None or options.fdr is not None:
+        raise ConfigError(
+            "--calibration, --alpha and --fdr decide of all rows together, and each shard has an output of "
+            "its own: leave them out, or give --out F.parquet"
+        )
+    settings: dict[str, Any] = {}
+    if options.score == "jepa":
+        settings = {"estimator": options.estimator, "rank": jepa_rank(options), "latent": options.latent}
+    return of_model(
+        model, shared, what="score", score=options.score, reference=options.reference,
+        reference_size=options.reference_size, seed=options.seed, size=options.size, **settings,
+    )  # fmt: skip
+
+
+def of_rank(
+    model: str,
+    shared: Shared,
+    given: dict[str, bool],
+    score: str,
+    reference: str | None,
+    reference_size: int | None,
+) -> Job:
+    """Return what ``curate --rank-only`` does with each shard; ``given``: options of lists."""
+    if named := [name for name, is_set in given.items() if is_set]:
+        raise ConfigError(f"{', '.join(named)}: not with --rank-only, which makes no lists; leave it out")
+    return of_model(
+        model, shared, what="rank", score=score, reference=reference, reference_size=reference_size
+    )
+
+
+def run(job: Job, data: str, out: str, share: str | None, shared: Shared) -> None:
+    """Write the shards, and say how many."""
+    from probjepa.data.shard_files import is_remote
+    from probjepa.shards import MANIFEST, parse_share, run_shards
+
+    part = (1, 1) if share is None else parse_share(share)
+    if not is_remote(out) and Path(out).suffix == ".parquet":
+        raise ConfigError(f"--out '{out}' is a file, and each shard has an output: give the name of a folder")
+    found = run_shards(job, data, out, share=part, overwrite=shared.overwrite, progress=not shared.quiet)
+    shards = found["shards"]
+    for name, reason in found["skipped"].items():
+        say(f"skipped {name}: {reason}")
+    failed = f", {found['failed_rows']:,} rows failed" if found["failed_rows"] else ""
+    say(
+        f"wrote {found['written']:,} shards, {found['finished']:,} were finished, {shards['skipped']:,} "
+        f"skipped; of all {shards['total']:,}, {shards['left']:,} are left{failed}: {out}/{MANIFEST}"
+    )

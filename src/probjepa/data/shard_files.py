@@ -1,0 +1,146 @@
+"""Files of rows in a folder, or in an object store: which there are, and what tells each from what it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from probjepa.data.files import IMAGE_SUFFIXES, walk
+from probjepa.errors import ConfigError, DataError, ProbjepaError
+from probjepa.files import first_line
+
+SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc", ".tar", ".tar.gz", ".tgz")
+# what object stores say of a file's content, the best first
+_MARKS = ("etag", "generation", "md5hash", "mtime", "lastmodified", "last_modified", "created")
+
+
+class ShardError(DataError):
+    """A shard that cannot be read, has other columns than the first, or changes: the others may go on."""
+
+
+class Shard(NamedTuple):
+    """One file of rows.
+
+    Attributes
+    ----------
+    path
+        where it is: a path, or an address such as ``s3://bucket/a.parquet``
+    name
+        what its output is called, below the folder of outputs
+    """
+
+    path: str
+    name: str
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place is an address that fsspec opens."""
+    return "://" in place
+
+
+def filesystem(address: str) -> tuple[Any, str]:
+    """Return the fsspec file system of an address, and its path there.
+
+    Raises
+    ------
+    ConfigError
+        if no installed package knows such addresses
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        found: tuple[Any, str] = url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"'{address}' cannot be opened ({first_line(error)}): install what fsspec needs for it, s3fs for "
+            "s3:// or gcsfs for gs://"
+        ) from error
+    return found
+
+
+def find_shards(source: str) -> list[Shard]:
+    """Return the shards below a folder or an address, or the one that it is, sorted by name.
+
+    Other files are passed over. The output of ``a/b.tar`` is called ``a/b.parquet``.
+
+    Raises
+    ------
+    DataError
+        if there is none, or two would have one output
+    """
+    if is_remote(source):
+        system, root = filesystem(source)
+        with _remote(source, "listed"):
+            system.invalidate_cache()
+            found = {
+                name[len(root) :].lstrip("/") or PurePosixPath(name).name: system.unstrip_protocol(name)
+                for name in system.find(root)
+            }
+    elif not Path(source).exists():
+        raise DataError(f"no such file or folder: '{source}': check the path")
+    elif Path(source).is_dir():
+        found = {file.relative_to(source).as_posix(): str(file) for file in walk(Path(source))}
+    else:
+        found = {Path(source).name: source}
+    shards: dict[str, Shard] = {}
+    for name, path in sorted(found.items()):
+        if (suffix := suffix_of(name)) is None:
+            continue
+        output = f"{name[: -len(suffix)]}.parquet"
+        if output in shards:
+            raise DataError(f"{shards[output].path} and {path} would both be '{output}': rename one of them")
+        shards[output] = Shard(path, output)
+    if not shards:
+        raise DataError(f"'{source}' holds no shards: they are files that end in {', '.join(SUFFIXES)}")
+    return list(shards.values())
+
+
+def holds_shards(source: str) -> bool:
+    """Whether a source is an address, or a folder with shards and without images beside them."""
+    if is_remote(source):
+        return True
+    found = False
+    for file in walk(Path(source)) if Path(source).is_dir() else ():
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            return False
+        found = found or suffix_of(file.name) is not None
+    return found
+
+
+def file_mark(path: str) -> str:
+    """Return what tells a file from what it was: its size, and its time or what the store has for that.
+
+    Raises
+    ------
+    ShardError
+        if it is not there
+    """
+    with _remote(path, "read"):
+        if not is_remote(path):
+            status = os.stat(path)
+            return f"{status.st_size} bytes, {status.st_mtime_ns}"
+        system, name = filesystem(path)
+        system.invalidate_cache()
+        info = {key.lower(): value for key, value in system.info(name).items()}
+        mark = next((info[key] for key in _MARKS if info.get(key) is not None), "")
+        return f"{info.get('size')} bytes, {mark}"
+
+
+@contextmanager
+def _remote(path: str, what: str) -> Iterator[None]:
+    """Turn whatever a file system raises into one line."""
+    try:
+        yield
+    except ProbjepaError:
+        raise
+    except Exception as error:  # each package for a store has errors of its own
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ShardError(f"'{path}' cannot be {what} ({reason}): check the place and your rights") from error
+
+
+def suffix_of(name: str) -> str | None:
+    """Return which of the suffixes of shards a name has."""
+    return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)

@@ -1,0 +1,256 @@
+"""Shards in, shards out: one output file an input file, so that any scheduler may share the work.
+
+An output takes its name when it is whole, and says of what input, model and settings it is. What is finished
+is passed over, what differs is done again: a run that was killed, or many at once, leave every row once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from probjepa.claims import ClaimedError, claimed
+from probjepa.data.shard_files import Shard, ShardError, file_mark, filesystem, find_shards, is_remote
+from probjepa.data.shards import read_layout
+from probjepa.errors import ArtifactError, ConfigError, DataError
+from probjepa.files import write_text
+from probjepa.shards.worker import KEY, Job, ShardWorker, placed
+from probjepa.training.interrupt import Interrupted
+
+MANIFEST = "manifest.json"
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else str(Path(folder) / name)
+
+
+def read_record(place: str) -> dict[str, Any] | None:
+    """Return what the output of a shard says of itself; None where there is none.
+
+    Raises
+    ------
+    ArtifactError
+        if something else is there
+    """
+    try:
+        if is_remote(place):
+            system, name = filesystem(place)
+            system.invalidate_cache()
+            with system.open(name, "rb") as file:
+                metadata = pq.read_metadata(file).metadata
+        else:
+            metadata = pq.read_metadata(place).metadata
+        record = json.loads((metadata or {})[KEY])
+        return record if isinstance(record, dict) else None
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # Arrow raises many types on a broken file
+        raise ArtifactError(
+            f"{place} is there already and is no output of shards: choose another --out, or pass --overwrite"
+        ) from error
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """Return I and N of a share ``"I/N"``: of N processes the I-th, counted from 1.
+
+    Raises
+    ------
+    ConfigError
+        for another text, or unless 1 ≤ I ≤ N
+
+    Examples
+    --------
+    >>> parse_share("2/8")
+    (2, 8)
+    """
+    first, _, count = text.partition("/")
+    if not (first.isascii() and first.isdigit() and count.isascii() and count.isdigit()) or not (
+        1 <= int(first) <= int(count)
+    ):
+        raise ConfigError(f"--shard is '{text}': give I/N, the I-th of N processes, from 1/N to N/N")
+    return int(first), int(count)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of a source with their outputs, and what is to be done with them."""
+
+    worker: ShardWorker
+    shards: Sequence[Shard]
+    out: str
+
+    @classmethod
+    def of(cls, job: Job, data: str, out: str) -> Plan:
+        """Find the shards of ``data`` and the columns that they have.
+
+        Raises
+        ------
+        DataError
+            for no shards, none that can be read, or outputs that would lie among them
+        """
+        shards = find_shards(data)
+        if not is_remote(data) and not is_remote(out):
+            home, place = Path(data).resolve(), Path(out).resolve()
+            if place.is_relative_to(home) or (home.parent == place and home.is_file()):
+                raise DataError(f"--out '{out}' lies in --data '{data}': give a folder beside it")
+        elif f"{out.rstrip('/')}/".startswith(f"{data.rstrip('/')}/"):
+            raise DataError(f"--out '{out}' lies in --data '{data}': give a place beside it")
+        for shard in shards:
+            try:
+                layout = read_layout(shard, job.labels, job.ids)
+                break
+            except ShardError:
+                if job.on_error == "raise" or shard is shards[-1]:
+                    raise
+        return cls(ShardWorker(replace(job, layout=layout)), shards, out)
+
+    def place(self, shard: Shard) -> str:
+        """Return where the output of a shard is."""
+        return _join(self.out, shard.name)
+
+    def record(self, shard: Shard, *, overwrite: bool = True) -> dict[str, Any] | None:
+        """Return the record of a shard's output if it is of this input, model and settings, or else None.
+
+        Raises
+        ------
+        ArtifactError
+            unless ``overwrite``, for another file in its place, or the output of another command
+        """
+        try:
+            found = read_record(self.place(shard))
+        except ArtifactError:
+            if not overwrite:
+                raise
+            return None
+        if found is None:
+            return None
+        if not overwrite and found.get("what") != self.worker.job.what:
+            raise ArtifactError(
+                f"{self.place(shard)} is of '{found.get('what')}', and this is '{self.worker.job.what}': "
+                "choose another --out, or pass --overwrite"
+            )
+        try:
+            marks = {**self.worker.marks, "input": file_mark(shard.path)}
+        except ShardError:
+            return None
+        return found if all(found.get(name) == mark for name, mark in marks.items()) else None
+
+    def write_manifest(self, skipped: dict[str, str]) -> dict[str, Any]:
+        """Write manifest.json of all outputs that are there, and return it.
+
+        Another process may write it, too: what stands after the last one has written is whole.
+        """
+        place = _join(self.out, MANIFEST)
+        try:
+            earlier = json.loads(_text(place))["skipped"]
+            skipped = {**earlier, **skipped}
+        except Exception:  # none yet, or a damaged one
+            pass
+        manifest, written = dict[str, Any](), None
+        while (records := {shard.name: self.record(shard) for shard in self.shards}) != written:
+            manifest, written = _manifest(self.worker, self.shards, records, skipped), records
+            text = json.dumps(manifest, indent=2) + "\n"
+            if is_remote(place):
+                with placed(place) as stage:
+                    stage.write_text(text, encoding="utf-8")
+            else:
+                write_text(Path(place), text)
+        return manifest
+
+
+def _text(place: str) -> str:
+    if not is_remote(place):
+        return Path(place).read_text(encoding="utf-8")
+    system, name = filesystem(place)
+    return str(system.cat_file(name).decode())
+
+
+def _manifest(
+    worker: ShardWorker, shards: Sequence[Shard], records: dict[str, Any], skipped: dict[str, str]
+) -> dict[str, Any]:
+    done = {name: record for name, record in records.items() if record is not None}
+    rows, seconds = (sum(record[key] for record in done.values()) for key in ("rows", "seconds"))
+    kept = {name: skipped[name] for name in records if name in skipped and name not in done}
+    return {
+        "rows": rows,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(rows / seconds, 1) if seconds else None,
+        "shards": {
+            "total": len(shards), "done": len(done), "skipped": len(kept),
+            "left": len(shards) - len(done) - len(kept),
+        },
+        "failed_rows": sum(len(record["failed"]) for record in done.values()),
+        "failed": {name: record["failed"] for name, record in done.items() if record["failed"]},
+        "skipped": kept,
+        **worker.marks,
+        "each": {name: {key: record[key] for key in ("rows", "seconds")} for name, record in done.items()},
+    }  # fmt: skip
+
+
+def run_shards(
+    job: Job, data: str, out: str, *,
+    share: tuple[int, int] = (1, 1), overwrite: bool = False, progress: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the output of every shard of ``data``, or of a share of them, into ``out``, and manifest.json.
+
+    What is finished is passed over, and so is what another process writes at the moment.
+
+    Parameters
+    ----------
+    job
+        what is done
+    data, out
+        a folder of shards, or one shard, and a folder; or addresses that fsspec opens
+    share
+        (I, N): every N-th shard from the I-th on, counted from 1
+    overwrite
+        do finished shards again, and replace what else is in the way
+
+    Returns
+    -------
+    dict
+        what manifest.json holds, "written" and "finished": how many shards this run wrote, and found
+
+    Raises
+    ------
+    DataError, ConfigError, ArtifactError
+        as ``ShardWorker``; with ``on_error="skip"``, shards that cannot be read are counted
+    """
+    from rich.progress import track
+
+    from probjepa.terminal import console
+
+    plan = Plan.of(job, data, out)
+    wanted = plan.shards[share[0] - 1 :: share[1]]
+    for shard in wanted:
+        if not overwrite:
+            plan.record(shard, overwrite=False)  # its complaint comes before any work
+    plan.worker.marks  # noqa: B018  # opens the model, with its complaints, before the bar
+    skipped: dict[str, str] = {}
+    counts = {"written": 0, "finished": 0}
+    for shard in track(wanted, "shards", transient=True, disable=not progress, console=console()):
+        place = plan.place(shard)
+        try:
+            with nullcontext() if is_remote(place) else claimed(Path(place)):
+                if not overwrite and plan.record(shard) is not None:
+                    counts["finished"] += 1
+                    continue
+                plan.worker(shard, place)
+                counts["written"] += 1
+        except ClaimedError:
+            continue
+        except KeyboardInterrupt as error:
+            raise Interrupted(
+                f"stopped after {counts['written']} shards: the same command goes on with the others"
+            ) from error
+        except ShardError as error:
+            if job.on_error == "raise":
+                raise
+            skipped[shard.name] = str(error)
+    return {**plan.write_manifest(skipped), **counts}

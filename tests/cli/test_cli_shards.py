@@ -1,0 +1,137 @@
+"""The commands on a folder of shards give what they give of it as one set."""
+
+from __future__ import annotations
+
+import json
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from probjepa.cli import run
+from shard_cases import png, rows, small_model, write_shards
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cli-shards")
+    small_model(root / "model")
+    write_shards(root / "in")
+    known = root / "known"
+    known.mkdir()
+    for i in range(12):
+        (known / f"{i}.png").write_bytes(png(100 + i))
+    return root
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["embed"],
+        ["score"],
+        ["score", "--score", "knn", "--reference", "KNOWN"],
+        ["score", "--score", "predictive", "--reference", "KNOWN", "--reference-size", "8"],
+        ["score", "--score", "fisher", "--reference", "KNOWN"],
+        ["score", "--score", "jepa", "--estimator", "sketch", "--seed", "3"],
+        ["score", "--score", "jepa", "--latent", "reference", "--reference", "KNOWN"],
+        ["curate"],
+    ],
+    ids=lambda words: "-".join(words[:3]),
+)
+def test_shards_have_the_rows_and_values_of_the_set(places, tmp_path, command):
+    name, *options = [str(places / "known") if word == "KNOWN" else word for word in command]
+    data = ["--data", str(places / "in"), "-q", *options]
+    rank = ["--rank-only"] if name == "curate" else []
+    assert run([name, str(places / "model"), *data, "--out", str(tmp_path / "out"), *rank]) == 0
+    whole = tmp_path / "set" if rank else tmp_path / "set.parquet"
+    assert run([name, str(places / "model"), *data, "--out", str(whole)]) == 0
+    mine, theirs = rows(tmp_path / "out"), pq.read_table(whole / "ranking.parquet" if rank else whole)
+    if rank:
+        theirs = theirs.drop_columns("verdict").take(
+            [theirs["id"].to_pylist().index(i) for i in mine["id"].to_pylist()]
+        )
+    assert mine.schema == theirs.schema.remove_metadata()
+    for column in mine.column_names:
+        values, expected = mine[column].to_pylist(), theirs[column].to_pylist()
+        if isinstance(expected[0], str):
+            assert values == expected
+        else:
+            np.testing.assert_allclose(
+                np.array(values, float), np.array(expected, float), rtol=1e-4, atol=1e-5
+            )
+
+
+def test_shares_and_a_store(places, tmp_path, capsys):
+    store = fsspec.filesystem("memory")
+    store.put(str(places / "in"), "/cli-in", recursive=True)
+    for share in ("1/2", "2/2"):
+        arguments = ["--data", "memory://cli-in", "--out", "memory://cli-out", "--shard", share, "-q"]
+        assert run(["embed", str(places / "model"), *arguments]) == 0
+    assert "of all 3, 0 are left: memory://cli-out/manifest.json" in capsys.readouterr().out
+    store.get("/cli-out", str(tmp_path / "got"), recursive=True)
+    assert (
+        run(
+            ["embed", str(places / "model"), "--data", str(places / "in"), "--out", str(tmp_path / "o"), "-q"]
+        )
+        == 0
+    )
+    assert rows(tmp_path / "got").equals(rows(tmp_path / "o"))
+    assert json.loads((tmp_path / "got" / "manifest.json").read_text())["shards"]["done"] == 3
+    store.rm("/cli-in", recursive=True)
+    store.rm("/cli-out", recursive=True)
+
+
+def test_the_output_says_whether_there_is_one_or_one_a_shard(places, tmp_path):
+    model = str(places / "model")
+    assert (
+        run(["embed", model, "--data", str(places / "in"), "--out", str(tmp_path / "a.parquet"), "-q"]) == 0
+    )
+    assert (tmp_path / "a.parquet").is_file()
+    assert (
+        run(["embed", model, "--data", str(places / "known"), "--out", str(tmp_path / "images"), "-q"]) == 0
+    )
+    assert (tmp_path / "images").is_file()
+    one = str(places / "in" / "part-0.parquet")
+    assert run(["curate", model, "--data", one, "--out", str(tmp_path / "one"), "--rank-only", "-q"]) == 0
+    assert len(rows(tmp_path / "one")) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["embed", "MODEL", "--data", "IN", "--out", "out", "--shard", "5/4"], "--shard is '5/4'"),
+        (["embed", "MODEL", "--data", "IN", "--out", "x.parquet", "--shard", "1/2"], "name of a folder"),
+        (["embed", "MODEL", "--data", "KNOWN", "--out", "out", "--shard", "1/2"], "holds no shards"),
+        (["embed", "MODEL", "--data", "IN", "--out", "out", "--on-error", "no"], "raise or skip"),
+        (["embed", "MODEL", "--data", "IN", "--out", "out", "--sep", ";"], "for tables"),
+        (["score", "MODEL", "--data", "IN", "--out", "out", "--score", "knn"], "needs a reference"),
+        (["score", "MODEL", "--data", "IN", "--out", "out", "--score", "nn"], "unknown score"),
+        (["score", "MODEL", "--data", "IN", "--out", "out", "--calibration", "KNOWN"], "leave them out"),
+        (["score", "MODEL", "--data", "IN", "--out", "out", "--score", "knn", "--reference", "IN", "-q"], "in the reference"),
+        (["score", "MODEL", "--data", "IN", "--out", "out", "--score", "jepa", "--rank", "x"], "--rank is"),
+        (["curate", "MODEL", "--data", "IN", "--out", "out", "--rank-only", "--drop", "0.2"], "--drop"),
+        (["curate", "MODEL", "--data", "IN", "--out", "out", "--shard", "1/2"], "--rank-only"),
+        (["embed", "MODEL", "--data", "nosuch://x", "--out", "out"], "cannot be opened"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(places, tmp_path, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    names = {"MODEL": "model", "IN": "in", "KNOWN": "known"}
+    assert run([str(places / names[word]) if word in names else word for word in arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and says in said
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_ctrl_c_says_how_to_go_on(places, tmp_path, monkeypatch, capsys):
+    from probjepa.data.rows import TableWriter
+
+    def interrupted(writer, columns):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TableWriter, "write", interrupted)
+    arguments = ["--data", str(places / "in"), "--out", str(tmp_path / "out"), "-q"]
+    assert run(["embed", str(places / "model"), *arguments]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.parquet*"))

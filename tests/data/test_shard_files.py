@@ -1,0 +1,169 @@
+"""Which shards there are, and their rows, by every reader."""
+
+from __future__ import annotations
+
+import io
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from probjepa.data.decode import Decoder
+from probjepa.data.shard_files import Shard, ShardError, file_mark, find_shards, holds_shards
+from probjepa.data.shards import read_layout, read_shard
+from probjepa.errors import ConfigError, DataError
+from shard_cases import png, table, write_shards, write_tar
+
+
+def read(path, rows=3, labels=None, ids=None):
+    shard = Shard(str(path), "x.parquet")
+    batches = list(
+        read_shard(shard, read_layout(shard, labels, ids), Decoder(8, 3), rows, labels=labels, ids=ids)
+    )
+    columns = {
+        name: [value for batch in batches for value in batch.columns[name].to_pylist()]
+        for name in batches[0].columns
+    }
+    return torch.cat([batch.images.images for batch in batches]), columns, [len(b.images) for b in batches]
+
+
+def write_arrow(path, rows, stream):
+    kind = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as sink, kind(sink, rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=5)
+
+
+@pytest.mark.parametrize(
+    "suffix", [".parquet", ".arrow", ".feather", ".ipc", ".stream.arrow", ".tar", ".tar.gz", ".tgz"]
+)
+def test_every_reader_gives_the_same_rows(tmp_path, suffix):
+    rows, path = table(0, 7), tmp_path / f"x{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(rows, path, row_group_size=2)
+    elif ".t" in suffix:
+        names = ["cat", "dog"]
+        files = {f"{names[i % 2]}/{i}.png": png(i) for i in range(7)}
+        write_tar(
+            path,
+            {**files, "README.txt": b"no image", "cat/._0.png": b"x"},
+            "w" if suffix == ".tar" else "w:gz",
+        )
+    else:
+        write_arrow(path, rows, stream="stream" in suffix)
+    pixels, columns, counts = read(path)
+    expected = read_rows_of(rows)
+    assert torch.equal(pixels, expected) and counts == [3, 3, 1]
+    assert columns["label"] == ["cat", "dog", "cat", "dog", "cat", "dog", "cat"]
+    of_tar = [f"{'cat' if i % 2 == 0 else 'dog'}/{i}.png" for i in range(7)]
+    assert columns["id"] == (of_tar if ".t" in suffix else [f"{path.name}:{i}" for i in range(7)])
+
+
+def read_rows_of(rows):
+    decode = Decoder(8, 3)
+    return torch.stack([torch.from_numpy(decode(x["bytes"]).copy()) for x in rows["image"].to_pylist()])
+
+
+def test_a_tar_of_webdataset_has_the_labels_beside_its_images(tmp_path):
+    members = {
+        "a/000.png": png(0),
+        "a/000.cls": b"7\n",
+        "a/000.json": b"{}",
+        "a/001.cls": b"9",
+        "a/001.png": png(1),
+    }
+    write_tar(tmp_path / "x.tar", members)
+    _, columns, _ = read(tmp_path / "x.tar")
+    assert columns == {"id": ["a/000.png", "a/001.png"], "label": ["7", "9"]}
+    _, columns, _ = read(tmp_path / "x.tar", labels="none")
+    assert list(columns) == ["id"]
+
+
+def test_columns_of_labels_and_ids_are_chosen(tmp_path):
+    rows = (
+        table(0, 3).append_column("id", pa.array([5, 6, None])).append_column("kind", pa.array([1, 2, None]))
+    )
+    pq.write_table(rows, tmp_path / "x.parquet")
+    _, columns, _ = read(tmp_path / "x.parquet", labels="kind")
+    assert columns == {"id": ["5", "6", "x.parquet:2"], "label": [1, 2, None]}
+    with pytest.raises(ShardError, match="row 2 has no id in 'id'"):
+        read(tmp_path / "x.parquet", ids="id")
+    with pytest.raises(ShardError, match="no column 'none of these'"):
+        read(tmp_path / "x.parquet", labels="none of these")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".tar", ".tgz"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_broken_file_is_one_line(tmp_path, suffix, share):
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(table(0, 9), path)
+    elif suffix == ".arrow":
+        write_arrow(path, table(0, 9), stream=False)
+    else:
+        write_tar(path, {f"{i}.png": png(i, 40) for i in range(9)}, "w" if suffix == ".tar" else "w:gz")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ShardError, match=rf"x\{suffix}' cannot be read as {suffix}") as error:
+        read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_grey_rows_are_repeated_where_colour_is_wanted_and_not_all_are_grey(tmp_path):
+    write_shards(tmp_path, (2,))
+    rows = pq.read_table(tmp_path / "part-0.parquet").to_pylist()
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(png(5))).convert("L").save(stream, "png")
+    rows[1]["image"]["bytes"] = stream.getvalue()
+    pq.write_table(pa.Table.from_pylist(rows, table(0, 1).schema), tmp_path / "part-0.parquet")
+    pixels, _, _ = read(tmp_path / "part-0.parquet")
+    assert torch.equal(pixels[1, 0], pixels[1, 2]) and not torch.equal(pixels[0, 0], pixels[0, 2])
+    pq.write_table(pa.Table.from_pylist(rows[1:], table(0, 1).schema), tmp_path / "part-0.parquet")
+    with pytest.raises(DataError, match="--convert"):
+        read(tmp_path / "part-0.parquet")
+
+
+def test_shards_are_found_by_name_with_their_outputs(tmp_path):
+    write_shards(tmp_path / "a" / "train", (1, 1))
+    write_tar(tmp_path / "a" / "b.tar.gz", {"0.png": png(0)}, "w:gz")
+    (tmp_path / "a" / "README.md").write_text("notes")
+    (tmp_path / "a" / ".hidden.parquet").write_text("")
+    found = find_shards(str(tmp_path / "a"))
+    assert [shard.name for shard in found] == ["b.parquet", "train/part-0.parquet", "train/part-1.parquet"]
+    assert [shard.name for shard in find_shards(found[0].path)] == ["b.parquet"]
+    write_tar(tmp_path / "a" / "b.tar", {"0.png": png(0)})
+    with pytest.raises(DataError, match=r"b\.tar\.gz would both be 'b\.parquet'"):
+        find_shards(str(tmp_path / "a"))
+
+
+def test_what_holds_no_shards_is_one_line(tmp_path):
+    for source in (tmp_path / "none", tmp_path):
+        with pytest.raises(DataError):
+            find_shards(str(source))
+        assert not holds_shards(str(source))
+    write_shards(tmp_path, (1,))
+    assert holds_shards(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(png(0))  # a folder of images
+    assert not holds_shards(str(tmp_path))
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        find_shards("nosuchstore://bucket/x")
+
+
+def test_a_store_is_read_as_a_folder_is(tmp_path):
+    write_shards(tmp_path / "in", (2, 3))
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "in"), "/of-files", recursive=True)
+    found = find_shards("memory://of-files")
+    assert [shard.name for shard in found] == ["part-0.parquet", "part-1.parquet"]
+    pixels, columns, _ = read(found[1].path)
+    local, known, _ = read(tmp_path / "in" / "part-1.parquet")
+    assert torch.equal(pixels, local) and columns == known
+    before = file_mark(found[0].path)
+    assert file_mark(found[0].path) == before
+    store.pipe_file("/of-files/part-0.parquet", b"other")
+    assert file_mark(found[0].path) != before
+    with pytest.raises(ShardError, match="cannot be read"):
+        file_mark("memory://of-files/none.parquet")
+    store.rm("/of-files", recursive=True)
