@@ -45,12 +45,12 @@ def as_features(values: ArrayInput, what: str) -> torch.Tensor:
         raise DataError(f"{what} has shape {tuple(features.shape)}: give one row a sample, (N, D)")
     if 0 in features.shape:
         raise DataError(f"{what} is empty, shape {tuple(features.shape)}: give at least one row and column")
-    bad = [
-        int((~torch.isfinite(rows)).sum(1).count_nonzero()) for rows in torch.split(features, _ROWS_AT_A_TIME)
-    ]
-    if sum(bad):
+    # NaN and Inf pass through both ends, which take a thirtieth of the time that counting rows takes
+    if not all(bool(end.isfinite()) for end in torch.aminmax(features)):
+        parts = torch.split(features, _ROWS_AT_A_TIME)
+        bad = sum(int((~torch.isfinite(rows)).sum(1).count_nonzero()) for rows in parts)
         raise DataError(
-            f"{what} has NaN or Inf in {sum(bad)} of {len(features)} rows: drop them, or mend the encoder"
+            f"{what} has NaN or Inf in {bad} of {len(features)} rows: drop them, or mend the encoder"
         )
     return features
 

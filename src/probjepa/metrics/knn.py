@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -86,8 +85,10 @@ def knn_vote(
     class_of = torch.from_numpy(codes).to(bank.device)
     queries = queries.to(bank)
 
+    space = _Products(min(chunk_size, len(queries)), min(chunk_size, len(bank)))
+
     def cosine(rows: slice, columns: slice) -> torch.Tensor:
-        return _product(F.normalize(queries[rows]), F.normalize(bank[columns]))
+        return space.product(F.normalize(queries[rows]), F.normalize(bank[columns]))
 
     winner = np.empty(len(queries), dtype=np.int64)
     share = np.empty(len(queries))
@@ -179,8 +180,8 @@ def iter_top_k(
             if best is None or where is None or best.shape[1] < k or block.is_cuda:
                 best, where = _merged(best, where, block, first, k)
                 continue
-            # hardly a row of a large bank's later parts meets a better neighbour: a look costs less than a sort
-            for part in block.split(_COLUMNS, dim=1):
+            # late in a large bank hardly a row meets a better neighbour, and a look costs less than a sort
+            for part in torch.split(block, _COLUMNS, dim=1):
                 rows = (part.amax(1) > best[:, -1]).nonzero()[:, 0]
                 if len(rows):
                     best[rows], where[rows] = _merged(best[rows], where[rows], part[rows], first, k)
@@ -194,28 +195,34 @@ def _merged(
     best: torch.Tensor | None, where: torch.Tensor | None, block: torch.Tensor, first: int, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k most similar of those so far and of a block whose columns start at ``first``."""
-    values, rows = block.topk(min(k, block.shape[1]), dim=1)
-    rows += first
     if best is None or where is None:
-        return values, rows
-    values, rows = torch.cat([best, values], 1), torch.cat([where, rows], 1)
-    values, kept = values.topk(min(k, values.shape[1]), dim=1)
-    return values, rows.gather(1, kept)
+        values, rows = block.topk(min(k, block.shape[1]), dim=1)
+        return values, rows + first
+    known = best.shape[1]
+    values, rows = torch.cat([best, block], 1).topk(min(k, known + block.shape[1]), dim=1)
+    return values, torch.where(
+        rows < known, where.gather(1, rows.clamp_max(known - 1)), rows + (first - known)
+    )
 
 
-def _product(queries: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
-    """Return queries · bankᵀ, on a CPU by NumPy's OpenBLAS: on an AMD EPYC torch's MKL takes a fifth longer."""
-    if queries.device.type != "cpu":
-        return queries @ bank.T
-    rows, columns = queries.numpy(), bank.numpy().T
-    found = np.empty((len(rows), columns.shape[1]), dtype=rows.dtype)
-    with _blas().limit(limits=torch.get_num_threads(), user_api="blas"):
-        for start in range(0, len(rows), _ROWS):
-            part = slice(start, start + _ROWS)
-            np.matmul(rows[part], columns, out=found[part])
-    return torch.from_numpy(found)
+class _Products:
+    """Products of matrices, at most (rows, columns), each in the place of the one before it."""
 
+    def __init__(self, rows: int, columns: int) -> None:
+        self.shape = rows, columns
+        self.blas = ThreadpoolController()
+        self.place: npt.NDArray[Any] | None = None  # new memory for each product would cost a tenth of it
 
-@cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
+    def product(self, queries: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
+        """Return queries · bankᵀ; on a CPU by NumPy, whose OpenBLAS beats MKL by a fifth on an EPYC."""
+        if queries.device.type != "cpu":
+            return queries @ bank.T
+        asked, columns = queries.numpy(), bank.numpy().T
+        if self.place is None:
+            self.place = np.empty(self.shape, dtype=asked.dtype)
+        found = self.place[: len(asked), : columns.shape[1]]
+        with self.blas.limit(limits=torch.get_num_threads(), user_api="blas"):
+            for start in range(0, len(asked), _ROWS):
+                part = slice(start, start + _ROWS)
+                np.matmul(asked[part], columns, out=found[part])
+        return torch.from_numpy(found)

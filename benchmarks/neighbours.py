@@ -1,0 +1,103 @@
+"""kNN over a million references: ours beside faiss's flat index and scikit-learn's, all exact.
+
+Needs `pip install faiss-cpu`. Embeddings are drawn: the arithmetic is that of real ones.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from harness import arguments, compare, parse, write
+from probjepa.metrics import knn_vote
+
+K = 20
+CLASSES = 10
+
+
+def drawn(rows: int, dim: int, seed: int) -> torch.Tensor:
+    """Unit vectors (rows, dim)."""
+    x = torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))
+    return x.div_(x.norm(dim=1, keepdim=True))
+
+
+def peak_resident() -> int:
+    """Bytes of this process's peak; getrusage's would begin at the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def alone(references: int, queries: int, dim: int, threads: int) -> dict[str, float]:
+    """What all queries take in a process of their own, and the memory beyond the references."""
+    torch.set_num_threads(threads)
+    bank, asked = drawn(references, dim, 0), drawn(queries, dim, 1)
+    labels = torch.arange(references) % CLASSES
+    knn_vote(bank[:100], labels[:100], asked[:100], k=K)  # loads all
+    before = peak_resident()
+    start, cpu = time.perf_counter(), time.process_time()
+    knn_vote(bank, labels, asked, k=K)
+    return {
+        "queries": queries,
+        "seconds": time.perf_counter() - start,
+        "process_seconds": time.process_time() - cpu,
+        "peak_bytes_beyond_the_references": peak_resident() - before,
+    }
+
+
+def main() -> None:
+    parser = arguments(__doc__, "neighbours", repeats=5)
+    parser.add_argument("--references", type=int, default=1_000_000)
+    parser.add_argument("--queries", type=int, default=10_000)
+    parser.add_argument("--timed-queries", type=int, default=4_096, help="of the comparison, which repeats")
+    parser.add_argument("--dim", type=int, default=512)
+    args = parse(parser)
+    import faiss
+    from sklearn.neighbors import NearestNeighbors
+
+    clock = time.process_time if args.threads == 1 else time.perf_counter
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        whole = pool.apply(alone, (args.references, args.queries, args.dim, args.threads))
+    print(whole, flush=True)
+    bank, asked = drawn(args.references, args.dim, 0), drawn(args.timed_queries, args.dim, 1)
+    labels = torch.arange(args.references) % CLASSES
+    faiss.omp_set_num_threads(args.threads)
+    index = faiss.IndexFlatIP(args.dim)
+    index.add(bank.numpy())
+    brute = NearestNeighbors(n_neighbors=K, algorithm="brute", n_jobs=args.threads).fit(bank.numpy())
+    found: dict[str, Any] = {}
+    candidates = {
+        "faiss flat": lambda: found.update(faiss=index.search(asked.numpy(), K)[1]),
+        "ours": lambda: found.update(ours=knn_vote(bank, labels, asked, k=K)),
+        "scikit-learn brute": lambda: found.update(sklearn=brute.kneighbors(asked.numpy())[1]),
+    }
+    with threadpool_limits(args.threads):
+        result = compare("neighbours", candidates, "faiss flat", args.repeats, clock=clock)
+    same = [set(a) == set(b) for a, b in zip(found["faiss"], found["sklearn"], strict=True)]
+    votes = np.apply_along_axis(np.bincount, 1, found["faiss"] % CLASSES, minlength=CLASSES)
+    share = votes.max(1) / K
+    result.figures = {
+        "references": args.references,
+        "dim": args.dim,
+        "k": K,
+        "queries of the comparison": args.timed_queries,
+        "clock": clock.__name__,
+        "all queries, alone": whole,
+        "queries whose neighbours are faiss's and scikit-learn's alike": float(np.mean(same)),
+        "queries whose vote is that of faiss's neighbours": float(
+            np.mean(np.isclose(found["ours"][1], share))
+        ),
+    }
+    result.target("ours / faiss flat", result.ratio("ours").median, 1.0)
+    beyond = whole["peak_bytes_beyond_the_references"] / 2**30
+    result.target("memory beyond the references", beyond, 2.0, "GiB")
+    write(result, args.out)
+
+
+if __name__ == "__main__":
+    main()
