@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -225,16 +226,19 @@ def content(path: Path) -> dict[str, Any]:
             found[name] = file.read_text().rstrip().endswith("</html>")
         elif file.suffix == ".ckpt":
             found[name] = "a checkpoint"
-        elif file.name == "metrics.json":
+        elif file.name in ("metrics.json", "manifest.json"):
             found[name] = _without_times(json.loads(file.read_text()))
         else:
             found[name] = file.read_bytes()
     return found
 
 
+TIMES = ("seconds", "images_per_second", "date", "hardware")
+
+
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _without_times(v) for k, v in value.items() if k not in ("seconds", "date", "hardware")}
+        return {k: _without_times(v) for k, v in value.items() if k not in TIMES}
     return [_without_times(v) for v in value] if isinstance(value, list) else value
 
 
@@ -308,7 +312,7 @@ class Case:
             name
             for name, value in seen.items()
             if not any(part.startswith(".") for part in Path(name).parts)
-            and Path(name).name not in ("metrics.csv", "config.yaml", "last.ckpt")
+            and Path(name).name not in ("metrics.csv", "config.yaml", "last.ckpt", "manifest.json")
             and value not in (whole.get(name), old.get(name))
         ]
         if self.name.startswith("train tables") and self.stopped(root):  # it can be used as it is
@@ -342,6 +346,12 @@ def make_world(home: Path) -> dict[str, Case]:
         pd.DataFrame({"number": y + rng.normal(size=60), "place": place, "y": y}).to_csv(
             home / f"{split}.csv", index=False
         )
+    shards = home / "shards"
+    shards.mkdir()
+    for label in ("cat", "dog"):
+        files = sorted((home / "test" / label).iterdir())
+        rows = [{"image": path.read_bytes(), "label": label} for path in files]
+        pq.write_table(pa.Table.from_pylist(rows), shards / f"{label}.parquet")
     runs, train, test, csv_ = home / "runs", home / "train", home / "test", home / "train.csv"
     runs.mkdir()
     image, table = (
@@ -374,6 +384,12 @@ def make_world(home: Path) -> dict[str, Case]:
     add("train images over a run", [*image, "--set", "df=5", "--overwrite"], prepared=trained)
     add("train tables over a run", [*table, "--seed", "1", "--overwrite"], prepared=fitted)
     add("embed images", ["embed", f"{trained}", "--data", f"{test}"], "out.parquet")
+    add("embed shards", ["embed", f"{trained}", "--data", f"{shards}"])
+    add(
+        "embed over shards",
+        ["embed", f"{trained}", "--data", f"{shards}", "--labels", "none"],
+        prepared=runs / "embed-shards",
+    )
     embedded = runs / "embed-images.parquet"
     add(
         "embed over a table",

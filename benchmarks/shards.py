@@ -1,4 +1,4 @@
-"""Scoring shards: peak memory by the size of a shard and of all, images a second, two processes beside one."""
+"""Scoring shards: peak memory by the size of a shard and of all, images a second, two processes and one."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def child(model: str, data: str, out: str, share: str) -> None:
     start, used = time.time(), time.process_time()
     found = run_shards(job, data, out, share=parse_share(share))
     print(json.dumps({
-        "start": start, "end": time.time(), "processor": time.process_time() - used, "left": found["shards"]["left"],
-        "rows": found["rows"], "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "start": start, "end": time.time(), "processor": time.process_time() - used,
+        "left": found["shards"]["left"], "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }))  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from probjepa import claims
 from probjepa.claims import claimed
 from probjepa.errors import ArtifactError
 
@@ -60,3 +61,19 @@ def test_what_is_not_the_first_process_of_a_run_claims_nothing(tmp_path, monkeyp
     monkeypatch.setenv("LOCAL_RANK", "1")
     with claimed(Path("/proc/none/out")):
         pass
+
+
+def test_a_signal_between_the_lock_s_file_and_its_holder_leaves_no_file(tmp_path, monkeypatch):
+    lock, calls = claims._lock, []
+
+    def signalled(path, place):
+        if not calls:
+            calls.append(os.open(place.parent / f".{place.name}.lock", os.O_RDWR | os.O_CREAT))
+            raise SystemExit(143)
+        return lock(path, place)
+
+    monkeypatch.setattr(claims, "_lock", signalled)
+    with pytest.raises(SystemExit), claimed(tmp_path / "x.parquet"):
+        pass
+    os.close(calls[0])
+    assert not list(tmp_path.iterdir())

@@ -61,6 +61,9 @@ def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
         yield
     finally:
         _HELD.discard(place)
+        if lock is None:  # a signal may have come when its file was there, and nothing held it yet
+            with suppress(OSError, ArtifactError):
+                lock = _lock(path, place)
         if lock is not None:
             with suppress(OSError):
                 lock[0].unlink()

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -14,22 +16,27 @@ import faults
 from saved_models import small
 
 
-@pytest.fixture
-def case(tmp_path):
+@pytest.fixture(params=["out.parquet", "out"])
+def case(tmp_path, request):
     small().save_pretrained(tmp_path / "model")
     (tmp_path / "data").mkdir()
     for i in range(3):
         pixels = np.random.default_rng(i).integers(0, 256, (9, 9), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "data" / f"{i}.png")
+    out, data = request.param, tmp_path / "data"
+    if out == "out":  # of shards
+        data = tmp_path / "shards"
+        data.mkdir()
+        for i in range(3):
+            image = (tmp_path / "data" / f"{i}.png").read_bytes()
+            pq.write_table(pa.table({"image": [image]}), data / f"{i}.parquet")
     made = faults.Case(
-        "embed",
-        ["embed", f"{tmp_path / 'model'}", "--data", f"{tmp_path / 'data'}", "--out", "out.parquet", "-q"],
-        "out.parquet",
+        "embed", ["embed", f"{tmp_path / 'model'}", "--data", f"{data}", "--out", out, "-q"], out
     )
     made.place(tmp_path / "sandbox")
     ended = faults.command(made.arguments, tmp_path / "sandbox")
     assert ended.code == 0, ended.err
-    made.whole, made.operations = faults.content(tmp_path / "sandbox" / "out.parquet"), ended.operations
+    made.whole, made.operations = faults.content(tmp_path / "sandbox" / out), ended.operations
     return made
 
 

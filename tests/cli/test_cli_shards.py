@@ -113,6 +113,9 @@ def test_the_output_says_whether_there_is_one_or_one_a_shard(places, tmp_path):
         (["curate", "MODEL", "--data", "IN", "--out", "out", "--rank-only", "--drop", "0.2"], "--drop"),
         (["curate", "MODEL", "--data", "IN", "--out", "out", "--shard", "1/2"], "--rank-only"),
         (["embed", "MODEL", "--data", "nosuch://x", "--out", "out"], "cannot be opened"),
+        (["embed", "MODEL", "--data", "nosuch://x", "--out", "x.parquet"], "name of a folder"),
+        (["embed", "MODEL", "--data", "KNOWN", "--out", "memory://x"], "holds no shards"),
+        (["embed", "MODEL", "--data", "memory://nothing-here", "--out", "out"], "nothing-here"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(places, tmp_path, monkeypatch, capsys, arguments, says):

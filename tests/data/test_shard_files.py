@@ -81,6 +81,12 @@ def test_a_tar_of_webdataset_has_the_labels_beside_its_images(tmp_path):
     assert list(columns) == ["id"]
 
 
+def test_names_in_a_tar_that_are_no_text_are_escaped(tmp_path):
+    write_tar(tmp_path / "x.tar", {"caf\udce9/0.png": png(0)})
+    _, columns, _ = read(tmp_path / "x.tar")
+    assert columns == {"id": ["caf\\udce9/0.png"], "label": ["caf\\udce9"]}
+
+
 def test_columns_of_labels_and_ids_are_chosen(tmp_path):
     rows = (
         table(0, 3).append_column("id", pa.array([5, 6, None])).append_column("kind", pa.array([1, 2, None]))
@@ -144,7 +150,7 @@ def test_what_holds_no_shards_is_one_line(tmp_path):
             find_shards(str(source))
         assert not holds_shards(str(source))
     write_shards(tmp_path, (1,))
-    assert holds_shards(str(tmp_path))
+    assert holds_shards(str(tmp_path)) and not holds_shards(str(tmp_path / "part-0.parquet"))
     (tmp_path / "a.png").write_bytes(png(0))  # a folder of images
     assert not holds_shards(str(tmp_path))
     with pytest.raises(ConfigError, match="cannot be opened"):

@@ -177,6 +177,7 @@ def test_an_unreadable_shard_ends_the_run_or_is_counted(model, tmp_path):
     assert "\n" not in str(error.value) and list(state(out)) == ["part-0.parquet"]
     found = embed(model, data, out, on_error="skip")
     assert found["shards"] == {"total": 3, "done": 2, "skipped": 1, "left": 0} and found["rows"] == 13
+    assert found["finished"] == 1  # by the run that an error ended
     assert "part-1.parquet" in found["skipped"]["part-1.parquet"]
     # another share keeps the reason, and a shard that is whole again is done
     assert embed(model, data, out, on_error="skip", share=(1, 2))["shards"]["skipped"] == 1
@@ -205,6 +206,8 @@ def test_rows_that_cannot_be_read_are_named_or_counted_with_reasons(model, tmp_p
     assert found["rows"] == 5 and found["failed_rows"] == 2
     assert ["row 1 is not an image" in line or "row 3 " in line for line in found["failed"]["part-1.parquet"]]
     assert rows(tmp_path / "out")["id"].to_pylist()[3:] == ["part-1.parquet:0", "part-1.parquet:2"]
+    with pytest.raises(DataError, match="row 1"):  # what was left out is an error again
+        embed(model, data, tmp_path / "out")
 
 
 @pytest.mark.parametrize("job", [{}, {"what": "score"}, {"what": "rank"}, {"what": "score", "score": "jepa"}])
@@ -255,6 +258,10 @@ def test_outputs_do_not_lie_among_inputs_nor_replace_what_is_not_theirs(model, t
             embed(model, data, inside)
     with pytest.raises(DataError, match="lies in --data"):
         embed(model, data / "part-0.parquet", data)
+    out.write_text("notes")
+    with pytest.raises(ArtifactError, match="out"):
+        embed(model, data, out)
+    out.unlink()
     out.mkdir()
     for found in (table(0, 1), None):
         if found is None:

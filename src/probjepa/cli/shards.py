@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
 
 def is_sharded(data: str, out: str, share: str | None) -> bool:
-    """Whether the output is to be a folder of shards: it is no file's name, and ``data`` holds shards."""
+    """Whether the output is to be a folder of shards: it is no file's name, and ``data`` holds shards.
+
+    A store has nothing but shards.
+    """
     from probjepa.data.shard_files import holds_shards, is_remote
 
-    if share is not None:
+    if share is not None or is_remote(out) or is_remote(data):
         return True
-    folder = is_remote(out) or not Path(out).suffix or Path(out).is_dir()
-    return folder and holds_shards(data)
+    return (not Path(out).suffix or Path(out).is_dir()) and holds_shards(data)
 
 
 def of_model(model: str, shared: Shared, **settings: Any) -> Job:
@@ -30,7 +32,7 @@ def of_model(model: str, shared: Shared, **settings: Any) -> Job:
     from probjepa.shards import Job
 
     if is_of_tables(model):
-        raise ConfigError(f"{model} is of tables, and shards are of images: give --out F.parquet")
+        raise ConfigError(f"{model} is of tables, and shards are of images: give one table")
     shared.refuse(model)
     return Job(
         model, convert=shared.convert, on_error=checked_on_error(shared.on_error), labels=shared.labels,
@@ -74,11 +76,10 @@ def of_rank(
 
 def run(job: Job, data: str, out: str, share: str | None, shared: Shared) -> None:
     """Write the shards, and say how many."""
-    from probjepa.data.shard_files import is_remote
     from probjepa.shards import MANIFEST, parse_share, run_shards
 
     part = (1, 1) if share is None else parse_share(share)
-    if not is_remote(out) and Path(out).suffix == ".parquet":
+    if Path(out).suffix == ".parquet":
         raise ConfigError(f"--out '{out}' is a file, and each shard has an output: give the name of a folder")
     found = run_shards(job, data, out, share=part, overwrite=shared.overwrite, progress=not shared.quiet)
     shards = found["shards"]

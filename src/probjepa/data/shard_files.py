@@ -99,9 +99,7 @@ def find_shards(source: str) -> list[Shard]:
 
 
 def holds_shards(source: str) -> bool:
-    """Whether a source is an address, or a folder with shards and without images beside them."""
-    if is_remote(source):
-        return True
+    """Whether a source is a folder with shards, and without images beside them."""
     found = False
     for file in walk(Path(source)) if Path(source).is_dir() else ():
         if file.suffix.lower() in IMAGE_SUFFIXES:

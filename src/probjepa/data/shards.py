@@ -101,7 +101,8 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes, str | None]]:
     with tarfile.open(fileobj=file, mode="r|*") as tar:
         key, images, label = "", list[tuple[str, bytes]](), ""
         for member in tar:
-            name = PurePosixPath(member.name)
+            # names may hold bytes that are no text
+            name = PurePosixPath(member.name.encode("utf-8", "backslashreplace").decode())
             content = None if not member.isfile() or name.name.startswith(".") else tar.extractfile(member)
             if content is None:
                 continue

@@ -114,32 +114,30 @@ class Plan:
         """Return where the output of a shard is."""
         return _join(self.out, shard.name)
 
-    def record(self, shard: Shard, *, overwrite: bool = True) -> dict[str, Any] | None:
+    def record(self, shard: Shard, *, strict: bool = False) -> dict[str, Any] | None:
         """Return the record of a shard's output if it is of this input, model and settings, or else None.
 
         Raises
         ------
         ArtifactError
-            unless ``overwrite``, for another file in its place, or the output of another command
+            if ``strict``, for another file in its place, or the output of another command
         """
+        job, place = self.worker.job, self.place(shard)
         try:
-            found = read_record(self.place(shard))
-        except ArtifactError:
-            if not overwrite:
+            found = read_record(place)
+            if found is not None and found.get("what") != job.what:
+                raise ArtifactError(
+                    f"{place} is of '{found.get('what')}', and this is '{job.what}': choose another --out, "
+                    "or pass --overwrite"
+                )
+            marks = {**self.worker.marks, "input": file_mark(shard.path)} if found else {}
+        except (ArtifactError, ShardError) as error:
+            if strict and isinstance(error, ArtifactError):
                 raise
             return None
-        if found is None:
-            return None
-        if not overwrite and found.get("what") != self.worker.job.what:
-            raise ArtifactError(
-                f"{self.place(shard)} is of '{found.get('what')}', and this is '{self.worker.job.what}': "
-                "choose another --out, or pass --overwrite"
-            )
-        try:
-            marks = {**self.worker.marks, "input": file_mark(shard.path)}
-        except ShardError:
-            return None
-        return found if all(found.get(name) == mark for name, mark in marks.items()) else None
+        # what was left out under on_error="skip" is an error now
+        whole = found is not None and (job.on_error == "skip" or not found.get("failed"))
+        return found if found and whole and all(found.get(x) == mark for x, mark in marks.items()) else None
 
     def write_manifest(self, skipped: dict[str, str]) -> dict[str, Any]:
         """Write manifest.json of all outputs that are there, and return it.
@@ -230,7 +228,7 @@ def run_shards(
     wanted = plan.shards[share[0] - 1 :: share[1]]
     for shard in wanted:
         if not overwrite:
-            plan.record(shard, overwrite=False)  # its complaint comes before any work
+            plan.record(shard, strict=True)  # its complaint comes before any work
     plan.worker.marks  # noqa: B018  # opens the model, with its complaints, before the bar
     skipped: dict[str, str] = {}
     counts = {"written": 0, "finished": 0}

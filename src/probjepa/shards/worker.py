@@ -97,7 +97,7 @@ class ShardWorker:
     @cached_property
     def marks(self) -> dict[str, str]:
         """The fingerprints of the model and of the settings that an output depends on."""
-        free = {"model", "device", "reference"}  # a reference counts by its images
+        free = {"model", "device", "on_error", "reference"}  # a reference counts by its images
         settings = {name: value for name, value in asdict(self.job).items() if name not in free}
         settings |= {"version": __version__, **self._model.reference}
         return {"model": self._model.mark, "settings": _hash(settings), "what": self.job.what}
