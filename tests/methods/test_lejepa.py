@@ -95,5 +95,5 @@ def test_layers_and_wrong_settings():
     model = small("lejepa", hidden_dim=8)
     with pytest.raises(DataError, match="two or more views"):
         model.loss(view_pair(count=1))
-    with pytest.raises(DataError, match="of one shape"):
+    with pytest.raises(DataError, match="of the same images"):
         model.loss([*view_pair(4), *view_pair(5, count=1)])

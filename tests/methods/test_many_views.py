@@ -9,10 +9,12 @@ import torch
 from baseline_cases import small, view_pair
 
 import probjepa as pj
+from probjepa.data.views import views
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods import METHODS
 from probjepa.methods.base import mean_of, other_views
 from probjepa.methods.vi_simsiam import kl_to_uniform, power_spherical
+from probjepa.training import fit
 
 NARROW = {
     "vje": {"hidden_dim": 8},
@@ -132,7 +134,7 @@ def test_what_takes_how_many_views():
     assert {name for name in METHODS if METHODS[name].most_views == math.inf} == set(NARROW)
     assert METHODS["i-jepa"].most_views == 1
     for count in (1, 0):
-        with pytest.raises(DataError, match="takes two or more views of one shape"):
+        with pytest.raises(DataError, match="takes two or more views of the same images"):
             small("simsiam", **NARROW["simsiam"]).loss(view_pair(count=max(count, 1))[:count])
 
 
@@ -181,3 +183,47 @@ def test_two_views_are_the_recipes_own_and_four_are_others(tmp_path):
     assert not torch.equal(own, four) and bool(four.isfinite().all())
     with pytest.raises(pj.errors.ProbjepaError, match="views"):
         weights_after(3, out=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_views_of_two_sizes_are_encoded_each_in_its_own(name):
+    """The loss is that of the embeddings, of whatever size their images were; neighbours share a pass."""
+    model = small(name, **NARROW[name]).eval()  # in training, a batch norm sees each pass on its own
+    sizes = (16, 16, 8, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    batch = [torch.randn(6, 1, side, side, generator=generator) for side in sizes]
+    calls = []
+    handle = model.encoder.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape))
+    torch.manual_seed(3)
+    found = model.loss(batch)
+    handle.remove()
+    assert calls == [(12, 1, 16, 16), (18, 1, 8, 8)]
+    embeddings = [model.encoder(view).detach() for view in batch]
+    model.encoder = torch.nn.Identity()
+    if hasattr(model, "target") and isinstance(model.target, torch.nn.Module):
+        return  # its averaged encoder takes images
+    torch.manual_seed(3)
+    expected = model.loss(embeddings)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_views_of_other_images_are_refused():
+    model = small("simsiam")
+    with pytest.raises(DataError, match="two or more views of the same images"):
+        model.loss([torch.zeros(6, 1, 16, 16), torch.zeros(5, 1, 16, 16)])
+
+
+@pytest.mark.parametrize("backbone", ["convnet", "vit"])
+def test_multi_crop_trains(tmp_path, backbone):
+    options = {
+        "convnet": {"widths": (4, 8)}, "vit": {"patch_size": 4, "width": 16, "depth": 1, "heads": 2},
+    }[backbone]  # fmt: skip
+    made = views("multi-crop", size=16, channels=1, mean=[0.5], std=[0.25])
+    images = torch.randint(0, 256, (16, 1, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    assert [view.shape[-1] for view in made(images, 0)] == [16, 16, 8, 8, 8, 8]
+    model = pj.VJE(backbone, backbone_options=options, channels=1, image_size=16, seed=0)
+    before = model.encoder.state_dict()
+    before = {key: value.clone() for key, value in before.items()}
+    fit(model, images, epochs=1, batch_size=8, views="multi-crop", progress=False, device="cpu")
+    assert any(not torch.equal(before[key], value) for key, value in model.encoder.state_dict().items())

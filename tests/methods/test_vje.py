@@ -533,5 +533,5 @@ def test_wrong_settings(settings, message):
 
 @pytest.mark.parametrize("shapes", [[4], [4, 4, 2], [4, 2]])
 def test_loss_takes_two_or_more_views_of_one_shape(shapes):
-    with pytest.raises(DataError, match="two or more views of one shape"):
+    with pytest.raises(DataError, match="two or more views of the same images"):
         small().loss([torch.zeros(n, 1, 8, 8) for n in shapes])

@@ -29,6 +29,7 @@ RECIPES = Registry(
         "byol-224": "probjepa.data.views:byol_224",
         "digits": "probjepa.data.views:digits",
         "ijepa": "probjepa.data.views:ijepa",
+        "multi-crop": "probjepa.data.views:multi_crop",
     },
     group="probjepa.view_recipes",
 )
@@ -164,13 +165,27 @@ def byol_32(size: int, channels: int) -> list[list[nn.Module]]:
 
 def byol_224(size: int, channels: int) -> list[list[nn.Module]]:
     """BYOL's views: as byol-32, and blur with p = 1 / 0.1 and solarise with p = 0 / 0.2 in the two views."""
-    width = 2 * (size // 20) + 1  # a tenth of the side, odd: 23 at 224 px
-    kernel = max(3, width)
+    kernel = _tenth(size)
     first, second = _colourful(size, channels), _colourful(size, channels)
     first.append(RandomBlur(kernel, (0.1, 2.0), p=1.0))
     second.append(RandomBlur(kernel, (0.1, 2.0), p=0.1))
     second.append(RandomSolarise(0.2))
     return [first, second]
+
+
+def multi_crop(size: int, channels: int) -> list[list[nn.Module]]:
+    """Two large crops and four small ones, of half the side (96 of 224), as SwAV's (Caron et al. 2020).
+
+    Areas of 0.14 to 1 and of 0.05 to 0.14; colours as in byol-32, and above 64 px a blur with p = ½. For
+    encoders that take images of both sizes.
+    """
+    small = 96 if size == 224 else size // 2
+    branches = [_colourful(size, channels, (0.14, 1.0)) for _ in range(2)]
+    branches += [_colourful(small, channels, (0.05, 0.14)) for _ in range(4)]
+    if size > 64:
+        for branch, side in zip(branches, (size, size, *(small,) * 4), strict=True):
+            branch.append(RandomBlur(_tenth(side), (0.1, 2.0), p=0.5))
+    return branches
 
 
 def digits(size: int, channels: int) -> list[list[nn.Module]]:
@@ -183,9 +198,14 @@ def ijepa(size: int, channels: int) -> list[list[nn.Module]]:
     return [[RandomResizedCrop(size, scale=(0.3, 1.0))]]
 
 
-def _colourful(size: int, channels: int) -> list[nn.Module]:
+def _tenth(size: int) -> int:
+    """A tenth of the side, odd, for a kernel: 23 at 224 px."""
+    return max(3, 2 * (size // 20) + 1)
+
+
+def _colourful(size: int, channels: int, scale: tuple[float, float] = (0.08, 1.0)) -> list[nn.Module]:
     steps: list[nn.Module] = [
-        RandomResizedCrop(size, scale=(0.08, 1.0)),
+        RandomResizedCrop(size, scale=scale),
         ColourJitter((0.4, 0.4, 0.2, 0.1), channels, p=0.8),
     ]
     return [*steps, RandomGrey(0.2)] if channels == 3 else steps

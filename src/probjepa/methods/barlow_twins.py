@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import EncoderSettings, Method, check_weights, mean_of, views_of
+from probjepa.methods.base import EncoderSettings, Method, check_weights, encoded, mean_of, views_of
 from probjepa.methods.distributed import gather
 
 _VARIANCE_FLOOR = 1e-5  # BatchNorm's, with which the authors' code standardises
@@ -86,6 +86,6 @@ class BarlowTwins(Method, paper_url="https://arxiv.org/abs/2103.03230"):
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Objective for two or more views, each (N, C, H, W): "loss" and its unweighted terms."""
-        z = self.projector(self.encoder(torch.cat(views_of(self, batch))))
+        z = self.projector(encoded(self.encoder, views_of(self, batch)))
         views = gather(at_least_float32(z).reshape(len(batch), -1, z.shape[1]), dim=1)
         return barlow_twins_loss(views.unbind(), self.redundancy_weight)

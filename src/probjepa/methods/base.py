@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
@@ -409,14 +410,20 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
 
 
 def views_of(method: Method, batch: Sequence[Tensor]) -> list[Tensor]:
-    """Return the V views (N, C, H, W) of a batch, in the encoder's type, or raise DataError."""
-    if not 2 <= len(batch) <= method.most_views or any(view.shape != batch[0].shape for view in batch):
+    """Return the V views (N, C, …) of a batch, in the encoder's type, or raise DataError."""
+    if not 2 <= len(batch) <= method.most_views or any(v.shape[:2] != batch[0].shape[:2] for v in batch):
         wanted = "two views" if method.most_views == 2 else "two or more views"
         raise DataError(
-            f"the loss of {type(method).__name__} takes {wanted} of one shape, got "
+            f"the loss of {type(method).__name__} takes {wanted} of the same images, got "
             f"{[tuple(view.shape) for view in batch]}: make them with the view recipe '{method.view_recipe}'"
         )
     return [view.to(method.dtype) for view in batch]
+
+
+def encoded(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
+    """Return the embeddings (V·N, …) of V views, view after view; neighbours of one size take one pass."""
+    parts = [encoder(torch.cat([*alike])) for _, alike in groupby(views, lambda view: view.shape)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def other_views(rows: Tensor, views: int) -> list[Tensor]:

@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
-import torch
 from torch import Tensor, nn
 
 from probjepa.heads.projectors import projector
-from probjepa.methods.base import EncoderSettings, Method, views_of
+from probjepa.methods.base import EncoderSettings, Method, encoded, views_of
 from probjepa.methods.ema import EMA
 from probjepa.methods.simsiam import direction_spread, simsiam_loss
 
@@ -78,9 +77,9 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Objective for two or more views, each (N, C, H, W); "spread" is ``direction_spread`` of z."""
-        images, views = torch.cat(views_of(self, batch)), len(batch)
-        z = self.projector(self.encoder(images))
-        loss = byol_loss(self.predictor(z).chunk(views), self.target(images).chunk(views))
+        images, views = views_of(self, batch), len(batch)
+        z = self.projector(encoded(self.encoder, images))
+        loss = byol_loss(self.predictor(z).chunk(views), encoded(self.target, images).chunk(views))
         return {"loss": loss, "spread": direction_spread(z)}
 
     def after_step(self, step: int, total_steps: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from probjepa.errors import ConfigError
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import projector
-from probjepa.methods.base import EncoderSettings, Method, views_of
+from probjepa.methods.base import EncoderSettings, Method, encoded, views_of
 from probjepa.methods.distributed import gather, shared_seed
 from probjepa.methods.sigreg import sigreg
 
@@ -94,6 +94,6 @@ class LeJEPA(Method, paper_url="https://arxiv.org/abs/2511.08544"):
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Objective for two or more views, each (N, C, H, W): "loss" and its unweighted terms."""
-        z = self.projector(self.encoder(torch.cat(views_of(self, batch))))
+        z = self.projector(encoded(self.encoder, views_of(self, batch)))
         joined = gather(at_least_float32(z).reshape(len(batch), -1, z.shape[1]), dim=1)
         return lejepa_loss(joined, self.sigreg_weight, self.n_directions, shared_seed(z.device))

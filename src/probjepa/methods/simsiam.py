@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any, ClassVar, Unpack
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import EncoderSettings, Method, mean_of, views_of
+from probjepa.methods.base import EncoderSettings, Method, encoded, mean_of, views_of
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -85,6 +84,6 @@ class SimSiam(Method, paper_url="https://arxiv.org/abs/2011.10566"):
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Objective for two or more views, each (N, C, H, W); "spread" is ``direction_spread`` of z."""
-        z = self.projector(self.encoder(torch.cat(views_of(self, batch))))
+        z = self.projector(encoded(self.encoder, views_of(self, batch)))
         loss = simsiam_loss(self.predictor(z).chunk(len(batch)), z.chunk(len(batch)))
         return {"loss": loss, "spread": direction_spread(z)}

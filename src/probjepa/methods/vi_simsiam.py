@@ -20,6 +20,7 @@ from probjepa.methods.base import (
     EncoderSettings,
     ProbabilisticMethod,
     check_weights,
+    encoded,
     mean_of,
     other_views,
     views_of,
@@ -111,7 +112,7 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
 
         Without gradients: "concentration", the mean κ, and "spread", ``direction_spread`` of z.
         """
-        out = self.features_of(self.encoder(torch.cat(views_of(self, batch))))
+        out = self.features_of(encoded(self.encoder, views_of(self, batch)))
         density = power_spherical(out["direction"], out["concentration"])
         pairs = [vi_simsiam_loss(density, z, self.kl_weight) for z in other_views(out["z"], len(batch))]
         return {

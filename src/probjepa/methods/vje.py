@@ -15,7 +15,14 @@ from probjepa.distributions import MultivariateStudentT, PolarStudentT, PolarStu
 from probjepa.errors import ConfigError, DataError, unknown_name
 from probjepa.heads import InferenceNetwork
 from probjepa.heads.base import at_least_float32
-from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, mean_of, other_views, views_of
+from probjepa.methods.base import (
+    EncoderSettings,
+    ProbabilisticMethod,
+    encoded,
+    mean_of,
+    other_views,
+    views_of,
+)
 from probjepa.methods.ema import EMA
 
 _EMA_MOMENTUM = 0.996
@@ -139,10 +146,10 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Objective for two or more views, each (N, C, H, W): "loss" and its terms, means over the batch."""
-        images = torch.cat(views_of(self, batch))
-        h = at_least_float32(self.encoder(images))
+        views = views_of(self, batch)
+        h = at_least_float32(encoded(self.encoder, views))
         mean, variance = self.inference(h)
-        observed = at_least_float32(self.target(images)) if self.target else h.detach()
+        observed = at_least_float32(encoded(self.target, views)) if self.target else h.detach()
         others = other_views(observed, len(batch))  # each view is an observation of the others
         z = mean
         if self.draws:
