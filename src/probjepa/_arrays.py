@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional as F
 
 from probjepa.errors import DataError, ProbjepaWarning, short
 
@@ -53,6 +54,16 @@ def as_features(values: ArrayInput, what: str) -> torch.Tensor:
             f"{what} has NaN or Inf in {bad} of {len(features)} rows: drop them, or mend the encoder"
         )
     return features
+
+
+def directions(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows (N, D) of length 1, and zeros where a row is zero.
+
+    A power of two is taken out of each row first, so that no finite row's length overflows or vanishes.
+    """
+    tiny = torch.finfo(rows.dtype).tiny
+    largest = rows.abs().amax(1, keepdim=True).clamp_min(tiny)
+    return F.normalize(rows / (largest / (2 * torch.frexp(largest).mantissa)), eps=tiny)
 
 
 def as_scores(values: ArrayInput, what: str) -> npt.NDArray[np.float64]:

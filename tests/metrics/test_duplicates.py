@@ -58,6 +58,13 @@ def test_every_copy_is_found_at_a_threshold_of_one():
     np.testing.assert_array_equal(found, np.tile(np.arange(50), 2))
 
 
+@pytest.mark.parametrize(("kind", "scale"), [("f4", 1e37), ("f4", 1e-30), ("f8", 1e300), ("f8", 1e-200)])
+def test_directions_do_not_depend_on_lengths(kind, scale):
+    rows = np.array([[1, 0], [2, 0.1], [0, 1]], dtype=kind) * np.array(scale, dtype=kind)
+    assert duplicate_groups(rows).tolist() == [0, 0, 2]
+    assert nearest_twins(rows, np.eye(2))[1].tolist() == [0, 0, 1]
+
+
 def test_a_chain_is_one_group_and_zero_has_no_direction():
     angles = np.linspace(0, np.pi, 60)
     chain = np.stack([np.cos(angles), np.sin(angles)], 1)[np.random.default_rng(1).permutation(60)]

@@ -1,5 +1,10 @@
 """kNN classification against scikit-learn and brute force."""
 
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -144,3 +149,38 @@ def test_labels_that_do_not_fit(accuracy):
     assert 0 < found < accuracy(*TRAIN, *TEST)
     with pytest.raises(DataError, match=r"number the classes from 0|at least two"):  # −1 and 1 as classes
         accuracy(TRAIN[0], np.where(TRAIN[1] == 0, -1, 1), TEST[0], np.where(TEST[1] == 0, -1, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale"), [("f4", 1e37), ("f4", 1e30), ("f4", 1e-30), ("f8", 1e300), ("f8", 1e-200)]
+)
+@pytest.mark.parametrize("bank", [1.0, None])
+def test_directions_do_not_depend_on_lengths(kind, scale, bank):
+    (train, labels), (test, _) = TRAIN, TEST
+    train = (train * (bank or scale)).astype("f4" if bank else kind)
+    expected = knn_vote(TRAIN[0].astype("f4"), labels, TEST[0].astype("f4"), k=5)
+    found = knn_vote(train, labels, (test * scale).astype(kind), k=5, chunk_size=64)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_blas_is_limited_by_one_caller_at_a_time(monkeypatch):
+    # it puts back the number of threads that it found: another caller's, if two overlapped
+    inside, most = [], []
+
+    class Controller:
+        @contextmanager
+        def limit(self, **_):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.pop()
+            yield
+
+    monkeypatch.setattr(sys.modules[knn_predict.__module__], "ThreadpoolController", Controller)
+    callers = [threading.Thread(target=knn_predict, args=(*TRAIN, TEST[0])) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert most == [1, 1, 1]

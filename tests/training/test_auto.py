@@ -221,11 +221,11 @@ def test_what_is_given_to_a_resume_is_heeded(fast, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("threads", "two", "the setting threads takes a whole number, got 'two'"),
-        ("threads", 0, "the setting threads takes a whole number from 1 to "),
-        ("threads", 10**9, "the setting threads takes a whole number from 1 to "),
-        ("channels_last", 3, "the setting channels_last takes true or false, got '3'"),
-        ("why", None, "the setting why takes a name, got 'null'"),
+        ("threads", "two", r"the setting threads in .*config\.yaml takes a whole number, got 'two'"),
+        ("threads", 0, r"the setting threads in .*config\.yaml takes a whole number from 1 to "),
+        ("threads", 10**9, r"the setting threads in .*config\.yaml takes a whole number from 1 to "),
+        ("channels_last", 3, r"the setting channels_last in .*config\.yaml takes true or false, got '3'"),
+        ("why", None, r"the setting why in .*config\.yaml takes a name, got 'null'"),
         (None, None, "auto in .*config.yaml takes a mapping, got 'fast'"),
     ],
 )

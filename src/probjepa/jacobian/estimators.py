@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -84,12 +85,12 @@ class Settings:
             raise unknown_name("estimator", self.estimator, ESTIMATORS)
         for name in ("sketch_size", "probes", "steps", "directions"):
             check_count(name, getattr(self, name))
-        if not 0 < self.eps < math.inf:
+        if not isinstance(self.eps, Real) or not 0 < self.eps < math.inf:
             raise ConfigError(f"eps is {self.eps}: use a small positive number")
         rank = self.rank
         if rank not in (None, "auto") and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
             raise ConfigError(f"rank is {rank!r}: use None, 'auto' or a whole number of at least 1")
-        if not 0 <= self.tolerance < 1:
+        if not isinstance(self.tolerance, Real) or not 0 <= self.tolerance < 1:
             raise ConfigError(f"tolerance is {self.tolerance}: use a share of the scores' spread, as 0.02")
         if self.tolerance > 0 and self.estimator != "auto":
             raise ConfigError(f"tolerance goes with estimator='auto': '{self.estimator}' has no choice")

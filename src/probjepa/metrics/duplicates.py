@@ -11,9 +11,8 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from torch.nn import functional as F
 
-from probjepa._arrays import ArrayInput, as_features
+from probjepa._arrays import ArrayInput, as_features, directions
 from probjepa.errors import ConfigError, DataError
 
 ROUNDING = 1e-6  # of a cosine in float32: copies reach a threshold of 1
@@ -131,7 +130,7 @@ def nearest_twins(
 
 
 def _directions(embeddings: ArrayInput, what: str) -> Tensor:
-    return F.normalize(as_features(embeddings, what).float(), dim=1)
+    return directions(as_features(embeddings, what)).float()
 
 
 def _starts(count: int, chunk_size: int) -> Iterable[int]:

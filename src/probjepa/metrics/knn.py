@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from threadpoolctl import ThreadpoolController
-from torch.nn import functional as F
 
-from probjepa._arrays import ArrayInput, as_features, as_labels, check_classes
+from probjepa._arrays import ArrayInput, as_features, as_labels, check_classes, directions
 from probjepa.errors import ConfigError, DataError
 
 _ROWS = 1024  # of a matrix product on the CPU: what OpenBLAS is fastest with
 _COLUMNS = 512  # that are looked through together for better neighbours
+_ONE_AT_A_TIME = Lock()  # the number of BLAS's threads is the process's, and has to be put back in order
 
 
 def knn_vote(
@@ -83,12 +84,12 @@ def knn_vote(
     if chunk_size < 1:
         raise ConfigError(f"kNN: chunk_size is {chunk_size}: use at least 1")
     class_of = torch.from_numpy(codes).to(bank.device)
-    queries = queries.to(bank)
+    queries = queries.to(bank.device)
 
     space = _Products(min(chunk_size, len(queries)), min(chunk_size, len(bank)))
 
     def cosine(rows: slice, columns: slice) -> torch.Tensor:
-        return space.product(F.normalize(queries[rows]), F.normalize(bank[columns]))
+        return space.product(directions(queries[rows]).to(bank.dtype), directions(bank[columns]))
 
     winner = np.empty(len(queries), dtype=np.int64)
     share = np.empty(len(queries))
@@ -221,7 +222,7 @@ class _Products:
         if self.place is None:
             self.place = np.empty(self.shape, dtype=asked.dtype)
         found = self.place[: len(asked), : columns.shape[1]]
-        with self.blas.limit(limits=torch.get_num_threads(), user_api="blas"):
+        with _ONE_AT_A_TIME, self.blas.limit(limits=torch.get_num_threads(), user_api="blas"):
             for start in range(0, len(asked), _ROWS):
                 part = slice(start, start + _ROWS)
                 np.matmul(asked[part], columns, out=found[part])

@@ -138,10 +138,16 @@ def remembered(config: Path) -> Auto | None:
     if not isinstance(kept, Mapping):
         raise ConfigError(f"auto in {config} takes a mapping, got '{short(kept)}'")
     kept = {"precision": content.get("precision"), **kept}
-    found = Auto(**{name: checked(name, kept.get(name), of) for name, of in get_type_hints(Auto).items()})
+    found = Auto(
+        **{
+            name: checked(f"{name} in {config}", kept.get(name), of)
+            for name, of in get_type_hints(Auto).items()
+        }
+    )
     if not 1 <= found.threads <= _MOST_THREADS:
         raise ConfigError(
-            f"the setting threads takes a whole number from 1 to {_MOST_THREADS}, got '{found.threads}'"
+            f"the setting threads in {config} takes a whole number from 1 to {_MOST_THREADS}, "
+            f"got '{found.threads}'"
         )
     return found
 
