@@ -83,7 +83,8 @@ def reproduce(
     if len(absent) == len(sources):
         reasons = "; ".join(f"{sources[name].title}: {why}" for name, why in [*absent.items()][:_NAMED])
         reasons += f"; and {len(absent) - _NAMED} more" * (len(absent) > _NAMED)
-        raise DataError(f"{study.name} has no data ({reasons}): pass --data-root, or --budget quick")
+        or_quick = ", or --budget quick" if "quick" in study.budgets else ""
+        raise DataError(f"{study.name} has no data ({reasons}): pass --data-root{or_quick}")
     not_run = [f"{sources[name].title}: not run: {why}" for name, why in absent.items()]
     places = [
         (seeds, name) for seeds in seed_groups(study, spent, seed) for name in sources if name not in absent

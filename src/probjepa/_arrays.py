@@ -59,9 +59,12 @@ def as_features(values: ArrayInput, what: str) -> torch.Tensor:
 def directions(rows: torch.Tensor) -> torch.Tensor:
     """Return rows (N, D) of length 1, and zeros where a row is zero.
 
-    A power of two is taken out of each row first, so that no finite row's length overflows or vanishes.
+    Where the squares of a row might overflow or vanish, a power of two is taken out of each row first.
     """
     tiny = torch.finfo(rows.dtype).tiny
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if bool(((lengths > tiny**0.25) & (lengths < tiny**-0.25)).all()):
+        return rows.div(lengths)
     largest = rows.abs().amax(1, keepdim=True).clamp_min(tiny)
     return F.normalize(rows / (largest / (2 * torch.frexp(largest).mantissa)), eps=tiny)
 

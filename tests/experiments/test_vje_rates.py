@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from probjepa.errors import DataError
 from probjepa.methods import METHODS
 from probjepa_experiments.images import MEDIUM, image_base
 from probjepa_experiments.study import Data, Row
@@ -28,3 +29,11 @@ def test_a_budgets_rates_are_by_label_then_by_method():
         for label, method in (("VJE, knn", "vje"), ("VJE-EMA", "vje"), ("SimSiam", "simsiam"))
     ]
     assert found == [0.2, 0.3, USUAL["simsiam"]]
+
+
+def test_without_data_no_other_budget_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"vje-rates has no data .*: pass --data-root$"):
+        STUDY(
+            tmp_path / "out", data_root=None, budget="medium", cells=None, seed=0, overwrite=False,
+            progress=False,
+        )  # fmt: skip
