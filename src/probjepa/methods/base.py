@@ -422,8 +422,9 @@ def views_of(method: Method, batch: Sequence[Tensor]) -> list[Tensor]:
 
 def encoded(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
     """Return the embeddings (V·N, …) of V views, view after view; neighbours of one size take one pass."""
-    parts = [encoder(torch.cat([*alike])) for _, alike in groupby(views, lambda view: view.shape)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if all(view.shape == views[0].shape for view in views):
+        return encoder(torch.cat([*views]))  # type: ignore[no-any-return]
+    return torch.cat([encoder(torch.cat([*alike])) for _, alike in groupby(views, lambda view: view.shape)])
 
 
 def other_views(rows: Tensor, views: int) -> list[Tensor]:
