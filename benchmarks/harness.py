@@ -166,6 +166,12 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
+def peak_resident() -> int:
+    """Bytes of this process's peak; getrusage's would begin at the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def write(result: Result, path: Path, argv: Sequence[str] | None = None) -> None:
     """Print a result, and write it as JSON, atomically, with what it ran on; ``argv`` is for tests."""
     print(result)

@@ -12,7 +12,6 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import Result, arguments, compare, parse, synchronise, write
+from harness import Result, arguments, compare, parse, peak_resident, synchronise, write
 from probjepa.jacobian import jacobian_spectrum, jepa_score
 
 EPS = 1e-6
@@ -146,12 +145,6 @@ def matrix_rate(device: str, clock: Clock) -> float:
         synchronise()
         times.append(clock() - start)
     return 2 * side**3 / statistics.median(times)
-
-
-def peak_resident() -> int:
-    """Bytes of this process's peak; getrusage's would begin at the parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def peak_bytes(estimator: str, size: int, images: int, threads: int, device: str) -> int:

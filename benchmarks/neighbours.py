@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from harness import arguments, compare, parse, write
+from harness import arguments, compare, parse, peak_resident, write
 from probjepa.metrics import knn_vote
 
 K = 20
@@ -25,12 +24,6 @@ def drawn(rows: int, dim: int, seed: int) -> torch.Tensor:
     """Unit vectors (rows, dim)."""
     x = torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))
     return x.div_(x.norm(dim=1, keepdim=True))
-
-
-def peak_resident() -> int:
-    """Bytes of this process's peak; getrusage's would begin at the parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def alone(references: int, queries: int, dim: int, threads: int) -> dict[str, float]:

@@ -11,7 +11,6 @@ import io
 import multiprocessing
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -20,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from harness import arguments, compare, parse, write
+from harness import arguments, compare, parse, peak_resident, write
 from probjepa.cli import own_process
 from probjepa.data import ImageSet, open_images
 from probjepa.methods import METHODS
@@ -225,14 +224,9 @@ def peak(args: argparse.Namespace, name: str) -> int:
     own_process()
     torch.set_num_threads(args.threads)
     run = CANDIDATES[name](args, images_of(args))
-    before = resident()
+    before = peak_resident()
     run()
-    return resident() - before
-
-
-def resident() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return peak_resident() - before
 
 
 def main() -> None:

@@ -17,11 +17,16 @@ USUAL = {
     "vje": 0.05, "simsiam": 0.06, "byol": 0.03, "vicreg": 0.03, "barlow-twins": 0.12, "lejepa": 2e-3,
     "vi-simsiam": 0.006,
 }  # fmt: skip
+#: label, method and settings
+TRIED: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("VJE", "vje", {}),
+    ("VJE-EMA", "vje", {"target": "ema"}),
+    *((name, method, {}) for name, method in OTHERS.items()),
+)
 SEARCH = replace(
     MEDIUM,
     title="10,000 of CIFAR-10's training images, ResNet-18 at a quarter of its width, 10 epochs of 256",
     fit={**MEDIUM.fit, "epochs": 10},
-    rates={},
     seeds=1,
     rows=10_000,
 )
@@ -55,20 +60,14 @@ STUDY = image_study(
     question="With which learning rate does each method learn best in a short run?",
     rows=tuple(
         Row(f"{label}, {rate:g}", method, settings, {"learning_rate": rate})
-        for label, method, settings in (
-            ("VJE", "vje", {}),
-            ("VJE-EMA", "vje", {"target": "ema"}),
-            *((name, method, {}) for name, method in OTHERS.items()),
-        )
+        for label, method, settings in TRIED
         for rate in rates(method)
     ),
     columns=LEARNED,
     measurement=replace(IMAGES, run=run),
     budgets={"medium": SEARCH},
     data={"medium": ("cifar10-validation",)},
-    findings=tuple(
-        within(label, method) for label, method in {"VJE": "vje", "VJE-EMA": "vje", **OTHERS}.items()
-    ),
+    findings=tuple(within(label, method) for label, method, _ in TRIED),
     published=Published("nothing is published of it"),
     about="The accuracies are of 10,000 training images that were held out, never of test images. The rates "
     "are a ninth, a third, once, three and nine times the rate of each method's own recipe.",
