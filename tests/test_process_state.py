@@ -12,6 +12,11 @@ ENTRIES = {
     "open_images": "digits = pj.open_images('sklearn:digits', size=16)",
     "open a folder": "folder = pj.open_images(root, size=16)",
     "fit": "m = pj.fit(m, digits.subset(range(64)), epochs=1, batch_size=32, progress=False)",
+    "compiled fit": (
+        "import functools; whole = torch.compile; torch.compile = functools.partial(whole, backend='eager')\n"
+        "pj.fit(m, digits.subset(range(64)), epochs=1, batch_size=32, progress=False, compile=True)\n"
+        "torch.compile = whole"
+    ),
     "save": "m.save_pretrained(root + '/model')",
     "load": "m = pj.load(root + '/model')",
     "embed": "h = m.embed(digits.images[:64])",
@@ -76,6 +81,7 @@ def state():
         "excepthook": (sys.excepthook, sys.unraisablehook),
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         "logging": (logging.root.level, list(logging.root.handlers)),
+        "checks of distributions": torch.distributions.Distribution._validate_args,
         "pixels": Image.MAX_IMAGE_PIXELS,
         "folder": os.getcwd(),
     }

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
 from probjepa import __version__
 from probjepa.backbones import HUBS
+from probjepa.distributions.base import unchecked
 from probjepa.errors import (
     ArtifactError,
     ConfigError,
@@ -264,14 +264,12 @@ def _expected(model: Any, what: str, inputs: Tensor) -> list[Tensor]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporters' notes, and the checks of torch's distributions, which branch on values."""
-    logger, checks = logging.getLogger("torch.onnx"), Distribution._validate_args
+    logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    Distribution.set_default_validate_args(False)
     try:
-        with warnings.catch_warnings():
+        with unchecked(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
-        Distribution.set_default_validate_args(checks)

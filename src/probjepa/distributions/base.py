@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, NoReturn, Self
 
 import torch
@@ -20,6 +20,20 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Context in which autocast is off on the device of ``x``, where that has any."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Context in which torch's distributions do not look at their parameters, which a graph cannot.
+
+    PyTorch's compiler turns the checks off for the whole process at its first use; here they come back.
+    """
+    checks = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checks)
 
 
 class FullPrecision(nn.Module):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
-from probjepa.distributions.base import full_precision
+from probjepa.distributions.base import full_precision, unchecked
 from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.training.checkpoint import check_signature, sign
 from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
@@ -157,7 +157,8 @@ class Module(L.LightningModule):
         if self._compile:
             # a step's kernels in one launch; gradients that add up would be overwritten by the next one's
             graphs = self.device.type == "cuda" and self.trainer.accumulate_grad_batches == 1
-            self._loss = torch.compile(self.method.loss, mode="reduce-overhead" if graphs else None)
+            with unchecked():
+                self._loss = torch.compile(self.method.loss, mode="reduce-overhead" if graphs else None)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
@@ -184,7 +185,8 @@ class Module(L.LightningModule):
                 views = self.views(images, seed)
         if self._channels_last:
             views = [v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for v in views]
-        terms: dict[str, Tensor] = (self._loss or self.method.loss)(views)
+        with unchecked() if self._loss else nullcontext():
+            terms: dict[str, Tensor] = (self._loss or self.method.loss)(views)
         return terms
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
