@@ -26,9 +26,14 @@ class MissingExtraError(ProbjepaError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str) -> None:
+        self._made_of = package, extra
         super().__init__(
             f"{package} is not installed, and this needs it: install it with pip install 'probjepa[{extra}]'"
         )
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Travel between processes."""
+        return type(self), self._made_of
 
 
 class ProbjepaWarning(UserWarning):

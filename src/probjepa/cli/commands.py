@@ -20,7 +20,7 @@ from probjepa.cli.options import (
     ReferenceSize,
     Score,
     Scoring,
-    Share,
+    Sharding,
     Shared,
     Training,
 )
@@ -49,13 +49,13 @@ def train(
         say(f"trained {method} on {trained_on}: {out}/model, {out}/metrics.csv, {out}/report.html")
 
 
-def embed(model: Model, data: Data, out: OutTable, shared: Shared, shard: Share = None) -> None:
+def embed(model: Model, data: Data, out: OutTable, shared: Shared, sharding: Sharding) -> None:
     """Write a table: id, label, embedding, and the posterior's variance where the model has one."""
     from probjepa.cli import shards
     from probjepa.data.rows import open_table
 
-    if shards.is_sharded(data, out, shard):
-        return shards.run(shards.of_model(model, shared, what="embed"), data, out, shard, shared)
+    if shards.is_sharded(data, out, sharding):
+        return shards.run(shards.of_model(model, shared, what="embed"), data, out, sharding, shared)
     place = Path(out)
     with _claimed(place):
         opened = open_model(model, shared, place)
@@ -72,13 +72,13 @@ def score(
     out: OutTable,
     options: Scoring,
     shared: Shared,
-    shard: Share = None,
+    sharding: Sharding,
 ) -> None:
     """Write a table: id, label, score (higher = more typical), and the score's parts."""
     from probjepa.cli import shards
 
-    if shards.is_sharded(data, out, shard):
-        return shards.run(shards.of_score(model, shared, options), data, out, shard, shared)
+    if shards.is_sharded(data, out, sharding):
+        return shards.run(shards.of_score(model, shared, options), data, out, sharding, shared)
     place = Path(out)
     with _claimed(place):
         opened = open_model(model, shared, place)
@@ -127,8 +127,8 @@ def curate(
     rank_only: Annotated[
         bool, typer.Option("--rank-only", help="of shards: typicality and uncertainty of each row, no lists")
     ] = False,
-    shard: Share = None,
     shared: Shared,
+    sharding: Sharding,
 ) -> None:
     """Rank images by typicality and uncertainty: keep, review and drop lists with thumbnails."""
     from probjepa.cli import shards
@@ -139,9 +139,11 @@ def curate(
         given = {"--drop": drop != 0.01, "--review": review != 0.05, "--duplicates": duplicates is not None,
                  "--against": against is not None}  # fmt: skip
         job = shards.of_rank(model, shared, given, score, reference, reference_size)
-        return shards.run(job, data, out, shard, shared)
-    if shard is not None:
-        raise ConfigError("--shard goes with --rank-only: lists and duplicates are of all images together")
+        return shards.run(job, data, out, sharding, shared)
+    if sharding.given:
+        raise ConfigError(
+            f"{', '.join(sharding.given)}: with --rank-only; lists and duplicates are of all images together"
+        )
     place = Path(out)
     with _claimed(place, folder=True):
         refuse_existing(place, shared.overwrite)

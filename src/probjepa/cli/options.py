@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from probjepa.metrics.conformal import Rule
@@ -23,10 +23,6 @@ Data = Annotated[
 OutTable = Annotated[
     str,
     typer.Option("--out", metavar="F.parquet|DIR", help="table to write; DIR: one for each shard of --data"),
-]
-Share = Annotated[
-    str | None,
-    typer.Option("--shard", metavar="I/N", help="of shards: every N-th from the I-th on, counted from 1"),
 ]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="folder to write")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
@@ -97,6 +93,60 @@ class Shared(Reading):
     ids: Ids = None
     device: Annotated[str, DEVICE] = "auto"
     quiet: Quiet = False
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Who does the shards."""
+
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="of shards: every N-th from the I-th on, counted from 1"),
+    ] = None
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="local|ray", help="of shards: this process, or a Ray cluster")
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", metavar="HOST:PORT", help="of the Ray cluster  [one of this machine's own]"
+        ),
+    ] = None
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="on Ray  [as many as there is room for]")
+    ] = None
+    worker_cpus: Annotated[
+        float | None, typer.Option("--worker-cpus", metavar="N", help="CPUs, and threads, of each  [1]")
+    ] = None
+    worker_gpus: Annotated[
+        float | None, typer.Option("--worker-gpus", metavar="N", help="GPUs of each, 0.5 say  [0]")
+    ] = None
+
+    @property
+    def given(self) -> list[str]:
+        """The options that were given: they are of shards."""
+        return [
+            f"--{of.name.replace('_', '-')}" for of in fields(self) if getattr(self, of.name) != of.default
+        ]
+
+    @property
+    def of_ray(self) -> dict[str, Any] | None:
+        """What ``RayEngine`` takes; None for this process.
+
+        Raises
+        ------
+        ConfigError
+            for an unknown engine, or options of Ray without it
+        """
+        if self.engine not in ("local", "ray"):
+            raise unknown_name("engine", self.engine, ("local", "ray"))
+        settings = {"address": self.address, "workers": self.workers,
+                    "cpus": self.worker_cpus, "gpus": self.worker_gpus}  # fmt: skip
+        if self.engine == "ray":
+            return {name: value for name, value in settings.items() if value is not None}
+        if named := [name for name in self.given if name not in ("--shard", "--engine")]:
+            raise ConfigError(f"{', '.join(named)}: with --engine ray; give both, or leave it out")
+        return None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probjepa.cli.options import Scoring, Shared
+from probjepa.cli.options import Scoring, Sharding, Shared
 from probjepa.errors import ConfigError
 from probjepa.terminal import say
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from probjepa.shards import Job
 
 
-def is_sharded(data: str, out: str, share: str | None) -> bool:
+def is_sharded(data: str, out: str, sharding: Sharding) -> bool:
     """Whether the output is to be a folder of shards: it is no file's name, and ``data`` holds shards.
 
     A store has nothing but shards.
     """
     from probjepa.data.shard_files import holds_shards, is_remote
 
-    if share is not None or is_remote(out) or is_remote(data):
+    if sharding.given or is_remote(out) or is_remote(data):
         return True
     return (not Path(out).suffix or Path(out).is_dir()) and holds_shards(data)
 
@@ -74,14 +74,17 @@ def of_rank(
     )
 
 
-def run(job: Job, data: str, out: str, share: str | None, shared: Shared) -> None:
+def run(job: Job, data: str, out: str, sharding: Sharding, shared: Shared) -> None:
     """Write the shards, and say how many."""
-    from probjepa.shards import MANIFEST, parse_share, run_shards
+    from probjepa.shards import MANIFEST, RayEngine, parse_share, run_shards
 
-    part = (1, 1) if share is None else parse_share(share)
+    on_ray = sharding.of_ray
+    how: dict[str, Any] = {} if on_ray is None else {"engine": RayEngine(**on_ray)}
+    if sharding.shard is not None:
+        how["share"] = parse_share(sharding.shard)
     if Path(out).suffix == ".parquet":
         raise ConfigError(f"--out '{out}' is a file, and each shard has an output: give the name of a folder")
-    found = run_shards(job, data, out, share=part, overwrite=shared.overwrite, progress=not shared.quiet)
+    found = run_shards(job, data, out, overwrite=shared.overwrite, progress=not shared.quiet, **how)
     shards = found["shards"]
     for name, reason in found["skipped"].items():
         say(f"skipped {name}: {reason}")

@@ -7,11 +7,11 @@ is passed over, what differs is done again: a run that was killed, or many at on
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
@@ -24,6 +24,8 @@ from probjepa.shards.worker import KEY, Job, ShardWorker, placed
 from probjepa.training.interrupt import Interrupted
 
 MANIFEST = "manifest.json"
+Outcome = Literal["written", "finished", "busy"] | ShardError
+Outcomes = Generator[tuple[Shard, Outcome], None, None]
 
 
 def _join(folder: str, name: str) -> str:
@@ -78,37 +80,32 @@ def parse_share(text: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All shards of a source with their outputs, and what is to be done with them."""
+class Task:
+    """What is done with each shard, and where to: ``task(shard)``, in this process or another."""
 
     worker: ShardWorker
-    shards: Sequence[Shard]
     out: str
+    overwrite: bool = False
 
-    @classmethod
-    def of(cls, job: Job, data: str, out: str) -> Plan:
-        """Find the shards of ``data`` and the columns that they have.
+    def __call__(self, shard: Shard) -> Outcome:
+        """Write the output of a shard, unless it is "finished", or "busy": another process writes it.
 
         Raises
         ------
-        DataError
-            for no shards, none that can be read, or outputs that would lie among them
+        DataError, ConfigError, ArtifactError
+            as ``ShardWorker``; the ShardError of a shard that cannot be read is returned
         """
-        shards = find_shards(data)
-        if not is_remote(data) and not is_remote(out):
-            home, place = Path(data).resolve(), Path(out).resolve()
-            if place.is_relative_to(home) or (home.parent == place and home.is_file()):
-                raise DataError(f"--out '{out}' lies in --data '{data}': give a folder beside it")
-        elif f"{out.rstrip('/')}/".startswith(f"{data.rstrip('/')}/"):
-            raise DataError(f"--out '{out}' lies in --data '{data}': give a place beside it")
-        for shard in shards:
-            try:
-                layout = read_layout(shard, job.labels, job.ids)
-                break
-            except ShardError:
-                if job.on_error == "raise" or shard is shards[-1]:
-                    raise
-        return cls(ShardWorker(replace(job, layout=layout)), shards, out)
+        place = self.place(shard)
+        try:
+            with nullcontext() if is_remote(place) else claimed(Path(place)):
+                if not self.overwrite and self.record(shard) is not None:
+                    return "finished"
+                self.worker(shard, place)
+        except ClaimedError:
+            return "busy"
+        except ShardError as error:
+            return error
+        return "written"
 
     def place(self, shard: Shard) -> str:
         """Return where the output of a shard is."""
@@ -139,20 +136,54 @@ class Plan:
         whole = found is not None and (job.on_error == "skip" or not found.get("failed"))
         return found if found and whole and all(found.get(x) == mark for x, mark in marks.items()) else None
 
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of a source, and what is done with them."""
+
+    task: Task
+    shards: Sequence[Shard]
+
+    @classmethod
+    def of(cls, job: Job, data: str, out: str, *, overwrite: bool = False) -> Plan:
+        """Find the shards of ``data`` and the columns that they have.
+
+        Raises
+        ------
+        DataError
+            for no shards, none that can be read, or outputs that would lie among them
+        """
+        shards = find_shards(data)
+        if not is_remote(data) and not is_remote(out):
+            home, place = Path(data).resolve(), Path(out).resolve()
+            if place.is_relative_to(home) or (home.parent == place and home.is_file()):
+                raise DataError(f"--out '{out}' lies in --data '{data}': give a folder beside it")
+        elif f"{out.rstrip('/')}/".startswith(f"{data.rstrip('/')}/"):
+            raise DataError(f"--out '{out}' lies in --data '{data}': give a place beside it")
+        for shard in shards:
+            try:
+                layout = read_layout(shard, job.labels, job.ids)
+                break
+            except ShardError:
+                if job.on_error == "raise" or shard is shards[-1]:
+                    raise
+        return cls(Task(ShardWorker(replace(job, layout=layout)), out, overwrite), shards)
+
     def write_manifest(self, skipped: dict[str, str]) -> dict[str, Any]:
         """Write manifest.json of all outputs that are there, and return it.
 
         Another process may write it, too: what stands after the last one has written is whole.
         """
-        place = _join(self.out, MANIFEST)
+        task = self.task
+        place = _join(task.out, MANIFEST)
         try:
             earlier = json.loads(_text(place))["skipped"]
             skipped = {**earlier, **skipped}
         except Exception:  # none yet, or a damaged one
             pass
         manifest, written = dict[str, Any](), None
-        while (records := {shard.name: self.record(shard) for shard in self.shards}) != written:
-            manifest, written = _manifest(self.worker, self.shards, records, skipped), records
+        while (records := {shard.name: task.record(shard) for shard in self.shards}) != written:
+            manifest, written = _manifest(task.worker, self.shards, records, skipped), records
             text = json.dumps(manifest, indent=2) + "\n"
             if is_remote(place):
                 with placed(place) as stage:
@@ -191,9 +222,19 @@ def _manifest(
     }  # fmt: skip
 
 
+Engine = Callable[[Task, Sequence[Shard]], Outcomes]
+
+
+def in_this_process(task: Task, shards: Sequence[Shard]) -> Outcomes:
+    """Do one shard after the other."""
+    for shard in shards:
+        yield shard, task(shard)
+
+
 def run_shards(
     job: Job, data: str, out: str, *,
     share: tuple[int, int] = (1, 1), overwrite: bool = False, progress: bool = False,
+    engine: Engine = in_this_process,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the output of every shard of ``data``, or of a share of them, into ``out``, and manifest.json.
 
@@ -209,6 +250,8 @@ def run_shards(
         (I, N): every N-th shard from the I-th on, counted from 1
     overwrite
         do finished shards again, and replace what else is in the way
+    engine
+        who does them: a ``RayEngine``, or what else yields each shard with ``task(shard)``, in any order
 
     Returns
     -------
@@ -224,31 +267,27 @@ def run_shards(
 
     from probjepa.terminal import console
 
-    plan = Plan.of(job, data, out)
-    wanted = plan.shards[share[0] - 1 :: share[1]]
-    for shard in wanted:
-        if not overwrite:
-            plan.record(shard, strict=True)  # its complaint comes before any work
-    plan.worker.marks  # noqa: B018  # opens the model, with its complaints, before the bar
+    plan = Plan.of(job, data, out, overwrite=overwrite)
+    mine = plan.shards[share[0] - 1 :: share[1]]
+    # a complaint about what is there comes before any work
+    wanted = [shard for shard in mine if overwrite or plan.task.record(shard, strict=True) is None]
+    plan.task.worker.marks  # noqa: B018  # opens the model, with its complaints, before the bar
     skipped: dict[str, str] = {}
-    counts = {"written": 0, "finished": 0}
-    for shard in track(wanted, "shards", transient=True, disable=not progress, console=console()):
-        place = plan.place(shard)
-        try:
-            with nullcontext() if is_remote(place) else claimed(Path(place)):
-                if not overwrite and plan.record(shard) is not None:
-                    counts["finished"] += 1
-                    continue
-                plan.worker(shard, place)
-                counts["written"] += 1
-        except ClaimedError:
-            continue
-        except KeyboardInterrupt as error:
-            raise Interrupted(
-                f"stopped after {counts['written']} shards: the same command goes on with the others"
-            ) from error
-        except ShardError as error:
-            if job.on_error == "raise":
-                raise
-            skipped[shard.name] = str(error)
+    counts = {"written": 0, "finished": len(mine) - len(wanted), "busy": 0}
+    try:
+        with closing(engine(plan.task, wanted)) as outcomes:
+            for shard, outcome in track(
+                outcomes, "shards", len(wanted), transient=True, disable=not progress, console=console()
+            ):
+                if not isinstance(outcome, ShardError):
+                    counts[outcome] += 1
+                elif job.on_error == "raise":
+                    raise outcome
+                else:
+                    skipped[shard.name] = str(outcome)
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"stopped after {counts['written']} shards: the same command goes on with the others"
+        ) from error
+    del counts["busy"]
     return {**plan.write_manifest(skipped), **counts}
