@@ -15,7 +15,12 @@ _HELD: set[Path] = set()  # by this process, whose commands may lie in each othe
 
 def is_first_process() -> bool:
     """Whether this is the first process of a distributed run, or the only one: it alone writes."""
-    return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:  # torchrun, which does not number the machines by NODE_RANK
+        return env["RANK"] == "0"
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # srun
+        return env["SLURM_PROCID"] == "0"
+    return env.get("LOCAL_RANK", "0") == env.get("NODE_RANK", "0") == "0"
 
 
 class ClaimedError(ArtifactError):
@@ -36,7 +41,7 @@ def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
         if it is of another kind, or cannot be written
     """
     place = Path(os.path.realpath(path))
-    if place in _HELD or not is_first_process():
+    if place in _HELD:
         yield
         return
     if not folder:

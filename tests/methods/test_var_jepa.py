@@ -116,7 +116,8 @@ def test_sigreg_is_the_mean_distance_of_characteristic_functions():
     mean, log_variance = model.encoder(x).chunk(2, 1)
     s_x = (mean + torch.exp(0.5 * log_variance) * torch.randn(40, 3)).detach().double()
     torch.randn(40, 2), torch.randn(40, 3)  # z and s_y
-    directions = nn.functional.normalize(torch.randn(64, 3), dim=1).double()
+    seeded = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    directions = nn.functional.normalize(torch.randn(64, 3, generator=seeded), dim=1).double()
     t = np.linspace(0, 5, 64)
     means = []
     for a in directions.numpy():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -43,8 +43,8 @@ def train(
     from probjepa.claims import is_first_process
 
     kind, out = kind_of_method(method), options.out
-    talks = nullcontext() if is_first_process() else redirect_stdout(None)  # one process of a run
-    with talks, _claimed(out, folder=True):
+    # one process of a run claims its folder, and talks
+    with _claimed(out, folder=True) if is_first_process() else redirect_stdout(None):
         trained_on = kind.train(method, data, options)
         say(f"trained {method} on {trained_on}: {out}/model, {out}/metrics.csv, {out}/report.html")
 

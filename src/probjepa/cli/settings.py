@@ -15,8 +15,8 @@ from probjepa.yaml_files import parse_yaml, read_yaml
 # what a run's own config.yaml records beside its settings
 _RECORDED = {
     "data_images", "data_sha256", "data_pixels", "data_files", "val_images", "val_sha256", "data_skipped",
-    "val_skipped", "hardware", "versions", "processes", "on_error", "convert", "data", "val", "data_rows",
-    "row_names", "encoder_sha256", "fitted_with", "best_epoch", "auto",
+    "val_skipped", "hardware", "versions", "processes", "global_batch_size", "on_error", "convert", "data",
+    "val", "data_rows", "row_names", "encoder_sha256", "fitted_with", "best_epoch", "auto",
 }  # fmt: skip
 # arguments of lightning.Trainer that a run may set
 _TRAINER: dict[str, Any] = {

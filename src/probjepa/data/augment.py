@@ -1,8 +1,8 @@
 """Random transformations of float batches (B, C, H, W) in [0, 1], with own parameters for every image.
 
-All parameters are drawn on the CPU from torch's global generator, which ``Views`` seeds, so the same seed
-gives the same views on every device. An image that a transformation leaves out gets neutral parameters
-instead of being indexed out: no boolean indexing, hence no synchronisation on a GPU.
+All parameters are drawn by ``drawn`` on the CPU from torch's global generator, which ``Views`` seeds, so the
+same seed gives the same views on every device. An image that a transformation leaves out gets neutral
+parameters instead of being indexed out: no boolean indexing, hence no synchronisation on a GPU.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def uniform(count: int, low: float, high: float) -> Tensor:
-    """Return ``count`` numbers from U(low, high), on the CPU."""
-    return low + (high - low) * torch.rand(count)
+from probjepa.draws import drawn
 
 
-def to_device(drawn: Tensor, images: Tensor) -> Tensor:
+def uniform(low: float, high: float, *shape: int) -> Tensor:
+    """Return numbers from U(low, high), on the CPU, of a shape that begins with the batch's rows."""
+    return low + (high - low) * drawn(torch.rand, shape)
+
+
+def chosen_with(p: float, count: int) -> Tensor:
+    """Return which of ``count`` images are changed: each with probability ``p``."""
+    return drawn(torch.rand, (count,)) < p
+
+
+def to_device(numbers: Tensor, images: Tensor) -> Tensor:
     """Return what was drawn, on the images' device; a GPU is not waited for: it reads pinned memory."""
     if images.device.type != "cuda":
-        return drawn.to(images.device)
-    return drawn.pin_memory().to(images.device, non_blocking=True)
+        return numbers.to(images.device)
+    return numbers.pin_memory().to(images.device, non_blocking=True)
 
 
 def crop_boxes(
@@ -35,16 +42,16 @@ def crop_boxes(
     As usual, the first of ten draws that fits is taken, and else the largest centred box of a valid ratio.
     """
     tries = 10
-    area = height * width * uniform(count * tries, *scale).view(count, tries)
-    aspect = uniform(count * tries, math.log(ratio[0]), math.log(ratio[1])).exp().view(count, tries)
+    area = height * width * uniform(*scale, count, tries)
+    aspect = uniform(math.log(ratio[0]), math.log(ratio[1]), count, tries).exp()
     widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
     first = fits.float().argmax(1, keepdim=True)
     none = ~fits.any(1)
     w = widths.gather(1, first)[:, 0].masked_fill(none, min(width, round(height * ratio[1])))
     h = heights.gather(1, first)[:, 0].masked_fill(none, min(height, round(width / ratio[0])))
-    top = torch.where(none, ((height - h) / 2).floor(), (torch.rand(count) * (height - h + 1)).floor())
-    left = torch.where(none, ((width - w) / 2).floor(), (torch.rand(count) * (width - w + 1)).floor())
+    top = torch.where(none, ((height - h) / 2).floor(), uniform(0, 1, count).mul(height - h + 1).floor())
+    left = torch.where(none, ((width - w) / 2).floor(), uniform(0, 1, count).mul(width - w + 1).floor())
     return top, left, h, w
 
 
@@ -87,7 +94,7 @@ class RandomResizedCrop(nn.Module):
         """Map (B, C, H, W) to (B, C, size, size)."""
         count, channels, height, width = images.shape
         boxes = crop_boxes(count, height, width, self.scale, self.ratio)
-        flips = (torch.rand(count) < self.flip).float()
+        flips = chosen_with(self.flip, count).float()
         top, left, h, w, flips = to_device(torch.stack([*boxes, flips]), images)
         rows = resize_matrix(top, h, height, self.size)
         columns = resize_matrix(left, w, width, self.size)
@@ -138,11 +145,11 @@ class RandomAffineCrop(nn.Module):
         top, left, h, w = (
             side / self.size for side in crop_boxes(count, self.size, self.size, self.scale, self.ratio)
         )
-        angle = uniform(count, -self.degrees, self.degrees) * (math.pi / 180)
-        shear = uniform(count, -self.shear, self.shear)
+        angle = uniform(-self.degrees, self.degrees, count) * (math.pi / 180)
+        shear = uniform(-self.shear, self.shear, count)
         cos, sin = angle.cos(), angle.sin()
-        across = 2 * left + w - 1 + 2 * uniform(count, -self.shift, self.shift)
-        down = 2 * top + h - 1 + 2 * uniform(count, -self.shift, self.shift)
+        across = 2 * left + w - 1 + 2 * uniform(-self.shift, self.shift, count)
+        down = 2 * top + h - 1 + 2 * uniform(-self.shift, self.shift, count)
         # rotation · shear · the box's extent
         first = torch.stack([cos * w, (cos * shear - sin) * h, across], dim=1)
         second = torch.stack([sin * w, (sin * shear + cos) * h, down], dim=1)
@@ -200,13 +207,13 @@ class ColourJitter(nn.Module):
             shift_hue,
         )
         count = len(images)
-        change = torch.rand(count) < self.p
+        change = chosen_with(self.p, count)
         # neutral: 1 for factors, 0 for the hue
-        drawn = [uniform(count, -s, s) * change + (i < 3) for i, s in enumerate(self.strengths)]
-        order = torch.randperm(len(drawn)).tolist()
-        factors = to_device(torch.stack(drawn), images)
+        factors = [uniform(-s, s, count) * change + (i < 3) for i, s in enumerate(self.strengths)]
+        order = drawn(lambda n, **of: torch.randperm(*n, **of), (len(factors),), None).tolist()
+        steered = to_device(torch.stack(factors), images)
         for step in order:
-            images = steps[step](images, factors[step])
+            images = steps[step](images, steered[step])
         return images
 
 
@@ -219,7 +226,7 @@ class RandomGrey(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, H, W) to (B, 3, H, W)."""
-        chosen = to_device(torch.rand(len(images)) < self.p, images)
+        chosen = to_device(chosen_with(self.p, len(images)), images)
         red, green, blue = images.unbind(1)
         luma = 0.299 * red + 0.587 * green + 0.114 * blue
         return torch.where(chosen[:, None, None, None], luma[:, None], images)
@@ -240,8 +247,8 @@ class RandomBlur(nn.Module):
         from kornia.filters import gaussian_blur2d
 
         count = len(images)
-        drawn = torch.stack([(torch.rand(count) < self.p).float(), uniform(count, *self.sigma)])
-        chosen, sigma = to_device(drawn, images)
+        parameters = torch.stack([chosen_with(self.p, count).float(), uniform(*self.sigma, count)])
+        chosen, sigma = to_device(parameters, images)
         blurred = gaussian_blur2d(images, (self.kernel, self.kernel), sigma[:, None].expand(-1, 2))
         return torch.where(chosen[:, None, None, None] > 0, blurred, images)
 
@@ -258,5 +265,5 @@ class RandomSolarise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
-        chosen = to_device(torch.rand(len(images)) < self.p, images)
+        chosen = to_device(chosen_with(self.p, len(images)), images)
         return torch.where(chosen[:, None, None, None] & (images >= 0.5), 1 - images, images)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from probjepa.draws import drawn
 from probjepa.heads.base import Head, check_counts
 from probjepa.heads.flow_matching import integrate
 from probjepa.heads.networks import Denoiser, FieldPrediction
@@ -123,8 +125,8 @@ class DiffusionPrediction(FieldPrediction):
     def loss(self, target: Tensor) -> Tensor:
         """Mean squared error (...) of the predicted noise at a random level, over the coordinates."""
         target = self.checked(target)
-        noise = torch.randn_like(target)
-        level = torch.randint(LEVELS, target.shape[:-1], device=target.device)
+        noise = drawn(torch.randn, target.shape, device=target.device, dtype=target.dtype)
+        level = drawn(partial(torch.randint, LEVELS), target.shape[:-1], device=target.device)
         signal = self.head.kept_signal[level].to(target.dtype).unsqueeze(-1)
         noisy = signal.sqrt() * target + (1 - signal).sqrt() * noise
         return (self.head.noise(noisy, level, self._code) - noise).square().mean(-1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from probjepa.draws import drawn
 from probjepa.errors import ConfigError
 from probjepa.heads.base import Head, check_counts, full_precision, gaussian_log_density
 from probjepa.heads.networks import Denoiser, FieldPrediction
@@ -104,8 +105,9 @@ class FlowMatchingPrediction(FieldPrediction):
     def loss(self, target: Tensor) -> Tensor:
         """Mean squared error (...) of the velocity at a random time, over the coordinates."""
         target = self.checked(target)
-        noise = torch.randn_like(target)
-        t = torch.rand(target.shape[:-1], device=target.device, dtype=target.dtype)
+        like: Any = {"device": target.device, "dtype": target.dtype}
+        noise = drawn(torch.randn, target.shape, **like)
+        t = drawn(torch.rand, target.shape[:-1], **like)
         y = torch.lerp(noise, target, t.unsqueeze(-1))
         velocity: Tensor = self.head.velocity(y, t, self._code).to(target.dtype)
         return (velocity - (target - noise)).square().mean(-1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from probjepa.draws import drawn
 
 
 def world_size() -> int:
@@ -29,6 +32,24 @@ class _Gather(torch.autograd.Function):
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size(), ctx.dim)[dist.get_rank()], None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradients[0])
+
+
+def summed(x: Tensor) -> Tensor:
+    """Add up ``x`` of all processes, with gradients: those of every process's loss."""
+    total: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
+    return total
 
 
 def gather(x: Tensor, dim: int = 0) -> Tensor:
@@ -58,7 +79,7 @@ def shared_seed(device: torch.device) -> int:
     device
         one that the processes can exchange tensors on
     """
-    seed = torch.randint(2**62, ())
+    seed = drawn(partial(torch.randint, 2**62), (), None)
     if world_size() > 1:
         seed = seed.to(device)
         dist.broadcast(seed, 0)

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
 from probjepa.data.masks import MultiBlockMasks
+from probjepa.draws import drawn_rows
 from probjepa.errors import ConfigError, DataError
 from probjepa.heads.base import MEAN_DRAWS, at_least_float32, full_precision
 from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluating
@@ -151,7 +152,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
                 f"the loss of IJEPA takes views of {size}x{size} pixels, got {tuple(images.shape)}: make "
                 f"them with the view recipe '{self.view_recipe}'"
             )
-        context, hidden = (index.to(images.device) for index in self.masks(len(images)))
+        context, hidden = (index.to(images.device) for index in drawn_rows(self.masks, len(images)))
         tokens = self.targets(images)
         rows = torch.arange(len(images), device=images.device)[:, None, None]
         loss = self.head(self.contexts(images, context, hidden)).loss(tokens[rows, hidden]).mean()

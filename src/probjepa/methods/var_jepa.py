@@ -15,8 +15,10 @@ from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
 from probjepa.distributions.base import FullPrecision, at_least_float32, full_precision
 from probjepa.distributions.gaussian import kl_diagonal_gaussians
+from probjepa.draws import drawn
 from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
 from probjepa.methods.base import check_weights, evaluating
+from probjepa.methods.distributed import gather, shared_seed
 from probjepa.methods.pretrained import Pretrained
 from probjepa.methods.sigreg import sigreg
 from probjepa.typed import check_settings, types_of
@@ -250,8 +252,10 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         loss = sum(weighted, torch.zeros((), device=x.device))
         if self.sigreg_weight:
             with full_precision(x):
-                statistic = sigreg(rows["s_x"], 64, resolution=math.inf, points=64, largest_frequency=5.0)
-            terms["sigreg"] = statistic / (2 * 5.0 * len(x))  # a mean over [−5, 5], not N times an integral
+                s_x = gather(rows["s_x"])
+                directions = torch.Generator(x.device).manual_seed(shared_seed(x.device))
+                statistic = sigreg(s_x, 64, directions, resolution=math.inf, points=64, largest_frequency=5.0)
+            terms["sigreg"] = statistic / (2 * 5.0 * len(s_x))  # a mean over [−5, 5], not N times an integral
             loss = loss + self.sigreg_weight * terms["sigreg"]
         return {"loss": loss, **terms}
 
@@ -425,7 +429,11 @@ class Decoder(FullPrecision):
 
 def _draw(q: Gaussian, generator: torch.Generator | None) -> Tensor:
     mean, log_variance = q
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    of: Any = {"device": mean.device, "dtype": mean.dtype}
+    if generator is None:
+        noise = drawn(torch.randn, mean.shape, **of)
+    else:
+        noise = torch.randn(mean.shape, generator=generator, **of)
     return mean + torch.exp(0.5 * log_variance) * noise
 
 

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from probjepa.data.overlap import refuse_overlap
 from probjepa.distributions import MultivariateStudentT, PolarStudentT, PolarStudentTMixture
+from probjepa.draws import drawn
 from probjepa.errors import ConfigError, DataError, unknown_name
 from probjepa.heads import InferenceNetwork
 from probjepa.heads.base import at_least_float32
@@ -154,7 +155,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         z = mean
         if self.draws:
             shape = (self.draws, *mean.shape)
-            z = mean + variance.sqrt() * torch.randn(shape, device=mean.device, dtype=mean.dtype)
+            z = mean + variance.sqrt() * drawn(torch.randn, shape, 1, device=mean.device, dtype=mean.dtype)
         likelihood = self.likelihood(z, variance)
         if isinstance(likelihood, PolarStudentT):
             terms = {name: getattr(likelihood, f"{name}_nll") for name in self.terms}

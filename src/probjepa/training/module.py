@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.distributions.base import full_precision, unchecked
+from probjepa.draws import shared_draws
 from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.training.checkpoint import check_signature, sign
 from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
@@ -49,8 +50,9 @@ class Module(L.LightningModule):
     """Train a method with Lightning: views on the device, one loss, a warm-up and a cosine.
 
     A batch is a uint8 tensor (N, C, H, W), or a tuple that starts with one. Every step draws from a seed made
-    of (``seed``, step, rank), so that a resumed run equals an uninterrupted one. ``loss`` and the method's
-    other terms are logged as ``train/…``; the values of the last optimiser step are in :attr:`terms`.
+    of (``seed``, step), so that a resumed run equals an uninterrupted one, and several processes one.
+    ``loss`` and the method's other terms, means over the processes, are logged as ``train/…``; the values of
+    the last optimiser step are in :attr:`terms`.
 
     Parameters
     ----------
@@ -163,35 +165,37 @@ class Module(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         accumulate = self.trainer.accumulate_grad_batches
-        seed = step_seed(
-            self.settings["seed"],
-            self.global_step * accumulate + batch_idx % accumulate,
-            self.global_rank,
-        )
-        terms = self.terms_of(batch, seed)
+        step = self.global_step * accumulate + batch_idx % accumulate
+        terms = self.terms_of(batch, step, self.global_rank, self.trainer.world_size)
         self._names = list(terms)
         self._pending.append(torch.stack([value.detach().float() for value in terms.values()]))
         return terms["loss"]
 
     @_float32_by_default()
-    def terms_of(self, batch: Any, seed: int) -> dict[str, Tensor]:
-        """Return the loss and the method's other terms of one batch, whose draws come from ``seed`` alone."""
+    def terms_of(self, batch: Any, step: int, rank: int = 0, processes: int = 1) -> dict[str, Tensor]:
+        """Return the loss and the method's other terms of one batch.
+
+        Draws come from the seed and the step alone. Several processes draw together what one would draw for
+        their joined batch; what knows nothing of them, as dropout, draws from a stream of each process.
+        """
+        seed, common = (step_seed(self.settings["seed"], step, of) for of in (rank, 0))
         torch.manual_seed(step_seed(seed, 0))  # not the views' stream: their draws would repeat in the loss
         views = batch
         if self.views is not None:
             images = batch[0] if isinstance(batch, Sequence) else batch
             # colour and blur in bfloat16 would quantise the images
-            with torch.no_grad(), full_precision(images):
+            with torch.no_grad(), full_precision(images), shared_draws(common, rank, processes):
                 views = self.views(images, seed)
         if self._channels_last:
             views = [v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for v in views]
-        with unchecked() if self._loss else nullcontext():
+        checks = unchecked() if self._loss else nullcontext()
+        with checks, shared_draws(step_seed(common, 0), rank, processes):
             terms: dict[str, Tensor] = (self._loss or self.method.loss)(views)
         return terms
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the terms, and refuse to step on a loss or a gradient that is not finite."""
-        terms = torch.stack(self._pending).mean(0)
+        terms = self.trainer.strategy.reduce(torch.stack(self._pending).mean(0), reduce_op="mean")
         self._pending.clear()
         gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)

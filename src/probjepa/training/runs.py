@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import inspect
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import TorchSyncBatchNorm
 from torch import nn
 
 from probjepa.claims import is_first_process
@@ -43,6 +45,7 @@ from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from probjepa.training.loader import EpochLoader
 from probjepa.training.module import Module, views_for
 from probjepa.training.monitors import CollapseMonitor, Monitor, OnlineKNN, sample_rows
+from probjepa.training.processes import SyncBatchNorm, batch_size_of_each, lost_another, started
 from probjepa.training.randomness import forked
 from probjepa.training.settings import FitSettings, split_settings, with_settings
 from probjepa.typed import checked
@@ -176,7 +179,9 @@ def fit(
     how = remembered(folder.config) if resume and folder is not None else None
     if how is None:
         # processes must not differ, and a step of what stands on kept views is short
-        alone = cached is None and all(trainer_options.get(n, 1) == 1 for n in ("devices", "num_nodes"))
+        alone = cached is None and all(
+            (started() | trainer_options).get(n, 1) == 1 for n in ("devices", "num_nodes")
+        )
         how = choose(
             module, lambda: images.get(torch.arange(settings.batch_size)), device, precision,
             settings.channels_last, epochs * len(loader) if alone else None,
@@ -201,7 +206,11 @@ def fit(
         trainer = _trainer(device, {**run, **trainer_options, "callbacks": callbacks})
         if cached is not None and trainer.world_size > 1:
             raise ConfigError("cache_views works in one process: leave it out, or train on one device")
-        module.fingerprint |= {"batch_size": settings.batch_size, "precision": precision}
+        if resume and folder is not None:
+            each = batch_size_of_each(folder.config, settings.batch_size, trainer.world_size)
+            settings = dataclasses.replace(settings, batch_size=each)
+        batch = {"batch_size": settings.batch_size, "processes": trainer.world_size}
+        module.fingerprint |= {"global_batch_size": math.prod(batch.values()), "precision": precision}
         module.fingerprint |= _fingerprint(method, views, trainer, settings)
         if folder is not None:
             module.fingerprint |= data_fingerprint(images, most=_HASHED_BYTES)
@@ -211,7 +220,7 @@ def fit(
             more = {k: v for k, v in trainer_options.items() if k not in module.fingerprint}
             given = {"channels_last": settings.channels_last, "compile": settings.compile, **more}
             chosen = {"auto": {k: v for k, v in how._asdict().items() if k != "precision"}}
-            folder.start(module.fingerprint | names | skipped | chosen, device, given)
+            folder.start(batch | module.fingerprint | names | skipped | chosen, device, given)
         if cached is not None:
             if resume and folder is not None:  # a refusal comes before the work, and leaves what is kept
                 module.on_load_checkpoint(AtomicCheckpointIO().load_checkpoint(folder.checkpoint))
@@ -251,8 +260,10 @@ def _trainer(device: torch.device, options: Mapping[str, Any]) -> L.Trainer:
         "num_sanity_val_steps": 0,
     }
     plugins = [*options.get("plugins", []), AtomicCheckpointIO()]
+    if options.get("sync_batchnorm", True):
+        plugins.append(TorchSyncBatchNorm() if device.type == "cuda" else SyncBatchNorm())
     try:
-        return L.Trainer(**{**ours, **options, "plugins": plugins})
+        return L.Trainer(**{**ours, **started(), **options, "sync_batchnorm": False, "plugins": plugins})
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"Lightning cannot train with these settings: {short(error, 200)}") from error
 
@@ -270,7 +281,6 @@ def _fingerprint(method: Method, views: Any, trainer: L.Trainer, settings: FitSe
         prepared = method.preprocess.config()
         given |= {"method.mean": prepared["mean"], "method.std": prepared["std"]}
     return {
-        "processes": trainer.world_size,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "method": method.name,
         **{f"method.{key}": value for key, value in (method.settings | method.source).items()},
@@ -308,6 +318,10 @@ def _train(
     try:
         trainer.fit(module, datamodule=batches, ckpt_path=checkpoint)
     except DAMAGES as error:
+        if trainer.world_size > 1 and lost_another(error):
+            then = "start all of them again with resume=True (--resume)" if folder else "nothing was saved"
+            where = f"another process of the run ended in step {trainer.global_step}"
+            raise ProbjepaError(f"{where}: {then}") from error
         if checkpoint is None or module.restored or isinstance(error, ProbjepaError):
             raise
         raise ArtifactError(

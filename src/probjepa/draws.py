@@ -1,0 +1,82 @@
+"""Random draws for a batch that several processes share: together they draw what one process would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Share:
+    """This process's part of a batch: rows ``rank``, ``rank + world``, …, as the loader deals them."""
+
+    def __init__(self, seed: int, rank: int, world: int) -> None:
+        self.seed, self.rank, self.world = seed, rank, world
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The generator of a device that is in the same state in all processes."""
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self.seed)
+        return self._generators[device]
+
+
+_share: _Share | None = None  # no context variable: PyTorch's compiler reads none
+
+
+@contextmanager
+def shared_draws(seed: int, rank: int, world: int) -> Iterator[None]:
+    """Within the block ``drawn`` draws for all processes, from ``seed``, and gives ``rank`` its rows.
+
+    What is drawn in other ways comes from torch's generators, which each process seeds for itself. With one
+    process nothing changes.
+    """
+    global _share
+    before, _share = _share, _Share(seed, rank, world) if world > 1 else None
+    try:
+        yield
+    finally:
+        _share = before
+
+
+def drawn(
+    draw: Callable[..., Tensor],
+    shape: Sequence[int],
+    dim: int | None = 0,
+    *,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> Tensor:
+    """Draw numbers for a batch, of torch's global generator or, in ``shared_draws``, of the shared one.
+
+    Parameters
+    ----------
+    draw
+        ``torch.rand``, or what is called like it
+    shape
+        of what this process gets
+    dim
+        along which the batch's rows lie: of views one after another, all rows of the first come first. None:
+        the draws are of the batch as a whole, the same in every process
+    """
+    if _share is None:
+        return draw(shape, device=device, **options)
+    whole, rows = list(shape), [slice(None)] * len(shape)
+    if dim is not None:
+        whole[dim] *= _share.world
+        rows[dim] = slice(_share.rank, None, _share.world)
+    numbers = draw(whole, device=device, generator=_share.generator(torch.device(device)), **options)
+    return numbers[tuple(rows)]
+
+
+def drawn_rows(
+    make: Callable[[int, torch.Generator | None], Sequence[Tensor]], count: int
+) -> Sequence[Tensor]:
+    """Return what ``make(count, generator)`` draws on the CPU, each (count, …), shared as by ``drawn``."""
+    if _share is None:
+        return make(count, None)
+    whole = make(count * _share.world, _share.generator(torch.device("cpu")))
+    return [part[_share.rank :: _share.world] for part in whole]

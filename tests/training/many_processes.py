@@ -1,0 +1,106 @@
+"""Runs of each method, as one of the processes that torchrun starts, or as the only one."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+
+import probjepa as pj
+from probjepa.methods import METHODS
+from probjepa.methods.var_jepa import VarJEPA
+from probjepa.training import EpochLoader, fit
+from probjepa.training.module import Module
+from probjepa.training.processes import SyncBatchNorm, started
+
+TOTAL, EPOCHS = 16, 2  # images a step
+VIT = {
+    "backbone_options": {"patch_size": 4, "width": 16, "depth": 1, "heads": 2}, "predictor_width": 16,
+    "predictor_depth": 1,
+}  # fmt: skip
+CASES = {
+    "simsiam": ("simsiam", {}),
+    "byol": ("byol", {}),
+    "vicreg": ("vicreg", {"projector_dim": 16}),
+    "barlow-twins": ("barlow-twins", {"projector_dim": 16}),
+    "lejepa": ("lejepa", {"projector_dim": 16}),
+    "vi-simsiam": ("vi-simsiam", {"projector_dim": 16}),
+    "vje": ("vje", {}),
+    "vje, averaged target": ("vje", {"target": "ema"}),
+    "vje, no draws": ("vje", {"draws": 0}),
+    **{f"i-jepa, {head}": ("i-jepa", {"head": head, **VIT}) for head in (
+        "deterministic", "realnvp", "flow_matching", "diffusion",
+    )},
+}  # fmt: skip
+
+
+def digits():
+    """48 images of 16 px, three of which lie beyond the last whole batch."""
+    drawn = np.random.default_rng(0).integers(0, 256, (51, 1, 16, 16), dtype=np.uint8)
+    return pj.open_images(drawn)
+
+
+def model_of(name):
+    method, settings = CASES[name]
+    if method != "i-jepa":
+        settings = {"backbone": "convnet", "backbone_options": {"widths": (8, 16)}, **settings}
+    return METHODS[method](channels=1, image_size=16, seed=0, **settings)
+
+
+def run(name, folder, processes, **options):
+    """Train a case into ``folder / name``."""
+    usual = {"batch_size": TOTAL // processes, "out": Path(folder) / name, "precision": "32-true"}
+    settings = usual | {"epochs": EPOCHS, "learning_rate": 1e-3, "progress": False}
+    return fit(model_of(name), digits(), **(settings | options))
+
+
+class Killer(L.Callback):
+    """Kill the second process amid the second epoch."""
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 5 and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_var_jepa(folder, processes):
+    """Train the method of tables' pairs with Lightning's Trainer."""
+    model = VarJEPA(x_dim=4, y_dim=3, latent_dim=3, z_dim=2, hidden=(8,), sigreg_weight=0.1, seed=0)
+    rows = torch.randn(48, 7, generator=torch.Generator().manual_seed(0))
+
+    class Pairs:
+        def __len__(self):
+            return 48
+
+        def get(self, chosen):
+            return rows[chosen][:, :4], rows[chosen][:, 4:]
+
+    class Seen(L.Callback):
+        def __init__(self):
+            self.losses = []
+
+        def on_train_batch_end(self, trainer, module, *_):
+            self.losses.append(module.terms["loss"])
+
+    seen = Seen()
+    trainer = L.Trainer(
+        max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[seen], plugins=[SyncBatchNorm()],
+        **({"devices": 1} | started()),
+    )  # fmt: skip
+    loader = EpochLoader(Pairs(), TOTAL // processes, seed=0, rank=trainer.global_rank, world_size=processes)
+    trainer.fit(Module(model, epochs=EPOCHS, learning_rate=1e-3), loader)
+    if trainer.is_global_zero:
+        (Path(folder) / "var-jepa.txt").write_text(" ".join(map(str, seen.losses)))
+
+
+if __name__ == "__main__":
+    place, what = Path(sys.argv[1]), sys.argv[2]
+    again = {"resume": True} if what == "resume" else {"callbacks": [Killer()], "checkpoint_seconds": 0.0}
+    if what == "all":
+        for case in CASES:
+            run(case, place, 2)
+        run_var_jepa(place, 2)
+    run("vje", place, 2, out=place / "killed", **again)

@@ -1,0 +1,140 @@
+"""Two processes are one: the same curve, resumed by as many or by fewer, whoever is killed."""
+
+import csv
+import shutil
+import subprocess
+import sys
+
+import many_processes
+import pytest
+import safetensors.torch
+import torch
+from many_processes import CASES, run, run_var_jepa
+
+from probjepa.errors import ConfigError
+from probjepa.training.processes import SyncBatchNorm, batch_size_of_each, started
+
+KILLED = "vje"
+
+
+def torchrun(folder, what):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    return subprocess.run(
+        [*command, many_processes.__file__, str(folder), what], capture_output=True, text=True, check=False
+    )
+
+
+def losses(run_folder):
+    with (run_folder / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file)]
+
+
+def weights(run_folder):
+    return safetensors.torch.load_file(run_folder / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Every case by two processes, and one whose second process was killed amid the second epoch."""
+    folder = tmp_path_factory.mktemp("two")
+    said = torchrun(folder, "all")
+    assert (folder / "killed" / "checkpoints" / "last.ckpt").is_file(), said.stderr[-3000:]
+    assert not (folder / "killed" / "model").exists()
+    assert "another process of the run ended in step 5: start all of them again" in said.stderr
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_have_the_curve_of_one_on_the_joined_batch(two, tmp_path, case):
+    run(case, tmp_path, 1)
+    assert losses(two / case) == pytest.approx(losses(tmp_path / case), rel=1e-4, abs=1e-4)
+    ours, theirs = weights(tmp_path / case), weights(two / case)
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=0.01, atol=0.01, msg=name)
+
+
+def test_so_has_var_jepa(two, tmp_path):
+    run_var_jepa(tmp_path, 1)
+    found, exact = (
+        [float(x) for x in (folder / "var-jepa.txt").read_text().split()] for folder in (two, tmp_path)
+    )
+    assert len(exact) == 6
+    assert found == pytest.approx(exact, rel=1e-4)
+
+
+def test_a_run_whose_process_was_killed_goes_on_as_if_nothing_had_been(two, tmp_path):
+    for folder in ("by two", "by one"):
+        shutil.copytree(two / "killed", tmp_path / folder / "killed")
+    said = torchrun(tmp_path / "by two", "resume")
+    assert said.returncode == 0, said.stderr[-3000:]
+    exact = weights(two / KILLED)
+    for name, value in weights(tmp_path / "by two" / "killed").items():
+        assert torch.equal(value, exact[name]), name
+    assert losses(tmp_path / "by two" / "killed") == losses(two / KILLED)
+    # one process takes the batches of both
+    run(KILLED, tmp_path / "by one", 1, out=tmp_path / "by one" / "killed", batch_size=8, resume=True)
+    assert losses(tmp_path / "by one" / "killed") == pytest.approx(losses(two / KILLED), rel=1e-4)
+
+
+def test_processes_that_cannot_share_a_step_are_one_line(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("batch_size: 8\nprocesses: 2\n")
+    assert [batch_size_of_each(config, 8, count) for count in (1, 2, 4)] == [16, 8, 4]
+    assert batch_size_of_each(config, 6, 1) == 6  # asked for; the checkpoint's signature says no
+    with pytest.raises(ConfigError, match="takes 16 images, which 3 processes"):
+        batch_size_of_each(config, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("variables", "options"),
+    [
+        ({}, {}),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, {}),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"},
+            {"devices": 4, "num_nodes": 2, "strategy": "ddp"},
+        ),
+        (
+            {"SLURM_NTASKS": "6", "SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NUM_NODES": "3"},
+            {"devices": 2, "num_nodes": 3, "strategy": "ddp"},
+        ),
+        ({"SLURM_NTASKS": "6", "SLURM_NNODES": "3"}, {}),  # a batch script's own process
+    ],
+)
+def test_what_torchrun_and_srun_have_started_is_known(monkeypatch, variables, options):
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert started() == options
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4), (6, 3, 4, 4)])
+def test_layers_of_one_process_keep_their_bits_and_come_back(tmp_path, shape, momentum):
+    kind = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d}[len(shape)]
+    layer, plain = (torch.nn.Sequential(kind(3, momentum=momentum)).double() for _ in range(2))
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        sync = SyncBatchNorm()
+        assert type(sync.apply(layer)[0]) is kind
+        torch.distributed.get_world_size, world = lambda: 2, torch.distributed.get_world_size
+        try:
+            sync.apply(layer)
+        finally:
+            torch.distributed.get_world_size = world
+        x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        outs = [module(x) for module, x in zip((layer, plain), inputs, strict=True)]
+        for out in outs:
+            out.square().mul(torch.arange(out.numel()).view(shape)).sum().backward()
+        torch.testing.assert_close(outs[0], outs[1])
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+        for name, value in plain.state_dict().items():
+            torch.testing.assert_close(layer.state_dict()[name], value)
+        torch.testing.assert_close(layer.eval()(x), plain.eval()(x))
+        assert type(sync.revert(layer)[0]) is kind
+    finally:
+        torch.distributed.destroy_process_group()
