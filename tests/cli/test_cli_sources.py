@@ -1,5 +1,6 @@
 """What the commands do with sources: options given twice, chosen columns, and what is left out."""
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from probjepa import VJE
 from probjepa.cli import run
 from probjepa.cli.app import app
 from probjepa.yaml_files import read_yaml
+from shard_cases import write_numbered
 
 QUICK = ["--set", "batch_size=8", "--set", "backbone=convnet", "--set", "widths=[4,8]", "-q"]
 COMMANDS = typer.main.get_command(app).commands
@@ -144,3 +146,29 @@ def test_what_is_left_out_is_named_everywhere(places, tmp_path, capsys):
         *skip,
     ]
     assert run(resumed) == 0
+
+
+def test_train_streams_shards_and_goes_on_as_it_was_begun(tmp_path, capsys):
+    data, out = write_numbered(tmp_path / "shards", (20, 3, 19), "tar"), tmp_path / "run"
+    command = ["train", "vje", "--data", str(data), "--out", str(out), *QUICK, "--set", "workers=0"]
+    assert run([*command, "--epochs", "1"]) == 0
+    config = read_yaml(out / "config.yaml")
+    assert (config["data_images"], config["data_shards"], config["stream_buffer"]) == (42, 3, 4096)
+    assert (out / "report.html").is_file()
+    assert run(["train", "vje", "--data", str(data), "--out", str(out), "-q", "--resume"]) == 0
+    (data / "part-01.tar").write_bytes(b"no tar file")
+    capsys.readouterr()
+    assert run([*command, "--overwrite"]) == 2
+    assert "part-01.tar' cannot be read as .tar" in capsys.readouterr().err
+    assert run([*command, "--overwrite", "--epochs", "1", "--on-error", "skip"]) == 0
+    assert "part-01.tar" in capsys.readouterr().out
+    assert "part-01.tar" in read_yaml(out / "config.yaml")["data_skipped"][0]
+
+
+def test_train_reads_shards_of_a_store(tmp_path):
+    store = fsspec.filesystem("memory")
+    for file in write_numbered(tmp_path / "shards", (20, 22)).iterdir():
+        store.pipe_file(f"/train-store/{file.name}", file.read_bytes())
+    command = ["train", "vje", "--data", "memory://train-store", "--out", str(tmp_path / "run"), *QUICK]
+    assert run([*command, "--epochs", "1", "--set", "workers=0"]) == 0
+    assert read_yaml(tmp_path / "run" / "config.yaml")["data_shards"] == 2

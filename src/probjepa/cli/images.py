@@ -16,6 +16,7 @@ from probjepa.data import Images, ImageSet, open_images
 from probjepa.data.fitting import Fit
 from probjepa.data.overlap import refuse_overlap
 from probjepa.data.rows import identity, open_table
+from probjepa.data.streams import Stream, open_training
 from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.files import first_line, refuse_existing
 from probjepa.terminal import console, say
@@ -50,6 +51,8 @@ class ImageModel:
         first = is_first_process()  # another process of the run finds the folder that the first has made
         if first and not options.resume:
             refuse_existing(options.out, options.overwrite, "go on with it with --resume")
+        from probjepa.training.folder import RunFolder
+
         size, channels = given.get("image_size"), given.get("channels")
         progress, model = first and not options.quiet, None
         if is_trained(given.get("backbone")):  # it says how its images are prepared
@@ -60,7 +63,12 @@ class ImageModel:
             "convert": options.convert or (model is not None and model.preprocess.fit is not None),
             "progress": progress, "on_error": on_error, "labels": options.labels, "ids": options.ids,
         }  # fmt: skip
-        images = open_images(data, size=size, channels=channels, **reading)
+        stream = given.get("stream", "auto")
+        if options.resume:
+            stream = RunFolder(options.out).streamed(stream)
+        names = {"stream_buffer": "buffer", "seed": "seed"}
+        shards = {"stream": stream, **{word: given[name] for name, word in names.items() if name in given}}
+        images = open_training(data, size=size, channels=channels, **shards, **reading)
         if model is None:
             given = fill_in(method, given, images.size, images.channels)
             settings = sort_settings(method, given)
@@ -68,7 +76,7 @@ class ImageModel:
         if size is None and isinstance(images, ImageSet):
             images = open_images(images, size=side, channels=channels)
         elif size is None:
-            images = open_images(data, size=side, channels=channels, **reading)
+            images = open_training(data, size=side, channels=channels, **shards, **reading)
         _say_skipped(images)
         val = None
         if options.val is not None:
@@ -282,7 +290,7 @@ def checked_on_error(value: str) -> Any:
     return value
 
 
-def _say_skipped(images: Images) -> None:
+def _say_skipped(images: Images | Stream) -> None:
     """Print which images were left out."""
     if images.skipped:
         say(f"skipped {len(images.skipped)} unreadable files of {images.name}:")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -24,8 +25,20 @@ from probjepa.errors import DataError, ProbjepaError
 from probjepa.files import first_line, regular
 
 _BUFFER = 1 << 20  # bytes of a parquet column that are read at a time
-# an Arrow schema, and what gives so many rows at a time of some columns
-Opened = tuple[Any, Callable[[int, list[str]], Iterator[Any]]]
+_SPACING = 256  # rows of a tar file between two places that are kept
+
+
+class Opened(NamedTuple):
+    """A file of rows: its Arrow schema, how many rows it has, and what reads them.
+
+    ``read(rows, columns, start)`` gives Arrow batches of at most so many rows, from the row ``start`` on.
+    ``length()`` gives the rows, and of a tar file, which tells them only when it is read through, the
+    places of some.
+    """
+
+    schema: Any
+    read: Callable[[int, list[str], int], Iterator[Any]]
+    length: Callable[[], tuple[int, tuple[int, ...]]]
 
 
 class Layout(NamedTuple):
@@ -49,14 +62,25 @@ def _opened(path: str) -> Any:
     return system.open(name, "rb")
 
 
-def _parquet(path: str) -> Opened:
+def _parquet(path: str, places: Sequence[int] = ()) -> Opened:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(_opened(path), buffer_size=_BUFFER, pre_buffer=False)
-    return file.schema_arrow, lambda rows, columns: file.iter_batches(batch_size=rows, columns=columns)
+    about = file.metadata
+
+    def read(rows: int, columns: list[str], start: int) -> Iterator[Any]:
+        group = 0
+        while group < about.num_row_groups and start >= (count := about.row_group(group).num_rows):
+            group, start = group + 1, start - count
+        groups = range(group, about.num_row_groups)
+        # no threads: Arrow's do not live on in a process that is forked
+        batches = file.iter_batches(batch_size=rows, columns=columns, row_groups=groups, use_threads=False)
+        return _from_row(batches, rows, columns, start)
+
+    return Opened(file.schema_arrow, read, lambda: (about.num_rows, ()))
 
 
-def _arrow(path: str) -> Opened:
+def _arrow(path: str, places: Sequence[int] = ()) -> Opened:
     """A file of Arrow's, or a stream, as the Hugging Face Hub's libraries write it; batch by batch."""
     import pyarrow as pa
 
@@ -68,53 +92,80 @@ def _arrow(path: str) -> Opened:
     except pa.ArrowInvalid:
         source.seek(0)
         batches = file = pa.ipc.open_stream(source)
-    return file.schema, lambda rows, columns: (
-        batch.slice(start, rows).select(columns)
-        for batch in batches
-        for start in range(0, batch.num_rows, rows)
+    return Opened(
+        file.schema,
+        lambda rows, columns, start: _from_row(batches, rows, columns, start),
+        lambda: (sum(batch.num_rows for batch in batches), ()),
     )
 
 
-def _tar(path: str) -> Opened:
+def _from_row(batches: Iterator[Any], rows: int, columns: list[str], start: int) -> Iterator[Any]:
+    """Batches of at most so many rows, from the row ``start`` on."""
+    for batch in batches:
+        for first in range(min(start, batch.num_rows), batch.num_rows, rows):
+            yield batch.slice(first, rows).select(columns)
+        start = max(0, start - batch.num_rows)
+
+
+def _tar(path: str, places: Sequence[int] = ()) -> Opened:
     """The images of a tar file, which is read in one go: id, image, and label where there is one."""
     import pyarrow as pa
 
     schema = pa.schema([("id", pa.string()), ("image", pa.binary()), ("label", pa.string())])
 
-    def batches(rows: int, columns: list[str]) -> Iterator[Any]:
-        place = _opened(path)
-        with open(place, "rb") if isinstance(place, str) else place as file:
-            held = []
-            for row in _members(file):
-                held.append(dict(zip(schema.names, row, strict=True)))
-                if len(held) == rows:
-                    yield pa.RecordBatch.from_pylist(held, schema)
-                    held = []
-            if held:
-                yield pa.RecordBatch.from_pylist(held, schema)
+    @contextmanager
+    def members(place: int, reading: bool = True) -> Iterator[Iterator[_Member]]:
+        opened = _opened(path)
+        with open(opened, "rb") if isinstance(opened, str) else opened as file:
+            yield _members(file, place, reading)
 
-    return schema, batches
+    def read(rows: int, columns: list[str], start: int) -> Iterator[Any]:
+        known = min(start // _SPACING, len(places) - 1)
+        first, place = (known * _SPACING, places[known]) if known >= 0 else (0, 0)
+        with members(place) as found:
+            wanted = islice(found, start - first, None)
+            while held := [dict(zip(schema.names, row, strict=False)) for row in islice(wanted, rows)]:
+                yield pa.RecordBatch.from_pylist(held, schema).select(columns)
+
+    def count() -> tuple[int, tuple[int, ...]]:
+        with members(0, reading=False) as found:
+            number, kept = -1, []
+            for number, (*_, place) in enumerate(found):
+                if number % _SPACING == 0 and place is not None:
+                    kept.append(place)
+        return number + 1, tuple(kept)
+
+    return Opened(schema, read, count)
 
 
-def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes, str | None]]:
+# its name, its content, its label, and where its group starts in a file that is not compressed
+_Member = tuple[str, bytes, str | None, int | None]
+
+
+def _members(file: IO[bytes], start: int, reading: bool) -> Iterator[_Member]:
     """The images with their labels: what KEY.cls beside KEY.png says (WebDataset), else the first folder."""
-    with tarfile.open(fileobj=file, mode="r|*") as tar:
-        key, images, label = "", list[tuple[str, bytes]](), ""
-        for member in tar:
+    file.seek(start)
+    compressed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
+    file.seek(start)
+    with tarfile.open(fileobj=file, mode="r:*" if compressed else "r:") as tar:
+        key, images, label, place = "", list[tuple[str, bytes]](), "", None
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # or the headers of all stay in memory
             # names may hold bytes that are no text
             name = PurePosixPath(member.name.encode("utf-8", "backslashreplace").decode())
-            content = None if not member.isfile() or name.name.startswith(".") else tar.extractfile(member)
-            if content is None:
+            if not member.isfile() or name.name.startswith("."):
                 continue
             stem = str(name.with_name(name.name.partition(".")[0]))
             if stem != key:
-                yield from ((x, pixels, label or _first_folder(x)) for x, pixels in images)
+                yield from ((x, pixels, label or _first_folder(x), place) for x, pixels in images)
                 key, images, label = stem, [], ""
+                place = member.offset if tar.fileobj is file else None
+            content = tar.extractfile(member) if reading else None
             if name.suffix.lower() in IMAGE_SUFFIXES:
-                images.append((str(name), content.read()))
-            elif name.suffix.lower() == ".cls":
+                images.append((str(name), content.read() if content else b""))
+            elif name.suffix.lower() == ".cls" and content:
                 label = content.read().decode("utf-8", "backslashreplace").strip()
-        yield from ((x, pixels, label or _first_folder(x)) for x, pixels in images)
+        yield from ((x, pixels, label or _first_folder(x), place) for x, pixels in images)
 
 
 def _first_folder(name: str) -> str | None:
@@ -122,7 +173,7 @@ def _first_folder(name: str) -> str | None:
     return parts[0] if len(parts) > 1 else None
 
 
-_READERS: dict[str, Callable[[str], Opened]] = {
+_READERS: dict[str, Callable[[str, Sequence[int]], Opened]] = {
     ".parquet": _parquet, ".arrow": _arrow, ".feather": _arrow, ".ipc": _arrow,
     ".tar": _tar, ".tar.gz": _tar, ".tgz": _tar,
 }  # fmt: skip
@@ -144,11 +195,11 @@ def _reading(path: str) -> Iterator[None]:
         ) from error
 
 
-def _open(path: str) -> Opened:
+def _open(path: str, places: Sequence[int] = ()) -> Opened:
     suffix = suffix_of(path)
     if suffix is None:
         raise DataError(f"'{path}' is no shard: they end in {', '.join(_READERS)}")
-    return _READERS[suffix](path)
+    return _READERS[suffix](path, places)
 
 
 def read_layout(shard: Shard, labels: str | None = None, ids: str | None = None) -> Layout:
@@ -160,7 +211,7 @@ def read_layout(shard: Shard, labels: str | None = None, ids: str | None = None)
         if it cannot be read, or has no such columns
     """
     with _reading(shard.path):
-        return _layout(_open(shard.path)[0], f"'{shard.path}'", labels, ids)
+        return _layout(_open(shard.path).schema, f"'{shard.path}'", labels, ids)
 
 
 def _layout(schema: Any, where: str, labels: str | None, ids: str | None) -> Layout:
@@ -186,11 +237,15 @@ class ShardRecords(Records):
         row → its id and label, of rows that are read and not yet taken
     """
 
-    def __init__(self, shard: Shard, layout: Layout, labels: str | None, ids: str | None) -> None:
+    def __init__(
+        self, shard: Shard, layout: Layout, labels: str | None, ids: str | None, *,
+        start: int = 0, places: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         self.name, self.layout, self.known = shard.path, layout, dict[int, tuple[str, Any]]()
-        self._wanted_ids, self._rows = ids, 0
+        self._wanted_ids, self._rows = ids, start
         with _reading(shard.path):
-            schema, self._batches = _open(shard.path)
+            self._opened = _open(shard.path, places)
+            schema = self._opened.schema
             found = _layout(schema, f"'{shard.path}'", labels, ids)
             if found.label is not None and str(schema.field(found.label).type) == "null":
                 found = found._replace(texts=layout.texts)  # of no label it is not known what it would be
@@ -204,16 +259,28 @@ class ShardRecords(Records):
     def __len__(self) -> int:
         return self._rows
 
+    def count(self) -> tuple[int, tuple[int, ...]]:
+        """Return how many rows there are, and the places of some in a tar file."""
+        with _reading(self.name):
+            return self._opened.length()
+
+    def images(self, length: int) -> Iterator[Payload]:
+        """Return the images alone of all rows, or of those from ``start`` on."""
+        base = Path(os.path.dirname(self.name))
+        with _reading(self.name):
+            for batch in self._opened.read(length, [self.layout.image], self._rows):
+                yield from (as_payload(value, base) for value in batch.column(0).to_pylist())
+
     def read(self, row: int) -> Payload:
         """Refuse: a shard is read in order."""
         raise NotImplementedError("a shard is read in order")
 
     def chunks(self, length: int) -> Iterator[list[Payload]]:
-        """Return all rows in order, at most ``length`` at a time."""
+        """Return all rows in order, or those from ``start`` on, at most ``length`` at a time."""
         layout, base = self.layout, Path(os.path.dirname(self.name))
         with _reading(self.name):
             columns = {name: None for name in layout[:3] if name is not None}
-            for batch in self._batches(length, list(columns)):
+            for batch in self._opened.read(length, list(columns), self._rows):
                 count = batch.num_rows
                 ids = [
                     f"{os.path.basename(self.name)}:{row}" for row in range(self._rows, self._rows + count)

@@ -130,7 +130,7 @@ def open_images(
     decoder = Decoder(size, channels, convert, fit)
     if isinstance(records, ArrayRecords) and (ready := _ready(records, decoder)) is not None:
         return ready
-    shape = _peek(records, decoder)
+    shape = peek(records, decoder)
     limit = free_memory() // 2 if memory_limit is None else memory_limit
     workers = default_workers(shape[1] * shape[2]) if workers is None else workers
     opener = _stream if len(records) * int(np.prod(shape)) > limit else _load
@@ -261,8 +261,8 @@ def _wanted(source: Images, size: int | None, channels: int | None) -> tuple[int
     return channels or source.channels, size or source.shape[1], size or source.shape[2]
 
 
-def _peek(records: Records, decoder: Decoder) -> tuple[int, int, int]:
-    """The largest shape among the first readable rows: good enough to estimate the memory needed."""
+def peek(records: Records, decoder: Decoder) -> tuple[int, int, int]:
+    """Return the largest shape among the first readable rows: good enough to estimate the memory needed."""
     with bomb_guard():
         head = [
             attempt(records, decoder.header, row, payload)
@@ -283,6 +283,13 @@ def free_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def broken_image(line: str) -> DataError:
+    """Return the error of an image that cannot be read, of which the line says where and why."""
+    return DataError(
+        f"{line}: repair or remove it, or leave such images out, --on-error skip (on_error='skip')"
+    )
+
+
 class Check:
     """What one pass over the rows learns: which are readable, of what size, with how many channels."""
 
@@ -298,9 +305,7 @@ class Check:
         """Note a row that cannot be read; DataError unless such rows are to be skipped."""
         line = f"{self.records.where(row)} {reason}"
         if not self.skip:
-            raise DataError(
-                f"{line}: repair or remove it, or leave such images out, --on-error skip (on_error='skip')"
-            )
+            raise broken_image(line)
         self.skipped.append(line)
 
     def add(self, row: int, shape: tuple[int, ...]) -> None:

@@ -12,7 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from probjepa.data.decode import Payload, as_payload
@@ -97,17 +97,23 @@ def read_parquet(
         files = [path] if path.exists() else sorted(Path(name) for name in glob.glob(str(path)))
     if not files:
         raise DataError(f"no parquet file matches '{path}': check the pattern")
-    splits: dict[str, Path] = {}  # name → a pattern of its files
-    for file in files if path.is_dir() else ():
-        parts = file.relative_to(path).parts
+    if path.is_dir():
+        one_split(str(path), [file.relative_to(path).as_posix() for file in files])
+    return ParquetRecords(str(path), files, labels, ids)
+
+
+def one_split(place: str, files: Sequence[str]) -> None:
+    """Raise DataError if the files below a folder, by their names, are of several splits."""
+    splits: dict[str, str] = {}  # name → a pattern of its files
+    for file in files:
+        parts = PurePosixPath(file).parts
         for depth, part in enumerate(parts):
             if match := _SPLIT_NAME.match(part):
-                last = f"{match[1]}*.parquet" if depth == len(parts) - 1 else part
-                splits.setdefault(match[1], path.joinpath(*parts[:depth], last))
+                last = f"{match[1]}*{PurePosixPath(part).suffix}" if depth == len(parts) - 1 else part
+                splits.setdefault(match[1], "/".join([place.rstrip("/"), *parts[:depth], last]))
     if len(splits) > 1:
         names = ", ".join(sorted(splits))
-        raise DataError(f"'{path}' holds several splits ({names}): choose one, '{splits[max(splits)]}'")
-    return ParquetRecords(str(path), files, labels, ids)
+        raise DataError(f"'{place}' holds several splits ({names}): choose one, '{splits[max(splits)]}'")
 
 
 class ParquetRecords(Records):

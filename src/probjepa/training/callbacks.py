@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
@@ -16,6 +17,7 @@ from probjepa.files import read_checkpoint, write_atomic, write_checkpoint
 from probjepa.training.checkpoint import TimedWriter
 from probjepa.training.folder import metrics_csv
 from probjepa.training.interrupt import Interrupted, StopRequest
+from probjepa.training.loader import StreamLoader
 from probjepa.training.module import Module
 from probjepa.training.monitors import Monitor
 from probjepa.training.progress import ProgressBar
@@ -68,6 +70,10 @@ class MetricsTable(L.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Monitor):
                 row |= callback.latest
+        loader = trainer.train_dataloader
+        if isinstance(loader, StreamLoader) and loader.stream.skip:
+            count = torch.tensor(float(loader.unreadable), device=trainer.strategy.root_device)
+            row["unreadable"] = int(trainer.strategy.reduce(count, reduce_op="sum"))
         row["seconds"] = round(self._seconds + now - self._since, 3)
         self.rows.append(row)
         self._sums, self._steps, self._seconds, self._since = {}, 0, 0.0, now

@@ -9,16 +9,18 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from probjepa.data.fingerprint import encoded_fingerprint, fingerprint
 from probjepa.data.images import Images, StreamedImages
+from probjepa.data.streams import Stream
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.files import is_free, write_text
 from probjepa.provenance import versions
+from probjepa.yaml_files import read_yaml
 
 _NAMED = 99  # skipped files that config.yaml names
 _RESULTS = ("model", "metrics.csv", "report.html")
@@ -80,6 +82,13 @@ class RunFolder:
         write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         self._remove(_STATE)
 
+    def streamed(self, asked: bool | Literal["auto"]) -> bool | Literal["auto"]:
+        """Return whether to stream shards: as asked, but in the place of "auto" as the run here did."""
+        if asked != "auto" or not self.config.is_file():
+            return asked
+        content = read_yaml(self.config)
+        return isinstance(content, Mapping) and "stream_buffer" in content
+
     def remove_model(self) -> None:
         """Remove the saved model, where there is one."""
         self._remove(("model",))
@@ -122,12 +131,14 @@ def weights_fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def data_fingerprint(images: Images, name: str = "data", most: int | None = None) -> dict[str, Any]:
+def data_fingerprint(images: Images | Stream, name: str = "data", most: int | None = None) -> dict[str, Any]:
     """Return what tells a set from another.
 
     The number of images; "_sha256", of their ids, shape and the pixels of sixteen; and a hash of all of them:
     "_pixels" of a set in memory, "_files" of a streamed one, whose encoded bytes are read up to ``most``.
     """
+    if isinstance(images, Stream):
+        return images.fingerprint()
     found = {f"{name}_images": len(images), f"{name}_sha256": fingerprint(images, sample=16)[:16]}
     if isinstance(images, StreamedImages):
         digest, rows = encoded_fingerprint(images, most)
@@ -135,9 +146,9 @@ def data_fingerprint(images: Images, name: str = "data", most: int | None = None
     return found | {f"{name}_pixels": fingerprint(images)[:16]}
 
 
-def left_out(images: Images, name: str = "data") -> dict[str, list[str]]:
+def left_out(images: Images | Stream, name: str = "data") -> dict[str, list[str]]:
     """Return a line for each of the first files that were left out of a set, if there are some."""
-    lines = images.skipped[:_NAMED]
+    lines = list(images.skipped[:_NAMED])
     if (more := len(images.skipped) - len(lines)) > 0:
         lines.append(f"and {more:,} more")
     return {f"{name}_skipped": lines} if lines else {}

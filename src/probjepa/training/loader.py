@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from probjepa.errors import ArtifactError, ConfigError, DataError
+from probjepa.data.streams import Stream, lane_count
+from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError, ProbjepaWarning
 from probjepa.training.schedules import step_seed
 
 
@@ -144,21 +146,99 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Tensor]:
         # a generator: Lightning calls iter() before it sets the epoch, nothing runs before next()
         epoch, start, length = self.epoch, self.batch, len(self)
-        for index, batch in enumerate(self._read(self.order(epoch)[start:]), start + 1):
+        for index, batch in enumerate(self._from(epoch, start), start + 1):
             # moved on before the batch is handed out, since nobody asks for the end after the last one
             self.epoch, self.batch = (epoch + 1, 0) if index == length else (epoch, index)
             yield batch
 
-    def _read(self, order: list[Tensor]) -> Iterator[Tensor]:
-        batches = _Batches(self.images, order)
+    def _from(self, epoch: int, start: int) -> Iterator[Tensor]:
+        batches = _Batches(self.images, self.order(epoch)[start:])
         if self.workers == 0:
             return (batches[i] for i in range(len(batches)))
-        loader = torch.utils.data.DataLoader(
-            batches,
-            batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=2,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or the workers' seed would be drawn from the global generator
-        )
-        return iter(loader)
+        return iter(_read_ahead(batches, self.workers))
+
+
+class _Pieces(torch.utils.data.IterableDataset[Any]):
+    """What each worker reads of an epoch's batches; its error is handed over as it is, in one line."""
+
+    def __init__(self, stream: Stream, asked: Mapping[str, Any]) -> None:
+        self.stream, self.asked = stream, asked
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = torch.utils.data.get_worker_info()
+        share = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        try:
+            yield from self.stream.pieces(**self.asked, share=share)
+        except ProbjepaError as error:
+            yield error
+
+
+class StreamLoader(EpochLoader):
+    """Iterate over shards as ``EpochLoader`` does over an image set; its workers read different shards.
+
+    Batches do not depend on the number of workers, nor on that of processes where it divides 32. A row of
+    the sample is in the place of each that cannot be read; :attr:`unreadable` counts those of this epoch.
+    """
+
+    def __init__(self, stream: Stream, batch_size: int, **options: Any) -> None:
+        super().__init__(cast(Rows, stream), batch_size, **options)
+        self.stream = stream
+        self.unreadable = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place of the next batch, and the rows that were left out before it."""
+        return super().state_dict() | {"unreadable": self.unreadable}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a place that ``state_dict`` returned."""
+        super().load_state_dict(state)
+        self.unreadable = state["unreadable"]
+
+    def _from(self, epoch: int, start: int) -> Iterator[Tensor]:
+        if start == 0:
+            self.unreadable = 0
+        asked = {
+            "draw": step_seed(self.seed, epoch, -1), "batch_size": self.batch_size,
+            "batches": range(start, len(self)), "rank": self.rank, "world_size": self.world_size,
+        }  # fmt: skip
+        # each has a lane at least
+        workers = min(self.workers, lane_count(self.world_size) // self.world_size)
+        read: Iterable[Any] = _Pieces(self.stream, asked)
+        pieces = iter(_read_ahead(read, workers) if workers else read)
+        for _ in range(start, len(self)):
+            batch = torch.empty((self.batch_size, *self.stream.shape), dtype=torch.uint8)
+            for _ in range(max(workers, 1)):  # they come in turn
+                piece = next(pieces)
+                if isinstance(piece, ProbjepaError):
+                    raise piece
+                places, pixels, broken = piece
+                batch[places] = pixels
+                self._note(broken)
+            yield batch
+
+    def _note(self, broken: Sequence[str]) -> None:
+        if broken and not self.unreadable:
+            warnings.warn(
+                f"{broken[0]}: another image is in its place, and metrics.csv counts such rows (unreadable)",
+                ProbjepaWarning,
+                stacklevel=2,
+            )
+        self.unreadable += len(broken)
+
+
+def make_loader(images: Rows | Stream, batch_size: int, **options: Any) -> EpochLoader:
+    """Return the loader of a set, or of a stream."""
+    kind: Any = StreamLoader if isinstance(images, Stream) else EpochLoader
+    loader: EpochLoader = kind(images, batch_size, **options)
+    return loader
+
+
+def _read_ahead(dataset: Any, workers: int) -> Iterable[Any]:
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=2,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or the workers' seed would be drawn from the global generator
+    )

@@ -22,8 +22,9 @@ from lightning.pytorch.plugins import TorchSyncBatchNorm
 from torch import nn
 
 from probjepa.claims import is_first_process
-from probjepa.data import Images, ImageSet, open_images
+from probjepa.data import Images, ImageSet
 from probjepa.data.labels import labelled_rows
+from probjepa.data.streams import Stream, lane_count, open_training
 from probjepa.errors import (
     ArtifactError,
     ConfigError,
@@ -42,7 +43,7 @@ from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, Metric
 from probjepa.training.device import resolve_device
 from probjepa.training.folder import RunFolder, data_fingerprint, left_out, weights_fingerprint
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
-from probjepa.training.loader import EpochLoader
+from probjepa.training.loader import EpochLoader, make_loader
 from probjepa.training.module import Module, views_for
 from probjepa.training.monitors import CollapseMonitor, Monitor, OnlineKNN, sample_rows
 from probjepa.training.processes import SyncBatchNorm, batch_size_of_each, lost_another, started
@@ -60,13 +61,13 @@ _HASHED_BYTES = 2**34  # of a streamed set, to know it by: some seconds a gigaby
 class _Batches(L.LightningDataModule):
     """Makes the loader once Lightning knows which process this is."""
 
-    def __init__(self, images: Images | CachedViews, settings: FitSettings) -> None:
+    def __init__(self, images: Images | Stream | CachedViews, settings: FitSettings) -> None:
         super().__init__()
         self.images, self.of = images, settings
 
     def train_dataloader(self) -> EpochLoader:
         assert self.trainer is not None
-        return EpochLoader(
+        return make_loader(
             self.images,
             self.of.batch_size,
             seed=self.of.seed,
@@ -154,12 +155,20 @@ def fit(
     device = resolve_device(settings.device)
     folder = _run_folder(out, resume=resume, overwrite=overwrite)
     loggers = [_make_logger(logger, folder) for logger in settings.loggers]
-    images, held_out = _open(method, data, settings), None if val is None else _open(method, val, settings)
+    resume = resume and folder is not None and folder.checkpoint.is_file()
+    if resume and folder is not None:
+        settings = dataclasses.replace(settings, stream=folder.streamed(settings.stream))
+    source, held_out = _open(method, data, settings), None
+    if val is not None:
+        held_out = _sample(_open(method, val, dataclasses.replace(settings, stream=False)))
+    images = _sample(source)
     # complains before anything is written
-    loader = EpochLoader(images, settings.batch_size, seed=settings.seed)
+    loader = make_loader(source, settings.batch_size, seed=settings.seed)
     method.calibrate(images.get(sample_rows(len(images), _CALIBRATION_ROWS, settings.seed)))
     cached, drawn = None, views if isinstance(views, int) else 2
     if settings.cache_views:
+        if isinstance(source, Stream):
+            raise ConfigError("cache_views keeps views of each image, and these are a stream: leave it out")
         if drawn > max(settings.cache_views, 2):
             raise ConfigError(
                 f"views is {drawn}, and cache_views keeps {settings.cache_views} an image: raise it"
@@ -175,7 +184,6 @@ def fit(
         compile=_compiled(settings.compile, device, epochs * len(loader)),
         **settings.loop(),
     )
-    resume = resume and folder is not None and folder.checkpoint.is_file()
     how = remembered(folder.config) if resume and folder is not None else None
     if how is None:
         # processes must not differ, and a step of what stands on kept views is short
@@ -183,7 +191,7 @@ def fit(
             (started() | trainer_options).get(n, 1) == 1 for n in ("devices", "num_nodes")
         )
         how = choose(
-            module, lambda: images.get(torch.arange(settings.batch_size)), device, precision,
+            module, lambda: images.get(torch.arange(settings.batch_size) % len(images)), device, precision,
             settings.channels_last, epochs * len(loader) if alone else None,
         )  # fmt: skip
         asked = "auto" in (precision, settings.channels_last)
@@ -212,11 +220,13 @@ def fit(
         batch = {"batch_size": settings.batch_size, "processes": trainer.world_size}
         module.fingerprint |= {"global_batch_size": math.prod(batch.values()), "precision": precision}
         module.fingerprint |= _fingerprint(method, views, trainer, settings)
+        if isinstance(source, Stream):
+            module.fingerprint["stream_lanes"] = lane_count(trainer.world_size)
         if folder is not None:
-            module.fingerprint |= data_fingerprint(images, most=_HASHED_BYTES)
+            module.fingerprint |= data_fingerprint(source, most=_HASHED_BYTES)
         if folder is not None and is_first_process() and not resume:
-            names = {"data": images.name, "val": held_out.name if held_out else None}
-            skipped = left_out(images) | ({} if held_out is None else left_out(held_out, "val"))
+            names = {"data": source.name, "val": held_out.name if held_out else None}
+            skipped = left_out(source) | ({} if held_out is None else left_out(held_out, "val"))
             more = {k: v for k, v in trainer_options.items() if k not in module.fingerprint}
             given = {"channels_last": settings.channels_last, "compile": settings.compile, **more}
             chosen = {"auto": {k: v for k, v in how._asdict().items() if k != "precision"}}
@@ -228,9 +238,9 @@ def fit(
             of_data = {k: v for k, v in module.fingerprint.items() if k.startswith(("data_", "views"))}
             recipe = (method.view_recipe, method.preprocess.config())
             cached.make(stop, key=repr((of_data, recipe)), progress=progress)
-        _train(trainer, module, cached or images, settings, folder, stop, resume=resume)
+        _train(trainer, module, cached or source, settings, folder, stop, resume=resume)
     method.eval().to(device)
-    method.card_text, method.run_record = None, _for_the_card(images, module.fingerprint, table.rows)
+    method.card_text, method.run_record = None, _for_the_card(source, module.fingerprint, table.rows)
     if folder is not None and trainer.is_global_zero:
         method.save_pretrained(folder.model)
     return method
@@ -289,7 +299,7 @@ def _fingerprint(method: Method, views: Any, trainer: L.Trainer, settings: FitSe
 
 
 def _for_the_card(
-    images: Images, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    images: Images | Stream, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What a model card says of a run: its data, its settings, and the last value of each metric."""
     named = images.name.startswith(("hf:", "sklearn:"))  # of a file, not where it lies
@@ -303,7 +313,7 @@ def _for_the_card(
 def _train(
     trainer: L.Trainer,
     module: Module,
-    images: Images | CachedViews,
+    images: Images | Stream | CachedViews,
     settings: FitSettings,
     folder: RunFolder | None,
     stop: StopRequest,
@@ -335,13 +345,22 @@ def _train(
         raise Interrupted(f"stopped at once in step {trainer.global_step}: {then}") from None
 
 
-def _open(method: Method, source: Any, settings: FitSettings) -> Images:
+def _open(method: Method, source: Any, settings: FitSettings) -> Images | Stream:
+    if isinstance(source, Stream):
+        return source
     # an opened set keeps its size: the user has chosen it
     size = None if isinstance(source, Images) else settings.decode_size or method.preprocess.size
     # an encoder trained elsewhere has grey images repeated
     convert = settings.convert or method.preprocess.fit is not None
-    channels = method.preprocess.channels
-    return open_images(source, size=size, channels=channels, on_error=settings.on_error, convert=convert)
+    return open_training(
+        source, stream=settings.stream, buffer=settings.stream_buffer, seed=settings.seed, size=size,
+        channels=method.preprocess.channels, on_error=settings.on_error, convert=convert,
+    )  # fmt: skip
+
+
+def _sample(images: Images | Stream) -> Images:
+    """What of a set is looked at beside the training."""
+    return images.sample if isinstance(images, Stream) else images
 
 
 def _monitors(
@@ -388,7 +407,7 @@ def _make_logger(logger: str | Logger, folder: RunFolder | None) -> Logger:
     return TensorBoardLogger(folder.path, name="tensorboard", version="")
 
 
-def _to_device(images: Images | CachedViews, device: torch.device) -> Images | CachedViews:
+def _to_device(images: Images | Stream | CachedViews, device: torch.device) -> Images | Stream | CachedViews:
     """Move a set in memory to the GPU once, where it takes less than a quarter of what is free."""
     if not isinstance(images, ImageSet) or images.images.numel() > torch.cuda.mem_get_info(device)[0] / 4:
         return images

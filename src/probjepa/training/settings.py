@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 import numpy as np
 import torch
 
+from probjepa.data.streams import LANES
 from probjepa.errors import ConfigError, unknown_name
 from probjepa.training.optim import OPTIMIZERS
 from probjepa.typed import checked
@@ -143,6 +144,12 @@ class FitSettings(LoopSettings):
     cache_views
         K ≥ 2 views an image of a frozen encoder's embeddings, computed once, kept in the run folder as
         float16, and trained on instead of images: each step draws from them; 0: none
+    stream
+        read shards once an epoch in a shuffled order, without a copy of them in memory or on the disk;
+        ``"auto"``: tar and Arrow files, what has an address, and parquet files whose images would take more
+        than half of the free memory. With ``on_error="skip"`` another row takes the place of a broken one
+    stream_buffer
+        rows of a stream that are held, still encoded, to be shuffled; 32 or more
     on_error, convert
         see ``open_images``
     """
@@ -158,6 +165,8 @@ class FitSettings(LoopSettings):
     checkpoint_seconds: float = 30.0
     decode_size: int | None = None
     cache_views: int = 0
+    stream: bool | Literal["auto"] = "auto"
+    stream_buffer: int = 4096
     on_error: Literal["raise", "skip"] = "raise"
     convert: bool = False
 
@@ -170,8 +179,9 @@ class FitSettings(LoopSettings):
             "checkpoint_seconds",
             "decode_size",
             "cache_views",
+            "stream_buffer",
         ):
-            least, value = (8 if name == "decode_size" else 0), getattr(self, name)
+            least, value = {"decode_size": 8, "stream_buffer": LANES}.get(name, 0), getattr(self, name)
             if value is not None and not value >= least:
                 raise ConfigError(f"{name} must be {least} or more, got {value}")
 

@@ -1,0 +1,125 @@
+"""Training on shards that are streamed: resumed anywhere it ends as if it had been left alone."""
+
+import os
+import shutil
+
+import pytest
+import test_fit_resume as resumed
+import torch
+import yaml
+
+from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning
+from probjepa.training import Interrupted
+from probjepa.training.loader import EpochLoader, StreamLoader, make_loader
+from shard_cases import opened, write_numbered
+
+SETTINGS = {"stream": True, "stream_buffer": 32, "workers": 0, "checkpoint_seconds": 0.0}
+EPOCHS, STEPS = 2, 5
+
+
+def train(out, data, **settings):
+    return resumed.train(out, data=str(data), **{"epochs": EPOCHS} | SETTINGS | settings)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_numbered(tmp_path_factory.mktemp("data") / "shards", (20, 3, 19))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, shards):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return out, train(out, shards)
+
+
+def test_the_run_says_what_it_was_trained_on(whole, shards):
+    config = yaml.safe_load((whole[0] / "config.yaml").read_text())
+    assert (config["data"], config["data_images"], config["data_shards"]) == (str(shards), 42, 3)
+    assert config["stream_buffer"] == 32
+    rows = resumed.table(whole[0])
+    assert [row["step"] for row in rows] == ["5", "10"]
+    assert all(float(row["effective_rank"]) > 0 for row in rows)
+    assert "unreadable" not in rows[0]
+
+
+# in an epoch, at its end, in the next one; with reading processes or without
+@pytest.mark.parametrize(("step", "workers"), [(1, 0), (4, 0), (6, 2)])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, shards, step, workers):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(out, shards, callbacks=[resumed.SignalAt(step)], workers=workers)
+    method = train(out, shards, resume=True, stream="auto")  # goes on as it was begun
+    resumed.assert_same_weights(whole[1], method)
+    assert resumed.table(out) == resumed.table(whole[0])
+
+
+def test_a_run_that_is_cut_off_between_two_checkpoints_resumes_exactly(tmp_path, whole, shards):
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted, match="stopped at once in step 7"):
+        train(out, shards, callbacks=[resumed.SignalAt(7, times=2)])
+    resumed.assert_same_weights(whole[1], train(out, shards, resume=True))
+
+
+def test_no_copy_of_the_shards_is_made(tmp_path, shards, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "empty"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "empty").mkdir()
+    train(None, shards, epochs=1)
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_a_resume_on_other_shards_or_another_buffer_is_refused(tmp_path, whole, shards):
+    with pytest.raises(ArtifactError, match="stream_buffer=32, this run has 64"):
+        train(whole[0], shards, resume=True, stream_buffer=64)
+    copy = shutil.copytree(shards, tmp_path / "copy")  # with its times
+    train(whole[0], copy, resume=True)
+    os.utime(copy / "part-01.parquet")
+    with pytest.raises(ArtifactError, match=r"data_sha256=.*: resume with the same data"):
+        train(whole[0], copy, resume=True)
+
+
+def test_rows_that_cannot_be_read_are_counted_and_shorten_no_epoch(tmp_path):
+    data = write_numbered(tmp_path / "shards", (20, 22), spoil={3, 30})
+    with pytest.raises(DataError, match=r"row 3 is not an image|row 10 is not an image"):
+        train(None, data)
+    with pytest.warns(ProbjepaWarning, match="another image is in its place, and metrics.csv counts"):
+        method = train(tmp_path / "run", data, on_error="skip", batch_size=7)
+    rows = resumed.table(tmp_path / "run")
+    assert [row["step"] for row in rows] == ["6", "12"]
+    assert [row["unreadable"] for row in rows] == ["2", "2"]
+    out = tmp_path / "other"
+    with pytest.raises(Interrupted), pytest.warns(ProbjepaWarning):
+        train(out, data, on_error="skip", batch_size=7, callbacks=[resumed.SignalAt(4)])
+    resumed.assert_same_weights(method, train(out, data, on_error="skip", batch_size=7, resume=True))
+    assert resumed.table(out) == rows
+
+
+def test_what_a_stream_cannot_do_is_one_line(shards, tmp_path):
+    with pytest.raises(ConfigError, match="batch_size 64 is more than the 42 images: set it to 42"):
+        train(None, shards, batch_size=64)
+    with pytest.raises(ConfigError, match="stream_buffer must be 32 or more, got 8"):
+        train(None, shards, stream_buffer=8)
+    frozen = resumed.VJE(resumed.small_method().eval(), freeze=True)
+    with pytest.raises(ConfigError, match="these are a stream: leave it out"):
+        resumed.train(None, frozen, data=str(shards), cache_views=2, **SETTINGS)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_loader_gives_the_same_batches_with_any_number_of_workers(shards, workers):
+    stream = opened(shards)
+    expected = list(StreamLoader(stream, 5, seed=3))
+    loader = make_loader(stream, 5, seed=3, workers=workers)
+    state = torch.random.get_rng_state()
+    found = [batch.clone() for batch in loader]
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert len(found) == len(loader) == 8
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    assert isinstance(make_loader(stream.sample, 5, seed=3), EpochLoader)
+
+
+def test_an_error_in_a_worker_is_one_line(tmp_path):
+    stream = opened(write_numbered(tmp_path / "shards", (20, 22)))
+    os.utime(tmp_path / "shards" / "part-00.parquet")
+    with pytest.raises(DataError, match=r"part-00.parquet' has changed") as caught:
+        list(StreamLoader(stream, 5, seed=3, workers=1))
+    assert "\n" not in str(caught.value)
