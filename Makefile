@@ -62,7 +62,7 @@ mutants: setup
 	nice -n 19 $(BIN)/python benchmarks/mutants.py --reach $(VENV)/mutants-map.json --sample $(or $(SAMPLE),60)
 
 nightly: setup
-	$(BIN)/python -m pytest -m nightly tests/nightly
+	$(BIN)/python -m pytest -m nightly tests
 
 clean:
 	rm -rf $(VENV) $(LOWEST) demo-run site coverage.xml .coverage

@@ -16,6 +16,9 @@ from probjepa.training import EpochLoader, fit
 from probjepa.training.module import Module
 from probjepa.training.processes import SyncBatchNorm, started
 
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+import fsdp2
+
 TOTAL, EPOCHS = 16, 2  # images a step
 VIT = {
     "backbone_options": {"patch_size": 4, "width": 16, "depth": 1, "heads": 2}, "predictor_width": 16,
@@ -103,4 +106,5 @@ if __name__ == "__main__":
         for case in CASES:
             run(case, place, 2)
         run_var_jepa(place, 2)
+        fsdp2.main("sklearn:digits", place / "fsdp2")
     run("vje", place, 2, out=place / "killed", **again)

@@ -9,9 +9,11 @@ import many_processes
 import pytest
 import safetensors.torch
 import torch
-from many_processes import CASES, run, run_var_jepa
+from many_processes import CASES, EPOCHS, fsdp2, run, run_var_jepa
 
+import probjepa as pj
 from probjepa.errors import ConfigError
+from probjepa.training import fit
 from probjepa.training.processes import SyncBatchNorm, batch_size_of_each, started
 
 KILLED = "vje"
@@ -25,8 +27,11 @@ def torchrun(folder, what):
 
 
 def losses(run_folder):
+    """What metrics.csv says of the training's steps."""
     with (run_folder / "metrics.csv").open() as file:
-        return [float(row["train/loss"]) for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    assert len(rows) == EPOCHS
+    return [float(value) for row in rows for name, value in row.items() if name.startswith("train/")]
 
 
 def weights(run_folder):
@@ -60,6 +65,18 @@ def test_so_has_var_jepa(two, tmp_path):
     )
     assert len(exact) == 6
     assert found == pytest.approx(exact, rel=1e-4)
+
+
+def test_weights_that_are_spread_over_the_processes_learn_the_same(two):
+    images = pj.open_images("sklearn:digits", size=fsdp2.SIZE)
+    method = fsdp2.make(images)
+    fit(
+        method, images, epochs=fsdp2.EPOCHS, batch_size=2 * fsdp2.BATCH, learning_rate=1e-3, progress=False,
+        monitor_every=0, precision="32-true",
+    )  # fmt: skip
+    spread = pj.load(two / "fsdp2" / "model").state_dict()
+    for name, value in method.state_dict().items():
+        torch.testing.assert_close(spread[name], value, rtol=1e-3, atol=1e-3, msg=name)
 
 
 def test_a_run_whose_process_was_killed_goes_on_as_if_nothing_had_been(two, tmp_path):

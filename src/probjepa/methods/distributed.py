@@ -52,6 +52,14 @@ def summed(x: Tensor) -> Tensor:
     return total
 
 
+def standard_deviation(x: Tensor) -> Tensor:
+    """Standard deviations of the features of x (N, ...) over the rows of all processes, without gradients."""
+    if world_size() == 1:
+        return x.detach().std(0, correction=0)
+    mean = summed(x.detach().mean(0)) / world_size()
+    return (summed((x.detach() - mean).square().mean(0)) / world_size()).sqrt()
+
+
 def gather(x: Tensor, dim: int = 0) -> Tensor:
     """Join the rows of all processes along ``dim``, in the order of their ranks, with gradients.
 

@@ -16,6 +16,7 @@ from probjepa.draws import drawn_rows
 from probjepa.errors import ConfigError, DataError
 from probjepa.heads.base import MEAN_DRAWS, at_least_float32, full_precision
 from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluating
+from probjepa.methods.distributed import standard_deviation
 from probjepa.methods.ema import EMA
 from probjepa.methods.ijepa_predictor import Predictor, build_head
 from probjepa.methods.ijepa_presets import PRESETS as PRESETS
@@ -156,7 +157,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         tokens = self.targets(images)
         rows = torch.arange(len(images), device=images.device)[:, None, None]
         loss = self.head(self.contexts(images, context, hidden)).loss(tokens[rows, hidden]).mean()
-        return {"loss": loss, "target_std": tokens.std(0, correction=0).mean()}
+        return {"loss": loss, "target_std": standard_deviation(tokens).mean()}
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the teacher."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
 from probjepa.methods.base import EncoderSettings, Method, encoded, mean_of, views_of
+from probjepa.methods.distributed import standard_deviation
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def direction_spread(z: Tensor) -> Tensor:
     1 where the directions are spread evenly, 0 after a collapse to one point (SimSiam, figure 2).
     """
     directions = F.normalize(z.detach().float(), dim=-1)
-    return directions.std(0, correction=0).mean() * math.sqrt(z.shape[-1])
+    return standard_deviation(directions).mean() * math.sqrt(z.shape[-1])
 
 
 class SimSiam(Method, paper_url="https://arxiv.org/abs/2011.10566"):

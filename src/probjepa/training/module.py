@@ -199,6 +199,8 @@ class Module(L.LightningModule):
         self._pending.clear()
         gradients = [p.grad for p in self.method.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
+        if hasattr(norm, "full_tensor"):  # of a model whose processes hold a part each (FSDP2)
+            norm = norm.full_tensor()
         *values, gradient = torch.cat([terms, norm.float().reshape(1)]).tolist()  # one wait for the device
         self.terms = dict(zip(self._names, values, strict=True))
         bad = [name for name, value in self.terms.items() if not math.isfinite(value)]
