@@ -165,18 +165,24 @@ def test_what_a_cluster_cannot_have_is_one_line_at_once(cluster, model, tmp_path
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("address", ["closed", "nowhere.invalid:6379", "127.0.0.1", "", "ray://127.0.0.1:1"])
-def test_an_address_that_does_not_answer_is_one_line(address, monkeypatch):
+@pytest.mark.parametrize(
+    "address", ["closed", "silent", "another", "nowhere.invalid:6379", "127.0.0.1", "", "ray://127.0.0.1:1"]
+)
+def test_an_address_where_no_ray_answers_is_one_line(address, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    if address == "closed":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-    with (
-        pytest.raises(ConfigError, match=re.escape(f"no Ray cluster answers at '{address}'")),
-        ray_engine._connected(address),
-    ):
-        pass
+    monkeypatch.setattr(ray_engine, "ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = f"127.0.0.1:{server.getsockname()[1]}"
+        if address == "closed":
+            server.close()
+        elif address == "another":
+            threading.Thread(target=lambda: server.accept()[0].sendall(b"HTTP/1.1 400 Bad\r\n")).start()
+        address = here if address in ("closed", "silent", "another") else address
+        with (
+            pytest.raises(ConfigError, match=re.escape(f"no Ray cluster answers at '{address}'")),
+            ray_engine._connected(address),
+        ):
+            pass
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

@@ -30,6 +30,7 @@ RETRIES = 3  # of a shard whose worker dies
 PATIENCE = 300.0  # seconds without any worker
 ANSWER = 10.0  # seconds for an address
 _STORE = 100 << 20  # bytes that a cluster of this machine shares: only outcomes travel
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)  # of HTTP/2, no settings
 # how threads wait and malloc keeps memory, as the command line has it
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0",
@@ -218,7 +219,11 @@ def _connected(address: str | None) -> Iterator[Any]:
 
 
 def _answers(address: str) -> None:
-    """Raise OSError or ValueError unless an address answers; Ray itself would ask for minutes."""
-    if address not in ("local", "auto"):
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+    """Raise OSError or ValueError unless gRPC answers at an address; Ray itself would ask for minutes."""
+    if address in ("local", "auto") or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), ANSWER) as there:
+        there.sendall(_GREETING)
+        if there.recv(9)[3:4] != b"\x04":  # SETTINGS
+            raise ValueError("what answers is not Ray")
