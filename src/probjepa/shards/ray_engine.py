@@ -144,16 +144,16 @@ def _outcomes(ray: Any, actors: Sequence[Any], shards: Sequence[Shard]) -> Outco
         while queue and idle:
             actor, following = idle.pop(), queue.popleft()
             busy[actor.do.remote(following)] = actor, following
-        if any(shard for _, shard in busy.values()):
-            seen, timeout = time.monotonic(), None
-        else:
-            timeout = max(0.0, seen + PATIENCE - time.monotonic())
-        ended, _ = ray.wait(list(busy), timeout=timeout)
-        if not ended:
+        ended, _ = ray.wait(list(busy), timeout=1.0)  # signals are heeded between two
+        if idle or any(shard for _, shard in busy.values()):
+            seen = time.monotonic()
+        elif not ended and time.monotonic() - seen > PATIENCE:
             raise ConfigError(
                 f"no worker came up in {PATIENCE:g} seconds, with other work on the cluster perhaps: run the "
                 "command again later"
             )
+        if not ended:
+            continue
         actor, shard = busy.pop(ended[0])
         try:
             outcome = ray.get(ended[0])
