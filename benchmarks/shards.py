@@ -1,4 +1,4 @@
-"""Scoring shards: peak memory by the size of a shard and of all, images a second, two processes and one."""
+"""Scoring shards: peak memory by the size of a shard and of all; the rate of one process, two, and Ray."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image
 from harness import Result, arguments, parse, write
 
 SIZE, DRAWN = 32, 2000
-MORE_MEMORY, FASTER = 1.1, 1.7
+MORE_MEMORY, FASTER, OF_TWO = 1.1, 1.7, 0.9
 
 
 def generate(folder: Path, images: int, shards: int) -> None:
@@ -55,15 +55,22 @@ def child(model: str, data: str, out: str, share: str) -> None:
     own_process()
     import torch
 
-    from probjepa.shards import Job, ShardWorker, parse_share, run_shards
+    from probjepa.shards import Job, RayEngine, ShardWorker, parse_share, run_shards
 
     torch.set_num_threads(1)
     job = Job(model, what="score", device="cpu")
     assert ShardWorker(job).marks  # what is imported and opened once is no time of the work
     start, used = time.time(), time.process_time()
-    found = run_shards(job, data, out, share=parse_share(share))
+    if share == "ray":
+        found = run_shards(job, data, out, engine=RayEngine(workers=2))
+        ended = {name: (Path(out) / name).stat().st_mtime for name in found["each"]}
+        start = min(end - found["each"][name]["seconds"] for name, end in ended.items())
+        end = max(ended.values())
+    else:
+        found = run_shards(job, data, out, share=parse_share(share))
+        end = time.time()
     print(json.dumps({
-        "start": start, "end": time.time(), "processor": time.process_time() - used,
+        "start": start, "end": end, "processor": time.process_time() - used,
         "left": found["shards"]["left"], "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }))  # fmt: skip
 
@@ -90,8 +97,8 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=16)
     parser.add_argument("--width", type=float, default=0.125, help="of the ResNet-18")
     args = parse(parser)
-    one, two = "one process", "two processes"
-    result = Result("shards", {one: [], two: []}, reference=one)
+    one, two, ray = "one process", "two processes", "two workers on Ray"
+    result = Result("shards", {one: [], two: [], ray: []}, reference=one)
     peaks, busy = {}, {one: [], two: []}
     with tempfile.TemporaryDirectory() as home:
         root = Path(home)
@@ -103,13 +110,14 @@ def main() -> None:
             (said,) = scored((root / "model", root / name, root / f"out-{name}", "1/1"))
             peaks[name] = said["peak MB"]
         for turn in range(args.repeats):
-            for name, shares in ((one, ["1/1"]), (two, ["1/2", "2/2"])):
-                out = root / f"{turn}-{len(shares)}"
+            for name, shares in ((one, ["1/1"]), (two, ["1/2", "2/2"]), (ray, ["ray"])):
+                out = root / f"{turn}-{name}"
                 said = scored(*((root / "model", root / "shards", out, share) for share in shares))
                 assert min(each["left"] for each in said) == 0
                 result.seconds[name].append(max(s["end"] for s in said) - min(s["start"] for s in said))
-                busy[name].append(sum(each["processor"] for each in said))
-                peaks["all shards"] = max(peaks.get("all shards", 0), *(each["peak MB"] for each in said))
+                if name != ray:  # whose work is done by other processes
+                    busy[name].append(sum(each["processor"] for each in said))
+                    peaks["all shards"] = max(peaks.get("all shards", 0), *(e["peak MB"] for e in said))
     result.figures = {
         "images": args.images,
         "shards": args.shards,
@@ -127,6 +135,9 @@ def main() -> None:
     for name in ("whole", "all shards"):
         result.target(f"peak memory, {name} / small", peaks[name] / peaks["small"], MORE_MEMORY)
     result.target("two processes / one", result.ratio(two).median, 1 / FASTER)
+    rate = result.time(two).median / result.time(ray).median
+    result.figures["rate of Ray over two processes"] = rate
+    result.target("two workers on Ray / two processes", 1 / rate, 1 / OF_TWO)
     write(result, args.out)
 
 
