@@ -1,6 +1,7 @@
 """Detectors: one contract for all, and each against SciPy, scikit-learn or brute force."""
 
 import pickle
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -15,8 +16,7 @@ from sklearn.exceptions import NotFittedError, SkipTestWarning
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from probjepa import detectors
-from probjepa.detectors import KNN, GaussianMixture, Mahalanobis
+from probjepa.detectors import KNN, GaussianMixture, Mahalanobis, base, mixture
 from probjepa.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -101,7 +101,7 @@ def test_the_threshold_of_a_large_fit_is_that_of_a_share_of_it(monkeypatch):
     flagged = (whole.predict(rows) == -1).mean()
     # 1,024 rows: a standard error of 0.9 points
     assert flagged == pytest.approx(0.1, abs=0.03) and flagged != 0.1
-    monkeypatch.setattr(detectors, "_THRESHOLD_ROWS", 5000)
+    monkeypatch.setattr(base, "THRESHOLD_ROWS", 5000)
     assert (KNN(5, normalize=False).fit(rows).predict(rows) == -1).mean() == pytest.approx(0.1, abs=1e-9)
 
 
@@ -275,3 +275,136 @@ def test_wrong_settings(detector, rows, message):
     with pytest.raises((ConfigError, DataError), match=message) as error:
         detector.fit(FIT[:rows])
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    def mapped(rows):
+        file = tmp_path / f"{rows.dtype}-{len(rows)}.npy"
+        np.save(file, rows)
+        return np.load(file, mmap_mode="r")
+
+    return mapped
+
+
+@every_detector
+@pytest.mark.parametrize("block", [350, 10**6])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_mapped_file_is_an_array(detector, block, dtype, mapped, monkeypatch):
+    monkeypatch.setattr(base, "_BLOCK", block)  # 70 rows, or all
+    rows, queries = FIT.astype(dtype), TEST.astype(dtype)
+    # the squares of a mixture are summed around another point
+    tolerance = 1e-9 if isinstance(detector, GaussianMixture) else 0
+    twin, whole = clone(detector).fit(mapped(rows)), clone(detector).fit(rows)
+    for asked in (queries, mapped(queries)):
+        np.testing.assert_allclose(twin.score_samples(asked), whole.score_samples(queries), rtol=tolerance)
+    assert twin.offset_ == pytest.approx(whole.offset_, rel=tolerance) and twin.n_features_in_ == 5
+    if isinstance(detector, KNN):
+        np.testing.assert_array_equal(twin.leave_one_out(), whole.leave_one_out())
+    copied = pickle.loads(pickle.dumps(twin)).score_samples(queries)
+    np.testing.assert_allclose(copied, twin.score_samples(queries), rtol=1e-9)
+    # blocks are a matter of memory alone
+    monkeypatch.setattr(base, "_BLOCK", 2**22)
+    again = clone(detector).fit(rows).score_samples(queries)
+    np.testing.assert_allclose(twin.score_samples(queries), again, rtol=1e-6 if dtype == np.float32 else 1e-9)
+
+
+@every_detector
+def test_a_mapped_file_is_checked(detector, mapped):
+    holes = np.where(np.arange(400)[:, None] < 7, np.nan, FIT)
+    for message, call in {
+        "to fit has NaN or Inf in 7 of 400 rows": lambda: clone(detector).fit(mapped(holes)),
+        r"give one row a sample, \(N, D\)": lambda: clone(detector).fit(mapped(FIT)[0]),
+        "expecting 5 features as input: embed": lambda: (
+            clone(detector).fit(FIT).score_samples(mapped(TEST)[:, :4])
+        ),
+    }.items():
+        with pytest.raises(DataError, match=message):
+            call()
+
+
+@every_detector
+def test_memory_does_not_grow_with_a_mapped_file(detector, mapped, monkeypatch):
+    monkeypatch.setattr(base, "_BLOCK", 2**14)
+    monkeypatch.setattr(mixture, "_START_ROWS", 2000)
+    rows = np.random.default_rng(0).normal(size=(40_000, 16)).astype(np.float32)
+    file = mapped(rows)
+    clone(detector).fit(rows[:100]).score_samples(rows[:10])
+    tracemalloc.start()
+    clone(detector).fit(file).score_samples(rows[:64])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40_000 * 16 * 8 / 3
+
+
+@pytest.mark.parametrize("shrinkage", [None, 0.3, "ledoit-wolf"])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_parts_of_a_fit_are_the_fit(shrinkage, labelled):
+    rows = FIT + 5 * np.eye(5)[np.arange(400) % 5]
+    y = np.array(["a", "b", "c", None], dtype=object)[np.arange(400) % 4] if labelled else None
+    whole = Mahalanobis(shrinkage).fit(rows, y)
+    parts = [slice(0, 3), slice(3, 250), slice(250, 400)]  # the first alone gives no covariance
+    of = lambda part: (rows[part], None if y is None else y[part])  # noqa: E731
+    partial, merged = Mahalanobis(shrinkage), Mahalanobis(shrinkage)
+    for part in parts:
+        assert partial.partial_fit(*of(part)) is partial
+        merged.merge(Mahalanobis(shrinkage).partial_fit(*of(part)))
+    if labelled and shrinkage == "ledoit-wolf":
+        with pytest.raises(ConfigError, match="cannot be put together from parts: use a number"):
+            partial.score_samples(TEST)
+        return
+    for found in (partial, merged, pickle.loads(pickle.dumps(partial))):
+        np.testing.assert_allclose(found.score_samples(TEST), whole.score_samples(TEST), rtol=1e-10)
+        assert found.offset_ == pytest.approx(whole.offset_, rel=1e-10)
+        np.testing.assert_array_equal(found.predict(TEST), whole.predict(TEST))
+    # more rows may come after a score, and a fit starts anew
+    np.testing.assert_allclose(
+        Mahalanobis(0.3).fit(rows[:250]).partial_fit(rows[250:]).score_samples(TEST),
+        Mahalanobis(0.3).fit(rows).score_samples(TEST),
+        rtol=1e-10,
+    )
+    np.testing.assert_array_equal(partial.fit(rows, y).score_samples(TEST), whole.score_samples(TEST))
+
+
+def test_parts_far_from_one_another_lose_nothing():
+    rows = 1e4 + FIT + 1e2 * (np.arange(400) >= 200)[:, None]
+    parts = Mahalanobis("ledoit-wolf").partial_fit(rows[:200]).partial_fit(rows[200:])
+    whole = Mahalanobis("ledoit-wolf").fit(rows)
+    np.testing.assert_allclose(parts.score_samples(rows), whole.score_samples(rows), rtol=1e-8)
+
+
+def test_the_threshold_of_many_parts_is_of_all_of_them(monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(6000, 3)) + np.linspace(0, 3, 6000)[:, None]
+    parts = Mahalanobis()
+    for start in range(0, 6000, 500):
+        parts.partial_fit(rows[start : start + 500])
+    assert (parts.predict(rows) == -1).mean() == pytest.approx(0.1, abs=0.03)
+    assert len(parts._sample) <= 1024
+
+
+def test_parts_that_do_not_fit_together_are_one_line():
+    parts = Mahalanobis().partial_fit(FIT)
+    for message, call in {
+        "expecting 5 features": lambda: parts.partial_fit(FIT[:, :4]),
+        "has 5 features and the one to merge 4": lambda: parts.merge(Mahalanobis().fit(FIT[:, :4])),
+        "give all, or none": lambda: parts.partial_fit(FIT, np.arange(400) % 2),
+        "not fitted": lambda: parts.merge(Mahalanobis()),
+        "at least 6 rows": lambda: Mahalanobis().partial_fit(FIT[:5]).score_samples(TEST),
+    }.items():
+        with pytest.raises((DataError, ConfigError), match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+    np.testing.assert_array_equal(parts.score_samples(TEST), Mahalanobis().fit(FIT).score_samples(TEST))
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_em_over_blocks_is_scikit_learns(kind, mapped, monkeypatch):
+    monkeypatch.setattr(base, "_BLOCK", 35)
+    rows = np.concatenate([FIT, AWAY, 3 * TEST]) + 100
+    options = {"covariance_type": kind, "seed": 3}
+    found = GaussianMixture(3, **options).fit(mapped(rows)).score_samples(TEST + 100)
+    np.testing.assert_allclose(
+        found, GaussianMixture(3, **options).fit(rows).score_samples(TEST + 100), rtol=1e-8
+    )
+    with pytest.raises(ConfigError, match="cannot be fitted"):
+        GaussianMixture(2, reg_covar=0.0, covariance_type=kind).fit(mapped(np.repeat(FIT[:2], 40, 0)))

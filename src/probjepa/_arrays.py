@@ -27,10 +27,20 @@ def as_float_tensor(values: ArrayInput, what: str) -> torch.Tensor:
         if array.dtype.kind not in "fiub":
             raise DataError(f"{what} holds {array.dtype} values: give numbers")
         # torch warns about read-only memory and refuses negative strides
+        mapped = isinstance(values, np.memmap) and not array.flags.writeable
+        array = np.asarray(_Writeable(array)) if mapped else array
         tensor = torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
     if not tensor.dtype.is_floating_point:
         return tensor.double()
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+class _Writeable:
+    """The memory of a read-only array, which nothing here writes to: a map of a large file is not copied."""
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        known = array.__array_interface__
+        self.array, self.__array_interface__ = array, {**known, "data": (known["data"][0], False)}
 
 
 def as_features(values: ArrayInput, what: str) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from probjepa import metrics
+from probjepa._arrays import as_features
 from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.metrics import knn_accuracy, knn_predict, knn_vote
 
@@ -184,3 +185,22 @@ def test_blas_is_limited_by_one_caller_at_a_time(monkeypatch):
     for caller in callers:
         caller.join()
     assert most == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("unlabelled", [0, 40])
+def test_a_mapped_bank_is_an_array_and_is_not_copied(tmp_path, dtype, unlabelled):
+    rng = np.random.default_rng(0)
+    rows, queries = rng.normal(size=(300, 8)).astype(dtype), rng.normal(size=(50, 8)).astype(dtype)
+    labels = np.where(np.arange(300) < unlabelled, -1, np.arange(300) % 3)
+    np.save(tmp_path / "bank.npy", rows)
+    bank = np.load(tmp_path / "bank.npy", mmap_mode="r")
+    seen = as_features(bank, "the bank")
+    assert seen.data_ptr() == bank.ctypes.data and seen.dtype == torch.from_numpy(rows).dtype
+    for chunk_size in (17, 4096):
+        found = knn_vote(bank, labels, queries, k=5, chunk_size=chunk_size)
+        for one, other in zip(
+            found, knn_vote(rows, labels, queries, k=5, chunk_size=chunk_size), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+    assert not bank.flags.writeable

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from probjepa._arrays import ArrayInput, as_features, fingerprints
@@ -90,7 +91,8 @@ def was_fitted_on(embeddings: ArrayInput, fitted: ArrayInput) -> npt.NDArray[np.
 
 
 def _row_hashes(rows: ArrayInput, what: str) -> npt.NDArray[np.uint64]:
-    return fingerprints(as_features(rows, what).double().cpu().numpy() + 0.0)  # -0.0 becomes 0.0
+    blocks = torch.split(as_features(rows, what), _ROWS_AT_A_TIME)
+    return np.concatenate([fingerprints(rows.double().cpu().numpy() + 0.0) for rows in blocks])  # no -0.0
 
 
 class FittedRows:

@@ -214,6 +214,25 @@ def read_layout(shard: Shard, labels: str | None = None, ids: str | None = None)
         return _layout(_open(shard.path).schema, f"'{shard.path}'", labels, ids)
 
 
+def read_column(shard: Shard, column: str, rows: int) -> Iterator[Any]:
+    """Yield one column of a shard as Arrow arrays of at most so many rows, in order.
+
+    Raises
+    ------
+    ShardError
+        if it cannot be read, or has no such column
+    """
+    with _reading(shard.path):
+        opened = _open(shard.path)
+        if column not in opened.schema.names:
+            raise ShardError(
+                f"'{shard.path}' lacks the column '{column}' (it has {', '.join(opened.schema.names)}): "
+                "choose another"
+            )
+        for batch in opened.read(rows, [column], 0):
+            yield batch.column(0)
+
+
 def _layout(schema: Any, where: str, labels: str | None, ids: str | None) -> Layout:
     import pyarrow as pa
 

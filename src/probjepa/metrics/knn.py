@@ -35,7 +35,8 @@ def knn_vote(
     Parameters
     ----------
     train, test
-        embeddings (N, D) and (M, D), normalised here; computed on the device of ``train``
+        embeddings (N, D) and (M, D), normalised here; computed on the device of ``train``. A
+        ``numpy.memmap`` (``probjepa.data.bank.open_bank`` of shards) is read a block at a time
     train_labels
         (N,); rows labelled −1, None or NaN are left out
     k
@@ -68,15 +69,14 @@ def knn_vote(
             "embed both with the same encoder"
         )
     classes, codes = np.unique(labels, return_inverse=True)
-    if len(labelled) < len(bank):
-        if len(classes) < 2:
-            raise DataError(
-                f"the training labels are all {classes[0]} or missing, and −1 is a missing one: number the "
-                "classes from 0"
-            )
-        bank = bank[torch.from_numpy(labelled).to(bank.device)]
-    if not 1 <= k <= len(bank):
-        raise ConfigError(f"kNN: k is {k} with {len(bank)} labelled training rows: use 1 to {len(bank)}")
+    count = len(labelled)
+    if count < len(bank) and len(classes) < 2:
+        raise DataError(
+            f"the training labels are all {classes[0]} or missing, and −1 is a missing one: number the "
+            "classes from 0"
+        )
+    if not 1 <= k <= count:
+        raise ConfigError(f"kNN: k is {k} with {count} labelled training rows: use 1 to {count}")
     if temperature is not None and not temperature > 0:
         raise ConfigError(
             f"kNN: temperature is {temperature}: use a positive one, or None for a majority vote"
@@ -86,14 +86,16 @@ def knn_vote(
     class_of = torch.from_numpy(codes).to(bank.device)
     queries = queries.to(bank.device)
 
-    space = _Products(min(chunk_size, len(queries)), min(chunk_size, len(bank)))
+    space = _Products(min(chunk_size, len(queries)), min(chunk_size, count))
+    kept = None if count == len(bank) else torch.from_numpy(labelled).to(bank.device)
 
     def cosine(rows: slice, columns: slice) -> torch.Tensor:
-        return space.product(directions(queries[rows]).to(bank.dtype), directions(bank[columns]))
+        block = bank[columns] if kept is None else bank[kept[columns]]
+        return space.product(directions(queries[rows]).to(bank.dtype), directions(block))
 
     winner = np.empty(len(queries), dtype=np.int64)
     share = np.empty(len(queries))
-    for rows, similarity, neighbours in iter_top_k(cosine, len(queries), len(bank), k, chunk_size):
+    for rows, similarity, neighbours in iter_top_k(cosine, len(queries), count, k, chunk_size):
         similarity, voted = similarity.double(), class_of[neighbours]
         empty = similarity.new_zeros(len(similarity), len(classes))
         if temperature is None:

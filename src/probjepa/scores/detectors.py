@@ -33,7 +33,7 @@ class Detector(Score):
 
         from probjepa.data.overlap import FittedRows
 
-        known = np.asarray(reference["h"])
+        known = np.asanyarray(reference["h"])  # a map of a file stays one
         self.detector = self.make(len(known)).fit(known)
         self.fitted_rows = FittedRows(known)
         return self
@@ -50,7 +50,7 @@ class Detector(Score):
 
         if self.detector is None:
             raise self.unfitted()
-        h = np.asarray(features["h"])
+        h = np.asanyarray(features["h"])
         self.fitted_rows.refuse(type(self.detector).__name__, h)
         return np.asarray(self.detector.score_samples(h), dtype=np.float64)
 

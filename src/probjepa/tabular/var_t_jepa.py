@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from probjepa.detectors import Thresholded, threshold_sample
+from probjepa.detectors.base import Thresholded, threshold_sample
 from probjepa.errors import ConfigError, ProbjepaWarning
 from probjepa.metrics.conformal import threshold, threshold_rank
 from probjepa.tabular.anomalies import Cells, Reduction, Typical, blame, judged, row_scores

@@ -1,0 +1,102 @@
+"""Embeddings larger than memory: the shards that ``embed`` writes, as one array mapped from a file."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from probjepa.data.shard_files import ShardError, find_shards
+from probjepa.data.shards import read_column
+from probjepa.errors import DataError
+from probjepa.files import cannot_write, refuse_existing, staged_file
+
+_ROWS = 4096  # of a shard at a time
+_HEAD = 256  # bytes before the numbers
+
+
+def open_bank(
+    source: str | Path, *, column: str = "embedding", file: str | Path | None = None
+) -> np.memmap[Any, np.dtype[np.float32]]:
+    """Return the embeddings (N, D) of a folder of shards, in the order of the shards' names.
+
+    They are copied, some thousand rows at a time, to one .npy file, and mapped from it read-only. So memory
+    does not grow with N; the file takes 4·N·D bytes of disk.
+
+    Parameters
+    ----------
+    source
+        a folder or an address of parquet or Arrow files such as ``embed --out FOLDER`` writes, or one file
+    column
+        of lists of D numbers; they are kept in float32
+    file
+        the .npy file to write, which ``numpy.load(file, mmap_mode="r")`` maps again. None: one in $TMPDIR
+        without a name, whose space is free again when the array is gone
+
+    Raises
+    ------
+    DataError
+        for a shard that cannot be read, lacks the column, or has rows of another width; or no row at all
+    ArtifactError
+        if ``file`` is there already, or cannot be written
+    """
+    if file is None:
+        try:
+            with tempfile.TemporaryFile(prefix="probjepa-", suffix=".npy") as out:
+                shape = _write(str(source), column, out)
+                return np.memmap(out, np.float32, "r", offset=_HEAD, shape=shape)
+        except OSError as error:
+            raise cannot_write(Path(tempfile.gettempdir()), error) from error
+    path = Path(file)
+    refuse_existing(path, False, "choose another file")
+    with staged_file(path) as stage, stage.open("wb") as out:
+        _write(str(source), column, out)
+    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+
+def _write(source: str, column: str, out: IO[bytes]) -> tuple[int, int]:
+    count, width = 0, 0
+    out.write(_header(0, 0))
+    for shard in find_shards(source):
+        for lists in read_column(shard, column, _ROWS):
+            if not len(lists):
+                continue
+            rows = _numbers(lists, f"'{shard.path}': '{column}'")
+            width = width or rows.shape[1]
+            if rows.shape[1] != width:
+                raise ShardError(
+                    f"'{shard.path}': '{column}' has rows of {rows.shape[1]} numbers, and those before it "
+                    f"{width}: embed all shards with one encoder"
+                )
+            out.write(rows.tobytes())
+            count += len(rows)
+    if not count:
+        raise DataError(f"the shards of '{source}' have no rows: check the source")
+    out.seek(0)
+    out.write(_header(count, width))
+    out.flush()
+    return count, width
+
+
+def _header(count: int, width: int) -> bytes:
+    """The head of a .npy file, of one length for all shapes."""
+    about = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({count}, {width}), }}"
+    return (
+        b"\x93NUMPY\x01\x00" + (_HEAD - 10).to_bytes(2, "little") + about.ljust(_HEAD - 11).encode() + b"\n"
+    )
+
+
+def _numbers(lists: Any, where: str) -> npt.NDArray[np.float32]:
+    """Return lists of numbers, of one length, as (n, D)."""
+    try:
+        lengths = np.unique(lists.value_lengths().to_numpy(zero_copy_only=False))
+        flat = lists.flatten().to_numpy(zero_copy_only=False).astype("<f4", copy=False)
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        raise ShardError(f"{where} holds {lists.type} values: choose a column of lists of numbers") from None
+    if lists.null_count or len(lengths) != 1 or not lengths[0]:
+        raise ShardError(f"{where} has lists of different lengths, or none: embed the shard anew")
+    rows: npt.NDArray[np.float32] = flat.reshape(len(lists), -1)
+    return rows

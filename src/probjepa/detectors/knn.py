@@ -1,0 +1,131 @@
+"""The distance to the k-th nearest row of a fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from probjepa.detectors.base import (
+    Detector,
+    Matrix,
+    NotFittedError,
+    counted,
+    in_blocks,
+    row_blocks,
+)
+from probjepa.errors import ConfigError
+from probjepa.registry import importing
+
+with importing():
+    from sklearn import config_context
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.utils import gen_batches
+
+
+class KNN(Detector):
+    """Score = −(Euclidean distance to the k-th nearest row of the fit).
+
+    Reference: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022, on
+    L2-normalised embeddings, whose distance √(2 − 2·cosine) has the order of the cosine distance. The search
+    is scikit-learn's.
+
+    Parameters
+    ----------
+    k
+        which neighbour; at most the number of rows of the fit
+    normalize
+        whether embeddings are L2-normalised first
+    chunk_size
+        rows to score at a time: chunk_size × k neighbours are held, and as many of one block of the fit
+    contamination
+        share of the fit that ``predict`` calls outliers, in (0, 0.5]. A row of the fit is its own nearest
+        neighbour, so that with a small ``k`` a larger share of new rows is
+
+    Examples
+    --------
+    >>> KNN(k=1, normalize=False).fit([[0.0, 0.0], [4.0, 0.0]]).score_samples([[0.0, 3.0]])
+    array([-3.])
+    """
+
+    def __init__(
+        self, k: int = 50, *, normalize: bool = True, chunk_size: int = 4096, contamination: float = 0.1
+    ) -> None:
+        self.k = k
+        self.normalize = normalize
+        self.chunk_size = chunk_size
+        self.contamination = contamination
+
+    def _fit(self, rows: Matrix, codes: npt.NDArray[np.int64], labels: npt.NDArray[Any]) -> None:
+        if not 1 <= self.k <= len(rows):
+            raise ConfigError(f"KNN: k is {self.k} with {counted(len(rows))} to fit: use 1 to {len(rows)}")
+        if self.chunk_size < 1:
+            raise ConfigError(f"KNN: chunk_size is {self.chunk_size}: use at least 1")
+        # distances do not depend on the origin, and their rounding does
+        self._mapped = isinstance(rows, np.memmap)
+        self._centre = sum(self._directions(block).sum(0) for _, block in in_blocks(rows)) / len(rows)
+        self._bank = rows if self._mapped else self._directions(rows) - self._centre
+
+    def _of_bank(self, of: slice | npt.NDArray[np.intp]) -> Matrix:
+        """Return some rows of the fit about their mean; mapped ones are read and prepared anew."""
+        if not self._mapped:
+            held: Matrix = self._bank[of]
+            return held
+        rows: Matrix = self._directions(np.asarray(self._bank[of], dtype=np.float64)) - self._centre
+        return rows
+
+    def leave_one_out(self) -> npt.NDArray[np.float64]:
+        """Return the score (N,) of each row of the fit among the others.
+
+        Raises
+        ------
+        NotFittedError
+            before ``fit``
+        ConfigError
+            for k above the number of the others
+        """
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError("KNN is not fitted: call fit(embeddings) first")
+        if self.k >= len(self._bank):
+            others = len(self._bank) - 1
+            raise ConfigError(f"KNN: k is {self.k}, and a row of the fit has {others} others: fit more rows")
+        scores = np.empty(len(self._bank))
+        for of in gen_batches(len(scores), self.chunk_size):
+            rows = self._of_bank(of)
+            last = self._nearest(rows, self.k + 1)[:, -2:]
+            # a row is among its own neighbours, but for more copies of it than that
+            own = last[:, 1] == np.arange(of.start, of.stop)
+            scores[of] = self._distances(rows, np.where(own, last[:, 0], last[:, 1]))
+        return scores
+
+    def _score(self, rows: Matrix) -> npt.NDArray[np.float64]:
+        queries = self._directions(rows) - self._centre
+        scores = np.empty(len(queries))
+        for of in gen_batches(len(queries), self.chunk_size):
+            scores[of] = self._distances(queries[of], self._nearest(queries[of], self.k)[:, -1])
+        return scores
+
+    def _nearest(self, queries: Matrix, k: int) -> npt.NDArray[np.intp]:
+        """Return the k nearest rows of the fit (n, k), the nearest first."""
+        best, which = np.empty((len(queries), 0)), np.empty((len(queries), 0), dtype=np.intp)
+        for of in row_blocks(self._bank):
+            search = NearestNeighbors(n_neighbors=min(k, of.stop - of.start), algorithm="brute")
+            with config_context(assume_finite=True):  # both are checked
+                distances, rows = search.fit(self._of_bank(of)).kneighbors(queries)
+            best, which = np.hstack([best, distances]), np.hstack([which, rows + of.start])
+            if best.shape[1] > distances.shape[1]:
+                order = np.argsort(best, axis=1, kind="stable")[:, :k]
+                best, which = np.take_along_axis(best, order, 1), np.take_along_axis(which, order, 1)
+        return which
+
+    def _distances(self, queries: Matrix, rows: npt.NDArray[np.intp]) -> Matrix:
+        # from the difference itself: the search's own distance loses small ones to cancellation
+        distances: Matrix = -np.linalg.norm(queries - self._of_bank(rows), axis=1)
+        return distances
+
+    def _directions(self, rows: Matrix) -> Matrix:
+        if not self.normalize:
+            return rows
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows / np.where(norms > 0, norms, 1.0)
