@@ -1,17 +1,21 @@
 """The evaluation protocol: nothing fitted is scored, and every figure is the plain library's."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import probjepa
 from probjepa import metrics, open_images
-from probjepa.data import ImageSet
+from probjepa.data import ImageSet, StreamedImages, fingerprint, overlap
 from probjepa.data.codec import reencode
 from probjepa.errors import ConfigError, DataError
 from probjepa.evaluation import describe, evaluate
@@ -331,6 +335,40 @@ def test_a_streamed_set_is_not_held_in_memory(model, tmp_path, monkeypatch):
     evaluation_report(found.metrics, found.arrays)
     assert shown
     assert max(shown) <= 20
+
+
+def test_shards_are_evaluated_a_batch_at_a_time(model, tmp_path, monkeypatch):
+    held = {"train": images(1200, 0), "test": images(60, 1), "far": images(30, 2, low=200)}
+    streamed = {}
+    for name, of in held.items():
+        (tmp_path / name).mkdir()
+        encoded = []
+        for pixels in of.images[:, 0].numpy():
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            encoded.append({"bytes": file.getvalue()})
+        for number, rows in enumerate(np.array_split(np.arange(len(of)), 3)):
+            table = {"image": [encoded[row] for row in rows], "label": of.labels[rows].tolist(), "id": rows}
+            pq.write_table(pa.table(table), tmp_path / name / f"{number}.parquet")
+        streamed[name] = open_images(tmp_path / name, ids="id", memory_limit=0)
+        assert isinstance(streamed[name], StreamedImages)
+    held = {name: dataclasses.replace(of, name=str(tmp_path / name)) for name, of in held.items()}
+    asked, get = [], StreamedImages.get
+
+    def counted(self, indices):
+        found = get(self, indices)
+        asked.append(len(found))
+        return found
+
+    monkeypatch.setattr(StreamedImages, "get", counted)
+    for module in (fingerprint, overlap):
+        monkeypatch.setattr(module, "_ROWS_AT_A_TIME", 1000)
+    options = {"n_bootstrap": 10, "reference_size": 300}
+    found = evaluate(model, streamed["train"], streamed["test"], {"far": streamed["far"]}, **options)
+    known = evaluate(model, held["train"], held["test"], {"far": held["far"]}, **options)
+    assert max(asked) <= 1024
+    assert found.metrics == known.metrics
+    assert found.arrays["rows"].equals(known.arrays["rows"])
 
 
 def test_jepa_score_stands_beside_the_others(model):

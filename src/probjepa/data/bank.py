@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,11 @@ from probjepa.files import cannot_write, refuse_existing, staged_file
 
 _ROWS = 4096  # of a shard at a time
 _HEAD = 256  # bytes before the numbers
+Rows: TypeAlias = npt.NDArray[np.float32]
+Bank: TypeAlias = np.memmap[Any, np.dtype[np.float32]]
 
 
-def open_bank(
-    source: str | Path, *, column: str = "embedding", file: str | Path | None = None
-) -> np.memmap[Any, np.dtype[np.float32]]:
+def open_bank(source: str | Path, *, column: str = "embedding", file: str | Path | None = None) -> Bank:
     """Return the embeddings (N, D) of a folder of shards, in the order of the shards' names.
 
     They are copied, some thousand rows at a time, to one .npy file, and mapped from it read-only. So memory
@@ -43,23 +44,34 @@ def open_bank(
     ArtifactError
         if ``file`` is there already, or cannot be written
     """
+    blocks = _embeddings(str(source), column)
     if file is None:
-        try:
-            with tempfile.TemporaryFile(prefix="probjepa-", suffix=".npy") as out:
-                shape = _write(str(source), column, out)
-                return np.memmap(out, np.float32, "r", offset=_HEAD, shape=shape)
-        except OSError as error:
-            raise cannot_write(Path(tempfile.gettempdir()), error) from error
+        return map_rows(blocks)
     path = Path(file)
     refuse_existing(path, False, "choose another file")
     with staged_file(path) as stage, stage.open("wb") as out:
-        _write(str(source), column, out)
+        _write(blocks, out)
     return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
 
 
-def _write(source: str, column: str, out: IO[bytes]) -> tuple[int, int]:
-    count, width = 0, 0
-    out.write(_header(0, 0))
+def map_rows(blocks: Iterable[Rows]) -> Bank:
+    """Return blocks of rows (n, D) as one array, mapped from a file in $TMPDIR that has no name.
+
+    Raises
+    ------
+    ArtifactError
+        if it cannot be written
+    """
+    try:
+        with tempfile.TemporaryFile(prefix="probjepa-") as out:
+            shape = _write(blocks, out)
+            return np.memmap(out, np.float32, "r", offset=_HEAD, shape=shape)
+    except OSError as error:
+        raise cannot_write(Path(tempfile.gettempdir()), error) from error
+
+
+def _embeddings(source: str, column: str) -> Iterator[Rows]:
+    width = 0
     for shard in find_shards(source):
         for lists in read_column(shard, column, _ROWS):
             if not len(lists):
@@ -71,10 +83,17 @@ def _write(source: str, column: str, out: IO[bytes]) -> tuple[int, int]:
                     f"'{shard.path}': '{column}' has rows of {rows.shape[1]} numbers, and those before it "
                     f"{width}: embed all shards with one encoder"
                 )
-            out.write(rows.tobytes())
-            count += len(rows)
-    if not count:
+            yield rows
+    if not width:
         raise DataError(f"the shards of '{source}' have no rows: check the source")
+
+
+def _write(blocks: Iterable[Rows], out: IO[bytes]) -> tuple[int, int]:
+    out.write(_header(0, 0))
+    count = width = 0
+    for rows in blocks:
+        out.write(rows.tobytes())
+        count, width = count + len(rows), rows.shape[1]
     out.seek(0)
     out.write(_header(count, width))
     out.flush()
@@ -89,7 +108,7 @@ def _header(count: int, width: int) -> bytes:
     )
 
 
-def _numbers(lists: Any, where: str) -> npt.NDArray[np.float32]:
+def _numbers(lists: Any, where: str) -> Rows:
     """Return lists of numbers, of one length, as (n, D)."""
     try:
         lengths = np.unique(lists.value_lengths().to_numpy(zero_copy_only=False))
@@ -98,5 +117,5 @@ def _numbers(lists: Any, where: str) -> npt.NDArray[np.float32]:
         raise ShardError(f"{where} holds {lists.type} values: choose a column of lists of numbers") from None
     if lists.null_count or len(lengths) != 1 or not lengths[0]:
         raise ShardError(f"{where} has lists of different lengths, or none: embed the shard anew")
-    rows: npt.NDArray[np.float32] = flat.reshape(len(lists), -1)
+    rows: Rows = flat.reshape(len(lists), -1)
     return rows

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probjepa import metrics
-from probjepa.data import Images
+from probjepa.data import Images, StreamedImages
+from probjepa.data.bank import map_rows
 from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
 from probjepa.data.labels import SharedLabels, labelled_rows, shared_labels
@@ -40,13 +41,14 @@ from probjepa.scores.sets import draw
 TRAIN = "train"
 # A linear probe on raw pixels wider than this takes minutes, and kNN says as much.
 _WIDEST_PROBE = 2048
+_BATCH = 1024  # images whose pixels are prepared together
 _LARGEST_PIXELS = 64  # of a side, that raw pixels are compared at
 _SPECTRA = 64  # images of each set whose spectra are drawn
 _VECTORS = 6  # test images, and singular vectors of each, that are drawn
 _POSTERIOR = {"mean": "mean_variance", "kl_per_dimension": "kl", "anisotropy": "anisotropy"}
 
 _Figures = dict[str, dict[str, dict[str, float | None]]]  # space → probe → figure
-Spaces = dict[str, dict[str, Tensor]]  # space → set, the reference among them → (N, D)
+Spaces = dict[str, dict[str, Any]]  # space → set, the reference among them → (N, D), or mapped pixels
 
 
 def evaluate(
@@ -254,12 +256,17 @@ def _spaces(
         pass  # a backbone of the user's own cannot be made anew
     else:
         spaces["random-init"] = {name: encode(fresh, of, scored=False)["h"] for name, of in sets.items()}
-    with torch.no_grad():
-        spaces["raw pixels"] = {
-            name: torch.cat([_pixels(method, batch) for batch, _ in of.batches(1024)])
-            for name, of in sets.items()
-        }
+    spaces["raw pixels"] = {name: _all_pixels(method, of) for name, of in sets.items()}
     return spaces
+
+
+def _all_pixels(method: Method, images: Images) -> Any:
+    """``_pixels`` of a set; of a streamed one, which are four times as large as it, mapped from a file."""
+    with torch.no_grad():
+        batches = (_pixels(method, batch) for batch, _ in images.batches(_BATCH))
+        if isinstance(images, StreamedImages):
+            return map_rows(batch.numpy() for batch in batches)
+        return torch.cat(list(batches))
 
 
 def _pixels(method: Method, batch: Tensor) -> Tensor:
@@ -305,7 +312,7 @@ def _accuracies(spaces: Spaces, shared: SharedLabels, seed: int) -> tuple[_Figur
     accuracy: _Figures = {}
     balanced: _Figures = {}
     for space, of in spaces.items():
-        bank, queries = of[TRAIN], of[TEST][asked]
+        bank, queries = of[TRAIN], of[TEST] if asked.all() else of[TEST][asked]
         found = {}
         for most, temperature in ((200, 0.1), (20, None)):
             k = min(most, count)
