@@ -3,11 +3,14 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
 
+from probjepa._arrays import as_features
 from probjepa.distributions import PolarStudentT, PolarStudentTMixture, mixture
+from probjepa.scores.own import Predictive
 
 
 def randn(*shape, seed=0):
@@ -57,14 +60,37 @@ def test_the_antipode_itself():
         torch.testing.assert_close(found, brute_force(center, variance, 1.0, 1.0, -2 * center))
 
 
-def test_blocks_do_not_matter(monkeypatch):
+@pytest.mark.parametrize("skip", [0, 2, 10])
+def test_blocks_do_not_matter(monkeypatch, skip):
     centers, variance, h = problem(m=11, n=23)
-    whole = PolarStudentTMixture(centers, variance).log_prob(h)
-    for block in (1, 25, 60):  # one, two and five rows at a time
+
+    def found():
+        density = PolarStudentTMixture(centers, variance, skip=skip).fit_scale(5)
+        alone = density.leave_one_out() if skip < 10 else torch.zeros(1, dtype=torch.float64)
+        return density.log_prob(h), alone, torch.tensor(density.scale)
+
+    whole = found()
+    for block, points in ((1, 4), (25, 23), (60, 7)):  # of components: one, four and ten at a time
         monkeypatch.setattr(mixture, "_BLOCK", block)
-        torch.testing.assert_close(
-            PolarStudentTMixture(centers, variance).log_prob(h), whole, rtol=0, atol=1e-12
-        )
+        monkeypatch.setattr(mixture, "_POINTS", points)
+        torch.testing.assert_close(found(), whole, rtol=0, atol=1e-12)
+
+
+def test_mapped_centers_are_read_in_blocks(tmp_path, monkeypatch):
+    centers, h = randn(60, 6).float(), randn(9, 6, seed=1)
+    np.save(tmp_path / "bank.npy", centers.numpy())
+    bank = np.load(tmp_path / "bank.npy", mmap_mode="r")
+    monkeypatch.setattr(mixture, "_BLOCK", 200)
+    density = PolarStudentTMixture.of_neighbours(as_features(bank, "the bank"), skip=1)
+    assert density.centers.data_ptr() == bank.ctypes.data
+    # nothing that is kept is of the centers' size, but for views
+    kept = [x for x in vars(density).values() if isinstance(x, torch.Tensor)]
+    assert sum(x.untyped_storage().nbytes() for x in kept if x is not density.centers) < centers.nbytes
+    held = PolarStudentTMixture.of_neighbours(centers, skip=1)
+    assert torch.equal(density.log_prob(h), held.log_prob(h))
+    assert torch.equal(density.leave_one_out(), held.leave_one_out())
+    score = Predictive(torch.nn.Identity()).fit({"h": bank})
+    assert score.score({"h": h}).shape == (9,)
 
 
 def test_shapes_and_types():
@@ -104,7 +130,7 @@ def clustered(m=30, dim=5, spread=0.05, seed=0):
 
 
 @pytest.mark.parametrize("spread", [0.02, 0.05, 1.0])
-@pytest.mark.parametrize("block", [1, 75, 4_000_000])
+@pytest.mark.parametrize("block", [60, 150, 4_000_000])
 def test_scale_is_the_leave_one_out_maximiser(spread, block, monkeypatch):
     monkeypatch.setattr(mixture, "_BLOCK", block)
     centers, variance = clustered(spread=spread)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from probjepa._arrays import fingerprints
 from probjepa.distributions.base import SubDensity
 from probjepa.distributions.student_t import _MIN_SINE, log_normalizer, safe_norm, unit_direction
 
-# Elements of one block of pairs: a handful of float64 blocks of this size stay under 200 MB.
+# Elements of one block, of pairs or of centers: a handful of float64 blocks of this size stay under 200 MB.
 _BLOCK = 4_000_000
+_POINTS = 16384  # whose largest components are held at a time
 _LOG10_SCALES = tuple(x / 4 for x in range(-24, 5))  # 1e-6 … 10, four to a decade
 
 
@@ -25,12 +29,13 @@ class PolarStudentTMixture(SubDensity):
 
     δ² = (θ/sin θ)²·[uᵀΛu − (uᵀΛs)²/(sᵀΛs)],
 
-    three matrix products, in float64 (which the subtraction needs), over blocks of bounded memory.
+    three matrix products, in float64 (which the subtraction needs), over blocks of bounded memory: nothing of
+    the size of the centers is made of them, which may be mapped from a file.
 
     Parameters
     ----------
     centers
-        c (M, D), D ≥ 2
+        c (M, D), D ≥ 2, float32 or float64
     variance
         σ² > 0 (M, D)
     df
@@ -70,18 +75,11 @@ class PolarStudentTMixture(SubDensity):
         if rotation is not None and rotation.shape != (centers.shape[1],) * 2:
             raise ValueError(f"rotation must be {(centers.shape[1],) * 2}, got {tuple(rotation.shape)}")
         self.skip = skip
-        self.rotation = None if rotation is None else rotation.to(centers).double()
-        self.centers = centers.double()
+        self.rotation = None if rotation is None else rotation.to(centers.device).double()
+        self.centers = centers
         self.df = df
         self.scale = scale
-        self.scale_squared = variance = variance.double()
-        self._norm = safe_norm(self.centers).squeeze(-1)
-        self._direction = unit_direction(self._rotated(self.centers))
-        self._precision = 1 / variance
-        self._precision_bounds = self._precision.aminmax(dim=-1)
-        self._weighted = self._direction * self._precision
-        self._curvature = (self._direction * self._weighted).sum(-1)  # sᵀΛs
-        self._log_det = variance.log().sum(-1) + self._curvature.log()
+        self.scale_squared = variance.double()
         super().__init__(torch.Size(), centers.shape[1:], validate_args=False)
 
     @classmethod
@@ -109,8 +107,7 @@ class PolarStudentTMixture(SubDensity):
         ValueError
             unless two directions differ
         """
-        directions = unit_direction(centers.double())
-        covariance = neighbour_covariance(directions, neighbours)
+        covariance = neighbour_covariance(centers, neighbours)
         values, axes = torch.linalg.eigh(covariance)
         variance = values.clamp_min(0) + values.clamp_min(0).mean()
         mixture = cls(centers, variance.expand(centers.shape), df, skip=skip, rotation=axes)
@@ -123,23 +120,23 @@ class PolarStudentTMixture(SubDensity):
     def _half_dim(self) -> float:
         return (self._event_shape[0] - 1) / 2
 
-    def _pairs(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Of every pair, (n, M): δ² at τ = 1, and the log-density's part that τ leaves alone."""
+    def _pairs(self, h: Tensor, of: _Components) -> tuple[Tensor, Tensor]:
+        """Of every pair with some components, (n, m): δ² at τ = 1, and the log-density's part without τ."""
         dim, df = self._event_shape[0], self.df
         u = unit_direction(self._rotated(h))
-        cosine = (u @ self._direction.T).clamp(-1, 1)
+        cosine = (u @ of.direction.T).clamp(-1, 1)
         sine = (1 - cosine.square()).clamp_min(1e-16).sqrt()
         theta = torch.atan2(sine, cosine)
         ratio = theta / sine
-        cross = u @ self._weighted.T
-        delta2 = (u.square() @ self._precision.T - cross.square() / self._curvature) * ratio.square()
+        cross = u @ of.weighted.T
+        delta2 = (u.square() @ of.precision.T - cross.square() / of.curvature) * ratio.square()
         # the subtraction cancels where u ∥ s; with ‖v‖ = θ, δ² lies between θ²·min Λ and θ²·max Λ
-        delta2 = delta2.clamp(*(theta.square() * bound for bound in self._precision_bounds))
+        delta2 = delta2.clamp(*(theta.square() * bound for bound in of.precision.aminmax(dim=-1)))
         # the Jacobian diverges at the antipode, and is held constant there as in ``log_map``
         ratio = torch.where(cosine < 0, theta / sine.clamp_min(_MIN_SINE), ratio)
-        r = safe_norm(h) - self._norm
+        r = safe_norm(h) - of.norm
         radial = log_normalizer(df, 1) - 0.5 * (df + 1) * torch.log1p(r.square() / df)
-        rest = log_normalizer(df, dim - 1) - 0.5 * self._log_det + (dim - 2) * ratio.log() + radial
+        rest = log_normalizer(df, dim - 1) - 0.5 * of.log_det + (dim - 2) * ratio.log() + radial
         return delta2, rest
 
     def _combine(self, delta2: Tensor, rest: Tensor, scale: float) -> Tensor:
@@ -150,10 +147,24 @@ class PolarStudentTMixture(SubDensity):
             - half * math.log(scale)
         )  # fmt: skip
 
-    def _blocks(self, h: Tensor) -> Iterator[tuple[int, Tensor]]:
-        size = max(_BLOCK // len(self.centers), 1)
+    def _components(self) -> Iterator[_Components]:
+        """Yield all components, a block at a time."""
+        size = max(_BLOCK // self.centers.shape[1], 1)
+        for start in range(0, len(self.centers), size):
+            of = slice(start, start + size)
+            centers, variance = self.centers[of].double(), self.scale_squared[of]
+            direction, precision = unit_direction(self._rotated(centers)), 1 / variance
+            weighted = direction * precision
+            curvature = (direction * weighted).sum(-1)
+            log_det = variance.log().sum(-1) + curvature.log()
+            norm = safe_norm(centers).squeeze(-1)
+            yield _Components(start, norm, direction, precision, weighted, curvature, log_det)
+
+    def _blocks(self, h: Tensor, components: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield points, so many at a time that their pairs with the components are a block."""
+        size = max(_BLOCK // components, 1)
         for start in range(0, max(len(h), 1), size):
-            yield start, h[start : start + size].to(self.centers)
+            yield start, h[start : start + size].to(self.centers.device, torch.float64)
 
     def log_prob(self, h: Tensor) -> Tensor:
         """Log-density (...) float64 at embeddings h (..., D), surface measure × length."""
@@ -170,15 +181,29 @@ class PolarStudentTMixture(SubDensity):
 
     def _log_mean(self, h: Tensor, others: bool = False) -> Tensor:
         """Log of the mean over the components; of a center's, with ``others``, over all but its own."""
-        rows = []
-        for start, block in self._blocks(h):
-            pairs = self._combine(*self._pairs(block), self.scale)
-            if others:
-                pairs[:, start:].fill_diagonal_(-math.inf)
-            if self.skip:
-                pairs = pairs.scatter(1, pairs.topk(self.skip).indices, -math.inf)
-            rows.append(torch.logsumexp(pairs, 1))
-        return torch.cat(rows) - math.log(len(self.centers) - self.skip - others)
+        total = []
+        for first in range(0, max(len(h), 1), _POINTS):
+            points = h[first : first + _POINTS]
+            largest = torch.empty(len(points), 0, dtype=torch.float64, device=self.centers.device)
+            sums = []
+            for of in self._components():
+                found, grown = [], []
+                for start, block in self._blocks(points, len(of.norm)):
+                    pairs = self._combine(*self._pairs(block, of), self.scale)
+                    if others:
+                        own = torch.arange(len(block), device=pairs.device) + first + start
+                        pairs = pairs.masked_fill(own[:, None] == of.numbers, -math.inf)
+                    if self.skip:
+                        if largest.shape[1]:
+                            pairs = torch.cat([largest[start : start + len(block)], pairs], 1)
+                        values, known = pairs.topk(min(self.skip, pairs.shape[1]))
+                        grown.append(values)
+                        pairs = pairs.scatter(1, known, -math.inf)
+                    found.append(torch.logsumexp(pairs, 1))
+                largest = torch.cat(grown) if grown else largest
+                sums.append(torch.cat(found))
+            total.append(sums[0] if len(sums) == 1 else torch.logsumexp(torch.stack(sums), 0))
+        return torch.cat(total) - math.log(len(self.centers) - self.skip - others)
 
     def fit_scale(self, max_rows: int = 1024, seed: int = 0) -> PolarStudentTMixture:
         """Set τ to the maximiser of the leave-one-out mean log-density of the centers; returns self.
@@ -188,42 +213,85 @@ class PolarStudentTMixture(SubDensity):
         drive τ to 0. Raises ValueError unless two centers differ.
         """
         count = len(self.centers)
-        group = torch.unique(self.centers, dim=0, return_inverse=True)[1]
-        if count < 2 or not bool(group.any()):
+        group = _row_groups(self.centers)
+        if count < 2 or not bool((group != group[0]).any()):
             raise ValueError("the scale is chosen by leaving one center out: give at least 2 that differ")
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:max_rows]
         order = order.to(self.centers.device)
-        totals = [0.0] * len(_LOG10_SCALES)
-        for start, block in self._blocks(self.centers[order]):
-            delta2, rest = self._pairs(block)
-            rest[group[order[start : start + len(block)], None] == group] = -math.inf
-            for i, exponent in enumerate(_LOG10_SCALES):
-                totals[i] += torch.logsumexp(self._combine(delta2, rest, 10**exponent), 1).sum().item()
+        points = self.centers[order]
+        logs = torch.full((len(points), len(_LOG10_SCALES)), -math.inf, dtype=torch.float64).to(points.device)
+        for of in self._components():
+            for start, block in self._blocks(points, len(of.norm)):
+                rows = slice(start, start + len(block))
+                delta2, rest = self._pairs(block, of)
+                copies = group[of.start : of.start + len(of.norm)] == group[order[rows], None]
+                rest[copies] = -math.inf
+                for i, exponent in enumerate(_LOG10_SCALES):
+                    found = torch.logsumexp(self._combine(delta2, rest, 10**exponent), 1)
+                    logs[rows, i] = torch.logaddexp(logs[rows, i], found)
+        totals = logs.sum(0).tolist()
         best = max(range(len(totals)), key=totals.__getitem__)
         self.scale = 10 ** _LOG10_SCALES[best]
         return self
 
 
-def neighbour_covariance(directions: Tensor, neighbours: int) -> Tensor:
-    """Return the mean of ½(sᵢ − sⱼ)(sᵢ − sⱼ)ᵀ (D, D) over the nearest other directions j of each of (M, D).
+class _Components(NamedTuple):
+    """What pairs need of a block of components (m, …), from the number ``start`` on."""
+
+    start: int
+    norm: Tensor
+    direction: Tensor
+    precision: Tensor
+    weighted: Tensor  # Λs
+    curvature: Tensor  # sᵀΛs
+    log_det: Tensor
+
+    @property
+    def numbers(self) -> Tensor:
+        """The numbers of the components (m,)."""
+        return torch.arange(self.start, self.start + len(self.norm), device=self.norm.device)
+
+
+def _row_groups(rows: Tensor, prepare: Callable[[Tensor], Tensor] = Tensor.double) -> Tensor:
+    """Return a hash (M,) of each row, as ``prepare`` makes it from a block: equal rows have equal ones."""
+    blocks = torch.split(rows, max(_BLOCK // rows.shape[1], 1))
+    hashes = [fingerprints((prepare(block) + 0.0).cpu().numpy()) for block in blocks]  # no -0.0
+    return torch.from_numpy(np.concatenate(hashes).view(np.int64)).to(rows.device)
+
+
+def _directions(rows: Tensor) -> Tensor:
+    return unit_direction(rows.double())
+
+
+def neighbour_covariance(centers: Tensor, neighbours: int) -> Tensor:
+    """Return the mean of ½(sᵢ − sⱼ)(sᵢ − sⱼ)ᵀ (D, D) over the nearest other directions j of each center's.
 
     Raises
     ------
     ValueError
         unless two of them differ
     """
-    different = torch.unique(directions, dim=0)
-    count, dim = different.shape
+    hashes = _row_groups(centers, _directions).cpu().numpy()
+    different = torch.from_numpy(np.unique(hashes, return_index=True)[1]).sort().values.to(centers.device)
+    count, dim = len(different), centers.shape[1]
     near = min(neighbours, count - 1)
     if near < 1:
         raise ValueError("a density is the spread of directions: give at least 2 that differ")
-    total = torch.zeros(dim, dim, dtype=directions.dtype, device=directions.device)
-    rows = max(_BLOCK // max(count, near * dim), 1)
-    for start in range(0, count, rows):
-        block = different[start : start + rows]
-        cosine = block @ different.T
-        cosine[torch.arange(len(block)), torch.arange(start, start + len(block))] = -math.inf
-        apart = (block[:, None] - different[cosine.topk(near).indices]).reshape(-1, dim)
+    total = torch.zeros(dim, dim, dtype=torch.float64, device=centers.device)
+    width = max(_BLOCK // dim, 1)
+    for rows in torch.split(different, max(_BLOCK // max(min(count, width), near * dim), 1)):
+        block = _directions(centers[rows])
+        best, which = block.new_empty(len(rows), 0), rows.new_empty(len(rows), 0)
+        for others in torch.split(different, width):
+            cosine = block @ _directions(centers[others]).T
+            cosine[rows[:, None] == others] = -math.inf
+            best = torch.cat([best, cosine], 1)
+            which = torch.cat([which, others.expand(len(rows), -1)], 1)
+            best, at = best.topk(min(near, best.shape[1]))
+            which = which.gather(1, at)
+        apart = (block[:, None] - _directions(centers[which.flatten()]).view(*which.shape, dim)).reshape(
+            -1, dim
+        )
         total += apart.T @ apart
     mean: Tensor = total / (2 * count * near)
     return mean

@@ -289,7 +289,7 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         h = features["h"]
         if self.frozen:
             return neighbours_density(h, self.df)
-        variance = features["variance"].double().mean(0).expand(h.shape)
+        variance = features["variance"].mean(0, dtype=torch.float64).expand(h.shape)
         try:
             return PolarStudentTMixture(h, variance, self.df, skip=_skipped(len(h))).fit_scale()
         except ValueError as error:

@@ -93,10 +93,13 @@ class Predictive(Score):
         DataError
             unless at least two of the reference's embeddings differ
         """
+        from probjepa._arrays import as_features
         from probjepa.methods.vje import neighbours_density
 
-        has_its_own = hasattr(self.model, "predictive")
-        self.density = self.model.predictive(reference) if has_its_own else neighbours_density(reference["h"])
+        if hasattr(self.model, "predictive"):
+            self.density = self.model.predictive(reference)
+        else:
+            self.density = neighbours_density(as_features(reference["h"], "the reference's embeddings"))
         return self
 
     def score(self, features: Features) -> Values:
