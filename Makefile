@@ -29,7 +29,7 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # a room imports only rooms below it: the contract is in pyproject.toml, its reasons in docs/architecture.md
 floors: setup

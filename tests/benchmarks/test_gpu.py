@@ -18,7 +18,7 @@ def run(monkeypatch, out, *words):
     return json.loads(out.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_part_runs_without_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "LONG", "scores_are or views or learned_there")
     record = run(monkeypatch, tmp_path / "gpu.json")

@@ -124,6 +124,7 @@ def test_a_full_disk_at_one_worker_is_the_error_that_it_is_here(cluster, model, 
     assert "\n" not in str(error.value) and [p.name for p in out.glob("*.parquet")] == ["part-0.parquet"]
 
 
+@pytest.mark.nightly  # its kills of other kinds are in tests/nightly
 def test_a_driver_that_is_stopped_or_killed_leaves_a_run_that_goes_on(cluster, model, tmp_path, capsys):
     data, out = write_shards(tmp_path / "in", (5, 300, 300)), tmp_path / "out"
     words = ["embed", model, "--data", str(data), "--out", str(out), "-q", "--engine", "ray"]

@@ -240,7 +240,7 @@ def fit(
             cached.make(stop, key=repr((of_data, recipe)), progress=progress)
         _train(trainer, module, cached or source, settings, folder, stop, resume=resume)
     method.eval().to(device)
-    method.card_text, method.run_record = None, _for_the_card(source, module.fingerprint, table.rows)
+    method.card_text, method.run_record = None, _for_the_card(source, batch | module.fingerprint, table.rows)
     if folder is not None and trainer.is_global_zero:
         method.save_pretrained(folder.model)
     return method
