@@ -58,7 +58,7 @@ def threshold_sample(rows: int) -> npt.NDArray[np.int64]:
 
 def spaced(rows: int, count: int) -> npt.NDArray[np.int64]:
     """Return the numbers of ``count`` of so many rows, evenly spaced, or of all."""
-    return np.unique(np.linspace(0, rows - 1, count).astype(np.int64))
+    return np.unique(np.linspace(0, rows - 1, count).astype(np.int64))[:rows]
 
 
 def row_blocks(rows: Matrix) -> Iterator[slice]:
