@@ -23,19 +23,19 @@ SIZE, DRAWN = 32, 2000
 MORE_MEMORY, FASTER, OF_TWO = 1.1, 1.7, 0.9
 
 
-def generate(folder: Path, images: int, shards: int) -> None:
+def generate(folder: Path, images: int, shards: int, size: int = SIZE, seed: int = 0) -> None:
     """Write JPEGs of blurred noise, a file a shard of one row group: the worst case for a reader's memory."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     encoded = []
-    for _ in range(DRAWN):
+    for _ in range(min(DRAWN, max(images, 1))):
         coarse = random.integers(0, 256, (6, 6, 3), dtype=np.uint8)
         stream = io.BytesIO()
-        Image.fromarray(coarse).resize((SIZE, SIZE)).save(stream, "jpeg", quality=90)
+        Image.fromarray(coarse).resize((size, size)).save(stream, "jpeg", quality=90)
         encoded.append(stream.getvalue())
     folder.mkdir()
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     for number, count in enumerate(np.diff(np.linspace(0, images, shards + 1).round().astype(int)).tolist()):
-        cells = [{"bytes": encoded[i], "path": None} for i in random.integers(0, DRAWN, count)]
+        cells = [{"bytes": encoded[i], "path": None} for i in random.integers(0, len(encoded), count)]
         table = pa.table({"image": pa.array(cells, kind), "label": pa.array(range(count))})
         pq.write_table(table, folder / f"part-{number:05d}.parquet", row_group_size=max(count, 1))
 
