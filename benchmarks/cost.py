@@ -100,6 +100,11 @@ def child(encoder: str, what: str, *places: str) -> None:
                               "peak_mb": peak_resident() / 1e6}))  # fmt: skip
 
 
+def rounded(value: float) -> str:
+    """Return a number with two digits that count, and no exponent."""
+    return f"{float(f'{value:.2g}'):,.10g}"
+
+
 def page(figures: dict[str, dict[str, float]]) -> str:
     """Return the tables of the cost page, in Markdown."""
     parts = []
@@ -113,11 +118,16 @@ def page(figures: dict[str, dict[str, float]]) -> str:
             if (of := figures.get(f"{encoder}: {what}")) is None:
                 continue
             rate = of["images_per_core_second"]
-            spread = f"{rate:,.3g} ({of['slowest']:,.3g}–{of['fastest']:,.3g})"
+            spread = f"{rate:,.3g}"
+            if of["slowest"] < of["fastest"]:
+                spread += f" ({of['slowest']:,.3g}–{of['fastest']:,.3g})"
             hours = 1e6 / rate / 3600
+            # a first shard was done before the clock: its rows took as long as those of the second
+            before = of["images"] / rate if what == "jepa" else 0
+            start = f"{max(of['start_seconds'] - before, 0):,.0f}"
             lines.append(
-                f"| {NAMES[what]} | {spread} | {hours:,.2g} | {hours * 1000 / 24 / 365.25:,.2g} "
-                f"| {of['start_seconds']:,.0f} | {of['peak_mb']:,.0f} |"
+                f"| {NAMES[what]} | {spread} | {rounded(hours)} | {rounded(hours * 1000 / 24 / 365.25)} "
+                f"| {start} | {of['peak_mb']:,.0f} |"
             )
         parts.append("\n".join([f"**{encoder}**", "", *lines]))
     return "\n\n".join(parts)
