@@ -22,7 +22,26 @@ Rows = Sequence[int] | Tensor | np.ndarray[Any, Any] | slice
 S = TypeVar("S", bound="Images")
 
 
-class Images(ABC):
+class Shaped(ABC):
+    """What has images of one shape."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of every image."""
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.shape[0]
+
+    @property
+    def size(self) -> int:
+        """The shorter side in pixels."""
+        return min(self.shape[1:])
+
+
+class Images(Shaped):
     """What every set of N images offers, wherever its pixels are.
 
     Attributes
@@ -47,21 +66,6 @@ class Images(ABC):
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int, int]:
-        """The shape (C, H, W) of every image."""
-
-    @property
-    def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
-        return self.shape[0]
-
-    @property
-    def size(self) -> int:
-        """The shorter side in pixels."""
-        return min(self.shape[1:])
 
     @abstractmethod
     def get(self, indices: Rows) -> Tensor:

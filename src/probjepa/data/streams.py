@@ -24,7 +24,7 @@ from torch import Tensor
 
 from probjepa.data.decode import Decoder, Payload, Unreadable, bomb_guard
 from probjepa.data.fitting import Fit
-from probjepa.data.images import Images, ImageSet
+from probjepa.data.images import Images, ImageSet, Shaped
 from probjepa.data.records import Records, attempt, encode_labels
 from probjepa.data.shard_files import (
     Shard,
@@ -65,7 +65,7 @@ class Piece(NamedTuple):
     broken: list[str]
 
 
-class Stream(Records):
+class Stream(Shaped, Records):
     """Shards of N images in all.
 
     Attributes
@@ -83,7 +83,6 @@ class Stream(Records):
     """
 
     sample: ImageSet
-    shape: tuple[int, int, int]
 
     def __init__(
         self, name: str, parts: Sequence[Part], layout: Layout, decoder: Decoder, *, buffer: int, skip: bool,
@@ -97,14 +96,9 @@ class Stream(Records):
         return self._starts[-1]
 
     @property
-    def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
-        return self.shape[0]
-
-    @property
-    def size(self) -> int:
-        """The shorter side in pixels."""
-        return min(self.shape[1:])
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of every image."""
+        return self.sample.shape
 
     def where(self, row: int) -> str:
         """Name the shard and the row in it."""
@@ -272,8 +266,8 @@ class Stream(Records):
                     break
         check.finish()
         assert check.side is not None
-        self.shape, self.skipped = (check.channels, *check.side), check.skipped
-        pixels = np.empty((len(images), *self.shape), dtype=np.uint8)
+        self.skipped = check.skipped
+        pixels = np.empty((len(images), check.channels, *check.side), dtype=np.uint8)
         for at, image in enumerate(images):
             pixels[at] = image
         labels, classes = encode_labels([label for _, label in known], self.name, len(known))
