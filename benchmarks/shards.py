@@ -60,6 +60,8 @@ def child(model: str, data: str, out: str, share: str) -> None:
     torch.set_num_threads(1)
     job = Job(model, what="score", device="cpu")
     assert ShardWorker(job).marks  # what is imported and opened once is no time of the work
+    print("ready", flush=True)
+    sys.stdin.readline()  # all begin at once
     start, used = time.time(), time.process_time()
     if share == "ray":
         found = run_shards(job, data, out, engine=RayEngine(workers=2))
@@ -80,9 +82,16 @@ def scored(*arguments: tuple[Path, Path, Path, str]) -> list[dict[str, float]]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = [sys.executable, str(Path(__file__)), "--child"]
     running = [
-        subprocess.Popen([*script, *map(str, words)], stdout=subprocess.PIPE, text=True, env=env)
+        subprocess.Popen(
+            [*script, *map(str, words)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
         for words in arguments
     ]
+    assert all(process.stdout and process.stdout.readline() == "ready\n" for process in running)
+    for process in running:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
     said = [process.communicate()[0] for process in running]
     assert not any(process.returncode for process in running)
     return [json.loads(text) for text in said]
@@ -92,13 +101,14 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:  # a process of its own: a peak is never taken back
         child(*sys.argv[2:])
         return
-    parser = arguments(__doc__, "shards", repeats=1)
+    parser = arguments(__doc__, "shards", repeats=1)  # 0: only the memory
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--shards", type=int, default=16)
     parser.add_argument("--width", type=float, default=0.125, help="of the ResNet-18")
     args = parse(parser)
     one, two, ray = "one process", "two processes", "two workers on Ray"
-    result = Result("shards", {one: [], two: [], ray: []}, reference=one)
+    timed = args.repeats > 0
+    result = Result("shards", {one: [], two: [], ray: []} if timed else {}, reference=one if timed else None)
     peaks, busy = {}, {one: [], two: []}
     with tempfile.TemporaryDirectory() as home:
         root = Path(home)
@@ -106,8 +116,8 @@ def main() -> None:
         generate(root / "shards", args.images, args.shards)
         generate(root / "whole", args.images, 1)
         generate(root / "small", args.images // args.shards, 1)
-        for name in ("small", "whole"):
-            (said,) = scored((root / "model", root / name, root / f"out-{name}", "1/1"))
+        for name, folder in (("small", "small"), ("whole", "whole"), ("all shards", "shards")):
+            (said,) = scored((root / "model", root / folder, root / f"out-{folder}", "1/1"))
             peaks[name] = said["peak MB"]
         for turn in range(args.repeats):
             for name, shares in ((one, ["1/1"]), (two, ["1/2", "2/2"]), (ray, ["ray"])):
@@ -117,7 +127,6 @@ def main() -> None:
                 result.seconds[name].append(max(s["end"] for s in said) - min(s["start"] for s in said))
                 if name != ray:  # whose work is done by other processes
                     busy[name].append(sum(each["processor"] for each in said))
-                    peaks["all shards"] = max(peaks.get("all shards", 0), *(e["peak MB"] for e in said))
     result.figures = {
         "images": args.images,
         "shards": args.shards,
@@ -134,10 +143,11 @@ def main() -> None:
     }
     for name in ("whole", "all shards"):
         result.target(f"peak memory, {name} / small", peaks[name] / peaks["small"], MORE_MEMORY)
-    result.target("two processes / one", result.ratio(two).median, 1 / FASTER)
-    rate = result.time(two).median / result.time(ray).median
-    result.figures["rate of Ray over two processes"] = rate
-    result.target("two workers on Ray / two processes", 1 / rate, 1 / OF_TWO)
+    if timed:
+        result.target("two processes / one", result.ratio(two).median, 1 / FASTER)
+        rate = result.time(two).median / result.time(ray).median
+        result.figures["rate of Ray over two processes"] = rate
+        result.target("two workers on Ray / two processes", 1 / rate, 1 / OF_TWO)
     write(result, args.out)
 
 

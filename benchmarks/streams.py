@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
-import resource
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,28 @@ def train(data: str, out: str | None, callbacks: Any = (), **options: Any) -> An
     )  # fmt: skip
 
 
+class Memory(threading.Thread):
+    """Watches what this process and the workers below it hold, each page that they share counted once."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+
+    def run(self) -> None:
+        """Look again and again."""
+        pages = re.compile(r"^Pss: +(\d+)", re.MULTILINE)
+        while True:
+            held = 0
+            for process in (os.getpid(), *(each.pid for each in multiprocessing.active_children())):
+                try:
+                    found = pages.search(Path(f"/proc/{process}/smaps_rollup").read_text())
+                except OSError:  # it has just ended
+                    continue
+                held += int(found[1]) if found else 0
+            self.peak = max(self.peak, held / 2**10)
+            time.sleep(0.05)
+
+
 def child(data: str, steps: int) -> None:
     """Train for some steps, read batches all over an epoch, and print times and peaks."""
     import lightning.pytorch as L
@@ -58,12 +82,13 @@ def child(data: str, steps: int) -> None:
     import probjepa
 
     assert None not in (probjepa.fit, probjepa.VJE)  # what is imported once is no time of the data
+    memory = Memory()
+    memory.start()
     start = time.monotonic()
     train(data, None, [Watch()], epochs=1, batch_size=BATCH, workers=WORKERS, max_steps=steps)
     said = {
         "first batch": first[0], "steps": len(first), "seconds": time.monotonic() - start,
-        "peak MB": peak_resident() / 2**20,
-        "peak MB of a worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10,
+        "peak MB": memory.peak, "peak MB of the process alone": peak_resident() / 2**20,
     }  # fmt: skip
     start = time.monotonic()
     stream: Any = open_training(data, stream=True, size=SIZE, channels=3)
@@ -76,10 +101,7 @@ def child(data: str, steps: int) -> None:
             if number == 0:
                 waits.append(time.monotonic() - begun)
     said |= {"images": read, "seconds to read them": time.monotonic() - start, "waits for a place": waits}
-    said["peak MB, all over the epoch"] = peak_resident() / 2**20
-    said["peak MB of a worker, all over the epoch"] = (
-        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
-    )
+    said["peak MB, all over the epoch"] = memory.peak
     print(json.dumps(said))
 
 
