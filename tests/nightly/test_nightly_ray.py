@@ -69,7 +69,8 @@ def lost_and_doubled(root: Path, out: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("whom", ["worker", "writer"])
-def test_killed_workers_lose_and_double_nothing(places, tmp_path, whom):
+def test_killed_workers_lose_and_double_nothing(places, tmp_path, whom, monkeypatch):
+    monkeypatch.setattr("probjepa.shards.ray_engine.RETRIES", KILLS)  # chance meets a shard again and again
     root, job, _ = places
     out, chosen, ended = tmp_path / "out", random.Random(whom), threading.Event()
     killed: list[int] = []

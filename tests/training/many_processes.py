@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -61,11 +63,17 @@ def run(name, folder, processes, **options):
 
 
 class Killer(L.Callback):
-    """Kill the second process amid the second epoch."""
+    """Kill a process some seconds after its so many-th step."""
+
+    def __init__(self, step=5, rank=1, seconds=0.0):
+        self.left, self.rank, self.seconds = step, rank, seconds
 
     def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == 5 and trainer.global_rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+        if self.left == 0 and trainer.global_rank == self.rank:
+            threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            if not self.seconds:
+                time.sleep(60.0)
 
 
 def run_var_jepa(folder, processes):
@@ -99,12 +107,32 @@ def run_var_jepa(folder, processes):
         (Path(folder) / "var-jepa.txt").write_text(" ".join(map(str, seen.losses)))
 
 
-if __name__ == "__main__":
-    place, what = Path(sys.argv[1]), sys.argv[2]
-    again = {"resume": True} if what == "resume" else {"callbacks": [Killer()], "checkpoint_seconds": 0.0}
+def main(folder, what, *when):
+    place = Path(folder)
     if what == "all":
         for case in CASES:
             run(case, place, 2)
         run_var_jepa(place, 2)
         fsdp2.main("sklearn:digits", place / "fsdp2")
-    run("vje", place, 2, out=place / "killed", **again)
+    options = {"out": place / "killed", "checkpoint_seconds": 0.0}
+    if what == "resume":
+        run("vje", place, 2, **options, resume=True)
+    elif what == "all":
+        run("vje", place, 2, **options, callbacks=[Killer()])
+    else:  # EPOCHS, and when which process is killed
+        killer = [Killer(int(when[0]), int(when[1]), float(when[2]))] if when else []
+        going_on = (place / "killed" / "checkpoints" / "last.ckpt").is_file()
+        run(
+            "vje",
+            place,
+            2,
+            **options,
+            epochs=int(what),
+            callbacks=killer,
+            resume=going_on,
+            overwrite=not going_on,
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
