@@ -95,9 +95,11 @@ def test_killed_workers_lose_and_double_nothing(places, tmp_path, whom, monkeypa
 
     thread = threading.Thread(target=killing)
     thread.start()
-    run_shards(job, str(root / "in"), str(out), engine=RayEngine(workers=2))
-    ended.set()
-    thread.join()
+    try:
+        run_shards(job, str(root / "in"), str(out), engine=RayEngine(workers=2))
+    finally:
+        ended.set()
+        thread.join()
     print(f"\n{whom}: {len(killed)} kills")
     assert len(killed) > KILLS // 2
     assert lost_and_doubled(root, out) == (0, 0)
