@@ -79,7 +79,7 @@ class PolarStudentTMixture(SubDensity):
         self.centers = centers
         self.df = df
         self.scale = scale
-        self.scale_squared = variance.double()
+        self.scale_squared = variance
         super().__init__(torch.Size(), centers.shape[1:], validate_args=False)
 
     @classmethod
@@ -152,7 +152,7 @@ class PolarStudentTMixture(SubDensity):
         size = max(_BLOCK // self.centers.shape[1], 1)
         for start in range(0, len(self.centers), size):
             of = slice(start, start + size)
-            centers, variance = self.centers[of].double(), self.scale_squared[of]
+            centers, variance = self.centers[of].double(), self.scale_squared[of].double()
             direction, precision = unit_direction(self._rotated(centers)), 1 / variance
             weighted = direction * precision
             curvature = (direction * weighted).sum(-1)
