@@ -78,13 +78,22 @@ def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
                 parent.rmdir()
 
 
+def has_lock(path: Path) -> bool:
+    """Whether a file of a claim lies beside ``path``: a process writes it, or was killed when it did."""
+    return _beside(Path(os.path.realpath(path))).exists()
+
+
+def _beside(place: Path) -> Path:
+    return place.parent / f".{place.name[:40]}.lock"
+
+
 def _lock(path: Path, place: Path) -> tuple[Path, int] | None:
     """Lock a file beside the place, or in it; None where the system has no locks."""
     try:
         import fcntl
     except ImportError:
         return None
-    beside = place.parent / f".{place.name[:40]}.lock"
+    beside = _beside(place)
     try:
         handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
     except PermissionError:

@@ -109,6 +109,16 @@ def test_a_manifest_that_another_process_made_stale_is_written_again(model, tmp_
     assert json.loads((out / "manifest.json").read_text())["shards"]["done"] == 3
 
 
+def test_the_lock_of_a_process_that_was_killed_after_the_rename_goes(model, tmp_path):
+    data, out = write_shards(tmp_path / "in"), tmp_path / "out"
+    embed(model, data, out)
+    before = state(out)
+    (out / ".part-1.parquet.lock").touch()
+    found = embed(model, data, out)
+    assert (found["written"], found["finished"]) == (0, 3)
+    assert not list(out.glob(".*")) and state(out) == before
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
 def test_kill_between_the_temporary_file_and_the_rename(model, tmp_path):
     data, out = write_shards(tmp_path / "in"), tmp_path / "out"

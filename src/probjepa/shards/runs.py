@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from probjepa.claims import ClaimedError, claimed
+from probjepa.claims import ClaimedError, claimed, has_lock
 from probjepa.data.shard_files import Shard, ShardError, file_mark, filesystem, find_shards, is_remote
 from probjepa.data.shards import read_layout
 from probjepa.errors import ArtifactError, ConfigError, DataError
@@ -110,6 +110,18 @@ class Task:
     def place(self, shard: Shard) -> str:
         """Return where the output of a shard is."""
         return _join(self.out, shard.name)
+
+    def is_left(self, shard: Shard) -> bool:
+        """Whether there is something to do: its output, or what a killed process left beside it.
+
+        Raises
+        ------
+        ArtifactError
+            as ``record(strict=True)``
+        """
+        place = self.place(shard)
+        unclaimed = is_remote(place) or not has_lock(Path(place))
+        return self.overwrite or self.record(shard, strict=True) is None or not unclaimed
 
     def record(self, shard: Shard, *, strict: bool = False) -> dict[str, Any] | None:
         """Return the record of a shard's output if it is of this input, model and settings, or else None.
@@ -270,7 +282,7 @@ def run_shards(
     plan = Plan.of(job, data, out, overwrite=overwrite)
     mine = plan.shards[share[0] - 1 :: share[1]]
     # a complaint about what is there comes before any work
-    wanted = [shard for shard in mine if overwrite or plan.task.record(shard, strict=True) is None]
+    wanted = [shard for shard in mine if plan.task.is_left(shard)]
     plan.task.worker.marks  # noqa: B018  # opens the model, with its complaints, before the bar
     skipped: dict[str, str] = {}
     counts = {"written": 0, "finished": len(mine) - len(wanted), "busy": 0}
