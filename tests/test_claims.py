@@ -91,3 +91,20 @@ def test_a_signal_between_the_lock_s_file_and_its_holder_leaves_no_file(tmp_path
         pass
     os.close(calls[0])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_at_the_removal_of_a_lock_s_file_leaves_no_file(tmp_path, monkeypatch):
+    unlink, calls = Path.unlink, []
+
+    def signalled(path, missing_ok=False):
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    with pytest.raises(KeyboardInterrupt), claims.claimed(tmp_path / "a.parquet"):
+        monkeypatch.setattr(Path, "unlink", signalled)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    with claims.claimed(tmp_path / "a.parquet"):
+        pass

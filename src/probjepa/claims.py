@@ -70,12 +70,22 @@ def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
             with suppress(OSError, ArtifactError):
                 lock = _lock(path, place)
         if lock is not None:
-            with suppress(OSError):
-                lock[0].unlink()
-            os.close(lock[1])
+            _release(*lock)
         for parent in missing:
             with suppress(OSError):
                 parent.rmdir()
+
+
+def _release(file: Path, handle: int) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except BaseException as error:  # a signal that comes just now
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+    finally:
+        os.close(handle)
 
 
 def has_lock(path: Path) -> bool:
