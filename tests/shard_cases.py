@@ -54,6 +54,27 @@ def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
+def write_shard(path: Path, rows: range) -> Path:
+    """A file of some of the rows of ``table``, of the kind that its suffix says; a stream: x.stream.arrow."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = table(rows.start, len(rows))
+    if path.suffix == ".parquet":
+        pq.write_table(held, path, row_group_size=4)
+    elif path.suffix in (".tar", ".gz", ".tgz"):
+        members = {}
+        for row, label in zip(rows, held["label"].to_pylist(), strict=True):
+            place = f"{row:03d}" if path.suffix == ".tar" else f"{label}/{row:03d}"
+            members |= {f"{place}.png": png(row), f"{place}.json": b"{}"}
+            if path.suffix == ".tar":  # the labels of compressed ones are folders
+                members[f"{place}.cls"] = label.encode()
+        write_tar(path, members, "w" if path.suffix == ".tar" else "w:gz")
+    else:
+        kind = pa.ipc.new_stream if ".stream" in path.name else pa.ipc.new_file
+        with kind(str(path), held.schema) as writer:
+            writer.write_table(held, max_chunksize=4)
+    return path
+
+
 def rows(folder: Path) -> pa.Table:
     """All output shards, one after the other."""
     tables = [pq.read_table(path) for path in sorted(folder.rglob("*.parquet"))]

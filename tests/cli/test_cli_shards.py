@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from probjepa.cli import run
-from shard_cases import png, rows, small_model, write_shards
+from shard_cases import png, rows, small_model, write_shard, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +142,33 @@ def test_ctrl_c_says_how_to_go_on(places, tmp_path, monkeypatch, capsys):
     assert run(["embed", str(places / "model"), *arguments]) == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.parquet*"))
+
+
+def test_evaluate_and_references_take_shards_of_every_kind(places, tmp_path, monkeypatch):
+    monkeypatch.setattr("probjepa.report.summary.evaluation_report", lambda *figures, **more: "a page")
+    found = {}
+    for form in ("parquet", "tar"):
+        sets = {"train": range(24), "test": range(24, 44), "far": range(50, 60)}
+        for name, of in sets.items():
+            for number, half in enumerate((of[: len(of) // 2], of[len(of) // 2 :])):
+                write_shard(tmp_path / form / name / f"{number}.{form}", half)
+        train, test, far = (str(tmp_path / form / name) for name in sets)
+        out = tmp_path / form / "out"
+        options = ["--train", train, "--test", test, "--ood", f"far={far}", "--bootstrap", "10", "-q"]
+        assert run(["evaluate", str(places / "model"), *options, "--out", str(out)]) == 0
+        metrics, table = json.loads((out / "metrics.json").read_text()), pq.read_table(out / "scores.parquet")
+        score = [
+            "--data",
+            test,
+            "--score",
+            "knn",
+            "--reference",
+            train,
+            "-q",
+            "--out",
+            str(out / "s.parquet"),
+        ]
+        assert run(["score", str(places / "model"), *score]) == 0
+        found[form] = metrics["accuracy"], metrics["ood"], table.drop_columns("id").to_pydict()
+        found[form] += (pq.read_table(out / "s.parquet").drop_columns("id").to_pydict(),)
+    assert found["parquet"] == found["tar"]

@@ -364,7 +364,7 @@ def test_errors_are_one_line(tmp_path, monkeypatch):
         "missing": "no such file",
         "empty": "holds no images",
         "x.zip": "'.zip' is not supported",
-        "bad.parquet": "cannot be read as parquet",
+        "bad.parquet": "cannot be read as .parquet",
         "table.parquet": "no column holds images",
         "bad.npy": "cannot be read as .npy",
         "objects.npy": "not objects",
@@ -428,7 +428,7 @@ def test_stream_reads_like_a_set(tmp_path):
     assert set(part.labels.tolist()) == {1, 4}
     assert part.ids == same_part.ids
     assert torch.equal(part.images, same_part.get(slice(None)))
-    file = stream.records.file
+    file = stream.records.folder
     assert file.exists()
     del stream, same_part
     assert not file.exists()

@@ -29,6 +29,7 @@ from probjepa.files import read_checkpoint, read_config, regular
 from probjepa.report.training import read_metrics
 from probjepa.tabular.files import read_table
 from probjepa.yaml_files import read_yaml
+from shard_cases import write_shard
 
 
 def png(array):
@@ -128,6 +129,8 @@ READERS = {
     "x.npy": (lambda path: open_images(path), DataError),
     "x.npz": (lambda path: open_images(path), DataError),
     "x.parquet": (lambda path: open_images(path), DataError),
+    "x.arrow": (lambda path: open_images(path), DataError),
+    "x.tar": (lambda path: open_images(path), DataError),
     "x.csv": (read_table, DataError),
     "x.yaml": (read_yaml, ConfigError),
     "last.ckpt": (lambda path: read_checkpoint(path, "train again"), ArtifactError),
@@ -311,7 +314,7 @@ def test_code_in_a_hub_folder_is_never_run_nor_asked_about(tmp_path, monkeypatch
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet", ".arrow", ".tar"])
 def test_a_damaged_file_is_an_error_of_ours(tmp_path, suffix):
     """Whatever its readers raise: a header of numpy is parsed as Python, one of parquet as Thrift."""
     file = tmp_path / f"x{suffix}"
@@ -320,8 +323,10 @@ def test_a_damaged_file_is_an_error_of_ours(tmp_path, suffix):
         np.save(file, pixels)
     elif suffix == ".npz":
         np.savez(file, images=pixels)
-    else:
+    elif suffix == ".parquet":
         pd.DataFrame({"image": [x.tobytes() for x in pixels]}).to_parquet(file)
+    else:
+        write_shard(file, range(3))
     whole = file.read_bytes()
     assert suffix != ".npy" or len(open_images(file)) == 3
     rng = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 
 import fsspec
 import pyarrow as pa
@@ -115,6 +116,20 @@ def test_a_broken_file_is_one_line(tmp_path, suffix, share):
     with pytest.raises(ShardError, match=rf"x\{suffix}' cannot be read as {suffix}") as error:
         read(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spoil", ["end", "header", "between"])
+def test_a_tar_that_ends_early_is_one_line(tmp_path, spoil):
+    path = tmp_path / "x.tar"
+    write_tar(path, {f"{i}.png": png(i) for i in range(9)})
+    with tarfile.open(path) as tar:
+        at = tar.getmember("5.png").offset
+    whole = bytearray(path.read_bytes())
+    if spoil == "header":
+        whole[at + 150] ^= 1  # of its checksum
+    path.write_bytes(whole[: {"end": at + 100, "header": len(whole), "between": at}[spoil]])
+    with pytest.raises(ShardError, match=r"x\.tar' cannot be read as \.tar \(unexpected end of data\)"):
+        read(path)
 
 
 def test_grey_rows_are_repeated_where_colour_is_wanted_and_not_all_are_grey(tmp_path):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from probjepa.metrics.conformal import Rule
 
 Data = Annotated[
-    str, typer.Option("--data", metavar="URI", help="images: folder, parquet, csv of paths, npy/npz, hf:, …")
+    str, typer.Option("--data", metavar="URI", help="images: folder, shards, csv of paths, npy/npz, hf:, …")
 ]
 OutTable = Annotated[
     str,

@@ -46,42 +46,34 @@ def read_folder(path: Path, labels: str | None = None, ids: str | None = None) -
     """Read the images below a folder; those in a sub-folder have its name as their label.
 
     The label is the first folder below ``path``; "none" leaves labels out. Links are followed, hidden files
-    and folders are passed over, and other files that are no images are listed in ``skipped``. A folder
-    without images but with .parquet files is read as shards.
+    and folders are passed over, and other files that are no images are listed in ``skipped``.
     """
-    files, shards, others = [], [], []
+    files, others = list[Path](), list[Path]()
     for file in sorted(found.relative_to(path) for found in walk(path)):
-        suffix = file.suffix.lower()
-        if suffix == ".parquet":
-            shards.append(file)
-        elif suffix in IMAGE_SUFFIXES or is_image(path / file):
-            files.append(file)
-        else:
-            others.append(file)
-    if shards and not files:
-        from probjepa.data.tables import read_parquet
-
-        records = read_parquet(path, [path / file for file in shards], labels, ids)
-    elif not files:
+        (files if names_image(path / file) else others).append(file)
+    if not files:
         found = f", of {len(others)} files such as '{others[0]}'" if others else ""
         raise DataError(
-            f"'{path}' holds no images{found}: put {', '.join(IMAGE_SUFFIXES)} or .parquet files into it, "
-            "or pass another folder"
+            f"'{path}' holds no images{found}: put {', '.join(IMAGE_SUFFIXES)} files or shards, such as "
+            ".parquet, into it, or pass another folder"
         )
-    else:
-        others = sorted([*others, *shards])
-        if labels not in (None, "none") or ids is not None:
-            raise DataError(
-                f"'{path}' is a folder of images, which has no columns: choose labels=none or nothing"
-            )
-        classes = None if labels else _class_folders(path, files)
-        numbers = None
-        if classes is not None:
-            number = {name: index for index, name in enumerate(classes)}
-            numbers = torch.tensor([number[file.parts[0]] for file in files], dtype=torch.int64)
-        records = FileRecords(str(path), path, [file.as_posix() for file in files], numbers, classes)
+    if labels not in (None, "none") or ids is not None:
+        raise DataError(
+            f"'{path}' is a folder of images, which has no columns: choose labels=none or nothing"
+        )
+    classes = None if labels else _class_folders(path, files)
+    numbers = None
+    if classes is not None:
+        number = {name: index for index, name in enumerate(classes)}
+        numbers = torch.tensor([number[file.parts[0]] for file in files], dtype=torch.int64)
+    records = FileRecords(str(path), path, [file.as_posix() for file in files], numbers, classes)
     records.skipped = [f"{path / file} is no image of a known format" for file in others]
     return records
+
+
+def names_image(file: Path) -> bool:
+    """Whether a file is an image by its suffix, or else by its content."""
+    return file.suffix.lower() in IMAGE_SUFFIXES or is_image(file)
 
 
 def walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:

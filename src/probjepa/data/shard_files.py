@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from probjepa.data.files import IMAGE_SUFFIXES, walk
+from probjepa.data.files import names_image, walk
 from probjepa.errors import ConfigError, DataError, ProbjepaError
 from probjepa.files import first_line
 
@@ -61,15 +61,15 @@ def filesystem(address: str) -> tuple[Any, str]:
     return found
 
 
-def find_shards(source: str) -> list[Shard]:
-    """Return the shards below a folder or an address, or the one that it is, sorted by name.
+def find_files(source: str) -> tuple[dict[str, str], list[str]]:
+    """Return the shards below a folder or an address, or the one that it is, and the paths of other files.
 
-    Other files are passed over. The output of ``a/b.tar`` is called ``a/b.parquet``.
+    Shards are name below it → path, sorted by name.
 
     Raises
     ------
     DataError
-        if there is none, or two would have one output
+        if there is none
     """
     if is_remote(source):
         system, root = filesystem(source)
@@ -85,16 +85,28 @@ def find_shards(source: str) -> list[Shard]:
         found = {file.relative_to(source).as_posix(): str(file) for file in walk(Path(source))}
     else:
         found = {Path(source).name: source}
+    shards = {name: path for name, path in sorted(found.items()) if suffix_of(name)}
+    if not shards:
+        raise DataError(f"'{source}' holds no shards: they are files that end in {', '.join(SUFFIXES)}")
+    return shards, sorted(found[name] for name in found.keys() - shards)
+
+
+def find_shards(source: str) -> list[Shard]:
+    """Return the shards below a folder or an address, or the one that it is, sorted by name.
+
+    Other files are passed over. The output of ``a/b.tar`` is called ``a/b.parquet``.
+
+    Raises
+    ------
+    DataError
+        if there is none, or two would have one output
+    """
     shards: dict[str, Shard] = {}
-    for name, path in sorted(found.items()):
-        if (suffix := suffix_of(name)) is None:
-            continue
-        output = f"{name[: -len(suffix)]}.parquet"
+    for name, path in find_files(source)[0].items():
+        output = f"{name[: -len(suffix_of(name) or '')]}.parquet"
         if output in shards:
             raise DataError(f"{shards[output].path} and {path} would both be '{output}': rename one of them")
         shards[output] = Shard(path, output)
-    if not shards:
-        raise DataError(f"'{source}' holds no shards: they are files that end in {', '.join(SUFFIXES)}")
     return list(shards.values())
 
 
@@ -102,9 +114,10 @@ def holds_shards(source: str) -> bool:
     """Whether a source is a folder with shards, and without images beside them."""
     found = False
     for file in walk(Path(source)) if Path(source).is_dir() else ():
-        if file.suffix.lower() in IMAGE_SUFFIXES:
+        if suffix_of(file.name) is not None:
+            found = True
+        elif names_image(file):
             return False
-        found = found or suffix_of(file.name) is not None
     return found
 
 

@@ -85,7 +85,7 @@ def _arrow(path: str, places: Sequence[int] = ()) -> Opened:
     import pyarrow as pa
 
     place = _opened(path)
-    source = pa.memory_map(place) if isinstance(place, str) else pa.PythonFile(place)
+    source = pa.memory_map(place) if isinstance(place, str) else pa.PythonFile(place, mode="r")
     try:
         file = pa.ipc.open_file(source)
         batches = (file.get_batch(i) for i in range(file.num_record_batches))
@@ -103,7 +103,9 @@ def _from_row(batches: Iterator[Any], rows: int, columns: list[str], start: int)
     """Batches of at most so many rows, from the row ``start`` on."""
     for batch in batches:
         for first in range(min(start, batch.num_rows), batch.num_rows, rows):
-            yield batch.slice(first, rows).select(columns)
+            part = batch.slice(first, rows).select(columns)
+            part.validate(full=True)  # Arrow takes a damaged file's offsets as they are
+            yield part
         start = max(0, start - batch.num_rows)
 
 
@@ -114,21 +116,21 @@ def _tar(path: str, places: Sequence[int] = ()) -> Opened:
     schema = pa.schema([("id", pa.string()), ("image", pa.binary()), ("label", pa.string())])
 
     @contextmanager
-    def members(place: int, reading: bool = True) -> Iterator[Iterator[_Member]]:
+    def members(place: int, columns: Sequence[str]) -> Iterator[Iterator[_Member]]:
         opened = _opened(path)
         with open(opened, "rb") if isinstance(opened, str) else opened as file:
-            yield _members(file, place, reading)
+            yield _members(file, place, columns)
 
     def read(rows: int, columns: list[str], start: int) -> Iterator[Any]:
         known = min(start // _SPACING, len(places) - 1)
         first, place = (known * _SPACING, places[known]) if known >= 0 else (0, 0)
-        with members(place) as found:
+        with members(place, columns) as found:
             wanted = islice(found, start - first, None)
             while held := [dict(zip(schema.names, row, strict=False)) for row in islice(wanted, rows)]:
                 yield pa.RecordBatch.from_pylist(held, schema).select(columns)
 
     def count() -> tuple[int, tuple[int, ...]]:
-        with members(0, reading=False) as found:
+        with members(0, ()) as found:
             number, kept = -1, []
             for number, (*_, place) in enumerate(found):
                 if number % _SPACING == 0 and place is not None:
@@ -142,8 +144,11 @@ def _tar(path: str, places: Sequence[int] = ()) -> Opened:
 _Member = tuple[str, bytes, str | None, int | None]
 
 
-def _members(file: IO[bytes], start: int, reading: bool) -> Iterator[_Member]:
-    """The images with their labels: what KEY.cls beside KEY.png says (WebDataset), else the first folder."""
+def _members(file: IO[bytes], start: int, columns: Sequence[str]) -> Iterator[_Member]:
+    """The images with their labels: what KEY.cls beside KEY.png says (WebDataset), else the first folder.
+
+    Of contents, those that ``columns`` do not name are not read.
+    """
     file.seek(start)
     compressed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
     file.seek(start)
@@ -160,12 +165,16 @@ def _members(file: IO[bytes], start: int, reading: bool) -> Iterator[_Member]:
                 yield from ((x, pixels, label or _first_folder(x), place) for x, pixels in images)
                 key, images, label = stem, [], ""
                 place = member.offset if tar.fileobj is file else None
-            content = tar.extractfile(member) if reading else None
             if name.suffix.lower() in IMAGE_SUFFIXES:
+                content = tar.extractfile(member) if "image" in columns else None
                 images.append((str(name), content.read() if content else b""))
-            elif name.suffix.lower() == ".cls" and content:
-                label = content.read().decode("utf-8", "backslashreplace").strip()
+            elif name.suffix.lower() == ".cls" and "label" in columns:
+                content = tar.extractfile(member)
+                label = content.read().decode("utf-8", "backslashreplace").strip() if content else ""
         yield from ((x, pixels, label or _first_folder(x), place) for x, pixels in images)
+        # two blocks of zeros end it: tarfile takes the rest of one that is cut off, or damaged, for its end
+        if not (last := tar.fileobj.read(tarfile.BLOCKSIZE)) or any(last):
+            raise tarfile.ReadError("unexpected end of data")
 
 
 def _first_folder(name: str) -> str | None:
@@ -180,7 +189,9 @@ _READERS: dict[str, Callable[[str, Sequence[int]], Opened]] = {
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[None]:
+def reading(
+    path: str, advice: str = "write it again, or leave such shards out, --on-error skip"
+) -> Iterator[None]:
     """Turn whatever a broken file makes of its reader into one line."""
     try:
         yield
@@ -190,12 +201,12 @@ def _reading(path: str) -> Iterator[None]:
         raise ShardError(str(error)) from error
     except Exception as error:  # many types
         raise ShardError(
-            f"'{path}' cannot be read as {suffix_of(path)} ({first_line(error)}): write it again, or leave "
-            "such shards out, --on-error skip"
+            f"'{path}' cannot be read as {suffix_of(path)} ({first_line(error)}): {advice}"
         ) from error
 
 
-def _open(path: str, places: Sequence[int] = ()) -> Opened:
+def open_shard(path: str, places: Sequence[int] = ()) -> Opened:
+    """Open a file of rows by the reader of its suffix, which may raise any error; ``places``: see Opened."""
     suffix = suffix_of(path)
     if suffix is None:
         raise DataError(f"'{path}' is no shard: they end in {', '.join(_READERS)}")
@@ -210,8 +221,8 @@ def read_layout(shard: Shard, labels: str | None = None, ids: str | None = None)
     ShardError
         if it cannot be read, or has no such columns
     """
-    with _reading(shard.path):
-        return _layout(_open(shard.path).schema, f"'{shard.path}'", labels, ids)
+    with reading(shard.path):
+        return layout_of(open_shard(shard.path).schema, f"'{shard.path}'", labels, ids)
 
 
 def read_column(shard: Shard, column: str, rows: int) -> Iterator[Any]:
@@ -222,8 +233,8 @@ def read_column(shard: Shard, column: str, rows: int) -> Iterator[Any]:
     ShardError
         if it cannot be read, or has no such column
     """
-    with _reading(shard.path):
-        opened = _open(shard.path)
+    with reading(shard.path):
+        opened = open_shard(shard.path)
         if column not in opened.schema.names:
             raise ShardError(
                 f"'{shard.path}' lacks the column '{column}' (it has {', '.join(opened.schema.names)}): "
@@ -233,7 +244,8 @@ def read_column(shard: Shard, column: str, rows: int) -> Iterator[Any]:
             yield batch.column(0)
 
 
-def _layout(schema: Any, where: str, labels: str | None, ids: str | None) -> Layout:
+def layout_of(schema: Any, where: str, labels: str | None, ids: str | None) -> Layout:
+    """Return which columns of an Arrow schema hold images, labels and ids; DataError if none can."""
     import pyarrow as pa
 
     found = [field.name for field in schema if holds_images(field.type)]
@@ -262,10 +274,10 @@ class ShardRecords(Records):
     ) -> None:  # fmt: skip
         self.name, self.layout, self.known = shard.path, layout, dict[int, tuple[str, Any]]()
         self._wanted_ids, self._rows = ids, start
-        with _reading(shard.path):
-            self._opened = _open(shard.path, places)
+        with reading(shard.path):
+            self._opened = open_shard(shard.path, places)
             schema = self._opened.schema
-            found = _layout(schema, f"'{shard.path}'", labels, ids)
+            found = layout_of(schema, f"'{shard.path}'", labels, ids)
             if found.label is not None and str(schema.field(found.label).type) == "null":
                 found = found._replace(texts=layout.texts)  # of no label it is not known what it would be
             self._names = class_names(schema, layout.label)
@@ -280,13 +292,13 @@ class ShardRecords(Records):
 
     def count(self) -> tuple[int, tuple[int, ...]]:
         """Return how many rows there are, and the places of some in a tar file."""
-        with _reading(self.name):
+        with reading(self.name):
             return self._opened.length()
 
     def images(self, length: int) -> Iterator[Payload]:
         """Return the images alone of all rows, or of those from ``start`` on."""
         base = Path(os.path.dirname(self.name))
-        with _reading(self.name):
+        with reading(self.name):
             for batch in self._opened.read(length, [self.layout.image], self._rows):
                 yield from (as_payload(value, base) for value in batch.column(0).to_pylist())
 
@@ -297,7 +309,7 @@ class ShardRecords(Records):
     def chunks(self, length: int) -> Iterator[list[Payload]]:
         """Return all rows in order, or those from ``start`` on, at most ``length`` at a time."""
         layout, base = self.layout, Path(os.path.dirname(self.name))
-        with _reading(self.name):
+        with reading(self.name):
             columns = {name: None for name in layout[:3] if name is not None}
             for batch in self._opened.read(length, list(columns), self._rows):
                 count = batch.num_rows
@@ -373,7 +385,7 @@ def read_shard(
             yield _rows(pixels, known, layout, decoder)
             pixels, known = [], []
     if len(records):
-        with _reading(shard.path):
+        with reading(shard.path):
             check.finish()
     if pixels:
         yield _rows(pixels, known, layout, decoder)

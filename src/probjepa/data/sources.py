@@ -20,6 +20,7 @@ from probjepa.data.fitting import Fit
 from probjepa.data.images import Images, ImageSet, StreamedImages
 from probjepa.data.preprocess import SMALLEST_SIDE
 from probjepa.data.records import ArrayRecords, Records, attempt, default_workers, each, encode_labels
+from probjepa.data.shard_files import SUFFIXES, holds_shards, is_remote, suffix_of
 from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.registry import Registry
 
@@ -31,16 +32,20 @@ READERS = Registry(
     {
         "sklearn:": "probjepa.data.files:read_sklearn",
         "hf:": "probjepa.data.objects:read_hub",
-        ".parquet": "probjepa.data.tables:read_parquet",
+        **dict.fromkeys(SUFFIXES, "probjepa.data.shard_sets:read_shards"),
         ".csv": "probjepa.data.objects:read_csv",
         ".npz": "probjepa.data.files:read_npz",
         ".npy": "probjepa.data.files:read_npy",
         "folder": "probjepa.data.files:read_folder",
         "image": "probjepa.data.files:read_image",
+        "shards": "probjepa.data.shard_sets:read_shards",
     },
     group="probjepa.sources",
 )
-_FORMS = "an image file or folder, .parquet, .csv of paths, .npz, .npy, sklearn:digits or hf:NAME[:SPLIT]"
+_FORMS = (
+    "an image file or folder, shards (.parquet, .arrow, .tar, …), .csv of paths, .npz, .npy, "
+    "sklearn:digits or hf:NAME[:SPLIT]"
+)
 
 
 def open_images(
@@ -63,9 +68,11 @@ def open_images(
     Parameters
     ----------
     source
-        ``sklearn:digits`` · a folder of images (sub-folders are labels) · ``x.parquet``, a folder or a glob
-        of parquet shards (Hugging Face layout) · ``x.csv`` with a column of paths to images, relative to its
-        folder, and perhaps of labels · ``.npz[:SPLIT]`` / ``.npy`` · ``hf:NAME[:SPLIT]`` · one
+        ``sklearn:digits`` · a folder of images (sub-folders are labels) · shards: a file, a folder, a glob or
+        an address (``s3://…``, by fsspec) of .parquet, .arrow, .feather and .ipc (Hugging Face layout), .tar,
+        .tar.gz and .tgz (of image files; labels are in ``KEY.cls`` beside ``KEY.png``, or the first folder)
+        · ``x.csv`` with a column of paths to images, relative to its folder, and perhaps of labels
+        · ``.npz[:SPLIT]`` / ``.npy`` · ``hf:NAME[:SPLIT]`` · one
         image file; or a numpy array, a torch tensor, a pair of one of these and its labels, a dict of
         "images" and "labels", a pandas DataFrame, a torch ``Dataset``, an opened set
     size
@@ -163,7 +170,7 @@ def _records(source: Any, chosen: Mapping[str, str]) -> Records:
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         for scheme in (name for name in READERS if name.endswith(":")):
-            if text.startswith(scheme):
+            if text.startswith(scheme) and not text.startswith("hf://"):
                 return _read(READERS[scheme], text.removeprefix(scheme), chosen)
         return _path_records(text, chosen)
     if isinstance(source, ImageSet):
@@ -215,18 +222,20 @@ def _are_labels(value: Any) -> bool:
 
 
 def _path_records(text: str, chosen: Mapping[str, str]) -> Records:
+    if is_remote(text):
+        return _read(READERS["shards"], text, chosen)
     path = Path(text)
-    suffix = path.suffix.lower()
+    suffix = suffix_of(text) or path.suffix.lower()
     if not path.exists():
         split = NPZ_SPLIT.fullmatch(text)
-        if glob.has_magic(text) and suffix == ".parquet":
-            kind = ".parquet"
+        if glob.has_magic(text) and suffix_of(text):
+            kind = "shards"
         elif split and Path(split[1]).exists():
             kind = ".npz"
         else:
             raise DataError(f"no such file or folder: '{text}' (a data source is {_FORMS})")
     elif path.is_dir():
-        kind = "folder"
+        kind = "shards" if holds_shards(text) else "folder"
     elif suffix in IMAGE_SUFFIXES or (suffix not in READERS and is_image(path)):
         kind = "image"
     elif suffix in READERS:

@@ -1,0 +1,291 @@
+"""``open_images`` of shards of every kind: one set, whatever files its rows lie in."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from probjepa.data import ImageSet, StreamedImages, open_images
+from probjepa.data.decode import Decoder
+from probjepa.data.shard_files import find_shards
+from probjepa.data.shards import read_layout, read_shard
+from probjepa.errors import ConfigError, DataError
+from shard_cases import png, table, write_shard, write_tar
+
+COUNT, SHARDS = 30, 3
+FORMS = ["parquet", "arrow", "stream.arrow", "feather", "ipc", "tar", "tar.gz", "tgz"]
+TARS = ["tar", "tar.gz", "tgz"]
+NAMES = ["cat", "dog"]  # of table
+
+
+def write_set(folder, form, count=COUNT):
+    length = count // SHARDS
+    for number in range(SHARDS):
+        write_shard(folder / f"part-{number}.{form}", range(number * length, (number + 1) * length))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sets")
+    return {form: write_set(root / form, form) for form in FORMS}
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def expected():
+    decode = Decoder(None, 3)
+    return torch.stack([torch.from_numpy(decode(png(row)).copy()) for row in range(COUNT)])
+
+
+def names_of(form, shard, rows):
+    if form == "tar":
+        return [f"{row:03d}.png" for row in rows]
+    if form in TARS:
+        return [f"{NAMES[row % 2]}/{row:03d}.png" for row in rows]
+    return [f"part-{shard}.{form}:{row - rows.start}" for row in rows]
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize("form", FORMS)
+def test_shards_of_every_kind_are_the_same_set(sets, form, limit):
+    found = open_images(sets[form], memory_limit=limit)
+    assert isinstance(found, ImageSet if limit is None else StreamedImages)
+    assert torch.equal(found.get(slice(None)), expected())
+    assert found.classes == NAMES and found.labels.tolist() == [row % 2 for row in range(COUNT)]
+    assert found.ids == [x for s in range(3) for x in names_of(form, s, range(10 * s, 10 * s + 10))]
+    assert found.name == str(sets[form]) and found.skipped == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_are_called_what_the_shard_commands_call_them(sets, form):
+    found = open_images(sets[form], size=8)
+    ids, labels = [], []
+    for shard in find_shards(str(sets[form])):
+        for part in read_shard(shard, read_layout(shard), Decoder(8, 3), 7):
+            ids += part.columns["id"].to_pylist()
+            labels += part.columns["label"].to_pylist()
+    assert found.ids == ids and [found.classes[label] for label in found.labels] == labels
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_a_glob_and_an_address_open_too(sets, form, limit):
+    one = open_images(sets[form] / f"part-1.{form}", memory_limit=limit)
+    assert torch.equal(one.get([0, 9]), expected()[[10, 19]])
+    assert one.ids[0] == (names_of(form, 1, range(10, 20))[0] if form in TARS else "0")
+    two = open_images(f"{sets[form]}/part-[12].{form}", memory_limit=limit)
+    assert torch.equal(two.get(slice(None)), expected()[10:]) and two.labels.tolist() == [0, 1] * 10
+    store = fsspec.filesystem("memory")
+    store.put(str(sets[form]), f"/opened-{form}", recursive=True)
+    far = open_images(f"memory://opened-{form}", memory_limit=limit)
+    assert torch.equal(far.get(slice(None)), expected())
+    assert far.ids == open_images(sets[form]).ids and far.classes == NAMES
+    store.rm(f"/opened-{form}", recursive=True)
+
+
+def test_a_glob_or_an_address_of_nothing_is_one_line(tmp_path):
+    (tmp_path / "x.txt").write_text("notes")
+    for place, says in (
+        (f"{tmp_path}/*.tar", "no shard matches"),
+        ("memory://nothing-here", "holds no shards"),
+        ("nosuchstore://bucket/x", "cannot be opened"),
+        (f"{tmp_path}", "holds no images, of 1 files such as 'x.txt'"),
+    ):
+        with pytest.raises((DataError, ConfigError), match=says) as error:
+            open_images(place)
+        one_line(error)
+
+
+def look(pickled):
+    return pickle.loads(pickled).get([29, 0, 11])
+
+
+@pytest.mark.parametrize("form", ["arrow", "tar.gz"])
+def test_a_streamed_set_is_read_by_another_process(sets, form):
+    found = open_images(sets[form], memory_limit=0)
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        pixels = pool.submit(look, pickle.dumps(found)).result()
+    assert torch.equal(pixels, expected()[[29, 0, 11]])
+    assert torch.equal(found.subset([3, 7]).get([1]), expected()[[7]])
+
+
+@pytest.mark.parametrize("form", ["parquet", "stream.arrow", "tar"])
+def test_the_copy_of_a_streamed_set_goes_with_it(sets, form, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    found = open_images(sets[form], memory_limit=0)
+    assert [path.suffix for path in tmp_path.rglob("*.*") if path.is_file()] == [".arrow"]
+    del found
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_and_ids_can_be_chosen_or_left_out(sets, form, limit):
+    found = open_images(sets[form], labels="none", memory_limit=limit)
+    assert found.labels is None and found.classes is None
+    if form in TARS:
+        by_name = open_images(sets[form], ids="id", labels="label", memory_limit=limit)
+        assert by_name.ids == found.ids and by_name.classes == NAMES
+    for wanted in ({"labels": "kind"}, {"ids": "kind"}):
+        with pytest.raises(DataError, match=r"no column 'kind' \(columns: .*label") as error:
+            open_images(sets[form], memory_limit=limit, **wanted)
+        one_line(error)
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_rows_of_tar_files_with_the_same_names_are_called_by_shard_and_row(tmp_path, limit):
+    for number in range(2):
+        members = {f"{row}.png": png(10 * number + row) for row in range(2)}
+        write_tar(tmp_path / f"{number}.tar", members)
+    found = open_images(tmp_path, memory_limit=limit)
+    assert found.ids == ["0.tar:0", "0.tar:1", "1.tar:0", "1.tar:1"]
+    assert found.labels is None and found.classes is None
+    with pytest.raises(DataError, match="row 2 has the id of row 0 again"):
+        open_images(tmp_path, ids="id", memory_limit=limit)
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_class_names_of_the_hub_are_kept_in_every_arrow_file(tmp_path, limit):
+    rows = table(0, 4).set_column(1, "label", pa.array([1, 0, 2, 1]))
+    about = {"info": {"features": {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}}
+    rows = rows.replace_schema_metadata({"huggingface": str(about).replace("'", '"')})
+    (tmp_path / "state.json").write_text("{}")
+    with pa.ipc.new_stream(str(tmp_path / "data-00000-of-00001.arrow"), rows.schema) as writer:
+        writer.write_table(rows)
+    found = open_images(tmp_path, memory_limit=limit)  # as datasets.save_to_disk writes it
+    assert found.classes == ["a", "b", "c"] and found.labels.tolist() == [1, 0, 2, 1]
+    assert found.skipped == [f"{tmp_path / 'state.json'} is no image of a known format"]
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_kinds_may_lie_beside_each_other_where_their_columns_agree(tmp_path, limit):
+    for number, form in enumerate(["parquet", "tar", "arrow"]):
+        write_shard(tmp_path / f"{number}.{form}", range(10 * number, 10 * number + 10))
+    found = open_images(tmp_path, memory_limit=limit)
+    assert torch.equal(found.get(slice(None)), expected()) and found.classes == NAMES
+    assert found.ids[9:11] == ["0.parquet:9", "1.tar:0"]
+    write_shard(tmp_path / "0.tar", range(3))  # a tar file comes first: it has ids, the others none
+    os.remove(tmp_path / "0.parquet")
+    with pytest.raises(DataError, match=r"2\.arrow' lacks the column id of '.*0\.tar'") as error:
+        open_images(tmp_path, memory_limit=limit)
+    one_line(error)
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow", "ipc"])
+def test_other_columns_than_the_first_are_one_line(tmp_path, form):
+    write_set(tmp_path, form)
+    rows = table(0, 2).rename_columns(["image", "kind"])
+    if form == "parquet":
+        pq.write_table(rows, tmp_path / f"part-1.{form}")
+    else:
+        with pa.ipc.new_file(str(tmp_path / f"part-1.{form}"), rows.schema) as writer:
+            writer.write_table(rows)
+    with pytest.raises(DataError, match=rf"part-1\.{form}' lacks the column label of '.*part-0") as error:
+        open_images(tmp_path)
+    one_line(error)
+    rows = rows.select(["kind"])
+    if form != "parquet":
+        with pa.ipc.new_file(str(tmp_path / f"x.{form}"), rows.schema) as writer:
+            writer.write_table(rows)
+        with pytest.raises(DataError, match=rf"x\.{form}': no column holds images \(columns: kind\)"):
+            open_images(tmp_path / f"x.{form}")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_broken_shard_is_one_line(tmp_path, form, share):
+    broken = write_set(tmp_path, form, 90) / f"part-1.{form}"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: int(len(whole) * share)])
+    for limit in (None, 0):
+        with pytest.raises(DataError, match=r"part-1\..* cannot be read as \.\w+.*write it again") as error:
+            open_images(tmp_path, memory_limit=limit)
+        one_line(error)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_empty_shard_is_passed_over_and_the_first_is_one_line(tmp_path, form):
+    write_shard(tmp_path / f"0.{form}", range(10))
+    write_shard(tmp_path / f"1.{form}", range(0))
+    assert len(open_images(tmp_path)) == len(open_images(tmp_path, memory_limit=0)) == 10
+    os.replace(tmp_path / f"1.{form}", tmp_path / f"0.{form}")
+    with pytest.raises(DataError, match=r"'.*/0\..*' has no rows: remove it") as error:
+        open_images(tmp_path)
+    one_line(error)
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow", "tar", "tgz"])
+def test_a_shard_that_changes_is_one_line(sets, tmp_path, form, monkeypatch):
+    write_set(tmp_path, form)
+    from probjepa.data import sources
+
+    def change(records, decoder):
+        write_shard(tmp_path / f"part-2.{form}", range(12))
+        os.utime(tmp_path / f"part-2.{form}", (1, 1))
+        return 3, 10, 10
+
+    monkeypatch.setattr(sources, "peek", change)
+    for limit in (None, 0):
+        with pytest.raises(DataError, match=rf"part-2\.{form}' has changed since it was opened") as error:
+            open_images(tmp_path, memory_limit=limit)
+        one_line(error)
+        write_shard(tmp_path / f"part-2.{form}", range(20, 30))
+
+
+@pytest.mark.parametrize("form", ["parquet", "ipc", "tar", "tar.gz"])
+def test_splits_of_a_folder_are_not_joined(tmp_path, form):
+    write_shard(tmp_path / f"train-0.{form}", range(4))
+    write_shard(tmp_path / f"test-0.{form}", range(4, 6))
+    with pytest.raises(DataError, match=r"several splits \(test, train\): choose one, '.*train\*"):
+        open_images(tmp_path)
+    assert len(open_images(f"{tmp_path}/train*.{form}")) == 4
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize("form", ["parquet", "arrow", "tar", "tar.gz"])
+def test_an_image_that_cannot_be_read_is_named_by_shard_and_row(tmp_path, form, limit):
+    write_shard(tmp_path / f"0.{form}", range(4))
+    if "tar" in form:
+        spoilt = {"000.png": png(0), "001.png": b"no image"}
+        write_tar(tmp_path / f"1.{form}", spoilt, "w" if form == "tar" else "w:gz")
+    else:
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        images = [{"bytes": png(0), "path": None}, {"bytes": b"no image", "path": None}]
+        rows = pa.table({"image": pa.array(images, kind), "label": ["cat", "dog"]})
+        if form == "parquet":
+            pq.write_table(rows, tmp_path / f"1.{form}")
+        else:
+            with pa.ipc.new_file(str(tmp_path / f"1.{form}"), rows.schema) as writer:
+                writer.write_table(rows)
+    with pytest.raises(DataError, match=rf"1\.{form}, row 1 is not an image .*--on-error skip") as error:
+        open_images(tmp_path, memory_limit=limit)
+    one_line(error)
+    found = open_images(tmp_path, memory_limit=limit, on_error="skip")
+    assert len(found) == 5 and f"1.{form}, row 1" in found.skipped[0]
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow", "tar"])
+def test_folders_of_images_and_of_shards_are_told_apart(tmp_path, form):
+    write_shard(tmp_path / "b" / f"x.{form}", range(2))
+    write_shard(tmp_path / "b-1" / f"x.{form}", range(2, 4))
+    (tmp_path / "README.md").write_text("notes")
+    found = open_images(tmp_path)
+    np.testing.assert_array_equal(found.images, expected()[:4])  # by folder, then by name
+    assert found.skipped == [f"{tmp_path / 'README.md'} is no image of a known format"]
+    (tmp_path / "without-a-suffix").write_bytes(png(0))
+    found = open_images(tmp_path)
+    assert found.ids == ["without-a-suffix"] and len(found.skipped) == 3
