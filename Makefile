@@ -4,7 +4,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 LOWEST_STAMP := $(LOWEST)/.installed
-PIP := python -m pip install -q --disable-pip-version-check
+# modules are compiled when they are first used: most never are
+PIP := python -m pip install -q --disable-pip-version-check --no-compile
 
 .PHONY: setup demo test lint types unit docs floors coverage lowest mutants nightly clean
 
