@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import tarfile
 from functools import cache
@@ -11,10 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
+import pytest
+import torch
 from PIL import Image
 
 import probjepa as pj
+from probjepa.data.decode import Decoder
+from probjepa.data.shard_files import Shard
+from probjepa.data.shards import read_layout, read_shard
 from probjepa.data.streams import Stream, open_training
+
+needs_litdata = pytest.mark.skipif(
+    importlib.util.find_spec("litdata") is None, reason="litdata (extra 'litdata') is not installed"
+)
 
 
 def small_model(folder: Path, seed: int = 0) -> Path:
@@ -75,6 +85,35 @@ def write_shard(path: Path, rows: range) -> Path:
     return path
 
 
+def write_litdata(folder: Path, chunks, **options) -> Path:
+    """Lists of items as litdata's chunks, each list one chunk."""
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(str(folder), chunk_size=10**6, **options)
+    number = 0
+    for items in filter(None, chunks):
+        for item in items:
+            writer[number] = item
+            number += 1
+        writer.write_chunk(on_done=True)
+    writer.done()
+    writer.merge()
+    return folder
+
+
+def read_all(path, rows=3, labels=None, ids=None):
+    """A shard's pixels, its columns, and how many rows came at a time."""
+    shard = Shard(str(path), "x.parquet")
+    batches = list(
+        read_shard(shard, read_layout(shard, labels, ids), Decoder(8, 3), rows, labels=labels, ids=ids)
+    )
+    columns = {
+        name: [value for batch in batches for value in batch.columns[name].to_pylist()]
+        for name in batches[0].columns
+    }
+    return torch.cat([batch.images.images for batch in batches]), columns, [len(b.images) for b in batches]
+
+
 def rows(folder: Path) -> pa.Table:
     """All output shards, one after the other."""
     tables = [pq.read_table(path) for path in sorted(folder.rglob("*.parquet"))]
@@ -98,9 +137,10 @@ def numbered_png(row: int) -> bytes:
 def write_numbered(folder: Path, counts, form="parquet", spoil=()) -> Path:
     """Shards whose images say which row they are of; those in ``spoil`` are none."""
     folder.mkdir(exist_ok=True)
-    start = 0
+    start, chunks = 0, []
     for shard, count in enumerate(counts):
         rows = [b"no image" if row in spoil else numbered_png(row) for row in range(start, start + count)]
+        chunks.append([{"image": image, "label": row} for row, image in enumerate(rows)])
         place = folder / f"part-{shard:02d}.{form}"
         table = pa.table({"image": pa.array(rows, pa.binary()), "label": pa.array(range(count), pa.int64())})
         if form == "parquet":
@@ -108,7 +148,7 @@ def write_numbered(folder: Path, counts, form="parquet", spoil=()) -> Path:
         elif form == "arrow":
             with pa.ipc.new_file(str(place), table.schema) as writer:
                 writer.write_table(table, max_chunksize=5)
-        else:
+        elif form.startswith("tar"):
             names = {f"{start + row:04d}.{end}": row for row in range(count) for end in ("cls", "png")}
             write_tar(
                 place,
@@ -116,7 +156,7 @@ def write_numbered(folder: Path, counts, form="parquet", spoil=()) -> Path:
                 "w:gz" if form.endswith("gz") else "w",
             )
         start += count
-    return folder
+    return write_litdata(folder, chunks) if form == "bin" else folder
 
 
 def opened(folder: Path, **options) -> Stream:

@@ -13,22 +13,9 @@ import torch
 from PIL import Image
 
 from probjepa.data.decode import Decoder
-from probjepa.data.shard_files import Shard, ShardError, file_mark, find_shards, holds_shards
-from probjepa.data.shards import read_layout, read_shard
+from probjepa.data.shard_files import ShardError, file_mark, find_shards, holds_shards
 from probjepa.errors import ConfigError, DataError
-from shard_cases import png, table, write_shards, write_tar
-
-
-def read(path, rows=3, labels=None, ids=None):
-    shard = Shard(str(path), "x.parquet")
-    batches = list(
-        read_shard(shard, read_layout(shard, labels, ids), Decoder(8, 3), rows, labels=labels, ids=ids)
-    )
-    columns = {
-        name: [value for batch in batches for value in batch.columns[name].to_pylist()]
-        for name in batches[0].columns
-    }
-    return torch.cat([batch.images.images for batch in batches]), columns, [len(b.images) for b in batches]
+from shard_cases import png, read_all, table, write_shards, write_tar
 
 
 def write_arrow(path, rows, stream):
@@ -54,7 +41,7 @@ def test_every_reader_gives_the_same_rows(tmp_path, suffix):
         )
     else:
         write_arrow(path, rows, stream="stream" in suffix)
-    pixels, columns, counts = read(path)
+    pixels, columns, counts = read_all(path)
     expected = read_rows_of(rows)
     assert torch.equal(pixels, expected) and counts == [3, 3, 1]
     assert columns["label"] == ["cat", "dog", "cat", "dog", "cat", "dog", "cat"]
@@ -76,15 +63,15 @@ def test_a_tar_of_webdataset_has_the_labels_beside_its_images(tmp_path):
         "a/001.png": png(1),
     }
     write_tar(tmp_path / "x.tar", members)
-    _, columns, _ = read(tmp_path / "x.tar")
+    _, columns, _ = read_all(tmp_path / "x.tar")
     assert columns == {"id": ["a/000.png", "a/001.png"], "label": ["7", "9"]}
-    _, columns, _ = read(tmp_path / "x.tar", labels="none")
+    _, columns, _ = read_all(tmp_path / "x.tar", labels="none")
     assert list(columns) == ["id"]
 
 
 def test_names_in_a_tar_that_are_no_text_are_escaped(tmp_path):
     write_tar(tmp_path / "x.tar", {"caf\udce9/0.png": png(0)})
-    _, columns, _ = read(tmp_path / "x.tar")
+    _, columns, _ = read_all(tmp_path / "x.tar")
     assert columns == {"id": ["caf\\udce9/0.png"], "label": ["caf\\udce9"]}
 
 
@@ -93,12 +80,12 @@ def test_columns_of_labels_and_ids_are_chosen(tmp_path):
         table(0, 3).append_column("id", pa.array([5, 6, None])).append_column("kind", pa.array([1, 2, None]))
     )
     pq.write_table(rows, tmp_path / "x.parquet")
-    _, columns, _ = read(tmp_path / "x.parquet", labels="kind")
+    _, columns, _ = read_all(tmp_path / "x.parquet", labels="kind")
     assert columns == {"id": ["5", "6", "x.parquet:2"], "label": [1, 2, None]}
     with pytest.raises(ShardError, match="row 2 has no id in 'id'"):
-        read(tmp_path / "x.parquet", ids="id")
+        read_all(tmp_path / "x.parquet", ids="id")
     with pytest.raises(ShardError, match="no column 'none of these'"):
-        read(tmp_path / "x.parquet", labels="none of these")
+        read_all(tmp_path / "x.parquet", labels="none of these")
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".tar", ".tgz"])
@@ -114,7 +101,7 @@ def test_a_broken_file_is_one_line(tmp_path, suffix, share):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(ShardError, match=rf"x\{suffix}' cannot be read as {suffix}") as error:
-        read(path)
+        read_all(path)
     assert "\n" not in str(error.value)
 
 
@@ -129,7 +116,7 @@ def test_a_tar_that_ends_early_is_one_line(tmp_path, spoil):
         whole[at + 150] ^= 1  # of its checksum
     path.write_bytes(whole[: {"end": at + 100, "header": len(whole), "between": at}[spoil]])
     with pytest.raises(ShardError, match=r"x\.tar' cannot be read as \.tar \(unexpected end of data\)"):
-        read(path)
+        read_all(path)
 
 
 def test_grey_rows_are_repeated_where_colour_is_wanted_and_not_all_are_grey(tmp_path):
@@ -139,11 +126,11 @@ def test_grey_rows_are_repeated_where_colour_is_wanted_and_not_all_are_grey(tmp_
     Image.open(io.BytesIO(png(5))).convert("L").save(stream, "png")
     rows[1]["image"]["bytes"] = stream.getvalue()
     pq.write_table(pa.Table.from_pylist(rows, table(0, 1).schema), tmp_path / "part-0.parquet")
-    pixels, _, _ = read(tmp_path / "part-0.parquet")
+    pixels, _, _ = read_all(tmp_path / "part-0.parquet")
     assert torch.equal(pixels[1, 0], pixels[1, 2]) and not torch.equal(pixels[0, 0], pixels[0, 2])
     pq.write_table(pa.Table.from_pylist(rows[1:], table(0, 1).schema), tmp_path / "part-0.parquet")
     with pytest.raises(DataError, match="--convert"):
-        read(tmp_path / "part-0.parquet")
+        read_all(tmp_path / "part-0.parquet")
 
 
 def test_shards_are_found_by_name_with_their_outputs(tmp_path):
@@ -178,8 +165,8 @@ def test_a_store_is_read_as_a_folder_is(tmp_path):
     store.put(str(tmp_path / "in"), "/of-files", recursive=True)
     found = find_shards("memory://of-files")
     assert [shard.name for shard in found] == ["part-0.parquet", "part-1.parquet"]
-    pixels, columns, _ = read(found[1].path)
-    local, known, _ = read(tmp_path / "in" / "part-1.parquet")
+    pixels, columns, _ = read_all(found[1].path)
+    local, known, _ = read_all(tmp_path / "in" / "part-1.parquet")
     assert torch.equal(pixels, local) and columns == known
     before = file_mark(found[0].path)
     assert file_mark(found[0].path) == before

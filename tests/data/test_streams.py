@@ -13,7 +13,7 @@ from probjepa.data import streams as module
 from probjepa.data.shard_files import ShardError
 from probjepa.data.streams import LANES, Stream, lane_count, open_training
 from probjepa.errors import ConfigError, DataError
-from shard_cases import numbered_png, opened, write_numbered, write_shards
+from shard_cases import needs_litdata, numbered_png, opened, write_numbered, write_shards
 
 
 def number(image) -> int:
@@ -29,7 +29,7 @@ def stream(tmp_path_factory):
     return of_form("parquet", tmp_path_factory.mktemp("shards"))
 
 
-@pytest.mark.parametrize("form", ["arrow", "tar", "tar.gz"])
+@pytest.mark.parametrize("form", ["arrow", "tar", "tar.gz", pytest.param("bin", marks=needs_litdata)])
 def test_the_order_does_not_depend_on_the_form_of_the_shards(tmp_path, stream, form):
     other = of_form(form, tmp_path)
     assert epoch(other, 1, 20) == epoch(stream, 1, 20)

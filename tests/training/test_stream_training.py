@@ -11,7 +11,7 @@ import yaml
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning
 from probjepa.training import Interrupted
 from probjepa.training.loader import EpochLoader, StreamLoader, make_loader
-from shard_cases import opened, write_numbered
+from shard_cases import needs_litdata, opened, write_numbered
 
 SETTINGS = {"stream": True, "stream_buffer": 32, "workers": 0, "checkpoint_seconds": 0.0}
 EPOCHS, STEPS = 2, 5
@@ -51,6 +51,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, whole, shards, step
     method = train(out, shards, resume=True, stream="auto")  # goes on as it was begun
     resumed.assert_same_weights(whole[1], method)
     assert resumed.table(out) == resumed.table(whole[0])
+
+
+@needs_litdata
+def test_chunks_of_litdata_are_streamed_unasked_to_the_same_weights(tmp_path, whole):
+    data = write_numbered(tmp_path / "chunks", (20, 3, 19), "bin")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", data, stream="auto", callbacks=[resumed.SignalAt(4)])
+    method = train(tmp_path / "run", data, resume=True, stream="auto")
+    resumed.assert_same_weights(whole[1], method)
 
 
 def test_a_run_that_is_cut_off_between_two_checkpoints_resumes_exactly(tmp_path, whole, shards):

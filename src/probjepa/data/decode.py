@@ -271,6 +271,8 @@ def _open(payload: Payload) -> Image.Image:
     if isinstance(payload, np.ndarray):
         return _from_array(payload)
     content = regular(payload).read_bytes() if isinstance(payload, Path) else payload
+    if content.startswith(b"\x93NUMPY"):  # an array in a column of bytes
+        return _from_array(np.load(io.BytesIO(content), allow_pickle=False))
     return Image.open(io.BytesIO(content), formats=_formats())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple
 
 from probjepa.data.files import names_image, walk
 from probjepa.errors import ConfigError, DataError, ProbjepaError
-from probjepa.files import first_line
+from probjepa.files import first_line, regular
 
-SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc", ".tar", ".tar.gz", ".tgz")
+SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc", ".tar", ".tar.gz", ".tgz", ".bin")
+INDEX = "index.json"  # of litdata's chunks, which end in .bin: what it does not name is passed over
 # what object stores say of a file's content, the best first
 _MARKS = ("etag", "generation", "md5hash", "mtime", "lastmodified", "last_modified", "created")
 
@@ -69,7 +71,7 @@ def find_files(source: str) -> tuple[dict[str, str], list[str]]:
     Raises
     ------
     DataError
-        if there is none
+        if there is none, or one that litdata's index names is not there
     """
     if is_remote(source):
         system, root = filesystem(source)
@@ -85,10 +87,26 @@ def find_files(source: str) -> tuple[dict[str, str], list[str]]:
         found = {file.relative_to(source).as_posix(): str(file) for file in walk(Path(source))}
     else:
         found = {Path(source).name: source}
-    shards = {name: path for name, path in sorted(found.items()) if suffix_of(name)}
+    chunks, indexes = set[str](), set[str]()
+    for name, path in found.items():
+        if PurePosixPath(name).name == INDEX and (named := chunk_index(path)[1]):
+            indexes.add(name)
+            chunks |= {name.removesuffix(INDEX) + chunk for chunk in named}
+            if absent := sorted(chunks - found.keys()):
+                raise DataError(f"'{path}' names {absent[0]}, which is not there: copy it, too")
+    if suffix_of(source) == ".bin":
+        chunks |= found.keys()
+    shards = {
+        name: path
+        for name, path in sorted(found.items())
+        if name in chunks or suffix_of(name) not in (None, ".bin")
+    }
     if not shards:
-        raise DataError(f"'{source}' holds no shards: they are files that end in {', '.join(SUFFIXES)}")
-    return shards, sorted(found[name] for name in found.keys() - shards)
+        raise DataError(
+            f"'{source}' holds no shards: they are files that end in {', '.join(SUFFIXES[:-1])}, or "
+            ".bin beside litdata's index.json"
+        )
+    return shards, sorted(found[name] for name in found.keys() - shards - indexes)
 
 
 def find_shards(source: str) -> list[Shard]:
@@ -112,13 +130,41 @@ def find_shards(source: str) -> list[Shard]:
 
 def holds_shards(source: str) -> bool:
     """Whether a source is a folder with shards, and without images beside them."""
-    found = False
+    found, chunks = False, dict[Path, dict[str, dict[str, Any]]]()
     for file in walk(Path(source)) if Path(source).is_dir() else ():
-        if suffix_of(file.name) is not None:
+        suffix = suffix_of(file.name)
+        if suffix == ".bin" and file.parent not in chunks:
+            chunks[file.parent] = chunk_index(str(file.with_name(INDEX)))[1]
+        if file.name in chunks.get(file.parent, ()) or suffix not in (None, ".bin"):
             found = True
         elif names_image(file):
             return False
     return found
+
+
+def chunk_index(place: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return litdata's settings, and of each chunk what its index.json says; nothing of any other file.
+
+    Raises
+    ------
+    ShardError
+        if the store cannot be read
+    """
+    with _remote(place, "read"):
+        try:
+            if is_remote(place):
+                system, name = filesystem(place)
+                content = system.cat_file(name)
+            else:
+                content = regular(place).read_bytes()
+        except FileNotFoundError:
+            return {}, {}
+    try:
+        index = json.loads(content)
+        chunks = {str(chunk["filename"]): chunk for chunk in index["chunks"]}
+        return index["config"], {name: chunks[name] for name in chunks if suffix_of(name) == ".bin"}
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return {}, {}
 
 
 def file_mark(path: str) -> str:

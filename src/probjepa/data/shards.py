@@ -16,12 +16,13 @@ import torch
 from probjepa.data.decode import Decoder, Payload, Unreadable, as_payload
 from probjepa.data.files import IMAGE_SUFFIXES
 from probjepa.data.images import ImageSet
+from probjepa.data.litdata_chunks import open_chunk
 from probjepa.data.records import Records, default_workers, each, encode_labels
 from probjepa.data.rows import as_column, identity
 from probjepa.data.shard_files import Shard, ShardError, filesystem, is_remote, suffix_of
 from probjepa.data.sources import Check
 from probjepa.data.tables import class_names, holds_images, id_column, image_column, label_column
-from probjepa.errors import DataError, ProbjepaError
+from probjepa.errors import DataError, MissingExtraError, ProbjepaError
 from probjepa.files import first_line, regular
 
 _BUFFER = 1 << 20  # bytes of a parquet column that are read at a time
@@ -182,9 +183,14 @@ def _first_folder(name: str) -> str | None:
     return parts[0] if len(parts) > 1 else None
 
 
+def _chunk(path: str, places: Sequence[int] = ()) -> Opened:
+    schema, read, count = open_chunk(path)
+    return Opened(schema, read, lambda: (count, ()))
+
+
 _READERS: dict[str, Callable[[str, Sequence[int]], Opened]] = {
     ".parquet": _parquet, ".arrow": _arrow, ".feather": _arrow, ".ipc": _arrow,
-    ".tar": _tar, ".tar.gz": _tar, ".tgz": _tar,
+    ".tar": _tar, ".tar.gz": _tar, ".tgz": _tar, ".bin": _chunk,
 }  # fmt: skip
 
 
@@ -195,7 +201,7 @@ def reading(
     """Turn whatever a broken file makes of its reader into one line."""
     try:
         yield
-    except ShardError:
+    except (ShardError, MissingExtraError):
         raise
     except ProbjepaError as error:
         raise ShardError(str(error)) from error

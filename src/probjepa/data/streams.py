@@ -292,11 +292,12 @@ def open_training(
     Parameters
     ----------
     source
-        what ``open_images`` takes, or shards: a folder, a file, a glob or an address of parquet, Arrow or
-        tar files; with ``stream=True`` also ``hf:NAME[:SPLIT]``, of which the hub has parquet files
+        what ``open_images`` takes, or shards: a folder, a file, a glob or an address of parquet, Arrow,
+        tar or litdata's files; with ``stream=True`` also ``hf:NAME[:SPLIT]``, of which the hub has parquet
+        files
     stream
-        ``"auto"``: tar and Arrow files, what has an address, and parquet files whose images would take more
-        than ``memory_limit``
+        ``"auto"``: tar, Arrow and litdata's files, what has an address, and parquet files whose images would
+        take more than ``memory_limit``
     buffer
         rows that are held to be shuffled
     seed

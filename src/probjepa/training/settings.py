@@ -146,8 +146,9 @@ class FitSettings(LoopSettings):
         float16, and trained on instead of images: each step draws from them; 0: none
     stream
         read shards once an epoch in a shuffled order, without a copy of them in memory or on the disk;
-        ``"auto"``: tar and Arrow files, what has an address, and parquet files whose images would take more
-        than half of the free memory. With ``on_error="skip"`` another row takes the place of a broken one
+        ``"auto"``: tar, Arrow and litdata's files, what has an address, and parquet files whose images would
+        take more than half of the free memory. With ``on_error="skip"`` another row takes the place of a
+        broken one
     stream_buffer
         rows of a stream that are held, still encoded, to be shuffled; 32 or more
     on_error, convert
