@@ -91,7 +91,7 @@ def image_sets(model: Any, encoder: str, data_root: Path) -> tuple[Any, Any, dic
     )
     sets = {name: drawn(read(path), OTHERS) for name, path in near.items()}
     sets["textures"] = drawn(read("textures/dtd10.parquet"), OTHERS)
-    grey = pj.open_images("sklearn:digits", size=model.preprocess.opened)
+    grey = pj.open_images("sklearn:digits", size=model.preprocess.opened, channels=3, convert=True)
     sets["digits"] = grey.subset(np.arange(OTHERS))
     side = PLANS[encoder]["size"]
     pixels = torch.Generator().manual_seed(0)
