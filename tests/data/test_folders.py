@@ -75,6 +75,12 @@ def test_frames_that_are_not_read_are_a_warning(tmp_path, format, limit):
     assert len(texts) == (format != "MPO") and all(f"several frames ({format})" in text for text in texts)
 
 
+@pytest.mark.parametrize("name", ["picture", "picture.bin", "picture.data"])
+def test_a_file_is_known_by_its_content(tmp_path, name):
+    image(tmp_path / name, "png")
+    assert len(open_images(tmp_path / name)) == 1
+
+
 def test_a_link_to_nothing_is_an_unreadable_image(tmp_path):
     image(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")

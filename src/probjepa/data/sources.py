@@ -71,10 +71,10 @@ def open_images(
         ``sklearn:digits`` · a folder of images (sub-folders are labels) · shards: a file, a folder, a glob or
         an address (``s3://…``, by fsspec) of .parquet, .arrow, .feather and .ipc (Hugging Face layout), .tar,
         .tar.gz and .tgz (of image files; labels are in ``KEY.cls`` beside ``KEY.png``, or the first folder)
-        · ``x.csv`` with a column of paths to images, relative to its folder, and perhaps of labels
-        · ``.npz[:SPLIT]`` / ``.npy`` · ``hf:NAME[:SPLIT]`` · one
-        image file; or a numpy array, a torch tensor, a pair of one of these and its labels, a dict of
-        "images" and "labels", a pandas DataFrame, a torch ``Dataset``, an opened set
+        and litdata's chunks in a folder · ``x.csv`` with a column of paths to images, relative to its folder,
+        and perhaps of labels · ``.npz[:SPLIT]`` / ``.npy`` · ``hf:NAME[:SPLIT]`` · one image file; or a numpy
+        array, a torch tensor, a pair of one of these and its labels, a dict of "images" and "labels", a
+        pandas DataFrame, a torch ``Dataset``, an opened set
     size
         resize the shorter side to this (bilinear, antialiased) and keep the centre square; or the way of an
         encoder trained elsewhere (its ``preprocess.opened``); None keeps the images, which must then share
@@ -236,7 +236,7 @@ def _path_records(text: str, chosen: Mapping[str, str]) -> Records:
             raise DataError(f"no such file or folder: '{text}' (a data source is {_FORMS})")
     elif path.is_dir():
         kind = "shards" if holds_shards(text) else "folder"
-    elif suffix in IMAGE_SUFFIXES or (suffix not in READERS and is_image(path)):
+    elif suffix in IMAGE_SUFFIXES or ((suffix not in READERS or suffix == ".bin") and is_image(path)):
         kind = "image"
     elif suffix in READERS:
         kind = suffix
