@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,20 @@ def test_a_loss_of_a_frozen_encoders_embeddings_is_the_loss_of_the_images(
     assert of_images.keys() == of_embeddings.keys()
     for key, value in of_images.items():
         torch.testing.assert_close(value, of_embeddings[key])
+
+
+def test_a_head_on_many_features_learns_at_the_usual_settings(tmp_path) -> None:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 1280), nn.ReLU()).eval()
+    with torch.no_grad():
+        encoder[1].weight.mul_(3)
+    method = pj.VJE(pj.open_encoder(encoder, image_size=16), freeze=True, seed=0)
+    pj.fit(method, images(32), out=tmp_path / "run", epochs=10, batch_size=16, cache_views=2, progress=False)
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "gradient_clip_val: 10.0" in config
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < losses[0]
 
 
 def test_a_frozen_encoder_stays_in_evaluation_mode_and_asks_no_gradient(trained: pj.SimSiam) -> None:

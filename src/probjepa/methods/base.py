@@ -106,6 +106,8 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         whether a frozen encoder's embeddings (N, D) may stand for the views of a loss
     most_views
         of an image that ``loss`` takes: 1, 2, or ``math.inf`` for any number from 2
+    frozen_recipe
+        what of ``recipe`` differs on a frozen encoder
 
     Raises
     ------
@@ -116,6 +118,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
     """
 
     takes_embeddings: ClassVar[bool] = True
+    frozen_recipe: ClassVar[Mapping[str, Any]] = {}
     encoder: nn.Module
     preprocess: Preprocess
     most_views: ClassVar[float] = 2

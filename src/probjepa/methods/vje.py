@@ -82,6 +82,8 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
     most_views = math.inf
     main_uncertainty = "mean_variance"
     recipe: ClassVar[Mapping[str, Any]] = {"learning_rate": 0.05, "sgd_momentum": 0.9, "weight_decay": 5e-4}
+    # the loss is a sum over D features: what stands on 1,280 of them would diverge at this rate
+    frozen_recipe: ClassVar[Mapping[str, Any]] = {"gradient_clip_val": 10.0}
 
     def __init__(
         self,

@@ -101,7 +101,7 @@ class Module(L.LightningModule):
         self.views = views_for(method, views)
         self.settings: dict[str, Any] = {
             "epochs": epochs,
-            **loop.resolved(getattr(method, "recipe", {}), epochs),
+            **loop.resolved(_recipe(method), epochs),
         }
         if getattr(method, "frozen", False) and self.settings["layer_decay"] < 1:
             raise ConfigError(
@@ -255,6 +255,13 @@ class Module(L.LightningModule):
             naming the first thing that differs
         """
         check_signature(checkpoint, self.fingerprint)
+
+
+def _recipe(method: Method | VarJEPA) -> Mapping[str, Any]:
+    frozen: Mapping[str, Any] = (
+        getattr(method, "frozen_recipe", {}) if getattr(method, "frozen", False) else {}
+    )
+    return {**getattr(method, "recipe", {}), **frozen}
 
 
 def views_for(method: Method | VarJEPA, views: Any) -> Callable[[Tensor, int], Any] | None:
