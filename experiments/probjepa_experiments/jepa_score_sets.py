@@ -231,7 +231,7 @@ STUDY = Study(
     ),
     columns=(AUROC, MEAN),
     budgets={
-        "small": Budget("small", "300 images of every set, 5,000 references", {**_SETTINGS, "images": 300}),
+        "small": Budget("small", "150 images of every set, 5,000 references", {**_SETTINGS, "images": 150}),
         "full": Budget("full", "2,000 images of every set, 5,000 references", _SETTINGS),
     },
     findings=(
