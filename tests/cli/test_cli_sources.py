@@ -148,6 +148,15 @@ def test_what_is_left_out_is_named_everywhere(places, tmp_path, capsys):
     assert run(resumed) == 0
 
 
+@pytest.mark.parametrize("asked", [[], ["image_size=16"], ["channels=1"], ["image_size=16", "channels=1"]])
+def test_a_streamed_run_is_resumed_whatever_of_its_images_was_asked_for(tmp_path, asked):
+    data, out = write_numbered(tmp_path / "shards", (20, 22)), tmp_path / "run"
+    command = ["train", "vje", "--data", str(data), "--out", str(out), *QUICK, "--set", "workers=0"]
+    command += ["--set", "stream=true", *(word for setting in asked for word in ("--set", setting))]
+    assert run([*command, "--epochs", "1"]) == 0
+    assert run([*command, "--epochs", "1", "--resume"]) == 0
+
+
 def test_train_streams_shards_and_goes_on_as_it_was_begun(tmp_path, capsys):
     data, out = write_numbered(tmp_path / "shards", (20, 3, 19), "tar"), tmp_path / "run"
     command = ["train", "vje", "--data", str(data), "--out", str(out), *QUICK, "--set", "workers=0"]

@@ -290,6 +290,15 @@ def test_outputs_do_not_lie_among_inputs_nor_replace_what_is_not_theirs(model, t
     assert all(time != before[name] for name, time in state(out).items())
 
 
+@pytest.mark.parametrize("below", ["", "folder"])
+def test_an_output_that_is_a_file_is_one_line(model, tmp_path, below):
+    (tmp_path / "file").touch()
+    for overwrite in (False, True):
+        with pytest.raises(ArtifactError, match="file is a file: give the name of a folder"):
+            embed(model, write_shards(tmp_path / "in"), tmp_path / "file" / below, overwrite=overwrite)
+        (tmp_path / "in").rename(tmp_path / f"in-{overwrite}")
+
+
 def test_a_shard_that_another_process_writes_is_left_to_it(model, tmp_path, monkeypatch):
     claimed = runs_room.claimed
 

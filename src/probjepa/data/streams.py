@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -111,7 +112,9 @@ class Stream(Shaped, Records):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells the shards, and the order of their rows, from others."""
-        digest = hashlib.sha256(repr((self.decoder, self.shape, self.layout)).encode())
+        # a size or a number of channels that was not asked for is that of the images
+        decoder = replace(self.decoder, channels=self.shape[0], size=self.decoder.size or self.shape[1])
+        digest = hashlib.sha256(repr((decoder, self.shape, self.layout)).encode())
         for part in self.parts:
             digest.update(repr((part.shard.name, part.rows, part.mark)).encode())
         return {

@@ -139,7 +139,7 @@ def _outcomes(ray: Any, actors: Sequence[Any], shards: Sequence[Shard]) -> Outco
 
     queue, idle, deaths = deque(shards), list[Any](), Counter[Shard]()
     busy: dict[Any, tuple[Any, Shard | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
-    seen = time.monotonic()  # a worker that was there
+    seen, came = time.monotonic(), False  # when a worker was there, and whether one ever was
     while queue or any(shard for _, shard in busy.values()):
         while queue and idle:
             actor, following = idle.pop(), queue.popleft()
@@ -162,6 +162,11 @@ def _outcomes(ray: Any, actors: Sequence[Any], shards: Sequence[Shard]) -> Outco
         except (RayActorError, OutOfMemoryError, NodeDiedError) as error:  # Ray starts the worker again
             if shard is None and isinstance(error, ActorDiedError):  # its start fails
                 if not busy and not idle:
+                    if came:
+                        raise ConfigError(
+                            f"the Ray cluster has lost its workers ({_last(error)}): see that it is up; the "
+                            "same command goes on"
+                        ) from None
                     raise ConfigError(f"no worker can start on the Ray cluster: {_last(error)}") from None
                 continue
             busy[actor.ready.remote()] = actor, None
@@ -177,6 +182,7 @@ def _outcomes(ray: Any, actors: Sequence[Any], shards: Sequence[Shard]) -> Outco
             )
         else:
             idle.append(actor)
+            came = True
         if shard is not None:
             yield shard, outcome
 

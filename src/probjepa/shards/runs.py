@@ -164,8 +164,13 @@ class Plan:
         ------
         DataError
             for no shards, none that can be read, or outputs that would lie among them
+        ArtifactError
+            if ``out`` is a file, or lies in one
         """
         shards = find_shards(data)
+        there = () if is_remote(out) else (Path(out), *Path(out).parents)
+        if file := next((place for place in there if place.is_file()), None):
+            raise ArtifactError(f"--out '{out}': {file} is a file: give the name of a folder")
         if not is_remote(data) and not is_remote(out):
             home, place = Path(data).resolve(), Path(out).resolve()
             if place.is_relative_to(home) or (home.parent == place and home.is_file()):
