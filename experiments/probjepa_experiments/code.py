@@ -81,8 +81,11 @@ class _Module:
 def parsed(name: str) -> _Module | None:
     """Return a module as the fingerprint reads it; None where it has no source."""
     source = source_of(name)
-    if source is None:
-        return None
+    return None if source is None else _read(source, name in _TABLES)
+
+
+@cache
+def _read(source: str, table: bool) -> _Module:
     tree = ast.parse(source)
     late = {
         alias.asname or alias.name: (line.module, alias.name)
@@ -99,7 +102,7 @@ def parsed(name: str) -> _Module | None:
                 setattr(node, part, [line for line in lines if not (_is_text(line) or _is_for_types(line))])
     digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
     modules, names = _imports(tree)
-    if name not in _TABLES:
+    if not table:
         texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
         modules += [entry[1] for text in texts if isinstance(text, str) and (entry := _ENTRY.fullmatch(text))]
     return _Module(digest, tuple(modules), tuple(names), late)

@@ -118,7 +118,9 @@ def assert_same_run(one, two):
     assert names[0] == names[1] == {"config.yaml", "metrics.csv", "report.html", "model"}
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "sent", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)]
+)
 def test_a_stopped_run_resumes_exactly(whole, tmp_path, capsys, sent):
     out = tmp_path / "run"
     process = subprocess.Popen(
