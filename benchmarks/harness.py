@@ -11,6 +11,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -170,6 +171,20 @@ def peak_resident() -> int:
     """Bytes of this process's peak; getrusage's would begin at the parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+class Peak(threading.Thread):
+    """Keeps the highest of what ``read`` returns, asked every so many seconds while the process lives."""
+
+    def __init__(self, read: Callable[[], int], seconds: float) -> None:
+        super().__init__(daemon=True)
+        self.read, self.seconds, self.value = read, seconds, 0
+
+    def run(self) -> None:
+        """Look again and again."""
+        while True:
+            self.value = max(self.value, self.read())
+            time.sleep(self.seconds)
 
 
 def write(result: Result, path: Path, argv: Sequence[str] | None = None) -> None:

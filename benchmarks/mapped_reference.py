@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import Result, arguments, parse, write
+from harness import Peak, Result, arguments, parse, write
 
 MORE_MEMORY, BLOCK, SMALL = 1.3, 50_000, 50_000
 
@@ -73,23 +72,10 @@ KINDS: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 
 
-class Memory(threading.Thread):
-    """Watches the anonymous memory of this process."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0
-
-    def now(self) -> int:
-        """Return it in KiB."""
-        found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
-        return int(found[1]) if found else 0
-
-    def run(self) -> None:
-        """Look again and again."""
-        while True:
-            self.peak = max(self.peak, self.now())
-            time.sleep(0.01)
+def anonymous() -> int:
+    """Return the KiB of this process's anonymous memory."""
+    found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) if found else 0
 
 
 def child(kind: str, file: str, queries: int) -> None:
@@ -99,13 +85,12 @@ def child(kind: str, file: str, queries: int) -> None:
     asked = np.random.default_rng(1).normal(size=(queries, bank.shape[1])).astype(np.float32)
     KINDS[kind](np.array(bank[:2_000]), asked)  # loads all
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-    memory = Memory()
-    before = memory.now()
+    memory, before = Peak(anonymous, 0.01), anonymous()
     memory.start()
     start = time.perf_counter()
     scores = KINDS[kind](bank, asked)
     seconds = time.perf_counter() - start
-    peak = (memory.peak - before) / 1024
+    peak = (memory.value - before) / 1024
     same = None
     if len(bank) == SMALL:
         same = bool(np.array_equal(scores, KINDS[kind](np.array(bank), asked)))

@@ -116,9 +116,8 @@ def main() -> None:
         if timed:
             generate(root / "whole", args.images, 1)
         generate(root / "small", args.images // args.shards, 1)
-        for name, folder in (("small", "small"), ("whole", "whole"), ("all shards", "shards")):
-            if not (root / folder).exists():
-                continue
+        folders = {"small": "small", **({"whole": "whole"} if timed else {}), "all shards": "shards"}
+        for name, folder in folders.items():
             (said,) = scored((root / "model", root / folder, root / f"out-{folder}", "1/1"))
             peaks[name] = said["peak MB"]
         for turn in range(args.repeats):

@@ -12,17 +12,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from harness import Result, arguments, parse, peak_resident, write
+from harness import Peak, Result, arguments, parse, peak_resident, write
 from shards import SIZE, generate
 
 MORE_MEMORY, FIRST_BATCH = 1.3, 5.0
 WORKERS, BATCH = 2, 256
 PLACES, BATCHES = 10, 20
+_PSS = re.compile(r"^Pss: +(\d+)", re.MULTILINE)
 
 
 def train(data: str, out: str | None, callbacks: Any = (), **options: Any) -> Any:
@@ -39,26 +39,16 @@ def train(data: str, out: str | None, callbacks: Any = (), **options: Any) -> An
     )  # fmt: skip
 
 
-class Memory(threading.Thread):
-    """Watches what this process and the workers below it hold, each page that they share counted once."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0.0
-
-    def run(self) -> None:
-        """Look again and again."""
-        pages = re.compile(r"^Pss: +(\d+)", re.MULTILINE)
-        while True:
-            held = 0
-            for process in (os.getpid(), *(each.pid for each in multiprocessing.active_children())):
-                try:
-                    found = pages.search(Path(f"/proc/{process}/smaps_rollup").read_text())
-                except OSError:  # it has just ended
-                    continue
-                held += int(found[1]) if found else 0
-            self.peak = max(self.peak, held / 2**10)
-            time.sleep(0.05)
+def held() -> int:
+    """Return the KiB of this process and the workers below it, each page that they share counted once."""
+    total = 0
+    for process in (os.getpid(), *(each.pid for each in multiprocessing.active_children())):
+        try:
+            found = _PSS.search(Path(f"/proc/{process}/smaps_rollup").read_text())
+        except OSError:  # it has just ended
+            continue
+        total += int(found[1]) if found else 0
+    return total
 
 
 def child(data: str, steps: int) -> None:
@@ -82,13 +72,13 @@ def child(data: str, steps: int) -> None:
     import probjepa
 
     assert None not in (probjepa.fit, probjepa.VJE)  # what is imported once is no time of the data
-    memory = Memory()
+    memory = Peak(held, 0.05)
     memory.start()
     start = time.monotonic()
     train(data, None, [Watch()], epochs=1, batch_size=BATCH, workers=WORKERS, max_steps=steps)
     said = {
         "first batch": first[0], "steps": len(first), "seconds": time.monotonic() - start,
-        "peak MB": memory.peak, "peak MB of the process alone": peak_resident() / 2**20,
+        "peak MB": memory.value / 2**10, "peak MB of the process alone": peak_resident() / 2**20,
     }  # fmt: skip
     start = time.monotonic()
     stream: Any = open_training(data, stream=True, size=SIZE, channels=3)
@@ -101,7 +91,7 @@ def child(data: str, steps: int) -> None:
             if number == 0:
                 waits.append(time.monotonic() - begun)
     said |= {"images": read, "seconds to read them": time.monotonic() - start, "waits for a place": waits}
-    said["peak MB, all over the epoch"] = memory.peak
+    said["peak MB, all over the epoch"] = memory.value / 2**10
     print(json.dumps(said))
 
 

@@ -64,13 +64,21 @@ def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
+def write_table(path: Path, held: pa.Table, rows: int = 4) -> None:
+    """Parquet, or by its suffix an Arrow file (x.stream.arrow: a stream), of so many rows a group."""
+    if path.suffix == ".parquet":
+        pq.write_table(held, path, row_group_size=rows)
+        return
+    kind = pa.ipc.new_stream if ".stream" in path.name else pa.ipc.new_file
+    with kind(str(path), held.schema) as writer:
+        writer.write_table(held, max_chunksize=rows)
+
+
 def write_shard(path: Path, rows: range) -> Path:
     """A file of some of the rows of ``table``, of the kind that its suffix says; a stream: x.stream.arrow."""
     path.parent.mkdir(parents=True, exist_ok=True)
     held = table(rows.start, len(rows))
-    if path.suffix == ".parquet":
-        pq.write_table(held, path, row_group_size=4)
-    elif path.suffix in (".tar", ".gz", ".tgz"):
+    if path.suffix in (".tar", ".gz", ".tgz"):
         members = {}
         for row, label in zip(rows, held["label"].to_pylist(), strict=True):
             place = f"{row:03d}" if path.suffix == ".tar" else f"{label}/{row:03d}"
@@ -79,9 +87,7 @@ def write_shard(path: Path, rows: range) -> Path:
                 members[f"{place}.cls"] = label.encode()
         write_tar(path, members, "w" if path.suffix == ".tar" else "w:gz")
     else:
-        kind = pa.ipc.new_stream if ".stream" in path.name else pa.ipc.new_file
-        with kind(str(path), held.schema) as writer:
-            writer.write_table(held, max_chunksize=4)
+        write_table(path, held)
     return path
 
 
@@ -143,11 +149,8 @@ def write_numbered(folder: Path, counts, form="parquet", spoil=()) -> Path:
         chunks.append([{"image": image, "label": row} for row, image in enumerate(rows)])
         place = folder / f"part-{shard:02d}.{form}"
         table = pa.table({"image": pa.array(rows, pa.binary()), "label": pa.array(range(count), pa.int64())})
-        if form == "parquet":
-            pq.write_table(table, place, row_group_size=7)
-        elif form == "arrow":
-            with pa.ipc.new_file(str(place), table.schema) as writer:
-                writer.write_table(table, max_chunksize=5)
+        if form in ("parquet", "arrow"):
+            write_table(place, table, rows=7 if form == "parquet" else 5)
         elif form.startswith("tar"):
             names = {f"{start + row:04d}.{end}": row for row in range(count) for end in ("cls", "png")}
             write_tar(

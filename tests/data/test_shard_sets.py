@@ -10,7 +10,6 @@ from multiprocessing import get_context
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,7 +18,7 @@ from probjepa.data.decode import Decoder
 from probjepa.data.shard_files import find_shards
 from probjepa.data.shards import read_layout, read_shard
 from probjepa.errors import ConfigError, DataError
-from shard_cases import png, table, write_shard, write_tar
+from shard_cases import png, table, write_shard, write_table, write_tar
 
 COUNT, SHARDS = 30, 3
 FORMS = ["parquet", "arrow", "stream.arrow", "feather", "ipc", "tar", "tar.gz", "tgz"]
@@ -189,18 +188,13 @@ def test_kinds_may_lie_beside_each_other_where_their_columns_agree(tmp_path, lim
 def test_other_columns_than_the_first_are_one_line(tmp_path, form):
     write_set(tmp_path, form)
     rows = table(0, 2).rename_columns(["image", "kind"])
-    if form == "parquet":
-        pq.write_table(rows, tmp_path / f"part-1.{form}")
-    else:
-        with pa.ipc.new_file(str(tmp_path / f"part-1.{form}"), rows.schema) as writer:
-            writer.write_table(rows)
+    write_table(tmp_path / f"part-1.{form}", rows)
     with pytest.raises(DataError, match=rf"part-1\.{form}' lacks the column label of '.*part-0") as error:
         open_images(tmp_path)
     one_line(error)
     rows = rows.select(["kind"])
     if form != "parquet":
-        with pa.ipc.new_file(str(tmp_path / f"x.{form}"), rows.schema) as writer:
-            writer.write_table(rows)
+        write_table(tmp_path / f"x.{form}", rows)
         with pytest.raises(DataError, match=rf"x\.{form}': no column holds images \(columns: kind\)"):
             open_images(tmp_path / f"x.{form}")
 
@@ -266,11 +260,7 @@ def test_an_image_that_cannot_be_read_is_named_by_shard_and_row(tmp_path, form, 
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         images = [{"bytes": png(0), "path": None}, {"bytes": b"no image", "path": None}]
         rows = pa.table({"image": pa.array(images, kind), "label": ["cat", "dog"]})
-        if form == "parquet":
-            pq.write_table(rows, tmp_path / f"1.{form}")
-        else:
-            with pa.ipc.new_file(str(tmp_path / f"1.{form}"), rows.schema) as writer:
-                writer.write_table(rows)
+        write_table(tmp_path / f"1.{form}", rows)
     with pytest.raises(DataError, match=rf"1\.{form}, row 1 is not an image .*--on-error skip") as error:
         open_images(tmp_path, memory_limit=limit)
     one_line(error)

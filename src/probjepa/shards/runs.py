@@ -119,9 +119,10 @@ class Task:
         ArtifactError
             as ``record(strict=True)``
         """
+        if self.overwrite or self.record(shard, strict=True) is None:
+            return True
         place = self.place(shard)
-        unclaimed = is_remote(place) or not has_lock(Path(place))
-        return self.overwrite or self.record(shard, strict=True) is None or not unclaimed
+        return not is_remote(place) and has_lock(Path(place))
 
     def record(self, shard: Shard, *, strict: bool = False) -> dict[str, Any] | None:
         """Return the record of a shard's output if it is of this input, model and settings, or else None.
