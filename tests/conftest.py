@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from torch.distributions import Distribution
 
 from probjepa import provenance
 
@@ -21,4 +20,6 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 @pytest.fixture(autouse=True)
 def _checked_distributions(monkeypatch):
     """Undo what PyTorch's compiler does to the whole process at its first use."""
+    from torch.distributions import Distribution  # after the threads are set: OpenMP reads them once
+
     monkeypatch.setattr(Distribution, "_validate_args", True)
