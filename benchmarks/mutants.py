@@ -44,7 +44,10 @@ EQUIVALENT = Path(__file__).with_name("mutants_equivalent.json")
 TABLES = [f"tabular/{name}.py" for name in ("var_network", "networks", "tokens", "elbo", "masks")]
 ROOMS = {
     "distributions": (["distributions"], ["distributions"]),
-    "methods": (["methods"], ["methods", "cli/test_recipes.py", "test_open_encoder.py", "test_loading.py"]),
+    "methods": (
+        ["methods", "distributed.py"],
+        ["methods", "cli/test_recipes.py", "test_open_encoder.py", "test_loading.py"],
+    ),
     "heads": (["heads"], ["heads"]),
     "jacobian": (["jacobian"], ["jacobian"]),
     "scores": (["scores", "detectors.py"], ["scores", "test_detectors.py"]),

@@ -16,9 +16,9 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 import probjepa as pj
 from probjepa.data import Images
+from probjepa.launch import started
 from probjepa.training import EpochLoader
 from probjepa.training.module import Module
-from probjepa.training.processes import started
 
 EPOCHS, BATCH, SIZE = 2, 64, 16  # images of each process, and their side
 CALM = {"enable_checkpointing": False, "enable_model_summary": False}

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from probjepa import claims
-from probjepa.claims import claimed, is_first_process
+from probjepa.claims import claimed
 from probjepa.errors import ArtifactError
 
 HOLDER = """
 import sys
 from pathlib import Path
-from probjepa.claims import claimed, is_first_process
+from probjepa.claims import claimed
 with claimed(Path(sys.argv[1]), folder=bool(int(sys.argv[2]))):
     print("held", flush=True)
     sys.stdin.read()
@@ -55,27 +55,6 @@ def test_a_place_that_cannot_be_written_is_noticed_before_the_work(folder, tmp_p
     with pytest.raises(ArtifactError, match="Permission denied"), claimed(tmp_path / "new", folder=folder):
         pass
     assert {p.name for p in tmp_path.iterdir()} == {"file", "folder", "fifo"}
-
-
-@pytest.mark.parametrize(
-    ("first", "variables"),
-    [
-        (True, {}),
-        (False, {"LOCAL_RANK": "1"}),  # Lightning's own launcher
-        (False, {"LOCAL_RANK": "0", "NODE_RANK": "1"}),
-        (True, {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}),
-        (False, {"TORCHELASTIC_RUN_ID": "x", "RANK": "2", "LOCAL_RANK": "0"}),  # of the second machine
-        (True, {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}),
-        (False, {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}),
-        (True, {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}),  # the batch script itself
-    ],
-)
-def test_the_first_process_of_a_run_is_known_whoever_started_it(monkeypatch, first, variables):
-    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert is_first_process() is first
 
 
 def test_a_signal_between_the_lock_s_file_and_its_holder_leaves_no_file(tmp_path, monkeypatch):

@@ -321,20 +321,6 @@ class Study:
             data.fingerprint, budget.name, seed, slug[:120], base.modules,
         )  # fmt: skip
 
-    def __call__(
-        self,
-        out: Path,
-        *,
-        data_root: Path | None,
-        budget: str,
-        cells: Path | None,
-        seed: int,
-        overwrite: bool,
-        progress: bool,
-        finished_only: bool = False,
-    ) -> None:
-        """Run it; see ``probjepa_experiments.runner.reproduce``."""
-        RUNNERS["study"](
-            self, out, data_root=data_root, budget=budget, cells=cells, seed=seed, overwrite=overwrite,
-            progress=progress, finished_only=finished_only,
-        )  # fmt: skip
+    def __call__(self, out: Path, **how: Any) -> None:
+        """Run it ``how`` the keywords of ``probjepa_experiments.runner.reproduce`` say."""
+        RUNNERS["study"](self, out, **how)

@@ -66,6 +66,17 @@ def as_features(values: ArrayInput, what: str) -> torch.Tensor:
     return features
 
 
+def as_feature_sets(train: ArrayInput, test: ArrayInput) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return training and test features (N, D) and (M, D), see ``as_features``; DataError for two widths."""
+    bank, queries = as_features(train, "the training embeddings"), as_features(test, "the test embeddings")
+    if bank.shape[1] != queries.shape[1]:
+        raise DataError(
+            f"the training embeddings are {bank.shape[1]}-dimensional and the test ones {queries.shape[1]}: "
+            "embed both with the same encoder"
+        )
+    return bank, queries
+
+
 def directions(rows: torch.Tensor) -> torch.Tensor:
     """Return rows (N, D) of length 1, and zeros where a row is zero.
 

@@ -13,16 +13,6 @@ from probjepa.files import LOCK, cannot_write, drop_spent_parts, refuse_irregula
 _HELD: set[Path] = set()  # by this process, whose commands may lie in each other
 
 
-def is_first_process() -> bool:
-    """Whether this is the first process of a distributed run, or the only one: it alone writes."""
-    env = os.environ
-    if "TORCHELASTIC_RUN_ID" in env:  # torchrun, which does not number the machines by NODE_RANK
-        return env["RANK"] == "0"
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # srun
-        return env["SLURM_PROCID"] == "0"
-    return env.get("LOCAL_RANK", "0") == env.get("NODE_RANK", "0") == "0"
-
-
 class ClaimedError(ArtifactError):
     """Another process writes the output."""
 

@@ -17,6 +17,7 @@ from probjepa.errors import ConfigError
 from probjepa.files import staged_directory, write_text
 from probjepa.methods import Method
 from probjepa.metrics.duplicates import ROUNDING, check_cosine, duplicate_groups, nearest_twins
+from probjepa.report.embedding import pixels
 from probjepa.report.page import Card, Gallery, Section, render
 from probjepa.report.provenance import skipped_table
 from probjepa.report.sections import named
@@ -206,7 +207,7 @@ def _duplicates(
     shown = zip(number[:_THUMBNAILS], members[:_THUMBNAILS], strict=True)
     captions = [f"group {n}: {images.ids[i]}" for n, i in shown]
     title = f"{len(of):,} groups of {len(members):,} images, the most typical of each first"
-    galleries.insert(0, Gallery(_pixels(images, members), captions, title))
+    galleries.insert(0, Gallery(pixels(images, members[:_THUMBNAILS]), captions, title))
     return surplus, tables, galleries
 
 
@@ -215,14 +216,10 @@ def _identity(images: Images, rows: npt.NDArray[np.intp]) -> dict[str, Any]:
     return {name: as_column(values).take(rows) for name, values in identity(images, slice(None)).items()}
 
 
-def _pixels(images: Images, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
-    pixels: npt.NDArray[np.uint8] = images.get(rows[:_THUMBNAILS].copy()).cpu().numpy()
-    return pixels
-
-
 def _gallery(images: Images, title: str, rows: npt.NDArray[np.intp], values: Column) -> Gallery:
-    captions = [f"{images.ids[i]}: {values[i]:.4g}" for i in rows[:_THUMBNAILS]]
-    return Gallery(_pixels(images, rows), captions, title)
+    shown = rows[:_THUMBNAILS]
+    captions = [f"{images.ids[i]}: {values[i]:.4g}" for i in shown]
+    return Gallery(pixels(images, shown), captions, title)
 
 
 def _pairs(
@@ -231,7 +228,7 @@ def _pairs(
 ) -> Gallery:  # fmt: skip
     """Images and their twins in another set, side by side."""
     shown = rows[: _THUMBNAILS // 2]
-    sides = [_pixels(images, shown), _pixels(others, twin[shown])]
+    sides = [pixels(images, shown), pixels(others, twin[shown])]
     captions = [
         caption
         for i in shown

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,12 @@ from torch.overrides import TorchFunctionMode
 from probjepa import __version__
 from probjepa.backbones import HUBS
 from probjepa.distributions.base import unchecked
-from probjepa.errors import (
-    ArtifactError,
-    ConfigError,
-    DataError,
-    MissingExtraError,
-    ProbjepaError,
-    short,
-    unknown_name,
-)
-from probjepa.files import first_line, refuse_existing, staged_file
+from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError, short, unknown_name
+from probjepa.files import first_line, quiet, refuse_existing, staged_file
 from probjepa.loading import load, open_encoder
 from probjepa.methods.base import evaluating
 from probjepa.methods.pretrained import Pretrained
+from probjepa.registry import required
 
 #: what can be exported → the names of the graph's outputs
 OUTPUTS = {
@@ -85,15 +76,17 @@ def export(
     if path.suffix not in (".onnx", ".pt2"):
         raise ConfigError(f"{path} ends neither in .onnx nor in .pt2: give one of the two formats")
     refuse_existing(path, overwrite)
-    runtime = _onnx() if path.suffix == ".onnx" else None
+    as_onnx = path.suffix == ".onnx"
+    for package in ("onnx", "onnxscript", "onnxruntime") if as_onnx else ():
+        required(package, "onnx")
     model = _opened(encoder)
     with evaluating(model):
         graph = copy.deepcopy(model).cpu() if model.device.type != "cpu" else model
         with _quiet():
-            program = _traced(graph, what, single=runtime is not None)
+            program = _traced(graph, what, single=as_onnx)
         with staged_file(path) as stage:
             with _quiet():
-                ready = _write_pt2(program, stage) if runtime is None else _write_onnx(program, stage, what)
+                ready = _write_onnx(program, stage, what) if as_onnx else _write_pt2(program, stage)
             _check(graph, what, ready, path)
     return path
 
@@ -106,15 +99,6 @@ def _opened(encoder: str | Path | nn.Module) -> Any:
     if not hasattr(model, "outputs"):
         raise ConfigError(f"{encoder} is a {type(model).__name__}: models of tables cannot be exported")
     return model
-
-
-def _onnx() -> Any:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            found = import_module(package)
-        except ImportError:
-            raise MissingExtraError(package, "onnx") from None
-    return found
 
 
 class _Graph(nn.Module):
@@ -264,12 +248,6 @@ def _expected(model: Any, what: str, inputs: Tensor) -> list[Tensor]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporters' notes, and the checks of torch's distributions, which branch on values."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with unchecked(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet("torch.onnx"), unchecked(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

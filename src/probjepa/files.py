@@ -369,15 +369,17 @@ def damaged(folder: Path, error: Exception) -> ArtifactError:
 
 
 @contextmanager
-def quiet_hub() -> Iterator[None]:
-    """Keep the hub's client from logging each of its tries: the error of the last one says what failed."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet(*names: str) -> Iterator[None]:
+    """Keep loggers from saying less than errors: the hub's client would log each of its tries."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def model_folder(source: str | Path, hub: Mapping[str, Any]) -> Path:
@@ -407,7 +409,7 @@ def model_folder(source: str | Path, hub: Mapping[str, Any]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        with quiet_hub():
+        with quiet("huggingface_hub"):
             return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **hub))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ArtifactError(

@@ -15,7 +15,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from probjepa.errors import ConfigError, unknown_name
+from probjepa.errors import ConfigError, MissingExtraError, unknown_name
 
 
 @contextmanager
@@ -38,6 +38,14 @@ def imported(name: str) -> ModuleType:
         return import_module(name)
     with importing():
         return import_module(name)
+
+
+def required(package: str, extra: str) -> Any:
+    """Return an optional package, or raise MissingExtraError, which names the extra that brings it."""
+    try:
+        return import_module(package)
+    except ImportError:
+        raise MissingExtraError(package, extra) from None
 
 
 def lazy(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from probjepa.errors import ConfigError, short, unknown_name
 
+DEEPEST = 1000  # layers of anything: a damaged number would be built for ever
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 _LISTS = (list, tuple, set, frozenset, Sequence)
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML reads a number only with a dot

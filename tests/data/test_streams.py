@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from probjepa.data import Images
+from probjepa.data import Images, shard_files
 from probjepa.data import streams as module
 from probjepa.data.shard_files import ShardError
 from probjepa.data.streams import LANES, Stream, lane_count, open_training
@@ -276,16 +276,16 @@ def test_a_set_of_the_hub_is_streamed_from_its_parquet_files(tmp_path, monkeypat
     def on_the_hub(address):
         return store, address.replace("hf://datasets/", "/hub/")
 
-    monkeypatch.setattr(module, "filesystem", on_the_hub)
-    address = module._on_the_hub("me/set")
+    monkeypatch.setattr(shard_files, "filesystem", on_the_hub)
+    address = shard_files.hub_address("me/set")
     assert address == "hf://datasets/me/set@refs/convert/parquet/default/train"
     monkeypatch.setattr(
-        module, "_on_the_hub", lambda name: f"memory://hub/{name}@refs/convert/parquet/default/train"
+        module, "hub_address", lambda name: f"memory://hub/{name}@refs/convert/parquet/default/train"
     )
     assert len(open_training("hf:me/set", stream=True, size=8, channels=1)) == 90
     monkeypatch.undo()
-    monkeypatch.setattr(module, "filesystem", on_the_hub)
+    monkeypatch.setattr(shard_files, "filesystem", on_the_hub)
     with pytest.raises(DataError, match="parquet files of train, and not of all of 'test': choose"):
-        module._on_the_hub("me/set:test")
+        shard_files.hub_address("me/set:test")
     with pytest.raises(DataError, match="hf:no/set cannot be streamed"):
-        module._on_the_hub("no/set")
+        shard_files.hub_address("no/set")

@@ -6,7 +6,7 @@ from baseline_cases import small, view_pair
 from torch import distributed as dist
 from torch import multiprocessing
 
-from probjepa.methods.distributed import gather, shared_seed, world_size
+from probjepa.distributed import gather, shared_seed, world_size
 
 SETTINGS = {
     "vicreg": {"projector_dim": 6},

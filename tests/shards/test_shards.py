@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -97,14 +98,16 @@ def test_a_share_without_shards_writes_a_manifest_alone(model, tmp_path):
 
 def test_a_manifest_that_another_process_made_stale_is_written_again(model, tmp_path, monkeypatch):
     data, out = write_shards(tmp_path / "in"), tmp_path / "out"
-    write = runs_room.write_text
+    placed = runs_room.placed
 
-    def slow(path, text):  # another process ends meanwhile
-        monkeypatch.setattr(runs_room, "write_text", write)
+    @contextmanager
+    def slow(place):  # another process ends meanwhile
+        monkeypatch.setattr(runs_room, "placed", placed)
         embed(model, data, out, share=(2, 2))
-        write(path, text)
+        with placed(place) as stage:
+            yield stage
 
-    monkeypatch.setattr(runs_room, "write_text", slow)
+    monkeypatch.setattr(runs_room, "placed", slow)
     embed(model, data, out, share=(1, 2))
     assert json.loads((out / "manifest.json").read_text())["shards"]["done"] == 3
 

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 import probjepa as pj
+from probjepa.launch import started
 from probjepa.methods import METHODS
 from probjepa.methods.var_jepa import VarJEPA
 from probjepa.training import EpochLoader, fit
 from probjepa.training.module import Module
-from probjepa.training.processes import SyncBatchNorm, started
+from probjepa.training.processes import SyncBatchNorm
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 import fsdp2

@@ -14,7 +14,7 @@ from many_processes import CASES, EPOCHS, fsdp2, run, run_var_jepa
 import probjepa as pj
 from probjepa.errors import ConfigError
 from probjepa.training import fit
-from probjepa.training.processes import SyncBatchNorm, batch_size_of_each, started
+from probjepa.training.processes import SyncBatchNorm, batch_size_of_each
 
 KILLED = "vje"
 
@@ -100,30 +100,6 @@ def test_processes_that_cannot_share_a_step_are_one_line(tmp_path):
     assert batch_size_of_each(config, 6, 1) == 6  # asked for; the checkpoint's signature says no
     with pytest.raises(ConfigError, match="takes 16 images, which 3 processes"):
         batch_size_of_each(config, 8, 3)
-
-
-@pytest.mark.parametrize(
-    ("variables", "options"),
-    [
-        ({}, {}),
-        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, {}),
-        (
-            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"},
-            {"devices": 4, "num_nodes": 2, "strategy": "ddp"},
-        ),
-        (
-            {"SLURM_NTASKS": "6", "SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NUM_NODES": "3"},
-            {"devices": 2, "num_nodes": 3, "strategy": "ddp"},
-        ),
-        ({"SLURM_NTASKS": "6", "SLURM_NNODES": "3"}, {}),  # a batch script's own process
-    ],
-)
-def test_what_torchrun_and_srun_have_started_is_known(monkeypatch, variables, options):
-    for name in ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert started() == options
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

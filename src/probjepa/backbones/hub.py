@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,8 +12,9 @@ import torch
 from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
-from probjepa.errors import ArtifactError, ConfigError, MissingExtraError
-from probjepa.files import first_line, quiet_hub, regular
+from probjepa.errors import ArtifactError, ConfigError
+from probjepa.files import first_line, quiet, regular
+from probjepa.registry import required
 
 # an encoder, and the arguments of a ``Preprocess`` for it; None: its folder says nothing of that
 Loaded = tuple[nn.Module, dict[str, Any] | None]
@@ -27,13 +27,6 @@ class UnpreparedError(ConfigError):
     def __init__(self, message: str, encoder: nn.Module) -> None:
         super().__init__(message)
         self.encoder = encoder
-
-
-def _extra(package: str, extra: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError:
-        raise MissingExtraError(package, extra) from None
 
 
 def _check_files(folder: Path) -> None:
@@ -66,7 +59,8 @@ def load_pretrained(name: str, pooling: str | None = None) -> Loaded:
         see :func:`load_transformers` and :func:`load_timm`
     """
     kind, _, rest = name.partition(":")
-    with torch.random.fork_rng(devices=[]), quiet_hub():  # the weights that are replaced may be drawn
+    # the weights that are replaced may be drawn
+    with torch.random.fork_rng(devices=[]), quiet("huggingface_hub"):
         return load_transformers(rest, pooling) if kind == "hf" else load_timm(rest, pooling)
 
 
@@ -149,7 +143,7 @@ def load_transformers(name: str, pooling: str | None = None) -> Loaded:
     ArtifactError
         if there is no such model
     """
-    transformers = _extra("transformers", "hf")
+    transformers = required("transformers", "hf")
     # unset, code in the model's folder is asked about on standard input
     ours: dict[str, Any] = {"trust_remote_code": False}
     repository = name
@@ -255,7 +249,7 @@ def load_timm(name: str, pooling: str | None = None) -> Loaded:
     ArtifactError
         if there is no such model
     """
-    timm = _extra("timm", "timm")
+    timm = required("timm", "timm")
     try:
         _check_files(Path(name.removeprefix("local-dir:")))
         model = timm.create_model(name, pretrained=True, num_classes=0)
@@ -295,7 +289,7 @@ def remade(encoder: nn.Module) -> nn.Module:
         model: Any = encoder.model
         return TransformersEncoder(type(model)(model.config), encoder.pooling).eval()
     if isinstance(encoder, TimmEncoder):
-        timm = _extra("timm", "timm")
+        timm = required("timm", "timm")
         fresh = timm.create_model(encoder.name, pretrained=False, num_classes=0)
         return TimmEncoder(fresh, encoder.pooling, encoder.name).eval()
     raise ConfigError("a module of your own cannot be made anew: build the baseline yourself")

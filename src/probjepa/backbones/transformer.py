@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probjepa.errors import ConfigError
+from probjepa.typed import DEEPEST
 
 _INIT_STD = 0.02
-_MOST_BLOCKS = 1000  # a damaged number would be built for ever
 _NORM_EPS = 1e-6  # ViT's
 
 
@@ -67,8 +67,8 @@ class Transformer(nn.Module):
         for name, value in (("width", width), ("depth", depth), ("heads", heads)):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"transformer: {name} must be a whole number, at least 1, got {value!r}")
-        if depth > _MOST_BLOCKS:
-            raise ConfigError(f"transformer: depth is {depth}: use at most {_MOST_BLOCKS}")
+        if depth > DEEPEST:
+            raise ConfigError(f"transformer: depth is {depth}: use at most {DEEPEST}")
         if width % heads:
             raise ConfigError(f"transformer: width {width} is not divisible by {heads} heads: change either")
         if not 1 <= mlp_ratio * width < math.inf:

@@ -40,7 +40,7 @@ def train(
     options: Training,
 ) -> None:
     """Train a method; Ctrl-C leaves a run that --resume goes on with."""
-    from probjepa.claims import is_first_process
+    from probjepa.launch import is_first_process
 
     kind, out = kind_of_method(method), options.out
     # one process of a run claims its folder, and talks

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probjepa.backbones import is_trained
-from probjepa.claims import is_first_process
-from probjepa.cli.kind import Columns, Scored
+from probjepa.cli.kind import Columns, Scored, write_scores
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import check_early, fill_in, given_settings, sort_settings
 from probjepa.data import Images, ImageSet, open_images
 from probjepa.data.fitting import Fit
 from probjepa.data.overlap import refuse_overlap
-from probjepa.data.rows import identity, open_table
+from probjepa.data.rows import identity
 from probjepa.data.streams import Stream, open_training
 from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.files import first_line, refuse_existing
+from probjepa.launch import is_first_process
 from probjepa.terminal import console, say
 
 if TYPE_CHECKING:
@@ -152,13 +152,8 @@ class ImageModel:
             self.method, options.score, reference=reference, reference_size=options.reference_size,
             seed=options.seed, progress=not self.shared.quiet,
         )  # fmt: skip
-        known = None if calibration is None else scorer(calibration, calibration=True)[0]
-        values, parts = scorer(images)
-        decided = {} if known is None else rule.decide(values, known)
-        columns = {**identity(images, slice(None)), "score": values, **decided, **parts}
-        with open_table(out, self.shared.overwrite) as table:
-            table.write(columns)
-        return Scored(len(images), flagged=None if known is None else int(decided["flagged"].sum()))
+        columns = identity(images, slice(None))
+        return write_scores(scorer, images, calibration, rule, columns, out, self.shared.overwrite)
 
     def _calibration(self, options: Scoring, images: Images, read: Callable[[str], Images]) -> Images | None:
         """Open the calibration images: enough of them, and none that is to be scored."""
@@ -171,12 +166,13 @@ class ImageModel:
 
     def _score_jepa(self, data: str, out: Path, options: Scoring) -> Scored:
         rank = jepa_rank(options)
+        from probjepa.jacobian import as_encoder
         from probjepa.jacobian.estimators import Settings
-        from probjepa.scores.jepa_parts import input_shape, open_encoder, score_jepa
+        from probjepa.scores.jepa_parts import input_shape, score_jepa
         from probjepa.training.device import resolve_device
 
         how = Settings(estimator=options.estimator, rank=rank, seed=options.seed)
-        encoder = open_encoder(self.source, resolve_device(self.shared.device))
+        encoder = as_encoder(self.source).to(resolve_device(self.shared.device))
         shape = (options.size, None) if options.size else input_shape(encoder)
         images = self._read(data, *shape)
         reference = None if options.reference is None else self._read(options.reference, *shape, False)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
+
+if TYPE_CHECKING:
+    from probjepa.metrics.conformal import Rule
+    from probjepa.scores import SetScorer
 
 Columns = dict[str, Any]  # name → a value an input
 
@@ -17,6 +21,20 @@ class Scored(NamedTuple):
     inputs: int
     known: int = 0
     flagged: int | None = None
+
+
+def write_scores(
+    scorer: SetScorer, data: Any, calibration: Any, rule: Rule, columns: Columns, out: Path, overwrite: bool
+) -> Scored:
+    """Score inputs, decide by calibration inputs where there are any, and write them beside ``columns``."""
+    from probjepa.data.rows import open_table
+
+    known = None if calibration is None else scorer(calibration, calibration=True)[0]
+    values, parts = scorer(data)
+    decided = {} if known is None else rule.decide(values, known)
+    with open_table(out, overwrite) as table:
+        table.write({**columns, "score": values, **decided, **parts})
+    return Scored(len(data), flagged=None if known is None else int(decided["flagged"].sum()))
 
 
 class Kind(Protocol):

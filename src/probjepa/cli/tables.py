@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from probjepa.cli.kind import Columns, Scored
+from probjepa.cli.kind import Columns, Scored, write_scores
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import given_settings
 from probjepa.data.overlap import refuse_seen
-from probjepa.data.rows import open_table
 from probjepa.errors import ConfigError, DataError
 from probjepa.files import model_folder
 from probjepa.report.training import training_report
@@ -148,13 +147,7 @@ class TableModel:
             reference_size=options.reference_size,
             seed=options.seed,
         )
-        known = None if calibration is None else scorer(calibration, calibration=True)[0]
-        columns["score"], parts = scorer(features)
-        if known is not None:
-            columns |= rule.decide(columns["score"], known)
-        with open_table(out, self.shared.overwrite) as table:
-            table.write(columns | parts)
-        return Scored(len(features), flagged=None if known is None else int(columns["flagged"].sum()))
+        return write_scores(scorer, features, calibration, rule, columns, out, self.shared.overwrite)
 
     def evaluate(self, train: str, test: str, out: Path, options: Evaluating) -> None:
         """Write the figures of the classifiers that the embedding feeds, with their page."""

@@ -9,6 +9,7 @@ from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.format import write_array_header_1_0
 
 from probjepa.data.shard_files import ShardError, find_shards
 from probjepa.data.shards import read_column
@@ -16,7 +17,6 @@ from probjepa.errors import DataError
 from probjepa.files import cannot_write, refuse_existing, staged_file
 
 _ROWS = 4096  # of a shard at a time
-_HEAD = 256  # bytes before the numbers
 Rows: TypeAlias = npt.NDArray[np.float32]
 Bank: TypeAlias = np.memmap[Any, np.dtype[np.float32]]
 
@@ -64,8 +64,8 @@ def map_rows(blocks: Iterable[Rows]) -> Bank:
     """
     try:
         with tempfile.TemporaryFile(prefix="probjepa-") as out:
-            shape = _write(blocks, out)
-            return np.memmap(out, np.float32, "r", offset=_HEAD, shape=shape)
+            begin, shape = _write(blocks, out)
+            return np.memmap(out, np.float32, "r", offset=begin, shape=shape)
     except OSError as error:
         raise cannot_write(Path(tempfile.gettempdir()), error) from error
 
@@ -88,24 +88,23 @@ def _embeddings(source: str, column: str) -> Iterator[Rows]:
         raise DataError(f"the shards of '{source}' have no rows: check the source")
 
 
-def _write(blocks: Iterable[Rows], out: IO[bytes]) -> tuple[int, int]:
-    out.write(_header(0, 0))
-    count = width = 0
+def _write(blocks: Iterable[Rows], out: IO[bytes]) -> tuple[int, tuple[int, int]]:
+    """Write a .npy file; where its numbers begin, and their shape."""
+    _write_head(out, 0, 0)
+    begin, count, width = out.tell(), 0, 0
     for rows in blocks:
         out.write(rows.tobytes())
         count, width = count + len(rows), rows.shape[1]
     out.seek(0)
-    out.write(_header(count, width))
+    _write_head(out, count, width)
+    assert out.tell() == begin
     out.flush()
-    return count, width
+    return begin, (count, width)
 
 
-def _header(count: int, width: int) -> bytes:
-    """The head of a .npy file, of one length for all shapes."""
-    about = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({count}, {width}), }}"
-    return (
-        b"\x93NUMPY\x01\x00" + (_HEAD - 10).to_bytes(2, "little") + about.ljust(_HEAD - 11).encode() + b"\n"
-    )
+def _write_head(out: IO[bytes], *shape: int) -> None:
+    """NumPy leaves room in it for any number of rows."""
+    write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
 
 def _numbers(lists: Any, where: str) -> Rows:

@@ -13,8 +13,9 @@ from torch import Tensor
 from probjepa.data.decode import Payload, Unreadable, as_payload
 from probjepa.data.records import Records, encode_labels
 from probjepa.data.tables import IMAGE_NAMES, chosen_ids, id_column, image_column, label_column
-from probjepa.errors import DataError, MissingExtraError, short
+from probjepa.errors import DataError, short
 from probjepa.files import first_line, regular
+from probjepa.registry import required
 
 _PATH_NAMES = ("path", "file_name", "filename", "image_path", *IMAGE_NAMES, "file")  # of a .csv
 _PEEK = 8  # rows looked at to tell which column holds images; more, where none of these holds one
@@ -227,10 +228,7 @@ def read_hub(name: str, labels: str | None = None, ids: str | None = None) -> Re
 
     No code of the set is run, and its rows name no file outside of it.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError("datasets", "hf") from None
+    datasets = required("datasets", "hf")
     path, _, split = name.partition(":")
     try:
         # unset, older versions ask on standard input whether to run the set's code

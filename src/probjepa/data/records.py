@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +31,7 @@ _CHUNK = 64
 _THREADS_PAY_FROM = 64 * 64
 
 
-class Records(ABC):
+class Records:
     """Encoded images with their labels, readable by row and picklable.
 
     ``labels`` may stay None until every row was read once (a torch ``Dataset`` tells them only then).
@@ -51,9 +50,9 @@ class Records(ABC):
         """Name one row for a message."""
         return f"{self.name}, row {row}"
 
-    @abstractmethod
     def read(self, row: int) -> Payload:
-        """Return what one row holds."""
+        """Return what one row holds; NotImplementedError where rows are read in order alone."""
+        raise NotImplementedError(f"{self.name} is read in order")
 
     def chunks(self, length: int) -> Iterator[list[Payload]]:
         """Return all rows in order, at most ``length`` at a time."""
@@ -219,6 +218,14 @@ def each(
                 yield row, result
                 row += 1
             bar.advance(task, len(chunk))
+
+
+def stacked(images: Sequence[npt.NDArray[np.uint8]], channels: int) -> Tensor:
+    """Return images (C, H, W) of one size as (N, channels, H, W): one grey channel is repeated over three."""
+    whole = np.empty((len(images), channels, *images[0].shape[1:]), dtype=np.uint8)
+    for row, image in enumerate(images):
+        whole[row] = image
+    return torch.from_numpy(whole)
 
 
 def attempt(records: Records, function: Callable[[Payload], T], row: int, payload: Payload) -> T | Unreadable:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from probjepa.data.files import names_image, walk
-from probjepa.errors import ConfigError, DataError, ProbjepaError
+from probjepa.errors import ConfigError, DataError, ProbjepaError, short
 from probjepa.files import first_line, regular
 
 SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc", ".tar", ".tar.gz", ".tgz", ".bin")
@@ -61,6 +61,15 @@ def filesystem(address: str) -> tuple[Any, str]:
             "s3:// or gcsfs for gs://"
         ) from error
     return found
+
+
+def content_of(place: str) -> bytes:
+    """Return what a file holds."""
+    if not is_remote(place):
+        return regular(place).read_bytes()
+    system, name = filesystem(place)
+    content: bytes = system.cat_file(name)
+    return content
 
 
 def find_files(source: str) -> tuple[dict[str, str], list[str]]:
@@ -128,6 +137,29 @@ def find_shards(source: str) -> list[Shard]:
     return list(shards.values())
 
 
+def hub_address(name: str) -> str:
+    """Return the address of the parquet files that the hub makes of every set; of one split, "NAME:SPLIT"."""
+    path, _, split = name.partition(":")
+    root = f"hf://datasets/{path}@refs/convert/parquet"
+    system, folder = filesystem(root)
+    try:
+        configs = [place.rsplit("/", 1)[-1] for place in system.ls(folder, detail=False)]
+        configs = [config for config in configs if not config.startswith(".")]
+        config = configs[0] if len(configs) == 1 else "default"
+        splits = [place.rsplit("/", 1)[-1] for place in system.ls(f"{folder}/{config}", detail=False)]
+    except Exception as error:  # many types: no such set, no network, no right to see it
+        raise DataError(
+            f"hf:{name} cannot be streamed ({short(first_line(error), 200)}): check the name and the network"
+        ) from error
+    split = split or "train"
+    if split not in splits:
+        raise DataError(
+            f"hf:{name}: the hub has parquet files of {', '.join(splits)}, and not of all of '{split}': "
+            "choose another split, or leave stream out"
+        )
+    return f"{root}/{config}/{split}"
+
+
 def holds_shards(source: str) -> bool:
     """Whether a source is a folder with shards, and without images beside them."""
     found, chunks = False, dict[Path, dict[str, dict[str, Any]]]()
@@ -152,11 +184,7 @@ def chunk_index(place: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """
     with _remote(place, "read"):
         try:
-            if is_remote(place):
-                system, name = filesystem(place)
-                content = system.cat_file(name)
-            else:
-                content = regular(place).read_bytes()
+            content = content_of(place)
         except FileNotFoundError:
             return {}, {}
     try:

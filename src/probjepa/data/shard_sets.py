@@ -80,10 +80,6 @@ class ShardSet(Records):
         shard = bisect.bisect_right(self.starts, row) - 1
         return f"{self.paths[shard]}, row {row - self.starts[shard]}"
 
-    def read(self, row: int) -> Payload:
-        """Refuse: shards are read in order."""
-        raise NotImplementedError("shards are read in order: use seekable()")
-
     def chunks(self, length: int) -> Iterator[list[Payload]]:
         """Return all rows in order, at most ``length`` at a time."""
         for number, images in self.arrays(length):

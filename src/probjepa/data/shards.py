@@ -10,14 +10,13 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-import numpy as np
 import torch
 
 from probjepa.data.decode import Decoder, Payload, Unreadable, as_payload
 from probjepa.data.files import IMAGE_SUFFIXES
 from probjepa.data.images import ImageSet
 from probjepa.data.litdata_chunks import open_chunk
-from probjepa.data.records import Records, default_workers, each, encode_labels
+from probjepa.data.records import Records, default_workers, each, encode_labels, stacked
 from probjepa.data.rows import as_column, identity
 from probjepa.data.shard_files import Shard, ShardError, filesystem, is_remote, suffix_of
 from probjepa.data.sources import Check
@@ -308,10 +307,6 @@ class ShardRecords(Records):
             for batch in self._opened.read(length, [self.layout.image], self._rows):
                 yield from (as_payload(value, base) for value in batch.column(0).to_pylist())
 
-    def read(self, row: int) -> Payload:
-        """Refuse: a shard is read in order."""
-        raise NotImplementedError("a shard is read in order")
-
     def chunks(self, length: int) -> Iterator[list[Payload]]:
         """Return all rows in order, or those from ``start`` on, at most ``length`` at a time."""
         layout, base = self.layout, Path(os.path.dirname(self.name))
@@ -398,12 +393,8 @@ def read_shard(
 
 
 def _rows(pixels: list[Any], known: list[tuple[str, Any]], layout: Layout, decoder: Decoder) -> Rows:
-    channels = decoder.channels or max(image.shape[0] for image in pixels)
-    whole = np.empty((len(pixels), channels, *pixels[0].shape[1:]), dtype=np.uint8)
-    for row, image in enumerate(pixels):
-        whole[row] = image  # one grey channel is repeated over three
-    ids = [name for name, _ in known]
-    return Rows(ImageSet(torch.from_numpy(whole), None, ids), named_columns(known, layout))
+    images = stacked(pixels, decoder.channels or max(image.shape[0] for image in pixels))
+    return Rows(ImageSet(images, None, [name for name, _ in known]), named_columns(known, layout))
 
 
 def named_columns(known: list[tuple[str, Any]], layout: Layout) -> dict[str, Any]:

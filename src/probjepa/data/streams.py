@@ -26,22 +26,21 @@ from torch import Tensor
 from probjepa.data.decode import Decoder, Payload, Unreadable, bomb_guard
 from probjepa.data.fitting import Fit
 from probjepa.data.images import Images, ImageSet, Shaped
-from probjepa.data.records import Records, attempt, encode_labels
+from probjepa.data.records import Records, attempt, encode_labels, stacked
 from probjepa.data.shard_files import (
     Shard,
     ShardError,
     file_mark,
-    filesystem,
     find_shards,
     holds_shards,
+    hub_address,
     is_remote,
     suffix_of,
 )
 from probjepa.data.shards import Layout, ShardRecords, read_layout
 from probjepa.data.sources import READERS, Check, broken_image, free_memory, open_images, peek
 from probjepa.data.tables import one_split
-from probjepa.errors import ConfigError, DataError, short
-from probjepa.files import first_line
+from probjepa.errors import ConfigError, DataError
 
 LANES = 32
 _SAMPLE_ROWS, _SAMPLE_BYTES = 10_000, 2**28
@@ -105,10 +104,6 @@ class Stream(Shaped, Records):
         """Name the shard and the row in it."""
         number = bisect.bisect_right(self._starts, row) - 1
         return f"{self.parts[number].shard.path}, row {row - self._starts[number]}"
-
-    def read(self, row: int) -> Payload:
-        """Refuse: shards are read in order."""
-        raise NotImplementedError("shards are read in order")
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells the shards, and the order of their rows, from others."""
@@ -268,13 +263,9 @@ class Stream(Shaped, Records):
                 if not (left := left - (row - first)):
                     break
         check.finish()
-        assert check.side is not None
-        self.skipped = check.skipped
-        pixels = np.empty((len(images), check.channels, *check.side), dtype=np.uint8)
-        for at, image in enumerate(images):
-            pixels[at] = image
+        self.skipped, pixels = check.skipped, stacked(images, check.channels)
         labels, classes = encode_labels([label for _, label in known], self.name, len(known))
-        self.sample = ImageSet(torch.from_numpy(pixels), labels, [of for of, _ in known], classes, self.name)
+        self.sample = ImageSet(pixels, labels, [of for of, _ in known], classes, self.name)
 
 
 def lane_count(world_size: int) -> int:
@@ -342,35 +333,12 @@ def _are_shards(place: str | None) -> bool:
 def _find(place: str) -> list[Shard]:
     """The shards of a folder, a file, a glob, an address, or a set of the hub."""
     if place.startswith("hf:") and not is_remote(place):
-        place = _on_the_hub(place.removeprefix("hf:"))
+        place = hub_address(place.removeprefix("hf:"))
     if not is_remote(place) and glob.has_magic(place) and not Path(place).exists():
         return [shard for path in sorted(glob.glob(place)) for shard in find_shards(path)]
     found = find_shards(place)
     one_split(place, [f"{shard.name[:-8]}{suffix_of(shard.path)}" for shard in found])
     return found
-
-
-def _on_the_hub(name: str) -> str:
-    """The address of a split's parquet files, which the hub makes of every set."""
-    path, _, split = name.partition(":")
-    root = f"hf://datasets/{path}@refs/convert/parquet"
-    system, folder = filesystem(root)
-    try:
-        configs = [place.rsplit("/", 1)[-1] for place in system.ls(folder, detail=False)]
-        configs = [config for config in configs if not config.startswith(".")]
-        config = configs[0] if len(configs) == 1 else "default"
-        splits = [place.rsplit("/", 1)[-1] for place in system.ls(f"{folder}/{config}", detail=False)]
-    except Exception as error:  # many types: no such set, no network, no right to see it
-        raise DataError(
-            f"hf:{name} cannot be streamed ({short(first_line(error), 200)}): check the name and the network"
-        ) from error
-    split = split or "train"
-    if split not in splits:
-        raise DataError(
-            f"hf:{name}: the hub has parquet files of {', '.join(splits)}, and not of all of '{split}': "
-            "choose another split, or leave stream out"
-        )
-    return f"{root}/{config}/{split}"
 
 
 def _survey(

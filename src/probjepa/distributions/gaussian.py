@@ -1,8 +1,6 @@
-"""Diagonal Gaussians given by mean and log-variance: their divergence and their log-density."""
+"""Diagonal Gaussians given by mean and log-variance: their divergence."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -30,9 +28,3 @@ def kl_diagonal_gaussians(
     spread = torch.expm1(log_ratio) - log_ratio
     inverse = torch.exp(-torch.as_tensor(log_var_p, dtype=log_ratio.dtype, device=log_ratio.device))
     return 0.5 * (spread + (mean_q - mean_p).square() * inverse).sum(-1)
-
-
-def diagonal_gaussian_log_prob(x: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """Return log N(x; μ, diag σ²) in nats, summed over the last axis: (…, D) → (…); constants included."""
-    scaled = (x - mean).square() * torch.exp(-log_var)
-    return -0.5 * (scaled + log_var + math.log(2 * math.pi)).sum(-1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from probjepa.heads.gaussian import GaussianPrediction
 from probjepa.heads.mixture import MixturePrediction
 from probjepa.heads.realnvp import FlowPrediction
 from probjepa.methods.base import evaluating
+from probjepa.methods.token_measures import if_there
 
 _BATCH = 64  # images
 _MASKED = 6  # images drawn with their masks
 _COMPONENTS = 256  # tokens whose component means are drawn
 _SCALES = 20_000  # standard deviations in the histogram
-T = TypeVar("T")
 
 
 @runtime_checkable
@@ -189,7 +189,7 @@ def _scores(
     """Means (P, D) of the predictions of targets (P, D), and their scores (P,)."""
     prediction = method.head(vectors)
     samples = prediction.sample((draws,))
-    density = _if_there(lambda: prediction.log_prob(targets))
+    density = if_there(lambda: prediction.log_prob(targets))
     mean = prediction.mean
     return mean, {
         "nll_per_dimension": None if density is None else -density / targets.shape[-1],
@@ -243,10 +243,3 @@ def _internals(arrays: Mapping[str, Tensor]) -> dict[str, Any]:
                 "quantiles": {f"{share:g}": float(np.quantile(values, share)) for share in shares},
             }
     return found
-
-
-def _if_there(read: Callable[[], T]) -> T | None:
-    try:
-        return read()
-    except (NotImplementedError, AttributeError):  # no density, or a head of the user's own
-        return None

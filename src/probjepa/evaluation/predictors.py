@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -16,7 +15,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from probjepa.errors import MissingExtraError
+from probjepa.registry import required
 from probjepa.tabular.schema import ColumnType, TableSchema
 
 Features: TypeAlias = npt.NDArray[np.float32]
@@ -109,10 +108,7 @@ def xgboost(x: Features, y: Codes, x_val: Features, y_val: Codes, seed: int) -> 
     MissingExtraError
         where xgboost is not installed
     """
-    try:
-        library = import_module("xgboost")
-    except ImportError as error:
-        raise MissingExtraError("xgboost", "xgboost") from error
+    library = required("xgboost", "xgboost")
     import torch
 
     model = library.XGBClassifier(

@@ -27,6 +27,7 @@ from probjepa.distributions.base import at_least_float32 as at_least_float32
 from probjepa.distributions.base import full_precision as full_precision
 from probjepa.errors import ConfigError, DataError, ProbjepaError
 from probjepa.heads.names import HEADS
+from probjepa.typed import DEEPEST
 
 SCALE_FLOOR = 1e-3
 MEAN_DRAWS = 64
@@ -199,8 +200,8 @@ def check_counts(head: Head, **counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"head '{head.name}': {name} must be a whole number, at least 1, got {value}")
-        if name in ("blocks", "couplings") and value > 1000:  # a damaged number would be built for ever
-            raise ConfigError(f"head '{head.name}': {name} is {value}: use at most 1000")
+        if name in ("blocks", "couplings") and value > DEEPEST:
+            raise ConfigError(f"head '{head.name}': {name} is {value}: use at most {DEEPEST}")
 
 
 def check_widths(head: Head, hidden: Sequence[int]) -> list[int]:

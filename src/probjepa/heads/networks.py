@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.types import _size
 
+from probjepa.distributed import summed
 from probjepa.heads.base import Head, Prediction, full_precision
 
 _TIME_FEATURES = 64
@@ -48,11 +49,11 @@ class ActNorm(nn.Module):
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
         rows = x.detach().reshape(-1, x.shape[-1])
-        count = _summed_over_processes(torch.tensor(float(len(rows)), device=x.device))
+        count = summed(torch.tensor(float(len(rows)), device=x.device))
         if count < 2:
             return
-        mean = _summed_over_processes(rows.sum(0)) / count
-        variance = _summed_over_processes((rows - mean).square().sum(0)) / count
+        mean = summed(rows.sum(0)) / count
+        variance = summed((rows - mean).square().sum(0)) / count
         self.shift.copy_(mean)
         self.log_scale.copy_(-variance.clamp_min(_STD_FLOOR**2).sqrt().log())
         self.initialised.fill_(True)
@@ -69,12 +70,6 @@ class ActNorm(nn.Module):
     def inverse(self, y: Tensor) -> Tensor:
         """x (..., D) of y."""
         return y * (-self.log_scale).exp() + self.shift
-
-
-def _summed_over_processes(x: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(x)
-    return x
 
 
 def _forget(module: nn.Module, _: Any) -> None:

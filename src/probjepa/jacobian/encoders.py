@@ -48,6 +48,12 @@ class Encoder:
     preprocess: Callable[[Tensor], Tensor] | None
     name: str
 
+    def to(self, device: torch.device) -> Encoder:
+        """Move the module to a device, and return the encoder."""
+        if self.module is not None:
+            self.module.to(device)
+        return self
+
     def source(self, inputs: Any) -> Tensor | Images:
         """Return N inputs to be read in batches: images for its preprocessing, or else prepared floats.
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
+from probjepa.distributed import gather
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
 from probjepa.methods.base import EncoderSettings, Method, check_weights, encoded, mean_of, views_of
-from probjepa.methods.distributed import gather
 
 _VARIANCE_FLOOR = 1e-5  # BatchNorm's, with which the authors' code standardises
 

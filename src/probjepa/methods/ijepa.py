@@ -12,11 +12,11 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
 from probjepa.data.masks import MultiBlockMasks
+from probjepa.distributed import standard_deviation
 from probjepa.draws import drawn_rows
 from probjepa.errors import ConfigError, DataError
 from probjepa.heads.base import MEAN_DRAWS, at_least_float32, full_precision
 from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluating
-from probjepa.methods.distributed import standard_deviation
 from probjepa.methods.ema import EMA
 from probjepa.methods.ijepa_predictor import Predictor, build_head
 from probjepa.methods.ijepa_presets import PRESETS as PRESETS

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
+from probjepa.distributed import gather, shared_seed
 from probjepa.errors import ConfigError
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import projector
 from probjepa.methods.base import EncoderSettings, Method, encoded, views_of
-from probjepa.methods.distributed import gather, shared_seed
 from probjepa.methods.sigreg import sigreg
 
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Unpack
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probjepa.distributed import standard_deviation
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
 from probjepa.methods.base import EncoderSettings, Method, encoded, mean_of, views_of
-from probjepa.methods.distributed import standard_deviation
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:

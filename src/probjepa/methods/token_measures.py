@@ -64,7 +64,7 @@ def joined(parts: Sequence[Mapping[str, Tensor]]) -> Measured:
 
 def likeness(prediction: Any, target: Tensor, draws: int) -> Measured:
     """Return the score of an image's tokens (N, …, D) under a prediction, by its name: (N,) float64."""
-    density = _if_there(lambda: prediction.log_prob(target))
+    density = if_there(lambda: prediction.log_prob(target))
     if density is not None:
         return {"log_density": _mean(density) / target.shape[-1]}
     return {"negative_energy_score": -_mean(energy(prediction.sample((draws,)).double(), target))}
@@ -72,9 +72,9 @@ def likeness(prediction: Any, target: Tensor, draws: int) -> Measured:
 
 def measures(prediction: Any, target: Tensor, draws: int) -> Measured:
     """Return means over an image's tokens (N, …, D) of what a prediction says of them: each (N,) float64."""
-    density = _if_there(lambda: prediction.log_prob(target))
-    variance = _if_there(lambda: prediction.variance)
-    entropy = _if_there(lambda: prediction.entropy())
+    density = if_there(lambda: prediction.log_prob(target))
+    variance = if_there(lambda: prediction.variance)
+    entropy = if_there(lambda: prediction.entropy())
     dim = target.shape[-1]
     out: Measured = {}
     if density is not None:
@@ -93,7 +93,7 @@ def measures(prediction: Any, target: Tensor, draws: int) -> Measured:
 
 def moments(prediction: Any, _: Tensor, draws: int) -> Measured:
     """Return "mean" and "variance" (N, D) of the equal mixture of a prediction over an image's tokens."""
-    variance = _if_there(lambda: prediction.variance)
+    variance = if_there(lambda: prediction.variance)
     if variance is None:
         variance = _variance(prediction.sample((draws,)).double())
     means = prediction.mean.double().flatten(1, -2)
@@ -120,8 +120,9 @@ def _mean(x: Tensor) -> Tensor:
     return x.double().flatten(1).mean(1)
 
 
-def _if_there(read: Callable[[], Tensor]) -> Tensor | None:
+def if_there(read: Callable[[], Tensor]) -> Tensor | None:
+    """Return what a prediction says of itself; None where it does not."""
     try:
         return read()
-    except (NotImplementedError, AttributeError):  # torch's distributions raise the first
+    except (NotImplementedError, AttributeError):  # a distribution's, or a head's of the user's own
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack, cast
 
@@ -13,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
+from probjepa.distributed import gather, shared_seed
 from probjepa.distributions.base import FullPrecision, at_least_float32, full_precision
 from probjepa.distributions.gaussian import kl_diagonal_gaussians
 from probjepa.draws import drawn
 from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name
+from probjepa.heads.networks import mlp
 from probjepa.methods.base import check_weights, evaluating
-from probjepa.methods.distributed import gather, shared_seed
 from probjepa.methods.pretrained import Pretrained
 from probjepa.methods.sigreg import sigreg
 from probjepa.typed import check_settings, types_of
@@ -376,11 +376,7 @@ class VectorNetwork(FullPrecision):
     def __init__(self, inputs: Mapping[str, int], out: int, hidden: Sequence[int]) -> None:
         super().__init__()
         self.inputs = dict(inputs)
-        widths = [sum(inputs.values()), *hidden, out]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.GELU()]
-        self.layers = nn.Sequential(*layers[:-1])
+        self.layers = mlp([sum(inputs.values()), *hidden, out])
 
     def forward(self, *vectors: Tensor) -> Tensor:
         """Apply the network; DataError names an input of another width."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probjepa.distributed import gather
 from probjepa.errors import DataError
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
 from probjepa.methods.base import EncoderSettings, Method, check_weights, encoded, mean_of, views_of
-from probjepa.methods.distributed import gather
 
 
 def vicreg_loss(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from threadpoolctl import ThreadpoolController
 
-from probjepa._arrays import ArrayInput, as_features, as_labels, check_classes, directions
+from probjepa._arrays import ArrayInput, as_feature_sets, as_features, as_labels, check_classes, directions
 from probjepa.errors import ConfigError, DataError
 
 _ROWS = 1024  # of a matrix product on the CPU: what OpenBLAS is fastest with
@@ -61,13 +61,8 @@ def knn_vote(
     ConfigError
         for k above the bank's labelled rows, or another setting out of its range
     """
-    bank, queries = as_features(train, "the training embeddings"), as_features(test, "the test embeddings")
+    bank, queries = as_feature_sets(train, test)
     labels, labelled = as_labels(train_labels, "the training labels", rows=len(bank))
-    if bank.shape[1] != queries.shape[1]:
-        raise DataError(
-            f"the training embeddings are {bank.shape[1]}-dimensional and the test ones {queries.shape[1]}: "
-            "embed both with the same encoder"
-        )
     classes, codes = np.unique(labels, return_inverse=True)
     count = len(labelled)
     if count < len(bank) and len(classes) < 2:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from probjepa._arrays import ArrayInput, as_features, as_labels, check_classes
+from probjepa._arrays import ArrayInput, as_feature_sets, as_features, as_labels, check_classes
 from probjepa.errors import ConfigError, DataError
 from probjepa.registry import importing
 
@@ -63,13 +63,8 @@ def linear_predict(
     ConfigError
         for a setting out of its range
     """
-    x, x_test = as_features(train, "the training embeddings"), as_features(test, "the test embeddings")
+    x, x_test = as_feature_sets(train, test)
     labels, labelled = as_labels(train_labels, "the training labels", rows=len(x))
-    if x.shape[1] != x_test.shape[1]:
-        raise DataError(
-            f"the training embeddings are {x.shape[1]}-dimensional and the test ones {x_test.shape[1]}: "
-            "embed both with the same encoder"
-        )
     classes, codes = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise DataError(

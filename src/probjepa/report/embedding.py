@@ -52,7 +52,7 @@ def typical_section(
 def pixels(images: Any, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
     """Return some images, uint8 (n, C, H, W), of an array or of an ``Images``, which reads these alone."""
     if hasattr(images, "get"):
-        return np.asarray(images.get(rows.copy()))
+        return np.asarray(images.get(rows.copy()).cpu())
     return np.asarray(images)[rows]
 
 

@@ -288,10 +288,14 @@ def _data_uri(content: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
 
 
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
+
+
 def _number(cell: Any) -> float | None:
     """The number that a cell is compared by, or None."""
     x = cell.value if isinstance(cell, Value) else cell
-    if isinstance(x, bool) or not isinstance(x, (int, float, np.integer, np.floating)):
+    if not _is_number(x):
         return None
     return float(x) if math.isfinite(x) else None
 
@@ -301,7 +305,7 @@ def _cell(x: Any) -> dict[str, Any]:
         return {"text": x.text, "interval": x.interval, "number": True}
     if x is None:
         return {"text": "–", "interval": "", "number": False}
-    if isinstance(x, bool) or not isinstance(x, (int, float, np.integer, np.floating)):
+    if not _is_number(x):
         return {"text": str(x), "interval": "", "number": False}
     text = f"{x:,}" if isinstance(x, (int, np.integer)) else f"{x:.4g}" if math.isfinite(x) else "–"
     return {"text": text.replace("-", "−"), "interval": "", "number": True}

@@ -103,5 +103,4 @@ def print_table_summary(metrics: Mapping[str, Any]) -> None:
 def _text(of: Mapping[str, Any]) -> str:
     if "not run" in of:
         return f"not run: {of['not run']}"
-    value, low, high = (100 * of["accuracy"][key] for key in ("value", "low", "high"))
-    return f"{value:.1f} ({low:.1f}–{high:.1f})"
+    return _interval(of["accuracy"], 100, 1)

@@ -22,7 +22,7 @@ from probjepa.data.preprocess import Preprocess
 from probjepa.data.rows import identity, open_table
 from probjepa.errors import ArtifactError
 from probjepa.files import RECORD, parts_of, refuse_existing, staged_file, write_text
-from probjepa.jacobian import Encoder, as_encoder, jepa_score_details
+from probjepa.jacobian import Encoder, jepa_score_details
 from probjepa.jacobian.estimators import Settings
 from probjepa.metrics.conformal import Rule
 from probjepa.terminal import console
@@ -182,11 +182,3 @@ def input_shape(encoder: Encoder) -> tuple[int | Fit | None, int | None]:
     if isinstance(encoder.preprocess, Preprocess):
         return encoder.preprocess.opened, encoder.preprocess.open_channels
     return None, None
-
-
-def open_encoder(source: str, device: torch.device) -> Encoder:
-    """Return the encoder of a run, a saved model, ``hf:NAME`` or ``timm:NAME`` on a device."""
-    encoder = as_encoder(source)
-    if encoder.module is not None:
-        encoder.module.to(device)
-    return encoder

@@ -16,10 +16,17 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from probjepa.claims import ClaimedError, claimed, has_lock
-from probjepa.data.shard_files import Shard, ShardError, file_mark, filesystem, find_shards, is_remote
+from probjepa.data.shard_files import (
+    Shard,
+    ShardError,
+    content_of,
+    file_mark,
+    filesystem,
+    find_shards,
+    is_remote,
+)
 from probjepa.data.shards import read_layout
 from probjepa.errors import ArtifactError, ConfigError, DataError
-from probjepa.files import write_text
 from probjepa.shards.worker import KEY, Job, ShardWorker, placed
 from probjepa.training.interrupt import Interrupted
 
@@ -195,7 +202,7 @@ class Plan:
         task = self.task
         place = _join(task.out, MANIFEST)
         try:
-            earlier = json.loads(_text(place))["skipped"]
+            earlier = json.loads(content_of(place))["skipped"]
             skipped = {**earlier, **skipped}
         except Exception:  # none yet, or a damaged one
             pass
@@ -203,19 +210,9 @@ class Plan:
         while (records := {shard.name: task.record(shard) for shard in self.shards}) != written:
             manifest, written = _manifest(task.worker, self.shards, records, skipped), records
             text = json.dumps(manifest, indent=2) + "\n"
-            if is_remote(place):
-                with placed(place) as stage:
-                    stage.write_text(text, encoding="utf-8")
-            else:
-                write_text(Path(place), text)
+            with placed(place) as stage:
+                stage.write_text(text, encoding="utf-8")
         return manifest
-
-
-def _text(place: str) -> str:
-    if not is_remote(place):
-        return Path(place).read_text(encoding="utf-8")
-    system, name = filesystem(place)
-    return str(system.cat_file(name).decode())
 
 
 def _manifest(

@@ -204,11 +204,12 @@ class _Jepa:
     rows = _ROWS_OF_JEPA
 
     def __init__(self, job: Job) -> None:
+        from probjepa.jacobian import as_encoder
         from probjepa.jacobian.estimators import Settings
-        from probjepa.scores.jepa_parts import embedded, fingerprint, input_shape, open_encoder
+        from probjepa.scores.jepa_parts import embedded, fingerprint, input_shape
         from probjepa.training.device import resolve_device
 
-        self.encoder = open_encoder(job.model, resolve_device(job.device))
+        self.encoder = as_encoder(job.model).to(resolve_device(job.device))
         shape: Any = (job.size, None) if job.size else input_shape(self.encoder)
         self.decoder = _decoder(*shape, convert=job.convert)
         self.mark = _hash({"encoder": self.encoder.name, "weights": fingerprint(self.encoder)})

@@ -100,12 +100,7 @@ class Copula(nn.Module):
             self.fit(rows.at(part != k))
             found.append(by_group(self.layout, folds, rows.at(part == k), self.predict))
         self.fit(rows)
-        back = part.argsort(stable=True).argsort()
-        return CellDistribution(
-            torch.cat([of.mean for of in found])[back],
-            torch.cat([of.variance for of in found])[back],
-            [torch.cat(of)[back] for of in zip(*(of.logits for of in found), strict=True)],
-        )
+        return CellDistribution.joined(found).at(part.argsort(stable=True).argsort())
 
     def _conditional(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance (B, P) of the columns that are not ``seen``, given those that are.

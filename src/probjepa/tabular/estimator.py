@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
 from probjepa import files
+from probjepa.detectors import NotFittedError
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning, unknown_name
 from probjepa.tabular.fitting import FitLoop
 from probjepa.tabular.frames import as_frame, has_names
@@ -43,10 +43,6 @@ _OWN_CHECKS = (
     "device",
     "verbose",
 )
-
-
-class NotFittedError(ConfigError, SklearnNotFittedError):  # type: ignore[misc]  # scikit-learn has no types
-    """An estimator was used before ``fit``."""
 
 
 class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from probjepa.errors import DataError, MissingExtraError
-from probjepa.registry import importing
+from probjepa.errors import DataError
+from probjepa.registry import importing, required
 
 ColumnType = Literal["numeric", "categorical", "boolean", "datetime"]
 Scalar = str | int | float | bool
@@ -23,11 +23,7 @@ _NULLABLE = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UI
 
 def pandas() -> Any:
     """Return the pandas module, or raise MissingExtraError."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingExtraError("pandas", "tables") from error
-    return pandas
+    return required("pandas", "tables")
 
 
 def named(names: Sequence[str]) -> str:

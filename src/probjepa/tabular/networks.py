@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from probjepa.errors import ConfigError
 from probjepa.tabular.elbo import bounded_log_variance
-
-_MOST_LAYERS = 1000  # a damaged number would be built for ever
+from probjepa.typed import DEEPEST
 
 
 class Block(nn.Module):
@@ -51,10 +50,10 @@ class Transformer(nn.Module):
 
     def __init__(self, dim: int, *, n_layers: int, n_heads: int, ff_dim: int, dropout: float) -> None:
         super().__init__()
-        if min(dim, n_layers, n_heads, ff_dim) < 1 or n_layers > _MOST_LAYERS or dim % n_heads:
+        if min(dim, n_layers, n_heads, ff_dim) < 1 or n_layers > DEEPEST or dim % n_heads:
             raise ConfigError(
                 f"dim {dim}, n_layers {n_layers}, n_heads {n_heads}, ff_dim {ff_dim}: "
-                f"use at least 1 of each, at most {_MOST_LAYERS} layers, and heads that divide dim"
+                f"use at least 1 of each, at most {DEEPEST} layers, and heads that divide dim"
             )
         self.blocks = nn.ModuleList(Block(dim, n_heads, ff_dim, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(dim)

@@ -69,14 +69,10 @@ def measure(
     calibrated = []
     for own, other in (halves, halves[::-1]):
         calibration = Calibration(layout, len(cells)).to(rows.numeric.device)
-        calibration.fit([_at(of, other) for of in cells], rows.at(other), counts)
-        calibrated.append(calibration([_at(of, own) for of in cells]))
+        calibration.fit([of.at(other) for of in cells], rows.at(other), counts)
+        calibrated.append(calibration([of.at(own) for of in cells]))
     rows = rows.at(torch.cat(halves))
-    said = CellDistribution(
-        torch.cat([of.mean for of in calibrated]),
-        torch.cat([of.variance for of in calibrated]),
-        [torch.cat(both) for both in zip(*(of.logits for of in calibrated), strict=True)],
-    )
+    said = CellDistribution.joined(calibrated)
     for k, i in enumerate(layout.numeric):
         seen, known = ~rows.missing[:, k], fit.numeric[~fit.missing[:, k], k].double()
         x, mean, variance = (of[seen, k].double() for of in (rows.numeric, said.mean, said.variance))
@@ -103,7 +99,3 @@ def _skill(name: str, gain: Tensor, left: Tensor, of: Tensor) -> Skill:
     error = float(gain.std()) / len(gain) ** 0.5
     explained = 1 - float(left) / float(of) if float(of) > 0 else None
     return Skill(name, len(gain), float(gain.mean()), error, explained)
-
-
-def _at(cells: CellDistribution, index: Tensor) -> CellDistribution:
-    return CellDistribution(cells.mean[index], cells.variance[index], [of[index] for of in cells.logits])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -141,6 +141,16 @@ class CellDistribution(NamedTuple):
     mean: Tensor
     variance: Tensor
     logits: list[Tensor]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the cells of all rows, part after part."""
+        mean, variance = (torch.cat([part[k] for part in parts]) for k in (0, 1))
+        return cls(mean, variance, [torch.cat(of) for of in zip(*(x.logits for x in parts), strict=True)])
+
+    def at(self, index: Tensor) -> Self:
+        """Return the cells of some of the rows."""
+        return type(self)(self.mean[index], self.variance[index], [of[index] for of in self.logits])
 
 
 def by_group(

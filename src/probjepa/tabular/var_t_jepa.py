@@ -420,9 +420,7 @@ class VarTJEPA(Thresholded, TableTransformer):
 
     def _cells(self, batches: Iterable[Rows], folds: int = 8) -> Cells:
         """How surprising each cell is, given those of the other groups."""
-        found = []
-        for rows in batches:
-            found.append(judged(self.network_, rows, folds))
+        found = [judged(self.network_, rows, folds) for rows in batches]
         return Cells(*map(np.concatenate, zip(*found, strict=True)))
 
     def _blamed(self, batches: Iterable[Rows], folds: int) -> tuple[Cells, npt.NDArray[np.float64]]:

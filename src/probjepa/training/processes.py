@@ -1,8 +1,7 @@
-"""Several processes that train together: how many were started, and batch statistics of all their rows."""
+"""Several processes that train together: images of each, and batch statistics of all their rows."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,9 @@ import torch
 from lightning.pytorch.plugins import LayerSync
 from torch import Tensor, nn
 
+from probjepa.distributed import summed
 from probjepa.errors import ConfigError
-from probjepa.methods.distributed import summed
 from probjepa.yaml_files import read_yaml
-
-
-def started() -> dict[str, Any]:
-    """Return the Trainer's options for the processes that torchrun or srun has started; none: nothing."""
-    env = os.environ
-    if "TORCHELASTIC_RUN_ID" in env:
-        total, here = int(env["WORLD_SIZE"]), int(env["LOCAL_WORLD_SIZE"])
-    else:  # a batch script's own step has no tasks: it is one process
-        total = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
-        here = total // int(env.get("SLURM_STEP_NUM_NODES", "1"))
-    if total == 1:
-        return {}
-    return {"devices": here, "num_nodes": total // here, "strategy": "ddp"}
 
 
 def batch_size_of_each(config: Path, batch_size: int, processes: int) -> int:

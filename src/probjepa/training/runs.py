@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins import TorchSyncBatchNorm
 from torch import nn
 
-from probjepa.claims import is_first_process
 from probjepa.data import Images, ImageSet
 from probjepa.data.labels import labelled_rows
 from probjepa.data.streams import Stream, lane_count, open_training
-from probjepa.errors import (
-    ArtifactError,
-    ConfigError,
-    MissingExtraError,
-    ProbjepaError,
-    short,
-    unknown_name,
-)
+from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, short
 from probjepa.files import DAMAGES, first_line
+from probjepa.launch import is_first_process, started
 from probjepa.methods.base import Method
 from probjepa.methods.card import plain_record
 from probjepa.terminal import say
@@ -46,10 +32,10 @@ from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from probjepa.training.loader import EpochLoader, make_loader
 from probjepa.training.module import Module, views_for
 from probjepa.training.monitors import CollapseMonitor, Monitor, OnlineKNN, sample_rows
-from probjepa.training.processes import SyncBatchNorm, batch_size_of_each, lost_another, started
+from probjepa.training.processes import batch_size_of_each, lost_another
 from probjepa.training.randomness import forked
 from probjepa.training.settings import FitSettings, split_settings, with_settings
-from probjepa.typed import checked
+from probjepa.training.trainer import check_options, make_logger, make_trainer, quiet_lightning
 
 M = TypeVar("M", bound=Method)
 
@@ -151,10 +137,11 @@ def fit(
             "encoder"
         )
     settings, trainer_options = split_settings(FitSettings, options)
-    _check_trainer_options(trainer_options)
+    processes = started()
+    check_options(trainer_options, inspect.signature(fit).parameters)
     device = resolve_device(settings.device)
     folder = _run_folder(out, resume=resume, overwrite=overwrite)
-    loggers = [_make_logger(logger, folder) for logger in settings.loggers]
+    loggers = [make_logger(logger, folder) for logger in settings.loggers]
     resume = resume and folder is not None and folder.checkpoint.is_file()
     if resume and folder is not None:
         settings = dataclasses.replace(settings, stream=folder.streamed(settings.stream))
@@ -188,7 +175,7 @@ def fit(
     if how is None:
         # processes must not differ, and a step of what stands on kept views is short
         alone = cached is None and all(
-            (started() | trainer_options).get(n, 1) == 1 for n in ("devices", "num_nodes")
+            (processes | trainer_options).get(n, 1) == 1 for n in ("devices", "num_nodes")
         )
         how = choose(
             module, lambda: images.get(torch.arange(settings.batch_size) % len(images)), device, precision,
@@ -201,7 +188,7 @@ def fit(
     precision = how.precision if precision == "auto" else precision
     if how.channels_last if settings.channels_last == "auto" else settings.channels_last:
         module.hold_channels_last(True)
-    with stop_on_signal() as stop, _quiet(), forked(device), using_threads(how.threads):
+    with stop_on_signal() as stop, quiet_lightning(), forked(device), using_threads(how.threads):
         table = MetricsTable(folder.metrics if folder else None)
         callbacks = [
             *_monitors(images, held_out, epochs, settings, frozen=method.frozen),
@@ -210,8 +197,8 @@ def fit(
             *trainer_options.get("callbacks", []),
             Checkpointer(folder.checkpoint if folder else None, stop, settings.checkpoint_seconds),
         ]
-        run = {"precision": precision, "max_epochs": epochs, "logger": loggers or False}
-        trainer = _trainer(device, {**run, **trainer_options, "callbacks": callbacks})
+        run = {**processes, "precision": precision, "max_epochs": epochs, "logger": loggers or False}
+        trainer = make_trainer(device, {**run, **trainer_options, "callbacks": callbacks})
         if cached is not None and trainer.world_size > 1:
             raise ConfigError("cache_views works in one process: leave it out, or train on one device")
         if resume and folder is not None:
@@ -259,23 +246,6 @@ def _run_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> Run
 
 def _compiled(asked: bool | str, device: torch.device, steps: int) -> bool:
     return device.type == "cuda" and steps >= _LEAST_COMPILED if asked == "auto" else bool(asked)
-
-
-def _trainer(device: torch.device, options: Mapping[str, Any]) -> L.Trainer:
-    ours = {
-        "accelerator": "gpu" if device.type == "cuda" else device.type,
-        "devices": [device.index] if device.type == "cuda" else 1,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-    }
-    plugins = [*options.get("plugins", []), AtomicCheckpointIO()]
-    if options.get("sync_batchnorm", True):
-        plugins.append(TorchSyncBatchNorm() if device.type == "cuda" else SyncBatchNorm())
-    try:
-        return L.Trainer(**{**ours, **started(), **options, "sync_batchnorm": False, "plugins": plugins})
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"Lightning cannot train with these settings: {short(error, 200)}") from error
 
 
 def _fingerprint(method: Method, views: Any, trainer: L.Trainer, settings: FitSettings) -> dict[str, Any]:
@@ -380,51 +350,8 @@ def _monitors(
     return monitors
 
 
-def _check_trainer_options(options: dict[str, Any]) -> None:
-    taken = {"max_epochs": "epochs", "accelerator": "device", "logger": "loggers"}
-    for name in options:
-        if name in taken:
-            raise ConfigError(f"{name} is set by {taken[name]}: give that instead")
-        if name not in inspect.signature(L.Trainer.__init__).parameters:
-            known = {*inspect.signature(fit).parameters, *inspect.signature(L.Trainer.__init__).parameters}
-            raise unknown_name("setting", name, known - {"self", "trainer_options", *taken})
-    accumulate = checked("accumulate_grad_batches", options.get("accumulate_grad_batches", 1), int)
-    if accumulate < 1:
-        raise ConfigError(f"accumulate_grad_batches must be 1 or more, got {accumulate}")
-
-
-def _make_logger(logger: str | Logger, folder: RunFolder | None) -> Logger:
-    if isinstance(logger, Logger):
-        return logger
-    if logger != "tensorboard":
-        raise unknown_name("logger", short(logger), ["tensorboard"])
-    if importlib.util.find_spec("tensorboard") is None:
-        raise MissingExtraError("tensorboard", "tensorboard")
-    if folder is None:
-        raise ConfigError("the tensorboard logger writes into the run folder: give its path as out")
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    return TensorBoardLogger(folder.path, name="tensorboard", version="")
-
-
 def _to_device(images: Images | Stream | CachedViews, device: torch.device) -> Images | Stream | CachedViews:
     """Move a set in memory to the GPU once, where it takes less than a quarter of what is free."""
     if not isinstance(images, ImageSet) or images.images.numel() > torch.cuda.mem_get_info(device)[0] / 4:
         return images
     return dataclasses.replace(images, images=images.images.to(device))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's notes on GPUs, tips and workers; our own warnings pass."""
-    names = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities")
-    levels = {name: logging.getLogger(name).level for name in names}
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -1,4 +1,4 @@
-"""What a loss over the whole batch needs where several processes train: rows and a seed in common."""
+"""What needs the whole batch where several processes train: sums, rows and a seed in common."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class _Sum(torch.autograd.Function):
 
 
 def summed(x: Tensor) -> Tensor:
-    """Add up ``x`` of all processes, with gradients: those of every process's loss."""
+    """Add up ``x`` of all processes, with gradients: those of every process's loss. Of one it is ``x``."""
+    if world_size() == 1:
+        return x
     total: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
     return total
 

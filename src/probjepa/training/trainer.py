@@ -1,0 +1,79 @@
+"""Lightning's Trainer as ``fit`` makes it: its options, its loggers, and its notes kept back."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import TorchSyncBatchNorm
+
+from probjepa.errors import ConfigError, MissingExtraError, short, unknown_name
+from probjepa.files import quiet
+from probjepa.training.callbacks import AtomicCheckpointIO
+from probjepa.training.folder import RunFolder
+from probjepa.training.processes import SyncBatchNorm
+from probjepa.typed import checked
+
+
+def check_options(options: Mapping[str, Any], others: Iterable[str]) -> None:
+    """Raise ConfigError for what a Trainer does not take; ``others`` are names that may be meant instead."""
+    own = inspect.signature(L.Trainer.__init__).parameters
+    taken = {"max_epochs": "epochs", "accelerator": "device", "logger": "loggers"}
+    for name in options:
+        if name in taken:
+            raise ConfigError(f"{name} is set by {taken[name]}: give that instead")
+        if name not in own:
+            raise unknown_name("setting", name, {*own, *others} - {"self", "trainer_options", *taken})
+    accumulate = checked("accumulate_grad_batches", options.get("accumulate_grad_batches", 1), int)
+    if accumulate < 1:
+        raise ConfigError(f"accumulate_grad_batches must be 1 or more, got {accumulate}")
+
+
+def make_logger(logger: str | Logger, folder: RunFolder | None) -> Logger:
+    """Return a logger of a name, or the one given; ConfigError or MissingExtraError where there is none."""
+    if isinstance(logger, Logger):
+        return logger
+    if logger != "tensorboard":
+        raise unknown_name("logger", short(logger), ["tensorboard"])
+    if importlib.util.find_spec("tensorboard") is None:
+        raise MissingExtraError("tensorboard", "tensorboard")
+    if folder is None:
+        raise ConfigError("the tensorboard logger writes into the run folder: give its path as out")
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(folder.path, name="tensorboard", version="")
+
+
+def make_trainer(device: torch.device, options: Mapping[str, Any]) -> L.Trainer:
+    """Return a Trainer on a device; ConfigError where Lightning takes none of these options."""
+    ours = {
+        "accelerator": "gpu" if device.type == "cuda" else device.type,
+        "devices": [device.index] if device.type == "cuda" else 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    plugins = [*options.get("plugins", []), AtomicCheckpointIO()]
+    if options.get("sync_batchnorm", True):
+        plugins.append(TorchSyncBatchNorm() if device.type == "cuda" else SyncBatchNorm())
+    try:
+        return L.Trainer(**{**ours, **options, "sync_batchnorm": False, "plugins": plugins})
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"Lightning cannot train with these settings: {short(error, 200)}") from error
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's notes on GPUs, tips and workers; our own warnings pass."""
+    names = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities")
+    with quiet(*names), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        yield
