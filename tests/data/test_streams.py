@@ -279,13 +279,12 @@ def test_a_set_of_the_hub_is_streamed_from_its_parquet_files(tmp_path, monkeypat
     monkeypatch.setattr(shard_files, "filesystem", on_the_hub)
     address = shard_files.hub_address("me/set")
     assert address == "hf://datasets/me/set@refs/convert/parquet/default/train"
-    monkeypatch.setattr(
-        module, "hub_address", lambda name: f"memory://hub/{name}@refs/convert/parquet/default/train"
-    )
-    assert len(open_training("hf:me/set", stream=True, size=8, channels=1)) == 90
-    monkeypatch.undo()
-    monkeypatch.setattr(shard_files, "filesystem", on_the_hub)
     with pytest.raises(DataError, match="parquet files of train, and not of all of 'test': choose"):
         shard_files.hub_address("me/set:test")
     with pytest.raises(DataError, match="hf:no/set cannot be streamed"):
         shard_files.hub_address("no/set")
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        module, "hub_address", lambda name: f"memory://hub/{name}@refs/convert/parquet/default/train"
+    )
+    assert len(open_training("hf:me/set", stream=True, size=8, channels=1)) == 90

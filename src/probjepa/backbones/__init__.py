@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probjepa.errors import ConfigError, ProbjepaWarning
+from probjepa.files import first_line
 from probjepa.registry import Registry
 
 if TYPE_CHECKING:
@@ -178,25 +179,21 @@ def embedding_dim_of(module: nn.Module, channels: int, image_size: int) -> int:
     """
     import torch
 
+    from probjepa.backbones.frozen import evaluating
+
     declared = getattr(module, "embedding_dim", None)
     if isinstance(declared, int):
         return declared
     like = next(module.parameters(), torch.empty(0))
     images = torch.zeros(2, channels, image_size, image_size, dtype=like.dtype, device=like.device)
     shape = "x".join(map(str, images.shape))
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
     try:
-        with torch.no_grad():
+        with evaluating(module):
             out = module(images)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"backbone {type(module).__name__} fails on images of shape {shape}: {reason}"
+            f"backbone {type(module).__name__} fails on images of shape {shape}: {first_line(error)}"
         ) from error
-    finally:
-        for part, mode in modes:
-            part.training = mode
     if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != len(images):
         found = f"a tensor {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
         raise ConfigError(

@@ -1,10 +1,26 @@
-"""An encoder that stays as it is while something is trained on it."""
+"""An encoder that stays as it is while it is looked at, or while something is trained on it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode without gradients, and give each sub-module its mode back."""
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
 
 
 class Frozen(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
@@ -15,6 +14,7 @@ from torch.distributions import Distribution
 
 from probjepa.backbones import HUBS, embedding_dim_of, encoder_of, is_trained
 from probjepa.backbones.frozen import Frozen
+from probjepa.backbones.frozen import evaluating as evaluating
 from probjepa.backbones.hub import UnpreparedError, pinned, remade, source_of, weights_sha256
 from probjepa.data import Preprocess, channel_statistics, default_recipe
 from probjepa.errors import ArtifactError, ConfigError, DataError, short
@@ -25,19 +25,6 @@ from probjepa.typed import check_settings, types_of
 
 if TYPE_CHECKING:
     from probjepa.data import Images
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode without gradients, and give each sub-module its mode back."""
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
 
 
 _IMAGE_SIZE = 32

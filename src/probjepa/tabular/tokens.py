@@ -145,8 +145,11 @@ class CellDistribution(NamedTuple):
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Return the cells of all rows, part after part."""
-        mean, variance = (torch.cat([part[k] for part in parts]) for k in (0, 1))
-        return cls(mean, variance, [torch.cat(of) for of in zip(*(x.logits for x in parts), strict=True)])
+        return cls(
+            torch.cat([part.mean for part in parts]),
+            torch.cat([part.variance for part in parts]),
+            [torch.cat(of) for of in zip(*(part.logits for part in parts), strict=True)],
+        )
 
     def at(self, index: Tensor) -> Self:
         """Return the cells of some of the rows."""
