@@ -111,8 +111,8 @@ class Registry(Mapping[str, Any]):
         """Take out what ``register`` added."""
         self._added.pop(name, None)
 
-    def resolve(self, name_or_object: Any, is_one: Callable[[Any], bool] = callable) -> Any:
-        """Return the object of a name, or what was given if it is no text and ``is_one``.
+    def resolve(self, name_or_object: Any) -> Any:
+        """Return the object of a name, or what was given if it is no text and can be called.
 
         Raises
         ------
@@ -121,7 +121,7 @@ class Registry(Mapping[str, Any]):
         """
         if isinstance(name_or_object, str):
             return self[name_or_object]
-        if not is_one(name_or_object):
+        if not callable(name_or_object):
             raise ConfigError(
                 f"{name_or_object!r} is no {self.kind}: give an object, or one of {', '.join(sorted(self))}"
             )

@@ -8,7 +8,8 @@ from tabular_cases import mixed_table
 import probjepa as pj
 from probjepa.errors import ArtifactError
 from probjepa.tabular import TJEPA
-from probjepa.tabular.runs import fit_run, open_run
+from probjepa.tabular.runs import fit_run
+from probjepa.training.folder import RunFolder
 from probjepa.training.interrupt import Interrupted
 
 TINY = {
@@ -17,8 +18,10 @@ TINY = {
 }  # fmt: skip
 
 
-def run(out, **how):
-    fit_run("t-jepa", TJEPA(**TINY), mixed_table(), open_run(out, **how), {}, resume=how.get("resume", False))
+def run(out, resume=False, overwrite=False):
+    folder = RunFolder(out)
+    folder.check(resume=resume, overwrite=overwrite)
+    fit_run("t-jepa", TJEPA(**TINY), mixed_table(), folder, {}, resume=resume)
 
 
 def content(out):
@@ -56,7 +59,7 @@ def test_a_run_that_is_stopped_at_once_while_it_writes_goes_on(
 ):
     out = tmp_path / "run"
     if over:
-        fit_run("t-jepa", TJEPA(**TINY | {"dim": 4}), mixed_table(), open_run(out), {})
+        fit_run("t-jepa", TJEPA(**TINY | {"dim": 4}), mixed_table(), RunFolder(out), {})
     with monkeypatch.context() as patch:
         stop_at(patch, number, after)
         with pytest.raises((Interrupted, KeyboardInterrupt)) as stopped:

@@ -10,15 +10,13 @@ import typer
 
 from probjepa.cli.kinds import kind_of_method, open_model
 from probjepa.cli.options import (
+    Curating,
     Data,
     Evaluating,
     Model,
     OutFolder,
     OutTable,
     Overwrite,
-    Reference,
-    ReferenceSize,
-    Score,
     Scoring,
     Sharding,
     Shared,
@@ -107,26 +105,7 @@ def curate(
     model: Model,
     data: Data,
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="folder to write")],
-    *,
-    score: Score = "likelihood",
-    reference: Reference = None,
-    reference_size: ReferenceSize = None,
-    drop: Annotated[float, typer.Option("--drop", help="share to drop: the least typical")] = 0.01,
-    review: Annotated[
-        float,
-        typer.Option("--review", help="share to review: next least typical, and as many most uncertain"),
-    ] = 0.05,
-    duplicates: Annotated[
-        float | None,
-        typer.Option("--duplicates", metavar="COSINE", help="group near-duplicates, 0.96 say, and keep one"),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="URI", help="another set, whose near-duplicates are listed too"),
-    ] = None,
-    rank_only: Annotated[
-        bool, typer.Option("--rank-only", help="of shards: typicality and uncertainty of each row, no lists")
-    ] = False,
+    options: Curating,
     shared: Shared,
     sharding: Sharding,
 ) -> None:
@@ -135,11 +114,8 @@ def curate(
     from probjepa.cli.images import ImageModel
     from probjepa.files import refuse_existing
 
-    if rank_only:
-        given = {"--drop": drop != 0.01, "--review": review != 0.05, "--duplicates": duplicates is not None,
-                 "--against": against is not None}  # fmt: skip
-        job = shards.of_rank(model, shared, given, score, reference, reference_size)
-        return shards.run(job, data, out, sharding, shared)
+    if options.rank_only:
+        return shards.run(shards.of_rank(model, shared, options), data, out, sharding, shared)
     if sharding.given:
         raise ConfigError(
             f"{', '.join(sharding.given)}: with --rank-only; lists and duplicates are of all images together"
@@ -147,18 +123,7 @@ def curate(
     place = Path(out)
     with _claimed(place, folder=True):
         refuse_existing(place, shared.overwrite)
-        opened = ImageModel(model, shared)
-        counts = opened.curate(
-            data,
-            place,
-            score=score,
-            reference=reference,
-            reference_size=reference_size,
-            drop=drop,
-            review=review,
-            duplicates=duplicates,
-            against=against,
-        )
+        counts = ImageModel(model, shared).curate(data, place, options)
     say(", ".join(f"{name} {count:,}" for name, count in counts.items()) + f": {out}/report.html")
 
 

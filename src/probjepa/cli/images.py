@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from probjepa.backbones import is_trained
 from probjepa.cli.kind import Columns, Scored, write_scores
-from probjepa.cli.options import Evaluating, Scoring, Shared, Training
+from probjepa.cli.options import Curating, Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import check_early, fill_in, given_settings, sort_settings
 from probjepa.data import Images, ImageSet, open_images
 from probjepa.data.fitting import Fit
@@ -215,18 +215,20 @@ class ImageModel:
         write_evaluation(result, out)
         print_summary(result.metrics)
 
-    def curate(
-        self, data: str, out: Path, *, reference: str | None, against: str | None, **options: Any
-    ) -> dict[str, int]:
+    def curate(self, data: str, out: Path, options: Curating) -> dict[str, int]:
         """Write ranking, lists and page, and return how many images are on each list."""
         images = self.read(data)
         known, others = (
-            None if uri is None else self.read(uri, labelled=False) for uri in (reference, against)
+            None if uri is None else self.read(uri, labelled=False)
+            for uri in (options.reference, options.against)
         )
         from probjepa.curation import curate
 
-        progress = not self.shared.quiet
-        return curate(self.method, images, out, reference=known, against=others, progress=progress, **options)
+        return curate(
+            self.method, images, out, score=options.score, reference=known,
+            reference_size=options.reference_size, drop=options.drop, review=options.review,
+            duplicates=options.duplicates, against=others, progress=not self.shared.quiet,
+        )  # fmt: skip
 
 
 def _build(method: str, settings: Mapping[str, Mapping[str, Any]]) -> Method:

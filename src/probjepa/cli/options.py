@@ -266,6 +266,31 @@ class Evaluating:
     seed: Seed = 0
 
 
+@dataclass(frozen=True)
+class Curating:
+    """What ``curate`` takes besides a model and its data."""
+
+    score: Score = "likelihood"
+    reference: Reference = None
+    reference_size: ReferenceSize = None
+    drop: Annotated[float, typer.Option("--drop", help="share to drop: the least typical")] = 0.01
+    review: Annotated[
+        float,
+        typer.Option("--review", help="share to review: next least typical, and as many most uncertain"),
+    ] = 0.05
+    duplicates: Annotated[
+        float | None,
+        typer.Option("--duplicates", metavar="COSINE", help="group near-duplicates, 0.96 say, and keep one"),
+    ] = None
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="URI", help="another set, whose near-duplicates are listed too"),
+    ] = None
+    rank_only: Annotated[
+        bool, typer.Option("--rank-only", help="of shards: typicality and uncertainty of each row, no lists")
+    ] = False
+
+
 class Command(typer.core.TyperCommand):
     """A command that refuses an option given twice, of which it would take the last."""
 

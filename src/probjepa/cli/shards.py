@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probjepa.cli.options import Scoring, Sharding, Shared
+from probjepa.cli.options import Curating, Scoring, Sharding, Shared
 from probjepa.errors import ConfigError
 from probjepa.terminal import say
 
@@ -58,20 +58,15 @@ def of_score(model: str, shared: Shared, options: Scoring) -> Job:
     )  # fmt: skip
 
 
-def of_rank(
-    model: str,
-    shared: Shared,
-    given: dict[str, bool],
-    score: str,
-    reference: str | None,
-    reference_size: int | None,
-) -> Job:
-    """Return what ``curate --rank-only`` does with each shard; ``given``: options of lists."""
-    if named := [name for name, is_set in given.items() if is_set]:
+def of_rank(model: str, shared: Shared, options: Curating) -> Job:
+    """Return what ``curate --rank-only`` does with each shard."""
+    of_lists = ("drop", "review", "duplicates", "against")
+    if named := [f"--{name}" for name in of_lists if getattr(options, name) != getattr(Curating, name)]:
         raise ConfigError(f"{', '.join(named)}: not with --rank-only, which makes no lists; leave it out")
     return of_model(
-        model, shared, what="rank", score=score, reference=reference, reference_size=reference_size
-    )
+        model, shared, what="rank", score=options.score, reference=options.reference,
+        reference_size=options.reference_size,
+    )  # fmt: skip
 
 
 def run(job: Job, data: str, out: str, sharding: Sharding, shared: Shared) -> None:

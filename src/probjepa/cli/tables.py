@@ -19,10 +19,11 @@ from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.described import described, refuse_traps, unknown_line
 from probjepa.tabular.files import read_table, row_hashes, table_sha256
 from probjepa.tabular.frames import named
-from probjepa.tabular.runs import fit_run, open_run
+from probjepa.tabular.runs import fit_run
 from probjepa.tabular.schema import TableSchema
 from probjepa.terminal import say
 from probjepa.training.device import resolve_device
+from probjepa.training.folder import RunFolder
 from probjepa.training.interrupt import Interrupted
 from probjepa.typed import check_settings, checked, types_of
 from probjepa.yaml_files import read_yaml
@@ -64,7 +65,8 @@ class TableModel:
         """
         given_of_images = ("val", "convert", "labels", "ids", "cache-views")
         _refuse({f"--{name}": getattr(options, name.replace("-", "_")) for name in given_of_images})
-        folder = open_run(options.out, resume=options.resume, overwrite=options.overwrite)
+        folder = RunFolder(options.out)
+        folder.check(resume=options.resume, overwrite=options.overwrite)
         given = given_settings(method, options, SETTINGS)
         target = checked("target", given.pop("target", None), str | None)
         kind = TABLE_METHODS[method]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from probjepa.scores import SCORES, score_class
 from probjepa.scores.combined import Combined
 from probjepa.scores.own import Own, own_scores
+from probjepa.scores.table import available
 
 if TYPE_CHECKING:
     from probjepa.scores.base import Features, Score, Values
@@ -39,14 +39,8 @@ def label_free_scores(
     """
     own = {name: own_scores(model, of) for name, of in sets.items()}
     parts = list(next(iter(own.values())))
-    kinds = {name: score_class(name) for name in SCORES}
-    kinds = {
-        name: kind
-        for name, kind in kinds.items()
-        if not issubclass(kind, Own)
-        and kind.lacking(model) is None
-        and (gradients or "gradients" not in kind.needs)
-    }
+    found = available(model, gradients=gradients)
+    kinds = {name: kind for name, kind in found.items() if not issubclass(kind, Own)}
     densities = [name for name, kind in kinds.items() if kind.own and not issubclass(kind, Combined)]
     slow_last = sorted(kinds, key=lambda name: "gradients" in kinds[name].needs)
     table: dict[str, dict[str, Values]] = {}

@@ -35,7 +35,7 @@ from probjepa.evaluation.selective import (
 )
 from probjepa.scores.sets import TableModel
 from probjepa.tabular.files import row_hashes, table_sha256
-from probjepa.tabular.frames import as_frame, named, pandas
+from probjepa.tabular.frames import as_frame, named, other_columns, pandas
 from probjepa.tabular.schema import ColumnType
 from probjepa.tabular.splits import split_rows
 from probjepa.terminal import console
@@ -348,10 +348,8 @@ def _codes(labels: npt.NDArray[np.str_], classes: npt.NDArray[np.str_]) -> Codes
 
 
 def _check_columns(found: Any, expected: Sequence[str], name: str) -> None:
-    missing = [column for column in expected if column not in found]
-    unexpected = [column for column in found if column not in expected]
-    if missing or unexpected:
-        said = [f"missing: {named(missing)}"] if missing else []
-        said += [f"unexpected: {named(unexpected)}"] if unexpected else []
-        raise DataError(f"{name} has other columns than the model was fitted on or the training table has "
-                        f"({'; '.join(said)}): give the same")  # fmt: skip
+    if said := other_columns(found, expected):
+        raise DataError(
+            f"{name} has other columns than the model was fitted on or the training table has ({said}): give "
+            "the same"
+        )

@@ -5,10 +5,10 @@ Reading the table of names loads no torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from probjepa.heads.names import CLASSES, HEADS
+from probjepa.registry import lazy
 
 if TYPE_CHECKING:
     from probjepa.heads.autoregressive import Autoregressive as Autoregressive
@@ -24,19 +24,16 @@ if TYPE_CHECKING:
     from probjepa.heads.projectors import projector as projector
     from probjepa.heads.realnvp import RealNVP as RealNVP
 
-_LAZY = {entry.partition(":")[2]: entry for entry in CLASSES.values()} | {
-    "Head": "probjepa.heads.base:Head",
-    "InferenceNetwork": "probjepa.heads.inference:InferenceNetwork",
-    "NoDensityError": "probjepa.heads.base:NoDensityError",
-    "Prediction": "probjepa.heads.base:Prediction",
-    "projector": "probjepa.heads.projectors:projector",
+# name → module it lives in
+_LAZY = {
+    **{name: home.rpartition(".")[2] for home, name in (of.split(":") for of in CLASSES.values())},
+    "Head": "base",
+    "InferenceNetwork": "inference",
+    "NoDensityError": "base",
+    "Prediction": "base",
+    "projector": "projectors",
 }
 
 __all__ = ["HEADS", *_LAZY]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'probjepa.heads' has no attribute '{name}'")
-    module, _, attribute = _LAZY[name].partition(":")
-    return getattr(import_module(module), attribute)
+__getattr__ = lazy(__name__, _LAZY)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from probjepa.errors import DataError
-from probjepa.scores import SCORES
 from probjepa.scores.base import Features, Score
 from probjepa.scores.own import Own
-from probjepa.scores.table import score_class
+from probjepa.scores.table import available
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,14 +64,7 @@ class Combined(Score):
                 f"the score '{self.name}' holds out a part of its reference, and {len(h)} rows leave none "
                 "that differs from the rest: give more"
             )
-        kinds = [score_class(name) for name in SCORES]
-        kinds = [
-            kind
-            for kind in kinds
-            if not issubclass(kind, Combined)
-            and "gradients" not in kind.needs
-            and kind.lacking(self.model) is None
-        ]
+        kinds = [kind for kind in available(self.model).values() if not issubclass(kind, Combined)]
         rest, asked = _rows(reference, known), _rows(reference, held)
         if "inputs" in reference and any(issubclass(kind, Own) for kind in kinds):
             inputs = reference["inputs"]

@@ -25,6 +25,16 @@ def score_class(score: str | type) -> type[Score]:
     return type(name, (Detector,), {"name": name, "summary": summary, "kind": staticmethod(kind)})
 
 
+def available(model: Any, *, gradients: bool = False) -> dict[str, type[Score]]:
+    """Return the scores that a model has, by name; those that need ``gradients`` only where asked for."""
+    kinds = {name: score_class(name) for name in SCORES}
+    return {
+        name: kind
+        for name, kind in kinds.items()
+        if kind.lacking(model) is None and (gradients or "gradients" not in kind.needs)
+    }
+
+
 def detectors() -> list[str]:
     """Return the names of the scores that any encoder has: of its embeddings and a reference set."""
     found = {name: score_class(name) for name in SCORES}

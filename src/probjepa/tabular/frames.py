@@ -32,6 +32,15 @@ def named(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
+def other_columns(found: Sequence[str], wanted: Sequence[str]) -> str:
+    """Say which columns are missing and which were not expected; "" where they are those wanted."""
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
+    said = [f"missing: {named(missing)}"] if missing else []
+    said += [f"unexpected: {named(unexpected)}"] if unexpected else []
+    return "; ".join(said)
+
+
 def as_frame(table: Any, names: Sequence[str] | None = None) -> Any:
     """Return a pandas DataFrame (N, D) with string names, N, D ≥ 1, of a table or an array.
 

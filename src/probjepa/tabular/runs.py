@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from probjepa.errors import ArtifactError
@@ -17,19 +16,6 @@ from probjepa.training.interrupt import Interrupted
 from probjepa.yaml_files import read_yaml
 
 _DIAGNOSED = 2_000  # rows whose embeddings tell a collapse
-
-
-def open_run(out: Path, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
-    """Return the folder of a run that can begin, or go on, there.
-
-    Raises
-    ------
-    ArtifactError
-        if the folder is in the way, or holds no run to go on with
-    """
-    folder = RunFolder(out)
-    folder.check(resume=resume, overwrite=overwrite)
-    return folder
 
 
 def fit_run(

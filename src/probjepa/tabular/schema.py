@@ -22,6 +22,7 @@ from probjepa.tabular.frames import (
     guess_type,
     named,
     numbers,
+    other_columns,
 )
 from probjepa.tabular.tokens import Layout
 from probjepa.typed import checked
@@ -275,13 +276,9 @@ class TableSchema:
             if the names or the number of columns differ (the line names which)
         """
         frame = as_frame(table, self.columns)
-        missing = [c for c in self.columns if c not in frame.columns]
-        unexpected = [c for c in frame.columns if c not in self.columns]
-        if missing or unexpected:
-            said = [f"missing: {named(missing)}"] if missing else []
-            said += [f"unexpected: {named(unexpected)}"] if unexpected else []
+        if said := other_columns(frame.columns, self.columns):
             raise DataError(
-                f"the columns are not those of the fit ({'; '.join(said)}): "
+                f"the columns are not those of the fit ({said}): "
                 "the feature names should match those that were passed during fit"
             )
         return frame[list(self.columns)]
