@@ -39,30 +39,45 @@ ROOMS = [
 ]  # fmt: skip
 
 
-def loaded_after(code):
-    """Which of the heavy packages a fresh interpreter holds after ``code``."""
-    code = f"import sys; {code}; print(*[name for name in {HEAVY} if name in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(run.stdout.split())
-
-
-def test_importing_the_package_loads_nothing_heavy():
-    assert loaded_after("import probjepa; dir(probjepa); probjepa.__version__") == set()
-
-
-def test_reading_the_table_of_methods_loads_nothing_heavy():
-    assert loaded_after("from probjepa.methods import METHODS; list(METHODS)") == set()
-
-
-def test_reading_the_table_of_scores_loads_nothing_heavy():
-    read = (
+# in this order in one fresh interpreter: none may load what a later one may
+USES = {
+    "the package": "import probjepa; dir(probjepa); probjepa.__version__",
+    "the table of methods": "from probjepa.methods import METHODS; list(METHODS)",
+    "the table of scores": (
         "from probjepa.scores import SCORES, score_class; assert all(score_class(n).summary for n in SCORES)"
-    )
-    assert loaded_after(read) == set()
+    ),
+    "a method": "probjepa.VJE; probjepa.load",
+    "the metrics": "import probjepa.metrics",
+    "the training and the tables": (
+        "import probjepa.training as t; t.Interrupted; t.FitSettings; probjepa.VarTJEPA()"
+    ),
+}
 
 
-def test_a_method_needs_torch_and_the_hubs_client_alone():
-    assert loaded_after("import probjepa; probjepa.VJE; probjepa.load") <= {"torch", "huggingface_hub"}
+@pytest.fixture(scope="module")
+def loaded():
+    """Which of the heavy packages a fresh interpreter holds after each use."""
+    after = f"print(*[name for name in {HEAVY} if name in sys.modules])"
+    code = "\n".join(["import sys", *(f"{use}\n{after}" for use in USES.values())])
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return dict(zip(USES, map(str.split, run.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("use", [use for use in USES if use.startswith(("the package", "the table of"))])
+def test_importing_the_package_and_reading_its_tables_loads_nothing_heavy(loaded, use):
+    assert loaded[use] == []
+
+
+def test_a_method_needs_torch_and_the_hubs_client_alone(loaded):
+    assert set(loaded["a method"]) <= {"torch", "huggingface_hub"}
+
+
+def test_importing_the_metrics_loads_no_scikit_learn(loaded):
+    assert "sklearn" not in loaded["the metrics"]
+
+
+def test_importing_the_training_or_the_tables_does_not_import_lightning(loaded):
+    assert "lightning" not in loaded["the training and the tables"]
 
 
 def test_lazy_names():

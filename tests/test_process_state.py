@@ -36,7 +36,7 @@ ENTRIES = {
         "from probjepa.evaluation import evaluate\n"
         "evaluate(m, digits.subset(range(200)), digits.subset(range(200, 300)), {}, n_bootstrap=5)"
     ),
-    "table fit": "t = pj.VarTJEPA(max_epochs=1, device='cpu', random_state=0).fit(frame)",
+    "table fit": "t = pj.VarTJEPA(max_epochs=1, dim=8, n_layers=1, n_heads=2, ff_dim=8, device='cpu', random_state=0).fit(frame)",
     "table transform": "t.transform(frame)",
     "table score_samples": "t.score_samples(frame)",
     "table uncertainty": "t.uncertainty(frame)",

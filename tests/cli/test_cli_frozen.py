@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,8 @@ def test_a_head_is_trained_on_a_saved_encoder_and_every_command_takes_it(
 
 
 def test_a_resumed_run_opens_the_same_encoder_again(folder: Path, tmp_path: Path, capsys) -> None:
-    for name in ("whole", "part"):
-        assert train(folder, tmp_path / name, "--cache-views", "2") == 0
+    assert train(folder, tmp_path / "whole", "--cache-views", "2") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
     (tmp_path / "part" / "model" / "model.safetensors").unlink()
     resumed = [
         "train",

@@ -1,6 +1,8 @@
 """The commands on tables as a user runs them: what they leave, and their one-line errors."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import yaml
 
 from probjepa.cli import run
 from probjepa.tabular import PRESETS, TJEPA, VarTJEPA
+from probjepa.training.progress import ProgressBar
 from processes import wait_for_file
 
 SMALL = [
@@ -101,9 +104,9 @@ def test_a_run_is_replaced_only_when_asked_and_its_config_makes_it_again(places,
 
 @pytest.fixture(scope="module")
 def whole(places):
-    """A run of 25 epochs that nothing stopped, and its command line."""
+    """A run of 12 epochs that nothing stopped, and its command line."""
     command = ["train", "var-t-jepa", "--data", str(places / "train.parquet"), "--target", "y", *SMALL]
-    command += ["--epochs", "25", "--set", "patience=25", "--set", "batch_size=16"]
+    command += ["--epochs", "12", "--set", "patience=12", "--set", "batch_size=16"]
     assert run([*command, "--out", str(places / "whole")]) == 0
     return places / "whole", command
 
@@ -118,9 +121,25 @@ def assert_same_run(one, two):
     assert names[0] == names[1] == {"config.yaml", "metrics.csv", "report.html", "model"}
 
 
-@pytest.mark.parametrize(
-    "sent", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)]
-)
+def test_ctrl_c_leaves_a_model_and_a_run_that_goes_on(whole, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+
+    def update(self, done, number, epochs):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressBar, "update", update)
+        assert run([*whole[1], "--out", str(out)]) == 130
+    assert "go on with --resume" in capsys.readouterr().err and (out / "model" / "config.json").is_file()
+    assert run([*whole[1], "--out", str(out), "--resume"]) == 0
+    assert_same_run(out, whole[0])
+
+
+GRACEFUL = [pytest.param(sent, marks=pytest.mark.nightly) for sent in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, *GRACEFUL])
 def test_a_stopped_run_resumes_exactly(whole, tmp_path, capsys, sent):
     out = tmp_path / "run"
     process = subprocess.Popen(
@@ -162,15 +181,15 @@ def test_what_a_run_was_started_with_need_not_be_said_again(whole, places, tmp_p
     (out / "config.yaml").write_text((whole[0] / "config.yaml").read_text())
     (out / "checkpoints").mkdir()
     frame = pd.read_parquet(places / "train.parquet")[["number", "place"]]
-    VarTJEPA(dim=8, n_layers=1, n_heads=2, ff_dim=8, device="cpu", max_epochs=25, patience=25, batch_size=16,
+    VarTJEPA(dim=8, n_layers=1, n_heads=2, ff_dim=8, device="cpu", max_epochs=12, patience=12, batch_size=16,
              random_state=0).fit(frame, checkpoint=out / "checkpoints" / "last.ckpt")  # fmt: skip
     assert run([*started, "--resume"]) == 0
     assert_same_run(out, whole[0])
 
 
-def test_overwriting_starts_afresh(whole, tmp_path):
+def test_overwriting_starts_afresh(whole, places, tmp_path):
     out = tmp_path / "run"
-    assert run([*whole[1], "--out", str(out), "--seed", "7"]) == 0
+    shutil.copytree(places / "run", out)  # of other settings
     (out / "checkpoints").mkdir()
     (out / "checkpoints" / "last.ckpt").write_bytes(b"of a run that was stopped")
     assert run([*whole[1], "--out", str(out), "--overwrite"]) == 0

@@ -157,7 +157,7 @@ def test_the_contexts_scale_acts(grid):
     assert len(set(shares.tolist())) > 1
     assert ((shares >= 0.85) & (shares <= 1)).all()
     wide, narrow = (
-        np.mean(lengths(MultiBlockMasks(grid, context_scale=scale), 4, 200, 5)[0])
+        np.mean(lengths(MultiBlockMasks(grid, context_scale=scale), 4, 60, 5)[0])
         for scale in ((0.98, 1.0), (0.85, 0.92))
     )
     assert wide > narrow + 0.02 * grid**2

@@ -25,8 +25,15 @@ BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], i
 # --- gradients and the far side -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("df", [1.0, 4.0, INF])
-@pytest.mark.parametrize("theta", [1e-3, 0.0315, 0.0317, 1.0, 2.5, 3.1])  # either side of the series' border
+THETAS = [1e-3, 0.0315, 0.0317, 1.0, 2.5, 3.1]  # either side of the series' border
+GRADIENTS = [
+    pytest.param(theta, df, marks=() if df == (1.0, 4.0)[i % 2] or df == INF else pytest.mark.nightly)
+    for i, theta in enumerate(THETAS)
+    for df in (1.0, 4.0, INF)
+]
+
+
+@pytest.mark.parametrize(("theta", "df"), GRADIENTS)
 def test_gradcheck(theta: float, df: float) -> None:
     rng = np.random.default_rng(5)
     s, u = pair_at_angle(rng, 4, theta)
@@ -166,7 +173,7 @@ def directional(
     return nll.item(), kernel.call_args.args[0].item(), [*gradients[::2], gradients[1] * leaves[1].detach()]
 
 
-@settings(max_examples=250, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     dim=st.integers(2, 24) | st.integers(2, 2048),
     df=st.sampled_from([0.5, 1.0, 3.0, 50.0, 1e8, INF]),

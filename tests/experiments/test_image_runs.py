@@ -140,7 +140,8 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path, digits, monkeypatch):
 
 
 def test_a_torn_checkpoint_is_named_and_overwriting_helps(tmp_path, monkeypatch):
-    one, out, fit = replace(TABLE, rows=TABLE.rows[:1]), tmp_path / "out", probjepa.training.fit
+    one = with_budget(replace(TABLE, rows=TABLE.rows[:1]), replace(TINY, seeds=1))
+    out, fit = tmp_path / "out", probjepa.training.fit
     monkeypatch.setattr(probjepa.training, "fit", partial(fit, callbacks=[StopAfter(2)]))
     with pytest.raises(Interrupted):
         run(one, out)

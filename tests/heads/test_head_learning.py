@@ -22,7 +22,7 @@ def test_a_bimodal_density_is_learned(name):
     density = DENSITIES["bimodal"]
     torch.manual_seed(0)
     head = HEADS[name](2, density.context_dim, **SETTINGS[name])
-    train(head, density, steps=300, batch=256, learning_rate=5e-3)
+    train(head, density, steps=300, batch=128, learning_rate=5e-3)
     if name != "diffusion":
         assert -0.01 < nll_gap(head, density) < 0.12
     assert energy_gap(head, density) < 0.05

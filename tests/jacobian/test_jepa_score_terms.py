@@ -173,8 +173,10 @@ def test_harmless_training_mode_is_taken(mlp: nn.Module) -> None:
         MemoryError(),
     ],
 )
-def test_out_of_memory_halves_the_chunk(error: Exception) -> None:
-    sizes = []
+def test_out_of_memory_halves_the_chunk(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, collected = [], []
+    # of everything that the tests have loaded, it takes a second
+    monkeypatch.setattr("gc.collect", lambda: collected.append(True))
 
     def hungry(x: Tensor) -> Tensor:
         sizes.append(len(x))
@@ -185,11 +187,13 @@ def test_out_of_memory_halves_the_chunk(error: Exception) -> None:
     x = torch.randn(50, 4, dtype=torch.float64)
     found = jepa_score_details(hungry, x, chunk_size=40)
     assert found.chunk_size == 5  # 40, 20, 10, 5
+    assert len(collected) == 3
     torch.testing.assert_close(found.score, jepa_score(torch.tanh, x))
     assert jacobian_spectrum(hungry, x, chunk_size=40).shape == (50, 4)
 
 
-def test_out_of_memory_on_one_input_ends_in_a_line() -> None:
+def test_out_of_memory_on_one_input_ends_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gc.collect", lambda: 0)
     calls = []
 
     def starving(x: Tensor) -> Tensor:

@@ -27,7 +27,9 @@ OWN = {
 
 def small(name, **settings):
     torch.manual_seed(0)
-    return METHODS[name](**SMALL, **OWN.get(name, CONVNET), **settings)
+    takes = inspect.signature(METHODS[name]).parameters
+    narrow = {key: 64 for key in ("projector_dim", "hidden_dim") if key in takes and "projector_dim" in takes}
+    return METHODS[name](**SMALL, **OWN.get(name, CONVNET), **narrow, **settings)
 
 
 def pixels(n=6, seed=0):

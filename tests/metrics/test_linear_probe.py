@@ -1,8 +1,5 @@
 """The linear probe against scikit-learn and its own optimum."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -89,9 +86,3 @@ def test_errors(change, error, message):
     with pytest.raises(error, match=message) as caught:
         linear_probe(**{**arguments, **change})
     assert "\n" not in str(caught.value)
-
-
-def test_importing_the_metrics_loads_no_scikit_learn():
-    code = "import sys, probjepa.metrics; print('sklearn' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False"

@@ -124,8 +124,13 @@ class Page(HTMLParser):
             self._card.append(data)
 
 
-def test_evaluation_shows_what_was_found() -> None:
-    html = evaluation_report(*example())
+@pytest.fixture(scope="module")
+def evaluated() -> str:
+    return evaluation_report(*example())
+
+
+def test_evaluation_shows_what_was_found(evaluated: str) -> None:
+    html = evaluated
     page = Page(html)
     assert page.cards["Accuracy, kNN, k = 20"] == ("90.0 %", "95 % interval 88.0–92.0")
     assert page.cards["Accuracy, linear probe"] == ("93.0 %", "95 % interval 91.0–95.0")
@@ -302,10 +307,9 @@ PROBE = """<script>addEventListener("load", () => {
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 500], ids=["desktop", "narrow"])
-def test_a_browser_shows_the_whole_page(tmp_path: Path, width: int) -> None:
-    html = evaluation_report(*example())
+def test_a_browser_shows_the_whole_page(evaluated: str, tmp_path: Path, width: int) -> None:
     page = tmp_path / "report.html"
-    page.write_text(html.replace("</body>", PROBE), encoding="utf-8")
+    page.write_text(evaluated.replace("</body>", PROBE), encoding="utf-8")
     picture = tmp_path / "shot.png"
     done = subprocess.run(
         [

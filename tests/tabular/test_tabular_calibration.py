@@ -132,7 +132,7 @@ def noise_table(n, seed):
 
 
 def test_cells_that_the_others_say_nothing_of_have_their_marginal():
-    model = VarTJEPA(max_epochs=5, dim=16, n_layers=1, ff_dim=32, batch_size=32, random_state=0)
+    model = VarTJEPA(max_epochs=2, dim=16, n_layers=1, ff_dim=32, batch_size=32, random_state=0)
     model.fit(noise_table(1200, 0))
     test = noise_table(600, 1)
     surprise = model.score_features(test).mean()

@@ -49,13 +49,33 @@ def assert_same(one, two):
         assert torch.equal(a, b), name
 
 
+@pytest.fixture(scope="module")
+def wholes():
+    """A fit of each kind that nothing stopped, without a checkpoint."""
+    return {kind: model_of(kind).fit(mixed_table()) for kind in (VarTJEPA, TJEPA)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, wholes):
+    """The bytes of the checkpoint of a fit that has ended."""
+    place = tmp_path_factory.mktemp("finished") / "fit.ckpt"
+    assert_same(model_of(VarTJEPA).fit(mixed_table(), checkpoint=place), wholes[VarTJEPA])
+    return place.read_bytes()
+
+
+EPOCHS, HOWS = (2, 4, 6), ("error", signal.SIGINT, signal.SIGTERM)
+STOPS = [
+    pytest.param(epoch, how, marks=() if EPOCHS.index(epoch) == HOWS.index(how) else pytest.mark.nightly)
+    for epoch in EPOCHS
+    for how in HOWS
+]
+
+
 @BOTH
-@pytest.mark.parametrize("how", ["error", signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("epoch", [2, 4, 6])
-def test_a_stopped_fit_goes_on_as_if_it_had_not_been(kind, epoch, how, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("epoch", "how"), STOPS)
+def test_a_stopped_fit_goes_on_as_if_it_had_not_been(kind, epoch, how, wholes, tmp_path, monkeypatch):
     table, place = mixed_table(), tmp_path / "deep" / "fit.ckpt"
-    whole = model_of(kind).fit(table)
-    stopped = model_of(kind)
+    whole, stopped = wholes[kind], model_of(kind)
     handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         stop_in(patch, epoch, how)
@@ -98,17 +118,16 @@ def test_a_fit_that_stopped_early_stops_there_again(tmp_path):
     "other",
     [{"learning_rate": 0.01}, {"max_epochs": 7}, {"random_state": 4}, {"numeric_transform": "standard"}],
 )
-def test_a_checkpoint_is_of_one_fit(other, tmp_path):
+def test_a_checkpoint_is_of_one_fit(other, finished, tmp_path):
     place = tmp_path / "fit.ckpt"
-    model_of(VarTJEPA).fit(mixed_table(), checkpoint=place)
-    before = place.read_bytes()
+    place.write_bytes(finished)
     with pytest.raises(ArtifactError, match="other rows, settings or random_state"):
         model_of(VarTJEPA, **other).fit(mixed_table(), checkpoint=place)
     with pytest.raises(ArtifactError, match="other rows, settings or random_state"):
         model_of(TJEPA).fit(mixed_table(), checkpoint=place)
     with pytest.raises(ArtifactError, match="other rows, settings or random_state"):
         model_of(VarTJEPA).fit(mixed_table().iloc[::-1], checkpoint=place)
-    assert place.read_bytes() == before
+    assert place.read_bytes() == finished
 
 
 class Dangerous:
@@ -117,14 +136,12 @@ class Dangerous:
 
 
 @pytest.mark.parametrize("content", ["empty", "cut", "text", "pickle", "another"])
-def test_a_damaged_checkpoint_is_one_line(content, tmp_path):
+def test_a_damaged_checkpoint_is_one_line(content, finished, tmp_path):
     place = tmp_path / "fit.ckpt"
-    model_of(VarTJEPA).fit(mixed_table(), checkpoint=place)
-    whole = place.read_bytes()
     if content in ("pickle", "another"):
         torch.save({"state": Dangerous()} if content == "pickle" else {"state": {}}, place)
     else:
-        place.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"hello"}[content])
+        place.write_bytes({"empty": b"", "cut": finished[: len(finished) // 2], "text": b"hello"}[content])
     with pytest.raises(ArtifactError, match="damaged or not one that probjepa wrote") as error:
         model_of(VarTJEPA).fit(mixed_table(), checkpoint=place)
     assert "\n" not in str(error.value)
@@ -143,10 +160,11 @@ def test_nothing_is_written_before_the_first_epoch_is_over(tmp_path, monkeypatch
     assert begun == [1]
 
 
-def test_a_fit_that_is_not_gone_on_with_ignores_what_is_there(tmp_path):
+def test_a_fit_that_is_not_gone_on_with_ignores_what_is_there(wholes, tmp_path):
     place = tmp_path / "fit.ckpt"
     place.write_bytes(b"of another fit")
     fresh = model_of(TJEPA).fit(mixed_table(), checkpoint=FitCheckpoint(place, resume=False))
+    assert_same(fresh, wholes[TJEPA])
     assert_same(fresh, model_of(TJEPA).fit(mixed_table(), checkpoint=place))
 
 

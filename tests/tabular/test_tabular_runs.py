@@ -1,5 +1,6 @@
 """Run folders of tables: wherever a fit is stopped, what stands is usable, and --resume ends the same."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def whole(tmp_path_factory):
     return content(out)
 
 
+@pytest.fixture(scope="module")
+def another(tmp_path_factory):
+    """The folder of a finished run of other settings."""
+    out = tmp_path_factory.mktemp("runs") / "another"
+    fit_run("t-jepa", TJEPA(**TINY | {"dim": 4}), mixed_table(), RunFolder(out), {})
+    return out
+
+
 def stop_at(monkeypatch, number, after):
     """A KeyboardInterrupt, as a second Ctrl-C raises it, beside a file's rename, counted from 1."""
     rename, seen = Path.replace, []
@@ -55,11 +64,11 @@ def stop_at(monkeypatch, number, after):
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", range(1, 9))
 def test_a_run_that_is_stopped_at_once_while_it_writes_goes_on(
-    number, after, over, whole, tmp_path, monkeypatch
+    number, after, over, whole, another, tmp_path, monkeypatch
 ):
     out = tmp_path / "run"
     if over:
-        fit_run("t-jepa", TJEPA(**TINY | {"dim": 4}), mixed_table(), RunFolder(out), {})
+        shutil.copytree(another, out)
     with monkeypatch.context() as patch:
         stop_at(patch, number, after)
         with pytest.raises((Interrupted, KeyboardInterrupt)) as stopped:

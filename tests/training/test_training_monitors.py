@@ -203,17 +203,6 @@ def test_a_collapse_is_warned_of_once():
         monitor.measure(method)
 
 
-def test_importing_the_room_or_the_tables_does_not_import_lightning():
-    import subprocess
-    import sys
-
-    code = (
-        "import probjepa.training as t, probjepa as pj, sys; t.Interrupted; t.FitSettings; pj.VarTJEPA();"
-        "assert 'lightning' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.mark.parametrize(("epochs", "said"), [(1, False), (9, False), (10, True)])
 @pytest.mark.parametrize("settings", [{"df": 1.0}, {}])
 def test_a_collapse_is_judged_by_epoch_and_its_advice_by_method(epochs, said, settings, monkeypatch):
