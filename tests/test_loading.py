@@ -242,7 +242,7 @@ def test_a_mistyped_part_of_a_config_is_one_line(kind, tmp_path):
         import pandas as pd
 
         rng = np.random.default_rng(0)
-        table = pd.DataFrame({"a": rng.normal(size=30), "b": rng.choice(["x", "y"], 30)})
+        table = pd.DataFrame({"a": rng.normal(size=8), "b": rng.choice(["x", "y"], 8)})
         tiny = {"max_epochs": 1, "dim": 8, "n_heads": 2, "n_layers": 1, "ff_dim": 8}
         pj.TJEPA(**tiny, random_state=0, numeric_transform="quantile").fit(table).save(tmp_path)
     path = tmp_path / "config.json"

@@ -43,10 +43,12 @@ ROOMS = [
 USES = {
     "the package": "import probjepa; dir(probjepa); probjepa.__version__",
     "the table of methods": "from probjepa.methods import METHODS; list(METHODS)",
+    "the table of backbones": "from probjepa.backbones import BACKBONES; list(BACKBONES)",
     "the table of scores": (
         "from probjepa.scores import SCORES, score_class; assert all(score_class(n).summary for n in SCORES)"
     ),
     "a method": "probjepa.VJE; probjepa.load",
+    "the data": "import probjepa.data as d; d.open_images",
     "the metrics": "import probjepa.metrics",
     "the training and the tables": (
         "import probjepa.training as t; t.Interrupted; t.FitSettings; probjepa.VarTJEPA()"
@@ -70,6 +72,10 @@ def test_importing_the_package_and_reading_its_tables_loads_nothing_heavy(loaded
 
 def test_a_method_needs_torch_and_the_hubs_client_alone(loaded):
     assert set(loaded["a method"]) <= {"torch", "huggingface_hub"}
+
+
+def test_importing_the_data_is_light(loaded):
+    assert not {"kornia", "sklearn", "pyarrow", "pandas", "matplotlib"} & set(loaded["the data"])
 
 
 def test_importing_the_metrics_loads_no_scikit_learn(loaded):

@@ -37,7 +37,7 @@ def place(tmp_path, monkeypatch):
 def train(place, *more, out="run"):
     return run(
         ["train", "vje", "--data", str(place / "x.npy"), "--out", str(place / out), "--device", "cpu", "-q",
-         "--set", "batch_size=8", "--set", "hidden_dim=8", *more]
+         "--set", "batch_size=8", "--set", "hidden_dim=8", "--set", "backbone=convnet", "--set", "widths=[4,8]", *more]
     )  # fmt: skip
 
 

@@ -60,10 +60,10 @@ def test_few_cells_and_columns_that_do_not_vary_say_nothing(n):
 
 def test_a_fit_says_which_columns_it_knows_and_impute_says_so(tmp_path):
     random = np.random.default_rng(0)
-    table = pd.DataFrame({"x": random.normal(size=600)})
-    table["copy"], table["noise"] = 2 * table["x"], random.normal(size=600)
+    table = pd.DataFrame({"x": random.normal(size=1200)})
+    table["copy"], table["noise"] = 2 * table["x"], random.normal(size=1200)
     model = VarTJEPA(
-        max_epochs=6, dim=16, n_layers=1, ff_dim=16, batch_size=32, learning_rate=1e-2, random_state=0
+        max_epochs=3, dim=16, n_layers=1, ff_dim=16, batch_size=32, learning_rate=1e-2, random_state=0
     )
     with pytest.warns(ProbjepaWarning, match=r"nothing was learned of 1 of 3 columns \('noise'\)"):
         model.fit(table)
