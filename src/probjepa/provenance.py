@@ -38,6 +38,17 @@ def usable_cpus() -> int:
     return allowed
 
 
+def free_memory() -> int:
+    """Return the bytes of main memory that can still be had."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _cpuinfo(name: str) -> str:
     with suppress(OSError, StopIteration), CPUINFO.open(encoding="utf-8") as file:
         return next(line.split(":", 1)[1].strip() for line in file if line.startswith(name))

@@ -6,13 +6,16 @@ import os
 import select
 import sys
 import unicodedata
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from probjepa.registry import importing
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+T = TypeVar("T")
 
 
 def printable(text: object) -> str:
@@ -81,6 +84,16 @@ class Steady:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def tracked(items: Iterable[T], what: str, total: int, *, shown: bool) -> Iterable[T]:
+    """Return items under a bar on stderr that goes when they end; without ``shown``, as they are."""
+    if not shown:
+        return items
+    with importing():
+        from rich.markup import escape
+        from rich.progress import track
+    return track(items, escape(printable(what)), total, console=console(), transient=True)
 
 
 def console(*, error: bool = True) -> Console:

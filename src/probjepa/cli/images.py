@@ -19,7 +19,7 @@ from probjepa.data.streams import Stream, open_training
 from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.files import first_line, refuse_existing
 from probjepa.launch import is_first_process
-from probjepa.terminal import console, say
+from probjepa.terminal import say, tracked
 
 if TYPE_CHECKING:
     from probjepa.methods import Method
@@ -125,14 +125,11 @@ class ImageModel:
         return len(images), self._embed(images)
 
     def _embed(self, images: Images) -> Iterator[Columns]:
-        from rich.progress import track
-
         from probjepa.shards import embeddings
 
-        for pixels, rows in track(
-            images.batches(_BATCH), "embedding", total=-(-len(images) // _BATCH), transient=True,
-            disable=self.shared.quiet, console=console(),
-        ):  # fmt: skip
+        total = -(-len(images) // _BATCH)
+        batches = tracked(images.batches(_BATCH), "embedding", total, shown=not self.shared.quiet)
+        for pixels, rows in batches:
             yield {**identity(images, rows), **embeddings(self.method, pixels)}
 
     def score(self, data: str, out: Path, options: Scoring) -> Scored:

@@ -16,10 +16,9 @@ from probjepa.data.decode import Decoder, Payload, Unreadable, as_payload
 from probjepa.data.files import IMAGE_SUFFIXES
 from probjepa.data.images import ImageSet
 from probjepa.data.litdata_chunks import open_chunk
-from probjepa.data.records import Records, default_workers, each, encode_labels, stacked
+from probjepa.data.records import Check, Records, default_workers, each, encode_labels, stacked
 from probjepa.data.rows import as_column, identity
 from probjepa.data.shard_files import Shard, ShardError, filesystem, is_remote, suffix_of
-from probjepa.data.sources import Check
 from probjepa.data.tables import class_names, holds_images, id_column, image_column, label_column
 from probjepa.errors import DataError, MissingExtraError, ProbjepaError
 from probjepa.files import first_line, regular

@@ -6,7 +6,6 @@ import dataclasses
 import glob
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +13,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from probjepa.data.decode import FEW_LEVELS, Decoder, Unreadable, array_layout, bomb_guard, is_image
+from probjepa.data.decode import Decoder, Unreadable, array_layout, bomb_guard, is_image
 from probjepa.data.files import IMAGE_SUFFIXES, NPZ_SPLIT, choose_arrays
 from probjepa.data.fitting import Fit
 from probjepa.data.images import Images, ImageSet, StreamedImages
 from probjepa.data.preprocess import SMALLEST_SIDE
-from probjepa.data.records import ArrayRecords, Records, attempt, default_workers, each, encode_labels
+from probjepa.data.records import (
+    ArrayRecords,
+    Check,
+    Records,
+    attempt,
+    default_workers,
+    each,
+    encode_labels,
+)
 from probjepa.data.shard_files import SUFFIXES, holds_shards, is_remote, suffix_of
-from probjepa.errors import ConfigError, DataError, ProbjepaWarning
+from probjepa.errors import ConfigError, DataError
+from probjepa.provenance import free_memory
 from probjepa.registry import Registry
 
 _PEEK = 8  # rows looked at to estimate the decoded size
@@ -279,92 +287,6 @@ def peek(records: Records, decoder: Decoder) -> tuple[int, int, int]:
         ]
     shapes = [shape for shape in head if not isinstance(shape, Unreadable)]
     return max(shapes, default=(3, 224, 224), key=lambda shape: shape[0] * shape[1] * shape[2])
-
-
-def free_memory() -> int:
-    """Return the bytes of main memory that can still be had."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def broken_image(line: str) -> DataError:
-    """Return the error of an image that cannot be read, of which the line says where and why."""
-    return DataError(
-        f"{line}: repair or remove it, or leave such images out, --on-error skip (on_error='skip')"
-    )
-
-
-class Check:
-    """What one pass over the rows learns: which are readable, of what size, with how many channels."""
-
-    def __init__(self, records: Records, decoder: Decoder, skip: bool) -> None:
-        self.records, self.decoder, self.skip = records, decoder, skip
-        self.rows: list[int] = []
-        self.skipped = list(records.skipped)
-        self.channels = 1
-        self._colour_row: int | None = None
-        self.side: tuple[int, int] | None = None
-
-    def broken(self, row: int, reason: Unreadable) -> None:
-        """Note a row that cannot be read; DataError unless such rows are to be skipped."""
-        line = f"{self.records.where(row)} {reason}"
-        if not self.skip:
-            raise broken_image(line)
-        self.skipped.append(line)
-
-    def add(self, row: int, shape: tuple[int, ...]) -> None:
-        """Note a row that comes out as (C, H, W); DataError for another size than the first's."""
-        side = (shape[1], shape[2])
-        if self.side is None:
-            self.side = side
-        if side != self.side:
-            (h, w), first = self.side, self.records.where(self.rows[0])
-            raise DataError(
-                f"{first} is {w}×{h} pixels and {self.records.where(row)} is {side[1]}×{side[0]}: "
-                f"pass a size to bring them to one (size={min(*self.side, *side)})"
-            )
-        if shape[0] > self.channels:
-            self.channels, self._colour_row = shape[0], row
-        if self.decoder.channels == 1 and self.channels == 3:
-            raise self._mismatch(row)
-        self.rows.append(row)
-
-    def finish(self) -> None:
-        """Raise DataError if no row could be read, or all are grey and three channels are wanted; warn."""
-        if not self.rows:
-            raise DataError(
-                f"{self.records.name}: none of its {len(self.records)} images can be read "
-                f"(the first: {(self.skipped or ['there is no data'])[0]})"
-            )
-        if self.decoder.channels == 3 and self.channels == 1:
-            raise self._mismatch(self.rows[0])
-        if self.decoder.animated:
-            formats = ", ".join(sorted(self.decoder.animated))
-            warnings.warn(
-                f"{self.records.name}: it has files of several frames ({formats}), "
-                "of which the first alone is read: save the others as files of their own",
-                ProbjepaWarning,
-                stacklevel=2,
-            )
-        levels = int(self.decoder.levels.sum())
-        if 0 < levels < FEW_LEVELS:
-            warnings.warn(
-                f"{self.records.name}: its 16-bit images are left {levels} of 256 grey levels, for their "
-                "values reach a small part of 0..65535: save them scaled to it",
-                ProbjepaWarning,
-                stacklevel=2,
-            )
-
-    def _mismatch(self, row: int) -> DataError:
-        return DataError(
-            f"{self.records.where(row)} has {self.channels} channel(s) and {self.decoder.channels} "
-            "are wanted: pass --convert (convert=True) to convert"
-        )
 
 
 def _load(records: Records, decoder: Decoder, *, skip: bool, progress: bool, workers: int) -> ImageSet:

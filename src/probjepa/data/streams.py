@@ -26,7 +26,7 @@ from torch import Tensor
 from probjepa.data.decode import Decoder, Payload, Unreadable, bomb_guard
 from probjepa.data.fitting import Fit
 from probjepa.data.images import Images, ImageSet, Shaped
-from probjepa.data.records import Records, attempt, encode_labels, stacked
+from probjepa.data.records import Check, Records, attempt, broken_image, encode_labels, stacked
 from probjepa.data.shard_files import (
     Shard,
     ShardError,
@@ -38,9 +38,10 @@ from probjepa.data.shard_files import (
     suffix_of,
 )
 from probjepa.data.shards import Layout, ShardRecords, read_layout
-from probjepa.data.sources import READERS, Check, broken_image, free_memory, open_images, peek
+from probjepa.data.sources import READERS, open_images, peek
 from probjepa.data.tables import one_split
 from probjepa.errors import ConfigError, DataError
+from probjepa.provenance import free_memory
 
 LANES = 32
 _SAMPLE_ROWS, _SAMPLE_BYTES = 10_000, 2**28

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from rich.progress import track
 from sklearn.metrics import f1_score
 
 from probjepa import metrics
@@ -38,7 +37,7 @@ from probjepa.tabular.files import row_hashes, table_sha256
 from probjepa.tabular.frames import as_frame, named, other_columns, pandas
 from probjepa.tabular.schema import ColumnType
 from probjepa.tabular.splits import split_rows
-from probjepa.terminal import console
+from probjepa.terminal import tracked
 
 _CONTINUOUS = 100  # more distinct numbers than this are no classes
 
@@ -156,7 +155,7 @@ def evaluate_table(
     if validation is not None:
         validation = _labelled(as_frame(validation), target, "validation")[0]
     outcomes: list[Evaluation] = []
-    for seed in track(seeds, "evaluating", transient=True, disable=not progress, console=console()):
+    for seed in tracked(seeds, "evaluating", len(seeds), shown=progress):
         fit, held = train, validation
         if held is None:
             first, second = split_rows(labels, seed, (0.875, 0.125))

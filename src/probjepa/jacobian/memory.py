@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from probjepa.data import sources
+from probjepa import provenance
 from probjepa.errors import ConfigError
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
-    return sources.free_memory()
+    return provenance.free_memory()
 
 
 def fitting(bytes_each: int, device: torch.device) -> int:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.markup import escape
-from rich.progress import track
 from torch import Tensor
 
 from probjepa.data import Images
@@ -20,7 +17,7 @@ from probjepa.scores import SCORES
 from probjepa.scores.base import Score
 from probjepa.scores.own import Own, own_names, uncertainty
 from probjepa.scores.table import leaves_one_out, score_class
-from probjepa.terminal import console, printable
+from probjepa.terminal import tracked
 
 if TYPE_CHECKING:
     from probjepa.scores.base import Values
@@ -33,19 +30,10 @@ def encode(
 
     A set that is not ``scored`` by the method's own measures may have its embeddings alone.
     """
-    batches: Iterable[tuple[Tensor, slice]] = images.batches(batch_size)
-    if progress:
-        total = -(-len(images) // batch_size)
-        batches = track(
-            batches,
-            f"encoding {escape(printable(images.name))}",
-            total=total,
-            transient=True,
-            console=console(),
-        )
+    total = -(-len(images) // batch_size)
     parts = [
         {k: v.cpu() for k, v in method.features(batch, batch_size, scored=scored).items()}
-        for batch, _ in batches
+        for batch, _ in tracked(images.batches(batch_size), f"encoding {images.name}", total, shown=progress)
     ]
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 

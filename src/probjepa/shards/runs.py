@@ -28,6 +28,7 @@ from probjepa.data.shard_files import (
 from probjepa.data.shards import read_layout
 from probjepa.errors import ArtifactError, ConfigError, DataError
 from probjepa.shards.worker import KEY, Job, ShardWorker, placed
+from probjepa.terminal import tracked
 from probjepa.training.interrupt import Interrupted
 
 MANIFEST = "manifest.json"
@@ -278,10 +279,6 @@ def run_shards(
     DataError, ConfigError, ArtifactError
         as ``ShardWorker``; with ``on_error="skip"``, shards that cannot be read are counted
     """
-    from rich.progress import track
-
-    from probjepa.terminal import console
-
     plan = Plan.of(job, data, out, overwrite=overwrite)
     mine = plan.shards[share[0] - 1 :: share[1]]
     # a complaint about what is there comes before any work
@@ -291,9 +288,7 @@ def run_shards(
     counts = {"written": 0, "finished": len(mine) - len(wanted), "busy": 0}
     try:
         with closing(engine(plan.task, wanted)) as outcomes:
-            for shard, outcome in track(
-                outcomes, "shards", len(wanted), transient=True, disable=not progress, console=console()
-            ):
+            for shard, outcome in tracked(outcomes, "shards", len(wanted), shown=progress):
                 if not isinstance(outcome, ShardError):
                     counts[outcome] += 1
                 elif job.on_error == "raise":
