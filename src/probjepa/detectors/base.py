@@ -120,13 +120,16 @@ class Detector(Thresholded, BaseEstimator):  # type: ignore[misc]  # scikit-lear
         NotFittedError
             before ``fit``
         """
-        if not self.__sklearn_is_fitted__():
-            raise NotFittedError(f"{type(self).__name__} is not fitted: call fit(embeddings) first")
+        self._check_is_fitted()
         rows = self._checked(X, "the embeddings to score", reset=False)
         return np.concatenate([self._score(block) for _, block in in_blocks(rows)])
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "offset_")
+
+    def _check_is_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(f"{type(self).__name__} is not fitted: call fit(embeddings) first")
 
     def _checked(self, X: Any, what: str, *, reset: bool) -> Matrix:
         if isinstance(X, torch.Tensor):

@@ -7,14 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probjepa.detectors.base import (
-    Detector,
-    Matrix,
-    NotFittedError,
-    counted,
-    in_blocks,
-    row_blocks,
-)
+from probjepa.detectors.base import Detector, Matrix, counted, in_blocks, row_blocks
 from probjepa.errors import ConfigError
 from probjepa.registry import importing
 
@@ -85,8 +78,7 @@ class KNN(Detector):
         ConfigError
             for k above the number of the others
         """
-        if not self.__sklearn_is_fitted__():
-            raise NotFittedError("KNN is not fitted: call fit(embeddings) first")
+        self._check_is_fitted()
         if self.k >= len(self._bank):
             others = len(self._bank) - 1
             raise ConfigError(f"KNN: k is {self.k}, and a row of the fit has {others} others: fit more rows")
