@@ -14,6 +14,7 @@ from probjepa.backbones import build_backbone
 from probjepa.cli import run
 from probjepa.data.fitting import Fit
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning
+from undrawn import _undrawn  # noqa: F401
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
 SIDE = 16

@@ -12,6 +12,7 @@ import probjepa
 import probjepa_experiments
 from probjepa_experiments import code
 from probjepa_experiments.study import Budget, Column, Measured, Measurement, Row, Study
+from undrawn import _undrawn  # noqa: F401
 
 ROOTS = ("probjepa_experiments.images", "probjepa.methods.vje")
 

@@ -14,6 +14,7 @@ from probjepa.errors import ArtifactError, DataError
 from probjepa_experiments import figures, runner
 from probjepa_experiments.study import Column, Finding, Measured, Row
 from probjepa_experiments.vje_uncertainty import AUROC
+from undrawn import _undrawn  # noqa: F401
 
 ran = []
 
