@@ -28,6 +28,7 @@ from harness import ROOT, arguments, command_line, environment, parse
 from probjepa.detectors import KNN, GaussianMixture, Mahalanobis
 from probjepa.distributions import PolarStudentTMixture
 from probjepa.files import write_text
+from probjepa.jacobian import jacobian_spectrum
 from probjepa.metrics import conformal_p_values
 from probjepa.scores.detectors import knn_neighbour
 
@@ -261,20 +262,28 @@ def jepa_cell(model: Any, encoder: str, seed: int, sets: Any, work: Path, count:
     images = {name: of.subset(np.sort(drawn.permutation(len(of))[:count])) for name, of in images.items()}
     h = {name: model.embed(of).double() for name, of in images.items()}
     started = time.monotonic()
-    details = {
-        name: pj.jepa_score_details(model, of, seed=seed, progress=True) for name, of in images.items()
-    }
+    spectra = {name: jacobian_spectrum(model, of, progress=True).double() for name, of in images.items()}
     seconds = time.monotonic() - started
-    scores = {name: score for name, score in label_free(reference).items() if name in BESIDE_JEPA}
-    values = {name: {of: score(x) for of, x in h.items()} for name, score in scores.items()}
-    values["JEPA-SCORE"] = {name: of.score.numpy() for name, of in details.items()}
+    kept = {name: of > 1e-4 * of[:, :1] for name, of in spectra.items()}
+    logs = {name: of.clamp(min=1e-6).log() for name, of in spectra.items()}
+    values = {
+        "JEPA-SCORE": {name: of.sum(1).numpy() for name, of in logs.items()},
+        "JEPA-SCORE, σ above 1e-4 of the largest": {
+            name: (of * kept[name]).sum(1).numpy() for name, of in logs.items()
+        },
+    }
+    for name, score in label_free(reference).items():
+        if name in BESIDE_JEPA:
+            values[name] = {of: score(x) for of, x in h.items()}
     auroc_of = {
         name: {other: round(auroc(by["known"], by[other]), 4) for other in others}
         for name, by in values.items()
     }
     return {
         "auroc": auroc_of,
-        "estimators": sorted({of.estimator for of in details.values()}),
+        "directions above 1e-4 of the largest": {
+            name: float(of.sum(1).double().mean()) for name, of in kept.items()
+        },
         "images of every set": count,
         "seconds an image": round(seconds / (count * len(images)), 2),
     }
