@@ -15,8 +15,8 @@ from probjepa._arrays import fingerprints
 from probjepa.distributions.base import SubDensity
 from probjepa.distributions.student_t import _MIN_SINE, log_normalizer, safe_norm, unit_direction
 
-# Elements of one block, of pairs or of centers: the float64 blocks that are held at once take 700 MB.
-_BLOCK = 4_000_000
+# Elements of one block, of pairs or of centers: the float64 blocks that are held at once take 160 MB.
+_BLOCK = 1_000_000
 _POINTS = 16384  # whose largest components are held at a time
 _LOG10_SCALES = tuple(x / 4 for x in range(-24, 5))  # 1e-6 … 10, four to a decade
 

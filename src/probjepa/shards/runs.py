@@ -297,7 +297,7 @@ def run_shards(
                     skipped[shard.name] = str(outcome)
     except KeyboardInterrupt as error:
         raise Interrupted(
-            f"stopped after {counts['written']} shards: the same command goes on with the others"
+            f"stopped with {counts['written']} of {len(wanted)} shards written: the same command goes on"
         ) from error
     del counts["busy"]
     return {**plan.write_manifest(skipped), **counts}
