@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probjepa.errors import ConfigError, DataError
-from probjepa.metrics import duplicate_groups, nearest_twins
+from probjepa.metrics import duplicate_groups, duplicates, nearest_twins
 
 
 def unit(rows):
@@ -50,6 +51,32 @@ def test_twins_are_the_nearest_of_all(seed, count, others, chunk):
     found, which = nearest_twins(rows, bank, chunk_size=chunk)
     np.testing.assert_allclose(found, similarity.max(1), atol=1e-6)
     np.testing.assert_allclose(similarity[np.arange(count), which], similarity.max(1), atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(0, 2**31), st.sampled_from([1, 7, 64]), st.sampled_from([0.5, 0.9, 0.99, 1.0]), st.booleans()
+)
+def test_bounds_of_few_axes_change_no_group(seed, chunk, threshold, few_pairs):
+    rng = np.random.default_rng(seed)
+    rows = planted(seed, 60, dim=16) * 0.7 ** np.arange(16)  # the first axes hold most
+    rows[rng.integers(60, size=5)] = rows[0]
+    expected = duplicate_groups(rows, threshold, chunk_size=chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_FEW", 0)
+        patch.setattr(duplicates, "_PAIR", 0)  # they always pay
+        patch.setattr(duplicates, "_HELD", 40 if few_pairs else 4_000_000)
+        assert duplicates._bounding(torch.tensor(unit(rows)).float(), threshold) is not None
+        np.testing.assert_array_equal(duplicate_groups(rows, threshold, chunk_size=chunk), expected)
+
+
+def test_a_bound_is_one_and_is_left_out_where_it_does_not_pay(monkeypatch):
+    monkeypatch.setattr(duplicates, "_FEW", 0)
+    rows = torch.tensor(unit(np.random.default_rng(0).normal(size=(300, 24)))).float()
+    bounds = duplicates._bounding(rows, 0.96)
+    assert bounds is not None and 4 <= bounds.shape[1] <= 13
+    assert bool((bounds @ bounds.T >= rows @ rows.T - 1e-6).all())
+    assert duplicates._bounding(torch.nn.functional.normalize(rows.abs() + 5), 0.5) is None  # all are near
 
 
 def test_every_copy_is_found_at_a_threshold_of_one():

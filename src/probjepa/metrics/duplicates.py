@@ -16,6 +16,11 @@ from probjepa._arrays import ArrayInput, as_features, directions
 from probjepa.errors import ConfigError, DataError
 
 ROUNDING = 1e-6  # of a cosine in float32: copies reach a threshold of 1
+_SLACK = 1e-5  # of a bound of a cosine, in float32
+_FEW = 4096  # rows whose every product is taken: a bound would not pay
+_SAMPLE = 1024  # rows that say how many axes a bound takes
+_PAIR = 50  # what a number of a product costs pair by pair, in those of matrices
+_HELD = 4_000_000  # numbers of the pairs that are looked at one by one
 
 Rows = npt.NDArray[np.intp]
 
@@ -36,7 +41,9 @@ def duplicate_groups(
     """Group rows that are near-duplicates: connected by pairs of cosine similarity ≥ ``threshold``.
 
     Exact: every pair is compared, in float32, chunk_size² at a time, and each block's pairs are merged into
-    the groups at once. So memory is that of the embeddings and one block, however many duplicates there are.
+    the groups at once. So memory is that of the embeddings, half as much again, and one block, however many
+    duplicates there are. Of many rows, most pairs are told by few numbers: with x₁ a row's part along the
+    axes that hold most of the rows' length, and x₂ the rest, cos(x, y) ≤ x₁ᵀy₁ + ‖x₂‖‖y₂‖.
 
     Parameters
     ----------
@@ -75,6 +82,7 @@ def duplicate_groups(
             raise DataError(f"copies has shape {values.shape} for {len(rows)} rows: give one value a row")
         _, first, group = np.unique(values, return_index=True, return_inverse=True)
         forest.join(np.arange(len(rows)), first[group])
+    bounds = _bounding(rows, threshold)
     blocks = [
         np.arange(start, min(start + chunk_size, len(rows))) for start in _starts(len(rows), chunk_size)
     ]
@@ -83,11 +91,7 @@ def duplicate_groups(
             mine, theirs = forest.roots(block), forest.roots(other)
             if mine[0] == theirs[0] and np.ptp(mine) == np.ptp(theirs) == 0:
                 continue  # they are one group already
-            similar = rows[block[0] : block[-1] + 1] @ rows[other[0] : other[-1] + 1].T
-            near = (similar >= threshold - ROUNDING).cpu().numpy()
-            if near.any():
-                ones, others = (near & (mine[:, None] != theirs)).nonzero()
-                forest.join(mine[ones], theirs[others])
+            forest.join(*_joined(rows, bounds, threshold, (block, other), (mine, theirs)))
     return forest.roots(np.arange(len(rows)))
 
 
@@ -131,6 +135,53 @@ def nearest_twins(
 
 def _directions(embeddings: ArrayInput, what: str) -> Tensor:
     return directions(as_features(embeddings, what)).float()
+
+
+def _bounding(rows: Tensor, threshold: float) -> Tensor | None:
+    """Return (x₁, ‖x₂‖) of each row (N, d + 1), whose products bound cosines; None where they do not pay."""
+    count, dim = rows.shape
+    if count < _FEW:
+        return None
+    sample = rows[torch.linspace(0, count - 1, _SAMPLE).long().to(rows.device)].double()
+    axes = torch.linalg.eigh(sample.T @ sample).eigenvectors.flip(1)
+    cost, width = float(dim), dim
+    for d in (dim // 8, dim // 4, dim // 2):
+        of = _parts(sample, axes[:, :d])
+        likely = (of @ of.T >= threshold - _SLACK).double().mean()
+        if (here := d + 1 + _PAIR * dim * float(likely)) < cost:
+            cost, width = here, d
+    if width == dim:
+        return None
+    return torch.cat([_parts(of.double(), axes[:, :width]) for of in torch.split(rows, _SAMPLE)])
+
+
+def _parts(rows: Tensor, axes: Tensor) -> Tensor:
+    first = rows @ axes
+    rest = (rows.square().sum(1) - first.square().sum(1)).clamp_min(0).sqrt()
+    return torch.cat([first, rest[:, None]], 1).float()
+
+
+def _joined(
+    rows: Tensor, bounds: Tensor | None, threshold: float, blocks: tuple[Rows, Rows], roots: tuple[Rows, Rows]
+) -> tuple[Rows, Rows]:
+    """Return the roots of the similar pairs of two blocks of rows, of those that have two."""
+    mine, theirs = roots
+    here, there = (slice(of[0], of[-1] + 1) for of in blocks)
+    if bounds is not None:
+        ones, others = _apart(bounds[here] @ bounds[there].T >= threshold - _SLACK, mine, theirs)
+        if len(ones) * rows.shape[1] <= _HELD:
+            pairs = rows[blocks[0][ones]] * rows[blocks[1][others]]
+            near = (pairs.sum(1) >= threshold - ROUNDING).cpu().numpy()
+            return mine[ones[near]], theirs[others[near]]
+    ones, others = _apart(rows[here] @ rows[there].T >= threshold - ROUNDING, mine, theirs)
+    return mine[ones], theirs[others]
+
+
+def _apart(chosen: Tensor, mine: Rows, theirs: Rows) -> tuple[Rows, Rows]:
+    """Return the places of the chosen pairs (n, m) whose roots differ."""
+    ones, others = np.divmod(np.flatnonzero(chosen.cpu().numpy()), len(theirs))
+    differ = mine[ones] != theirs[others]
+    return ones[differ], others[differ]
 
 
 def _starts(count: int, chunk_size: int) -> Iterable[int]:
