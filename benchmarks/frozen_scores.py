@@ -35,7 +35,14 @@ from probjepa.scores.detectors import knn_neighbour
 Values = np.ndarray[Any, np.dtype[np.float64]]
 TESTED, OTHERS, CALIBRATED = 2_000, 1_000, 1_000
 CHOSEN, COMPARED = "predictive (neighbours' scale)", "kNN on unit vectors"
-BESIDE_JEPA = (CHOSEN, COMPARED, "Mahalanobis on unit vectors", "mixture of 10 Gaussians on unit vectors")
+COUNTED = "features above 0, their number"
+BESIDE_JEPA = (
+    CHOSEN,
+    COMPARED,
+    COUNTED,
+    "Mahalanobis on unit vectors",
+    "mixture of 10 Gaussians on unit vectors",
+)
 PLANS: dict[str, dict[str, Any]] = {
     "resnet20": {"size": 32, "rows": 5_000, "head_rows": 5_000, "views": 6, "known": "cifar10"},
     "efficientnet-lite0": {
@@ -147,6 +154,7 @@ def label_free(reference: Tensor) -> dict[str, Score]:
     }
     for name, density in densities.items():
         found[name] = lambda h, d=density: d.log_prob(h).numpy()
+    found[COUNTED] = lambda h: (h > 0).sum(1).double().numpy()
     return found
 
 
