@@ -39,8 +39,7 @@ def label_free_scores(
     """
     own = {name: own_scores(model, of) for name, of in sets.items()}
     parts = list(next(iter(own.values())))
-    found = available(model, gradients=gradients)
-    kinds = {name: kind for name, kind in found.items() if not issubclass(kind, Own)}
+    kinds = available(model, but=Own, gradients=gradients)
     densities = [name for name, kind in kinds.items() if kind.own and not issubclass(kind, Combined)]
     slow_last = sorted(kinds, key=lambda name: "gradients" in kinds[name].needs)
     table: dict[str, dict[str, Values]] = {}

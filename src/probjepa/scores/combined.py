@@ -64,7 +64,7 @@ class Combined(Score):
                 f"the score '{self.name}' holds out a part of its reference, and {len(h)} rows leave none "
                 "that differs from the rest: give more"
             )
-        kinds = [kind for kind in available(self.model).values() if not issubclass(kind, Combined)]
+        kinds = list(available(self.model, but=Combined).values())
         rest, asked = _rows(reference, known), _rows(reference, held)
         if "inputs" in reference and any(issubclass(kind, Own) for kind in kinds):
             inputs = reference["inputs"]

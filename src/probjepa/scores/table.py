@@ -25,13 +25,18 @@ def score_class(score: str | type) -> type[Score]:
     return type(name, (Detector,), {"name": name, "summary": summary, "kind": staticmethod(kind)})
 
 
-def available(model: Any, *, gradients: bool = False) -> dict[str, type[Score]]:
-    """Return the scores that a model has, by name; those that need ``gradients`` only where asked for."""
+def available(model: Any, *, but: type[Score], gradients: bool = False) -> dict[str, type[Score]]:
+    """Return the scores that a model has, by name, ``but`` those of a class.
+
+    Those that need gradients are among them only where asked for.
+    """
     kinds = {name: score_class(name) for name in SCORES}
     return {
         name: kind
         for name, kind in kinds.items()
-        if kind.lacking(model) is None and (gradients or "gradients" not in kind.needs)
+        if not issubclass(kind, but)
+        and (gradients or "gradients" not in kind.needs)
+        and kind.lacking(model) is None  # last: it may ask the model
     }
 
 
