@@ -4,9 +4,11 @@ import io
 import os
 
 import pytest
+import torch
 from rich.table import Table
 
-from probjepa.terminal import Steady, console, printable, say
+from probjepa.jacobian import jepa_score
+from probjepa.terminal import Steady, console, printable, say, tracked
 
 
 @pytest.mark.parametrize(
@@ -70,3 +72,9 @@ def test_a_lost_stream_changes_nothing(stream, monkeypatch):
     print("lost" * 10_000, flush=True)
     if lost is not None:
         lost.close()  # what is buffered goes nowhere, and does not fail
+
+
+def test_a_bar_that_goes_when_it_ends_writes_nothing_into_a_file(capsys):
+    assert list(tracked(range(3), "shards", 3, shown=True)) == [0, 1, 2]
+    jepa_score(torch.nn.Linear(3, 2), torch.randn(2, 3), progress=True)
+    assert capsys.readouterr() == ("", "")

@@ -93,7 +93,14 @@ def tracked(items: Iterable[T], what: str, total: int, *, shown: bool) -> Iterab
     with importing():
         from rich.markup import escape
         from rich.progress import track
-    return track(items, escape(printable(what)), total, console=console(), transient=True)
+    return track(items, escape(printable(what)), total, **passing(shown))
+
+
+def passing(shown: bool) -> dict[str, Any]:
+    """Return how rich shows a bar that goes when it ends: on stderr, and not where that is a file."""
+    where = console()
+    where.quiet = not (shown and where.is_interactive)  # rich before 15 ends a bar in a file by an empty line
+    return {"console": where, "transient": True, "disable": where.quiet}
 
 
 def console(*, error: bool = True) -> Console:

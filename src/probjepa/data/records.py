@@ -21,7 +21,7 @@ from probjepa.data.decode import FEW_LEVELS, Decoder, Payload, Unreadable, as_pa
 from probjepa.errors import DataError, ProbjepaWarning
 from probjepa.files import regular
 from probjepa.registry import importing
-from probjepa.terminal import console
+from probjepa.terminal import passing
 
 T = TypeVar("T")
 
@@ -211,7 +211,7 @@ def each(
     row = 0
     with (
         bomb_guard(),
-        Progress(*columns, console=console(), transient=True, disable=not progress) as bar,
+        Progress(*columns, **passing(progress)) as bar,
     ):
         task = bar.add_task(text, total=len(records))
         for chunk in chunks():

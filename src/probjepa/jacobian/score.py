@@ -21,6 +21,7 @@ from probjepa.jacobian.estimators import Rank, Settings, Volumes, check_count
 from probjepa.jacobian.latent import Latent, as_density, latent_term
 from probjepa.jacobian.memory import in_chunks
 from probjepa.jacobian.plan import Plan, make_plan
+from probjepa.terminal import passing
 
 T = TypeVar("T")
 Measure = Callable[[Encoder, Tensor], Volumes]
@@ -287,7 +288,7 @@ def _over_chunks(
 ) -> tuple[list[T], list[int]]:
     """What ``compute`` makes of all rows, chunk by chunk under a bar, and the chunks' sizes."""
     done, sizes = [], []
-    with Progress(transient=True, disable=not progress) as bar:
+    with Progress(**passing(progress)) as bar:
         task = bar.add_task(title, total=len(source))
         for rows, part, at_a_time in in_chunks(len(source), size, compute, _SMALLER):
             done.append(part)

@@ -25,7 +25,7 @@ from probjepa.files import RECORD, parts_of, refuse_existing, staged_file, write
 from probjepa.jacobian import Encoder, jepa_score_details
 from probjepa.jacobian.estimators import Settings
 from probjepa.metrics.conformal import Rule
-from probjepa.terminal import console
+from probjepa.terminal import passing
 from probjepa.training.folder import data_fingerprint, weights_fingerprint
 
 _ROWS_A_PART = 64
@@ -94,7 +94,7 @@ def score_jepa(
     }
     done = [place for place in pieces if place.is_file()]
     total = sum(len(of) for of in sets.values())
-    with Progress(console=console(), transient=True, disable=not progress) as bar:
+    with Progress(**passing(progress)) as bar:
         task = bar.add_task("JEPA-SCORE", total=total, completed=len(done) * _ROWS_A_PART)
         for place, (of, rows) in pieces.items():
             if place in done:
