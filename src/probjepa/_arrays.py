@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from probjepa.errors import DataError, ProbjepaWarning, short
+from probjepa.errors import DataError, ProbjepaWarning, few, short
 
 ArrayInput: TypeAlias = torch.Tensor | npt.ArrayLike
 _ROWS_AT_A_TIME = 65536
@@ -163,20 +163,16 @@ def check_classes(test: Sequence[Any], train: Sequence[Any], where: str = "the t
     absent = [short(label) for label in test if label not in known]
     if absent and len(absent) == len(test):
         raise DataError(
-            f"{where}: no class ({_few(absent)}) is among the training labels "
-            f"({_few([short(label) for label in train])}): name the classes of both sets alike"
+            f"{where}: no class ({few(absent)}) is among the training labels "
+            f"({few([short(label) for label in train])}): name the classes of both sets alike"
         )
     if absent:
         warnings.warn(
-            f"{where}: the training labels lack {_few(absent)}, so that rows of these count as wrong",
+            f"{where}: the training labels lack {few(absent)}, so that rows of these count as wrong",
             ProbjepaWarning,
             stacklevel=3,
         )
     return absent
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def fingerprints(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:

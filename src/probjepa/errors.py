@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ProbjepaError(Exception):
@@ -53,6 +53,11 @@ def short(value: object, width: int = 60) -> str:
     except ValueError:  # Python writes no whole number of more than 4,300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """Return the first ``most`` names and how many more there are, for messages."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:

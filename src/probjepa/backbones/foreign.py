@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from probjepa.backbones import BACKBONES, build_backbone
 from probjepa.backbones.foreign_names import RESNETS, VITS, Fitted, Rename, State, fit_resnet, fit_vit
-from probjepa.errors import ArtifactError, ConfigError, ProbjepaWarning, short
+from probjepa.errors import ArtifactError, ConfigError, ProbjepaWarning, few, short
 from probjepa.files import first_line, regular
 
 Weights = str | Path | Mapping[str, Any]
@@ -89,9 +89,7 @@ def _found(tensors: State, kinds: Mapping[str, Rename]) -> tuple[str, Rename] | 
 def _listed(names: Iterable[str], prefix: str) -> str:
     """Names by their first parts, with how many there are of each: one line of bounded length."""
     parts = Counter(_group(name, prefix) for name in names)
-    listed = [f"{short(part)} ({count})" for part, count in list(parts.items())[:_MOST_LISTED]]
-    more = len(parts) - _MOST_LISTED
-    return ", ".join(listed) + (f" and {more} more" if more > 0 else "")
+    return few([f"{short(part)} ({count})" for part, count in parts.items()], _MOST_LISTED)
 
 
 def _group(name: str, prefix: str) -> str:

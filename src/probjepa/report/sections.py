@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from probjepa import plots
+from probjepa.errors import few
 from probjepa.metrics.collapse import collapse_advice
 from probjepa.report.figures import picture
 from probjepa.report.page import Figure, Section, Table, Tone, Value, grid
@@ -45,7 +46,7 @@ def labels_note(labels: Result) -> str:
     absent = labels.get("classes_not_in_train") or []
     said = [f"Without a label, and left out of what needs one: {', '.join(left_out)}."] if left_out else []
     if absent:
-        shown = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
+        shown = few(absent, 10)
         said.append(f"Classes that the training rows lack, so that their rows count as wrong: {shown}.")
     return " ".join(said)
 

@@ -9,13 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from probjepa.errors import DataError
+from probjepa.errors import DataError, few
 from probjepa.registry import importing, required
 
 ColumnType = Literal["numeric", "categorical", "boolean", "datetime"]
 Scalar = str | int | float | bool
 DATETIME_PARTS = ("days", "month", "weekday", "hour")
-_SHOWN = 5
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # the types of pandas that hold a missing cell beside whole numbers and booleans
 _NULLABLE = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "boolean")
@@ -28,8 +27,7 @@ def pandas() -> Any:
 
 def named(names: Sequence[str]) -> str:
     """Return the first few names, and how many more there are."""
-    shown = ", ".join(repr(name) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return few([repr(name) for name in names])
 
 
 def other_columns(found: Sequence[str], wanted: Sequence[str]) -> str:
