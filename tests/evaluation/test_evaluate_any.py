@@ -26,6 +26,7 @@ def places(tmp_path_factory):
         frame.assign(y=np.where(frame["a"] > 0, "yes", "no")).to_csv(root / f"{name}.csv", index=False)
     estimator = pj.VarTJEPA(max_epochs=1, dim=8, n_layers=1, n_heads=2, ff_dim=8, random_state=0)
     estimator.fit(pd.read_csv(root / "rows.csv").drop(columns="y")).save(root / "table")
+    pj.VarJEPA(x_dim=4, y_dim=4, hidden=(8,)).save_pretrained(root / "pairs")
     return root
 
 
@@ -70,6 +71,7 @@ def test_a_module_is_an_encoder(places):
     ("wrong", "says"),
     [
         (lambda p: pj.evaluate(3, *sets(p)[:2]), "takes a model or its name"),
+        (lambda p: pj.evaluate(p / "pairs", *sets(p)[:2]), "holds a VarJEPA, which is no model of images"),
         (lambda p: pj.evaluate(p / "table", p / "rows.csv", p / "held.csv"), "needs target="),
         (
             lambda p: pj.evaluate(p / "table", p / "rows.csv", p / "held.csv", {"x": 1}, target="y"),

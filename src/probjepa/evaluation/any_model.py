@@ -43,7 +43,11 @@ def evaluate(
         for a model, sets or options that do not go together; see the evaluations of images and of tables
     """
     if isinstance(model, str | Path) and not str(model).startswith(HUBS):
-        model = LOADERS["saved model"](model)
+        model, name = LOADERS["saved model"](model), model
+        if not hasattr(model, "transform") and not isinstance(model, Method):
+            raise ConfigError(
+                f"{name} holds a {type(model).__name__}, which is no model of images and none of tables"
+            )
     elif not hasattr(model, "transform") and not isinstance(model, Method):
         if not isinstance(model, str | nn.Module):
             raise ConfigError(f"evaluate takes a model or its name, got a {type(model).__name__}")

@@ -78,7 +78,8 @@ def jepa_score(
 
     "Gaussian Embeddings: How JEPAs Secretly Learn Your Data Density", arXiv 2510.05949. The paper drops
     log p_Z on the ground that a Gaussian concentrates on a sphere; where real embeddings do not, the term
-    matters (``latent``).
+    matters (``latent``). Of an encoder that ends in a ReLU, a feature that is off is a row of zeros, which
+    adds log eps: the score is then mostly the number of features that are on, which needs no derivative.
 
     Parameters
     ----------
