@@ -41,7 +41,7 @@ from mutmut.mutation.mutators import mutation_operators
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "probjepa"
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.json")
-TABLES = [f"tabular/{name}.py" for name in ("var_network", "networks", "tokens", "elbo", "masks")]
+TABLES = [f"tabular/{name}.py" for name in ("var_network", "networks", "tokens", "elbo", "masks", "copula")]
 ROOMS = {
     "distributions": (["distributions"], ["distributions"]),
     "methods": (
@@ -50,7 +50,7 @@ ROOMS = {
     ),
     "heads": (["heads"], ["heads"]),
     "jacobian": (["jacobian"], ["jacobian"]),
-    "scores": (["scores", "detectors.py"], ["scores", "test_detectors.py"]),
+    "scores": (["scores", "detectors"], ["scores", "test_detectors.py"]),
     "metrics": (["metrics"], ["metrics"]),
     "tabular": (TABLES, ["tabular"]),
 }  # room: its sources, and the tests that must see to them
