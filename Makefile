@@ -6,6 +6,8 @@ LOWEST := .venv-lowest
 LOWEST_STAMP := $(LOWEST)/.installed
 # modules are compiled when they are first used: most never are
 PIP := python -m pip install -q --disable-pip-version-check --no-compile
+# two at a time, a file in one process: what its tests share is made once. In the order of tests/conftest.py
+BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test lint types unit docs floors coverage lowest mutants nightly clean
 
@@ -33,7 +35,7 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(BY_FILE)
 
 # a room imports only rooms below it: the contract is in pyproject.toml, its reasons in docs/architecture.md
 floors: setup
@@ -45,7 +47,7 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 coverage: setup
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=xml --cov-report=term:skip-covered
+	$(BIN)/python -m pytest $(BY_FILE) --cov --cov-report=xml --cov-report=term:skip-covered
 
 # a second environment with the lowest versions that pyproject.toml allows, and a selection of the tests
 lowest: $(LOWEST_STAMP)
