@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,12 @@ def embedded(model: Any, images: Any, kept: Path) -> Tensor:
     return torch.from_numpy(np.load(kept)).double()
 
 
+def reference_of(model: Any, encoder: str, seed: int, train: Any, work: Path) -> tuple[Any, Tensor]:
+    """The rows that a seed draws as the reference, and their embeddings."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(train))[: PLANS[encoder]["rows"]])
+    return rows, embedded(model, train.subset(rows), work / f"{encoder}-train-{seed}.npy")
+
+
 Score = Callable[[Tensor], Values]
 
 
@@ -184,6 +190,16 @@ def auroc(known: Values, other: Values) -> float:
     return float((ranks.sum() - len(known) * (len(known) + 1) / 2) / (len(known) * len(other)))
 
 
+def figures_of(
+    values: Mapping[str, Mapping[str, Values]], others: Iterable[str]
+) -> dict[str, dict[str, float]]:
+    """AUROC of every score, known rows against each of the other sets."""
+    return {
+        name: {other: round(auroc(by["known"], by[other]), 4) for other in others}
+        for name, by in values.items()
+    }
+
+
 def difference(mine: list[Values], theirs: list[Values], seed: int) -> list[float]:
     """Interval of 95 % of AUROC of one score less another's, over images drawn again.
 
@@ -216,8 +232,7 @@ def cell(model: Any, encoder: str, seed: int, sets: Any, work: Path) -> dict[str
     """One seed: AUROC of every score on every set, and the chosen score less kNN with its interval."""
     train, test, others = sets
     plan = PLANS[encoder]
-    rows = np.sort(np.random.default_rng(seed).permutation(len(train))[: plan["rows"]])
-    reference = embedded(model, train.subset(rows), work / f"{encoder}-train-{seed}.npy")
+    rows, reference = reference_of(model, encoder, seed, train, work)
     h = {name: embedded(model, of, work / f"{encoder}-{name}.npy") for name, of in others.items()}
     held = embedded(model, test, work / f"{encoder}-test.npy")
     h |= {"known": held[:TESTED], "calibration": held[TESTED:]}
@@ -244,10 +259,7 @@ def cell(model: Any, encoder: str, seed: int, sets: Any, work: Path) -> dict[str
             if of != "calibration"
         }
         values[name] = {of: np.log(np.maximum(each, 1e-300)).sum(0) for of, each in p.items()}
-    figures = {
-        name: {other: round(auroc(by["known"], by[other]), 4) for other in others}
-        for name, by in values.items()
-    }
+    figures = figures_of(values, others)
     labels, tested = np.asarray(train.subset(rows).labels), np.asarray(test.labels)[:TESTED]
     folds = held_out(reference, labels, h["known"], tested)
     for name, by in folds.items():
@@ -263,8 +275,7 @@ def cell(model: Any, encoder: str, seed: int, sets: Any, work: Path) -> dict[str
 def jepa_cell(model: Any, encoder: str, seed: int, sets: Any, work: Path, count: int) -> dict[str, Any]:
     """One seed: AUROC of JEPA-SCORE on ``count`` images of every set, and of the scores beside it."""
     train, test, others = sets
-    rows = np.sort(np.random.default_rng(seed).permutation(len(train))[: PLANS[encoder]["rows"]])
-    reference = embedded(model, train.subset(rows), work / f"{encoder}-train-{seed}.npy")
+    _, reference = reference_of(model, encoder, seed, train, work)
     drawn = np.random.default_rng([seed, 1])
     images = {"known": test.subset(np.arange(TESTED)), **others}
     images = {name: of.subset(np.sort(drawn.permutation(len(of))[:count])) for name, of in images.items()}
@@ -283,12 +294,8 @@ def jepa_cell(model: Any, encoder: str, seed: int, sets: Any, work: Path, count:
     for name, score in label_free(reference).items():
         if name in BESIDE_JEPA:
             values[name] = {of: score(x) for of, x in h.items()}
-    auroc_of = {
-        name: {other: round(auroc(by["known"], by[other]), 4) for other in others}
-        for name, by in values.items()
-    }
     return {
-        "auroc": auroc_of,
+        "auroc": figures_of(values, others),
         "directions above 1e-4 of the largest": {
             name: float(of.sum(1).double().mean()) for name, of in kept.items()
         },

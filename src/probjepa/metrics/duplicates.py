@@ -170,7 +170,7 @@ def _joined(
     if bounds is not None:
         ones, others = _apart(bounds[here] @ bounds[there].T >= threshold - _SLACK, mine, theirs)
         if len(ones) * rows.shape[1] <= _HELD:
-            pairs = rows[blocks[0][ones]] * rows[blocks[1][others]]
+            pairs = rows[here][ones] * rows[there][others]
             near = (pairs.sum(1) >= threshold - ROUNDING).cpu().numpy()
             return mine[ones[near]], theirs[others[near]]
     ones, others = _apart(rows[here] @ rows[there].T >= threshold - ROUNDING, mine, theirs)
