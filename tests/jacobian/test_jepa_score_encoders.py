@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jacobian_models import TinyViT, reference_score
+from PIL import Image
 from torch import Tensor
 
 import probjepa
@@ -72,6 +74,28 @@ def test_bound_methods_and_encoders_are_taken() -> None:
     encoder = as_encoder(f)
     assert as_encoder(encoder) is encoder
     torch.testing.assert_close(jepa_score(f.forward, x), jepa_score(encoder, x))
+
+
+class Plain:
+    """A model that is no torch module."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+
+def test_a_method_of_any_object_is_taken() -> None:
+    encoder, x = as_encoder(Plain().embed), torch.randn(2, 5)
+    assert encoder.module is None
+    assert encoder.name == "embed"
+    torch.testing.assert_close(jepa_score(Plain().embed, x), jepa_score(torch.tanh, x))
+
+
+def test_files_are_opened_at_the_models_size(method: probjepa.VJE, tmp_path: Path) -> None:
+    for name, sides in (("a", (20, 24)), ("b", (40, 18))):
+        pixels = np.random.default_rng(len(name)).integers(0, 256, (*sides, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    expected = jepa_score(method, open_images(tmp_path, size=16))
+    torch.testing.assert_close(jepa_score(method, str(tmp_path)), expected)
 
 
 def test_what_is_no_encoder_is_refused() -> None:

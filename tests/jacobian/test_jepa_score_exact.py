@@ -116,14 +116,15 @@ def test_float32_batched_equals_one_at_a_time() -> None:
     torch.testing.assert_close(jepa_score(f, x), alone, rtol=1e-6, atol=0)
 
 
-def test_fewer_inputs_than_dimensions() -> None:
-    a = torch.randn(16, 2, dtype=torch.float64)
-    x = torch.randn(5, 2, dtype=torch.float64)
+@pytest.mark.parametrize("width", [2, 10])  # the Jacobian by its columns, and by its rows
+def test_fewer_inputs_than_dimensions(width: int) -> None:
+    a = torch.randn(16, width, dtype=torch.float64)
+    x = torch.randn(5, width, dtype=torch.float64)
     sigma = torch.linalg.svdvals(a)
     spectrum = jacobian_spectrum(lambda z: z @ a.T, x)
     assert spectrum.shape == (5, 16)
-    torch.testing.assert_close(spectrum[0, :2], sigma)
-    assert not spectrum[:, 2:].any()
+    torch.testing.assert_close(spectrum[:, :width], sigma.expand(5, width))
+    assert not spectrum[:, width:].any()
     for rank in (None, "auto"):
         score = jepa_score(lambda z: z @ a.T, x, rank=rank)
         torch.testing.assert_close(score, sigma.log().sum().expand(5), rtol=0, atol=1e-9)
@@ -166,6 +167,7 @@ def test_nan_inputs_and_derivatives_are_named() -> None:
         ({"eps": 0.0}, "eps is 0.0"),
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"n_transforms": 2}, "needs transforms"),
+        ({"n_transforms": 0, "transforms": torch.tanh}, "n_transforms is 0"),
         ({"estimator": "slq", "rank": "auto"}, "rank=None"),
         ({"estimator": "sketch", "rank": 2}, "rank=None or 'auto'"),
         ({"estimator": "sketch", "sketch_size": 3}, "sketch_size is 3"),

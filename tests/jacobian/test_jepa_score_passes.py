@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -215,6 +217,13 @@ def test_inputs_of_fewer_rows_than_directions_are_exact(rank: str | None) -> Non
     exact = jepa_score_details(f, x, rank=rank)
     torch.testing.assert_close(found.log_volume[few], exact.log_volume[few])
     assert torch.equal(found.used[few], exact.used[few])
+    constant = Ridge.fit(
+        torch.randn(9, p + 1).double(), torch.full((9,), 0.7).double(), torch.ones(9).double()
+    )
+    with exact_gradients(as_encoder(f)):
+        found = replace(calibration, line=constant).measure(as_encoder(f), x)
+    zero = math.log(how.eps) if rank is None else 0.0  # of a row that is zero throughout
+    torch.testing.assert_close(found.log_volume[~few], (0.7 * live + zero * (24 - live)).double()[~few])
 
 
 def test_a_tolerance_goes_with_a_folded_patch_embedding() -> None:

@@ -214,3 +214,15 @@ def test_other_runtime_errors_pass() -> None:
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         jepa_score(broken, torch.randn(9, 4), chunk_size=9)
+
+
+def test_a_bar_is_shown_where_it_is_asked_for(mlp: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        "probjepa.jacobian.score.passing", lambda shown: asked.append(shown) or {"disable": True}
+    )
+    x = torch.randn(2, 6, dtype=torch.float64)
+    for call in (jepa_score, jepa_score_details, jacobian_spectrum):
+        call(mlp, x)
+        call(mlp, x, progress=True)
+    assert asked == 3 * [False, True]
