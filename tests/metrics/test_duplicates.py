@@ -53,6 +53,12 @@ def test_twins_are_the_nearest_of_all(seed, count, others, chunk):
     np.testing.assert_allclose(similarity[np.arange(count), which], similarity.max(1), atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 64])
+def test_of_equally_similar_rows_the_first_is_the_twin(chunk):
+    bank = np.eye(2)[[1, 0, 0, 1, 0]]
+    assert nearest_twins(np.eye(2), bank, chunk_size=chunk)[1].tolist() == [1, 0]
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     st.integers(0, 2**31), st.sampled_from([1, 7, 64]), st.sampled_from([0.5, 0.9, 0.99, 1.0]), st.booleans()
