@@ -100,8 +100,8 @@ def nearest_twins(
 ) -> tuple[npt.NDArray[np.float32], Rows]:
     """Find each row's most similar row in another set: the cosine similarity (N,), and its number (N,).
 
-    A similarity near 1 says that a row leaks from one set into the other. Of equally similar rows the first is
-    taken.
+    A similarity near 1 says that a row leaks from one set into the other. Of equally similar rows it is the
+    first.
 
     Parameters
     ----------
