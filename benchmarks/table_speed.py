@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from harness import Result, arguments, parse, write
+from harness import Result, arguments, compare, parse, write
 from probjepa.evaluation.predictors import PREDICTORS
-from probjepa.tabular import VarTJEPA
+from probjepa.tabular import VarTJEPA, networks
 from probjepa.tabular.masks import draw_masks
 from probjepa_experiments.table_sets import SOURCES, TableSet
 
@@ -52,6 +53,12 @@ def main() -> None:
             models[size].transform(rows[size])
             if turn:
                 seconds[f"transform, {size}"].append((time.perf_counter() - started) / len(rows[size]))
+    for columns in (100, 300):
+        steps = wide_step(columns, args.repeats)
+        figures[f"step, {columns} columns"] = {
+            "seconds": {name: steps.time(name).median / 3 for name in steps.seconds},
+            "ratio": asdict(steps.ratio(f"{columns} columns, a mask at a time")),
+        }
     result.seconds = seconds  # of a row
     figures["transform, rows a second"] = {
         size: 1 / result.time(f"transform, {size}").median for size in SIZES
@@ -70,6 +77,33 @@ def main() -> None:
         )  # fmt: skip
     result.figures = figures
     write(result, args.out)
+
+
+def wide_step(columns: int, repeats: int) -> Result:
+    """Training steps of the default preset on 64 rows of many number columns: masks together, or apart."""
+    table = np.random.default_rng(0).normal(size=(200, columns)).astype(np.float32)
+    model = VarTJEPA(max_epochs=1, min_steps=1, max_steps=1, copula="none", random_state=0, device="cpu")
+    rows, network = next(model.fit(table)._batches(table[:64])), model.network_.train()
+
+    def step(wide: int) -> None:
+        networks._WIDE = wide
+        for seed in range(3):  # masks of three sizes
+            masks = draw_masks(
+                64, columns, context_share=model.context_share or (0.4, 0.8),
+                target_share=model.target_share or (0.2, 0.6), n_targets=4,
+                generator=torch.Generator().manual_seed(seed),
+            )  # fmt: skip
+            network.loss(rows, masks)["loss"].backward()
+
+    before, name = networks._WIDE, f"{columns} columns, "
+    steps = {
+        f"{name}masks in one sequence": lambda: step(10**9),
+        f"{name}a mask at a time": lambda: step(0),
+    }
+    try:
+        return compare("steps", steps, f"{name}masks in one sequence", repeats, clock=time.process_time)
+    finally:
+        networks._WIDE = before
 
 
 def outside_matrix_products(model: VarTJEPA, train: Any) -> float:

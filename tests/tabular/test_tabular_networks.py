@@ -146,6 +146,26 @@ def test_one_pass_over_all_masks_is_a_pass_for_each():
         torch.testing.assert_close(together[:, 3 + 2 * k : 5 + 2 * k], alone[:, 3:])
 
 
+@pytest.mark.parametrize("length", [2, 40])
+def test_masks_of_many_tokens_are_encoded_as_in_one_sequence(length):
+    """Wide tables: the same tokens and gradients as where a mask forbids the pairs."""
+    torch.manual_seed(0)
+    net = Transformer(8, n_layers=3, n_heads=2, ff_dim=16, dropout=0)
+    context = torch.randn(4, 50, 8, requires_grad=True)
+    targets = torch.randn(4, 5 * length, 8, requires_grad=True)
+    weight, inputs = torch.randn(4, 5 * length, 8), (context, targets, *net.parameters())
+    allow = attend_by_mask(50, 5, length, context.device)
+    plain = net(torch.cat([context, targets], 1), allow)[:, 50:]
+    found = net.asked(context, targets, 5)
+    torch.testing.assert_close(found, plain)
+    for mine, theirs in zip(
+        torch.autograd.grad((found * weight).sum(), inputs),
+        torch.autograd.grad((plain * weight).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("sizes", [{"n_heads": 3}, {"n_layers": 0}, {"ff_dim": 0}])
 def test_bad_sizes(schema, sizes):
     with pytest.raises(ConfigError, match="heads that divide dim"):

@@ -12,6 +12,8 @@ from probjepa.errors import ConfigError
 from probjepa.tabular.elbo import bounded_log_variance
 from probjepa.typed import DEEPEST
 
+_WIDE = 200  # tokens: with fewer, two small attentions take longer than the pairs that a mask forbids
+
 
 class Block(nn.Module):
     """Pre-norm transformer block: self-attention and a GELU network, with dropout on what each adds.
@@ -30,11 +32,37 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, allow: Tensor | None) -> Tensor:
         """Map tokens (B, L, d) to (B, L, d); ``allow`` (B, 1, L, L) is which attends (row) to which."""
+        q, k, v = self._heads(x)
+        return self._add(x, F.scaled_dot_product_attention(q, k, v, attn_mask=allow))
+
+    def by_mask(self, shown: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """Map a context (B, C, d) and K masks' tokens (B, K, T, d), each mask with the context alone.
+
+        What ``forward`` makes of both in a row by ``attend_by_mask``, without the pairs that it forbids.
+        """
+        q, k, v = self._heads(shown)
+        context = self._add(shown, F.scaled_dot_product_attention(q, k, v))
+        masks, own = asked.shape[1], asked.flatten(0, 1)
+
+        def beside(of: Tensor, mine: Tensor) -> Tensor:
+            """The context's keys or values, and a mask's own after them (B·K, H, C + T, d/H)."""
+            each = of.unsqueeze(1).expand(-1, masks, -1, -1, -1).flatten(0, 1)
+            return torch.cat([each, mine], 2)
+
+        q, own_k, own_v = self._heads(own)
+        mixed = F.scaled_dot_product_attention(q, beside(k, own_k), beside(v, own_v))
+        return context, self._add(own, mixed).view_as(asked)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens (B, L, d), (B, H, L, d/H) each."""
         b, length, dim = x.shape
         qkv = self.qkv(self.norm1(x)).view(b, length, 3, self.n_heads, dim // self.n_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allow)
-        x = x + self.drop(self.proj(mixed.transpose(1, 2).reshape(b, length, dim)))
+        return q, k, v
+
+    def _add(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Tokens (B, L, d) and what attention made of them (B, H, L, d/H): the rest of the block."""
+        x = x + self.drop(self.proj(mixed.transpose(1, 2).reshape(x.shape)))
         out: Tensor = x + self.drop(self.narrow(F.gelu(self.wide(self.norm2(x)))))
         return out
 
@@ -65,6 +93,20 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, allow)
         out: Tensor = self.norm(x)
+        return out
+
+    def asked(self, shown: Tensor, asked: Tensor, n_targets: int) -> Tensor:
+        """Encode K masks' tokens (B, K·T, d), each mask with the context (B, C, d) and without the others."""
+        context, length = shown.shape[1], asked.shape[1]
+        if context + length < _WIDE:
+            allow = attend_by_mask(context, n_targets, length // n_targets, asked.device)
+            dense: Tensor = self(torch.cat([shown, asked], 1), allow)[:, context:]
+            return dense
+        masks = asked.reshape(len(asked), n_targets, -1, asked.shape[2])
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            shown, masks = block.by_mask(shown, masks)
+        out: Tensor = self.norm(masks.flatten(1, 2))
         return out
 
 

@@ -16,7 +16,7 @@ from probjepa.errors import ConfigError
 from probjepa.methods.ema import EMA
 from probjepa.tabular.estimator import TableTransformer
 from probjepa.tabular.masks import Masks
-from probjepa.tabular.networks import Transformer, attend_by_mask, pick, token_parameter
+from probjepa.tabular.networks import Transformer, pick, token_parameter
 from probjepa.tabular.schema import ColumnType, NumericTransform
 from probjepa.tabular.tokens import FeatureTokenizer, Layout, Rows
 
@@ -56,12 +56,10 @@ class TJEPANetwork(nn.Module):
 
     def loss(self, rows: Rows, masks: Masks, epoch: float = math.inf) -> dict[str, Tensor]:
         """Return "loss": ‖predicted − averaged encoder's latent‖², mean over target tokens and d."""
-        k, _, n_target = masks.targets.shape
         shown = self.from_context(self.encoder(rows, masks.context)) + self.position[masks.context]
         targets = masks.targets.transpose(0, 1).flatten(1)  # (B, K·T)
         asked = self.mask_token + self.position[targets]
-        allow = attend_by_mask(shown.shape[1], k, n_target, shown.device)
-        predicted = self.predictor(torch.cat([shown, asked], 1), allow)[:, shown.shape[1] :]
+        predicted = self.predictor.asked(shown, asked, len(masks.targets))
         return {"loss": F.mse_loss(self.to_latent(predicted), pick(self.target(rows), targets))}
 
     def after_step(self, step: int, total_steps: int) -> None:

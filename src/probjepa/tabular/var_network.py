@@ -18,7 +18,6 @@ from probjepa.tabular.networks import (
     AttentionPool,
     GaussianHead,
     Transformer,
-    attend_by_mask,
     pick,
     token_parameter,
 )
@@ -220,7 +219,6 @@ class VarTJEPANetwork(nn.Module):
         """One draw of each latent, and its posterior and prior."""
         tokens = self.tokenizer(rows)
         b, _, dim = tokens.shape
-        k, _, n_target = masks.targets.shape
 
         x_mean, x_log = self.encode_context(pick(tokens, masks.context))
         s_x = draw(x_mean, x_log, noise)
@@ -235,9 +233,7 @@ class VarTJEPANetwork(nn.Module):
         shown = self.predictor_from_context(s_x) + from_z + at_context
         targets = masks.targets.transpose(0, 1).flatten(1)  # (B, K·T)
         asked = self.mask_token + from_z + position[targets + 1]
-        allow = attend_by_mask(shown.shape[1], k, n_target, tokens.device)
-        predicted = self.predictor(torch.cat([shown, asked], 1), allow)[:, shown.shape[1] :]
-        prior = self.predictor_head(predicted)
+        prior = self.predictor_head(self.predictor.asked(shown, asked, len(masks.targets)))
         return Latents((x_mean, x_log), (z_mean, z_log), (y_mean, y_log), prior, s_x, targets)
 
     def _surprise(
