@@ -360,9 +360,16 @@ def try_room(
         assert earlier is not None
         wanted = {survivor["mutant"] for survivor in earlier["survivors"]}
         texts = {str(p.relative_to(SOURCE)): p.read_text(encoding="utf-8").splitlines() for p in paths}
-        # a key takes a tenth of a second: only where the line stands in one that is wanted
-        near = [m for m in everything if any(texts[m.path][m.line - 1].strip() in key for key in wanted)]
+        # a key takes a tenth of a second: only where a line of the statement stands in one that is wanted
+        keys = {path: [key for key in wanted if key.startswith(f"{path}: ")] for path in texts}
+        near = [
+            m
+            for m in everything
+            if any(texts[m.path][line - 1].strip() in key for line in m.lines for key in keys[m.path])
+        ]
         chosen = [m for m in near if m.key in wanted]
+        if gone := wanted - {m.key for m in chosen}:
+            print(f"{room}: no longer there: {'; '.join(sorted(gone))}", flush=True)
         counts.update(killed=earlier["killed"], timeout=earlier["timeout"])
     reasons = json.loads(EQUIVALENT.read_text(encoding="utf-8")) if EQUIVALENT.exists() else {}
     for i, mutant in enumerate(chosen):

@@ -126,6 +126,7 @@ def test_wrong_inputs(detector):
             clone(detector).fit(FIT).score_samples(TEST[:, :4])
         ),
         r"give one row a sample, \(N, D\)": lambda: clone(detector).fit(FIT[0]),
+        r"to fit has shape \(2, 200, 5\): give one row": lambda: clone(detector).fit(FIT.reshape(2, 200, 5)),
         "is empty": lambda: clone(detector).fit(FIT[:0]),
         "give numbers": lambda: clone(detector).fit(np.full((9, 5), "a")),
         r"one label a row, \(400,\)": lambda: clone(detector).fit(FIT, np.zeros(399)),

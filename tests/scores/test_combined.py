@@ -13,7 +13,7 @@ from probjepa.data import ImageSet
 from probjepa.detectors import KNN, GaussianMixture, Mahalanobis
 from probjepa.errors import DataError
 from probjepa.scores import SCORES, score_class, score_set
-from probjepa.scores.combined import Combined
+from probjepa.scores.combined import Combined, _log_p
 
 KINDS = [name for name in SCORES if issubclass(score_class(name), Combined)]
 
@@ -86,6 +86,13 @@ def test_far_rows_keep_their_order_and_equal_rows_of_the_reference_are_no_obstac
     for few in (known[:1], known[:1].expand(9, 5)):
         with pytest.raises(DataError, match=f"'{name}' holds out a part of its reference"):
             score_class(name)().fit({"h": few})
+
+
+def test_held_out_rows_of_equal_scores_have_no_scale():
+    """Below the lowest of them log p falls on by the difference itself."""
+    log_p, p = _log_p(np.array([0.0, -3.0, 2.0]), np.array([0.0, 0.0, 0.0, 1.0]))
+    np.testing.assert_allclose(p, [4 / 5, 1 / 5, 1])
+    np.testing.assert_allclose(log_p, [math.log(4 / 5), math.log(1 / 5) - 3, 0])
 
 
 def images(count, seed):

@@ -114,6 +114,19 @@ def test_jepa_score_takes_one_pass_until_it_is_fitted_anew(monkeypatch):
     assert whole["jepa + latent"] == pytest.approx(bare + score.parts(some)["latent"])
 
 
+@pytest.mark.parametrize("progress", [False, True])
+def test_jepa_score_shows_a_bar_where_it_is_asked_for(monkeypatch, progress):
+    shown, details = [], jacobian.jepa_score_details
+
+    def watched(*args, progress=False, **more):
+        shown.append(progress)
+        return details(*args, **more)
+
+    monkeypatch.setattr(jacobian, "jepa_score_details", watched)
+    score_class("jepa")(nn.Tanh(), progress=progress).score(features(3, 2))
+    assert shown == [progress]
+
+
 def test_a_model_without_a_score_is_told_so(kind):
     bare = kind.lacking(None)
     combined = issubclass(kind, Combined)  # of what there is

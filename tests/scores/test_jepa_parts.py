@@ -1,0 +1,145 @@
+"""JEPA-SCORE of a set, part by part: the rows are the library's, and no part is taken for another scoring's."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from probjepa import VJE
+from probjepa.data import ImageSet
+from probjepa.errors import ArtifactError, DataError
+from probjepa.jacobian import as_encoder, jepa_score_details
+from probjepa.jacobian.estimators import Settings
+from probjepa.metrics.conformal import Rule
+from probjepa.scores import jepa_parts
+
+
+def images(count, seed, labels=None):
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
+    known = None if labels is None else torch.tensor(labels)
+    return ImageSet(torch.from_numpy(pixels), known, [f"{seed}.{i}" for i in range(count)])
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return as_encoder(VJE("convnet", channels=1, image_size=8, backbone_options={"widths": (4,)}).eval())
+
+
+@pytest.fixture(autouse=True)
+def _four_rows_a_part(monkeypatch):
+    monkeypatch.setattr(jepa_parts, "_ROWS_A_PART", 4)
+
+
+def scored(encoder, data, out, how=Settings(seed=3), **options):  # noqa: B008
+    return jepa_parts.score_jepa(encoder, data, out, how, progress=False, **options)
+
+
+def stopped(encoder, data, out, monkeypatch, after=2, **options):
+    """Score until a part after some is due, and stop."""
+    columns, begun = jepa_parts.columns, []
+
+    def until(*arguments):
+        begun.append(1)
+        if len(begun) > after:
+            raise KeyboardInterrupt
+        return columns(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jepa_parts, "columns", until)
+        with pytest.raises(KeyboardInterrupt):
+            scored(encoder, data, out, **options)
+
+
+def check(table, found):
+    for name, of in {
+        "score": found.score, "log_volume": found.log_volume, "latent": found.latent,
+        "numerical_rank": found.rank, "directions": found.used, "sigma_max": found.sigma_max,
+        "sigma_min": found.sigma_min, "standard_error": found.standard_error,
+    }.items():  # fmt: skip
+        np.testing.assert_allclose(table[name].to_numpy(), of.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+    assert set(table["estimator"].to_pylist()) == {found.estimator}
+
+
+@pytest.mark.parametrize("latent", ["none", "normal"])
+def test_rows_are_the_librarys(encoder, tmp_path, latent):
+    data = images(10, 0, [0, 1] * 5)
+    assert scored(encoder, data, tmp_path / "j.parquet", latent=latent) == (0, None)
+    table = pq.read_table(tmp_path / "j.parquet")
+    assert table["id"].to_pylist() == data.ids and table["label"].to_pylist() == [0, 1] * 5
+    check(table, jepa_score_details(encoder, data, latent=None if latent == "none" else latent))
+    assert [file.name for file in tmp_path.iterdir()] == ["j.parquet"]
+    with pytest.raises(ArtifactError, match="exists"):
+        scored(encoder, data, tmp_path / "j.parquet")
+
+
+def test_the_latent_term_of_a_reference(encoder, tmp_path):
+    data, reference = images(6, 0), images(20, 1)
+    scored(encoder, data, tmp_path / "j.parquet", latent="reference", reference=reference)
+    with torch.no_grad():
+        h = encoder.forward(encoder.prepare(reference.images))
+    check(pq.read_table(tmp_path / "j.parquet"), jepa_score_details(encoder, data, latent=h))
+    for where, wrong in (("images to score", {}), ("calibration images", {"calibration": reference})):
+        asked = data if wrong else reference
+        with pytest.raises(DataError, match=f"20 of 20 {where} are in the reference"):
+            scored(encoder, asked, tmp_path / "k.parquet", reference=reference, **wrong)
+
+
+def test_calibration_rows_decide(encoder, tmp_path):
+    data, calibration, rule = images(9, 0), images(13, 1), Rule(alpha=0.3)
+    out = tmp_path / "j.parquet"
+    counted = scored(encoder, data, out, calibration=calibration, rule=rule)
+    scores = [jepa_score_details(encoder, of).score.numpy() for of in (data, calibration)]
+    expected = rule.decide(*scores)
+    table = pq.read_table(out)
+    assert len(table) == 9 and counted == (0, expected["flagged"].sum())
+    for name in ("p_value", "q_value", "flagged"):
+        np.testing.assert_allclose(table[name].to_numpy(), expected[name], err_msg=name)
+
+
+def test_a_stopped_scoring_goes_on(encoder, tmp_path, monkeypatch):
+    data, calibration = images(10, 0), images(6, 1)
+    whole, out = tmp_path / "whole.parquet", tmp_path / "j.parquet"
+    scored(encoder, data, whole, calibration=calibration, rule=Rule(0.4))
+    # the calibration's parts of four and two rows come first
+    stopped(encoder, data, out, monkeypatch, after=3, calibration=calibration, rule=Rule(0.4))
+    assert scored(encoder, data, out, calibration=calibration, rule=Rule(0.4))[0] == 4
+    assert pq.read_table(whole).equals(pq.read_table(out))
+
+
+@pytest.mark.parametrize(
+    ("other", "change"),
+    [
+        ("seed", {"how": Settings(seed=4)}),
+        ("rank", {"how": Settings(rank="auto", seed=3)}),
+        ("estimator", {"how": Settings("sketch", seed=3)}),
+        ("latent", {"latent": "normal"}),
+        ("labels", {"data": images(10, 0, [1, 0] * 5)}),
+        ("data_pixels, data_sha256, labels", {"data": images(10, 2)}),
+        ("calibration_images, calibration_pixels, calibration_sha256", {"calibration": images(19, 3)}),
+        ("reference_images, reference_pixels, reference_sha256", {"reference": images(9, 3)}),
+    ],
+)
+def test_what_is_another_scoring_is_named(encoder, tmp_path, monkeypatch, other, change):
+    out, fresh = tmp_path / "j.parquet", tmp_path / "fresh.parquet"
+    given = {"data": images(10, 0, [0, 1] * 5)}
+    stopped(encoder, out=out, monkeypatch=monkeypatch, **given)
+    with pytest.raises(ArtifactError, match=f"a scoring with other {other} was begun"):
+        scored(encoder, out=out, **given | change)
+    assert scored(encoder, out=out, overwrite=True, **given | change)[0] == 0
+    scored(encoder, out=fresh, **given | change)
+    assert pq.read_table(out).equals(pq.read_table(fresh))
+
+
+def test_another_model_is_another_scoring(encoder, tmp_path, monkeypatch):
+    torch.manual_seed(1)
+    other = VJE("convnet", channels=1, image_size=8, backbone_options={"widths": (4,)}).eval()
+    stopped(encoder, images(10, 0), tmp_path / "j.parquet", monkeypatch)
+    with pytest.raises(ArtifactError, match="other weights was begun"):
+        scored(as_encoder(other), images(10, 0), tmp_path / "j.parquet")
+    assert jepa_parts.fingerprint(as_encoder(torch.tanh)) == jepa_parts.fingerprint(as_encoder(torch.sin))
+
+
+def test_images_are_opened_as_the_encoder_takes_them(encoder):
+    assert jepa_parts.input_shape(encoder) == (8, 1)
+    assert jepa_parts.input_shape(as_encoder(torch.tanh)) == (None, None)
