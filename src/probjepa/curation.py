@@ -177,6 +177,7 @@ def curate(
         for name, written in tables.items():
             with open_table(stage / f"{name}.parquet", overwrite=True) as table:
                 table.write(written)
+                table.note(*method.encoding.note())
         for name, lines in {**ids, "skipped": images.skipped}.items():
             write_text(stage / f"{name}.txt", "".join(f"{printable(line)}\n" for line in lines))
         write_text(stage / "report.html", render(f"Curation of {images.name}", cards, sections))

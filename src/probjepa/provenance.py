@@ -23,6 +23,18 @@ def cpu_flags() -> list[str]:
     return [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
 
 
+def bf16_units() -> list[str]:
+    """Return which units for bfloat16 the processor has, where Linux tells it."""
+    return [flag for flag in cpu_flags() if flag.endswith("_bf16")]
+
+
+def computes_bf16(device: str) -> bool:
+    """Return whether a device of this type ("cpu", "cuda") has units for bfloat16."""
+    import torch
+
+    return torch.cuda.is_bf16_supported() if device == "cuda" else device == "cpu" and bool(bf16_units())
+
+
 def usable_cpus() -> int:
     """Return how many processors this process may use: by its affinity, and by its container's quota."""
     affinity = getattr(os, "sched_getaffinity", None)

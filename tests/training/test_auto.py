@@ -8,6 +8,7 @@ import yaml
 from test_fit_resume import SignalAt, assert_same_weights, images, small_method, table, train
 
 import probjepa as pj
+from probjepa import provenance
 from probjepa.errors import ConfigError
 from probjepa.training import Interrupted, Module, auto
 
@@ -28,7 +29,7 @@ def processor(monkeypatch):
             steps.append((*option, torch.get_num_threads()))
             return seconds(*option, torch.get_num_threads())
 
-        monkeypatch.setattr(auto, "cpu_flags", lambda: [*flags])
+        monkeypatch.setattr(provenance, "cpu_flags", lambda: [*flags])
         monkeypatch.setattr(auto, "threads_that_fit", lambda: threads)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         if seconds is not None:
@@ -149,7 +150,7 @@ def test_timing_leaves_no_trace(monkeypatch, own_views):
             return [batch / 255 + torch.rand(()), batch / 255]
 
     views = Counting() if own_views else None
-    monkeypatch.setattr(auto, "cpu_flags", lambda: ["amx_bf16"])
+    monkeypatch.setattr(provenance, "cpu_flags", lambda: ["amx_bf16"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     method = small_method().eval()
     method.encoder.train()
@@ -206,7 +207,7 @@ def test_a_run_records_what_was_chosen_says_it_once_and_resumes_with_it(fast, tm
     with pytest.raises(Interrupted):
         train(out, callbacks=[SignalAt(4)])
     monkeypatch.setattr(auto, "step_seconds", never)
-    monkeypatch.setattr(auto, "cpu_flags", lambda: [])  # another machine
+    monkeypatch.setattr(provenance, "cpu_flags", lambda: [])  # another machine
     assert_same_weights(whole, train(out, resume=True))
     assert table(out) == table(tmp_path / "whole")
     assert recorded(out)["auto"] == config["auto"]

@@ -61,6 +61,7 @@ def embed(model: Model, data: Data, out: OutTable, shared: Shared, sharding: Sha
         with open_table(place, shared.overwrite) as table:
             for columns in rows:
                 table.write(columns)
+            opened.note(table)
     say(f"embedded {count:,} {opened.unit}: {out}")
 
 

@@ -22,6 +22,7 @@ from probjepa.launch import is_first_process
 from probjepa.terminal import say, tracked
 
 if TYPE_CHECKING:
+    from probjepa.data.rows import TableWriter
     from probjepa.methods import Method
 
 _BATCH = 512
@@ -102,7 +103,13 @@ class ImageModel:
         from probjepa.training.device import resolve_device
 
         device = resolve_device(self.shared.device)
-        return open_encoder(self.source, image_size=self.size).to(device)
+        method = open_encoder(self.source, image_size=self.size).to(device)
+        method.precision = self.shared.precision
+        return method
+
+    def note(self, table: TableWriter) -> None:
+        """Say in a table's metadata how its images were encoded."""
+        table.note(*self.method.encoding.note())
 
     def read(self, uri: str, *, labelled: bool = True) -> Images:
         """Open images as the model takes them; what the options say of labels is for ``labelled`` ones."""
@@ -150,7 +157,7 @@ class ImageModel:
             seed=options.seed, progress=not self.shared.quiet,
         )  # fmt: skip
         columns = identity(images, slice(None))
-        return write_scores(scorer, images, calibration, rule, columns, out, self.shared.overwrite)
+        return write_scores(self, scorer, images, calibration, rule, columns, out)
 
     def _calibration(self, options: Scoring, images: Images, read: Callable[[str], Images]) -> Images | None:
         """Open the calibration images: enough of them, and none that is to be scored."""
@@ -162,7 +169,7 @@ class ImageModel:
         return calibration
 
     def _score_jepa(self, data: str, out: Path, options: Scoring) -> Scored:
-        rank = jepa_rank(options)
+        rank = jepa_rank(options, self.shared)
         from probjepa.jacobian import as_encoder
         from probjepa.jacobian.estimators import Settings
         from probjepa.scores.jepa_parts import input_shape, score_jepa
@@ -264,8 +271,10 @@ def _refuse_target(target: str | None, what: str) -> None:
         raise ConfigError(f"--target is for tables, and {what} is of images: leave it out")
 
 
-def jepa_rank(options: Scoring) -> Any:
+def jepa_rank(options: Scoring, shared: Shared) -> Any:
     """Return the rank of JEPA-SCORE as its ``Settings`` have it; ConfigError for options that do not fit."""
+    if shared.precision != "float32":
+        raise ConfigError("--precision is of embeddings, and jepa's derivatives are in float32: leave it out")
     latent, rank = options.latent, options.rank
     if latent not in ("none", "normal", "reference"):
         raise unknown_name("latent term", latent, ["none", "normal", "reference"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 
 if TYPE_CHECKING:
+    from probjepa.data.rows import TableWriter
     from probjepa.metrics.conformal import Rule
     from probjepa.scores import SetScorer
 
@@ -24,7 +25,7 @@ class Scored(NamedTuple):
 
 
 def write_scores(
-    scorer: SetScorer, data: Any, calibration: Any, rule: Rule, columns: Columns, out: Path, overwrite: bool
+    kind: Kind, scorer: SetScorer, data: Any, calibration: Any, rule: Rule, columns: Columns, out: Path
 ) -> Scored:
     """Score inputs, decide by calibration inputs where there are any, and write them beside ``columns``."""
     from probjepa.data.rows import open_table
@@ -32,8 +33,9 @@ def write_scores(
     known = None if calibration is None else scorer(calibration, calibration=True)[0]
     values, parts = scorer(data)
     decided = {} if known is None else rule.decide(values, known)
-    with open_table(out, overwrite) as table:
+    with open_table(out, kind.shared.overwrite) as table:
         table.write({**columns, "score": values, **decided, **parts})
+        kind.note(table)
     return Scored(len(data), flagged=None if known is None else int(decided["flagged"].sum()))
 
 
@@ -41,6 +43,7 @@ class Kind(Protocol):
     """What the commands ask of one kind of data: to train a model, and then of a trained one."""
 
     unit: str  # what its inputs are called
+    shared: Shared
 
     def __init__(self, source: str, shared: Shared) -> None: ...
 
@@ -53,6 +56,9 @@ class Kind(Protocol):
 
     def score(self, data: str, out: Path, options: Scoring) -> Scored:
         """Write the table of ``score``."""
+
+    def note(self, table: TableWriter) -> None:
+        """Say in the metadata of a table, some of whose rows are written, how its inputs were encoded."""
 
     def evaluate(self, train: str, test: str, out: Path, options: Evaluating) -> None:
         """Write metrics.json and report.html into ``out``, and print a summary."""

@@ -92,6 +92,9 @@ class Shared(Reading):
     labels: Labels = None
     ids: Ids = None
     device: Annotated[str, DEVICE] = "auto"
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="float32|bf16|auto", help="that images are encoded in")
+    ] = "float32"
     quiet: Quiet = False
 
 

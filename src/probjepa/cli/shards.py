@@ -36,7 +36,7 @@ def of_model(model: str, shared: Shared, **settings: Any) -> Job:
     shared.refuse(model)
     return Job(
         model, convert=shared.convert, on_error=checked_on_error(shared.on_error), labels=shared.labels,
-        ids=shared.ids, device=shared.device, **settings,
+        ids=shared.ids, device=shared.device, precision=shared.precision, **settings,
     )  # fmt: skip
 
 
@@ -51,7 +51,11 @@ def of_score(model: str, shared: Shared, options: Scoring) -> Job:
         )
     settings: dict[str, Any] = {}
     if options.score == "jepa":
-        settings = {"estimator": options.estimator, "rank": jepa_rank(options), "latent": options.latent}
+        settings = {
+            "estimator": options.estimator,
+            "rank": jepa_rank(options, shared),
+            "latent": options.latent,
+        }
     return of_model(
         model, shared, what="score", score=options.score, reference=options.reference,
         reference_size=options.reference_size, seed=options.seed, size=options.size, **settings,

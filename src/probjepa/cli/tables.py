@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from probjepa.training.interrupt import Interrupted
 from probjepa.typed import check_settings, checked, types_of
 from probjepa.yaml_files import read_yaml
 
+if TYPE_CHECKING:
+    from probjepa.data.rows import TableWriter
+
 # options of training, and what the estimators call them
 SETTINGS = {"epochs": "max_epochs", "seed": "random_state", "device": "device", "target": "target"}
 
@@ -40,7 +43,8 @@ class TableModel:
     def __init__(self, source: str, shared: Shared) -> None:
         from probjepa.loading import load
 
-        _refuse({"--labels": shared.labels, "--ids": shared.ids})
+        encoded = shared.precision != "float32"
+        _refuse({"--labels": shared.labels, "--ids": shared.ids, "--precision": encoded})
         device = resolve_device(shared.device)
         self.shared = shared
         self.model = load(source)
@@ -149,7 +153,10 @@ class TableModel:
             reference_size=options.reference_size,
             seed=options.seed,
         )
-        return write_scores(scorer, features, calibration, rule, columns, out, self.shared.overwrite)
+        return write_scores(self, scorer, features, calibration, rule, columns, out)
+
+    def note(self, table: TableWriter) -> None:
+        """Say nothing: rows are in float32."""
 
     def evaluate(self, train: str, test: str, out: Path, options: Evaluating) -> None:
         """Write the figures of the classifiers that the embedding feeds, with their page."""

@@ -169,6 +169,7 @@ def evaluate(
             **method.settings,
             "seed": seed,
             "n_bootstrap": n_bootstrap,
+            **method.encoding.record(),
             "kNN detector's k": knn_neighbour(len(reference["h"])),
         },
         "train": train.name,

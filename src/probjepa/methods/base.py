@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from probjepa.backbones import HUBS, embedding_dim_of, encoder_of, is_trained
+from probjepa.backbones.encoding import Encoding
 from probjepa.backbones.frozen import Frozen
 from probjepa.backbones.frozen import evaluating as evaluating
 from probjepa.backbones.hub import UnpreparedError, pinned, remade, source_of, weights_sha256
@@ -95,6 +97,8 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         of an image that ``loss`` takes: 1, 2, or ``math.inf`` for any number from 2
     frozen_recipe
         what of ``recipe`` differs on a frozen encoder
+    encoding
+        how the encoder computes where it encodes, which ``precision`` sets
 
     Raises
     ------
@@ -108,6 +112,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
     frozen_recipe: ClassVar[Mapping[str, Any]] = {}
     encoder: nn.Module
     preprocess: Preprocess
+    encoding: Encoding = Encoding()
     most_views: ClassVar[float] = 2
 
     def __init__(
@@ -315,6 +320,30 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         """Type of the encoder's parameters, which images are given in; losses are float32 at least."""
         return next((p.dtype for p in self.encoder.parameters()), torch.float32)
 
+    @property
+    def precision(self) -> str:
+        """What ``features`` and all that reads them encode in: "float32", unless "bf16" or "auto" is set.
+
+        See ``Encoding``, also for the errors. To be set on the device that the model runs on; it is not saved
+        with the model, and training and derivatives (JEPA-SCORE) go without it.
+        """
+        return self.encoding.precision
+
+    @precision.setter
+    def precision(self, asked: str) -> None:
+        self.encoding = Encoding(asked, self.device.type)
+
+    @contextmanager
+    def _encoding_in(self, precision: str | None) -> Iterator[None]:
+        """Set a precision, and then what there was; None: that stays."""
+        before = self.encoding
+        if precision is not None:
+            self.precision = precision
+        try:
+            yield
+        finally:
+            self.encoding = before
+
     def calibrate(self, images: Tensor) -> None:
         """Take mean and standard deviation from uint8 images (N, C, H, W), unless they were given."""
         if not self.calibrated:
@@ -370,12 +399,18 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         set's, may go without what only these need.
         """
         with evaluating(self):
-            parts = [self.features_of(self(batch).float()) for batch in self.batches(x, batch_size)]
+            batches = (batch.to(self.device) for batch in self.batches(x, batch_size))
+            encoded = (self.encoding(self, self.preprocess, batch) for batch in batches)
+            parts = [self.features_of(h) for h in encoded]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
-    def embed(self, x: Any, batch_size: int = 512) -> Tensor:
-        """Embeddings h (N, D) of N images, all that ``open`` takes; in evaluation mode, without gradients."""
-        return self.features(x, batch_size)["h"]
+    def embed(self, x: Any, batch_size: int = 512, *, precision: str | None = None) -> Tensor:
+        """Embeddings h (N, D) of N images, all that ``open`` takes; in evaluation mode, without gradients.
+
+        ``precision`` is for this call; None: the model's own.
+        """
+        with self._encoding_in(precision):
+            return self.features(x, batch_size, scored=False)["h"]
 
     def outputs(self, pixels: Tensor, what: str) -> tuple[Tensor, ...]:
         """Return "embed" (h,), "posterior" (mean, variance) or "likelihood" (score,) of ``example_batch``.
@@ -485,7 +520,7 @@ class ProbabilisticMethod(Method):
     def score_names(self) -> list[str]:
         """Names of ``ood_scores``, read off one blank image."""
         size, channels = self.preprocess.size, self.preprocess.channels
-        with torch.no_grad():
+        with torch.no_grad(), self._encoding_in("float32"):
             return list(self.ood_scores(self.features(torch.zeros(1, channels, size, size).byte())))
 
     def score_samples(self, x: Any) -> Tensor:

@@ -163,11 +163,6 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         """Move the teacher."""
         self.teacher.update(self.encoder, step, total_steps)
 
-    def embed(self, x: Any, batch_size: int = 512) -> Tensor:
-        """Mean of the student's normalised tokens, all patches seen: (N, D), without gradients."""
-        with evaluating(self):
-            return torch.cat([self(batch).float() for batch in self.batches(x, batch_size)])
-
     def features(self, x: Any, batch_size: int = 128, *, scored: bool = True) -> dict[str, Tensor]:
         """Embeddings and predictive measures of N images, in evaluation mode.
 
@@ -176,17 +171,19 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         Returns
         -------
         dict
-            "h" (N, D) float32, and means over the hidden tokens of ``score_masks`` masks, each (N,) float64:
+            "h" (N, D) float32, the mean of the student's normalised tokens, all patches seen; and means over
+            the hidden tokens of ``score_masks`` masks, each (N,) float64:
             "log_density" of the image's own tokens in nats a coordinate, or, where the head has no density,
             "negative_energy_score" of them (from draws; of a point prediction it is the negative distance);
             "spread", √(mean predictive variance), from draws where it has no closed form; "entropy" in nats a
             coordinate where the prediction has one
         """
         x = self.open(x)
+        features = super().features(x, batch_size)
         if not scored:
-            return {"h": self.embed(x, batch_size)}
+            return features
         read = partial(measures, draws=self.score_draws)
-        return {"h": self.embed(x, batch_size), **self._read(x, batch_size, read, self.score_draws)}
+        return {**features, **self._read(x, batch_size, read, self.score_draws)}
 
     def _read(self, x: Any, batch_size: int, read: Callable[[Any, Tensor], Measured], draws: int) -> Measured:
         """What ``read`` finds in the predictions of the hidden tokens of images, see ``by_image``."""

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from probjepa import __version__
+from probjepa.backbones.encoding import Encoding
 from probjepa.data.decode import Decoder
 from probjepa.data.fitting import Fit
 from probjepa.data.images import Images, ImageSet
@@ -24,7 +25,7 @@ from probjepa.data.rows import TableWriter, as_column
 from probjepa.data.shard_files import Shard, ShardError, file_mark, filesystem, is_remote
 from probjepa.data.shards import Layout, named_columns, read_layout, read_shard
 from probjepa.data.sources import open_images
-from probjepa.errors import ArtifactError
+from probjepa.errors import ArtifactError, ConfigError
 from probjepa.files import first_line, staged_file
 from probjepa.training.folder import data_fingerprint, weights_fingerprint
 
@@ -53,6 +54,8 @@ class Job:
         as ``open_images`` has them; "skip" also leaves out shards that cannot be read
     device
         as ``resolve_device`` takes it
+    precision
+        that images are encoded in, "float32" or "bf16"; JEPA-SCORE's is float32
     layout
         the columns that every shard must have; None: those of the first
     """
@@ -72,7 +75,13 @@ class Job:
     labels: str | None = None
     ids: str | None = None
     device: str = "auto"
+    precision: str = "float32"
     layout: Layout | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the precision "auto", which each process would settle for itself."""
+        if self.precision == "auto":
+            raise ConfigError("the precision of shards is the same in all processes: name float32 or bf16")
 
 
 class ShardWorker:
@@ -97,16 +106,20 @@ class ShardWorker:
     @cached_property
     def marks(self) -> dict[str, str]:
         """The fingerprints of the model and of the settings that an output depends on."""
-        free = {"model", "device", "on_error", "reference"}  # a reference counts by its images
+        free = {"model", "device", "on_error", "reference", "precision"}  # a reference counts by its images
         settings = {name: value for name, value in asdict(self.job).items() if name not in free}
         settings |= {"version": __version__, **self._model.reference}
-        return {"model": self._model.mark, "settings": _hash(settings), "what": self.job.what}
+        return {
+            "model": self._model.mark, "settings": _hash(settings), "what": self.job.what,
+            "precision": self._model.encoding.precision,
+        }  # fmt: skip
 
     def __call__(self, shard: Shard, place: str) -> dict[str, Any]:
         """Write the output of a shard under a temporary name, rename it, and return its record.
 
         The record, which the output's metadata hold, has the fingerprints ("input", "model", "settings"),
-        "rows", "failed" (a line for each row that was left out) and "seconds".
+        "precision" (and of bf16 "bf16_error"), "rows", "failed" (a line for each row that was left out) and
+        "seconds".
 
         Raises
         ------
@@ -136,7 +149,7 @@ class ShardWorker:
                 if file_mark(shard.path) != before:
                     raise ShardError(f"'{shard.path}' changed while it was read: run the command again")
                 record = {
-                    **marks, "input": before, "rows": rows, "failed": failed,
+                    **marks, **self._model.encoding.record(), "input": before, "rows": rows, "failed": failed,
                     "seconds": round(time.perf_counter() - start, 3),
                 }  # fmt: skip
                 writer.note(KEY, json.dumps(record))
@@ -165,6 +178,8 @@ class _Opened:
 
         self.job, self.reference = job, dict[str, Any]()
         self.method = open_encoder(job.model, image_size=job.size).to(resolve_device(job.device))
+        self.method.precision = job.precision
+        self.encoding = self.method.encoding
         preprocess = self.method.preprocess
         self.decoder = _decoder(preprocess.opened, preprocess.open_channels, convert=job.convert)
         self.mark = _hash({"config": self.method.config(), "weights": weights_fingerprint(self.method)})
@@ -209,7 +224,7 @@ class _Jepa:
         from probjepa.scores.jepa_parts import embedded, fingerprint, input_shape
         from probjepa.training.device import resolve_device
 
-        self.encoder = as_encoder(job.model).to(resolve_device(job.device))
+        self.encoder, self.encoding = as_encoder(job.model).to(resolve_device(job.device)), Encoding()
         shape: Any = (job.size, None) if job.size else input_shape(self.encoder)
         self.decoder = _decoder(*shape, convert=job.convert)
         self.mark = _hash({"encoder": self.encoder.name, "weights": fingerprint(self.encoder)})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from probjepa.errors import ConfigError, short
-from probjepa.provenance import cpu_flags, usable_cpus
+from probjepa.provenance import bf16_units, computes_bf16, usable_cpus
 from probjepa.training.module import Module
 from probjepa.training.randomness import forked
 from probjepa.typed import checked
@@ -23,7 +23,6 @@ from probjepa.yaml_files import read_yaml
 LEAST_SHARE = 50  # a run is at least so many times as long as what is spent on choosing, at worst
 _ROUNDS = 3  # the first warms up, the faster of the others counts
 _GAIN = 0.95  # of the time that a step takes as it is usual; a smaller gain may be the clock's
-_BF16_UNITS = {"avx512_bf16", "amx_bf16"}
 _MOST_THREADS = 4096
 Option = tuple[str, bool]  # a Lightning precision, and whether weights and views are channels-last
 
@@ -48,7 +47,7 @@ def by_processor(device: torch.device, precision: str = "auto") -> Option:
     the plain order.
     """
     gpu = device.type == "cuda"
-    units = torch.cuda.is_bf16_supported() if gpu else device.type == "cpu" and _has_bf16_units()
+    units = computes_bf16(device.type)
     if precision == "auto":
         precision = "bf16-mixed" if units else "32-true"
     return precision, gpu or (units and precision == "bf16-mixed")
@@ -92,11 +91,11 @@ def choose(
             return Auto(precision, channels_last, threads, "as given")
         usual = usual[0], channels_last
     orders = [False, True] if channels_last == "auto" else [channels_last]
-    precisions = ["32-true", "bf16-mixed"][: 1 + _has_bf16_units()] if precision == "auto" else [precision]
+    precisions = ["32-true", "bf16-mixed"][: 1 + bool(bf16_units())] if precision == "auto" else [precision]
     options = [(kind, order) for kind in precisions for order in orders]
     if device.type != "cpu":
         return Auto(*usual, threads, "as on every such device")
-    why = f"by the processor ({', '.join(_BF16_UNITS & {*cpu_flags()}) or 'no bf16 units'})"
+    why = f"by the processor ({', '.join(bf16_units()) or 'no bf16 units'})"
     if steps is None or not {*precisions} <= {"32-true", "bf16-mixed"}:
         return Auto(*usual, threads, why)
     spent, given = _ROUNDS * len(options), "OMP_NUM_THREADS" in os.environ
@@ -172,10 +171,6 @@ def _fastest(trial: Module, images: Tensor, options: list[Option]) -> dict[Optio
     trial.train()
     rounds = [{option: step_seconds(trial, images, option) for option in options} for _ in range(_ROUNDS)]
     return {option: min(seconds[option] for seconds in rounds[1:]) for option in options}
-
-
-def _has_bf16_units() -> bool:
-    return bool(_BF16_UNITS & {*cpu_flags()})
 
 
 def _name(precision: str, channels_last: bool) -> str:
