@@ -25,6 +25,8 @@ def test_the_processor_by_its_name_and_units(tmp_path, monkeypatch, text, model,
     if text is not None:
         provenance.CPUINFO.write_text(text)
     assert provenance.cpu_flags() == flags
+    assert provenance.bf16_units() == flags[2:]
+    assert provenance.computes_bf16("cpu") == bool(flags[2:]) and not provenance.computes_bf16("mps")
     assert provenance.cpu_model() == model or (model is None and provenance.cpu_model())
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from probjepa import IJEPA, VJE
+from probjepa import IJEPA, VJE, jepa_score, provenance
 from probjepa.data import Preprocess
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods import Method
@@ -223,3 +223,72 @@ def test_the_arguments_are_recorded_once_with_their_defaults():
     assert copy.deepcopy(made).settings == made.settings
     with pytest.raises(TypeError, match="warmth"):
         Mine(warmth=3)
+
+
+@pytest.fixture
+def units(monkeypatch):
+    monkeypatch.setattr(provenance, "cpu_flags", lambda: ["avx512_bf16"])
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_every_door_reads_the_precision(units, call, capsys):
+    m = model()
+    wanted = call(m, pixels(80))
+    assert m.precision == "float32"
+    m.precision = "bf16"
+    found = call(m, pixels(80))
+    assert found.dtype == wanted.dtype and m.precision == "bf16"
+    assert not torch.equal(found, wanted)
+    far = (found - wanted).abs().max() / wanted.abs().max()
+    assert 0 < far < 0.05
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    m.precision = "float32"
+    assert torch.equal(call(m, pixels(80)), wanted)
+
+
+def test_densities_are_of_the_embeddings_in_float32(units):
+    m = model()
+    m.precision = "bf16"
+    features = m.features(pixels())
+    assert {of.dtype for of in features.values()} == {torch.float32}
+    with torch.no_grad():
+        mean, variance = m.inference(features["h"])
+    assert torch.equal(features["mu"], mean) and torch.equal(features["variance"], variance)
+    assert torch.equal(m.score_samples(pixels()), m.score_features(features))
+    assert m.score_samples(pixels()).dtype == torch.float64
+
+
+def test_embed_takes_a_precision_for_one_call(units):
+    m = model()
+    wanted = m.embed(pixels())
+    assert torch.equal(m.embed(pixels(), precision="float32"), wanted)
+    assert not torch.equal(m.embed(pixels(), precision="bf16"), wanted)
+    assert m.precision == "float32" and torch.equal(m.embed(pixels()), wanted)
+    with pytest.raises(ConfigError, match="unknown precision 'half'"):
+        m.embed(pixels(), precision="half")
+    assert m.precision == "float32"
+
+
+def test_the_names_of_scores_leave_auto_open(units):
+    m = model()
+    m.precision = "auto"
+    assert "likelihood" in m.score_names() and m.precision == "auto"
+
+
+def test_derivatives_and_a_batch_go_without_it(units):
+    m = model().eval()
+    wanted = jepa_score(m, pixels(2)), m(pixels(2))
+    m.precision = "bf16"
+    assert torch.equal(jepa_score(m, pixels(2)), wanted[0]) and torch.equal(m(pixels(2)), wanted[1])
+
+
+def test_the_embeddings_of_ijepa_take_it_too(units):
+    vit = {"patch_size": 4, "width": 16, "depth": 1, "heads": 2}
+    m = IJEPA(channels=1, image_size=16, backbone_options=vit, predictor_width=16, seed=0)
+    wanted = m.embed(pixels(size=16))
+    assert torch.equal(m.features(pixels(size=16))["h"], wanted)
+    m.precision = "bf16"
+    found = m.embed(pixels(size=16))
+    assert found.dtype == torch.float32 and not torch.equal(found, wanted)
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
+    assert torch.equal(m.features(pixels(size=16), scored=False)["h"], found)

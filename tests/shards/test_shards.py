@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from probjepa import provenance
 from probjepa.data.rows import TableWriter
 from probjepa.errors import ArtifactError, ConfigError, DataError
 from probjepa.shards import Job, ShardWorker, parse_share, run_shards
@@ -75,6 +76,28 @@ def test_what_differs_is_done_again_and_only_that(model, tmp_path, what):
     fresh = tmp_path / "fresh"
     embed(model, data, fresh, **options)
     assert rows(out).equals(rows(fresh))
+
+
+def test_a_precision_is_of_the_output_and_is_not_mixed(model, tmp_path, monkeypatch, capsys):
+    data, out = write_shards(tmp_path / "in"), tmp_path / "out"
+    embed(model, data, out)
+    record = runs_room.read_record(str(out / "part-0.parquet"))
+    assert record["precision"] == "float32" and "bf16_error" not in record
+    plain = rows(out)
+    with pytest.raises(ConfigError, match="name float32 or bf16"):
+        embed(model, data, out, precision="auto")
+    with pytest.raises(ConfigError, match="no units for bf16"):
+        embed(model, data, out, precision="bf16")
+    monkeypatch.setattr(provenance, "cpu_flags", lambda: ["amx_bf16"])
+    assert embed(model, data, out, precision="bf16")["written"] == 3
+    assert capsys.readouterr().err.startswith("bf16: error ")
+    record = runs_room.read_record(str(out / "part-2.parquet"))
+    assert record["precision"] == "bf16" and 0 < record["bf16_error"] < 1
+    assert json.loads((out / "manifest.json").read_text())["precision"] == "bf16"
+    assert not rows(out).equals(plain)
+    assert embed(model, data, out, precision="bf16")["finished"] == 3
+    assert embed(model, data, out)["written"] == 3
+    assert rows(out).equals(plain)
 
 
 def test_shares_together_give_what_one_process_gives(model, tmp_path):
