@@ -51,11 +51,8 @@ def of_score(model: str, shared: Shared, options: Scoring) -> Job:
         )
     settings: dict[str, Any] = {}
     if options.score == "jepa":
-        settings = {
-            "estimator": options.estimator,
-            "rank": jepa_rank(options, shared),
-            "latent": options.latent,
-        }
+        rank = jepa_rank(options, shared)
+        settings = {"estimator": options.estimator, "rank": rank, "latent": options.latent}
     return of_model(
         model, shared, what="score", score=options.score, reference=options.reference,
         reference_size=options.reference_size, seed=options.seed, size=options.size, **settings,

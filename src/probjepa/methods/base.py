@@ -400,14 +400,13 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         """
         with evaluating(self):
             batches = (batch.to(self.device) for batch in self.batches(x, batch_size))
-            encoded = (self.encoding(self, self.preprocess, batch) for batch in batches)
-            parts = [self.features_of(h) for h in encoded]
+            parts = [self.features_of(self.encoding(self, self.preprocess, batch)) for batch in batches]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def embed(self, x: Any, batch_size: int = 512, *, precision: str | None = None) -> Tensor:
         """Embeddings h (N, D) of N images, all that ``open`` takes; in evaluation mode, without gradients.
 
-        ``precision`` is for this call; None: the model's own.
+        ``precision`` is for this call, which looks at its first images anew; None: the model's own.
         """
         with self._encoding_in(precision):
             return self.features(x, batch_size, scored=False)["h"]
