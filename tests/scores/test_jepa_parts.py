@@ -107,6 +107,15 @@ def test_a_stopped_scoring_goes_on(encoder, tmp_path, monkeypatch):
     assert pq.read_table(whole).equals(pq.read_table(out))
 
 
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_bar_is_shown_where_it_is_asked_for(encoder, tmp_path, monkeypatch, progress):
+    asked = []
+    monkeypatch.setattr(jepa_parts, "passing", lambda shown: asked.append(shown) or {"disable": True})
+    how = Settings()
+    jepa_parts.score_jepa(encoder, images(5, 0), tmp_path / "j.parquet", how, progress=progress)
+    assert asked == [progress]
+
+
 @pytest.mark.parametrize(
     ("other", "change"),
     [

@@ -62,7 +62,8 @@ def test_an_entry_says_what_it_is(kind):
     assert "\n" not in kind.summary
     assert kind.needs <= {"reference", "gradients"}
     assert kind.paper == "" or kind.paper.startswith("https://")
-    assert repr(kind(model_of(kind))).startswith(f"{kind.__name__}(")
+    model = model_of(kind)
+    assert repr(kind(model, seed=7)) == f"{kind.__name__}({type(model).__name__}, seed=7)"
 
 
 def test_one_finite_number_an_input_whatever_their_order(kind):

@@ -12,9 +12,11 @@ from probjepa.distributions import PolarStudentTMixture
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods import Method
 from probjepa.scores import SCORES, SetScorer, encode, score_class, score_set
+from probjepa.scores.combined import Combined
 from probjepa.scores.detectors import KNNScore, MixtureScore, knn_neighbour
 from probjepa.scores.sets import draw
-from probjepa.scores.table import detectors
+from probjepa.scores.own import Own
+from probjepa.scores.table import available, detectors
 
 
 def images(n, seed, size=8):
@@ -197,6 +199,7 @@ def test_wrong_scores(model, held_out, reference):
     with pytest.raises(ConfigError, match="uses no reference set"):
         score_set(model, held_out, "likelihood", reference=reference)
     gaussian = VJE("convnet", channels=1, image_size=8, df=float("inf"))
+    assert "predictive" not in available(gaussian, but=Combined)
     with pytest.raises(ConfigError, match="polar Student-t densities: it needs likelihood='polar'"):
         score_set(gaussian, held_out, "predictive", reference=reference)
 
@@ -233,6 +236,17 @@ def test_a_part_of_the_models_own_is_a_score(model, held_out):
         score, parts = score_set(model, held_out, name)
         np.testing.assert_allclose(score, own[name].numpy(), rtol=1e-6)
         assert set(parts) == set(model.uncertainty(held_out.images))
+        assert (Own.named(name).name, Own.named(name).summary) == (name, f"the model's own '{name}'")
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_bar_is_shown_where_it_is_asked_for(model, held_out, reference, monkeypatch, progress):
+    asked = []
+    monkeypatch.setattr(
+        "probjepa.scores.sets.tracked", lambda items, what, total, *, shown: asked.append(shown) or items
+    )
+    SetScorer(model, "knn", reference=reference, progress=progress)(held_out)
+    assert asked == [progress, progress]  # of the set and of the reference
 
 
 def test_every_detector_needs_a_reference_and_nothing_else():
@@ -249,6 +263,7 @@ def test_a_part_of_the_reference_is_the_score_of_those_rows():
     found, _ = SetScorer(encoder, "knn", reference=known, reference_size=10, seed=2)(asked)
     rows = draw(40, 10, 2)
     assert len(set(rows.tolist())) == 10 and not np.array_equal(rows, draw(40, 10, 3))
+    assert len(draw(40, 2, 0)) == 2  # the least
     expected, _ = SetScorer(encoder, "knn", reference=known[rows])(asked)
     np.testing.assert_array_equal(found, expected)
     whole, _ = SetScorer(encoder, "knn", reference=known, reference_size=40)(asked)
