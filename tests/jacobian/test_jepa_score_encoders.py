@@ -82,12 +82,24 @@ class Plain:
     def embed(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
 
+    __call__ = embed
+
 
 def test_a_method_of_any_object_is_taken() -> None:
     encoder, x = as_encoder(Plain().embed), torch.randn(2, 5)
     assert encoder.module is None
     assert encoder.name == "embed"
+    assert as_encoder(Plain()).name == "Plain"
     torch.testing.assert_close(jepa_score(Plain().embed, x), jepa_score(torch.tanh, x))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+def test_inputs_take_the_type_of_the_encoders_weights(kind: torch.dtype, given: torch.dtype) -> None:
+    net, x = torch.nn.Linear(6, 4).to(kind), torch.randn(3, 6).to(given)
+    assert as_encoder(net).prepare(x).dtype == kind
+    expected = torch.linalg.svdvals(net.weight.detach().double()).log().sum()
+    torch.testing.assert_close(jepa_score(net, x), expected.expand(3), rtol=0, atol=1e-5)
 
 
 def test_files_are_opened_at_the_models_size(method: probjepa.VJE, tmp_path: Path) -> None:

@@ -89,10 +89,12 @@ def test_sketch_of_a_transformer_is_near_exact() -> None:
 def test_slq_with_all_steps_on_a_diagonal_map_is_exact() -> None:
     # Rademacher probes give the trace of a diagonal matrix without variance
     scale = torch.linspace(0.5, 3, 12, dtype=torch.float64)
-    score = jepa_score(
+    found = jepa_score_details(
         lambda x: scale * x, torch.randn(2, 12, dtype=torch.float64), estimator="slq", steps=12
     )
-    torch.testing.assert_close(score, scale.log().sum().expand(2), rtol=0, atol=1e-8)
+    torch.testing.assert_close(found.score, scale.log().sum().expand(2), rtol=0, atol=1e-8)
+    torch.testing.assert_close(found.used, torch.tensor([12, 12]))
+    torch.testing.assert_close(found.rank, torch.tensor([-1, -1]))
 
 
 def test_slq_stops_where_krylov_does() -> None:

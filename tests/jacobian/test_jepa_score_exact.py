@@ -184,6 +184,11 @@ def test_settings_out_of_range(options: dict[str, object], text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_spectrum_of_no_rows_at_a_time_is_refused() -> None:
+    with pytest.raises(ConfigError, match="chunk_size is 0"):
+        jacobian_spectrum(torch.tanh, torch.randn(2, 5), chunk_size=0)
+
+
 @pytest.mark.parametrize(
     "output", [lambda x: x.sum(1), lambda x: x[:, None], lambda x: x[:1], lambda x: (x,)]
 )

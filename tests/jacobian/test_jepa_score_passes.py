@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from probjepa.errors import ConfigError
 from probjepa.jacobian import jacobian_spectrum, jepa_score, jepa_score_details
-from probjepa.jacobian.calibrated import TEACHERS, Calibration, Ridge
+from probjepa.jacobian.calibrated import TEACHERS, Calibration, Ridge, Teachers
 from probjepa.jacobian.encoders import as_encoder, exact_gradients
 from probjepa.jacobian.estimators import Settings
 from probjepa.jacobian.rows import Passes, live_rows
@@ -224,6 +224,23 @@ def test_inputs_of_fewer_rows_than_directions_are_exact(rank: str | None) -> Non
         found = replace(calibration, line=constant).measure(as_encoder(f), x)
     zero = math.log(how.eps) if rank is None else 0.0  # of a row that is zero throughout
     torch.testing.assert_close(found.log_volume[~few], (0.7 * live + zero * (24 - live)).double()[~few])
+
+
+def test_as_many_directions_as_rows_say_all_of_them() -> None:
+    x = torch.ones(2, 24, dtype=torch.float64)
+    x[0, 12:], x[1, 11:] = -1, -1  # 12 rows that are not zero, and 11
+    encoder = as_encoder(lambda z: 3 * z.relu())
+    teachers = Teachers(Settings(estimator="auto", tolerance=0.1), Passes(skip_zero_rows=True))
+    with exact_gradients(encoder):
+        teachers.measure(encoder, x)
+    assert sorted(teachers.spectra) == [1, 2, 3, 4, 6, 8, 12]
+    for p, (of_twelve, of_eleven) in teachers.spectra.items():
+        expected = torch.full((p,), 2 * math.log(3), dtype=torch.float64)
+        torch.testing.assert_close(of_twelve, expected)
+        if p < 12:
+            torch.testing.assert_close(of_eleven, expected)
+        else:
+            assert of_eleven.isnan().all()
 
 
 def test_a_tolerance_goes_with_a_folded_patch_embedding() -> None:

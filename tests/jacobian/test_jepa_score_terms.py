@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from jacobian_models import TinyViT
+from rich.progress import Progress
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal
@@ -218,11 +219,19 @@ def test_other_runtime_errors_pass() -> None:
 
 def test_a_bar_is_shown_where_it_is_asked_for(mlp: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
+    ends: list[tuple[float | None, float]] = []
+
+    class Watched(Progress):
+        def stop(self) -> None:
+            ends.extend((task.total, task.completed) for task in self.tasks)
+
+    monkeypatch.setattr("probjepa.jacobian.score.Progress", Watched)
     monkeypatch.setattr(
         "probjepa.jacobian.score.passing", lambda shown: asked.append(shown) or {"disable": True}
     )
-    x = torch.randn(2, 6, dtype=torch.float64)
+    x = torch.randn(5, 6, dtype=torch.float64)
     for call in (jepa_score, jepa_score_details, jacobian_spectrum):
         call(mlp, x)
-        call(mlp, x, progress=True)
+        call(mlp, x, progress=True, chunk_size=2)
     assert asked == 3 * [False, True]
+    assert ends == 6 * [(5, 5)]

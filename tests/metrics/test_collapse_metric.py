@@ -116,6 +116,14 @@ def test_the_first_epochs_are_judged_by_what_no_start_looks_like(values, early, 
     assert (collapse_advice(values, 64) is not None) == late
 
 
+@pytest.mark.parametrize(("epochs", "rank", "share"), [(1, 1.1, 0.01), (10, 2.0, 0.1)])
+def test_a_value_at_its_limit_is_no_collapse(epochs, rank, share):
+    at = {"effective_rank": rank, "std_mean": share * 64**-0.5}
+    assert collapse_advice(at, 64, epochs=epochs) is None
+    for name in at:
+        assert collapse_advice(at | {name: 0.999 * at[name]}, 64, epochs=epochs) is not None
+
+
 def test_advice_says_what_was_measured_and_no_more():
     assert collapse_advice({"effective_rank": 1.25, "std_mean": 1e-3}, 64) == (
         "the embeddings have collapsed (effective rank 1.2 of 64, mean spread 1.0e-03 of 1.2e-01): lower the "

@@ -9,6 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from probjepa.errors import ConfigError, DataError
 from probjepa.metrics import linear_probe
+from probjepa.metrics.linear import linear_predict
 
 
 def blobs(n, seed):
@@ -66,6 +67,17 @@ def test_labels_and_features_of_every_kind(method):
     constant = [np.c_[x, np.full(len(x), 0.1)].astype(np.float32) for x in (TRAIN[0], TEST[0])]
     padded = linear_probe(constant[0], TRAIN[1], constant[1], TEST[1], method=method, epochs=20)
     assert padded == pytest.approx(plain, abs=0.005)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_the_unit_of_the_features_does_not_matter(unit):
+    assert linear_probe(unit * TRAIN[0], TRAIN[1], unit * TEST[0], TEST[1]) == linear_probe(*TRAIN, *TEST)
+
+
+def test_the_defaults_are_the_documented_ones():
+    assert linear_predict.__kwdefaults__ == {
+        "method": "lbfgs", "weight_decay": None, "epochs": 100, "learning_rate": 0.1, "batch_size": 256, "seed": 0
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

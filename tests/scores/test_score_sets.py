@@ -14,8 +14,8 @@ from probjepa.methods import Method
 from probjepa.scores import SCORES, SetScorer, encode, score_class, score_set
 from probjepa.scores.combined import Combined
 from probjepa.scores.detectors import KNNScore, MixtureScore, knn_neighbour
-from probjepa.scores.sets import draw
 from probjepa.scores.own import Own
+from probjepa.scores.sets import draw
 from probjepa.scores.table import available, detectors
 
 
