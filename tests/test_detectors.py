@@ -1,5 +1,6 @@
 """Detectors: one contract for all, and each against SciPy, scikit-learn or brute force."""
 
+import math
 import pickle
 import tracemalloc
 import warnings
@@ -228,8 +229,10 @@ def test_mahalanobis_needs_more_rows_than_dimensions(classes):
     labels = np.arange(enough) % classes
     Mahalanobis().fit(FIT[:enough], labels)
     for shrinkage in (None, 0.0):
+        means = "their mean" if classes == 1 else "their 3 class means"
         with pytest.raises(
-            ConfigError, match=rf"at least {enough} rows, or use shrinkage='ledoit-wolf'"
+            ConfigError,
+            match=rf"{enough - 1} embeddings around {means} give .* at least {enough} rows, or use shrinkage=",
         ) as error:
             Mahalanobis(shrinkage).fit(FIT[: enough - 1], labels[:-1])
         assert "\n" not in str(error.value)
@@ -250,6 +253,12 @@ def test_gaussian_mixture_of_one_is_scipys_normal():
     density = stats.multivariate_normal(FIT.mean(0), np.cov(FIT.T, bias=True) + 1e-6 * np.eye(5))
     found = GaussianMixture().fit(FIT).score_samples(TEST)
     np.testing.assert_allclose(found, density.logpdf(TEST), rtol=1e-9)
+
+
+def test_gaussian_mixture_may_have_a_component_a_row():
+    rows = np.arange(4.0)[:, None]
+    found = GaussianMixture(4).fit(rows).score_samples(rows)
+    np.testing.assert_allclose(found, stats.norm(0, 1e-3).logpdf(0) - math.log(4))
 
 
 def test_gaussian_mixture_finds_two_clusters_and_is_seeded():

@@ -132,7 +132,7 @@ def test_a_model_without_a_score_is_told_so(kind):
     bare = kind.lacking(None)
     combined = issubclass(kind, Combined)  # of what there is
     assert (bare is None) == (combined or (not kind.own and "gradients" not in kind.needs))
-    assert bare is None or "NoneType has no likelihood" in bare
+    assert bare is None or f"NoneType has no likelihood for the score '{kind.name}'" in bare
 
 
 # --- scores of another package ---------------------------------------------------------------------------

@@ -239,14 +239,14 @@ def test_a_part_of_the_models_own_is_a_score(model, held_out):
         assert (Own.named(name).name, Own.named(name).summary) == (name, f"the model's own '{name}'")
 
 
-@pytest.mark.parametrize("progress", [False, True])
-def test_a_bar_is_shown_where_it_is_asked_for(model, held_out, reference, monkeypatch, progress):
+@pytest.mark.parametrize(("options", "shown"), [({}, False), ({"progress": True}, True)])
+def test_a_bar_is_shown_where_it_is_asked_for(model, held_out, reference, monkeypatch, options, shown):
     asked = []
     monkeypatch.setattr(
         "probjepa.scores.sets.tracked", lambda items, what, total, *, shown: asked.append(shown) or items
     )
-    SetScorer(model, "knn", reference=reference, progress=progress)(held_out)
-    assert asked == [progress, progress]  # of the set and of the reference
+    SetScorer(model, "knn", reference=reference, **options)(held_out)
+    assert asked == [shown, shown]  # of the set and of the reference
 
 
 def test_every_detector_needs_a_reference_and_nothing_else():
