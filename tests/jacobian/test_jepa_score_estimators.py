@@ -86,6 +86,16 @@ def test_sketch_of_a_transformer_is_near_exact() -> None:
     assert bool(((found.score - reference_score(f, x)).abs() < 4 * found.standard_error).all())
 
 
+def test_the_sketch_of_a_square_jacobian_is_off_by_the_draw_alone() -> None:
+    """log det (AS)(AS)ᵀ = log det AAᵀ + log det SSᵀ, whatever A: small σ keep their digits."""
+    before, after = (torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0] for _ in range(2))
+    sigma = torch.logspace(-5, 0, 8, dtype=torch.float64)
+    a, x = before @ torch.diag(sigma) @ after, torch.randn(1, 8, dtype=torch.float64)
+    options = {"estimator": "sketch", "eps": 1e-12}
+    off = jepa_score(lambda z: z @ a.T, x, **options) - sigma.log().sum()
+    torch.testing.assert_close(off, jepa_score(lambda z: 1 * z, x, **options), rtol=0, atol=5e-6)
+
+
 def test_slq_with_all_steps_on_a_diagonal_map_is_exact() -> None:
     # Rademacher probes give the trace of a diagonal matrix without variance
     scale = torch.linspace(0.5, 3, 12, dtype=torch.float64)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from probjepa.backbones import build_backbone
 from probjepa.errors import ConfigError, DataError, ProbjepaError
 from probjepa.jacobian import jacobian_spectrum, jepa_score, jepa_score_details
-from probjepa.jacobian.estimators import RANK_TOLERANCE
+from probjepa.jacobian.estimators import RANK_TOLERANCE, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +183,18 @@ def test_settings_out_of_range(options: dict[str, object], text: str) -> None:
     with pytest.raises(ProbjepaError, match=text) as caught:
         jepa_score(torch.tanh, torch.randn(2, 5), **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    defaults = {
+        "estimator": "exact", "rank": None, "eps": 1e-6, "sketch_size": None, "probes": 4, "steps": 10,
+        "directions": None, "tolerance": 0.0, "seed": 0,
+    }  # fmt: skip
+    assert asdict(Settings()) == defaults
+    own = {"latent": None, "transforms": None, "n_transforms": 1, "chunk_size": None}
+    assert jepa_score_details.__kwdefaults__ == {**own, "progress": False}
+    shared = {name: defaults[name] for name in ("estimator", "rank", "eps")}
+    assert jepa_score.__kwdefaults__ == {**shared, **own}
 
 
 def test_a_spectrum_of_no_rows_at_a_time_is_refused() -> None:

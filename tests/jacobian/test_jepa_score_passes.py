@@ -243,6 +243,14 @@ def test_as_many_directions_as_rows_say_all_of_them() -> None:
             assert of_eleven.isnan().all()
 
 
+def test_from_a_thirty_second_to_half_of_the_directions_are_tried() -> None:
+    encoder = as_encoder(lambda z: 3 * z.relu())
+    teachers = Teachers(Settings(estimator="auto", tolerance=0.1), Passes())
+    with exact_gradients(encoder):
+        teachers.measure(encoder, torch.ones(1, 96, dtype=torch.float64))
+    assert sorted(teachers.spectra) == [3, 4, 6, 8, 12, 16, 24, 32, 48]
+
+
 def test_a_tolerance_goes_with_a_folded_patch_embedding() -> None:
     f, x = TinyViT(norm=False).eval(), torch.randn(70, 3, 16, 16)
     found = jepa_score_details(f, x, estimator="auto", tolerance=0.9)
