@@ -47,7 +47,11 @@ def run(target: str, seed: int, train: ImageSet, test: ImageSet, fit: dict[str, 
         ema = method.target
         ema.update = lambda *arguments: copied_statistics(*arguments, ema=ema)
     settings = {key: fit[key] for key in ("epochs", "batch_size", "learning_rate")}
-    pj.fit(method, train, seed=seed, device="cpu", progress=False, monitor_every=0, knn_every=0, **settings)
+    pj.fit(
+        method, train, seed=seed, device="cpu", progress=False, monitor_every=0, knn_every=0,
+        precision="32-true",  # as the first seed had it, on a processor without units for bf16
+        **settings,
+    )  # fmt: skip
     figures = {"h": accuracy(method, method.encoder, train, test)}
     if method.target is not None:
         figures["ema-h"] = accuracy(method, method.target.module, train, test)
