@@ -33,7 +33,12 @@ SIZE = 32
 def epoch(args: argparse.Namespace, images: ImageSet, method: str, how: dict[str, Any]) -> None:
     """Train one epoch."""
     made = METHODS[method](
-        "resnet18", backbone_options={"width": args.width}, image_size=SIZE, seed=0, mean=[0.5] * 3, std=[0.25] * 3
+        "resnet18",
+        backbone_options={"width": args.width},
+        image_size=SIZE,
+        seed=0,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
     )
     fit(
         made, images, epochs=1, batch_size=args.batch_size, device="cpu", progress=False, learning_rate=1e-4,
@@ -100,13 +105,16 @@ def main() -> None:
         "images_per_second": {name: count / result.time(name).median for name in candidates},
     }
     for method in args.methods:
-        pairs = zip(result.seconds[f"{method}, auto"], result.seconds[f"{method}, float32, plain"], strict=True)
+        pairs = zip(
+            result.seconds[f"{method}, auto"], result.seconds[f"{method}, float32, plain"], strict=True
+        )
         ratio = statistics.median(mine / theirs for mine, theirs in pairs)
         least = 1 / 2.5 if chosen[0] == "bf16-mixed" else 1 / 0.98
         result.target(f"{method}: auto / float32 in the plain order", ratio, least)
     if args.seeds:
         differences = [
-            cells[f"auto/{seed}"]["kNN on h"] - cells[f"float32/{seed}"]["kNN on h"] for seed in range(args.seeds)
+            cells[f"auto/{seed}"]["kNN on h"] - cells[f"float32/{seed}"]["kNN on h"]
+            for seed in range(args.seeds)
         ]
         floats = [cells[f"float32/{seed}"]["kNN on h"] for seed in range(args.seeds)]
         result.figures["accuracy"] = {
@@ -116,9 +124,7 @@ def main() -> None:
             "cells": cells,
             "auto − float32, mean": statistics.mean(differences),
             "auto − float32, half width of the 95 % interval": (
-                float(student_t.ppf(0.975, args.seeds - 1))
-                * statistics.stdev(differences)
-                / args.seeds**0.5
+                float(student_t.ppf(0.975, args.seeds - 1)) * statistics.stdev(differences) / args.seeds**0.5
                 if args.seeds > 1
                 else None
             ),

@@ -1,0 +1,25 @@
+"""A cell of the study of views: a training, what its embeddings know, and what it took."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+from probjepa_experiments.datasets import DataSet
+from probjepa_experiments.images import trained
+from probjepa_experiments.measure import measure
+from probjepa_experiments.study import Budget, Cell, Measured
+
+
+def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
+    """Train a cell, or go on with what ``folder`` holds of it; what it knows, and what it took."""
+    method = trained(cell, data, folder, monitor_every=0, knn_every=0, progress=progress)
+    found = measure(method, data, seed=cell.seed, n_bootstrap=budget.n_bootstrap, only=("kNN", "posterior"))
+    with open(folder / "metrics.csv", newline="") as file:
+        seconds = sum(float(line["seconds"] or 0) for line in csv.DictReader(file))
+    batches = len(data.train) // cell.fit["batch_size"]
+    passes = cell.fit["views"] * cell.fit["epochs"] * batches * cell.fit["batch_size"]
+    return replace(
+        found, figures={**found.figures, "encoder passes": float(passes), "training seconds": seconds}
+    )
