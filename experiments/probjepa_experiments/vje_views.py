@@ -1,4 +1,4 @@
-"""More views an image: what they teach at equal encoder passes, the rate of each number of views searched for."""
+"""More views an image: what they teach at equal encoder passes, each number of views with its own rate."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MARGIN = 0.01
 SEARCH = replace(
     MEDIUM,
     name="small",
-    title="10,000 of CIFAR-10's training images, ResNet-18 at a quarter of its width, the passes of 12 epochs of "
-    "two views, batches of 256",
+    title="10,000 of CIFAR-10's training images, ResNet-18 at a quarter of its width, the passes of 12 epochs "
+    "of two views, batches of 256",
     seeds=1,
     rows=10_000,
 )
@@ -82,7 +82,7 @@ STUDY = image_study(
         *(better(views, epochs) for epochs in EPOCHS for views in VIEWS[1:]),
     ),
     published=Published("nothing is published of it"),
-    about="Encoder passes are images × views × epochs: a row with twice the views sees each image half as often. "
-    "The small budget is a search for each number of views' rate, on training images that were held out; the "
-    "medium budget has the best of each. Seconds are of one core, beside other work.",
+    about="Encoder passes are images × views × epochs: a row with twice the views sees each image half as "
+    "often. The small budget is a search for each number of views' rate, on training images that were held "
+    "out; the medium budget has the best of each. Seconds are of one core, beside other work.",
 )
