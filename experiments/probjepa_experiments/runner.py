@@ -56,7 +56,7 @@ def reproduce(
     cells
         folder of the finished cells; None: ``out``/cells
     finished_only
-        run nothing: summarise the cells that are finished, and name those that are not under "not run"
+        run nothing: summarise the cells that are finished with today's code, and name the others under "not run"
 
     Raises
     ------
@@ -101,9 +101,13 @@ def reproduce(
                 not_run += [f"{sources[name].title}: not run: {line}" for line in data.not_run]
             planned = list(plan(study, spent, name, data, seeds))
             if finished_only:
-                left = [cell for cell in planned if finished(work.cells / f"{cell.key}.json", cell) is None]
-                not_run += [f"{cell.label}, seed {cell.seed}: not run yet" for cell in left]
-                planned = [cell for cell in planned if cell not in left]
+                left = {cell.key: why for cell in planned if (why := work.unfinished(cell))}
+                not_run += [
+                    f"{cell.label}, seed {cell.seed}: {left[cell.key]}"
+                    for cell in planned
+                    if cell.key in left
+                ]
+                planned = [cell for cell in planned if cell.key not in left]
             for cell in planned:
                 work.result(cell, data, wait=False)
             for cell in planned:
@@ -156,11 +160,22 @@ class _Work:
                 time.sleep(_PAUSE)
         return self.done[cell.key]
 
+    def unfinished(self, cell: Cell) -> str:
+        """Return why the file of a cell is of no use, or ""."""
+        result = finished(self.cells / f"{cell.key}.json", cell)
+        if result is None:
+            return "not run yet"
+        return "" if result.get("code") == self._code(cell) else "run with code that has changed since"
+
+    def _code(self, cell: Cell) -> dict[str, str]:
+        """The hashes of the modules that decide a cell's figures."""
+        measurement = self.study.measurement
+        return fingerprint((*(measurement.roots or (measurement.run.__module__,)), *cell.modules))
+
     def _result(self, cell: Cell, data: Data) -> dict[str, Any]:
         self.left -= 1
-        measurement = self.study.measurement
-        where = f"{cell.label}, {measurement.sources[cell.dataset].title}, seed {cell.seed}"
-        code = fingerprint((*(measurement.roots or (measurement.run.__module__,)), *cell.modules))
+        where = f"{cell.label}, {self.study.measurement.sources[cell.dataset].title}, seed {cell.seed}"
+        code = self._code(cell)
         place = self.cells / f"{cell.key}.json"
         result, how = finished(place, cell), "kept"
         if result is not None and result.get("code") != code:

@@ -191,3 +191,15 @@ def test_the_page_of_what_is_finished_runs_nothing(tmp_path):
     first, second = (metrics["tables"]["digits"]["rows"] for metrics in (whole, part))
     assert second[0] == first[0]
     assert second[1]["values"]["mean σ²"]["seeds"] == first[1]["values"]["mean σ²"]["seeds"][:2]
+
+
+def test_the_page_of_what_is_finished_leaves_out_cells_of_older_code(tmp_path):
+    shared = tmp_path / "cells"
+    run(FAKE, tmp_path / "a", cells=shared)
+    old = next(place for place in shared.iterdir() if "-s2-" in place.name and "df=3" in place.name)
+    content = json.loads(old.read_text()) | {"code": {"probjepa.views": "0"}}
+    old.write_text(json.dumps(content))
+    ran.clear()
+    part = run(FAKE, tmp_path / "b", cells=shared, finished_only=True)
+    assert not ran and json.loads(old.read_text()) == content
+    assert part["not_run"] == ["two, seed 2: run with code that has changed since"]
