@@ -56,7 +56,8 @@ def reproduce(
     cells
         folder of the finished cells; None: ``out``/cells
     finished_only
-        run nothing: summarise the cells that are finished with today's code, and name the others under "not run"
+        run nothing: summarise the cells that are finished, with today's code, and name those that are not
+        under "not run"
 
     Raises
     ------
@@ -102,11 +103,9 @@ def reproduce(
             planned = list(plan(study, spent, name, data, seeds))
             if finished_only:
                 left = {cell.key: why for cell in planned if (why := work.unfinished(cell))}
-                not_run += [
-                    f"{cell.label}, seed {cell.seed}: {left[cell.key]}"
-                    for cell in planned
-                    if cell.key in left
-                ]
+                for cell in planned:
+                    if cell.key in left:
+                        not_run.append(f"{cell.label}, seed {cell.seed}: {left[cell.key]}")
                 planned = [cell for cell in planned if cell.key not in left]
             for cell in planned:
                 work.result(cell, data, wait=False)
