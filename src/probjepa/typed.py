@@ -7,13 +7,17 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
-from functools import lru_cache
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from functools import lru_cache, wraps
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from probjepa.errors import ConfigError, short, unknown_name
 
+P = ParamSpec("P")
+R = TypeVar("R")
+_SEEDS = 2**63  # torch's
 DEEPEST = 1000  # layers of anything: a damaged number would be built for ever
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 _LISTS = (list, tuple, set, frozenset, Sequence)
@@ -91,6 +95,56 @@ def check_settings(settings: Mapping[str, Any], types: Mapping[str, Any]) -> dic
                 raise ConfigError(f"the setting {key} may be {' or '.join(meant)}: write which")
             raise unknown_name("setting", short(key), types)
     return {key: checked(key, value, types[key]) for key, value in settings.items()}
+
+
+def settings_checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function: its numbers, names and truth values are checked by type when it is called.
+
+    Arguments of other types, such as arrays, are left to the function. ``seed`` is a whole number from 0 on.
+
+    Raises
+    ------
+    ConfigError
+        from the call, as ``checked``
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        given, types = signature.bind(*args, **kwargs), _plain_types(function)
+        for name in given.arguments.keys() & types.keys():
+            given.arguments[name] = check_plain(name, given.arguments[name], types[name])
+        return function(*given.args, **given.kwargs)
+
+    return call
+
+
+def check_plain(name: str, value: Any, kind: Any) -> Any:
+    """Return a number, name or truth value as ``checked`` does; numpy's and torch's numbers are numbers."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    value = checked(name, value, kind)
+    if name == "seed" and not 0 <= value < _SEEDS:
+        raise ConfigError(f"the setting seed takes a whole number from 0 to 2⁶³ − 1, got '{short(value)}'")
+    return value
+
+
+@lru_cache
+def _plain_types(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of those arguments that are numbers, names or truth values, or None beside these."""
+    found = {}
+    for name, annotation in inspect.get_annotations(function).items():
+        with suppress(NameError, TypeError):  # of what only a type checker imports
+            alone = SimpleNamespace(__annotations__={name: annotation})
+            found[name] = get_type_hints(alone, function.__globals__)[name]
+    return {name: kind for name, kind in found.items() if is_plain(kind)}
+
+
+def is_plain(kind: Any) -> bool:
+    """Return whether a type is a number, a name, a truth value, or one of several such."""
+    if get_origin(kind) in (Union, UnionType):
+        return all(part is NoneType or is_plain(part) for part in get_args(kind))
+    return kind in _WORDS or get_origin(kind) is Literal
 
 
 @lru_cache

@@ -19,6 +19,7 @@ from scipy.stats import false_discovery_control
 
 from probjepa._arrays import ArrayInput, as_float_tensor, as_scores
 from probjepa.errors import ConfigError, DataError, unknown_name
+from probjepa.typed import settings_checked
 
 _Array = npt.NDArray[np.float64]
 Combination = Literal["fisher", "bonferroni", "harmonic"]
@@ -32,6 +33,7 @@ COMBINATIONS = tuple(_STATISTICS)
 _AT_A_TIME = 1 << 22  # numbers of one block
 
 
+@settings_checked
 def conformal_p_values(
     scores: ArrayInput, calibration: ArrayInput, *, smoothed: bool = False, seed: int = 0
 ) -> _Array:
@@ -69,6 +71,7 @@ def conformal_p_values(
     return (below + uniform * (1 + at_most - below)) / (len(known) + 1)
 
 
+@settings_checked
 def threshold(calibration: ArrayInput, alpha: float) -> float:
     """Return the score below which a row is flagged, so that at most ``alpha`` of typical rows are.
 
@@ -149,6 +152,7 @@ class Rule:
         return f"alpha = {self.alpha:g}" if self.fdr is None else f"fdr = {self.fdr:g}"
 
 
+@settings_checked
 def combined_p_values(
     scores: ArrayInput, calibration: ArrayInput, *, combine: Combination = "fisher"
 ) -> _Array:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from probjepa._arrays import ArrayInput, as_features, directions
 from probjepa.errors import ConfigError, DataError
+from probjepa.typed import settings_checked
 
 ROUNDING = 1e-6  # of a cosine in float32: copies reach a threshold of 1
 _SLACK = 1e-5  # of a bound of a cosine, in float32
@@ -31,6 +32,7 @@ def check_cosine(threshold: float) -> None:
         raise ConfigError(f"a cosine for duplicates is in (0, 1], got {threshold:g}: 0.96 is a usual one")
 
 
+@settings_checked
 def duplicate_groups(
     embeddings: ArrayInput,
     threshold: float = 0.96,
@@ -95,6 +97,7 @@ def duplicate_groups(
     return forest.roots(np.arange(len(rows)))
 
 
+@settings_checked
 def nearest_twins(
     embeddings: ArrayInput, others: ArrayInput, *, chunk_size: int = 2048
 ) -> tuple[npt.NDArray[np.float32], Rows]:

@@ -6,8 +6,10 @@ import torch
 
 from probjepa._arrays import ArrayInput, as_features, as_float_tensor
 from probjepa.errors import ConfigError, DataError
+from probjepa.typed import settings_checked
 
 
+@settings_checked
 def energy_score(samples: ArrayInput, target: ArrayInput, *, chunk_size: int = 1024) -> torch.Tensor:
     """Return the energy score of each prediction, from samples of it: *lower* is better.
 

@@ -13,11 +13,13 @@ import torch
 from probjepa._arrays import ArrayInput, as_features, as_labels, as_scores
 from probjepa.errors import DataError
 from probjepa.metrics.intervals import check_bootstrap, percentile_interval
+from probjepa.typed import settings_checked
 
 _ROWS_AT_A_TIME = 4096
 _Array = npt.NDArray[np.float64]
 
 
+@settings_checked
 def uncertainty_geometry(
     mean: ArrayInput,
     labels: ArrayInput,

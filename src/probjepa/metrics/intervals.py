@@ -13,6 +13,7 @@ import numpy.typing as npt
 from probjepa._arrays import ArrayInput, as_scores
 from probjepa.errors import ConfigError, DataError
 from probjepa.registry import importing
+from probjepa.typed import settings_checked
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def percentile_interval(value: float, resampled: npt.NDArray[np.float64], confid
     return Interval(float(value), float(low), float(high))
 
 
+@settings_checked
 def bootstrap_interval(
     values: ArrayInput,
     statistic: Callable[[npt.NDArray[np.float64]], Any] = np.mean,
@@ -77,6 +79,7 @@ def bootstrap_interval(
     return percentile_interval(float(statistic(sample)), resampled, confidence)
 
 
+@settings_checked
 def accuracy_interval(correct: ArrayInput, *, confidence: float = 0.95) -> Interval:
     """Return an accuracy with its Wilson score interval (Wilson 1927).
 
@@ -136,6 +139,7 @@ def mcnemar(first: ArrayInput, second: ArrayInput) -> McNemar:
     return McNemar(gained, lost, p)
 
 
+@settings_checked
 def seed_interval(
     values: Sequence[float | None],
     own: tuple[float | None, float | None] | None = None,

@@ -13,12 +13,14 @@ from threadpoolctl import ThreadpoolController
 
 from probjepa._arrays import ArrayInput, as_feature_sets, as_features, as_labels, check_classes, directions
 from probjepa.errors import ConfigError, DataError
+from probjepa.typed import settings_checked
 
 _ROWS = 1024  # of a matrix product on the CPU: what OpenBLAS is fastest with
 _COLUMNS = 512  # that are looked through together for better neighbours
 _ONE_AT_A_TIME = Lock()  # the number of BLAS's threads is the process's, and has to be put back in order
 
 
+@settings_checked
 def knn_vote(
     train: ArrayInput,
     train_labels: ArrayInput,
@@ -108,6 +110,7 @@ def knn_vote(
     return classes[winner], share
 
 
+@settings_checked
 def knn_predict(
     train: ArrayInput,
     train_labels: ArrayInput,
@@ -121,6 +124,7 @@ def knn_predict(
     return knn_vote(train, train_labels, test, k=k, temperature=temperature, chunk_size=chunk_size)[0]
 
 
+@settings_checked
 def knn_accuracy(
     train: ArrayInput,
     train_labels: ArrayInput,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from probjepa._arrays import ArrayInput, as_feature_sets, as_features, as_labels, check_classes
 from probjepa.errors import ConfigError, DataError
 from probjepa.registry import importing
+from probjepa.typed import settings_checked
 
 
 class ProbeSettings(TypedDict, total=False):
@@ -25,6 +26,7 @@ class ProbeSettings(TypedDict, total=False):
     seed: int
 
 
+@settings_checked
 def linear_predict(
     train: ArrayInput,
     train_labels: ArrayInput,
@@ -92,6 +94,7 @@ def linear_predict(
     return np.asarray(classes[predicted])
 
 
+@settings_checked
 def linear_probe(
     train: ArrayInput,
     train_labels: ArrayInput,

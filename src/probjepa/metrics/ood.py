@@ -7,11 +7,13 @@ import numpy.typing as npt
 
 from probjepa._arrays import ArrayInput, as_scores
 from probjepa.metrics.intervals import Interval, check_bootstrap, percentile_interval
+from probjepa.typed import settings_checked
 
 _NAMES = ("auroc", "aupr_out", "aupr_in", "fpr_at_95_tpr_out", "fpr_at_95_tpr_in")
 _Counts = npt.NDArray[np.int64]
 
 
+@settings_checked
 def ood_metrics(
     scores_in: ArrayInput,
     scores_out: ArrayInput,
