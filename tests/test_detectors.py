@@ -283,10 +283,10 @@ def test_gaussian_mixture_finds_two_clusters_and_is_seeded():
         (KNN(k=1, chunk_size=0), 10, "chunk_size"),
         (KNN(k=1, contamination=0.0), 10, "contamination is 0.0"),
         (Mahalanobis(contamination=0.6), 10, "contamination is 0.6"),
-        (Mahalanobis(shrinkage="oas"), 10, "'oas': use None"),
+        (Mahalanobis(shrinkage="oas"), 10, "takes a number or 'ledoit-wolf' or null, got 'oas'"),
         (Mahalanobis(shrinkage=1.5), 10, "from 0 to 1"),
         (GaussianMixture(n_components=11), 10, "n_components is 11 with 10"),
-        (GaussianMixture(covariance_type="round"), 10, "cannot be fitted: .*round"),
+        (GaussianMixture(covariance_type="round"), 10, "takes 'full' or 'tied' or .*round"),
         (GaussianMixture(), 1, "at least 2 embeddings"),
     ],
 )

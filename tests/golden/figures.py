@@ -68,7 +68,8 @@ def images_figures(folder: Path) -> dict[str, Any]:
     train, test = str(folder / "train.npz"), str(folder / "test.npz")
     figures: dict[str, Any] = {}
     for method, settings in SMALL.items():
-        sets = [x for s in [*settings, "batch_size=64", "image_size=16"] for x in ("--set", s)]
+        common = ["batch_size=64", "image_size=16", "precision=32-true", "channels_last=false"]  # on any CPU
+        sets = [x for s in [*settings, *common] for x in ("--set", s)]
         call(
             "train", method, "--data", train, "--out", str(folder / method), "--epochs", "2", "--quiet",
             "--device", "cpu", *sets,

@@ -154,7 +154,7 @@ def test_one_score_combined_is_its_own_p_value():
         (lambda: pj.conformal_p_values([float("nan")], [1.0]), DataError, "1 NaN"),
         (lambda: pj.threshold([1.0], 0), ConfigError, "alpha is 0"),
         (lambda: pj.threshold([1.0], 1.0), ConfigError, "alpha is 1.0"),
-        (lambda: pj.threshold([1.0], float("nan")), ConfigError, "alpha is nan"),
+        (lambda: pj.threshold([1.0], float("nan")), ConfigError, "alpha takes a finite number, got 'nan'"),
         (lambda: Rule(fdr=1.5).check(9), ConfigError, "fdr is 1.5"),
         (
             lambda: Rule(fdr=0.05).check(9),

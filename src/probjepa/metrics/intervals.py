@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from probjepa._arrays import ArrayInput, as_scores
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError, DataError, short
 from probjepa.registry import importing
 from probjepa.typed import settings_checked
+
+_MOST_RESAMPLES = 10**7
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,11 @@ class Interval:
 
 def check_bootstrap(n_bootstrap: int, confidence: float) -> None:
     """Raise ConfigError for settings that give no interval."""
-    if n_bootstrap < 1:
-        raise ConfigError(f"n_bootstrap is {n_bootstrap}: use at least 1 resample (1000 is usual)")
+    if not 1 <= n_bootstrap <= _MOST_RESAMPLES:
+        raise ConfigError(
+            f"n_bootstrap is {short(n_bootstrap)}: use at least 1 resample (1000 is usual), "
+            f"at most {_MOST_RESAMPLES:,}"
+        )
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence is {confidence}: use a level between 0 and 1, such as 0.95")
 
