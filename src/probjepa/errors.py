@@ -60,7 +60,7 @@ def few(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     """Return the error for an unknown ``name``, with the nearest known one suggested.
 
     Examples
@@ -69,6 +69,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     "unknown method 'vjee', did you mean 'vje'? (known: simsiam, vje)"
     """
     options = sorted(known)
-    near = difflib.get_close_matches(name, options, n=1)
+    near = difflib.get_close_matches(str(name), options, n=1)
     hint = f", did you mean '{near[0]}'?" if near else ""
     return ConfigError(f"unknown {kind} '{name}'{hint} (known: {', '.join(options)})")

@@ -17,7 +17,7 @@ from probjepa.errors import ConfigError, short, unknown_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_SEEDS = 2**63  # torch's
+_LARGEST = 2**63 - 1  # of torch's whole numbers, seeds among them
 DEEPEST = 1000  # layers of anything: a damaged number would be built for ever
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 _LISTS = (list, tuple, set, frozenset, Sequence)
@@ -98,7 +98,7 @@ def check_settings(settings: Mapping[str, Any], types: Mapping[str, Any]) -> dic
 
 
 def settings_checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function: its numbers, names and truth values are checked by type when it is called.
+    """Decorate a function: its numbers, names, truth values and lists of them are checked by type at a call.
 
     Arguments of other types, such as arrays, are left to the function. ``seed`` is a whole number from 0 on.
 
@@ -111,27 +111,43 @@ def settings_checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        given, types = signature.bind(*args, **kwargs), _plain_types(function)
-        for name in given.arguments.keys() & types.keys():
-            given.arguments[name] = check_plain(name, given.arguments[name], types[name])
+        given = signature.bind(*args, **kwargs)
+        given.arguments |= check_arguments(given.arguments, _plain_types(function))
         return function(*given.args, **given.kwargs)
 
     return call
 
 
 def check_plain(name: str, value: Any, kind: Any) -> Any:
-    """Return a number, name or truth value as ``checked`` does; numpy's and torch's numbers are numbers."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()
-    value = checked(name, value, kind)
-    if name == "seed" and not 0 <= value < _SEEDS:
-        raise ConfigError(f"the setting seed takes a whole number from 0 to 2⁶³ − 1, got '{short(value)}'")
-    return value
+    """Return what ``is_plain`` as ``checked`` does; numpy's and torch's numbers and lists are such, too."""
+    if getattr(value, "ndim", 2) < 2 and hasattr(value, "tolist"):
+        value = value.tolist()
+    read = checked(name, value, kind)
+    if isinstance(read, int) and not (0 if name == "seed" else -_LARGEST) <= read <= _LARGEST:
+        least = "from 0 " if name == "seed" else ""
+        raise ConfigError(
+            f"the setting {name} takes a whole number {least}up to 2⁶³ − 1, got '{short(value)}'"
+        )
+    return value if isinstance(value, float) else read  # infinity stays one
+
+
+def check_arguments(given: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with those of plain types checked, see ``check_plain``; a mapping has to be one."""
+    read = dict(given)
+    for name, kind in types.items():
+        if name in read and is_plain(kind):
+            read[name] = check_plain(name, read[name], kind)
+        elif read.get(name) is not None and (takes := describe(kind)) in ("a mapping", "a mapping or null"):
+            if not isinstance(read[name], Mapping):
+                raise ConfigError(f"the setting {name} takes {takes}, got '{short(read[name])}'")
+            for key in read[name]:
+                checked(f"{name}'s name", key, str)
+    return read
 
 
 @lru_cache
 def _plain_types(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of those arguments that are numbers, names or truth values, or None beside these."""
+    """The types of those arguments that ``is_plain`` holds for."""
     found = {}
     for name, annotation in inspect.get_annotations(function).items():
         with suppress(NameError, TypeError):  # of what only a type checker imports
@@ -141,10 +157,11 @@ def _plain_types(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def is_plain(kind: Any) -> bool:
-    """Return whether a type is a number, a name, a truth value, or one of several such."""
-    if get_origin(kind) in (Union, UnionType):
-        return all(part is NoneType or is_plain(part) for part in get_args(kind))
-    return kind in _WORDS or get_origin(kind) is Literal
+    """Return whether a type is a number, a name, a truth value, one of several such, or a list of such."""
+    origin, parts = get_origin(kind), [part for part in get_args(kind) if part not in (NoneType, ...)]
+    if origin in (Union, UnionType) or origin in _LISTS:
+        return bool(parts) and all(is_plain(part) for part in parts)
+    return kind in _WORDS or origin is Literal
 
 
 @lru_cache

@@ -12,7 +12,7 @@ import torch
 from probjepa._arrays import ArrayInput, as_features, as_float_tensor, as_labels
 from probjepa.errors import ConfigError, DataError
 from probjepa.registry import importing
-from probjepa.typed import check_plain, is_plain, types_of
+from probjepa.typed import check_arguments, types_of
 
 with importing():
     from sklearn.base import BaseEstimator, OutlierMixin
@@ -104,9 +104,7 @@ class Detector(Thresholded, BaseEstimator):  # type: ignore[misc]  # scikit-lear
         ConfigError
             for a setting out of its range, or one that these embeddings do not allow
         """
-        for name, kind in types_of(type(self)).items():
-            if is_plain(kind):
-                check_plain(name, getattr(self, name), kind)
+        check_arguments(self.get_params(deep=False), types_of(type(self)))
         self._check_contamination()
         rows = self._checked(X, "the embeddings to fit", reset=True)
         self._fit(rows, *classes_of(y, len(rows)))

@@ -27,7 +27,7 @@ from probjepa.distributions.base import at_least_float32 as at_least_float32
 from probjepa.distributions.base import full_precision as full_precision
 from probjepa.errors import ConfigError, DataError, ProbjepaError
 from probjepa.heads.names import HEADS
-from probjepa.typed import DEEPEST
+from probjepa.typed import DEEPEST, settings_checked
 
 SCALE_FLOOR = 1e-3
 MEAN_DRAWS = 64
@@ -77,6 +77,11 @@ class Head(FullPrecision):
 
     name: ClassVar[str]
     has_density: ClassVar[bool] = True  # whether its predictions have a log_prob
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = settings_checked(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, dim: int, context_dim: int) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from probjepa.data import Images
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, short
 from probjepa.jacobian import calibrated, estimators
 from probjepa.jacobian.encoders import Encoder, as_encoder, exact_gradients
 from probjepa.jacobian.estimators import Rank, Settings, Volumes, check_count
@@ -22,6 +22,7 @@ from probjepa.jacobian.latent import Latent, as_density, latent_term
 from probjepa.jacobian.memory import in_chunks
 from probjepa.jacobian.plan import Plan, make_plan
 from probjepa.terminal import passing
+from probjepa.typed import settings_checked
 
 T = TypeVar("T")
 Measure = Callable[[Encoder, Tensor], Volumes]
@@ -57,6 +58,7 @@ class JepaScores(Volumes):
     chunk_size: int
 
 
+@settings_checked
 def jepa_score(
     encoder: Any,
     images: Any,
@@ -163,6 +165,7 @@ def jepa_score(
     ).score
 
 
+@settings_checked
 def jepa_score_details(
     encoder: Any,
     images: Any,
@@ -178,6 +181,8 @@ def jepa_score_details(
     how = Settings(**settings)
     check_count("n_transforms", n_transforms)
     check_count("chunk_size", chunk_size)
+    if transforms is not None and not callable(transforms):
+        raise ConfigError(f"transforms takes a random map of a batch, got '{short(transforms)}'")
     if transforms is None and n_transforms > 1:
         raise ConfigError("n_transforms > 1 needs transforms: pass a random map of a batch")
     if how.tolerance > 0 and n_transforms > 1:

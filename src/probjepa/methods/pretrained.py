@@ -17,20 +17,21 @@ from probjepa import files
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.methods import card
 from probjepa.registry import LOADERS
-from probjepa.typed import check_settings, checked, types_of
+from probjepa.typed import check_arguments, check_settings, types_of
 
 T = TypeVar("T")
 
 
 class _Seeded(ABCMeta):  # no other metaclass is as widely inherited beside
-    """Makes a model from the random numbers of its ``seed``, if it is given one."""
+    """Checks the settings' types, and makes a model from the random numbers of its ``seed``, if given one."""
 
     def __call__(cls: type[T], *args: Any, **kwargs: Any) -> T:
         make: Callable[..., T] = super().__call__  # type: ignore[misc]
+        kwargs = check_arguments(kwargs, types_of(cls))
         if (seed := kwargs.get("seed")) is None:
             return make(*args, **kwargs)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(checked("seed", seed, int))
+            torch.manual_seed(seed)
             return make(*args, **kwargs)
 
 
