@@ -164,7 +164,7 @@ def test_nan_inputs_and_derivatives_are_named() -> None:
     [
         ({"estimator": "exakt"}, "did you mean 'exact'"),
         ({"rank": 0}, "rank is 0"),
-        ({"rank": "full"}, "rank is 'full'"),
+        ({"rank": "full"}, "rank takes a whole number or 'auto' or null, got 'full'"),
         ({"eps": 0.0}, "eps is 0.0"),
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"n_transforms": 2}, "needs transforms"),

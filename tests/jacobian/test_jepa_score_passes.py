@@ -284,7 +284,7 @@ def test_ridge_leaves_one_out_as_a_fit_to_the_others_does() -> None:
         ({"estimator": "auto", "tolerance": 1.0}, "tolerance is 1.0"),
         ({"estimator": "auto", "tolerance": "0.02"}, "tolerance is 0.02: use a share"),
         ({"estimator": "auto", "tolerance": None}, "tolerance is None"),
-        ({"eps": "small"}, "eps is small"),
+        ({"eps": "small"}, "eps takes a number, got 'small'"),
         ({"estimator": "auto", "tolerance": 0.1, "n_transforms": 2}, "one transform"),
     ],
 )

@@ -321,7 +321,7 @@ def test_fit_takes_a_preset(tmp_path):
         ({"head_options": {"context_dim": 8}}, "unknown option of head 'gaussian' 'context_dim'"),
         ({"head": Laplacian(), "head_options": {"hidden": [8]}}, "head's name"),
         ({"ema_momentum": 1.5}, "momentum"),
-        ({"ema_schedule": "step"}, "unknown EMA schedule 'step'"),
+        ({"ema_schedule": "step"}, "ema_schedule takes 'cosine' or 'linear', got 'step'"),
         ({"predictor_width": 18}, "divisible by 8 heads"),
         ({"score_masks": 0}, "score_masks"),
         ({"score_draws": 1}, "score_draws must be a whole number, at least 2"),

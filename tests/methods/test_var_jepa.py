@@ -513,7 +513,7 @@ def test_a_model_without_networks_of_ones_own_takes_none(tmp_path):
         ({f"alpha_{name}": 0.0 for name in TERMS}, "every weight is 0"),
         ({"anneal": 1.5}, "anneal"),
         ({"noise": 0.0}, "noise"),
-        ({"x_likelihood": "gausian"}, "did you mean 'gaussian'"),
+        ({"x_likelihood": "gausian"}, "takes 'gaussian' or 'bernoulli', got 'gausian'"),
         ({"networks": {"encoderr": nn.Linear(5, 6)}}, "did you mean 'encoder'"),
     ],
 )
