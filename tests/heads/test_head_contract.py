@@ -305,7 +305,7 @@ def test_wrong_shapes_are_one_line(name):
 @every_head
 @pytest.mark.parametrize("sizes", [(0, 4), (4, 0), (2.5, 4)], ids=str)
 def test_wrong_sizes_are_refused(name, sizes):
-    with pytest.raises(ConfigError, match="(dim|context_dim) (must be|takes) a whole number"):
+    with pytest.raises(ConfigError, match=r"(dim|context_dim) (must be|takes) a whole number"):
         HEADS[name](*sizes)
 
 

@@ -72,7 +72,7 @@ def test_the_method_is_its_loss():
 
 def test_wrong_settings_and_batches():
     for weight in (-1.0, float("inf"), float("nan")):
-        with pytest.raises(ConfigError, match="covariance_weight (must be|takes) a finite number"):
+        with pytest.raises(ConfigError, match=r"covariance_weight (must be|takes) a finite number"):
             small("vicreg", covariance_weight=weight)
     with pytest.raises(DataError, match="at least 2 images"):
         vicreg_loss([torch.zeros(1, 4), torch.zeros(1, 4)])
