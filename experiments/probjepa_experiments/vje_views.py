@@ -70,6 +70,6 @@ STUDY = image_study(
     findings=(*(within(views) for views in VIEWS), *(better(views) for views in VIEWS[1:])),
     published=Published("nothing is published of it"),
     about="Encoder passes are images × views × epochs: a row with twice the views sees each image half as "
-    "often. Accuracies are of 10,000 training images that were held out, never of test images. Seconds are of "
-    "one core, beside other work.",
+    "often. Accuracies are of 10,000 training images that were held out, never of test images. Seconds are "
+    "of one core, beside other work.",
 )
