@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import asdict
 
@@ -192,9 +193,9 @@ def test_the_defaults_are_the_documented_ones() -> None:
     }  # fmt: skip
     assert asdict(Settings()) == defaults
     own = {"latent": None, "transforms": None, "n_transforms": 1, "chunk_size": None}
-    assert jepa_score_details.__kwdefaults__ == {**own, "progress": False}
+    assert inspect.unwrap(jepa_score_details).__kwdefaults__ == {**own, "progress": False}
     shared = {name: defaults[name] for name in ("estimator", "rank", "eps")}
-    assert jepa_score.__kwdefaults__ == {**shared, **own}
+    assert inspect.unwrap(jepa_score).__kwdefaults__ == {**shared, **own}
 
 
 def test_a_spectrum_of_no_rows_at_a_time_is_refused() -> None:

@@ -1,5 +1,7 @@
 """The linear probe against scikit-learn and its own optimum."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,7 @@ def test_the_unit_of_the_features_does_not_matter(unit):
 
 
 def test_the_defaults_are_the_documented_ones():
-    assert linear_predict.__kwdefaults__ == {
+    assert inspect.unwrap(linear_predict).__kwdefaults__ == {
         "method": "lbfgs", "weight_decay": None, "epochs": 100, "learning_rate": 0.1, "batch_size": 256, "seed": 0
     }  # fmt: skip
 

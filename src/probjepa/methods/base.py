@@ -130,8 +130,6 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         seed: int | None = None,  # used by the metaclass
     ) -> None:
         super().__init__()
-        if not isinstance(freeze, bool):
-            raise ConfigError(f"freeze must be True or False, got {short(repr(freeze))}")
         if channels not in (1, 3):
             raise ConfigError(f"channels must be 1 or 3, got {channels}")
         if image_size is not None and image_size < 8:

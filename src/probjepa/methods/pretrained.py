@@ -27,7 +27,10 @@ class _Seeded(ABCMeta):  # no other metaclass is as widely inherited beside
 
     def __call__(cls: type[T], *args: Any, **kwargs: Any) -> T:
         make: Callable[..., T] = super().__call__  # type: ignore[misc]
-        kwargs = check_arguments(kwargs, types_of(cls))
+        types = {
+            name: kind for name, kind in types_of(cls).items() if name != "view_recipe"
+        }  # Method says more
+        kwargs = check_arguments(kwargs, types)
         if (seed := kwargs.get("seed")) is None:
             return make(*args, **kwargs)
         with torch.random.fork_rng(devices=[]):
