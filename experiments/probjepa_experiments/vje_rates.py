@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,15 +38,19 @@ def rates(method: str) -> list[float]:
     return [float(f"{factor * USUAL[method]:.2g}") for factor in FACTORS]
 
 
-def within(label: str, method: str) -> Finding:
-    """Return the finding that a method's best rate is no end of the range that was tried."""
-    names = [f"{label}, {rate:g}" for rate in rates(method)]
+def inside(what: str, names: Sequence[str]) -> Finding:
+    """Return the finding that ``what``, the best of the rows of these names, is no end of their range."""
 
     def holds(look: Look) -> bool:
         low, *middle, high = (look(name, H) for name in names)
         return max(middle) > max(low, high)
 
-    return Finding(f"{label}'s best rate is neither the lowest nor the highest of those tried", holds)
+    return Finding(f"{what} is neither the lowest nor the highest of those tried", holds)
+
+
+def within(label: str, method: str) -> Finding:
+    """Return the finding that a method's best rate is no end of the range that was tried."""
+    return inside(f"{label}'s best rate", [f"{label}, {rate:g}" for rate in rates(method)])
 
 
 def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:

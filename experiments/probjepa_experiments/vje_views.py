@@ -8,6 +8,7 @@ from probjepa_experiments.images import MEDIUM
 from probjepa_experiments.study import Column, Finding, Look, Published, Row
 from probjepa_experiments.views_cells import run
 from probjepa_experiments.vje import IMAGES, LEARNED, H, image_study
+from probjepa_experiments.vje_rates import inside
 
 VIEWS = (2, 4, 8)
 EPOCHS = 12  # of two views: what a cell costs
@@ -35,11 +36,7 @@ def best(look: Look, views: int) -> float:
 
 def within(views: int) -> Finding:
     """Return the finding that the best rate is no end of the range that was tried."""
-    low, *middle, high = (label(views, rate) for rate in RATES)
-    return Finding(
-        f"the best rate of {views} views is neither the lowest nor the highest of those tried",
-        lambda look: max(look(name, H) for name in middle) > max(look(low, H), look(high, H)),
-    )
+    return inside(f"the best rate of {views} views", [label(views, rate) for rate in RATES])
 
 
 def better(views: int) -> Finding:
