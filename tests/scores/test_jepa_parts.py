@@ -1,5 +1,7 @@
 """JEPA-SCORE of a set, part by part: the rows are the library's, and no part is taken for another scoring's."""
 
+from dataclasses import fields
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -122,6 +124,12 @@ def test_a_bar_is_shown_where_it_is_asked_for(encoder, tmp_path, monkeypatch, pr
         ("seed", {"how": Settings(seed=4)}),
         ("rank", {"how": Settings(rank="auto", seed=3)}),
         ("estimator", {"how": Settings("sketch", seed=3)}),
+        ("eps", {"how": Settings(eps=1e-3, seed=3)}),
+        ("probes", {"how": Settings(probes=5, seed=3)}),
+        ("steps", {"how": Settings(steps=11, seed=3)}),
+        ("sketch_size", {"how": Settings(sketch_size=9, seed=3)}),
+        ("directions", {"how": Settings(directions=2, seed=3)}),
+        ("estimator, tolerance", {"how": Settings("auto", tolerance=0.1, seed=3)}),
         ("latent", {"latent": "normal"}),
         ("labels", {"data": images(10, 0, [1, 0] * 5)}),
         ("data_pixels, data_sha256, labels", {"data": images(10, 2)}),
@@ -138,6 +146,18 @@ def test_what_is_another_scoring_is_named(encoder, tmp_path, monkeypatch, other,
     assert scored(encoder, out=out, overwrite=True, **given | change)[0] == 0
     scored(encoder, out=fresh, **given | change)
     assert pq.read_table(out).equals(pq.read_table(fresh))
+
+
+def test_every_setting_of_an_estimator_is_tried_above():
+    named = {"seed", "rank", "estimator", "eps", "probes", "steps", "sketch_size", "directions", "tolerance"}
+    assert {field.name for field in fields(Settings)} == named
+
+
+def test_too_few_calibration_rows_are_found_before_the_work(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(jepa_parts, "columns", None)
+    with pytest.raises(DataError, match="9 calibration rows are too few"):
+        scored(encoder, images(10, 0), tmp_path / "j.parquet", calibration=images(9, 1), rule=Rule(0.01))
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_model_is_another_scoring(encoder, tmp_path, monkeypatch):

@@ -65,6 +65,8 @@ def score_jepa(
         as ``jepa_score``
     """
     refuse_existing(out, overwrite)
+    if calibration is not None:
+        rule.check(len(calibration))
     sets = {"": images} if calibration is None else {"calibration": calibration, "": images}
     if reference is not None:
         for name, of in sets.items():
@@ -73,10 +75,8 @@ def score_jepa(
         "version": __version__,
         "encoder": encoder.name,
         "weights": fingerprint(encoder),
-        "estimator": how.estimator,
-        "rank": how.rank,
+        **asdict(how),
         "latent": latent,
-        "seed": how.seed,
         "labels": _labels(images),
         **data_fingerprint(images),
         **(data_fingerprint(reference, "reference") if reference is not None else {}),
