@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ Figures = dict[str, Mapping[str, float | None] | float | None]
 
 def table_base(row: Row, budget: Budget, dataset: str, data: Data) -> Base:
     """Return the preset's settings of a row's method, or the published ones."""
-    fit = {"predictors": list(PREDICTORS)}
+    # a cell that was run without XGBoost is run again once it is there
+    fit = {"predictors": list(PREDICTORS), "xgboost": find_spec("xgboost") is not None}
     if row.method == RAW:
         return Base({}, fit)
     preset = SOURCES[dataset].preset if budget.name == "full" else "small"

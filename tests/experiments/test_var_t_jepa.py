@@ -199,3 +199,14 @@ def test_a_predictor_that_was_not_run_has_no_figures():
     flat = flat_figures(figures)
     assert flat["raw|best"] == flat["embedding|mcnemar p/MLP"] == figure
     assert not [name for name in flat if "XGBoost" in name]
+
+
+def test_a_cell_that_was_run_without_xgboost_is_another(monkeypatch):
+    data = SOURCES["digits"].open(rows=100)
+    keys = set()
+    for there in (None, object()):
+        monkeypatch.setattr(table_cells, "find_spec", lambda name, there=there: there)
+        cells = [STUDY.cell_of(row, BUDGETS["small"], "digits", data, 0) for row in STUDY.rows]
+        keys.add(tuple(cell.key for cell in cells))
+    without, beside = keys
+    assert not {*without} & {*beside}
