@@ -98,8 +98,8 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         **encoder: Unpack[EncoderSettings],
     ) -> None:
         for name, count, least in (("score_masks", score_masks, 1), ("score_draws", score_draws, 2)):
-            if not isinstance(count, int) or count < least:
-                raise ConfigError(f"{name} must be a whole number, at least {least}, got {count!r}")
+            if count < least:
+                raise ConfigError(f"{name} must be a whole number, at least {least}, got {count}")
         options = dict(head_options or {})
         given = {name: value for name, value in encoder.items() if value is not None}
         super().__init__(backbone, **cast(EncoderSettings, {**self.defaults, **given}))

@@ -85,8 +85,8 @@ class LeJEPA(Method, paper_url="https://arxiv.org/abs/2511.08544"):
     ) -> None:
         if not 0 <= sigreg_weight <= 1:
             raise ConfigError(f"sigreg_weight must lie in [0, 1], got {sigreg_weight}")
-        if not isinstance(n_directions, int) or n_directions < 1:
-            raise ConfigError(f"n_directions must be a whole number ≥ 1, got {n_directions!r}")
+        if n_directions < 1:
+            raise ConfigError(f"n_directions must be a whole number ≥ 1, got {n_directions}")
         super().__init__(backbone, **encoder)
         self.sigreg_weight = sigreg_weight
         self.n_directions = n_directions

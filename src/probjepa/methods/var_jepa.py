@@ -138,8 +138,8 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         sizes = {"x_dim": x_dim, "y_dim": y_dim, "latent_dim": latent_dim, "z_dim": z_dim}
         sizes |= {f"hidden[{i}]": width for i, width in enumerate(hidden)}
         for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ConfigError(f"{name} must be a whole number ≥ 1, got {size!r}")
+            if size < 1:
+                raise ConfigError(f"{name} must be a whole number ≥ 1, got {size}")
         for name in weights:
             if name not in self.defaults:
                 raise unknown_name("setting of VarJEPA", name, inspect.signature(VarJEPA).parameters)
