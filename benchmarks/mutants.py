@@ -5,8 +5,9 @@ mutmut's; the runner is ours, since mutmut leaves out decorated functions and mo
 tried in a forked process, which imports the package with the mutant's source in place of one file and runs
 the tests that reach its line, fastest first, until one fails. Nothing is written into the tree.
 
-Left out: annotations, docstrings, ``__all__``, text for people (with a space in it, or an address), where
-tensors live (``device=``), casts, and arguments that only add a check (``strict``, ``validate_args``).
+Left out: annotations and type aliases, docstrings, ``__all__``, text for people (with a space in it, or an
+address), where tensors live (``device=``), the name "cuda" and what a table has for it, casts, and arguments
+that only add a check (``strict``, ``validate_args``).
 ``mutants_equivalent.json`` has the survivors that no test should kill, with reasons.
 """
 
@@ -105,11 +106,28 @@ def left_out(node: cst.CSTNode) -> bool:
         return keyword_of(node) == "device"
     if isinstance(node, cst.Call):
         return isinstance(node.func, cst.Name) and node.func.value in CALLS_LEFT_OUT
+    if isinstance(node, cst.DictElement):
+        return left_out(node.key)
+    if isinstance(node, cst.SimpleString):
+        return node.value == '"cuda"'
+    if isinstance(node, cst.AnnAssign):
+        return isinstance(kind := node.annotation.annotation, cst.Name) and kind.value == "TypeAlias"
     if isinstance(node, cst.Assign):
-        return isinstance(node.targets[0].target, cst.Name) and node.targets[0].target.value == "__all__"
+        target = node.targets[0].target
+        return isinstance(target, cst.Name) and (
+            target.value == "__all__" or is_alias(target.value, node.value)
+        )
     if isinstance(node, cst.If):
         return isinstance(node.test, cst.Name) and node.test.value == "TYPE_CHECKING"
     return isinstance(node, cst.Expr) and isinstance(node.value, cst.BaseString | cst.ConcatenatedString)
+
+
+def is_alias(name: str, value: cst.BaseExpression) -> bool:
+    """Whether it is a type that gets a name: a TypeVar, or ``A | B`` or ``A[…]`` of a name in CamelCase."""
+    if isinstance(value, cst.Call):
+        return isinstance(value.func, cst.Name) and value.func.value == "TypeVar"
+    union = isinstance(value, cst.BinaryOperation) and isinstance(value.operator, cst.BitOr)
+    return name[0].isupper() and not name.isupper() and (union or isinstance(value, cst.Subscript))
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
@@ -146,7 +164,8 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 def is_told(node: cst.CSTNode, changed: cst.CSTNode, parents: Mapping[cst.CSTNode, cst.CSTNode]) -> bool:
     """Whether it changes text for people, or an argument that only adds a check."""
     gone = lost(node, changed)
-    texts = [part for part in (node, *(arg.value for arg in gone)) if isinstance(part, cst.SimpleString)]
+    whole = node.value if isinstance(node, cst.Assign | cst.AnnAssign) else node
+    texts = [part for part in (whole, *(arg.value for arg in gone)) if isinstance(part, cst.SimpleString)]
     if any(" " in text.value or "://" in text.value for text in texts):
         return True
     return any(keyword_of(arg) in ("strict", "validate_args") for arg in [parents[node], *gone])
