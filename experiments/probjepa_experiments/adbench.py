@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from probjepa.errors import ProbjepaWarning
 from probjepa.tabular import TABLE_METHODS
+from probjepa.tabular.anomalies import Reduction, row_scores
 from probjepa_experiments.anomaly_detectors import DETECTORS, detect
 from probjepa_experiments.anomaly_sets import ADBENCH, DRAWN, SOURCES, AnomalyTable, Setting
 from probjepa_experiments.study import Base, Budget, Cell, Column, Data, Measured, Measurement, Row, Study
@@ -70,8 +71,10 @@ def _oddness(cell: Cell, train: _Array, test: _Array) -> Iterator[tuple[str, _Ar
         yield "", detect(cell.method, train, test, cell.seed)
         return
     model: Any = TABLE_METHODS[cell.method](random_state=cell.seed, **cell.settings).fit(train)
-    for reduction in SCORES.keys() - {EMBEDDING}:
-        yield f"{reduction}|", -model.score_samples(test, reduction=reduction)
+    cells = model._cells(model._batches(test))  # once, for what ``score_samples`` makes of them
+    for reduction in get_args(Reduction):
+        if reduction in SCORES:
+            yield f"{reduction}|", -row_scores(cells, model._typical(), reduction)
     yield f"{EMBEDDING}|", detect("kNN", model.transform(train), model.transform(test), cell.seed)
 
 
