@@ -163,7 +163,8 @@ def test_what_cannot_be_used_is_one_line(places, tmp_path, capsys, score, more, 
 @pytest.mark.parametrize(
     "more",
     [
-        ("--estimator", "sketch"), ("--rank", "3"), ("--latent", "normal"), ("--size", "24"), ("--size", "0"),
+        ("--estimator", "sketch"), ("--tolerance", "0.1"), ("--rank", "3"), ("--latent", "normal"),
+        ("--size", "24"), ("--size", "0"),
     ],
 )  # fmt: skip
 def test_an_option_that_the_score_does_not_take_is_one_line(places, tmp_path, capsys, of, more):

@@ -185,6 +185,8 @@ def test_latent_term_of_a_reference(places, tmp_path):
         (["--latent", "norma"], "did you mean 'normal'"),
         (["--rank", "some"], "--rank"),
         (["--estimator", "exakt"], "did you mean 'exact'"),
+        (["--tolerance", "0.1"], "estimator='auto'"),
+        (["--estimator", "auto", "--tolerance", "2"], "tolerance is 2.0"),
     ],
 )
 def test_bad_settings(places, tmp_path, capfd, more, says):

@@ -34,6 +34,7 @@ def places(tmp_path_factory):
         ["score", "--score", "predictive", "--reference", "KNOWN", "--reference-size", "8"],
         ["score", "--score", "fisher", "--reference", "KNOWN"],
         ["score", "--score", "jepa", "--estimator", "sketch", "--seed", "3"],
+        ["score", "--score", "jepa", "--estimator", "auto", "--tolerance", "0.5"],
         ["score", "--score", "jepa", "--latent", "reference", "--reference", "KNOWN"],
         ["curate"],
     ],

@@ -75,6 +75,15 @@ def test_rows_are_the_librarys(encoder, tmp_path, latent):
         scored(encoder, data, tmp_path / "j.parquet")
 
 
+def test_a_tolerance_has_enough_rows_to_learn_from(encoder, tmp_path):
+    """Parts of a few rows would all be exact: with a tolerance they are large, whatever is said of others."""
+    data, how = images(90, 0), Settings("auto", tolerance=0.9)
+    scored(encoder, data, tmp_path / "j.parquet", how)
+    found = jepa_score_details(encoder, data, estimator="auto", tolerance=0.9)
+    assert found.estimator == "calibrated" and found.standard_error.count_nonzero() == 90 - 32
+    check(pq.read_table(tmp_path / "j.parquet"), found)
+
+
 def test_the_latent_term_of_a_reference(encoder, tmp_path):
     data, reference = images(6, 0), images(20, 1)
     scored(encoder, data, tmp_path / "j.parquet", latent="reference", reference=reference)

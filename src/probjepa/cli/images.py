@@ -175,7 +175,7 @@ class ImageModel:
         from probjepa.scores.jepa_parts import input_shape, score_jepa
         from probjepa.training.device import resolve_device
 
-        how = Settings(estimator=options.estimator, rank=rank, seed=options.seed)
+        how = Settings(estimator=options.estimator, rank=rank, seed=options.seed, tolerance=options.tolerance)
         encoder = as_encoder(self.source).to(resolve_device(self.shared.device))
         shape = (options.size, None) if options.size else input_shape(encoder)
         images = self._read(data, *shape)

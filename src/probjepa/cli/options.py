@@ -200,6 +200,12 @@ class Scoring:
         typer.Option("--fdr", help="instead: share of the flagged inputs that may be typical"),
     ] = None
     estimator: Annotated[str, typer.Option("--estimator", help="of jepa: one of `probjepa list`")] = "exact"
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance", help="of jepa, with --estimator auto: share of the scores' spread; 0: exact"
+        ),
+    ] = 0.0
     rank: Annotated[str, typer.Option("--rank", help="of jepa: none (the paper's), auto, or a number")] = (
         "none"
     )
@@ -216,7 +222,7 @@ class Scoring:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for an option of JEPA-SCORE beside another score, or no number of pixels."""
-        for name in ("estimator", "rank", "latent"):
+        for name in ("estimator", "tolerance", "rank", "latent"):
             if self.score != "jepa" and getattr(self, name) != getattr(Scoring, name):
                 raise ConfigError(f"--{name} is of --score jepa, not of {self.score}: leave it out")
         if self.size is not None and self.size < 1:

@@ -52,7 +52,10 @@ def of_score(model: str, shared: Shared, options: Scoring) -> Job:
     settings: dict[str, Any] = {}
     if options.score == "jepa":
         rank = jepa_rank(options, shared)
-        settings = {"estimator": options.estimator, "rank": rank, "latent": options.latent}
+        settings = {
+            "estimator": options.estimator, "tolerance": options.tolerance, "rank": rank,
+            "latent": options.latent,
+        }  # fmt: skip
     return of_model(
         model, shared, what="score", score=options.score, reference=options.reference,
         reference_size=options.reference_size, seed=options.seed, size=options.size, **settings,

@@ -29,6 +29,7 @@ from probjepa.terminal import passing
 from probjepa.training.folder import data_fingerprint, weights_fingerprint
 
 _ROWS_A_PART = 64
+_ROWS_WITH_TOLERANCE = 512  # each part measures some rows exactly to learn from, so these must be few of it
 
 
 def score_jepa(
@@ -87,15 +88,16 @@ def score_jepa(
     density: Any = None if latent == "none" else latent
     if reference is not None:
         density = embedded(encoder, reference)
+    step = rows_a_part(how)
     pieces = {
-        parts / f"{mark}-{name}{start:09d}.parquet": (of, slice(start, min(start + _ROWS_A_PART, len(of))))
+        parts / f"{mark}-{name}{start:09d}.parquet": (of, slice(start, min(start + step, len(of))))
         for name, of in sets.items()
-        for start in range(0, len(of), _ROWS_A_PART)
+        for start in range(0, len(of), step)
     }
     done = [place for place in pieces if place.is_file()]
     total = sum(len(of) for of in sets.values())
     with Progress(**passing(progress)) as bar:
-        task = bar.add_task("JEPA-SCORE", total=total, completed=len(done) * _ROWS_A_PART)
+        task = bar.add_task("JEPA-SCORE", total=total, completed=len(done) * step)
         for place, (of, rows) in pieces.items():
             if place in done:
                 continue
@@ -119,6 +121,11 @@ def score_jepa(
     shutil.rmtree(parts)
     earlier = (rows for place, (of, rows) in pieces.items() if of is images and place in done)
     return sum(rows.stop - rows.start for rows in earlier), flagged
+
+
+def rows_a_part(how: Settings) -> int:
+    """Return how many rows are scored, and kept, together: with a tolerance, enough to learn from some."""
+    return _ROWS_A_PART if how.tolerance == 0 else _ROWS_WITH_TOLERANCE
 
 
 def columns(encoder: Encoder, images: torch.Tensor, how: Settings, latent: Any) -> dict[str, Any]:

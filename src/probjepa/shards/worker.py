@@ -31,7 +31,6 @@ from probjepa.training.folder import data_fingerprint, weights_fingerprint
 
 KEY = b"probjepa.shard"  # of an output's metadata
 _ROWS = 512  # at a time, as the commands on one set take them
-_ROWS_OF_JEPA = 64
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Job:
         "embed", "score", or "rank" (typicality and uncertainty, as ``curate`` has them)
     score, reference, reference_size, seed
         as ``SetScorer`` has them; a reference is a data source
-    estimator, rank, latent
+    estimator, tolerance, rank, latent
         of the score "jepa"
     size
         pixels that images are decoded to, of an encoder trained elsewhere; None: its own
@@ -67,6 +66,7 @@ class Job:
     reference_size: int | None = None
     seed: int = 0
     estimator: str = "exact"
+    tolerance: float = 0.0
     rank: int | Literal["auto"] | None = None
     latent: str = "none"
     size: int | None = None
@@ -216,12 +216,10 @@ class _Score(_Opened):
 class _Jepa:
     """JEPA-SCORE, of any encoder."""
 
-    rows = _ROWS_OF_JEPA
-
     def __init__(self, job: Job) -> None:
         from probjepa.jacobian import as_encoder
         from probjepa.jacobian.estimators import Settings
-        from probjepa.scores.jepa_parts import embedded, fingerprint, input_shape
+        from probjepa.scores.jepa_parts import embedded, fingerprint, input_shape, rows_a_part
         from probjepa.training.device import resolve_device
 
         self.encoder, self.encoding = as_encoder(job.model).to(resolve_device(job.device)), Encoding()
@@ -229,7 +227,8 @@ class _Jepa:
         self.decoder = _decoder(*shape, convert=job.convert)
         self.mark = _hash({"encoder": self.encoder.name, "weights": fingerprint(self.encoder)})
         self.reference, self._known = dict[str, Any](), None
-        self.how = Settings(estimator=job.estimator, rank=job.rank, seed=job.seed)
+        self.how = Settings(estimator=job.estimator, rank=job.rank, seed=job.seed, tolerance=job.tolerance)
+        self.rows = rows_a_part(self.how)
         self.latent: Any = None if job.latent == "none" else job.latent
         if job.reference is not None:
             known = _read(job, *shape)
