@@ -18,16 +18,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import sklearn.experimental.enable_iterative_imputer  # noqa: F401
+from scipy.stats import betabinom, binom
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.impute import IterativeImputer, KNNImputer
 
 from harness import arguments, command_line, environment, parse
 from probjepa.files import write_text
 from probjepa.tabular import VarTJEPA
+from probjepa.tabular.presets import PRESETS
 from probjepa_experiments.table_sets import SOURCES, TableSet
 
 TABLES = ("adult", "credit", "covertype", "electricity", "wine", "breast-cancer")
 _HIDDEN, _TESTED = 0.1, 2000
+_LEVEL, _BAND = 0.95, (0.92, 0.97)  # of the intervals, and what their coverage is held to
 _FEWEST = 50  # held-out cells of a column whose intervals are counted
 
 Mask = npt.NDArray[np.bool_]
@@ -196,14 +199,52 @@ def main() -> None:
                 found.update(command=command_line(sys.argv), environment=environment())
                 print(key, {k: v for k, v in found["cells"][key].items() if k != "columns"}, flush=True)
                 write_text(Path(args.out), json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    found["intervals"] = intervals(args, found["cells"])
+    write_text(Path(args.out), json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+
+
+def hidden_rows(args: Any, name: str, seed: int) -> tuple[TableSet, pd.DataFrame, pd.DataFrame, Mask]:
+    """A table, its training and its test rows, and which cells of the latter are hidden."""
+    data = SOURCES[name].open(args.data_root, seed=seed)
+    train, test = (part.drop(columns=data.target) for part in (data.train, data.test))
+    train, test = train.iloc[: args.rows], test.iloc[:_TESTED].reset_index(drop=True)
+    return data, train, test, np.random.default_rng(seed).random(test.shape) < _HIDDEN
+
+
+def intervals(args: Any, cells: dict[str, Any]) -> dict[str, Any]:
+    """How many columns' intervals cover 92 to 97 % of the hidden cells, and how many would by chance.
+
+    "exact": intervals that cover 95 % of all cells, of which so many are hidden (binomial); "read off":
+    intervals that are quantiles of the errors of as many held-out cells as the fit had (beta-binomial).
+    """
+    covered, exact, read_off = [], 0.0, 0.0
+    for name in args.tables:
+        for seed in range(args.repeats):
+            found = cells[f"{name}, {args.rows} rows, seed {seed}, {args.label}"].get("coverage", {})
+            _, train, test, hidden = hidden_rows(args, name, seed)
+            held_out = int(len(train) * PRESETS["small"]["validation_fraction"])
+            for column, share in found.items():
+                count = int((hidden[:, list(test.columns).index(column)] & test[column].notna()).sum())
+                inside = np.arange(count + 1) / count
+                inside = np.flatnonzero((inside >= _BAND[0]) & (inside <= _BAND[1]))
+                known = round(held_out * float(train[column].notna().mean()))
+                covered.append(share)
+                exact += binom.pmf(inside, count, _LEVEL).sum()
+                read_off += betabinom.pmf(
+                    inside, count, _LEVEL * (known + 1), (1 - _LEVEL) * (known + 1)
+                ).sum()
+    return {
+        "columns": len(covered),
+        "mean coverage": float(np.mean(covered)),
+        "92 to 97 %": int(sum(_BAND[0] <= share <= _BAND[1] for share in covered)),
+        "expected of exact intervals": exact,
+        "expected of intervals read off the held-out cells": read_off,
+    }
 
 
 def cell(args: Any, name: str, seed: int, filler: str) -> dict[str, Any]:
     """Hide a tenth of a table's test cells, and fill them."""
-    data = SOURCES[name].open(args.data_root, seed=seed)
-    train, test = (part.drop(columns=data.target) for part in (data.train, data.test))
-    train, test = train.iloc[: args.rows], test.iloc[:_TESTED].reset_index(drop=True)
-    hidden = np.random.default_rng(seed).random(test.shape) < _HIDDEN
+    data, train, test, hidden = hidden_rows(args, name, seed)
     shown = test.mask(pd.DataFrame(hidden, columns=test.columns))
     start = time.process_time()
     if filler != "VarTJEPA":
