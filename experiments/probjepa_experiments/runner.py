@@ -94,6 +94,7 @@ def reproduce(
     work = _Work(study, spent, out, cells or out / "cells", progress, left=len(keys))
     found: list[dict[str, Any]] = []
     ood: dict[str, list[str]] = {}
+    plans: list[tuple[str, int, list[Cell]]] = []
     with using_threads(spent.threads or threads_that_fit()):
         for seeds, name in places:
             data = sources[name].open(data_root, spent.rows, seeds[0])
@@ -109,6 +110,10 @@ def reproduce(
                 planned = [cell for cell in planned if cell.key not in left]
             for cell in planned:
                 work.result(cell, data, wait=False)
+            plans.append((name, seeds[0], planned))
+        for name, first, planned in plans:  # what other processes were running
+            if any(cell.key not in work.done for cell in planned):
+                data = sources[name].open(data_root, spent.rows, first)
             for cell in planned:
                 found.append({"row": cell.label, "key": cell.key, **work.result(cell, data, wait=True)})
     metrics = summarise(study, spent, ood, found, not_run, seed)

@@ -150,15 +150,17 @@ def test_columns_of_out_of_distribution_sets_are_spelt_out():
     assert columns[2].figure == "auroc/svhn/{score}"
 
 
-def test_processes_with_one_folder_of_cells_share_the_work(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seeded", [False, True], ids=["one opening of the data", "one a seed"])
+def test_processes_with_one_folder_of_cells_share_the_work(tmp_path, monkeypatch, seeded):
     """A cell that another process runs is left to it; what it finds is read at the end."""
     shared = tmp_path / "cells"
-    whole = run(FAKE, tmp_path / "whole", cells=shared)
+    study = replace(FAKE, measurement=replace(FAKE.measurement, seeded_data=seeded))
+    whole = run(study, tmp_path / "whole", cells=shared)
     places = sorted(shared.iterdir())
     kept = {place: place.read_text() for place in places}
     for place in places:
         place.unlink()
-    theirs, looks = places[1], []
+    theirs, looks = next(place for place in places if "-s0-" in place.name), []
 
     @contextmanager
     def claimed(place):
@@ -173,7 +175,7 @@ def test_processes_with_one_folder_of_cells_share_the_work(tmp_path, monkeypatch
     ran.clear()
     monkeypatch.setattr(runner, "claimed", claimed)
     monkeypatch.setattr(runner.time, "sleep", pause)
-    assert run(FAKE, tmp_path / "a", cells=shared) == whole
+    assert run(study, tmp_path / "a", cells=shared) == whole
     others = {place.stem for place in places} - {theirs.stem}
     assert set(ran) == others
     assert looks == [others]  # all others were done before it waited
