@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from probjepa.errors import ConfigError
+from probjepa.data import open_images
+from probjepa.errors import ConfigError, DataError
 from probjepa.jacobian import singular_vectors
+from probjepa.jacobian.encoders import Encoder
 
 
 def test_linear_map():
@@ -31,6 +33,53 @@ def test_the_embedding_moves_by_sigma_along_a_vector():
     torch.testing.assert_close(moved, sigma[:, 0], rtol=1e-4, atol=0)
 
 
-def test_too_many():
-    with pytest.raises(ConfigError, match="1 to 2"):
-        singular_vectors(lambda x: x[:, :2], torch.randn(2, 4), count=3)
+@pytest.mark.parametrize("inputs", [1, 3])
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4)])
+def test_all_of_them_put_the_jacobian_together_again(shape: tuple[int, int], inputs: int) -> None:
+    a = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(inputs, shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    jacobian = (1 - torch.tanh(x @ a.T).square())[:, :, None] * a
+    sigma, vectors = singular_vectors(lambda z: torch.tanh(z @ a.T), x)  # four by default
+    assert (sigma.shape, vectors.shape) == ((inputs, 4), (inputs, 4, shape[1]))
+    torch.testing.assert_close(sigma, torch.linalg.svdvals(jacobian)[:, :4])
+    squared = vectors.mT @ (sigma.square()[:, :, None] * vectors)  # VΣ²Vᵀ = JᵀJ
+    torch.testing.assert_close(squared, jacobian.mT @ jacobian)
+    largest = vectors.gather(2, vectors.abs().argmax(2, keepdim=True))
+    assert bool((largest > 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_results_are_in_float64_and_images_are_prepared(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).to(dtype)
+    encoder = Encoder(module, module, lambda pixels: pixels.to(dtype) / 255, "mine")
+    pixels = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    for given in (pixels, open_images(pixels.numpy())):
+        sigma, vectors = singular_vectors(encoder, given, count=3)
+        assert (sigma.dtype, vectors.dtype) == (torch.float64, torch.float64)
+        assert vectors.shape == (2, 3, 1, 8, 8)
+        expected = torch.linalg.svdvals(module[1].weight.detach().double())
+        torch.testing.assert_close(sigma, expected.expand(2, 3))
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(("count", "width"), [(3, 4), (0, 4), (-1, 4), (2, 1)])
+def test_a_count_that_there_is_not(count: int, width: int) -> None:
+    limit = min(2, width)
+    with pytest.raises(ConfigError, match=f"count is {count}: use 1 to {limit}"):
+        singular_vectors(lambda x: torch.cat([x, x], 1)[:, :2], torch.randn(2, width), count=count)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_and_all_are_taken(count: int) -> None:
+    assert singular_vectors(lambda x: 3 * x[:, :2], torch.randn(2, 4), count=count)[0].tolist() == 2 * [
+        count * [3.0]
+    ]
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_derivatives_that_are_not_finite(row: int) -> None:
+    x = torch.ones(2, 3)
+    x[row, 1] = 0
+    with pytest.raises(DataError, match="derivatives of the encoder are not finite"):
+        singular_vectors(torch.sqrt, x, count=1)

@@ -48,7 +48,7 @@ def test_latent_of_reference_embeddings_is_their_shrunken_normal(mlp: nn.Module)
     expected = MultivariateNormal(torch.from_numpy(fit.location_), torch.from_numpy(fit.covariance_))
     found = jepa_score_details(mlp, x, latent=reference)
     torch.testing.assert_close(found.latent, expected.log_prob(mlp(x).detach()))
-    for bad, text in ((reference[:1], "at least 2"), (torch.ones(5, 4), "do not vary")):
+    for bad, text in ((reference[:1], "at least 3"), (torch.ones(5, 4), "do not vary")):
         with pytest.raises(DataError, match=text):
             jepa_score(mlp, x, latent=bad)
     with pytest.raises(ConfigError, match="4 dimensions"):

@@ -169,7 +169,7 @@ def live_order(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
     live = live_rows(encoder, x)
     count = live.sum(1)
     most = max(1, int(count.max()))
-    return count, live.long().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return count, live.long().argsort(descending=True, stable=True)[:, :most]
 
 
 def exact_spectrum(encoder: Encoder, x: Tensor, passes: Passes) -> tuple[Tensor, Tensor]:
@@ -188,7 +188,7 @@ def exact_spectrum(encoder: Encoder, x: Tensor, passes: Passes) -> tuple[Tensor,
         directions = torch.arange(dim, device=x.device).expand(len(x), dim)
     sigma = singular_values(rows.gram(directions))
     least = min(dim, x[0].numel())
-    return F.pad(sigma, (0, max(0, least - sigma.shape[1])))[:, :least], rows.embeddings
+    return F.pad(sigma, (0, least - sigma.shape[1])), rows.embeddings  # folded ones may be too many
 
 
 def exact(encoder: Encoder, x: Tensor, how: Settings, passes: Passes) -> Volumes:
@@ -303,7 +303,7 @@ def slq(encoder: Encoder, x: Tensor, how: Settings) -> Volumes:
     generator = torch.Generator().manual_seed(how.seed)
     estimates, largest, smallest = [], [], []
     for _ in range(how.probes):
-        signs = torch.randint(0, 2, (dim,), generator=generator).double() * 2 - 1
+        signs = torch.randint(2, (dim,), generator=generator).double() * 2 - 1
         start = (signs / math.sqrt(dim)).to(x.device).expand(batch, dim)
         values, weights = _lanczos(multiply, start, min(how.steps, dim))
         logs = 0.5 * values.clamp(min=how.eps**2).log()

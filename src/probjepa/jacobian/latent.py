@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias
 
 import torch
@@ -9,14 +10,14 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
 from probjepa._arrays import as_features
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError, DataError, short
 from probjepa.registry import importing
 
 Latent: TypeAlias = Literal["normal"] | Distribution | Tensor | None
 
 
 def fit_normal(reference: Tensor) -> MultivariateNormal:
-    """N(m, C) of reference embeddings (M, K), M ≥ 2, in float64 on the CPU.
+    """N(m, C) of reference embeddings (M, K), M ≥ 3, in float64 on the CPU.
 
     m is their mean; C the covariance of Ledoit & Wolf (2004): (1 − α)Σ + α(tr Σ/K)·I with the α that
     minimises the expected squared error, so that C is invertible also for M ≤ K.
@@ -24,21 +25,25 @@ def fit_normal(reference: Tensor) -> MultivariateNormal:
     Raises
     ------
     DataError
-        for NaN, another shape, fewer than two rows, or rows that are all the same
+        for NaN, another shape, fewer than three rows (two leave nothing to shrink by), or rows on a line
     """
     with importing():
         from sklearn.covariance import ledoit_wolf
 
     rows = as_features(reference, "the latent's reference embeddings").double().cpu()
-    if len(rows) < 2:
-        raise DataError("the latent's reference has 1 embedding: give at least 2, better 10 a dimension")
+    if len(rows) < 3:
+        raise DataError(
+            f"the latent's reference has too few embeddings, {len(rows)}: give at least 3, better 10 a "
+            "dimension"
+        )
     mean = rows.mean(0)
-    covariance = torch.from_numpy(ledoit_wolf((rows - mean).numpy(), assume_centered=True)[0])
+    covariance = torch.from_numpy(ledoit_wolf(rows.numpy())[0])
     try:
         return MultivariateNormal(mean, covariance)
     except ValueError:
         raise DataError(
-            f"the latent's {len(rows)} reference embeddings do not vary: give embeddings of different inputs"
+            f"the latent's {len(rows)} reference embeddings do not vary, or along one line alone: give those "
+            "of more, different inputs"
         ) from None
 
 
@@ -46,11 +51,11 @@ def as_density(latent: Latent) -> Distribution | Literal["normal"] | None:
     """Check the argument ``latent``, and fit it if it is a reference set. Raises ConfigError."""
     if isinstance(latent, Tensor):
         return fit_normal(latent)
-    if latent is None or latent == "normal" or isinstance(latent, Distribution):
+    if latent is None or isinstance(latent, Distribution) or (isinstance(latent, str) and latent == "normal"):
         return latent
     raise ConfigError(
-        f"latent is {latent!r}: use None (the paper's form), 'normal' (N(0, I)), a torch Distribution, "
-        "or reference embeddings (M, K)"
+        f"latent is '{short(latent)}': use None (the paper's form), 'normal' (N(0, I)), a torch "
+        "Distribution, or reference embeddings (M, K)"
     )
 
 
@@ -67,7 +72,7 @@ def latent_term(density: Distribution | Literal["normal"] | None, embeddings: Te
     if density is None:
         return torch.zeros(n, dtype=torch.float64)
     if density == "normal":
-        return -0.5 * (rows.square() + torch.tensor(2 * torch.pi).double().log()).sum(1)
+        return -0.5 * (rows.square() + math.log(2 * math.pi)).sum(1)
     assert isinstance(density, Distribution)
     shape = tuple(density.batch_shape) + tuple(density.event_shape)
     if len(density.event_shape) != 1 or shape != (dim,):

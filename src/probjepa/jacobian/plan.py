@@ -12,11 +12,9 @@ from probjepa.errors import ConfigError
 from probjepa.jacobian.encoders import Encoder, embeddings, refuse_batch_dependence
 from probjepa.jacobian.estimators import SKETCH_ROW_BLOCKS, Rank
 from probjepa.jacobian.memory import fitting
-from probjepa.jacobian.rows import WORTHWHILE_BATCH, Passes, live_rows
+from probjepa.jacobian.rows import Passes, live_rows, worthwhile_batch
 
 Estimator = Literal["exact", "folded", "sketch", "slq", "subspace", "calibrated"]
-# larger chunks gain no speed: a backward pass fills the machine with these
-_LARGEST_CHUNK_PIXELS = {"cpu": 2**18, "cuda": 2**24}
 
 
 @dataclass(frozen=True)
@@ -82,22 +80,21 @@ def make_plan(encoder: Encoder, x: Tensor, estimator: str, rank: Rank, chunk_siz
             chosen, reason = "exact", "no patch embedding comes first"
     else:
         chosen, reason = estimator, "as asked"
-    held = {"sketch": jacobian // SKETCH_ROW_BLOCKS, "slq": 0, "subspace": jacobian}.get(chosen, jacobian)
-    live = _live_rows(encoder, x)
+    held = {"sketch": jacobian // SKETCH_ROW_BLOCKS, "slq": 0}.get(chosen, jacobian)
+    live = _live_rows(encoder, x) if chosen in ("exact", "folded") else None
     # a column costs about as much as two rows
-    forward = live is not None and chosen in ("exact", "folded") and 2 * width <= dim
-    skips = live is not None and chosen in ("exact", "folded") and not forward and not bool(live.all())
+    forward = live is not None and 2 * width <= dim
+    skips = live is not None and not forward and not bool(live.all())
     if chosen == "slq" or forward or skips:
         activations *= 3  # the graph of the first derivative stays too
     if chunk_size is None:
-        most = max(8, _LARGEST_CHUNK_PIXELS.get(x.device.type, 2**18) // width)
-        chunk_size = max(1, min(fitting(held + activations, x.device), most))
+        chunk_size = max(1, min(fitting(held + activations, x.device), largest_chunk(x.device, width)))
     return Plan(
         estimator=chosen,  # type: ignore[arg-type]
         reason=reason,
         chunk_size=chunk_size,
         passes=Passes(
-            least_batch=max(1, min(fitting(activations, x.device), WORTHWHILE_BATCH.get(x.device.type, 8))),
+            least_batch=max(1, min(fitting(activations, x.device), worthwhile_batch(x.device))),
             patchify=patchify if chosen == "folded" else None,
             skip_zero_rows=skips,
             forward=forward,
@@ -106,6 +103,11 @@ def make_plan(encoder: Encoder, x: Tensor, estimator: str, rank: Rank, chunk_siz
         dim=dim,
         few_columns=width < dim,
     )
+
+
+def largest_chunk(device: torch.device, width: int) -> int:
+    """How many inputs of ``width`` numbers fill a device in a backward pass: larger chunks gain no speed."""
+    return max(8, (2**24 if device.type == "cuda" else 2**18) // width)
 
 
 def _live_rows(encoder: Encoder, x: Tensor) -> Tensor | None:
@@ -119,10 +121,10 @@ def _live_rows(encoder: Encoder, x: Tensor) -> Tensor | None:
 def _takes_channels_last(encoder: Encoder, x: Tensor) -> bool:
     """Whether an encoder of images runs on a CPU with each pixel's channels side by side in memory.
 
-    Convolutions are up to three times as fast so. An operation that asks for another order, as ``view``
-    does, raises.
+    Convolutions are up to three times as fast so. What is no image (1, C, H, W) raises, and so does an
+    operation that asks for another order, as ``view`` does.
     """
-    if x.ndim != 4 or x.device.type != "cpu":
+    if x.device.type != "cpu":
         return False
     try:
         again = x.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -151,21 +153,21 @@ def _itself(tensor: Tensor) -> Tensor:
 def find_patchify(encoder: Encoder, x: Tensor) -> nn.Conv2d | None:
     """Return the convolution over non-overlapping patches that is all that the encoder does with x, if any.
 
-    Found by running it: the convolution is applied once, to x itself, and nothing else in the encoder's
-    graph leads to x.
+    Found by running it: the convolution is applied once, to x itself and all of it, and nothing else in the
+    encoder's graph leads to x.
     """
     parts = [] if encoder.module is None else encoder.module.modules()
     eligible = [part for part in parts if isinstance(part, nn.Conv2d) and _is_patchify(part)]
-    calls: list[nn.Module] = []
+    calls: list[nn.Conv2d] = []
+    of_x: list[nn.Conv2d] = []
     probe = x.detach().clone().requires_grad_()
 
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if inputs and isinstance(inputs[0], Tensor) and inputs[0].data_ptr() == probe.data_ptr():
-            calls.append(module)
-            return output.detach().requires_grad_()
-        if module in calls:  # a second use, on something else
-            calls.append(module)
-        return None
+    def watch(module: nn.Conv2d, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        calls.append(module)
+        if not inputs or inputs[0].data_ptr() != probe.data_ptr() or inputs[0].shape != probe.shape:
+            return None
+        of_x.append(module)
+        return output.detach().requires_grad_()
 
     handles = [part.register_forward_hook(watch) for part in eligible]
     try:
@@ -175,12 +177,12 @@ def find_patchify(encoder: Encoder, x: Tensor) -> nn.Conv2d | None:
     finally:
         for handle in handles:
             handle.remove()
-    if len(calls) != 1:
+    if len(of_x) != 1 or calls.count(of_x[0]) != 1:
         return None
     (other,) = torch.autograd.grad(out.sum(), probe, allow_unused=True)
-    return calls[0] if other is None and isinstance(calls[0], nn.Conv2d) else None
+    return of_x[0] if other is None else None
 
 
 def _is_patchify(part: nn.Conv2d) -> bool:
-    plain = part.groups == 1 and part.dilation == (1, 1) and part.padding in ((0, 0), 0, "valid")
+    plain = part.groups == 1 and part.dilation == (1, 1) and part.padding in ((0, 0), "valid")
     return plain and tuple(part.kernel_size) == tuple(part.stride)

@@ -15,10 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from probjepa.errors import DataError
 from probjepa.jacobian.encoders import Encoder, embeddings
 
-# A backward pass over fewer inputs than this leaves the machine idle; measured on a ViT-S at 96 px, 1 core:
-# 128 ms a row and input with 1, 69 with 4, 47 with 16.
-WORTHWHILE_BATCH = {"cpu": 8, "cuda": 32}
 _BLOCK_ELEMENTS = 2**22  # of float64 at a time: 32 MiB
+
+
+def worthwhile_batch(device: torch.device) -> int:
+    """How many inputs keep a device busy in a backward pass.
+
+    Measured on a ViT-S at 96 px, 1 core: 128 ms a row and input with 1, 69 with 4, 47 with 16.
+    """
+    return 32 if device.type == "cuda" else 8
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class JacobianRows:
             some = directions[:, start : start + self.copies].transpose(0, 1)
             some = some if some.is_floating_point() else F.one_hot(some, dim)
             cotangent = torch.zeros_like(self._out)
-            cotangent[: len(some) * self.inputs] = some.flatten(0, 1).to(self._out)
+            cotangent[: len(some) * self.inputs] = some.flatten(0, 1)
             (gradient,) = torch.autograd.grad(self._out, self._leaf, cotangent, retain_graph=True)
             parts = gradient.reshape(self.copies, self.inputs, -1)[: len(some)]
             rows[:, start : start + len(some)] = parts.transpose(0, 1)

@@ -317,7 +317,7 @@ def _transformed(transforms: Callable[[Tensor], Tensor], image: Tensor, seed: in
     devices = [image.device] if image.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         # 32 bits: what torch's generator on the CPU takes of a seed
-        torch.manual_seed(int.from_bytes(digest.digest(), "big") % 2**32)
+        torch.manual_seed(int.from_bytes(digest.digest()) % 2**32)
         out = transforms(image)
     if not isinstance(out, Tensor) or len(out) != len(image):
         found = f"a tensor {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
