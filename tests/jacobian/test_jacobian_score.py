@@ -75,6 +75,7 @@ def test_what_a_transform_draws_is_by_the_seed_the_image_and_the_turn() -> None:
         return one + noise
 
     jepa_score(cut_off, x, transforms=noisy, n_transforms=2, chunk_size=4)
+    assert torch.equal(drawn[0][0], x[:1])  # the look at the encoder
     assert all(one.shape == (1, 9) for one, _ in drawn)
     noise = torch.cat([noise for _, noise in drawn[1:]]).view(2, 4, 9)
     assert torch.equal(noise[:, 3], noise[:, 0])
@@ -186,6 +187,33 @@ def test_the_estimator_that_is_asked_for_runs(monkeypatch: pytest.MonkeyPatch, e
         monkeypatch.setattr(f"probjepa.jacobian.estimators.{name}", noted)
     assert jepa_score_details(torch.tanh, double(2, 4), estimator=estimator).estimator == estimator
     assert called == [estimator]
+
+
+def test_draws_of_many_images_all_differ() -> None:
+    first: set[float] = set()
+    jepa_score(lambda x: x, double(100, 2), transforms=lambda x: first.add(float(torch.rand(()))) or x)
+    assert len(first) == 100  # the look at the encoder draws what the first image does
+
+
+@pytest.mark.parametrize("call", [jepa_score, jacobian_spectrum])
+def test_an_encoder_is_looked_at_with_one_input(call: Any) -> None:
+    sizes: list[int] = []
+
+    def f(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return torch.tanh(x)
+
+    call(f, double(30, 4))
+    assert sizes[0] == 2  # a pair is made of it
+    assert sizes[-1] == 30
+    assert set(sizes[1:-1]) == {1, 2}
+
+
+def test_without_a_tolerance_many_inputs_are_measured_as_few_are() -> None:
+    for options in ({}, {"estimator": "auto"}):
+        found = jepa_score_details(cut_off, double(70, 9), **options)
+        assert found.estimator == "exact"
+        assert found.reason == ("no patch embedding comes first" if options else "as asked")
 
 
 @pytest.mark.parametrize("kind", ["tensor", "array", "images", "inference"])

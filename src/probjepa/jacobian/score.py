@@ -214,7 +214,7 @@ def jepa_score_details(
         sizes.extend(taken)
 
     with exact_gradients(model):
-        first = model.prepare(view(_rows(source, slice(0, 1)), 0))
+        first = model.prepare(view(_rows(source, slice(1)), 0))
         plan = make_plan(model, first, how.estimator, how.rank, chunk_size)
         plain = partial(_measure, how=how, plan=plan)
         if how.tolerance == 0 or not calibrated.possible(plan, len(source)):
@@ -278,7 +278,7 @@ def jacobian_spectrum(
     model = as_encoder(encoder)
     source = model.source(images)
     with exact_gradients(model):
-        plan = make_plan(model, model.prepare(_rows(source, slice(0, 1))), "exact", None, chunk_size)
+        plan = make_plan(model, model.prepare(_rows(source, slice(1))), "exact", None, chunk_size)
 
         def spectra(rows: slice) -> Tensor:
             x = model.prepare(_rows(source, rows))
