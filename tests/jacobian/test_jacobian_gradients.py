@@ -143,6 +143,12 @@ def test_every_way_to_look_at_the_rest_of_the_batch_is_found(mix: Any) -> None:
         refuse_batch_dependence(as_encoder(mix), torch.randn(1, 3))
 
 
+def test_an_input_of_zeros_is_looked_at_as_any_other() -> None:
+    refuse_batch_dependence(as_encoder(nn.Linear(3, 2)), torch.zeros(1, 3))
+    with pytest.raises(ConfigError, match="depends on the others of its batch"):
+        refuse_batch_dependence(as_encoder(lambda x: x - x.mean(0)), torch.zeros(1, 3))
+
+
 def normalised(x: Tensor) -> Tensor:
     return nn.functional.layer_norm(x, x.shape[1:])
 

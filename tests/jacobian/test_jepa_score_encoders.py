@@ -168,7 +168,8 @@ def tiny(kind: str) -> Any:
 def test_transformers_models_from_a_local_folder(kind: str, tmp_path: Path) -> None:
     tiny(kind).save_pretrained(tmp_path)
     encoder = as_encoder(f"hf:{tmp_path}")
-    assert encoder.module is not None
+    assert encoder.forward is encoder.module
+    assert encoder.name == f"hf:{tmp_path}"
     assert encoder.preprocess is None  # the folder has no processor's configuration
     x = torch.randn(2, 3, 16, 16)
     found = jepa_score_details(encoder, x, rank="auto")
