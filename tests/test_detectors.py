@@ -4,6 +4,7 @@ import math
 import pickle
 import tracemalloc
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,9 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 from sklearn.base import clone
 from sklearn.covariance import LedoitWolf, ShrunkCovariance
-from sklearn.exceptions import NotFittedError, SkipTestWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError, SkipTestWarning
 from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture as SklearnGaussianMixture
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from probjepa.detectors import KNN, GaussianMixture, Mahalanobis, base, mixture
@@ -96,6 +98,26 @@ def test_the_threshold_is_a_quantile_of_the_scores_of_the_fit(detector, contamin
     assert set(detector.predict(np.concatenate([TEST, 50 * AWAY]))) <= {-1, 1}
 
 
+def test_a_score_on_the_threshold_is_typical():
+    """Each row of the fit is its own nearest neighbour: every score is 0, and so is the threshold."""
+    detector = KNN(1).fit(FIT)
+    assert detector.offset_ == 0 and (detector.predict(FIT) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("bare", "said"),
+    [
+        (KNN(), KNN(50, normalize=True, contamination=0.1)),
+        (Mahalanobis(), Mahalanobis(None, contamination=0.1)),
+        (GaussianMixture(6), GaussianMixture(6, covariance_type="full", seed=0, contamination=0.1)),
+    ],
+)
+def test_what_is_not_said(bare, said):
+    found, expected = bare.fit(FIT), said.fit(FIT)
+    np.testing.assert_array_equal(found.score_samples(TEST), expected.score_samples(TEST))
+    assert found.offset_ == expected.offset_
+
+
 def test_the_threshold_of_a_large_fit_is_that_of_a_share_of_it(monkeypatch):
     rows = np.random.default_rng(1).normal(size=(5000, 3))
     whole = KNN(5, normalize=False).fit(rows)
@@ -160,18 +182,26 @@ def test_knn_is_the_distance_to_the_kth_neighbour(k, chunk_size, normalize):
 @pytest.mark.parametrize("k", [1, 5, 350, 400])
 def test_knn_looks_through_blocks_that_hold_fewer_rows_than_k(k, monkeypatch):
     expected = KNN(k).fit(FIT).score_samples(TEST[:6])
-    monkeypatch.setattr(base, "_BLOCK", 300 * 5)  # of 300 rows, and of 100
-    for chunk_size in (1, 4096):
+    for rows, chunk_size in ((300, 40), (300, 4096), (130, 4096)):  # the last block has 100 rows, or 10
+        monkeypatch.setattr(base, "_BLOCK", rows * 5)
         found = KNN(k, chunk_size=chunk_size).fit(FIT).score_samples(TEST[:6])
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_a_row_of_zeros_has_no_direction():
+    """It stays where it is, at distance 1 of all others."""
+    rows = np.concatenate([np.zeros((1, 5)), 1e-3 * FIT])
+    np.testing.assert_allclose(KNN(1).fit(rows[1:]).score_samples(rows[:1]), -1)
+    np.testing.assert_allclose(KNN(1).fit(rows).score_samples(rows[:1]), 0)
+
+
 @pytest.mark.parametrize("k", [1, 3, 29])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_knn_leaves_each_row_of_the_fit_out(k, normalize):
+@pytest.mark.parametrize("chunk_size", [7, 4096])
+def test_knn_leaves_each_row_of_the_fit_out(k, normalize, chunk_size):
     rows = np.random.default_rng(0).normal(size=(30, 4))
     rows[7] = rows[3]  # a copy is another row
-    found = KNN(k, normalize=normalize).fit(rows).leave_one_out()
+    found = KNN(k, normalize=normalize, chunk_size=chunk_size).fit(rows).leave_one_out()
     for row in range(30):
         others = KNN(k, normalize=normalize).fit(np.delete(rows, row, 0))
         np.testing.assert_allclose(found[row], others.score_samples(rows[[row]])[0], atol=1e-12)
@@ -179,6 +209,15 @@ def test_knn_leaves_each_row_of_the_fit_out(k, normalize):
         KNN(30).fit(rows).leave_one_out()
     with pytest.raises(NotFittedError):
         KNN(30).leave_one_out()
+
+
+def test_a_row_is_told_from_one_that_is_nearer_than_the_search_can_tell():
+    """Of two rows 2·10⁻⁹ apart each is as likely to be found first."""
+    rows = np.random.default_rng(0).normal(size=(20, 4))
+    pairs = np.concatenate([rows, rows + 1e-9])
+    for chunk_size in (7, 4096):
+        found = KNN(1, normalize=False, chunk_size=chunk_size).fit(pairs).leave_one_out()
+        np.testing.assert_allclose(found, -2e-9, rtol=1e-6)
 
 
 def test_knn_keeps_tiny_distances_far_from_the_origin():
@@ -223,6 +262,28 @@ def test_mahalanobis_with_labels_ties_the_covariance():
     np.testing.assert_allclose(Mahalanobis().fit(rows, labels).score_samples(TEST), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("none", [-1, None, math.nan])
+def test_mahalanobis_leaves_rows_in_no_class_out(none):
+    known = np.arange(400) % 4 < 3
+    labels = np.array([0, 1, 2, none], dtype=object)[np.arange(400) % 4]
+    rows = FIT + 10 * np.eye(5)[np.arange(400) % 4]
+    expected = Mahalanobis().fit(rows[known], labels[known].astype(int)).score_samples(TEST)
+    for found in (Mahalanobis().fit(rows, labels), Mahalanobis().partial_fit(rows, labels)):
+        np.testing.assert_allclose(found.score_samples(TEST), expected, rtol=1e-10)
+
+
+def test_mahalanobis_makes_its_covariance_once(monkeypatch):
+    made, settle = [], Mahalanobis._settle
+    monkeypatch.setattr(Mahalanobis, "_settle", lambda *given: made.append(1) or settle(*given))
+    for fit, before in ((Mahalanobis().partial_fit, 0), (Mahalanobis().fit, 1)):
+        detector = fit(FIT)
+        assert len(made) == before
+        for _ in range(2):
+            detector.score_samples(TEST)
+        assert len(made) == 1
+        made.clear()
+
+
 @pytest.mark.parametrize("classes", [1, 3])
 def test_mahalanobis_needs_more_rows_than_dimensions(classes):
     enough = 5 + classes
@@ -244,15 +305,38 @@ def test_mahalanobis_refuses_a_singular_covariance():
     with pytest.raises(ConfigError, match="singular"):
         Mahalanobis().fit(twice)
     for shrinkage in (None, 0.5, "ledoit-wolf"):
-        with pytest.raises(DataError, match="do not vary"):
-            Mahalanobis(shrinkage).fit(np.full((10, 3), 0.1))
+        for shape, value in (((10, 3), 0.1), ((10, 1), 0.0), ((1000, 3), 1e6 / 3)):
+            with pytest.raises(DataError, match="do not vary"):
+                Mahalanobis(shrinkage).fit(np.full(shape, value))
+    # rows on a line vary; features of very different sizes hide the zero in rounding
+    for seed in range(6):
+        large, small = np.random.default_rng(seed).normal(size=(2, 50))
+        for columns in ((large, 2 * large, 3 * large), (1e6 * large, 1e6 * large, small)):
+            with pytest.raises(ConfigError, match="singular"):
+                Mahalanobis().fit(np.stack(columns, 1))
     assert np.isfinite(Mahalanobis(0.1).fit(twice).score_samples(twice + 1)).all()
 
 
-def test_gaussian_mixture_of_one_is_scipys_normal():
-    density = stats.multivariate_normal(FIT.mean(0), np.cov(FIT.T, bias=True) + 1e-6 * np.eye(5))
-    found = GaussianMixture().fit(FIT).score_samples(TEST)
+def test_mahalanobis_of_rows_that_hardly_vary():
+    """Neither the size of the numbers nor that of their differences matters, down to rounding."""
+    expected = Mahalanobis().fit(FIT).score_samples(TEST)
+    np.testing.assert_allclose(Mahalanobis().fit(1e-6 * FIT).score_samples(1e-6 * TEST), expected, rtol=1e-8)
+    found = Mahalanobis().fit(1 + 1e-10 * FIT).score_samples(1 + 1e-10 * TEST)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("options", "added"), [({}, 1e-6), ({"reg_covar": 0.5}, 0.5)])
+def test_gaussian_mixture_of_one_is_scipys_normal(options, added):
+    density = stats.multivariate_normal(FIT.mean(0), np.cov(FIT.T, bias=True) + added * np.eye(5))
+    found = GaussianMixture(**options).fit(FIT).score_samples(TEST)
     np.testing.assert_allclose(found, density.logpdf(TEST), rtol=1e-9)
+
+
+def test_gaussian_mixture_is_scikit_learns():
+    found = GaussianMixture(3, seed=5).fit(FIT).score_samples(TEST)
+    own = SklearnGaussianMixture(3, random_state=5).fit(FIT)
+    np.testing.assert_array_equal(found, own.score_samples(TEST))
+    assert np.isfinite(GaussianMixture(2).fit(FIT[:2]).score_samples(TEST)).all()
 
 
 def test_gaussian_mixture_may_have_a_component_a_row():
@@ -398,7 +482,36 @@ def test_the_threshold_of_many_parts_is_of_all_of_them(monkeypatch):
     for start in range(0, 6000, 500):
         parts.partial_fit(rows[start : start + 500])
     assert (parts.predict(rows) == -1).mean() == pytest.approx(0.1, abs=0.03)
-    assert len(parts._sample) <= 1024
+    assert len(parts._sample) == 1024
+
+
+@pytest.mark.parametrize(
+    "sizes", [(300, 4000, 1200), (4000, 100, 30), (900, 200), (524, 500), (500, 500, 25)]
+)
+def test_each_part_has_its_share_of_the_rows_of_the_threshold(sizes):
+    """Also where parts are fitted elsewhere and merged."""
+    random, share = np.random.default_rng(0), np.array(sizes) / max(sum(sizes), 1024)
+    parts, merged = Mahalanobis(), Mahalanobis()
+    for number, size in enumerate(sizes):
+        rows = np.stack([np.full(size, number), random.normal(size=size)], 1)
+        parts.partial_fit(rows)
+        merged.merge(Mahalanobis().partial_fit(rows))
+    for found in (parts, merged):
+        counts = np.bincount(found._sample[:, 0].astype(int))
+        assert counts.sum() == min(sum(sizes), 1024)
+        np.testing.assert_allclose(counts, 1024 * share, atol=len(sizes))
+
+
+def test_the_rows_of_the_threshold_are_as_many_as_there_are_where_few_have_a_class():
+    """The shares are those of the rows with a class, of which either part has too few."""
+    few, most = (np.where(np.arange(900) < count, np.arange(900) % 2, -1) for count in (100, 800))
+    for first, second, kept in ((few, most[:300], 724), (most[:300], few, 300)):
+        rows = [
+            np.random.default_rng(0).normal(part, 1, (len(y), 2)) for part, y in enumerate((first, second))
+        ]
+        parts = Mahalanobis().partial_fit(rows[0], first).partial_fit(rows[1], second)
+        assert len(parts._sample) == 1024
+        np.testing.assert_array_equal(parts._sample[kept], rows[1][0])
 
 
 def test_parts_that_do_not_fit_together_are_one_line():
@@ -409,6 +522,9 @@ def test_parts_that_do_not_fit_together_are_one_line():
         "give all, or none": lambda: parts.partial_fit(FIT, np.arange(400) % 2),
         "not fitted": lambda: parts.merge(Mahalanobis()),
         "at least 6 rows": lambda: Mahalanobis().partial_fit(FIT[:5]).score_samples(TEST),
+        "shrinkage is 'oas': use None, a number": lambda: (
+            Mahalanobis("oas").partial_fit(FIT).score_samples(TEST)
+        ),
     }.items():
         with pytest.raises((DataError, ConfigError), match=message) as error:
             call()
@@ -419,11 +535,26 @@ def test_parts_that_do_not_fit_together_are_one_line():
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
 def test_em_over_blocks_is_scikit_learns(kind, mapped, monkeypatch):
     monkeypatch.setattr(base, "_BLOCK", 35)
-    rows = np.concatenate([FIT, AWAY, 3 * TEST]) + 100
-    options = {"covariance_type": kind, "seed": 3}
-    found = GaussianMixture(3, **options).fit(mapped(rows)).score_samples(TEST + 100)
-    np.testing.assert_allclose(
-        found, GaussianMixture(3, **options).fit(rows).score_samples(TEST + 100), rtol=1e-8
-    )
-    with pytest.raises(ConfigError, match="cannot be fitted"):
-        GaussianMixture(2, reg_covar=0.0, covariance_type=kind).fit(mapped(np.repeat(FIT[:2], 40, 0)))
+    rows, options = np.concatenate([FIT, AWAY, 3 * TEST]), {"covariance_type": kind, "seed": 3}
+    expected = GaussianMixture(3, **options).fit(rows).score_samples(TEST)
+    for origin in (np.zeros(5), np.array([100, 1e4, 0, -1e4, 3])):  # where scikit-learn's squares lose digits
+        found = GaussianMixture(3, **options).fit(mapped(rows + origin)).score_samples(TEST + origin)
+        np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def test_a_mixture_that_cannot_be_fitted(mapped):
+    rows = np.repeat(FIT[:2], 40, 0)
+    for kind in ("full", "tied", "diag", "spherical"):
+        for given in (rows, mapped(rows)):
+            with pytest.raises(ConfigError, match=r"be fitted: \w.*[^.]; try fewer components, a") as error:
+                GaussianMixture(2, reg_covar=0.0, covariance_type=kind).fit(given)
+            assert "\n" not in str(error.value)
+
+
+def test_em_that_does_not_converge_says_so_where_it_was_called(mapped, monkeypatch):
+    monkeypatch.setattr(mixture, "SklearnGaussianMixture", partial(SklearnGaussianMixture, max_iter=2))
+    with pytest.warns(ConvergenceWarning, match="EM did not converge in 2 steps: use fewer") as said:
+        found = GaussianMixture(6).fit(mapped(FIT)).score_samples(TEST)
+    assert [warning.filename for warning in said] == [__file__]
+    with pytest.warns(ConvergenceWarning):
+        np.testing.assert_allclose(found, GaussianMixture(6).fit(FIT).score_samples(TEST), rtol=1e-6)

@@ -12,7 +12,7 @@ import probjepa as pj
 from probjepa.data import ImageSet
 from probjepa.detectors import KNN, GaussianMixture, Mahalanobis
 from probjepa.errors import DataError
-from probjepa.scores import SCORES, score_class, score_set
+from probjepa.scores import SCORES, Score, combined, score_class, score_set
 from probjepa.scores.combined import Combined, _log_p
 
 KINDS = [name for name in SCORES if issubclass(score_class(name), Combined)]
@@ -55,7 +55,11 @@ def test_against_a_plain_loop(name):
     np.testing.assert_allclose(score.score(features), expected, rtol=1e-9, atol=1e-12)
     for of, p in score.parts(features).items():
         np.testing.assert_allclose(p, ranked[of.removeprefix("p_value.")])
-    assert list(score.columns(features)) == [name, *(other for other in KINDS if other != name)]
+    columns = score.columns(features)
+    assert list(columns) == [name, *(other for other in KINDS if other != name)]
+    for other, column in columns.items():
+        expected = [combine[other](p) for p in zip(*extended, strict=True)]
+        np.testing.assert_allclose(column, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
@@ -81,11 +85,35 @@ def test_far_rows_keep_their_order_and_equal_rows_of_the_reference_are_no_obstac
     far[:, 0] *= -1
     found = score.score({"h": far})
     assert np.isfinite(found).all() and (np.diff(found) < 0).all()
-    with pytest.raises(DataError, match="1 of 1 embeddings to score are among"):
+    with pytest.raises(
+        DataError, match=f"1 of 1 embeddings to score are among those that the score '{name}' was"
+    ):
         score.score({"h": known[:1]})
     for few in (known[:1], known[:1].expand(9, 5)):
         with pytest.raises(DataError, match=f"'{name}' holds out a part of its reference"):
             score_class(name)().fit({"h": few})
+
+
+class Height(Score):
+    name = "height"
+    asked = 0
+
+    def score(self, features):
+        type(self).asked += 1
+        return np.asarray(features["h"])[:, 0]
+
+
+@pytest.mark.parametrize(("count", "held"), [(11, 3), (9_995, 1999), (10_001, 2000), (10_500, 2000)])
+def test_a_fifth_is_held_out_and_2000_rows_at_most(count, held, monkeypatch):
+    """The least p-value is one over their number and one; a set is scored once for all that is asked of it."""
+    monkeypatch.setattr(combined, "available", lambda model, *, but: {"height": Height})
+    score = score_class("fisher")().fit(rows(count, 7))
+    some = {"h": torch.full((1, 5), -99.0)}
+    Height.asked = 0
+    for _ in range(2):
+        assert score.parts(some) == {"p_value.height": pytest.approx(1 / (held + 1))}
+        assert score.score(some) == score.columns(some)["fisher"] < math.log(1 / (held + 1))
+    assert Height.asked == 1
 
 
 def test_held_out_rows_of_equal_scores_have_no_scale():

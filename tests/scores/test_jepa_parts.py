@@ -1,19 +1,24 @@
 """JEPA-SCORE of a set, part by part: the rows are the library's, and no part is taken for another scoring's."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.progress import Progress
 
 from probjepa import VJE
 from probjepa.data import ImageSet
+from probjepa.data.preprocess import Preprocess
 from probjepa.errors import ArtifactError, DataError
 from probjepa.jacobian import as_encoder, jepa_score_details
 from probjepa.jacobian.estimators import Settings
 from probjepa.metrics.conformal import Rule
 from probjepa.scores import jepa_parts
+
+
+ROWS_A_PART = jepa_parts.rows_a_part(Settings())
 
 
 def images(count, seed, labels=None):
@@ -90,8 +95,11 @@ def test_the_latent_term_of_a_reference(encoder, tmp_path):
     with torch.no_grad():
         h = encoder.forward(encoder.prepare(reference.images))
     check(pq.read_table(tmp_path / "j.parquet"), jepa_score_details(encoder, data, latent=h))
-    for where, wrong in (("images to score", {}), ("calibration images", {"calibration": reference})):
-        asked = data if wrong else reference
+    for where, asked, wrong in (
+        ("images to score", reference, {}),
+        ("images to score", reference, {"calibration": images(20, 2), "rule": Rule(0.1)}),
+        ("calibration images", data, {"calibration": reference}),
+    ):
         with pytest.raises(DataError, match=f"20 of 20 {where} are in the reference"):
             scored(encoder, asked, tmp_path / "k.parquet", reference=reference, **wrong)
 
@@ -113,18 +121,52 @@ def test_a_stopped_scoring_goes_on(encoder, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole.parquet", tmp_path / "j.parquet"
     scored(encoder, data, whole, calibration=calibration, rule=Rule(0.4))
     # the calibration's parts of four and two rows come first
-    stopped(encoder, data, out, monkeypatch, after=3, calibration=calibration, rule=Rule(0.4))
-    assert scored(encoder, data, out, calibration=calibration, rule=Rule(0.4))[0] == 4
+    stopped(encoder, data, out, monkeypatch, after=4, calibration=calibration, rule=Rule(0.4))
+    assert scored(encoder, data, out, calibration=calibration, rule=Rule(0.4))[0] == 8
     assert pq.read_table(whole).equals(pq.read_table(out))
 
 
-@pytest.mark.parametrize("progress", [False, True])
-def test_a_bar_is_shown_where_it_is_asked_for(encoder, tmp_path, monkeypatch, progress):
+@pytest.mark.parametrize(("options", "shown"), [({"progress": False}, False), ({}, True)])
+def test_a_bar_is_shown_where_it_is_asked_for(encoder, tmp_path, monkeypatch, options, shown):
     asked = []
     monkeypatch.setattr(jepa_parts, "passing", lambda shown: asked.append(shown) or {"disable": True})
-    how = Settings()
-    jepa_parts.score_jepa(encoder, images(5, 0), tmp_path / "j.parquet", how, progress=progress)
-    assert asked == [progress]
+    jepa_parts.score_jepa(encoder, images(5, 0), tmp_path / "j.parquet", Settings(), **options)
+    assert asked == [shown]
+
+
+def test_a_bar_goes_from_the_rows_that_are_done_to_all(encoder, tmp_path, monkeypatch):
+    made, given = [], {"calibration": images(6, 1), "rule": Rule(0.4)}
+    stopped(encoder, images(9, 0), tmp_path / "j.parquet", monkeypatch, after=3, **given)
+
+    class Bar(Progress):
+        def add_task(self, what, **options):
+            made.append((what, options["total"], options["completed"]))
+            return super().add_task(what, **options)
+
+        def stop(self):
+            made.append(self.tasks[0].completed)
+            super().stop()
+
+    monkeypatch.setattr(jepa_parts, "Progress", Bar)
+    scored(encoder, images(9, 0), tmp_path / "j.parquet", **given)
+    assert made == [("JEPA-SCORE", 15, 10), 15]  # done were parts of four, two and four rows
+
+
+def test_an_output_is_replaced_where_that_is_asked_for(encoder, tmp_path):
+    out = tmp_path / "j.parquet"
+    for count in (5, 3):
+        assert scored(encoder, images(count, 0), out, overwrite=True) == (0, None)
+        assert len(pq.read_table(out)) == count
+
+
+def test_rows_that_are_their_own_calibration(encoder, tmp_path):
+    data = images(9, 0)
+    scored(encoder, data, tmp_path / "j.parquet", calibration=data, rule=Rule(0.3))
+    assert pq.read_table(tmp_path / "j.parquet")["id"].to_pylist() == data.ids
+
+
+def test_a_part_is_small_but_for_a_tolerance():
+    assert 1 < ROWS_A_PART < jepa_parts.rows_a_part(Settings("auto", tolerance=0.1))
 
 
 #: what is said to be other → a change of the scoring
@@ -158,6 +200,16 @@ def test_what_is_another_scoring_is_named(encoder, tmp_path, monkeypatch, other,
     assert pq.read_table(out).equals(pq.read_table(fresh))
 
 
+def test_another_version_and_another_name_are_named(encoder, tmp_path, monkeypatch):
+    out, data = tmp_path / "j.parquet", images(10, 0)
+    stopped(encoder, data, out, monkeypatch)
+    with pytest.raises(ArtifactError, match="a scoring with other encoder was begun"):
+        scored(replace(encoder, name="another"), data, out)
+    monkeypatch.setattr(jepa_parts, "__version__", "0.0")
+    with pytest.raises(ArtifactError, match="a scoring with other version was begun"):
+        scored(encoder, data, out)
+
+
 def test_every_setting_of_an_estimator_is_tried_above():
     named = {name for other, _ in CHANGES for name in other.split(", ")}
     assert {field.name for field in fields(Settings)} <= named
@@ -176,6 +228,10 @@ def test_another_model_is_another_scoring(encoder, tmp_path, monkeypatch):
     stopped(encoder, images(10, 0), tmp_path / "j.parquet", monkeypatch)
     with pytest.raises(ArtifactError, match="other weights was begun"):
         scored(as_encoder(other), images(10, 0), tmp_path / "j.parquet")
+    with pytest.raises(ArtifactError, match="other weights was begun"):
+        scored(
+            replace(encoder, preprocess=Preprocess(8, 1, [0.1], [0.9])), images(10, 0), tmp_path / "j.parquet"
+        )
     assert jepa_parts.fingerprint(as_encoder(torch.tanh)) == jepa_parts.fingerprint(as_encoder(torch.sin))
 
 

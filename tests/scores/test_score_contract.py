@@ -12,10 +12,12 @@ from torch import nn
 from probjepa import VJE, jacobian
 from probjepa.cli import run
 from probjepa.data import ImageSet
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, DataError
 from probjepa.evaluation import evaluate
-from probjepa.scores import SCORES, Score, score_class, score_set
+from probjepa.scores import SCORES, Score, SetScorer, score_class, score_set
 from probjepa.scores.combined import Combined
+from probjepa.scores.detectors import KNNScore
+from probjepa.scores.sets import draw
 from probjepa.tabular import TJEPA, VarTJEPA
 
 DIM = 6
@@ -109,10 +111,17 @@ def test_jepa_score_takes_one_pass_until_it_is_fitted_anew(monkeypatch):
     assert score.parts(some)["log_volume"] == pytest.approx(bare)
     assert list(score.columns(some)) == ["jepa"]
     assert len(passes) == 1
-    whole = score.fit(features(60, 1)).columns(some)
+    known = features(60, 1)
+    whole = score.fit(known).columns(some)
     assert len(passes) == 2
     assert whole["jepa"] == pytest.approx(bare)
-    assert whole["jepa + latent"] == pytest.approx(bare + score.parts(some)["latent"])
+    expected = details(nn.Tanh(), some["inputs"], latent=known["h"])
+    assert whole["jepa + latent"] == pytest.approx(expected.score)
+    for name in ("log_volume", "latent", "sigma_max", "sigma_min"):
+        np.testing.assert_allclose(score.parts(some)[name], getattr(expected, name), err_msg=name)
+    assert len(passes) == 2
+    score.score(features(20, 3))
+    assert len(passes) == 3
 
 
 @pytest.mark.parametrize("progress", [False, True])
@@ -128,11 +137,27 @@ def test_jepa_score_shows_a_bar_where_it_is_asked_for(monkeypatch, progress):
     assert shown == [progress]
 
 
-def test_a_model_without_a_score_is_told_so(kind):
-    bare = kind.lacking(None)
+@pytest.mark.parametrize("model", [None, object()])
+def test_a_model_without_a_score_is_told_so(kind, model):
+    bare = kind.lacking(model)
     combined = issubclass(kind, Combined)  # of what there is
     assert (bare is None) == (combined or (not kind.own and "gradients" not in kind.needs))
-    assert bare is None or f"NoneType has no likelihood for the score '{kind.name}'" in bare
+    assert bare is None or f"{type(model).__name__} has no likelihood for the score '{kind.name}'" in bare
+
+
+def test_what_a_score_that_says_nothing_of_itself_is():
+    class Bare(Score):
+        name = "bare"
+
+        def score(self, features):
+            return np.zeros(len(features["h"]))
+
+    score = Bare()
+    assert (score.summary, score.paper, score.needs, score.own) == ("", "", frozenset(), False)
+    assert (score.model, score.seed, score.progress) == (None, 0, False)
+    assert score.fit(features(2, 0)) is score
+    assert score.left_out() is None and score.parts(features(2, 0)) == {}
+    assert repr(score) == "Bare(NoneType, seed=0)"
 
 
 # --- scores of another package ---------------------------------------------------------------------------
@@ -160,6 +185,45 @@ class Distance:
 
     def score_samples(self, h):
         return -np.linalg.norm(np.asarray(h) - self.mean, axis=1)
+
+
+class Seeded:
+    """Returns its seed.
+
+    In numbers of another kind.
+    """
+
+    def __init__(self, seed=None):
+        self.seed = seed
+
+    def fit(self, h):
+        return self
+
+    def score_samples(self, h):
+        return np.full(len(h), self.seed, dtype=np.float32)
+
+
+def test_a_detector_of_ones_own_is_a_score():
+    for kind, name, summary in (
+        (Seeded, "Seeded", "Returns its seed."),
+        (Distance, "Distance", Distance.__doc__),
+    ):
+        made = score_class(kind)
+        assert (made.__name__, made.name, made.summary) == (name, name, summary)
+    score = score_class(Seeded)(seed=7).fit(reference()).score(features(20, 2))
+    assert score.dtype == np.float64 and (score == 7).all()
+    assert score_class(type("Silent", (), {})).summary == ""
+
+
+def test_an_installed_package_adds_scores(tmp_path, monkeypatch):
+    (tmp_path / "lengths.py").write_text("class Length:\n    pass\n")
+    information = tmp_path / "lengths-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: lengths\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[probjepa.scores]\nlength = lengths:Length\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(SCORES, "_installed", None)
+    assert "length" in SCORES and SCORES.path("length") == "lengths:Length"
 
 
 @pytest.fixture
@@ -252,6 +316,64 @@ def test_a_table_is_scored_as_images_are(registered):
             expected.fit({"h": model.transform(known)})
         np.testing.assert_array_equal(found, expected.score({"h": model.transform(held_out)}))
         assert list(parts) == ["uncertainty"]
+
+
+class Sums:
+    """A fitted estimator of tables with a density; it says what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def transform(self, table):
+        return np.array(table, order="C")
+
+    def score_samples(self, table):
+        self.asked.append(len(table))
+        return np.array(table).sum(1)
+
+    def score_features(self, table):
+        return table.add(1)
+
+
+def numbers(rows, seed):
+    return pd.DataFrame(np.random.default_rng(seed).normal(size=(rows, 3)), columns=list("abc"))
+
+
+def test_the_density_of_a_table_is_read_for_the_scores_that_are_made_of_it():
+    model, known, asked = Sums(), numbers(40, 0), numbers(9, 1)
+    found, parts = SetScorer(model, "knn", reference=known)(asked)
+    np.testing.assert_array_equal(found, KNNScore().fit({"h": known}).score({"h": asked}))
+    assert parts == {} and model.asked == []
+    found, parts = SetScorer(model, "likelihood")(asked)
+    np.testing.assert_array_equal(found, asked.sum(axis=1))
+    assert list(parts) == ["surprise.a", "surprise.b", "surprise.c"] and model.asked == [9]
+    np.testing.assert_array_equal(parts["surprise.b"], asked["b"] + 1)
+
+
+def test_a_part_of_a_table_is_the_reference_or_the_table_itself():
+    model, known, asked = Sums(), numbers(40, 0), numbers(9, 1)
+    found, _ = SetScorer(model, "knn", reference=known, reference_size=10, seed=2)(asked)
+    expected, _ = SetScorer(model, "knn", reference=known.iloc[draw(40, 10, 2)])(asked)
+    np.testing.assert_array_equal(found, expected)
+    found, _ = SetScorer(model, "knn", reference=known)(known.copy())
+    np.testing.assert_array_equal(found, KNNScore().fit({"h": known}).left_out())
+    with pytest.raises(DataError, match="40 of 40 embeddings to score are among"):
+        SetScorer(model, "knn", reference=known)(known.iloc[::-1])
+
+
+def test_a_score_of_tables_may_need_what_an_estimator_has(registered):
+    class Summed(Norm):
+        @classmethod
+        def lacking(cls, model):
+            return None if isinstance(getattr(model, "estimator", None), Sums) else "no sums"
+
+    SCORES.register("summed", Summed)
+    try:
+        asked = numbers(9, 1)
+        found, _ = score_set(Sums(), asked, "summed")
+        np.testing.assert_allclose(found, -np.linalg.norm(asked, axis=1))
+    finally:
+        SCORES.remove("summed")
 
 
 @pytest.mark.parametrize(

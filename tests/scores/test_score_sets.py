@@ -1,5 +1,7 @@
 """Scores of sets: the model's own densities row by row, and detectors against numpy and scikit-learn."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +12,15 @@ from probjepa import VJE, open_encoder
 from probjepa.data import ImageSet
 from probjepa.distributions import PolarStudentTMixture
 from probjepa.errors import ConfigError, DataError
+from probjepa.jacobian import jepa_score_details
 from probjepa.methods import Method
 from probjepa.scores import SCORES, SetScorer, encode, score_class, score_set
 from probjepa.scores.combined import Combined
 from probjepa.scores.detectors import KNNScore, MixtureScore, knn_neighbour
+from probjepa.scores.jepa import Jepa
 from probjepa.scores.own import Own
 from probjepa.scores.sets import draw
-from probjepa.scores.table import available, detectors
+from probjepa.scores.table import available, detectors, leaves_one_out
 
 
 def images(n, seed, size=8):
@@ -57,6 +61,69 @@ def test_encode_is_features_in_batches(model, held_out, progress):
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-5)
     assert model.training  # as it was
+
+
+@pytest.mark.parametrize(("options", "bar"), [({}, False), ({"progress": True}, True)])
+def test_encode_says_what_it_encodes(model, held_out, monkeypatch, options, bar):
+    said = []
+    monkeypatch.setattr(
+        "probjepa.scores.sets.tracked", lambda items, *what, shown: said.append((*what, shown)) or items
+    )
+    encode(model, held_out, batch_size=5, **options)
+    assert said == [("encoding noise 1", 3, bar)]  # three batches
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """What methods are asked for: how many rows, in batches of how many, and whether they are scored."""
+    asked, features = [], Method.features
+
+    def watched(self, x, batch_size=None, *, scored=None):
+        asked.append((len(x), batch_size, scored))
+        return features(self, x, batch_size or 512)
+
+    monkeypatch.setattr(Method, "features", watched)
+    return asked
+
+
+@pytest.mark.parametrize(("options", "scored"), [({}, True), ({"scored": False}, False)])
+def test_encode_asks_for_no_more_than_is_needed(model, held_out, read, options, scored):
+    encode(model, held_out, batch_size=5, **options)
+    assert read == [(5, 5, scored), (5, 5, scored), (3, 5, scored)]
+
+
+def test_a_set_is_encoded_once_and_the_reference_too(model, held_out, reference, read):
+    plain, model, half = Plain().eval(), deepcopy(model).eval(), held_out.subset(range(6))
+    for encoder, score, own in ((plain, "knn", False), (model, "knn", True), (plain, "predictive", True)):
+        scorer = SetScorer(encoder, score, reference=reference)
+        assert scorer.embeddings is None
+        for data in (held_out, half):
+            scorer(data)
+            h = encoder.features_of(encoder(encoder.preprocess(data.images)))["h"]
+            torch.testing.assert_close(scorer.embeddings, h.detach(), rtol=0, atol=1e-5)
+        assert [(rows, scored) for rows, _, scored in read] == [(13, own), (40, False), (6, own)]
+        read.clear()
+    SetScorer(model, "likelihood")(held_out)
+    assert (read[-1][0], read[-1][2]) == (13, True)  # one image was read before, for the names of the scores
+
+
+def test_jepa_reads_embeddings_only_for_measures_of_uncertainty(model, held_out, read):
+    model, few = deepcopy(model).eval(), held_out.subset(range(2))
+    scorer = SetScorer(Plain().eval(), "jepa")
+    found, parts = scorer(few)
+    assert read == [] and scorer.embeddings is None and found.shape == (2,)
+    assert list(parts) == ["log_volume", "latent", "sigma_max", "sigma_min"]
+    found, parts = SetScorer(model, "jepa")(few)
+    np.testing.assert_allclose(found, jepa_score_details(model, few).score)
+    assert set(model.uncertainty(few.images)) < set(parts)
+
+
+@pytest.mark.parametrize(("options", "shown"), [({}, False), ({"progress": True}, True)])
+def test_a_score_shows_a_bar_where_it_is_asked_for(model, monkeypatch, options, shown):
+    made = []
+    monkeypatch.setattr(Jepa, "__init__", lambda self, model, **given: made.append(given))
+    SetScorer(model, "jepa", **options)
+    assert made == [{"seed": 0, "progress": shown}]
 
 
 def test_likelihood_and_its_parts(model, held_out):
@@ -142,6 +209,19 @@ def test_calibration_rows_are_scored_against_all_when_the_scored_rows_are_the_re
     np.testing.assert_array_equal(scorer(held_out)[0], before)
 
 
+@pytest.mark.parametrize("score", ["knn", "predictive", "mahalanobis"])
+def test_calibration_rows_and_parts_of_the_inputs_may_not_be_the_reference(model, reference, score):
+    scorer = SetScorer(model, score, reference=reference)
+    some = reference.subset(range(3))
+    for data, count in ((reference, 40), (some, 3)):
+        for options, what in (
+            ({"calibration": True}, "calibration images"),
+            ({"part": True}, "images to score"),
+        ):
+            with pytest.raises(DataError, match=f"{count} of {count} {what} are in the reference"):
+                scorer(data, **options)
+
+
 @pytest.mark.parametrize("score", ["mahalanobis", "gmm", "fisher"])
 def test_other_scores_refuse_their_reference(model, reference, score):
     with pytest.raises(DataError, match="40 of 40 images to score are in the reference"):
@@ -172,8 +252,9 @@ def test_an_embedding_of_the_reference_is_refused(held_out, reference, score, mo
     twin = reference.images[7:8].clone()
     twin[0, 0, 0, 0] ^= 1
     both = ImageSet(torch.cat([held_out.images, twin]), None, [str(i) for i in range(14)])
+    name = {"knn": "KNN", "mahalanobis": "Mahalanobis", "gmm": "GaussianMixture"}[score]
     with pytest.raises(
-        DataError, match=r"1 of 14 embeddings to score are among those that \w+ was fitted on"
+        DataError, match=f"1 of 14 embeddings to score are among those that {name} was fitted on"
     ) as e:
         score_set(Plain(), both, score, reference=reference)
     assert "\n" not in str(e.value)
@@ -194,7 +275,7 @@ class Plain(Method):
 
 
 def test_wrong_scores(model, held_out, reference):
-    with pytest.raises(ConfigError, match="did you mean 'knn'"):
+    with pytest.raises(ConfigError, match="unknown score 'knnn', did you mean 'knn'"):
         score_set(model, held_out, "knnn", reference=reference)
     with pytest.raises(ConfigError, match="uses no reference set"):
         score_set(model, held_out, "likelihood", reference=reference)
@@ -236,7 +317,8 @@ def test_a_part_of_the_models_own_is_a_score(model, held_out):
         score, parts = score_set(model, held_out, name)
         np.testing.assert_allclose(score, own[name].numpy(), rtol=1e-6)
         assert set(parts) == set(model.uncertainty(held_out.images))
-        assert (Own.named(name).name, Own.named(name).summary) == (name, f"the model's own '{name}'")
+        kind = Own.named(name)
+        assert (kind.__name__, kind.name, kind.summary) == ("Own", name, f"the model's own '{name}'")
 
 
 @pytest.mark.parametrize(("options", "shown"), [({}, False), ({"progress": True}, True)])
@@ -253,6 +335,21 @@ def test_every_detector_needs_a_reference_and_nothing_else():
     assert detectors() == ["knn", "mahalanobis", "gmm"]
 
 
+def test_the_scores_that_a_model_has(model):
+    own, combined = ["likelihood", "predictive"], ["fisher", "bonferroni", "harmonic"]
+    assert list(available(model, but=Combined)) == [*own, *detectors()]
+    assert list(available(model, but=Combined, gradients=True)) == [*own, "jepa", *detectors()]
+    assert list(available(model, but=Own)) == ["predictive", *detectors(), *combined]
+    assert list(available(None, but=Combined, gradients=True)) == detectors()
+    assert available(model, but=Combined)["knn"] is KNNScore
+
+
+def test_scores_that_compare_the_rows_of_a_reference():
+    assert [name for name in SCORES if leaves_one_out(name)] == ["predictive", "knn"]
+    assert leaves_one_out(KNNScore) and not leaves_one_out(MixtureScore)
+    assert not leaves_one_out("radial")  # a model's own
+
+
 def test_a_part_of_the_reference_is_the_score_of_those_rows():
     """Drawn by the seed, fitted as if it were given alone; a reference that is no larger is taken whole."""
     encoder = open_encoder(torch.nn.Flatten(), image_size=8)
@@ -264,6 +361,7 @@ def test_a_part_of_the_reference_is_the_score_of_those_rows():
     rows = draw(40, 10, 2)
     assert len(set(rows.tolist())) == 10 and not np.array_equal(rows, draw(40, 10, 3))
     assert len(draw(40, 2, 0)) == 2  # the least
+    assert draw(40, 40, 0) is draw(40, None, 0) is None  # all
     expected, _ = SetScorer(encoder, "knn", reference=known[rows])(asked)
     np.testing.assert_array_equal(found, expected)
     whole, _ = SetScorer(encoder, "knn", reference=known, reference_size=40)(asked)

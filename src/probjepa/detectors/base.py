@@ -104,7 +104,7 @@ class Detector(Thresholded, BaseEstimator):  # type: ignore[misc]  # scikit-lear
         ConfigError
             for a setting out of its range, or one that these embeddings do not allow
         """
-        check_arguments(self.get_params(deep=False), types_of(type(self)))
+        check_arguments(self.get_params(), types_of(type(self)))
         self._check_contamination()
         rows = self._checked(X, "the embeddings to fit", reset=True)
         self._fit(rows, *classes_of(y, len(rows)))

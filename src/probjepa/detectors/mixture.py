@@ -78,21 +78,22 @@ class GaussianMixture(Detector):
         try:
             self._mixture = _em(mixture, rows) if isinstance(rows, np.memmap) else mixture.fit(rows)
         except ValueError as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = str(error).splitlines()[0].removesuffix(".")
             raise ConfigError(
                 f"GaussianMixture cannot be fitted: {reason}; try fewer components, a larger reg_covar, "
                 "or covariance_type='diag'"
             ) from error
 
     def _score(self, rows: Matrix) -> npt.NDArray[np.float64]:
-        return np.asarray(self._mixture.score_samples(rows), dtype=np.float64)
+        scores: npt.NDArray[np.float64] = self._mixture.score_samples(rows)
+        return scores
 
 
 def _em(mixture: Any, rows: Matrix) -> Any:
     """Fit a mixture to mapped rows as its own ``fit`` does, a block at a time."""
     steps = mixture.max_iter
     start = np.asarray(rows[spaced(len(rows), _START_ROWS)], dtype=np.float64)
-    mixture.set_params(max_iter=0).fit(start).set_params(max_iter=steps)  # k-means alone
+    mixture.set_params(max_iter=0).fit(start)  # k-means alone
     before = -np.inf
     for _ in range(steps):
         found = mixture_step(mixture, (block for _, block in in_blocks(rows)), start.mean(0))

@@ -37,7 +37,7 @@ class Combined(Score):
     needs = frozenset({"reference"})
     own = True
     _scores: dict[str, tuple[Score, Values]] | None = None  # each with its sorted scores of held-out rows
-    _last: tuple[Features, Values, Values] | None = None
+    _last: tuple[Features, Values, Values] | None  # what was scored last, and its p-values
 
     def fit(self, reference: Features) -> Self:
         """Fit every score to a part of the reference, and rank the rest.
@@ -69,7 +69,7 @@ class Combined(Score):
         if "inputs" in reference and any(issubclass(kind, Own) for kind in kinds):
             inputs = reference["inputs"]
             of = inputs.iloc[held] if hasattr(inputs, "iloc") else inputs.subset(held)
-            asked = {name: values.cpu() for name, values in self.model.features(of, scored=True).items()}
+            asked = {name: values.cpu() for name, values in self.model.features(of).items()}
         self._fitted_rows, self._scores, self._last = FittedRows(h), {}, None
         for kind in kinds:
             score = kind(self.model, seed=self.seed).fit(rest)
@@ -115,7 +115,7 @@ def _log_p(scores: Values, held: Values) -> tuple[Values, Values]:
 
     p = (1 + np.searchsorted(held, scores, side="right")) / (len(held) + 1)
     scale = np.median(held) - held[0]
-    below = np.clip(held[0] - scores, 0, None) / (scale if scale > 0 else 1)
+    below = np.maximum(held[0] - scores, 0) / (scale if scale > 0 else 1)
     return np.log(p) - below, p
 
 

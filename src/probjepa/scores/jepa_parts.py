@@ -90,28 +90,31 @@ def score_jepa(
         density = embedded(encoder, reference)
     step = rows_a_part(how)
     pieces = {
-        parts / f"{mark}-{name}{start:09d}.parquet": (of, slice(start, min(start + step, len(of))))
+        parts / f"{mark}-{name}{start:09d}.parquet": (name, slice(start, min(start + step, len(of))))
         for name, of in sets.items()
         for start in range(0, len(of), step)
     }
-    done = [place for place in pieces if place.is_file()]
+    done = {place: rows.stop - rows.start for place, (_, rows) in pieces.items() if place.is_file()}
     total = sum(len(of) for of in sets.values())
     with Progress(**passing(progress)) as bar:
-        task = bar.add_task("JEPA-SCORE", total=total, completed=len(done) * step)
-        for place, (of, rows) in pieces.items():
+        task = bar.add_task("JEPA-SCORE", total=total, completed=sum(done.values()))
+        for place, (name, rows) in pieces.items():
             if place in done:
                 continue
+            of = sets[name]
             found = {**identity(of, rows), **columns(encoder, of.get(rows), how, density)}
             with open_table(place, overwrite=True) as table:
                 table.write(found)
             bar.update(task, advance=rows.stop - rows.start)
 
-    def whole(which: Images) -> pa.Table:
-        return pa.concat_tables([pq.read_table(place) for place, (of, _) in pieces.items() if of is which])
+    def whole(which: str) -> pa.Table:
+        return pa.concat_tables(
+            [pq.read_table(place) for place, (name, _) in pieces.items() if name == which]
+        )
 
-    scored, flagged = whole(images), None
+    scored, flagged = whole(""), None
     if calibration is not None:
-        scores = (scored["score"].to_numpy(), whole(calibration)["score"].to_numpy())
+        scores = (scored["score"].to_numpy(), whole("calibration")["score"].to_numpy())
         for name, values in rule.decide(*scores).items():
             scored = scored.append_column(name, pa.array(values))
         flagged = int(values.sum())
@@ -119,8 +122,7 @@ def score_jepa(
         pq.write_table(scored, stage)
         (parts / RECORD).unlink()  # from here on they are dropped beside ``out``, and taken without it
     shutil.rmtree(parts)
-    earlier = (rows for place, (of, rows) in pieces.items() if of is images and place in done)
-    return sum(rows.stop - rows.start for rows in earlier), flagged
+    return sum(count for place, count in done.items() if not pieces[place][0]), flagged
 
 
 def rows_a_part(how: Settings) -> int:
