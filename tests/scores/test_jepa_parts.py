@@ -17,7 +17,6 @@ from probjepa.jacobian.estimators import Settings
 from probjepa.metrics.conformal import Rule
 from probjepa.scores import jepa_parts
 
-
 ROWS_A_PART = jepa_parts.rows_a_part(Settings())
 
 
