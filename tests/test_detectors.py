@@ -551,6 +551,17 @@ def test_a_mixture_that_cannot_be_fitted(mapped):
             assert "\n" not in str(error.value)
 
 
+def test_k_means_starts_from_16384_of_the_mapped_rows(mapped, monkeypatch):
+    started, fit = [], SklearnGaussianMixture.fit
+    monkeypatch.setattr(
+        SklearnGaussianMixture, "fit", lambda self, rows: started.append(rows) or fit(self, rows)
+    )
+    GaussianMixture().fit(mapped(np.arange(20_000, dtype=np.float32)[:, None]))
+    (rows,) = started
+    assert rows.shape == (16_384, 1) and rows.dtype == np.float64
+    assert rows[0] == 0 and rows[-1] == 19_999 and set(np.diff(rows[:, 0])) == {1, 2}
+
+
 def test_em_that_does_not_converge_says_so_where_it_was_called(mapped, monkeypatch):
     monkeypatch.setattr(mixture, "SklearnGaussianMixture", partial(SklearnGaussianMixture, max_iter=2))
     with pytest.warns(ConvergenceWarning, match="EM did not converge in 2 steps: use fewer") as said:

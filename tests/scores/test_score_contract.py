@@ -215,6 +215,11 @@ def test_a_detector_of_ones_own_is_a_score():
     assert score_class(type("Silent", (), {})).summary == ""
 
 
+def test_an_unknown_score_has_the_nearest_one_suggested():
+    with pytest.raises(ConfigError, match=r"unknown score 'fischer', did you mean 'fisher'\?"):
+        score_class("fischer")
+
+
 def test_an_installed_package_adds_scores(tmp_path, monkeypatch):
     (tmp_path / "lengths.py").write_text("class Length:\n    pass\n")
     information = tmp_path / "lengths-1.0.dist-info"
