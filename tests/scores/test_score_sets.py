@@ -361,6 +361,7 @@ def test_a_part_of_the_reference_is_the_score_of_those_rows():
     rows = draw(40, 10, 2)
     assert len(set(rows.tolist())) == 10 and not np.array_equal(rows, draw(40, 10, 3))
     assert len(draw(40, 2, 0)) == 2  # the least
+    assert len(set(draw(40, 39, 0).tolist())) == 39
     assert draw(40, 40, 0) is draw(40, None, 0) is None  # all
     expected, _ = SetScorer(encoder, "knn", reference=known[rows])(asked)
     np.testing.assert_array_equal(found, expected)

@@ -106,8 +106,9 @@ class KNN(Detector):
             with config_context(assume_finite=True):  # both are checked
                 distances, rows = search.fit(self._of_bank(of)).kneighbors(queries)
             best, which = np.hstack([best, distances]), np.hstack([which, rows + of.start])
-            order = np.argsort(best, axis=1, kind="stable")[:, :k]
-            best, which = np.take_along_axis(best, order, 1), np.take_along_axis(which, order, 1)
+            if best.shape[1] > distances.shape[1]:
+                order = np.argsort(best, axis=1, kind="stable")[:, :k]
+                best, which = np.take_along_axis(best, order, 1), np.take_along_axis(which, order, 1)
         return which
 
     def _distances(self, queries: Matrix, rows: npt.NDArray[np.intp]) -> Matrix:
