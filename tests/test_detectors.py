@@ -107,13 +107,13 @@ def test_a_score_on_the_threshold_is_typical():
 @pytest.mark.parametrize(
     ("bare", "said"),
     [
-        (KNN(), KNN(50, normalize=True, contamination=0.1)),
-        (Mahalanobis(), Mahalanobis(None, contamination=0.1)),
-        (GaussianMixture(6), GaussianMixture(6, covariance_type="full", seed=0, contamination=0.1)),
+        (KNN, KNN(50, normalize=True, contamination=0.1)),
+        (Mahalanobis, Mahalanobis(None, contamination=0.1)),
+        (partial(GaussianMixture, 6), GaussianMixture(6, covariance_type="full", seed=0, contamination=0.1)),
     ],
 )
 def test_what_is_not_said(bare, said):
-    found, expected = bare.fit(FIT), said.fit(FIT)
+    found, expected = bare().fit(FIT), said.fit(FIT)
     np.testing.assert_array_equal(found.score_samples(TEST), expected.score_samples(TEST))
     assert found.offset_ == expected.offset_
 
