@@ -47,9 +47,9 @@ ROOMS = {
     "distributions": (["distributions"], ["distributions"]),
     "methods": (
         ["methods", "distributed.py"],
-        ["methods", "cli/test_recipes.py", "test_open_encoder.py", "test_loading.py"],
+        ["methods", "cli/test_recipes.py", "test_open_encoder.py", "test_loading.py", "test_model_hub.py"],
     ),
-    "heads": (["heads"], ["heads"]),
+    "heads": (["heads"], ["heads", "test_outside_package.py"]),
     "jacobian": (["jacobian"], ["jacobian"]),
     "scores": (["scores", "detectors"], ["scores", "test_detectors.py"]),
     "metrics": (["metrics"], ["metrics"]),

@@ -45,3 +45,11 @@ def test_kl_gradient():
     q, p = parameters(3, 2), parameters(3, 2, seed=1)
     arguments = [x.requires_grad_() for x in (*q, *p)]
     assert torch.autograd.gradcheck(kl_diagonal_gaussians, arguments)
+
+
+def test_a_number_in_float64_keeps_its_digits():
+    mean, log_var = parameters(5)
+    whole = torch.full_like(log_var, 0.3)
+    by_number = kl_diagonal_gaussians(mean, log_var, 0.1, 0.3)
+    by_tensor = kl_diagonal_gaussians(mean, log_var, torch.full_like(mean, 0.1), whole)
+    torch.testing.assert_close(by_number, by_tensor, rtol=1e-14, atol=0)

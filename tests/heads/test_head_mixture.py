@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from probjepa.heads import Gaussian, MixtureDensity
+from probjepa.heads import Gaussian, MixtureDensity, base
 from probjepa.heads.base import draw_component
 
 
@@ -118,3 +118,11 @@ def test_drawn_components_have_their_weights():
     share = torch.nn.functional.one_hot(drawn, 3).double().mean(0)
     weights = logits.softmax(-1)
     assert ((share - weights).abs() <= 3 * (weights * (1 - weights) / 30_000).sqrt() + 1e-9).all()
+
+
+def test_a_component_without_weight_is_never_drawn(monkeypatch):
+    """Not even by a uniform number of exactly 0, or of exactly the sum of the weights before it."""
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0])  # weights 0, ½, 0, ½
+    for number, index in ((0.0, 1), (0.25, 1), (0.5, 3), (0.75, 3)):
+        monkeypatch.setattr(base.torch, "rand", lambda shape, number=number, **_: torch.full(shape, number))
+        assert draw_component(logits, torch.Size((3,)), None).tolist() == [index] * 3

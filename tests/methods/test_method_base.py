@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from probjepa import IJEPA, VJE, jepa_score, provenance
+from probjepa import IJEPA, VJE, distributed, jepa_score, provenance
 from probjepa.data import Preprocess
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods import Method
-from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluating
+from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluating, views_of
 
 
 class Encoder(nn.Module):
@@ -292,3 +292,17 @@ def test_the_embeddings_of_ijepa_take_it_too(units):
     assert found.dtype == torch.float32 and not torch.equal(found, wanted)
     torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
     assert torch.equal(m.features(pixels(size=16), scored=False)["h"], found)
+
+
+def test_a_method_takes_two_views_unless_it_says_more():
+    model = Method(Encoder(), channels=1, image_size=8)
+    views = [torch.zeros(2, 1, 8, 8) for _ in range(3)]
+    assert len(views_of(model, views[:2])) == 2
+    with pytest.raises(DataError, match="takes two views of the same images"):
+        views_of(model, views)
+
+
+def test_processes_share_the_first_ones_seed(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "broadcast", lambda seed, source: seed.fill_(7 + source))
+    assert distributed.shared_seed(torch.device("cpu")) == 7

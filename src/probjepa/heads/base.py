@@ -56,7 +56,7 @@ def draw_component(logits: Tensor, shape: torch.Size, generator: torch.Generator
     """Draw component indices of the given shape from logits (..., K), by inverting the CDF."""
     cdf = logits.softmax(-1).cumsum(-1)
     uniform = torch.rand(shape, generator=generator, device=logits.device, dtype=logits.dtype)
-    return (uniform.unsqueeze(-1) > cdf[..., :-1]).sum(-1)
+    return (uniform.unsqueeze(-1) >= cdf[..., :-1]).sum(-1)
 
 
 class Head(FullPrecision):
