@@ -198,9 +198,15 @@ def main() -> None:
                 found["cells"][key] = cell(args, name, seed, filler)
                 found.update(command=command_line(sys.argv), environment=environment())
                 print(key, {k: v for k, v in found["cells"][key].items() if k != "columns"}, flush=True)
-                write_text(Path(args.out), json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    found["intervals"] = intervals(args, found["cells"])
-    write_text(Path(args.out), json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+                keep(args.out, found)
+    if "VarTJEPA" in args.fillers:
+        found["intervals"] = intervals(args, found["cells"])
+        keep(args.out, found)
+
+
+def keep(out: str, found: dict[str, Any]) -> None:
+    """Write what there is of the result."""
+    write_text(Path(out), json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
 def hidden_rows(args: Any, name: str, seed: int) -> tuple[TableSet, pd.DataFrame, pd.DataFrame, Mask]:

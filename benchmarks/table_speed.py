@@ -6,7 +6,9 @@ And training steps of tables with many columns.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -109,15 +111,12 @@ def step(columns: int, repeats: int) -> dict[str, Any]:
         for seed in range(3)
     ]  # fmt: skip
 
-    plain, compiled = Block.forward, torch.compile(Block.forward, dynamic=True)
+    compiled = torch.compile(Block.forward, dynamic=True)
 
-    def run(wide: int, *, bf16: bool = False, forward: Any = plain) -> None:
+    def run(wide: int, **how: Any) -> None:
         networks._WIDE = wide
-        Block.forward = forward  # type: ignore[method-assign]
         for masks in drawn:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = network.loss(rows, masks)["loss"]
-            loss.backward()
+            train_step(network, rows, masks, **how)
 
     usual = networks._WIDE
     ways = {
@@ -131,9 +130,23 @@ def step(columns: int, repeats: int) -> dict[str, Any]:
         found = compare("steps", ways, "masks in one sequence", repeats, clock=time.process_time)
     finally:
         networks._WIDE = usual
-        Block.forward = plain  # type: ignore[method-assign]
+    return a_step(found, ways, len(drawn))
+
+
+def train_step(
+    network: Any, rows: Rows, masks: Masks, *, bf16: bool = False, forward: Any = Block.forward
+) -> None:
+    """A loss and its gradients, the transformers' blocks by ``forward``."""
+    with mock.patch.object(Block, "forward", forward):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = network.loss(rows, masks)["loss"]
+        loss.backward()
+
+
+def a_step(found: Result, ways: Iterable[str], steps: int = 1) -> dict[str, Any]:
+    """Each way's seconds of one step and ratio, where so many were timed together."""
     return {
-        way: {"seconds a step": found.time(way).median / len(drawn), "ratio": asdict(found.ratio(way))}
+        way: {"seconds a step": found.time(way).median / steps, "ratio": asdict(found.ratio(way))}
         for way in ways
     }
 
@@ -173,14 +186,9 @@ def published_steps(model: VarTJEPA, train: Any, repeats: int) -> dict[str, Any]
     long it took is counted apart.
     """
     network, (rows, masks) = model.network_.train(), batch_of(model, train)
-    plain, compiled = Block.forward, torch.compile(Block.forward, dynamic=True)
+    compiled = torch.compile(Block.forward, dynamic=True)
     dropouts = [of for of in network.modules() if isinstance(of, nn.Dropout)]
-
-    def run(forward: Any = plain, *, bf16: bool = False) -> None:
-        with mock.patch.object(Block, "forward", forward):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = network.loss(rows, masks)["loss"]
-            loss.backward()
+    run = partial(train_step, network, rows, masks)
 
     def without_dropout() -> None:
         for of in dropouts:
@@ -189,11 +197,11 @@ def published_steps(model: VarTJEPA, train: Any, repeats: int) -> dict[str, Any]
         network.train()
 
     started = time.process_time()
-    run(compiled)
+    run(forward=compiled)
     first = time.process_time() - started
     ways = {
         "as it is": run,
-        "compiled": lambda: run(compiled),
+        "compiled": lambda: run(forward=compiled),
         "in bf16": lambda: run(bf16=True),
         "without dropout": without_dropout,
     }
@@ -201,9 +209,7 @@ def published_steps(model: VarTJEPA, train: Any, repeats: int) -> dict[str, Any]
     network.eval().zero_grad(set_to_none=True)
     return {
         "the first compiled step, seconds": first,
-        **{
-            way: {"seconds a step": found.time(way).median, "ratio": asdict(found.ratio(way))} for way in ways
-        },
+        **a_step(found, ways),
     }
 
 

@@ -1,4 +1,4 @@
-"""A small vision transformer, and the paper's own formulation in float64 as the reference."""
+"""Random numbers in float64, a small vision transformer, and the paper's own formulation in float64 as the reference."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def double(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
 
 
 class Block(nn.Module):
@@ -45,10 +49,10 @@ class TinyViT(nn.Module):
 
 def reference_spectrum(module: nn.Module, images: Tensor) -> Tensor:
     """torch.autograd.functional.jacobian and svdvals, one image at a time, all in float64."""
-    double = copy.deepcopy(module).double()
+    precise = copy.deepcopy(module).double()
     rows = []
     for image in images.double().split(1):
-        jacobian = torch.autograd.functional.jacobian(lambda x: double(x).sum(0), image)
+        jacobian = torch.autograd.functional.jacobian(lambda x: precise(x).sum(0), image)
         rows.append(torch.linalg.svdvals(jacobian.flatten(1)))
     return torch.stack(rows)
 

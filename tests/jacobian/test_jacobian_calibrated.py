@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from jacobian_models import double
 from torch import Tensor, nn
 
 from probjepa.jacobian import jepa_score, jepa_score_details
@@ -18,15 +19,6 @@ from probjepa.jacobian.estimators import Settings, Volumes, from_spectrum
 from probjepa.jacobian.rows import Passes
 
 HOW = Settings(estimator="auto", tolerance=0.1, seed=5)
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def double(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("count", [33, 70, 200])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from jacobian_models import double
 from torch import Tensor, nn
 
 from probjepa.errors import ConfigError
@@ -29,15 +30,6 @@ from probjepa.jacobian.estimators import (
     subspace,
 )
 from probjepa.jacobian.rows import JacobianRows, Passes
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def double(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def linear(a: Tensor) -> Any:

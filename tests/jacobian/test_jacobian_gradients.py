@@ -25,11 +25,6 @@ from probjepa.jacobian.encoders import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 def switches() -> list[tuple[Any, str, Any]]:
     if not hasattr(torch.backends.cudnn, "conv"):
         pytest.skip("this torch has the older precision switches only")

@@ -15,11 +15,6 @@ from probjepa.errors import ConfigError, DataError
 from probjepa.jacobian.latent import as_density, fit_normal, latent_term
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("count", [3, 50])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_fit_is_the_shrunken_normal(count: int, dtype: torch.dtype) -> None:

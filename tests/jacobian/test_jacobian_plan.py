@@ -24,11 +24,6 @@ JACOBIAN = 5 * 48 * 4 + 3 * 25 * 8
 SAVED = 4 * (5 * 48 + 5)
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 class Dense(nn.Module):
     def __init__(self) -> None:
         super().__init__()

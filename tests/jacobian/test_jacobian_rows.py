@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from jacobian_models import double
 from torch import Tensor, nn
 
 from probjepa.errors import DataError
@@ -22,16 +23,6 @@ from probjepa.jacobian.rows import (
     live_rows,
     singular_values,
 )
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def double(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
-
 
 A = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 

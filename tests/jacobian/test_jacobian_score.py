@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jacobian_models import double
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -14,16 +15,6 @@ from probjepa.data import open_images
 from probjepa.errors import ConfigError
 from probjepa.jacobian import jacobian_spectrum, jepa_score, jepa_score_details
 from probjepa.jacobian.encoders import Encoder
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def double(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
-
 
 A = torch.randn(6, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 

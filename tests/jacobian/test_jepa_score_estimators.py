@@ -11,11 +11,6 @@ from probjepa.errors import ConfigError
 from probjepa.jacobian import jepa_score, jepa_score_details
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def linear() -> tuple[nn.Linear, torch.Tensor, float]:
     f = nn.Linear(60, 8).double()

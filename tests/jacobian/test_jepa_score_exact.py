@@ -16,11 +16,6 @@ from probjepa.jacobian import jacobian_spectrum, jepa_score, jepa_score_details
 from probjepa.jacobian.estimators import RANK_TOLERANCE, Settings
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 def orthogonal(dim: int) -> Tensor:
     return torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64))[0]
 

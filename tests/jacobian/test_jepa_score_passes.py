@@ -19,11 +19,6 @@ from probjepa.jacobian.estimators import Settings
 from probjepa.jacobian.rows import Passes, live_rows
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 class Pooled(nn.Module):
     """Channels that a ReLU cuts off from every position of some inputs; K = 24."""
 

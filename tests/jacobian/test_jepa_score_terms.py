@@ -17,11 +17,6 @@ from probjepa.errors import ConfigError, DataError
 from probjepa.jacobian import jacobian_spectrum, jepa_score, jepa_score_details
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4)).double().eval()
