@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 import probjepa
-from probjepa.files import write_text
+from probjepa.errors import ArtifactError
+from probjepa.files import refuse_irregular, write_text
 from probjepa.provenance import cpu_flags, cpu_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -255,7 +256,14 @@ def arguments(description: str | None, name: str, *, repeats: int | None = None)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line, and give torch its number of threads."""
+    """Parse the command line, and give torch its number of threads.
+
+    Ends with one line, before any work, where ``--out`` is no place for a file.
+    """
     args = parser.parse_args(argv)
+    try:
+        refuse_irregular(args.out)
+    except ArtifactError as error:
+        parser.error(str(error))
     torch.set_num_threads(args.threads)
     return args

@@ -139,6 +139,14 @@ def test_options_that_all_benchmarks_share(tmp_path):
     assert not hasattr(harness.arguments("what", "name").parse_args([]), "repeats")
 
 
+def test_a_place_that_is_no_file_is_told_before_the_work(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        harness.parse(harness.arguments("what", "name"), ["--out", str(tmp_path)])
+    assert ended.value.code == 2
+    assert f"{tmp_path} is a folder: give the name of a file" in capsys.readouterr().err
+    assert harness.parse(harness.arguments("what", "name"), ["--threads", "1"]).threads == 1
+
+
 def test_every_benchmark_and_every_result_is_in_the_readme():
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     scripts = [path.name for path in BENCHMARKS.glob("*.py")]

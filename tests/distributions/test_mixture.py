@@ -71,10 +71,25 @@ def test_blocks_do_not_matter(monkeypatch, skip):
         return density.log_prob(h), alone, torch.tensor(density.scale)
 
     whole = found()
-    for block, points in ((1, 4), (25, 23), (60, 7)):  # of components: one, four and ten at a time
+    # of components one, four and ten at a time, of points four, 23 and seven, of those one or two in a block
+    for block, points, pairs in ((1, 24, 2), (25, 138, 8), (60, 42, 10)):
         monkeypatch.setattr(mixture, "_BLOCK", block)
         monkeypatch.setattr(mixture, "_POINTS", points)
+        monkeypatch.setattr(mixture, "_PAIRS", pairs)
         torch.testing.assert_close(found(), whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("axes", [None, "turned"])
+def test_one_variance_of_all_centers_is_used_once(axes):
+    centers, variance, h = problem(m=11, n=23)
+    axes = None if axes is None else orthogonal(6)
+    shared = variance[:1].expand(centers.shape)
+    found = PolarStudentTMixture(centers, shared, skip=1, rotation=axes).fit_scale()
+    each = PolarStudentTMixture(centers, shared.clone(), skip=1, rotation=axes).fit_scale()
+    assert found.scale == each.scale
+    torch.testing.assert_close(found.log_prob(h), each.log_prob(h), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.leave_one_out(), each.leave_one_out(), rtol=0, atol=1e-12)
+    assert {of.precision.shape for of in found._components()} == {(1, 6)}  # no second product with it
 
 
 def test_mapped_centers_are_read_in_blocks(tmp_path, monkeypatch):
@@ -140,6 +155,7 @@ def maximiser(spread):
 @pytest.mark.parametrize("block", [60, 150, 4_000_000])
 def test_scale_is_the_leave_one_out_maximiser(spread, block, monkeypatch):
     monkeypatch.setattr(mixture, "_BLOCK", block)
+    monkeypatch.setattr(mixture, "_PAIRS", block)
     centers, variance = clustered(spread=spread)
     expected = maximiser(spread)
     assert 1e-6 < expected < 10  # inside the grid: an end would be found by mistake
@@ -210,6 +226,7 @@ def test_skip_must_leave_a_component():
 @pytest.mark.parametrize("block", [4_000_000, 40])
 def test_each_center_under_the_others(skip, block, monkeypatch):
     monkeypatch.setattr(mixture, "_BLOCK", block)
+    monkeypatch.setattr(mixture, "_PAIRS", block)
     centers, variance, _ = problem(m=13)
     found = PolarStudentTMixture(centers, variance, 1.0, 0.3, skip).leave_one_out()
     for row in range(13):

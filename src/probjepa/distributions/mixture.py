@@ -15,9 +15,11 @@ from probjepa._arrays import fingerprints
 from probjepa.distributions.base import SubDensity
 from probjepa.distributions.student_t import _MIN_SINE, log_normalizer, safe_norm, unit_direction
 
-# Elements of one block, of pairs or of centers: the float64 blocks that are held at once take 160 MB.
-_BLOCK = 1_000_000
-_POINTS = 16384  # whose largest components are held at a time
+# Elements that are held at once, in float64: 160 MB of centers and points, and of their pairs so many that a
+# block stays in a core's own cache.
+_BLOCK = 1_000_000  # of centers
+_POINTS = 8_000_000
+_PAIRS = 250_000
 _LOG10_SCALES = tuple(x / 4 for x in range(-24, 5))  # 1e-6 … 10, four to a decade
 
 
@@ -120,10 +122,9 @@ class PolarStudentTMixture(SubDensity):
     def _half_dim(self) -> float:
         return (self._event_shape[0] - 1) / 2
 
-    def _pairs(self, h: Tensor, of: _Components) -> tuple[Tensor, Tensor]:
+    def _pairs(self, points: _Points, of: _Components) -> tuple[Tensor, Tensor]:
         """Of every pair with some components, (n, m): δ² at τ = 1, and the log-density's part without τ."""
-        dim, df = self._event_shape[0], self.df
-        u = unit_direction(self._rotated(h))
+        dim, df, u = self._event_shape[0], self.df, points.direction
         cosine = (u @ of.direction.T).clamp(-1, 1)
         sine = (1 - cosine.square()).clamp_min(1e-16).sqrt()
         theta = torch.atan2(sine, cosine)
@@ -134,7 +135,7 @@ class PolarStudentTMixture(SubDensity):
         delta2 = delta2.clamp(*(theta.square() * bound for bound in of.precision.aminmax(dim=-1)))
         # the Jacobian diverges at the antipode, and is held constant there as in ``log_map``
         ratio = torch.where(cosine < 0, theta / sine.clamp_min(_MIN_SINE), ratio)
-        r = safe_norm(h) - of.norm
+        r = points.norm - of.norm
         radial = log_normalizer(df, 1) - 0.5 * (df + 1) * torch.log1p(r.square() / df)
         rest = log_normalizer(df, dim - 1) - 0.5 * of.log_det + (dim - 2) * ratio.log() + radial
         return delta2, rest
@@ -152,7 +153,7 @@ class PolarStudentTMixture(SubDensity):
         size = max(_BLOCK // self.centers.shape[1], 1)
         for start in range(0, len(self.centers), size):
             of = slice(start, start + size)
-            centers, variance = self.centers[of].double(), self.scale_squared[of].double()
+            centers, variance = self.centers[of].double(), self._variance(of).double()
             direction, precision = unit_direction(self._rotated(centers)), 1 / variance
             weighted = direction * precision
             curvature = (direction * weighted).sum(-1)
@@ -160,11 +161,14 @@ class PolarStudentTMixture(SubDensity):
             norm = safe_norm(centers).squeeze(-1)
             yield _Components(start, norm, direction, precision, weighted, curvature, log_det)
 
-    def _blocks(self, h: Tensor, components: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield points, so many at a time that their pairs with the components are a block."""
-        size = max(_BLOCK // components, 1)
-        for start in range(0, max(len(h), 1), size):
-            yield start, h[start : start + size].to(self.centers.device, torch.float64)
+    def _variance(self, of: slice) -> Tensor:
+        """Return σ² of a block of components, (m, D), or (1, D) where all components share one."""
+        shared = self.scale_squared.stride(0) == 0  # as ``expand`` makes it
+        return self.scale_squared[:1] if shared else self.scale_squared[of]
+
+    def _points(self, h: Tensor) -> _Points:
+        h = h.to(self.centers.device, torch.float64)
+        return _Points(unit_direction(self._rotated(h)), safe_norm(h))
 
     def log_prob(self, h: Tensor) -> Tensor:
         """Log-density (...) float64 at embeddings h (..., D), surface measure × length."""
@@ -181,27 +185,28 @@ class PolarStudentTMixture(SubDensity):
 
     def _log_mean(self, h: Tensor, others: bool = False) -> Tensor:
         """Log of the mean over the components; of a center's, with ``others``, over all but its own."""
-        total = []
-        for first in range(0, max(len(h), 1), _POINTS):
-            points = h[first : first + _POINTS]
-            largest = torch.empty(len(points), 0, dtype=torch.float64, device=self.centers.device)
+        total, first = [], 0
+        for part in torch.split(h, max(_POINTS // h.shape[1], 1)):
+            points = self._points(part)
+            largest = torch.empty(len(part), 0, dtype=torch.float64, device=self.centers.device)
             sums = []
             for of in self._components():
                 found, grown = [], []
-                for start, block in self._blocks(points, len(of.norm)):
+                for start, block in points.blocks(len(of.norm)):
                     pairs = self._combine(*self._pairs(block, of), self.scale)
                     if others:
-                        own = torch.arange(len(block), device=pairs.device) + first + start
+                        own = torch.arange(len(pairs), device=pairs.device) + first + start
                         pairs = pairs.masked_fill(own[:, None] == of.numbers, -math.inf)
                     if self.skip:
                         if largest.shape[1]:
-                            pairs = torch.cat([largest[start : start + len(block)], pairs], 1)
+                            pairs = torch.cat([largest[start : start + len(pairs)], pairs], 1)
                         values, known = pairs.topk(min(self.skip, pairs.shape[1]))
                         grown.append(values)
                         pairs = pairs.scatter(1, known, -math.inf)
                     found.append(torch.logsumexp(pairs, 1))
                 largest = torch.cat(grown) if grown else largest
                 sums.append(torch.cat(found))
+            first += len(part)
             total.append(sums[0] if len(sums) == 1 else torch.logsumexp(torch.stack(sums), 0))
         return torch.cat(total) - math.log(len(self.centers) - self.skip - others)
 
@@ -218,11 +223,11 @@ class PolarStudentTMixture(SubDensity):
             raise ValueError("the scale is chosen by leaving one center out: give at least 2 that differ")
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:max_rows]
         order = order.to(self.centers.device)
-        points = self.centers[order]
-        logs = torch.full((len(points), len(_LOG10_SCALES)), -math.inf, dtype=torch.float64).to(points.device)
+        points = self._points(self.centers[order])
+        logs = order.new_full((len(order), len(_LOG10_SCALES)), -math.inf, dtype=torch.float64)
         for of in self._components():
-            for start, block in self._blocks(points, len(of.norm)):
-                rows = slice(start, start + len(block))
+            for start, block in points.blocks(len(of.norm)):
+                rows = slice(start, start + len(block.norm))
                 delta2, rest = self._pairs(block, of)
                 copies = group[of.start : of.start + len(of.norm)] == group[order[rows], None]
                 rest[copies] = -math.inf
@@ -233,6 +238,19 @@ class PolarStudentTMixture(SubDensity):
         best = max(range(len(totals)), key=totals.__getitem__)
         self.scale = 10 ** _LOG10_SCALES[best]
         return self
+
+
+class _Points(NamedTuple):
+    """What pairs need of points: the direction (n, D), turned, and the length (n, 1)."""
+
+    direction: Tensor
+    norm: Tensor
+
+    def blocks(self, components: int) -> Iterator[tuple[int, _Points]]:
+        """Yield points, so many at a time that their pairs with the components are a block."""
+        size = max(_PAIRS // components, 1)
+        for start in range(0, max(len(self.norm), 1), size):
+            yield start, _Points(*(x[start : start + size] for x in self))
 
 
 class _Components(NamedTuple):
