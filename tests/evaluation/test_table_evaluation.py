@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from functools import cache
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import binomtest
+from sklearn import config_context
 from sklearn.metrics import confusion_matrix, log_loss
 from sklearn.neural_network import MLPClassifier
 
@@ -358,3 +360,17 @@ def test_classes_that_train_lacks_are_named_or_refused():
     assert one["accuracy"]["raw"]["logistic regression"]["accuracy"]["value"] <= 1 / 6
     with pytest.raises(DataError, match=r"no class \(maybe\) is among"):
         evaluate_table(None, train, test[:5], "y")
+
+
+@pytest.mark.parametrize("frame", ["pandas", "polars"])
+def test_frames_from_transform_change_nothing(frame):
+    train, test = table(), table(60, 1)
+    plain = factory(0).fit(train.drop(columns="y"))
+    wanted = evaluate_table(plain, train, test, target="y").metrics
+    configured = copy.deepcopy(plain).set_output(transform=frame)
+    assert not isinstance(configured.transform(test.drop(columns="y")), np.ndarray)
+    found = evaluate_table(configured, train, test, target="y").metrics
+    with config_context(transform_output=frame):
+        everywhere = evaluate_table(copy.deepcopy(plain), train, test, target="y").metrics
+    for name in ("accuracy", "selective", "calibration", "mcnemar", "collapse"):
+        assert found[name] == everywhere[name] == wanted[name]

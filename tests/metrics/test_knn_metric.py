@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from probjepa import metrics
 from probjepa._arrays import as_features
 from probjepa.errors import ConfigError, DataError, ProbjepaWarning
-from probjepa.metrics import knn_accuracy, knn_predict, knn_vote
+from probjepa.metrics import knn, knn_accuracy, knn_predict, knn_vote
 
 
 def blobs(n, dim=6, classes=4, seed=0):
@@ -204,3 +204,32 @@ def test_a_mapped_bank_is_an_array_and_is_not_copied(tmp_path, dtype, unlabelled
         ):
             np.testing.assert_array_equal(one, other)
     assert not bank.flags.writeable
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("one_dnn", [True, False])
+def test_products_are_those_of_float64_by_any_library(monkeypatch, dtype, one_dnn):
+    if one_dnn and (dtype == torch.float64 or knn._one_dnn() is None):
+        pytest.skip("oneDNN is for float32, on a processor with AVX-512")
+    if not one_dnn:
+        monkeypatch.setattr(knn, "_one_dnn", lambda: None)
+    monkeypatch.setattr(knn, "_ROWS", 4)  # the last block is shorter
+    random = torch.Generator().manual_seed(0)
+    queries, bank = (torch.randn(n, 33, generator=random).to(dtype) for n in (11, 29))
+    space, threads = knn._Products(11, 40), torch.get_num_threads()
+    wanted = queries.double() @ bank.double().T
+    off = 1e-5 if dtype == torch.float32 else 1e-13
+    for rows, columns in ((11, 29), (7, 3)):  # a smaller product in the place of a larger one
+        found = space.product(queries[:rows], bank[:columns])
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), wanted[:rows, :columns], rtol=0, atol=off)
+    turned = space.product(queries.T.contiguous().T, bank)  # rows that are not beside one another
+    torch.testing.assert_close(turned.double(), wanted, rtol=0, atol=off)
+    assert torch.get_num_threads() == threads
+
+
+def test_no_library_is_taken_that_the_processor_cannot_use(monkeypatch):
+    knn._one_dnn.cache_clear()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert knn._one_dnn() is None
+    knn._one_dnn.cache_clear()

@@ -323,6 +323,28 @@ def test_a_table_is_scored_as_images_are(registered):
         assert list(parts) == ["uncertainty"]
 
 
+@pytest.mark.parametrize("frame", ["pandas", "polars", "turned"])
+def test_embeddings_may_be_a_frame_or_a_view(frame, monkeypatch):
+    known, held_out = table(80, 0), table(9, 1)
+    model = VarTJEPA(random_state=0, **TINY).fit(known)
+    names = ("likelihood", "knn", "gmm")
+
+    def scores():
+        references = [None if name == "likelihood" else known for name in names]
+        pairs = zip(names, references, strict=True)
+        return [score_set(model, held_out, name, reference=of)[0] for name, of in pairs]
+
+    wanted = scores()
+    if frame == "turned":  # torch takes no negative stride
+        embed, score = model.transform, model.score_samples
+        monkeypatch.setattr(model, "transform", lambda rows: embed(rows)[:, ::-1].copy()[:, ::-1])
+        monkeypatch.setattr(model, "score_samples", lambda rows: score(rows)[::-1].copy()[::-1])
+    else:
+        model.set_output(transform=frame)
+    for one, other in zip(scores(), wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 class Sums:
     """A fitted estimator of tables with a density; it says what it was asked for."""
 

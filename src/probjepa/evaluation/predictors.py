@@ -73,7 +73,7 @@ def mlp(x: Features, y: Codes, x_val: Features, y_val: Codes, seed: int) -> Prob
     The weights of the epoch with the lowest validation log-loss are kept, and 10 epochs without a lower one
     end the fit; without validation rows, 30 epochs.
     """
-    scaler = StandardScaler().fit(x)
+    scaler = StandardScaler().set_output(transform="default").fit(x)
     x = scaler.transform(x)
     classes = np.arange(int(y.max()) + 1)
     # a generator, not a number: each epoch's shuffle is another

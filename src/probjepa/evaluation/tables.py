@@ -247,11 +247,13 @@ def evaluate_once(
         column_types = {feature.column: feature.type for feature in model.schema_.features}
     raw = RawFeatures(column_types).fit(tables[0])
     empty = np.zeros((0, 0), np.float32)
+    # a frame where ``set_output`` asks for one
     spaces: dict[str, list[Features]] = {
-        "raw": [raw.transform(table) if len(table) else empty for table in tables]
+        name: [np.asarray(of.transform(table)) if len(table) else empty for table in tables]
+        for name, of in {"raw": raw, "embedding": model}.items()
+        if of is not None
     }
     if model is not None:
-        spaces["embedding"] = [model.transform(table) if len(table) else empty for table in tables]
         spaces["raw + embedding"] = [
             np.concatenate(pair, 1) for pair in zip(spaces["raw"], spaces["embedding"], strict=True)
         ]

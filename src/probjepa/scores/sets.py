@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from probjepa._arrays import as_features, as_float_tensor
 from probjepa.data import Images
 from probjepa.data.overlap import pixel_hashes, refuse_overlap, same_images
 from probjepa.errors import ConfigError, unknown_name
@@ -50,10 +51,11 @@ class TableModel:
 
     def features(self, table: Any, *, scored: bool = True) -> dict[str, Tensor]:
         """Return the embeddings "h" of a table's rows, and where these are ``scored`` the "likelihood"."""
-        found = {"h": self.estimator.transform(table)}
+        # a frame where ``set_output`` asks for one
+        found = {"h": as_features(self.estimator.transform(table), "the embeddings")}
         if scored and self.score_names():
-            found["likelihood"] = self.estimator.score_samples(table)
-        return {name: torch.from_numpy(values) for name, values in found.items()}
+            found["likelihood"] = as_float_tensor(self.estimator.score_samples(table), "the likelihood")
+        return found
 
     def ood_scores(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the likelihood, if there is one."""
