@@ -32,14 +32,16 @@ class DataSet(Data):
 
 @dataclass(frozen=True)
 class ImageSource(Source):
-    """A training and a held-out file, and how they are read: square, ``size`` pixels wide.
+    """A training and a held-out file, and how they are read: ``channels``, square, ``size`` pixels wide.
 
     The images of the ``unseen`` classes are not trained on and are an out-of-distribution set of their own,
     as the held-out files of the sources named in ``others`` are. With ``validation``, a fifth of the training
-    images is held out in the place of the test images: what is chosen by it has not seen those.
+    images is held out in the place of the test images, and there is no out-of-distribution set: what is
+    chosen by it has seen neither. Without files it is scikit-learn's digits, of all classes.
     """
 
     size: int = 32
+    channels: int = 3
     unseen: tuple[int, ...] = ()
     others: tuple[str, ...] = ()
     validation: bool = False
@@ -47,7 +49,7 @@ class ImageSource(Source):
     def read(self, data_root: Path, rows: int | None, seed: int) -> DataSet:
         """Open it, with at most ``rows`` training images, stratified; the seed is of no account."""
         not_run: list[str] = []
-        if not self.files:
+        if not self.files and not self.validation:
             from probjepa.demo import demo_sets
 
             train, test, ood = demo_sets()
@@ -66,9 +68,10 @@ class ImageSource(Source):
     def _read_all(
         self, data_root: Path, not_run: list[str]
     ) -> tuple[ImageSet, ImageSet, dict[str, ImageSet]]:
-        train, test = (self._read(data_root / file) for file in self.files)
         if self.validation:
-            train, test = split(train, 0.2, _SUBSET_SEED)
+            train = self._read(data_root / self.files[0] if self.files else "sklearn:digits")
+            return *split(train, 0.2, _SUBSET_SEED), {}
+        train, test = (self._read(data_root / file) for file in self.files)
         ood = {}
         if self.unseen:
             seen = set(range(10)) - set(self.unseen)
@@ -91,7 +94,7 @@ class ImageSource(Source):
         return train, test, {key: dataclasses.replace(of, name=key) for key, of in ood.items()}
 
     def _read(self, source: object) -> ImageSet:
-        images = open_images(source, size=self.size, channels=3, convert=True)
+        images = open_images(source, size=self.size, channels=self.channels, convert=True)
         if isinstance(images, ImageSet):
             return images
         return ImageSet(images.get(slice(None)), images.labels, images.ids, images.classes, images.name)
@@ -114,6 +117,12 @@ SOURCES: Mapping[str, ImageSource] = {
     "tiny-imagenet": ImageSource(
         "Tiny ImageNet, 100 classes", _files("tiny_imagenet100", "validation.parquet"), 64
     ),
+    "tiny-imagenet-validation": ImageSource(
+        "Tiny ImageNet's training images, 100 classes, 32 px",
+        _files("tiny_imagenet100", "validation.parquet"),
+        validation=True,
+    ),
+    "digits-validation": ImageSource("scikit-learn's digits, 28 px", size=28, channels=1, validation=True),
     "textures": ImageSource("ten of DTD's textures", ("textures/dtd10.parquet",) * 2),
     "svhn": ImageSource("SVHN", _files("svhn")),
 }

@@ -56,7 +56,10 @@ def within(label: str, method: str) -> Finding:
 def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
     """Train a cell, or go on with what ``folder`` holds of it, and measure its embeddings: no detector."""
     method = trained(cell, data, folder, monitor_every=0, knn_every=0, progress=progress)
-    return measure(method, data, seed=cell.seed, n_bootstrap=budget.n_bootstrap, only=("kNN", "posterior"))
+    pixels = cell.task == "raw-pixels"
+    return measure(
+        method, data, seed=cell.seed, n_bootstrap=budget.n_bootstrap, pixels=pixels, only=("kNN", "posterior")
+    )
 
 
 STUDY = image_study(

@@ -308,3 +308,11 @@ def test_only_what_is_asked_for_is_measured(digits):
     found = measure.measure(model, digits, seed=0, n_bootstrap=5, only=("kNN", "posterior")).figures
     assert {"knn20/h", "mean variance", "effective rank"} <= set(found)
     assert not any(name.startswith(("auroc", "spearman")) for name in found)
+
+
+def test_raw_pixels_are_measured_as_pixels(digits):
+    from probjepa_experiments.vje_rates import run
+
+    cell = TABLE.cell_of(Row("pixels", task="raw-pixels"), TINY, "digits", digits, 0)
+    figures = run(cell, digits, Path("unused"), TINY, False).figures
+    assert figures["knn20/h"] == images.run(cell, digits, Path("unused"), TINY, False).figures["knn20/h"]
