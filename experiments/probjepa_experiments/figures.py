@@ -28,7 +28,8 @@ def summarise(
     tables = {}
     for name in ood:
         columns = expand(study.columns, ood[name])
-        rows = _rows(study, budget, columns, name, [r for r in found if r["cell"]["dataset"] == name])
+        seeds = range(seed, seed + budget.seeds)
+        rows = _rows(study, budget, columns, name, [r for r in found if r["cell"]["dataset"] == name], seeds)
         tables[name] = {
             "title": study.measurement.sources[name].title,
             "columns": [asdict(column) for column in columns],
@@ -81,15 +82,22 @@ def expand(columns: Sequence[Column], ood: Sequence[str]) -> list[Column]:
 
 
 def _rows(
-    study: Study, budget: Budget, columns: Sequence[Column], name: str, found: Sequence[Result]
+    study: Study,
+    budget: Budget,
+    columns: Sequence[Column],
+    name: str,
+    found: Sequence[Result],
+    seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
     rows = []
     for row in study.rows_of(budget.name):
         of = [result for result in found if result["row"] == row.label]
+        by_seed = {result["cell"]["seed"]: result["figures"] for result in of}
         values = {}
         for column in columns:
             figure = column.figure.replace("{score}", row.score)
-            each = [result["figures"].get(figure) for result in of]
+            # a seed that is not there yet has no figure, so that the others keep their places
+            each = [by_seed.get(seed, {}).get(figure) for seed in row.seeds(seeds)]
             values[column.label] = aggregate(each, column.limits)
             published = study.published.figures.get((name, row.label, column.label))
             if published is not None:

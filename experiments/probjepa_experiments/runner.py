@@ -23,7 +23,6 @@ from probjepa_experiments.code import changed, fingerprint
 from probjepa_experiments.figures import summarise
 from probjepa_experiments.study import Budget, Cell, Data, Measured, Study
 
-_UNSEEDED = ("raw-pixels", "cost")  # pixels have no seed, and a step's cost has rounds
 _PAUSE = 0.5  # seconds between looks at a cell that another process runs
 _NAMED = 3  # changed modules, or absent data sets, that a line names
 
@@ -132,7 +131,7 @@ def seed_groups(study: Study, budget: Budget, seed: int) -> list[list[int]]:
 def plan(study: Study, budget: Budget, name: str, data: Data, seeds: Sequence[int]) -> Iterator[Cell]:
     """Yield the cells of a data set, row by row and seed by seed; rows that read one training repeat it."""
     for row in study.rows_of(budget.name):
-        for seed in seeds[:1] if row.task in _UNSEEDED else seeds:
+        for seed in row.seeds(seeds):
             yield study.cell_of(row, budget, name, data, seed)
 
 

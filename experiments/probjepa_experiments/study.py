@@ -42,6 +42,10 @@ class Row:
     score: str = ""
     budgets: tuple[str, ...] = BUDGETS
 
+    def seeds(self, seeds: Sequence[int]) -> Sequence[int]:
+        """Return those that it is run with: pixels have no seed, and a step's cost has rounds."""
+        return seeds[:1] if self.task in ("raw-pixels", "cost") else seeds
+
 
 @dataclass(frozen=True)
 class Column:

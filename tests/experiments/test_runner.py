@@ -192,7 +192,27 @@ def test_the_page_of_what_is_finished_runs_nothing(tmp_path):
     assert part["not_run"] == ["two, seed 2: not run yet"]
     first, second = (metrics["tables"]["digits"]["rows"] for metrics in (whole, part))
     assert second[0] == first[0]
-    assert second[1]["values"]["mean σ²"]["seeds"] == first[1]["values"]["mean σ²"]["seeds"][:2]
+    assert second[1]["values"]["mean σ²"]["seeds"] == [*first[1]["values"]["mean σ²"]["seeds"][:2], None]
+
+
+@pytest.mark.parametrize("left", [(0,), (2,), (0, 2)])
+def test_findings_are_judged_in_the_seeds_that_both_rows_have(tmp_path, left):
+    shared = tmp_path / "cells"
+    run(FAKE, tmp_path / "a", cells=shared)
+    for place in shared.iterdir():
+        if "df=3" in place.name and not any(f"-s{seed}-" in place.name for seed in left):
+            place.unlink()
+    asked = []
+
+    def holds(look):
+        asked.append((look("one", "mean σ²"), look("two", "mean σ²")))
+        return True
+
+    study = replace(FAKE, findings=(Finding("alike", holds),))
+    table = run(study, tmp_path / "b", cells=shared, finished_only=True)["tables"]["digits"]
+    assert (table["findings"][0]["holds"], table["findings"][0]["judged"]) == (len(left), len(left))
+    one, two = (row["values"]["mean σ²"]["seeds"] for row in table["rows"][:2])
+    assert asked == [(one[seed], two[seed]) for seed in left]
 
 
 def test_the_page_of_what_is_finished_leaves_out_cells_of_older_code(tmp_path):
