@@ -17,9 +17,8 @@ from harness import Result, arguments, parse, write
 from probjepa.data import ImageSet, open_images
 from probjepa.metrics import knn_accuracy
 from probjepa_experiments.datasets import SOURCES
+from probjepa_experiments.vje_defaults import SMALL, STUDY
 
-SETS = ("cifar10-validation", "tiny-imagenet-validation", "digits-validation")
-ROWS = 5_000
 K = 20
 
 
@@ -37,8 +36,8 @@ def main() -> None:
     args = parse(parser)
     public = opened("efficientnet-lite0", args.data_root)
     table: dict[str, dict[str, Any]] = {}
-    for name in SETS:
-        data = SOURCES[name].open(args.data_root, ROWS, 0)
+    for name in STUDY.data[SMALL.name]:
+        data = SOURCES[name].open(args.data_root, SMALL.rows, 0)
 
         def accuracy(train: torch.Tensor, test: torch.Tensor, data: Any = data) -> float:
             return round(100 * knn_accuracy(train, data.train.labels, test, data.test.labels, k=K), 2)
@@ -47,8 +46,7 @@ def main() -> None:
         channels, size = data.shape
         random = []
         for seed in range(args.seeds):
-            options = {"backbone_options": {"width": 0.25}, "channels": channels, "image_size": size}
-            model = pj.VJE("resnet18", seed=seed, **options).eval()
+            model = pj.VJE(**SMALL.settings, channels=channels, image_size=size, seed=seed).eval()
             model.calibrate(data.train.images)
             random.append(accuracy(*(model.embed(part.images) for part in (data.train, data.test))))
         table[name] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +136,13 @@ def build(method: str, settings: Mapping[str, Any], seed: int) -> Method:
     return made
 
 
-def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
-    """Train and measure a cell, or go on with what ``folder`` holds of it."""
+def run(
+    cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool, only: Collection[str] = ()
+) -> Measured:
+    """Train and measure a cell, or go on with what ``folder`` holds of it; ``only`` as ``measure`` has it."""
     method = trained(cell, data, folder, monitor_every=0, knn_every=0, progress=progress)
     pixels = cell.task == "raw-pixels"
-    return measure(method, data, seed=cell.seed, n_bootstrap=budget.n_bootstrap, pixels=pixels)
+    return measure(method, data, seed=cell.seed, n_bootstrap=budget.n_bootstrap, pixels=pixels, only=only)
 
 
 def trained(cell: Cell, data: DataSet, folder: Path, **options: Any) -> Method:

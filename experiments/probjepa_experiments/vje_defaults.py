@@ -8,12 +8,12 @@ from typing import Any
 from probjepa_experiments.images import MEDIUM
 from probjepa_experiments.study import Finding, Published, Row
 from probjepa_experiments.vje import IMAGES, LEARNED, H, image_study
-from probjepa_experiments.vje_rates import inside, run
+from probjepa_experiments.vje_rates import USUAL, inside, run
 
 EPOCHS = 20
 RATES = (0.002, 0.0056, 0.017)
 BEST = 0.0056
-RECIPE = "the recipe's rate 0.05, batches of 256"
+RECIPE = f"the recipe's rate {USUAL['vje']:g}, batches of 256"
 WIDER = "inference width D/2"
 RANDOM, PIXELS = "random initialisation", "raw pixels"
 SMALL = replace(
@@ -46,7 +46,7 @@ STUDY = image_study(
     title="VJE's settings for few images and little time",
     question="Which rate, batch, KL weight, width, target and number of views learn best in minutes?",
     rows=(
-        _row(RECIPE, rate=0.05, batch_size=256),
+        _row(RECIPE, rate=USUAL["vje"], batch_size=256),
         *(_row(rate_label(rate), rate=rate) for rate in RATES),
         _row("batches of 256", batch_size=256),
         _row("no warm-up", warmup_epochs=0.0),
@@ -55,7 +55,7 @@ STUDY = image_study(
         _row("averaged target", {"target": "ema"}),
         _row("four views, 10 epochs", views=4, epochs=EPOCHS // 2),
         _row("100 epochs", epochs=100),
-        _row("the recipe's, 100 epochs", rate=0.05, batch_size=256, epochs=100),
+        _row("the recipe's, 100 epochs", rate=USUAL["vje"], batch_size=256, epochs=100),
         Row(RANDOM, task="random-init"),
         Row(PIXELS, task="raw-pixels"),
     ),

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from probjepa_experiments.datasets import DataSet
-from probjepa_experiments.images import MEDIUM, trained
-from probjepa_experiments.measure import measure
+from probjepa_experiments.images import MEDIUM
+from probjepa_experiments.images import run as measured
 from probjepa_experiments.study import Budget, Cell, Finding, Look, Measured, Published, Row
 from probjepa_experiments.vje import IMAGES, LEARNED, OTHERS, H, image_study
 
@@ -55,11 +55,7 @@ def within(label: str, method: str) -> Finding:
 
 def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
     """Train a cell, or go on with what ``folder`` holds of it, and measure its embeddings: no detector."""
-    method = trained(cell, data, folder, monitor_every=0, knn_every=0, progress=progress)
-    pixels = cell.task == "raw-pixels"
-    return measure(
-        method, data, seed=cell.seed, n_bootstrap=budget.n_bootstrap, pixels=pixels, only=("kNN", "posterior")
-    )
+    return measured(cell, data, folder, budget, progress, only=("kNN", "posterior"))
 
 
 STUDY = image_study(

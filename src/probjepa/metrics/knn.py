@@ -227,14 +227,14 @@ class _Products:
         if self.place is None:
             self.place = torch.empty(self.shape, dtype=queries.dtype)
         found = self.place[: len(queries), : len(bank)]
-        one_dnn = _one_dnn() if queries.dtype == torch.float32 else None
+        parts = list(zip(torch.split(found, _ROWS), torch.split(queries, _ROWS), strict=True))
+        if queries.dtype == torch.float32 and (one_dnn := _one_dnn()) is not None:
+            for place, asked in parts:
+                place.copy_(one_dnn(asked, bank, None, "none", [], ""))
+            return found
         with _ONE_AT_A_TIME, self.blas.limit(limits=torch.get_num_threads(), user_api="blas"):
-            for start in range(0, len(queries), _ROWS):
-                part = slice(start, start + _ROWS)
-                if one_dnn is not None:
-                    found[part] = one_dnn(queries[part], bank, None, "none", [], "")
-                else:
-                    np.matmul(queries[part].numpy(), bank.numpy().T, out=found[part].numpy())
+            for place, asked in parts:
+                np.matmul(asked.numpy(), bank.numpy().T, out=place.numpy())
         return found
 
 
