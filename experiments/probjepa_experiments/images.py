@@ -60,11 +60,11 @@ SMALL = Budget(
 )
 MEDIUM = Budget(
     "medium",
-    "50,000 images at 32 px, ResNet-18 at a quarter of its width, 100 epochs of 256, a rate each",
+    "50,000 images at 32 px, ResNet-18 at a quarter of its width, 30 epochs of 128, a rate each",
     {"backbone": "resnet18", "backbone_options": {"width": 0.25}},
     {
-        "epochs": 100,
-        "batch_size": 256,
+        "epochs": 30,
+        "batch_size": 128,
         "device": "auto",
         "precision": "auto",
         "channels_last": "auto",

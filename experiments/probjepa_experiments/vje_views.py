@@ -19,6 +19,7 @@ SMALL = replace(
     name="small",
     title="10,000 of CIFAR-10's training images, ResNet-18 at a quarter of its width, the passes of 12 "
     "epochs of two views, batches of 256",
+    fit={**MEDIUM.fit, "batch_size": 256},
     seeds=1,
     rows=10_000,
 )

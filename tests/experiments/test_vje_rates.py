@@ -15,7 +15,7 @@ from probjepa_experiments.vje_rates import FACTORS, STUDY, USUAL, rates
 @pytest.mark.parametrize("method", USUAL)
 def test_five_rates_around_the_methods_own(method):
     assert METHODS[method].recipe["learning_rate"] == USUAL[method]
-    assert rates(method)[2] == USUAL[method]
+    assert rates(method)[3] == USUAL[method]
     assert len(set(rates(method))) == 5
     np.testing.assert_allclose(np.divide(rates(method), USUAL[method]), FACTORS, rtol=0.03)
     tried = [row.fit["learning_rate"] for row in STUDY.rows if row.method == method and not row.settings]
