@@ -1,4 +1,4 @@
-"""Cells that train a method on images: their budgets, their settings spelt out, and what runs them."""
+"""Cells that train a method on images: their settings spelt out, and what runs them."""
 
 from __future__ import annotations
 
@@ -18,70 +18,6 @@ from probjepa.scores import SCORES
 from probjepa_experiments.datasets import DataSet
 from probjepa_experiments.measure import measure
 from probjepa_experiments.study import Base, Budget, Cell, Data, Measured, Row
-
-
-def _projectors(wide: int, narrow: int) -> dict[str, dict[str, int]]:
-    """Projectors as wide as the published ones would take ten times what a small encoder takes."""
-    return {
-        "simsiam": {"projector_dim": wide, "predictor_dim": narrow},
-        "vi-simsiam": {"projector_dim": wide, "predictor_dim": narrow},
-        "byol": {"projector_dim": narrow, "hidden_dim": wide},
-        "vicreg": {"projector_dim": wide},
-        "barlow-twins": {"projector_dim": wide},
-        "lejepa": {"projector_dim": narrow, "hidden_dim": wide},
-    }
-
-
-QUICK = Budget(
-    "quick",
-    "digits at 16 px, a ConvNet of 23,000 weights, 60 epochs of 64",
-    {"backbone": "convnet", "backbone_options": {"widths": (16, 32, 64)}},
-    {"epochs": 60, "batch_size": 64, "device": "cpu", "precision": "32-true", "channels_last": False},
-    methods={
-        # an embedding of 64 would give the inference network 16 units (D/4): too few for μ to follow h
-        "vje": {"hidden_dim": 32},
-        **_projectors(256, 64),
-    },
-    n_bootstrap=100,
-    # so small a network gains nothing from more threads, and loses much where others want the cores
-    threads=1,
-    cost={"image_size": 16, "channels": 1, "batch_size": 128, "rounds": 15},
-)
-SMALL = Budget(
-    "small",
-    "10,000 images at 32 px, a ConvNet of 379,000 weights, 15 epochs of 64, on a CPU",
-    {"backbone": "convnet", "backbone_options": {"widths": (16, 64, 128, 256)}},
-    {"epochs": 15, "batch_size": 64, "device": "cpu", "precision": "auto", "channels_last": "auto"},
-    methods=_projectors(512, 128),
-    seeds=1,
-    rows=10_000,
-    n_bootstrap=200,
-    cost={"image_size": 32, "channels": 3, "batch_size": 128, "rounds": 7},
-)
-MEDIUM = Budget(
-    "medium",
-    "50,000 images at 32 px, ResNet-18 at a quarter of its width, 30 epochs of 128, a rate each",
-    {"backbone": "resnet18", "backbone_options": {"width": 0.25}},
-    {
-        "epochs": 30,
-        "batch_size": 128,
-        "device": "auto",
-        "precision": "auto",
-        "channels_last": "auto",
-        "compile": "auto",
-    },
-    methods=_projectors(512, 128),
-    n_bootstrap=200,
-    cost={"image_size": 32, "channels": 3, "batch_size": 256, "rounds": 15},
-)
-FULL = Budget(
-    "full",
-    "all images, ResNet-18, 200 epochs of 256, on a GPU",
-    {"backbone": "resnet18", "backbone_options": {}},
-    {"epochs": 200, "batch_size": 256, "device": "auto", "precision": "auto", "channels_last": "auto"},
-    cost={"backbone": "resnet50", "image_size": 224, "channels": 3, "batch_size": 128, "rounds": 30},
-)
-BUDGETS = {budget.name: budget for budget in (QUICK, SMALL, MEDIUM, FULL)}
 
 
 def image_base(row: Row, budget: Budget, dataset: str, data: Data) -> Base:
@@ -143,6 +79,11 @@ def run(
     method = trained(cell, data, folder, monitor_every=0, knn_every=0, progress=progress)
     pixels = cell.task == "raw-pixels"
     return measure(method, data, seed=cell.seed, n_bootstrap=budget.n_bootstrap, pixels=pixels, only=only)
+
+
+def run_embeddings(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
+    """Train a cell, or go on with what ``folder`` holds of it, and measure its embeddings: no detector."""
+    return run(cell, data, folder, budget, progress, only=("kNN", "posterior"))
 
 
 def trained(cell: Cell, data: DataSet, folder: Path, **options: Any) -> Method:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from probjepa.methods.base import Method, ProbabilisticMethod, evaluating
 from probjepa.methods.ema import EMA
 from probjepa.methods.vje import VJE
 from probjepa.scores import encode
-from probjepa.scores.detectors import KNNScore
+from probjepa.scores.detectors import KNNScore, MahalanobisScore
 from probjepa_experiments.datasets import DataSet
 from probjepa_experiments.study import Measured
 
@@ -39,19 +40,19 @@ def measure(
 ) -> Measured:
     """Return the figures, and a line for each group that could not be measured.
 
-    ``knn20/…`` on "h", "mu", "ema-h" (Wilson); "mean variance", "kl", "anisotropy" and "concentration" of
-    the held-out images (bootstrap); "effective rank"; ``auroc/SET/SCORE`` (bootstrap), out-of-distribution
-    positive; ``spearman/MEASURE/PLACE`` of ``uncertainty_geometry`` (bootstrap). Bounds are None where there
-    are none.
+    ``knn20/…`` and ``linear/…`` (softmax regression) on "h", "mu", "ema-h" (Wilson); "mean variance", "kl",
+    "anisotropy" and "concentration" of the held-out images (bootstrap); "effective rank";
+    ``auroc/SET/SCORE`` and ``fpr95/SET/SCORE`` (bootstrap), out-of-distribution positive;
+    ``spearman/MEASURE/PLACE`` of ``uncertainty_geometry`` (bootstrap). Bounds are None where there are none.
 
     Parameters
     ----------
     method
         in evaluation mode
     pixels
-        measure normalised pixels in the place of embeddings: kNN alone
+        measure normalised pixels in the place of embeddings: of detectors kNN and Mahalanobis alone
     only
-        of "kNN", "posterior", "AUROC" and "geometry", those that are measured; (): all
+        of "kNN", "linear", "posterior", "AUROC" and "geometry", those that are measured; (): all
     """
 
     def read(images: Images) -> Features:
@@ -63,7 +64,8 @@ def measure(
     figures: dict[str, Figure | float] = {}
     notes: list[str] = []
     groups: dict[str, Callable[[], Iterator[tuple[str, Figure | float]]]] = {
-        "kNN": work.accuracies, "posterior": work.posterior, "AUROC": work.aurocs, "geometry": work.geometry,
+        "kNN": work.neighbours, "linear": work.probes, "posterior": work.posterior, "AUROC": work.aurocs,
+        "geometry": work.geometry,
     }  # fmt: skip
     for group, make in groups.items():
         if only and group not in only:
@@ -84,11 +86,21 @@ def embedded(method: Method, images: Images, *, pixels: bool = False) -> Tensor:
 
 def knn_accuracy(data: DataSet, bank: Tensor, queries: Tensor) -> Figure:
     """Return the accuracy of kNN, k = 20, on the held-out images, with its Wilson interval."""
+    k = min(_K, len(bank))
+    return _accuracy(data, queries, lambda labels, asked: metrics.knn_predict(bank, labels, asked, k=k))
+
+
+def linear_accuracy(data: DataSet, bank: Tensor, queries: Tensor) -> Figure:
+    """Return the accuracy of a linear probe by L-BFGS on the held-out images, with its Wilson interval."""
+    return _accuracy(data, queries, lambda labels, asked: metrics.linear_predict(bank, labels, asked))
+
+
+def _accuracy(data: DataSet, queries: Tensor, predict: Callable[[Tensor, Tensor], Any]) -> Figure:
     shared = shared_labels(data.train, data.test)
     assert shared is not None
-    asked = shared.asked != UNLABELLED
-    predicted = metrics.knn_predict(bank, shared.known, queries[asked], k=min(_K, len(bank)))
-    return asdict(metrics.accuracy_interval(predicted == shared.asked[asked].numpy()))
+    labelled = shared.asked != UNLABELLED
+    predicted = predict(shared.known, queries[labelled])
+    return asdict(metrics.accuracy_interval(predicted == shared.asked[labelled].numpy()))
 
 
 def averaged_encoder(method: Method) -> torch.nn.Module | None:
@@ -112,15 +124,24 @@ class _Work:
     pixels: bool
     drawing: Mapping[str, Any]
 
-    def accuracies(self) -> Iterator[tuple[str, Figure]]:
+    def neighbours(self) -> Iterator[tuple[str, Figure]]:
+        for space, (bank, queries) in self.spaces.items():
+            yield f"knn{_K}/{space}", knn_accuracy(self.data, bank, queries)
+
+    def probes(self) -> Iterator[tuple[str, Figure]]:
+        for space, (bank, queries) in self.spaces.items():
+            yield f"linear/{space}", linear_accuracy(self.data, bank, queries)
+
+    @cached_property
+    def spaces(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """The spaces that labels are looked for in: embeddings of the training and of the test images."""
         test = self.features["test"]
         spaces = {space: (self.known[space], test[space]) for space in ("h", "mu") if space in self.known}
         teacher = None if self.pixels else averaged_encoder(self.method)
         if teacher is not None:
             bank, queries = (self._encoded(teacher, of) for of in (self.data.train, self.data.test))
             spaces["ema-h"] = bank, queries
-        for space, (bank, queries) in spaces.items():
-            yield f"knn{_K}/{space}", knn_accuracy(self.data, bank, queries)
+        return spaces
 
     def _encoded(self, encoder: torch.nn.Module, images: Images) -> Tensor:
         prepare, device = self.method.preprocess, self.method.device
@@ -140,16 +161,18 @@ class _Work:
 
     def aurocs(self) -> Iterator[tuple[str, Figure]]:
         seed = self.drawing["seed"]
-        if self.pixels:  # a covariance or a mixture of thousands of pixels says nothing, and takes minutes
-            scores = columns(KNNScore(seed=seed), self.known, self.features)
+        if self.pixels:  # a mixture of thousands of pixels takes hours
+            kinds = (KNNScore, MahalanobisScore)
+            scores = dict(
+                item for kind in kinds for item in columns(kind(seed=seed), self.known, self.features).items()
+            )
         else:
             scores = label_free_scores(self.method, self.known, self.features, seed=seed)
         for ood in self.data.ood:
             for score, of in scores.items():
-                yield (
-                    f"auroc/{ood}/{score}",
-                    asdict(metrics.ood_metrics(of["test"], of[ood], **self.drawing)["auroc"]),
-                )
+                found = metrics.ood_metrics(of["test"], of[ood], **self.drawing)
+                yield f"auroc/{ood}/{score}", asdict(found["auroc"])
+                yield f"fpr95/{ood}/{score}", asdict(found["fpr_at_95_tpr_out"])
 
     def geometry(self) -> Iterator[tuple[str, Figure]]:
         if self.pixels or not isinstance(self.method, VJE):

@@ -12,7 +12,7 @@ from probjepa.errors import ArtifactError
 from probjepa.files import write_text
 from probjepa.registry import EXPERIMENTS
 from probjepa_experiments.figures import verdict
-from probjepa_experiments.images import BUDGETS
+from probjepa_experiments.image_budgets import BUDGETS
 from probjepa_experiments.page import is_turned, number, shown, text_of
 
 FOLDER = "reproduce"  # under the results: NAME-BUDGET.json, copies of metrics.json

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from probjepa_experiments.datasets import DataSet
+from probjepa_experiments.images import run_embeddings
 from probjepa_experiments.study import Budget, Cell, Measured
-from probjepa_experiments.vje_rates import run as measured
 
 
 def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
     """Train a cell, or go on with what ``folder`` holds of it; what it knows, and what it took."""
-    found = measured(cell, data, folder, budget, progress)
+    found = run_embeddings(cell, data, folder, budget, progress)
     with open(folder / "metrics.csv", newline="") as file:
         seconds = sum(float(line["seconds"] or 0) for line in csv.DictReader(file))
     batches = len(data.train) // cell.fit["batch_size"]

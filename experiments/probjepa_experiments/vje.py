@@ -8,7 +8,8 @@ from functools import partial
 
 from probjepa_experiments import cost
 from probjepa_experiments.datasets import SOURCES
-from probjepa_experiments.images import BUDGETS, image_base, run
+from probjepa_experiments.image_budgets import BUDGETS
+from probjepa_experiments.images import image_base, run
 from probjepa_experiments.study import Column, Finding, Measurement, Published, Row, Study
 
 PAPER = "Joint Embedding Variational Bayes, arXiv 2602.05639"
@@ -21,6 +22,10 @@ LEARNED = (
     Column("effective rank", "effective rank", limits=(0, None)),
 )
 KNN_EMA = Column("kNN on EMA h, %", "knn20/ema-h", percent=True, better="max")
+PROBES = tuple(
+    Column(f"linear probe on {space}, %", f"linear/{figure}", percent=True, better="max", brief=False)
+    for space, figure in (("h", "h"), ("μ", "mu"), ("EMA h", "ema-h"))
+)
 DATA = {
     "quick": ("digits",),
     "small": ("cifar10",),
@@ -78,7 +83,7 @@ TABLE2 = image_study(
         Row("random initialisation", task="random-init"),
         Row("raw pixels", task="raw-pixels"),
     ),
-    columns=(*LEARNED, KNN_EMA),
+    columns=(*LEARNED, KNN_EMA, *PROBES),
     data={**DATA, "full": (*DATA["full"], "tiny-imagenet")},
     findings=(
         Finding("training pays: kNN on VJE's h is above a random initialisation's",

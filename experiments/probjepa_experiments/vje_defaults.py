@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from probjepa_experiments.images import MEDIUM
+from probjepa_experiments.image_budgets import MEDIUM
+from probjepa_experiments.images import run_embeddings
 from probjepa_experiments.study import Finding, Published, Row
 from probjepa_experiments.vje import IMAGES, LEARNED, H, image_study
-from probjepa_experiments.vje_rates import USUAL, inside, run
+from probjepa_experiments.vje_rates import USUAL, inside
 
 EPOCHS = 20
 RATES = (0.002, 0.0056, 0.017)
@@ -60,7 +61,7 @@ STUDY = image_study(
         Row(PIXELS, task="raw-pixels"),
     ),
     columns=LEARNED,
-    measurement=replace(IMAGES, run=run),
+    measurement=replace(IMAGES, run=run_embeddings),
     budgets={"small": SMALL},
     data={"small": ("cifar10-validation", "tiny-imagenet-validation", "digits-validation")},
     findings=(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from probjepa_experiments.datasets import DataSet
-from probjepa_experiments.images import MEDIUM
-from probjepa_experiments.images import run as measured
-from probjepa_experiments.study import Budget, Cell, Finding, Look, Measured, Published, Row
+from probjepa_experiments.image_budgets import MEDIUM
+from probjepa_experiments.images import run_embeddings
+from probjepa_experiments.study import Finding, Look, Published, Row
 from probjepa_experiments.vje import IMAGES, LEARNED, OTHERS, H, image_study
 
 FACTORS = (1 / 27, 1 / 9, 1 / 3, 1, 3)
@@ -53,11 +51,6 @@ def within(label: str, method: str) -> Finding:
     return inside(f"{label}'s best rate", [f"{label}, {rate:g}" for rate in rates(method)])
 
 
-def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
-    """Train a cell, or go on with what ``folder`` holds of it, and measure its embeddings: no detector."""
-    return measured(cell, data, folder, budget, progress, only=("kNN", "posterior"))
-
-
 STUDY = image_study(
     name="vje-rates",
     title="Learning rates at the medium budget",
@@ -68,7 +61,7 @@ STUDY = image_study(
         for rate in rates(method)
     ),
     columns=LEARNED,
-    measurement=replace(IMAGES, run=run),
+    measurement=replace(IMAGES, run=run_embeddings),
     budgets={"medium": SEARCH},
     data={"medium": ("cifar10-validation",)},
     findings=tuple(within(label, method) for label, method, _ in TRIED),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from probjepa_experiments.images import MEDIUM
+from probjepa_experiments.image_budgets import MEDIUM
 from probjepa_experiments.study import Column, Finding, Look, Published, Row
 from probjepa_experiments.views_cells import run
 from probjepa_experiments.vje import IMAGES, LEARNED, H, image_study

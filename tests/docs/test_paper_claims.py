@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from probjepa.registry import EXPERIMENTS
-from probjepa_experiments.images import BUDGETS
+from probjepa_experiments.image_budgets import BUDGETS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -117,7 +117,12 @@ def test_a_subset_and_other_counts_are_stated():
 
 def test_the_section_shows_averages_counts_and_differences():
     metric = {"value": 0.5, "low": 0.4, "high": 0.6}
-    both = {"auroc": metric, "fpr_at_95_tpr_in": metric | {"value": 0.25}}
+    # OpenOOD v1.5 takes the outside images as positive (its evaluators/metrics.py)
+    both = {
+        "auroc": metric,
+        "fpr_at_95_tpr_out": metric | {"value": 0.25},
+        "fpr_at_95_tpr_in": metric | {"value": 0.75},
+    }
     found = openood_summary(
         {"tin": {"knn": both}, "svhn": {"knn": both}}, {"tin": 7_793, "svhn": 2}, PREPROCESS
     )

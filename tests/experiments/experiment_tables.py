@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from probjepa_experiments.images import QUICK
+from probjepa_experiments.image_budgets import QUICK
 from probjepa_experiments.study import Finding, Published, Row
 from probjepa_experiments.vje import LEARNED, image_study
 

@@ -207,3 +207,9 @@ def test_a_training_that_other_code_left_half_done_is_not_gone_on_with(package, 
         run(study, tmp_path / "a")
     assert [was_there for _, was_there in seen] == [False, True, False]
     assert seen[0][0] == seen[1][0] != seen[2][0]
+
+
+def test_budgets_are_in_the_cells_and_not_in_their_code():
+    """A rate or a budget more makes no cell stale: each spells out what it takes of them."""
+    for runs in ("images", "views_cells", "ijepa_cells"):
+        assert "probjepa_experiments.image_budgets" not in code.fingerprint([f"probjepa_experiments.{runs}"])

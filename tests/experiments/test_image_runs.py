@@ -28,8 +28,8 @@ from probjepa_experiments.datasets import SOURCES
 from probjepa_experiments.results_page import main as write_results_page
 from probjepa_experiments.results_page import results_page
 from probjepa_experiments.study import Column, Row
-from probjepa_experiments.vje import LEARNED
-from probjepa_experiments.vje_uncertainty import AUROC
+from probjepa_experiments.vje import LEARNED, PROBES
+from probjepa_experiments.vje_uncertainty import AUROC, FPR95
 
 TABLE = with_budget(TABLE, TINY)
 
@@ -58,13 +58,23 @@ def test_a_tiny_table_from_training_to_page(tmp_path, capsys):
         Row("random", task="random-init", score="knn"),
         Row("pixels", task="raw-pixels", score="knn"),
     )  # fmt: skip
-    columns = (*LEARNED, Column("EMA", "knn20/ema-h"), AUROC, Column("ρ", "spearman/kl/margin"))
+    columns = (
+        *LEARNED,
+        Column("EMA", "knn20/ema-h"),
+        *PROBES,
+        AUROC,
+        FPR95,
+        Column("ρ", "spearman/kl/margin"),
+    )
     metrics = run(replace(TABLE, rows=rows, columns=columns, findings=()), tmp_path / "out")
     table = {row["label"]: row["values"] for row in metrics["tables"]["digits"]["rows"]}
     assert all(row["failed"] == [] for row in metrics["tables"]["digits"]["rows"])
     for name, values in table.items():
         assert 0 <= values["kNN on h, %"]["value"] <= 1
         assert 0 <= values["AUROC, noise"]["value"] <= 1
+        assert 0 <= values["FPR95, noise"]["value"] <= 1
+        assert 0.125 < values["linear probe on h, %"]["value"] <= 1
+        assert (values["linear probe on EMA h, %"]["value"] is not None) == name.startswith("VJE-EMA")
         assert (values["mean σ²"]["value"] is not None) == name.startswith(("VJE", "random"))
         assert (values["EMA"]["value"] is not None) == name.startswith("VJE-EMA")
         assert (values["ρ"]["value"] is not None) == name.startswith(("VJE", "random"))
@@ -311,8 +321,6 @@ def test_only_what_is_asked_for_is_measured(digits):
 
 
 def test_raw_pixels_are_measured_as_pixels(digits):
-    from probjepa_experiments.vje_rates import run
-
     cell = TABLE.cell_of(Row("pixels", task="raw-pixels"), TINY, "digits", digits, 0)
-    figures = run(cell, digits, Path("unused"), TINY, False).figures
+    figures = images.run_embeddings(cell, digits, Path("unused"), TINY, False).figures
     assert figures["knn20/h"] == images.run(cell, digits, Path("unused"), TINY, False).figures["knn20/h"]

@@ -10,7 +10,8 @@ from experiment_tables import TABLE, run
 from probjepa.errors import ConfigError
 from probjepa.registry import EXPERIMENTS
 from probjepa_experiments.figures import expand
-from probjepa_experiments.images import BUDGETS, QUICK, build
+from probjepa_experiments.image_budgets import BUDGETS, QUICK
+from probjepa_experiments.images import build
 from probjepa_experiments.study import Data, Row
 
 DECLARED = {name: EXPERIMENTS[name] for name in EXPERIMENTS}

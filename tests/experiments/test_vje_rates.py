@@ -7,7 +7,8 @@ import pytest
 
 from probjepa.errors import DataError
 from probjepa.methods import METHODS
-from probjepa_experiments.images import MEDIUM, image_base
+from probjepa_experiments.image_budgets import MEDIUM
+from probjepa_experiments.images import image_base
 from probjepa_experiments.study import Data, Row
 from probjepa_experiments.vje_rates import FACTORS, STUDY, USUAL, rates
 

@@ -40,9 +40,9 @@ def ood_metrics(
         - ``aupr_out``: average precision Σ (Rₙ − Rₙ₋₁)·Pₙ with out-of-distribution positive and −score
         - ``aupr_in``: the same with in-distribution positive and the score
         - ``fpr_at_95_tpr_out``: share of in-distribution samples flagged where at least 95 % of the
-          out-of-distribution ones are
+          out-of-distribution ones are (the FPR@95 of OpenOOD v1.5)
         - ``fpr_at_95_tpr_in``: share of out-of-distribution samples accepted where at least 95 % of the
-          in-distribution ones are (the habit of OpenOOD)
+          in-distribution ones are (the habit of ODIN, and of OpenOOD before 1.5)
 
     Raises
     ------

@@ -22,7 +22,7 @@ _METRICS = {
 }
 _OPENOOD = {
     f"{metric} {group}": f"{title} {group} {arrow}"
-    for metric, title, arrow in (("auroc", "AUROC", "↑"), ("fpr_at_95_tpr_in", "FPR95", "↓"))
+    for metric, title, arrow in (("auroc", "AUROC", "↑"), ("fpr_at_95_tpr_out", "FPR95", "↓"))
     for group in ("near", "far", "overall")
 }
 
@@ -138,8 +138,9 @@ def openood_section(result: Mapping[str, Any], named: Callable[[str], str] = str
     }
     table = grid(
         "score", rows, _OPENOOD,
-        "In %. FPR95: share of the outside images accepted where 95 % of the test images are. A group is the "
-        "mean of its sets; overall is the mean of near and far. The best of each column is marked.",
+        "In %. FPR95: share of the test images flagged where 95 % of the outside images are, as OpenOOD "
+        "v1.5 has it. A group is the mean of its sets; overall is the mean of near and far. The best of each "
+        "column is marked.",
         percent=_OPENOOD,
     )  # fmt: skip
     counts = Table(
