@@ -1,0 +1,128 @@
+"""JEPA-SCORE's arithmetic on a trained encoder: float32 against float64, an input-only product, a sketch.
+
+Of the same exact Jacobian (float32, as a pass gives it) the score is taken by an SVD in float64, which the
+others are compared with, by an SVD in float32, and by the Gram matrix in either. An input-only product is one
+backward pass to the pixels, of frozen parameters; with the parameters' gradients it is a training step's.
+The sketch's deviation is over seeds, image by image. See ``jepa_score_error.py`` for what carries the weights.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import arguments, compare, parse, write
+from jepa_score_error import SIZES, opened
+from probjepa.jacobian import as_encoder, jepa_score_details
+from probjepa.jacobian.encoders import exact_gradients
+from probjepa.jacobian.rows import JacobianRows, Passes
+
+EPS = 1e-6
+TIMES_K = (2, 4, 8)
+
+
+def score(sigma: Tensor) -> float:
+    """Σ log σ as the paper clips it."""
+    return float(sigma.double().clamp(min=EPS).log().sum())
+
+
+def of_gram(rows: Tensor) -> Tensor:
+    """σ of rows (K, P) by their Gram matrix, in the type of the rows."""
+    return torch.linalg.eigvalsh(rows @ rows.T).clamp(min=0).sqrt()
+
+
+def main() -> None:
+    parser = arguments(__doc__, "jepa_score_numerics", repeats=5)
+    parser.add_argument("--encoder", choices=SIZES, default="dinov2-s")
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=8, help="of the sketch, on the first three images")
+    args = parse(parser)
+    clock = time.process_time if args.threads == 1 else time.perf_counter
+    module, x = opened(args.encoder, args.data_root, args.images)
+    model = as_encoder(module)
+    exact: list[float] = []
+    off: dict[str, list[float]] = {"Gram, float32": [], "Gram, float64": [], "SVD, float32": []}
+    with exact_gradients(model):
+        for image in x:
+            made = JacobianRows(model, image[None], Passes())
+            rows = made(torch.eye(made.embeddings.shape[1]))[0].detach()
+            exact.append(score(torch.linalg.svdvals(rows.double())))
+            values = (of_gram(rows), of_gram(rows.double()), torch.linalg.svdvals(rows))
+            for name, sigma in zip(off, values, strict=True):
+                off[name].append(abs(score(sigma) - exact[-1]))
+            print(f"{len(exact)} of {len(x)}: { ({name: of[-1] for name, of in off.items()}) }", flush=True)
+    dim = rows.shape[0]
+    figures: dict[str, Any] = {
+        "encoder": args.encoder,
+        "clock": clock.__name__,
+        "px": SIZES[args.encoder],
+        "K": dim,
+        "P": rows.shape[1],
+        "scores": exact,
+        "nats off an SVD in float64": {
+            name: {"mean": sum(of) / len(of), "largest": max(of)} for name, of in off.items()
+        },
+    }
+    if dim * TIMES_K[-1] <= rows.shape[1]:
+        figures["deviation of a sketch over seeds, nats"] = {}
+        for times in TIMES_K:
+            drawn = torch.stack([
+                jepa_score_details(
+                    module, x[:3], estimator="sketch", sketch_size=times * dim, rank=None, eps=EPS, seed=seed
+                ).log_volume
+                for seed in range(args.seeds)
+            ])  # fmt: skip
+            figures["deviation of a sketch over seeds, nats"][f"{times} K"] = {
+                "each image": drawn.std(0).tolist(),
+                "bias": (drawn.mean(0) - torch.tensor(exact[:3])).tolist(),
+            }
+            print(times, figures["deviation of a sketch over seeds, nats"][f"{times} K"], flush=True)
+
+    pixels = x[:4].clone()
+    module.requires_grad_(False)
+
+    def forward() -> None:
+        with torch.no_grad():
+            module(pixels)
+
+    def graph(frozen: bool) -> tuple[Tensor, list[Tensor]]:
+        """An embedding with its graph, and what it is derived by."""
+        module.requires_grad_(not frozen)
+        leaf = pixels.clone().requires_grad_()
+        out = module(leaf).sum(0)[0]
+        return out, [leaf, *([] if frozen else [p for p in module.parameters() if p.requires_grad])]
+
+    # each is run backward again and again; the parameters must require gradients for as long
+    graphs = {frozen: graph(frozen) for frozen in (True, False)}
+
+    def product(frozen: bool) -> None:
+        out, leaves = graphs[frozen]
+        torch.autograd.grad(out, leaves, retain_graph=True, allow_unused=True)
+
+    wide = rows.double()
+    result = compare(
+        "jepa_score_numerics",
+        {
+            "forward pass": forward,
+            "product, input only": lambda: product(True),
+            "product, parameters too": lambda: product(False),
+            "SVD, float64": lambda: torch.linalg.svdvals(wide),
+            "SVD, float32": lambda: torch.linalg.svdvals(rows),
+            "Gram, float64": lambda: of_gram(rows.double()),
+        },
+        reference="forward pass",
+        repeats=args.repeats,
+        clock=clock,
+    )
+    result.figures = figures
+    times = {name: result.time(name).median for name in ("Gram, float64", "SVD, float64")}
+    figures["time of a Gram / of an SVD, float64"] = times["Gram, float64"] / times["SVD, float64"]
+    result.target("a Gram matrix in float64, nats off", max(off["Gram, float64"]), 0.03)
+    write(result, args.out)
+
+
+if __name__ == "__main__":
+    main()
