@@ -3,7 +3,7 @@
 Of the same exact Jacobian (float32, as a pass gives it) the score is taken by an SVD in float64, which the
 others are compared with, by an SVD in float32, and by the Gram matrix in either. An input-only product is one
 backward pass to the pixels, of frozen parameters; with the parameters' gradients it is a training step's.
-The sketch's deviation is over seeds, image by image. See ``jepa_score_error.py`` for what carries the weights.
+The sketch's deviation is over seeds, image by image. ``jepa_score_error.py`` says what carries the weights.
 """
 
 from __future__ import annotations

@@ -7,9 +7,11 @@ import json
 import math
 import shutil
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from probjepa.claims import ClaimedError, claimed
@@ -23,7 +25,9 @@ from probjepa_experiments.code import changed, fingerprint
 from probjepa_experiments.figures import summarise
 from probjepa_experiments.study import Budget, Cell, Data, Measured, Study
 
+_Kind = tuple[str, str, str]  # task, method, data set: cells that take about as long
 _PAUSE = 0.5  # seconds between looks at a cell that another process runs
+_MINUTE = 60
 _NAMED = 3  # changed modules, or absent data sets, that a line names
 
 
@@ -89,8 +93,9 @@ def reproduce(
     places = [
         (seeds, name) for seeds in seed_groups(study, spent, seed) for name in sources if name not in absent
     ]
-    keys = {cell.key for seeds, name in places for cell in plan(study, spent, name, Data(), seeds)}
-    work = _Work(study, spent, out, cells or out / "cells", progress, left=len(keys))
+    planned_cells = (cell for seeds, name in places for cell in plan(study, spent, name, Data(), seeds))
+    kinds = {cell.key: _kind(cell) for cell in planned_cells}
+    work = _Work(study, spent, out, cells or out / "cells", progress, left=Counter(kinds.values()))
     found: list[dict[str, Any]] = []
     ood: dict[str, list[str]] = {}
     plans: list[tuple[str, int, list[Cell]]] = []
@@ -144,7 +149,8 @@ class _Work:
     out: Path
     cells: Path
     progress: bool
-    left: int
+    left: Counter[_Kind]
+    seconds: dict[_Kind, list[float]] = field(default_factory=lambda: defaultdict(list))  # of cells done
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
     told: bool = False  # that there are cells without a record of their code
 
@@ -176,7 +182,8 @@ class _Work:
         return fingerprint((*(measurement.roots or (measurement.run.__module__,)), *cell.modules))
 
     def _result(self, cell: Cell, data: Data) -> dict[str, Any]:
-        self.left -= 1
+        kind = _kind(cell)
+        self.left[kind] -= 1
         where = f"{cell.label}, {self.study.measurement.sources[cell.dataset].title}, seed {cell.seed}"
         code = self._code(cell)
         place = self.cells / f"{cell.key}.json"
@@ -189,8 +196,18 @@ class _Work:
             _write_json(place, result)
             how = f"{result['seconds']:.0f} s"
         failed = f", failed: {result['failed']}" if result["failed"] else ""
-        self._say(f"{where}: {how}{failed}; {self.left} left")
+        self.seconds[kind].append(result["seconds"])
+        self._say(f"{where}: {how}{failed}; {self.left.total()} left{self._how_long()}")
         return result
+
+    def _how_long(self) -> str:
+        """How long the rest takes one process, as what is like it took; "" where nothing is left."""
+        left = +self.left
+        if not left:
+            return ""
+        everything = [one for each in self.seconds.values() for one in each]
+        takes = sum(number * fmean(self.seconds.get(kind) or everything) for kind, number in left.items())
+        return f", about {duration(takes)}"
 
     def _run(self, cell: Cell, data: Data, code: Mapping[str, str]) -> dict[str, Any]:
         started = time.monotonic()
@@ -233,6 +250,18 @@ class _Work:
     def _say(self, line: str) -> None:
         if self.progress:
             say(line, error=True)
+
+
+def _kind(cell: Cell) -> _Kind:
+    return cell.task, cell.method, cell.dataset
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: "40 s", "12 min", "2 h 10 min"."""
+    if round(seconds) < _MINUTE:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / _MINUTE), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def finished(place: Path, cell: Cell) -> dict[str, Any] | None:

@@ -53,6 +53,31 @@ def test_finished_cells_are_kept_and_shared(tmp_path):
     assert len(ran) == 9
 
 
+def test_it_says_how_long_the_rest_takes(tmp_path, capsys, monkeypatch):
+    """By what was like it, and before there is any, by the mean of all: a baseline is soon done."""
+    now = [0.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+
+    def slow(cell, data, folder, budget, progress):
+        now[0] += 90.0 if cell.task == "train" else 20.0
+        return Measured({})
+
+    rows = (Row("trained"), Row("random", task="random-init"))
+    run(replace(measured_by(TABLE, slow), rows=rows, findings=()), tmp_path, progress=True)
+    said = [line.rpartition("; ")[2] for line in capsys.readouterr().err.splitlines() if " left" in line]
+    assert said == [
+        "5 left, about 8 min", "4 left, about 6 min", "3 left, about 4 min",
+        "2 left, about 40 s", "1 left, about 20 s", "0 left",
+    ]  # fmt: skip
+    assert [runner.duration(s) for s in (0, 59.6, 90, 3600, 8000)] == [
+        "0 s",
+        "1 min",
+        "2 min",
+        "1 h 0 min",
+        "2 h 13 min",
+    ]
+
+
 def test_an_unfinished_study_goes_on_and_a_damaged_cell_is_run_again(tmp_path):
     out = tmp_path / "a"
     whole = run(FAKE, out)
