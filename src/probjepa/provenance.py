@@ -68,10 +68,12 @@ def _cpuinfo(name: str) -> str:
 
 
 def hardware() -> str:
-    """Name the processor (and GPU) that figures are measured on, with torch's threads."""
+    """Name the processor with its flags (and the GPU) that figures are measured on, and torch's threads."""
     import torch
 
     name = cpu_model()
+    if flags := cpu_flags():
+        name += f" ({', '.join(flags)})"
     if torch.cuda.is_available():
         name = f"{torch.cuda.get_device_name()}, {name}"
     threads = torch.get_num_threads()
