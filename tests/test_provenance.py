@@ -28,6 +28,7 @@ def test_the_processor_by_its_name_and_units(tmp_path, monkeypatch, text, model,
     assert provenance.bf16_units() == flags[2:]
     assert provenance.computes_bf16("cpu") == bool(flags[2:]) and not provenance.computes_bf16("mps")
     assert provenance.cpu_model() == model or (model is None and provenance.cpu_model())
+    assert (f" ({', '.join(flags)}), " in provenance.hardware()) == bool(flags)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""docs/results.md from committed metrics: ``python -m probjepa_experiments.results_page RESULTS PAGE``."""
+"""docs/results from committed metrics: ``python -m probjepa_experiments.results_page RESULTS FOLDER``."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ from probjepa.registry import EXPERIMENTS
 from probjepa_experiments.figures import verdict
 from probjepa_experiments.image_budgets import BUDGETS
 from probjepa_experiments.page import is_turned, number, shown, text_of
+from probjepa_experiments.runner import duration
+from probjepa_experiments.study import Study
 
 FOLDER = "reproduce"  # under the results: NAME-BUDGET.json, copies of metrics.json
+OVERVIEW = "index.md"
+_MOST_EVIDENCE = 8  # figures behind a verdict, beyond which the table must do
 ELSEWHERE = ("jepa-score-gmm",)  # its committed figures are a benchmark's, of a layout of their own
 # what columns and claims of committed results are called now
 _RENAMED = {
@@ -25,8 +29,9 @@ _RENAMED = {
 }
 _HEAD = """# Results
 
-What was reproduced of the papers' tables, with what budget, and what was not. Written by
-`python -m probjepa_experiments.results_page benchmarks/results docs/results.md` from the committed
+What was reproduced of the papers' tables, with what budget, and what was not: a page an experiment, with the
+question, the answer, and every figure. Written by
+`python -m probjepa_experiments.results_page benchmarks/results docs/results` from the committed
 `benchmarks/results/reproduce/*.json`, each a copy of the metrics.json that
 `probjepa reproduce NAME --budget BUDGET` leaves.
 
@@ -35,8 +40,8 @@ budget.
 """
 
 
-def results_page(results: Path) -> str:
-    """Return the page as Markdown.
+def results_pages(results: Path) -> dict[str, str]:
+    """Return the pages as Markdown, by name: the overview, ``OVERVIEW``, and one of each experiment that ran.
 
     Raises
     ------
@@ -47,16 +52,14 @@ def results_page(results: Path) -> str:
     for path in sorted((results / FOLDER).glob("*.json")):
         metrics = _read(path)
         runs.setdefault(metrics["experiment"], {})[metrics["budget"]["name"]] = metrics
-    questions = {name: EXPERIMENTS[name].question for name in EXPERIMENTS if name not in ELSEWHERE}
-    parts = [_HEAD, _overview(questions, runs)]
-    for name in questions:
-        for budget in BUDGETS:
-            if budget in runs.get(name, {}):
-                parts.append(_section(runs[name][budget]))
-    page = "\n".join(parts)
+    studies = {name: EXPERIMENTS[name] for name in EXPERIMENTS if name not in ELSEWHERE}
+    pages = {OVERVIEW: f"{_HEAD}\n{_overview({name: of.question for name, of in studies.items()}, runs)}"}
+    for name, study in studies.items():
+        if name in runs:
+            pages[f"{name}.md"] = _page(study, [runs[name][b] for b in reversed(BUDGETS) if b in runs[name]])
     for old, new in _RENAMED.items():
-        page = page.replace(old, new)
-    return page
+        pages = {name: page.replace(old, new) for name, page in pages.items()}
+    return pages
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -91,19 +94,78 @@ def _run(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str, budget:
     findings = [finding for table in metrics["tables"].values() for finding in table["findings"]]
     judged = [finding for finding in findings if finding["judged"]]
     held = sum(finding["holds"] == finding["judged"] for finding in judged)
-    return f"run; {held} of {len(judged)} findings hold" if judged else "run"
+    words = f"run; {held} of {len(judged)} findings hold" if judged else "run"
+    return f"[{words}]({name}.md#{budget})"
 
 
-def _section(metrics: Mapping[str, Any]) -> str:
-    seeds = metrics["seeds"]
-    count = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
+    """The page of an experiment: the question, the answer of its largest budget, and the tables of all."""
+    largest = runs[0]
+    lines = [
+        f"# {largest['title']}",
+        "",
+        f"**Question.** {study.question}",
+        "",
+        f"**Answer.** {_answer(largest)}",
+    ]
+    tables = largest["tables"].values()
+    found = [line for of in tables for line in _findings(of, f"{of['title']}: " * (len(tables) > 1))]
+    lines += ["", *found] * bool(found)
+    lines += [f"\n{study.about}"] * bool(study.about)
+    lines += ["", f"Source: {study.paper}. Published figures stand in square brackets, of another budget: "
+              f"{largest['published_budget']}."]  # fmt: skip
+    return "\n".join([*lines, *(_section(study, of, of is largest) for of in runs)]) + "\n"
+
+
+def _judged(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [of for table in metrics["tables"].values() for of in table["findings"] if of["judged"]]
+
+
+def _answer(metrics: Mapping[str, Any]) -> str:
+    """In a sentence: how much of what was claimed holds, and at which budget."""
+    budget, judged = metrics["budget"], _judged(metrics)
+    where = f"At the largest budget that was run (**{budget['name']}**: {budget['title']})"
+    if not judged:
+        return f"{where} no claim was put to the test: the tables say what was measured."
+    seeds = max(finding["judged"] for finding in judged)
+    always = sum(finding["holds"] == finding["judged"] for finding in judged)
+    words = f"{where} {always} of {len(judged)} claims hold"
+    if seeds == 1:
+        return f"{words}. They were judged in one seed: figures to look at, not findings."
+    return f"{words} in every seed that they were judged in."
+
+
+def _findings(table: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    percent = {column["label"]: column["percent"] for column in table["columns"]}
+    for finding in filter(lambda one: one["judged"], table["findings"]):
+        yield f"- {of}{finding['claim']}: **{verdict(finding)}**{_evidence(finding, percent)}."
+
+
+def _evidence(finding: Mapping[str, Any], percent: Mapping[str, bool]) -> str:
+    """The figures that a finding was judged on, means over its seeds, where they are few."""
+    found = [one for one in finding["evidence"] if one["value"] is not None]
+    if not found or len(found) > _MOST_EVIDENCE:
+        return ""
+    columns: dict[str, list[str]] = {}
+    for one in found:
+        value = number(one["value"], percent.get(one["column"], False))
+        columns.setdefault(one["column"], []).append(f"{one['row']} {value}")
+    return f" ({'; '.join(f'{column}: ' + ', '.join(rows) for column, rows in columns.items())})"
+
+
+def _section(study: Study, metrics: Mapping[str, Any], answered: bool) -> str:
+    """What a budget found: how, and each table, with its claims where they do not stand above."""
+    budget, seeds = metrics["budget"], metrics["seeds"]
+    data_root = " --data-root DIR" * any(of.files for of in study.sources_of(budget["name"]).values())
     versions = ", ".join(f"probjepa {of['probjepa']} on torch {of['torch']}" for of in metrics["versions"])
     lines = [
-        f"## {metrics['title']} ({metrics['budget']['name']})",
+        f"\n## {budget['name']}",
         "",
-        f"{metrics['question']} {metrics['paper']}. Ours: {metrics['budget']['title']}; {count}; {versions}; "
-        f"{'; '.join(metrics['hardware'])}. Intervals: {metrics.get('intervals', '95 %')}. Published: "
-        f"{metrics['published_budget']}.",
+        f"- Command: `probjepa reproduce {study.name} --budget {budget['name']}{data_root}`",
+        f"- Budget: {budget['title']}; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; "
+        f"{duration(metrics['seconds'])} of computing",
+        f"- On: {'; '.join(metrics['hardware'])}; {versions}",
+        f"- Intervals: {metrics.get('intervals', '95 %')}",
     ]
     for table in metrics["tables"].values():
         columns = shown(table)
@@ -116,11 +178,10 @@ def _section(metrics: Mapping[str, Any]) -> str:
         if is_turned(table, columns):
             grid = [list(line) for line in zip(*grid, strict=True)]
         lines += ["", _table(grid[0], grid[1:])]
-        lines += [""] * bool(table["findings"])
-        lines += [f"- {finding['claim']}: **{verdict(finding)}**." for finding in table["findings"]]
+        lines += ["", *_findings(table)] * (table["findings"] != [] and not answered)
     if metrics["not_run"]:
         lines += ["", *(f"- {line}." for line in metrics["not_run"])]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _figure(of: Mapping[str, Any], percent: bool) -> str:
@@ -134,12 +195,13 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the page; 2 and one line where that fails."""
+    """Write the pages; 2 and one line where that fails."""
     if len(arguments) != 2:
-        print("usage: python -m probjepa_experiments.results_page RESULTS PAGE", file=sys.stderr)
+        print("usage: python -m probjepa_experiments.results_page RESULTS FOLDER", file=sys.stderr)
         return 2
     try:
-        write_text(Path(arguments[1]), results_page(Path(arguments[0])))
+        for name, page in results_pages(Path(arguments[0])).items():
+            write_text(Path(arguments[1]) / name, page)
     except ArtifactError as error:
         print(error, file=sys.stderr)
         return 2

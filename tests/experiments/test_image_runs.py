@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from functools import partial
@@ -25,8 +26,8 @@ from probjepa.training import Interrupted
 from probjepa_experiments import datasets, images, measure, runner
 from probjepa_experiments.cost import RANDOM_PIXELS, in_turns
 from probjepa_experiments.datasets import SOURCES
-from probjepa_experiments.results_page import main as write_results_page
-from probjepa_experiments.results_page import results_page
+from probjepa_experiments.results_page import main as write_results_pages
+from probjepa_experiments.results_page import results_pages
 from probjepa_experiments.study import Column, Row
 from probjepa_experiments.vje import LEARNED, PROBES
 from probjepa_experiments.vje_uncertainty import AUROC, FPR95
@@ -91,15 +92,20 @@ def test_a_tiny_table_from_training_to_page(tmp_path, capsys):
     results.mkdir(parents=True)
     renamed = {**metrics, "experiment": "vje-draws"}
     (results / "vje-draws-quick.json").write_text(json.dumps(renamed))
-    page = tmp_path / "results.md"
-    assert write_results_page([str(tmp_path / "results"), str(page)]) == 0
-    text = page.read_text()
-    assert text == results_page(tmp_path / "results")
-    assert "| VJE, likelihood |" in text
-    assert text.count("not run") >= 10
+    assert write_results_pages([str(tmp_path / "results"), str(tmp_path / "pages")]) == 0
+    pages = {path.name: path.read_text() for path in (tmp_path / "pages").iterdir()}
+    assert pages == results_pages(tmp_path / "results")
+    assert sorted(pages) == ["index.md", "vje-draws.md"]
+    assert pages["index.md"].count("not run") >= 10
+    page = pages["vje-draws.md"]
+    assert "| VJE, likelihood |" in page
+    question, answer, command, table = map(
+        page.index, ("**Question.**", "**Answer.**", "- Command:", "| VJE")
+    )
+    assert question < answer < command < table
     (results / "vje-draws-full.json").write_text(json.dumps(renamed))
     with pytest.raises(ArtifactError, match=r"name it vje-draws-quick\.json"):
-        results_page(tmp_path / "results")
+        results_pages(tmp_path / "results")
 
 
 def json_of(measured):
@@ -244,11 +250,21 @@ def test_an_evaluation_that_fails_is_noted_and_the_rest_is_measured(tmp_path, di
     assert {"knn20/h", "mean variance"} <= set(measured.figures)
 
 
-def test_results_page_is_that_of_the_committed_results():
+def test_results_pages_are_those_of_the_committed_results():
     root = Path(__file__).parents[2]
-    assert (root / "docs" / "results.md").read_text(encoding="utf-8") == results_page(
-        root / "benchmarks" / "results"
-    )
+    pages = {page.name: page.read_text(encoding="utf-8") for page in (root / "docs" / "results").iterdir()}
+    assert pages == results_pages(root / "benchmarks" / "results")
+
+
+def test_a_page_answers_with_the_figures_that_its_claims_were_judged_on():
+    page = results_pages(Path(__file__).parents[2] / "benchmarks" / "results")["vje-table2.md"]
+    answer, *sections = page.split("\n## ")
+    assert "claims hold" in answer
+    for line in answer.splitlines():
+        assert not line.startswith("- ") or re.search(r"\*\* \(kNN on h, %: VJE \d", line)
+    # claims of the largest budget are the answer, those of the others stand under their tables
+    assert "**holds" not in sections[0]
+    assert "**holds" in sections[-1] or "**does not hold" in sections[-1]
 
 
 def test_a_set_that_is_not_there_says_where_it_belongs(tmp_path):
