@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from probjepa.metrics import seed_interval
-from probjepa_experiments.study import Budget, Column, Finding, Result, Row, Study
+from probjepa_experiments.study import Budget, Column, Finding, NotMeasuredError, Result, Row, Study
 
 
 def summarise(
@@ -152,10 +152,6 @@ def aggregate(
     return seed_interval([figure["value"] if figure else None for figure in figures], own, limits)
 
 
-class _NotMeasuredError(Exception):
-    pass
-
-
 def judge(finding: Finding, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return in how many seeds a finding holds, of how many it could be judged in, and on what figures.
 
@@ -168,12 +164,12 @@ def judge(finding: Finding, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         def value(row: str, column: str) -> float:
             figure = by_label.get(row, {}).get(column)
             if figure is None or not figure["seeds"]:
-                raise _NotMeasuredError
+                raise NotMeasuredError
             read[row, column] = figure["value"]
             # a row without seeds, such as raw pixels, is compared with every seed of the others
             found = figure["seeds"][seed if len(figure["seeds"]) > 1 else 0]
             if found is None:
-                raise _NotMeasuredError
+                raise NotMeasuredError
             return float(found)
 
         return value
@@ -183,7 +179,7 @@ def judge(finding: Finding, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         try:
             holds += bool(finding.holds(look(seed)))
             judged += 1
-        except _NotMeasuredError:
+        except NotMeasuredError:
             continue
     return {
         "claim": finding.claim,

@@ -69,12 +69,17 @@ class Column:
             object.__setattr__(self, "limits", (0, 1))
 
 
+class NotMeasuredError(Exception):
+    """A finding reads a figure that there is not: no such row at this budget, or not measured yet."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """A claim, the paper's or our own, and what it says of the figures of one seed on one data set.
 
-    ``holds`` reads figures by (row, column). ``asserted``: stable over seeds on digits, so that the nightly
-    tests fail where it does not hold; the others are reported as they come out.
+    ``holds`` reads figures by (row, column), and a seed in which it raises NotMeasuredError is not judged.
+    ``asserted``: stable over seeds on digits, so that the nightly tests fail where it does not hold; the
+    others are reported as they come out.
     """
 
     claim: str

@@ -15,7 +15,7 @@ from probjepa_experiments.datasets import DataSet
 from probjepa_experiments.ijepa_heads import BUDGETS, HEADS, STUDY
 from probjepa_experiments.images import build
 from probjepa_experiments.runner import figure
-from probjepa_experiments.study import Data
+from probjepa_experiments.study import Data, NotMeasuredError
 
 QUICK = BUDGETS["quick"]
 TINY = replace(
@@ -58,8 +58,8 @@ def test_every_budget_has_every_row_and_heads_differ_in_nothing_else():
             ]
             assert shared[0] == shared[1]
         assert len({one.key for one in made}) == len(made)
-    with pytest.raises(ConfigError, match="runs as quick or small or full, not 'medium'"):
-        STUDY.budget("medium")
+    with pytest.raises(ConfigError, match="unknown budget 'huge'"):
+        STUDY.budget("huge")
 
 
 def test_the_point_and_the_gaussian_are_also_trained_at_twice_the_rate():
@@ -73,6 +73,41 @@ def test_the_point_and_the_gaussian_are_also_trained_at_twice_the_rate():
         )
         assert twice.settings == once.settings
         assert twice.fit == {**once.fit, "learning_rate": 2 * once.fit["learning_rate"]}
+
+
+def test_heads_are_judged_at_the_better_of_their_rates():
+    figures = {
+        ("mdn", ijepa_heads.KNN): 0.1,
+        (f"mdn{ijepa_heads.TWICE}", ijepa_heads.KNN): 0.2,
+        ("gaussian", ijepa_heads.KNN): 0.15,
+    }
+
+    def look(row, column):
+        if (row, column) not in figures:
+            raise NotMeasuredError
+        return figures[row, column]
+
+    assert ijepa_heads.best(look, "mdn") == 0.2
+    assert ijepa_heads.best(look, "gaussian") == 0.15
+    with pytest.raises(NotMeasuredError):
+        ijepa_heads.best(look, "realnvp")
+
+
+def test_at_the_medium_budget_every_head_has_two_rates():
+    budget = BUDGETS["medium"]
+    rows = STUDY.rows_of("medium")
+    trained = [row for row in rows if row.task == "train"]
+    assert len(trained) == 2 * len(HEADS)
+    for name in HEADS:
+        once, twice = (
+            STUDY.cell_of(row, budget, "x", Data("mark", (3, 64)), 0)
+            for row in trained
+            if row.label.removesuffix(ijepa_heads.TWICE) == name
+        )
+        assert once.settings == twice.settings
+        assert [once.fit["learning_rate"], twice.fit["learning_rate"]] == [1e-3, 2e-3]
+    encoder = build(once.method, once.settings, 0).encoder
+    assert 1.4e6 < sum(weight.numel() for weight in encoder.parameters()) < 1.7e6
 
 
 def test_a_stopped_cell_goes_on_to_the_same_figures(data, tmp_path, monkeypatch):
