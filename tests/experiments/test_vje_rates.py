@@ -1,6 +1,8 @@
 """The search for learning rates: around each method's own, judged by images that no table reports on."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from probjepa.methods import METHODS
 from probjepa_experiments.image_budgets import MEDIUM
 from probjepa_experiments.images import image_base
 from probjepa_experiments.study import Data, Row
-from probjepa_experiments.vje_rates import FACTORS, STUDY, USUAL, rates
+from probjepa_experiments.vje import H
+from probjepa_experiments.vje_rates import FACTORS, STUDY, TRIED, USUAL, rates
 
 
 @pytest.mark.parametrize("method", USUAL)
@@ -30,6 +33,20 @@ def test_a_budgets_rates_are_by_label_then_by_method():
         for label, method in (("VJE, knn", "vje"), ("VJE-EMA", "vje"), ("SimSiam", "simsiam"))
     ]
     assert found == [0.2, 0.3, USUAL["simsiam"]]
+
+
+def test_the_mediums_rates_are_those_that_the_search_found_best():
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "reproduce"
+    (table,) = json.loads((results / "vje-rates-medium.json").read_text())["tables"].values()
+    found = {row["label"]: row["values"][H]["value"] for row in table["rows"]}
+    for label, method, _ in TRIED:
+        tried = {rate: found[f"{label}, {rate:g}"] for rate in rates(method)}
+        spent = MEDIUM.rates.get(label, MEDIUM.rates.get(method))
+        if None in tried.values():
+            assert spent is None
+        else:
+            assert tried[spent] == max(tried.values())
+    assert MEDIUM.rates["EMA target"] == MEDIUM.rates["VJE-EMA"]  # the loss ablation's name of it
 
 
 def test_without_data_no_other_budget_is_named(tmp_path):
