@@ -112,8 +112,8 @@ def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
     found = [line for of in tables for line in _findings(of, f"{of['title']}: " * (len(tables) > 1))]
     lines += ["", *found] * bool(found)
     lines += [f"\n{study.about}"] * bool(study.about)
-    lines += ["", f"Source: {study.paper}. Published figures stand in square brackets, of another budget: "
-              f"{largest['published_budget']}."]  # fmt: skip
+    brackets = "in square brackets, of another budget: " * bool(study.published.figures)
+    lines += ["", f"Source: {study.paper}. Published: {brackets}{largest['published_budget']}."]
     return "\n".join([*lines, *(_section(study, of, of is largest) for of in runs)]) + "\n"
 
 
