@@ -53,7 +53,7 @@ def results_pages(results: Path) -> dict[str, str]:
         metrics = _read(path)
         runs.setdefault(metrics["experiment"], {})[metrics["budget"]["name"]] = metrics
     studies = {name: EXPERIMENTS[name] for name in EXPERIMENTS if name not in ELSEWHERE}
-    pages = {OVERVIEW: f"{_HEAD}\n{_overview({name: of.question for name, of in studies.items()}, runs)}"}
+    pages = {OVERVIEW: f"{_HEAD}\n{_overview(studies, runs)}"}
     for name, study in studies.items():
         if name in runs:
             pages[f"{name}.md"] = _page(study, [runs[name][b] for b in reversed(BUDGETS) if b in runs[name]])
@@ -75,10 +75,14 @@ def _read(path: Path) -> Mapping[str, Any]:
     return metrics
 
 
-def _overview(questions: Mapping[str, str], runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def _overview(studies: Mapping[str, Study], runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     rows = [
-        [f"`{name}`", question, *(_run(runs, name, budget) for budget in BUDGETS)]
-        for name, question in questions.items()
+        [
+            f"[`{name}`]({name}.md)" if name in runs else f"`{name}`",
+            study.question,
+            *(_run(runs, name, budget) if budget in study.budgets else "–" for budget in BUDGETS),
+        ]
+        for name, study in studies.items()
     ]
     budgets = "\n".join(f"- **{budget.name}**: {budget.title}." for budget in BUDGETS.values())
     return (
