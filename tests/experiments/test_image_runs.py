@@ -98,7 +98,7 @@ def test_a_tiny_table_from_training_to_page(tmp_path, capsys):
     assert sorted(pages) == ["index.md", "vje-draws.md"]
     assert pages["index.md"].count("| not run") >= 10
     (adbench,) = (line for line in pages["index.md"].splitlines() if line.startswith("| `adbench`"))
-    assert adbench.endswith("| – | not run | – | – |")  # it has one budget
+    assert adbench.endswith("| not run | not run | – | not run |")  # it has no medium
     page = pages["vje-draws.md"]
     assert "| VJE, likelihood |" in page
     question, answer, command, table = map(
