@@ -1,0 +1,96 @@
+"""A cell that trains a method with a projector that it does not have, or without the one that it has."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probjepa import metrics
+from probjepa.data import Images
+from probjepa.heads.projectors import equal_widths, projector
+from probjepa.methods.base import Method, evaluating
+from probjepa.methods.vje import VJE
+from probjepa_experiments.datasets import DataSet
+from probjepa_experiments.images import build, image_base
+from probjepa_experiments.measure import knn_accuracy
+from probjepa_experiments.study import Base, Budget, Cell, Data, Measured, Row
+
+WIDTH, LAYERS = 512, 3  # of VJE's projector: as VICReg's expander at these budgets
+
+
+def base(row: Row, budget: Budget, dataset: str, data: Data) -> Base:
+    """What ``image_base`` has, and what is between the embedding and the loss: by default, as it is."""
+    plain = image_base(replace(row, settings=_own(row.settings)), budget, dataset, data)
+    return Base({**plain.settings, "projector": "as it is"}, plain.fit, plain.modules)
+
+
+def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
+    """Train a cell, or go on with what ``folder`` holds of it; kNN on the encoder's own embedding h."""
+    from probjepa.training import fit
+
+    method = altered(cell.method, _own(cell.settings), cell.settings["projector"], cell.seed)
+    resume = (folder / "config.yaml").is_file()
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything to go on with
+    fit(
+        method, data.train, out=folder, resume=resume, seed=cell.seed, monitor_every=0, knn_every=0,
+        progress=progress, **cell.fit,
+    )  # fmt: skip
+    bank, queries = (embedded(method, images) for images in (data.train, data.test))
+    figures: dict[str, Any] = {
+        "knn20/h": knn_accuracy(data, bank, queries),
+        "effective rank": metrics.effective_rank(queries),
+    }
+    return Measured(figures)
+
+
+def altered(name: str, settings: Mapping[str, Any], how: str, seed: int) -> Method:
+    """Return a method "as it is", "none": without its projector, or "own": VJE behind one.
+
+    Without it, a method's loss takes the encoder's embedding h; SimSiam keeps its predictor, made for the
+    width of h. Behind one, VJE's posterior and likelihood are of the projector's output.
+    """
+    method = build(name, settings, seed)
+    dim = method.embedding_dim
+    with torch.random.fork_rng(()):
+        torch.manual_seed(seed)
+        if how == "none":
+            method.projector = nn.Identity()
+            if hasattr(method, "predictor"):
+                method.predictor = projector([dim, settings["predictor_dim"], dim])
+        elif how == "own":
+            behind = Projected(method.encoder, projector(equal_widths(dim, WIDTH, LAYERS)))
+            rest = {key: value for key, value in settings.items() if not key.startswith("backbone")}
+            method = VJE(behind, seed=seed, **rest)
+    return method
+
+
+class Projected(nn.Module):
+    """An encoder with a projector behind it, as one encoder (N, C, H, W) → (N, WIDTH)."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.projector = encoder, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode and project."""
+        projected: Tensor = self.projector(self.encoder(x))
+        return projected
+
+
+def embedded(method: Method, images: Images) -> Tensor:
+    """Return the encoder's embeddings (N, D) of images: what is before a projector."""
+    encoder = method.encoder.encoder if isinstance(method.encoder, Projected) else method.encoder
+    with evaluating(method):
+        batches = (batch.to(method.device) for batch, _ in images.batches(512))
+        return torch.cat([encoder(method.preprocess(batch)).float().cpu() for batch in batches])
+
+
+def _own(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "projector"}
