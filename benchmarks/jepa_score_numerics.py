@@ -3,6 +3,7 @@
 Of the same exact Jacobian (float32, as a pass gives it) the score is taken by an SVD in float64, which the
 others are compared with, by an SVD in float32, and by the Gram matrix in either. An input-only product is one
 backward pass to the pixels, of frozen parameters; with the parameters' gradients it is a training step's.
+The Gram matrix's time has the conversion of the rows to float64 in it, the SVD's has not.
 The sketch's deviation is over seeds, image by image. ``jepa_score_error.py`` says what carries the weights.
 """
 
@@ -82,7 +83,6 @@ def main() -> None:
             print(times, figures["deviation of a sketch over seeds, nats"][f"{times} K"], flush=True)
 
     pixels = x[:4].clone()
-    module.requires_grad_(False)
 
     def forward() -> None:
         with torch.no_grad():

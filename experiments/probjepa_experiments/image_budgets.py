@@ -45,7 +45,7 @@ SMALL = Budget(
 )
 MEDIUM = Budget(
     "medium",
-    "50,000 images at 32 px, ResNet-18 at a quarter of its width, 30 epochs of 128, a rate each",
+    "50,000 images at 32 px, ResNet-18 at a quarter of its width, 30 epochs of 128, rates searched for",
     {"backbone": "resnet18", "backbone_options": {"width": 0.25}},
     {
         "epochs": 30,
@@ -56,7 +56,8 @@ MEDIUM = Budget(
         "compile": "auto",
     },
     methods=_projectors(512, 128),
-    # the best of `reproduce vje-rates`; of methods that are not here it has not been searched for
+    # the best of `reproduce vje-rates`, of one seed and a fifteenth of this training; the other methods have
+    # their recipes' rates until theirs is searched for, and SimSiam's is the highest that was tried
     rates={"vje": 0.0056, "VJE-EMA": 0.017, "EMA target": 0.017, "simsiam": 0.18, "vicreg": 0.03},
     n_bootstrap=200,
     cost={"image_size": 32, "channels": 3, "batch_size": 256, "rounds": 15},

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from probjepa import metrics
 from probjepa.data import Images
+from probjepa.errors import unknown_name
 from probjepa.heads.projectors import equal_widths, projector
 from probjepa.methods.base import Method, evaluating
 from probjepa.methods.vje import VJE
@@ -68,6 +69,8 @@ def altered(name: str, settings: Mapping[str, Any], how: str, seed: int) -> Meth
             behind = Projected(method.encoder, projector(equal_widths(dim, WIDTH, LAYERS)))
             rest = {key: value for key, value in settings.items() if not key.startswith("backbone")}
             method = VJE(behind, seed=seed, **rest)
+        elif how != "as it is":
+            raise unknown_name("projector", how, ("as it is", "none", "own"))
     return method
 
 

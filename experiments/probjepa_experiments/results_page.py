@@ -11,7 +11,7 @@ from typing import Any
 from probjepa.errors import ArtifactError
 from probjepa.files import write_text
 from probjepa.registry import EXPERIMENTS
-from probjepa_experiments.figures import verdict
+from probjepa_experiments.figures import judge, verdict
 from probjepa_experiments.image_budgets import BUDGETS
 from probjepa_experiments.page import is_turned, number, shown, text_of
 from probjepa_experiments.runner import duration
@@ -19,6 +19,7 @@ from probjepa_experiments.study import Study
 
 FOLDER = "reproduce"  # under the results: NAME-BUDGET.json, copies of metrics.json
 OVERVIEW = "index.md"
+_WAITING = ": not run yet"  # as the runner says of a cell
 _MOST_EVIDENCE = 8  # figures behind a verdict, beyond which the table must do
 ELSEWHERE = ("jepa-score-gmm",)  # its committed figures are a benchmark's, of a layout of their own
 # what columns and claims of committed results are called now
@@ -57,14 +58,16 @@ def results_pages(results: Path) -> dict[str, str]:
     for name, study in studies.items():
         if name in runs:
             pages[f"{name}.md"] = _page(study, [runs[name][b] for b in reversed(BUDGETS) if b in runs[name]])
-    for old, new in _RENAMED.items():
-        pages = {name: page.replace(old, new) for name, page in pages.items()}
     return pages
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    """Read a metrics.json, and judge its figures by today's claims."""
     try:
-        metrics: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        for old, new in _RENAMED.items():
+            text = text.replace(old, new)
+        metrics: Mapping[str, Any] = json.loads(text)
         name, budget = metrics["experiment"], metrics["budget"]["name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
@@ -72,6 +75,9 @@ def _read(path: Path) -> Mapping[str, Any]:
         ) from error
     if path.stem != f"{name}-{budget}" or name not in EXPERIMENTS or budget not in BUDGETS:
         raise ArtifactError(f"{path} holds {name} with the budget {budget}: name it {name}-{budget}.json")
+    for table in metrics["tables"].values():
+        if table["findings"]:
+            table["findings"] = [judge(finding, table["rows"]) for finding in EXPERIMENTS[name].findings]
     return metrics
 
 
@@ -86,8 +92,8 @@ def _overview(studies: Mapping[str, Study], runs: Mapping[str, Mapping[str, Mapp
     ]
     budgets = "\n".join(f"- **{budget.name}**: {budget.title}." for budget in BUDGETS.values())
     return (
-        f"{_table(['experiment', 'question', *BUDGETS], rows)}\n\nBudgets of the `vje-…` experiments (the "
-        f"others state theirs):\n\n{budgets}\n"
+        f"{_table(['experiment', 'question', *BUDGETS], rows)}\n\nBudgets of the tables of VJE's paper "
+        f"(every page states its own):\n\n{budgets}\n"
     )
 
 
@@ -95,51 +101,71 @@ def _run(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str, budget:
     metrics = runs.get(name, {}).get(budget)
     if metrics is None:
         return "not run"
-    findings = [finding for table in metrics["tables"].values() for finding in table["findings"]]
-    judged = [finding for finding in findings if finding["judged"]]
+    judged = _judged(metrics)
     held = sum(finding["holds"] == finding["judged"] for finding in judged)
-    words = f"run; {held} of {len(judged)} findings hold" if judged else "run"
-    return f"[{words}]({name}.md#{budget})"
+    words = f"run; {held} of {len(judged)} claims hold" if judged else "run"
+    return f"[{words}]({name}.md#{budget})" + ", one seed" * (len(metrics["seeds"]) == 1)
 
 
 def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
-    """The page of an experiment: the question, the answer of its largest budget, and the tables of all."""
-    largest = runs[0]
+    """The page of an experiment: the question, the answer, and the tables of every budget, the largest first.
+
+    Several seeds decide: the answer is of the largest budget that has them, or of the largest if none has.
+    """
+    deciding = next((of for of in runs if len(of["seeds"]) > 1), runs[0])
+    tables = deciding["tables"].values()
+    claims = [line for of in tables for line in _claims(of, f"{of['title']}: " * (len(tables) > 1))]
     lines = [
-        f"# {largest['title']}",
+        f"# {deciding['title']}",
         "",
         f"**Question.** {study.question}",
         "",
-        f"**Answer.** {_answer(largest)}",
+        f"**Answer.** {_answer(study, deciding)}",
     ]
-    tables = largest["tables"].values()
-    found = [line for of in tables for line in _findings(of, f"{of['title']}: " * (len(tables) > 1))]
-    lines += ["", *found] * bool(found)
+    lines += ["", *claims] * bool(claims)
+    if deciding is not runs[0]:
+        lines += [
+            "",
+            f"A larger budget, **{runs[0]['budget']['name']}**, has one seed so far: see its tables below.",
+        ]
     lines += [f"\n{study.about}"] * bool(study.about)
-    brackets = "in square brackets, of another budget: " * bool(study.published.figures)
-    lines += ["", f"Source: {study.paper}. Published: {brackets}{largest['published_budget']}."]
-    return "\n".join([*lines, *(_section(study, of, of is largest) for of in runs)]) + "\n"
+    shows = any(shown(table, "published") for of in runs for table in of["tables"].values())
+    brackets = "in square brackets, of another budget: " * shows
+    lines += ["", f"Source: {study.paper}. Published: {brackets}{runs[0]['published_budget']}."]
+    return "\n".join([*lines, *(_section(study, of, of is deciding) for of in runs)]) + "\n"
 
 
 def _judged(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [of for table in metrics["tables"].values() for of in table["findings"] if of["judged"]]
 
 
-def _answer(metrics: Mapping[str, Any]) -> str:
-    """In a sentence: how much of what was claimed holds, and at which budget."""
+def _answer(study: Study, metrics: Mapping[str, Any]) -> str:
+    """In a few words: the budget, what the study itself makes of it, and how many of its claims hold."""
     budget, judged = metrics["budget"], _judged(metrics)
-    where = f"At the largest budget that was run (**{budget['name']}**: {budget['title']})"
+    said = [f"With the budget **{budget['name']}** ({budget['title']})"]
+    if study.answer is not None:
+        said[0] += f": {study.answer(metrics['tables'])}."
     if not judged:
-        return f"{where} no claim was put to the test: the tables say what was measured."
-    seeds = max(finding["judged"] for finding in judged)
-    always = sum(finding["holds"] == finding["judged"] for finding in judged)
-    words = f"{where} {always} of {len(judged)} claims hold"
-    if seeds == 1:
-        return f"{words}. They were judged in one seed: figures to look at, not findings."
-    return f"{words} in every seed that they were judged in."
+        return said[0] if study.answer is not None else f"{said[0]} no claim was put to the test."
+    always = sum(of["holds"] == of["judged"] for of in judged)
+    once = sum(of["judged"] == 1 for of in judged)
+    claims = f"{always} of {len(judged)} claims {'holds' if len(judged) == 1 else 'hold'}"
+    if all(row.task == "cost" for row in study.rows):
+        said.append(f"{claims}; times have no seeds.")
+    elif once == len(judged):
+        said.append(f"{claims}. They were judged in one seed: figures to look at, not findings.")
+    else:
+        said.append(
+            f"{claims} in every seed that they were judged in{f', {once} of all in one seed' * bool(once)}."
+        )
+    unjudged = sum(not of["judged"] for table in metrics["tables"].values() for of in table["findings"])
+    said += [f"{unjudged} more were not judged: what they compare was not run."] * bool(unjudged)
+    if study.answer is None:
+        said[0] += f", {said.pop(1)}"
+    return " ".join(said)
 
 
-def _findings(table: Mapping[str, Any], of: str = "") -> Iterator[str]:
+def _claims(table: Mapping[str, Any], of: str = "") -> Iterator[str]:
     percent = {column["label"]: column["percent"] for column in table["columns"]}
     for finding in filter(lambda one: one["judged"], table["findings"]):
         yield f"- {of}{finding['claim']}: **{verdict(finding)}**{_evidence(finding, percent)}."
@@ -153,8 +179,8 @@ def _evidence(finding: Mapping[str, Any], percent: Mapping[str, bool]) -> str:
     columns: dict[str, list[str]] = {}
     for one in found:
         value = number(one["value"], percent.get(one["column"], False))
-        columns.setdefault(one["column"], []).append(f"{one['row']} {value}")
-    return f" ({'; '.join(f'{column}: ' + ', '.join(rows) for column, rows in columns.items())})"
+        columns.setdefault(one["column"], []).append(f"{one['row']}: {value}")
+    return f" ({'. '.join(f'{column} – ' + '; '.join(rows) for column, rows in columns.items())})"
 
 
 def _section(study: Study, metrics: Mapping[str, Any], answered: bool) -> str:
@@ -182,9 +208,12 @@ def _section(study: Study, metrics: Mapping[str, Any], answered: bool) -> str:
         if is_turned(table, columns):
             grid = [list(line) for line in zip(*grid, strict=True)]
         lines += ["", _table(grid[0], grid[1:])]
-        lines += ["", *_findings(table)] * (table["findings"] != [] and not answered)
-    if metrics["not_run"]:
-        lines += ["", *(f"- {line}." for line in metrics["not_run"])]
+        claims = [] if answered else [*_claims(table)]
+        lines += ["", *claims] * bool(claims)
+    waiting = [line for line in metrics["not_run"] if line.endswith(_WAITING)]
+    others = [line for line in metrics["not_run"] if line not in waiting]
+    others += [f"{len(waiting)} cells are not run yet"] * bool(waiting)
+    lines += ["", *(f"- {line}." for line in others)] * bool(others)
     return "\n".join(lines)
 
 

@@ -25,7 +25,7 @@ from probjepa_experiments.code import changed, fingerprint
 from probjepa_experiments.figures import summarise
 from probjepa_experiments.study import Budget, Cell, Data, Measured, Study
 
-_Kind = tuple[str, str, str]  # task, method, data set: cells that take about as long
+_Kind = tuple[str, str, str]  # task, method, data set: cells taken to last alike
 _PAUSE = 0.5  # seconds between looks at a cell that another process runs
 _MINUTE = 60
 _NAMED = 3  # changed modules, or absent data sets, that a line names
@@ -201,7 +201,7 @@ class _Work:
         return result
 
     def _how_long(self) -> str:
-        """How long the rest takes one process, as what is like it took; "" where nothing is left."""
+        """How long the rest takes one process, as what was like it took; "" where nothing is left."""
         left = +self.left
         if not left:
             return ""

@@ -278,7 +278,8 @@ class Study:
     """A table or figure of a paper, or of one's own: called, it runs.
 
     ``name`` is as ``probjepa list`` has it, ``title`` the page's heading. ``budgets`` has them by name,
-    ``data`` for each the names of its data sets ({}: all of the measurement's). ``about`` is a fixed text
+    ``data`` for each the names of its data sets ({}: all of the measurement's). ``answer`` says in
+    words what the tables of metrics.json come to, where claims do not. ``about`` is a fixed text
     under the results: what the columns mean, and what is ours. ``ranked``: a table over all data sets is put
     before theirs, with each column's mean and mean rank.
     """
@@ -294,6 +295,7 @@ class Study:
     data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     published: Published = Published("nothing is published")
+    answer: Callable[[Mapping[str, Any]], str] | None = None
     about: str = ""
     ranked: bool = False
 

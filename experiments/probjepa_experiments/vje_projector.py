@@ -1,4 +1,4 @@
-"""Why some methods learn faster than VJE: the loss is theirs, or the projector before it."""
+"""Whether it is the loss or the projector before it that lets other methods learn faster than VJE."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from probjepa_experiments.vje_rates import SEARCH
 
 MARGIN = 0.03
 BEHIND, BARE = "VJE behind a projector", "{} without its projector"
-#: method → its own best rate at the medium budget, and what else is tried where the projector is another
 _LABELS = {"vje": "VJE", "vicreg": "VICReg", "simsiam": "SimSiam"}
+#: method → multiples of its own best rate that are tried where the projector is another
 _OTHERWISE = {"vje": (1.0, 3.0), "vicreg": (1.0, 1 / 3), "simsiam": (1.0, 1 / 3)}
 SMALL = replace(SEARCH, name="small", seeds=3, rates={})
 
@@ -36,7 +36,7 @@ def best(look: Look, method: str) -> float:
 STUDY = image_study(
     name="vje-projector",
     title="VJE and its rivals, with and without a projector",
-    question="VICReg learns faster than VJE in a short run: is that its loss, or the projector before it?",
+    question="In a short run VICReg is ahead of VJE: is that its loss, or the projector before it?",
     rows=tuple(
         row
         for method, label in _LABELS.items()
@@ -73,6 +73,6 @@ STUDY = image_study(
     published=Published("nothing is published of it"),
     about="h is the encoder's own embedding in every row, and kNN is of training images that were held out. "
     "VJE's likelihood is of h itself; behind a projector (three layers of 512, as VICReg's) it is of the "
-    "projector's output, so that h has no posterior. Rates are those that `vje-rates` found best, and one "
-    "beside it where the projector is another.",
+    "projector's output, so that h has no posterior and the inference network is four times as wide. Rates "
+    "are those that `vje-rates` found best, and one beside it where the projector is another.",
 )  # fmt: skip

@@ -211,5 +211,5 @@ def test_a_training_that_other_code_left_half_done_is_not_gone_on_with(package, 
 
 def test_budgets_are_in_the_cells_and_not_in_their_code():
     """A rate or a budget more makes no cell stale: each spells out what it takes of them."""
-    for runs in ("images", "views_cells", "ijepa_cells"):
+    for runs in ("images", "views_cells", "ijepa_cells", "projector_cells"):
         assert "probjepa_experiments.image_budgets" not in code.fingerprint([f"probjepa_experiments.{runs}"])

@@ -78,7 +78,7 @@ def test_the_point_and_the_gaussian_are_also_trained_at_twice_the_rate():
 def test_heads_are_judged_at_the_better_of_their_rates():
     figures = {
         ("mdn", ijepa_heads.KNN): 0.1,
-        (f"mdn{ijepa_heads.TWICE}", ijepa_heads.KNN): 0.2,
+        (f"mdn{ijepa_heads.OTHER_RATE}", ijepa_heads.KNN): 0.2,
         ("gaussian", ijepa_heads.KNN): 0.15,
     }
 
@@ -102,7 +102,7 @@ def test_at_the_medium_budget_every_head_has_two_rates():
         once, twice = (
             STUDY.cell_of(row, budget, "x", Data("mark", (3, 64)), 0)
             for row in trained
-            if row.label.removesuffix(ijepa_heads.TWICE) == name
+            if row.label.removesuffix(ijepa_heads.OTHER_RATE) == name
         )
         assert once.settings == twice.settings
         assert [once.fit["learning_rate"], twice.fit["learning_rate"]] == [1e-3, 2e-3]

@@ -7,6 +7,7 @@ import torch
 from experiment_tables import TINY
 from torch import nn
 
+from probjepa.errors import ConfigError
 from probjepa_experiments import projector_cells
 from probjepa_experiments.datasets import SOURCES
 from probjepa_experiments.images import build
@@ -72,16 +73,23 @@ def test_behind_a_projector_the_likelihood_is_of_its_output_and_kNN_of_what_is_b
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("how", ["as it is", "own"])
+@pytest.mark.parametrize("how", ["as it is", "own", "none"])
 def test_a_cell_that_was_trained_is_only_measured(tmp_path, how):
     data = SOURCES["digits"].open(None, 96)
     row = next(row for row in STUDY.rows if row.settings.get("projector", "as it is") == how)
-    cell = STUDY.cell_of(row, replace(TINY, methods={}), "digits", data, 0)
-    assert cell.method == "vje"
+    methods = {row.method: {key: of for key, of in SETTINGS[row.method].items() if key.endswith("_dim")}}
+    cell = STUDY.cell_of(row, replace(TINY, methods=methods), "digits", data, 0)
     whole = projector_cells.run(cell, data, tmp_path / "whole", TINY, False).figures
     assert 0 <= whole["knn20/h"]["value"] <= 1
+    written = (tmp_path / "whole" / "metrics.csv").stat().st_mtime_ns
     # what a whole run left is gone on with, and has nothing left to train
     assert projector_cells.run(cell, data, tmp_path / "whole", TINY, False).figures == whole
+    assert (tmp_path / "whole" / "metrics.csv").stat().st_mtime_ns == written
+
+
+def test_an_unknown_projector_is_refused():
+    with pytest.raises(ConfigError, match="unknown projector 'mine'"):
+        projector_cells.altered("vje", SETTINGS["vje"], "mine", 0)
 
 
 def test_findings_take_the_better_rate():
