@@ -104,7 +104,9 @@ def _run(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str, budget:
     judged = _judged(metrics)
     held = sum(finding["holds"] == finding["judged"] for finding in judged)
     words = f"run; {held} of {len(judged)} claims hold" if judged else "run"
-    return f"[{words}]({name}.md#{budget})" + ", one seed" * (len(metrics["seeds"]) == 1)
+    return f"[{words}]({name}.md#{budget})" + ", one seed" * (
+        len(_seeds(metrics)) == 1 and not _is_timed(EXPERIMENTS[name])
+    )
 
 
 def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
@@ -112,7 +114,7 @@ def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
 
     Several seeds decide: the answer is of the largest budget that has them, or of the largest if none has.
     """
-    deciding = next((of for of in runs if len(of["seeds"]) > 1), runs[0])
+    deciding = next((of for of in runs if len(_seeds(of)) > 1), runs[0])
     tables = deciding["tables"].values()
     claims = [line for of in tables for line in _claims(of, f"{of['title']}: " * (len(tables) > 1))]
     lines = [
@@ -135,6 +137,16 @@ def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, *(_section(study, of, of is deciding) for of in runs)]) + "\n"
 
 
+def _seeds(metrics: Mapping[str, Any]) -> list[int]:
+    """The seeds that anything was run with."""
+    return sorted({int(of["cell"]["seed"]) for of in metrics["cells"]})
+
+
+def _is_timed(study: Study) -> bool:
+    """Whether a study is of times, which no seed changes."""
+    return all(row.task == "cost" for row in study.rows)
+
+
 def _judged(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [of for table in metrics["tables"].values() for of in table["findings"] if of["judged"]]
 
@@ -150,7 +162,7 @@ def _answer(study: Study, metrics: Mapping[str, Any]) -> str:
     always = sum(of["holds"] == of["judged"] for of in judged)
     once = sum(of["judged"] == 1 for of in judged)
     claims = f"{always} of {len(judged)} claims {'holds' if len(judged) == 1 else 'hold'}"
-    if all(row.task == "cost" for row in study.rows):
+    if _is_timed(study):
         said.append(f"{claims}; times have no seeds.")
     elif once == len(judged):
         said.append(f"{claims}. They were judged in one seed: figures to look at, not findings.")
@@ -185,7 +197,7 @@ def _evidence(finding: Mapping[str, Any], percent: Mapping[str, bool]) -> str:
 
 def _section(study: Study, metrics: Mapping[str, Any], answered: bool) -> str:
     """What a budget found: how, and each table, with its claims where they do not stand above."""
-    budget, seeds = metrics["budget"], metrics["seeds"]
+    budget, seeds = metrics["budget"], _seeds(metrics)
     data_root = " --data-root DIR" * any(of.files for of in study.sources_of(budget["name"]).values())
     versions = ", ".join(f"probjepa {of['probjepa']} on torch {of['torch']}" for of in metrics["versions"])
     lines = [
