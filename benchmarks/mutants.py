@@ -51,7 +51,7 @@ ROOMS = {
     ),
     "heads": (["heads"], ["heads", "test_outside_package.py"]),
     "jacobian": (["jacobian"], ["jacobian"]),
-    "scores": (["scores", "detectors"], ["scores", "test_detectors.py"]),
+    "scores": (["scores", "detectors"], ["scores", "detectors"]),
     "metrics": (["metrics"], ["metrics"]),
     "tabular": (TABLES, ["tabular"]),
 }  # room: its sources, and the tests that must see to them

@@ -1,0 +1,110 @@
+"""The Mahalanobis detector against SciPy and scikit-learn."""
+
+import math
+
+import numpy as np
+import pytest
+from detector_rows import FIT, TEST
+from scipy.spatial.distance import cdist
+from sklearn.covariance import LedoitWolf, ShrunkCovariance
+
+from probjepa.detectors import Mahalanobis
+from probjepa.errors import ConfigError, DataError
+
+
+def test_mahalanobis_is_scipys_distance():
+    covariance = np.cov(FIT.T, bias=True)
+    expected = -(
+        cdist(TEST, FIT.mean(0, keepdims=True), "mahalanobis", VI=np.linalg.inv(covariance))[:, 0] ** 2
+    )
+    np.testing.assert_allclose(Mahalanobis().fit(FIT).score_samples(TEST), expected, rtol=1e-9)
+    # the score does not depend on the units or the origin of the features
+    moved = [rows * [1, 10, 1e3, 1e-3, 1] + 1e3 for rows in (FIT, TEST)]
+    np.testing.assert_allclose(Mahalanobis().fit(moved[0]).score_samples(moved[1]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shrinkage", "oracle"),
+    [
+        (0.3, ShrunkCovariance(shrinkage=0.3)),
+        (1.0, ShrunkCovariance(shrinkage=1.0)),
+        ("ledoit-wolf", LedoitWolf()),
+    ],
+)
+@pytest.mark.parametrize("n", [4, 400])
+def test_mahalanobis_shrinkage_is_scikit_learns(shrinkage, oracle, n):
+    expected = -oracle.fit(FIT[:n]).mahalanobis(TEST)
+    found = Mahalanobis(shrinkage=shrinkage).fit(FIT[:n]).score_samples(TEST)
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def test_mahalanobis_with_labels_ties_the_covariance():
+    labels = np.array(["a", "b", "c"])[np.arange(400) % 3]
+    rows = FIT + 10 * (labels == "b")[:, None] - 5 * (labels == "c")[:, None]
+    means = np.stack([rows[labels == name].mean(0) for name in "abc"])
+    pooled = sum((labels == name).mean() * np.cov(rows[labels == name].T, bias=True) for name in "abc")
+    expected = -(cdist(TEST, means, "mahalanobis", VI=np.linalg.inv(pooled)).min(1) ** 2)
+    np.testing.assert_allclose(Mahalanobis().fit(rows, labels).score_samples(TEST), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("none", [-1, None, math.nan])
+def test_mahalanobis_leaves_rows_in_no_class_out(none):
+    known = np.arange(400) % 4 < 3
+    labels = np.array([0, 1, 2, none], dtype=object)[np.arange(400) % 4]
+    rows = FIT + 10 * np.eye(5)[np.arange(400) % 4]
+    expected = Mahalanobis().fit(rows[known], labels[known].astype(int)).score_samples(TEST)
+    for found in (Mahalanobis().fit(rows, labels), Mahalanobis().partial_fit(rows, labels)):
+        np.testing.assert_allclose(found.score_samples(TEST), expected, rtol=1e-10)
+
+
+def test_mahalanobis_makes_its_covariance_once(monkeypatch):
+    made, settle = [], Mahalanobis._settle
+    monkeypatch.setattr(Mahalanobis, "_settle", lambda *given: made.append(1) or settle(*given))
+    for fit, before in ((Mahalanobis().partial_fit, 0), (Mahalanobis().fit, 1)):
+        detector = fit(FIT)
+        assert len(made) == before
+        for _ in range(2):
+            detector.score_samples(TEST)
+        assert len(made) == 1
+        made.clear()
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_mahalanobis_needs_more_rows_than_dimensions(classes):
+    enough = 5 + classes
+    labels = np.arange(enough) % classes
+    Mahalanobis().fit(FIT[:enough], labels)
+    for shrinkage in (None, 0.0):
+        means = "their mean" if classes == 1 else "their 3 class means"
+        with pytest.raises(
+            ConfigError,
+            match=rf"{enough - 1} embeddings around {means} give .* at least {enough} rows, or use shrinkage=",
+        ) as error:
+            Mahalanobis(shrinkage).fit(FIT[: enough - 1], labels[:-1])
+        assert "\n" not in str(error.value)
+    Mahalanobis("ledoit-wolf").fit(FIT[: enough - 1], labels[:-1])
+
+
+def test_mahalanobis_refuses_a_singular_covariance():
+    twice = np.concatenate([FIT, FIT[:, :1]], axis=1)
+    with pytest.raises(ConfigError, match="singular"):
+        Mahalanobis().fit(twice)
+    for shrinkage in (None, 0.5, "ledoit-wolf"):
+        for shape, value in (((10, 3), 0.1), ((10, 1), 0.0), ((1000, 3), 1e6 / 3)):
+            with pytest.raises(DataError, match="do not vary"):
+                Mahalanobis(shrinkage).fit(np.full(shape, value))
+    # rows on a line vary; features of very different sizes hide the zero in rounding
+    for seed in range(6):
+        large, small = np.random.default_rng(seed).normal(size=(2, 50))
+        for columns in ((large, 2 * large, 3 * large), (1e6 * large, 1e6 * large, small)):
+            with pytest.raises(ConfigError, match="singular"):
+                Mahalanobis().fit(np.stack(columns, 1))
+    assert np.isfinite(Mahalanobis(0.1).fit(twice).score_samples(twice + 1)).all()
+
+
+def test_mahalanobis_of_rows_that_hardly_vary():
+    """Neither the size of the numbers nor that of their differences matters, down to rounding."""
+    expected = Mahalanobis().fit(FIT).score_samples(TEST)
+    np.testing.assert_allclose(Mahalanobis().fit(1e-6 * FIT).score_samples(1e-6 * TEST), expected, rtol=1e-8)
+    found = Mahalanobis().fit(1 + 1e-10 * FIT).score_samples(1 + 1e-10 * TEST)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
