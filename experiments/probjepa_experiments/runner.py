@@ -120,6 +120,8 @@ def reproduce(
                 data = sources[name].open(data_root, spent.rows, first)
             for cell in planned:
                 found.append({"row": cell.label, "key": cell.key, **work.result(cell, data, wait=True)})
+    if finished_only and progress:
+        say(f"{work.left.total()} left{work.how_long()}", error=True)
     metrics = summarise(study, spent, ood, found, not_run, seed)
     write_text(out / "report.html", page(metrics, study, found))
     _write_json(out / "metrics.json", metrics)
@@ -197,15 +199,17 @@ class _Work:
             how = f"{result['seconds']:.0f} s"
         failed = f", failed: {result['failed']}" if result["failed"] else ""
         self.seconds[kind].append(result["seconds"])
-        self._say(f"{where}: {how}{failed}; {self.left.total()} left{self._how_long()}")
+        self._say(f"{where}: {how}{failed}; {self.left.total()} left{self.how_long()}")
         return result
 
-    def _how_long(self) -> str:
+    def how_long(self) -> str:
         """How long the rest takes one process, as what was like it took; "" where nothing is left."""
         left = +self.left
         if not left:
             return ""
         everything = [one for each in self.seconds.values() for one in each]
+        if not everything:
+            return ""
         takes = sum(number * fmean(self.seconds.get(kind) or everything) for kind, number in left.items())
         return f", about {duration(takes)}"
 
@@ -220,7 +224,11 @@ class _Work:
             measured = self.study.measurement.run(cell, data, folder, self.budget, bar)
         except Interrupted as stop:
             reason = str(stop).partition(":")[0]
-            raise Interrupted(f"{reason} of {cell.label}: run the same command again to go on") from None
+            self.left[_kind(cell)] += 1
+            left = f"{self.left.total()} left{self.how_long()}"
+            raise Interrupted(
+                f"{reason} of {cell.label}: run the same command again to go on ({left})"
+            ) from None
         except (ArtifactError, ConfigError, MissingExtraError):  # the user must act
             raise
         except ProbjepaError as error:

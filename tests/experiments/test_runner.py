@@ -11,6 +11,7 @@ from scipy import stats
 
 from probjepa.claims import ClaimedError
 from probjepa.errors import ArtifactError, DataError
+from probjepa.training import Interrupted
 from probjepa_experiments import figures, runner
 from probjepa_experiments.study import Column, Finding, Measured, Row
 from probjepa_experiments.vje_uncertainty import AUROC
@@ -69,6 +70,18 @@ def test_it_says_how_long_the_rest_takes(tmp_path, capsys, monkeypatch):
         "5 left, about 8 min", "4 left, about 6 min", "3 left, about 4 min",
         "2 left, about 40 s", "1 left, about 20 s", "0 left",
     ]  # fmt: skip
+    first = True
+
+    def stopped(cell, data, folder, budget, progress):
+        nonlocal first
+        if not first:
+            raise Interrupted("interrupted after step 3: go on from there")
+        first = False
+        return slow(cell, data, folder, budget, progress)
+
+    with pytest.raises(Interrupted, match=r"after step 3 of one: .* go on \(5 left, about 8 min\)$"):
+        run(replace(measured_by(TABLE, stopped), rows=(Row("one"), Row("two", fit={"epochs": 2})), findings=()),
+            tmp_path / "cut")  # fmt: skip
     assert [runner.duration(s) for s in (0, 59.6, 90, 3600, 8000)] == [
         "0 s",
         "1 min",
@@ -206,15 +219,17 @@ def test_processes_with_one_folder_of_cells_share_the_work(tmp_path, monkeypatch
     assert looks == [others]  # all others were done before it waited
 
 
-def test_the_page_of_what_is_finished_runs_nothing(tmp_path):
+def test_the_page_of_what_is_finished_runs_nothing(tmp_path, capsys):
     shared = tmp_path / "cells"
     whole = run(FAKE, tmp_path / "a", cells=shared)
     lost = next(place for place in shared.iterdir() if "-s2-" in place.name and "df=3" in place.name)
     lost.unlink()
     ran.clear()
-    part = run(FAKE, tmp_path / "b", cells=shared, finished_only=True)
+    capsys.readouterr()
+    part = run(FAKE, tmp_path / "b", cells=shared, finished_only=True, progress=True)
     assert not ran
     assert part["not_run"] == ["two, seed 2: not run yet"]
+    assert capsys.readouterr().err.splitlines()[-1] == "1 left, about 0 s"
     first, second = (metrics["tables"]["digits"]["rows"] for metrics in (whole, part))
     assert second[0] == first[0]
     assert second[1]["values"]["mean σ²"]["seeds"] == [*first[1]["values"]["mean σ²"]["seeds"][:2], None]
