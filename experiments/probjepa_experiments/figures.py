@@ -51,7 +51,7 @@ def summarise(
         "backbone": encoder,
         "seeds": list(range(seed, seed + budget.seeds)),
         "published_budget": study.published.budget,
-        "intervals": study.measurement.intervals or _intervals(budget),
+        "intervals": study.measurement.intervals or _intervals(len({r["cell"]["seed"] for r in found})),
         "hardware": sorted({result["hardware"] for result in found}),
         "versions": [json.loads(text) for text in sorted(versions)],
         "seconds": round(sum({result["key"]: result["seconds"] for result in found}.values()), 1),
@@ -61,12 +61,12 @@ def summarise(
     }
 
 
-def _intervals(budget: Budget) -> str:
-    if budget.seeds >= 3:
+def _intervals(seeds: int) -> str:
+    if seeds >= 3:
         return (
             "95 % intervals of the mean over seeds (Student's t); of a row without seeds, Wilson or bootstrap"
         )
-    if budget.seeds == 2:
+    if seeds == 2:
         return "none of two seeds"
     return "95 % intervals of one seed (Wilson or bootstrap), without what seeds differ by"
 
