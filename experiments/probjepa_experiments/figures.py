@@ -197,4 +197,5 @@ def verdict(finding: Mapping[str, Any]) -> str:
         return "not judged"
     if 0 < holds < judged:
         return f"holds in {holds} of {judged} seeds"
-    return ("holds" if holds else "does not hold") + ("" if judged == 1 else f", all {judged} seeds")
+    seeds = {1: "", 2: ", both seeds"}.get(judged, f", all {judged} seeds")
+    return ("holds" if holds else "does not hold") + seeds

@@ -171,7 +171,9 @@ def _answer(study: Study, metrics: Mapping[str, Any]) -> str:
             f"{claims} in every seed that they were judged in{f', {once} of all in one seed' * bool(once)}."
         )
     unjudged = sum(not of["judged"] for table in metrics["tables"].values() for of in table["findings"])
-    said += [f"{unjudged} more were not judged: what they compare was not run."] * bool(unjudged)
+    said += [f"{unjudged} more {'was' if unjudged == 1 else 'were'} not judged: a row was not run."] * bool(
+        unjudged
+    )
     if study.answer is None:
         said[0] += f", {said.pop(1)}"
     return " ".join(said)
