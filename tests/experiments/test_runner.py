@@ -172,7 +172,7 @@ def test_findings_are_judged_seed_by_seed():
     mixed = figures.judge(finding, rows_of(a=[2.0, 3.0, 0.5], b=[1.0, 1.0, 1.0]))
     assert figures.verdict(mixed) == "holds in 2 of 3 seeds"
     part = figures.judge(finding, rows_of(a=[0.2, None, 0.5], b=[1.0, 1.0, 1.0]))
-    assert (part["judged"], figures.verdict(part)) == (2, "does not hold, all 2 seeds")
+    assert (part["judged"], figures.verdict(part)) == (2, "does not hold, both seeds")
     assert figures.verdict(figures.judge(finding, rows_of(a=[1.0]))) == "not judged"
     # one without seeds is compared with every seed
     assert figures.judge(finding, rows_of(a=[2.0, 0.5, 3.0], b=[1.0]))["holds"] == 2
