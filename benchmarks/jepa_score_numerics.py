@@ -19,7 +19,8 @@ from harness import arguments, compare, parse, write
 from jepa_score_error import SIZES, opened
 from probjepa.jacobian import as_encoder, jepa_score_details
 from probjepa.jacobian.encoders import exact_gradients
-from probjepa.jacobian.rows import JacobianRows, Passes
+from probjepa.jacobian.estimators import clipped_log_volume
+from probjepa.jacobian.rows import JacobianRows, Passes, singular_values
 
 EPS = 1e-6
 TIMES_K = (2, 4, 8)
@@ -27,12 +28,12 @@ TIMES_K = (2, 4, 8)
 
 def score(sigma: Tensor) -> float:
     """Σ log σ as the paper clips it."""
-    return float(sigma.double().clamp(min=EPS).log().sum())
+    return float(clipped_log_volume(sigma.double()[None], None, EPS)[0])
 
 
 def of_gram(rows: Tensor) -> Tensor:
     """σ of rows (K, P) by their Gram matrix, in the type of the rows."""
-    return torch.linalg.eigvalsh(rows @ rows.T).clamp(min=0).sqrt()
+    return singular_values((rows @ rows.T)[None])[0]
 
 
 def main() -> None:
@@ -68,7 +69,8 @@ def main() -> None:
         },
     }
     if dim * TIMES_K[-1] <= rows.shape[1]:
-        figures["deviation of a sketch over seeds, nats"] = {}
+        deviation: dict[str, Any] = {}
+        figures["deviation of a sketch over seeds, nats"] = deviation
         for times in TIMES_K:
             drawn = torch.stack([
                 jepa_score_details(
@@ -76,11 +78,11 @@ def main() -> None:
                 ).log_volume
                 for seed in range(args.seeds)
             ])  # fmt: skip
-            figures["deviation of a sketch over seeds, nats"][f"{times} K"] = {
+            deviation[f"{times} K"] = {
                 "each image": drawn.std(0).tolist(),
                 "bias": (drawn.mean(0) - torch.tensor(exact[:3])).tolist(),
             }
-            print(times, figures["deviation of a sketch over seeds, nats"][f"{times} K"], flush=True)
+            print(times, deviation[f"{times} K"], flush=True)
 
     pixels = x[:4].clone()
 

@@ -25,10 +25,9 @@ def summarise(
 
     ``ood`` has the out-of-distribution sets of each data set that was run.
     """
-    tables = {}
+    seeds, tables = range(seed, seed + budget.seeds), {}
     for name in ood:
         columns = expand(study.columns, ood[name])
-        seeds = range(seed, seed + budget.seeds)
         rows = _rows(study, budget, columns, name, [r for r in found if r["cell"]["dataset"] == name], seeds)
         tables[name] = {
             "title": study.measurement.sources[name].title,
@@ -49,7 +48,7 @@ def summarise(
         "question": study.question,
         "budget": {"name": budget.name, "title": budget.title, "fit": {**budget.fit, **common}},
         "backbone": encoder,
-        "seeds": list(range(seed, seed + budget.seeds)),
+        "seeds": list(seeds),
         "published_budget": study.published.budget,
         "intervals": study.measurement.intervals or _intervals(len({r["cell"]["seed"] for r in found})),
         "hardware": sorted({result["hardware"] for result in found}),

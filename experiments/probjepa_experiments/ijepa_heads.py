@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +22,11 @@ from probjepa_experiments.study import (
     Finding,
     Look,
     Measurement,
-    NotMeasuredError,
     Published,
     Result,
     Row,
     Study,
+    measured,
 )
 
 _CPU = {"device": "cpu", "precision": "32-true", "channels_last": False}
@@ -65,7 +64,7 @@ _WIDTHS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "full": {},
 }
-TWICE, OTHER_RATE = ", twice the rate", ", rate 0.002"  # of some heads at "small", of all at "medium"
+TWICE, OTHER_RATE = ", twice the rate", ", rate 0.002"
 RANDOM, PIXELS = "random initialisation", "raw pixels"
 KNN, PROBE, RANK, SPREAD = "kNN, k = 20, %", "linear probe, %", "effective rank", "target std"
 
@@ -140,21 +139,22 @@ BUDGETS = {
 }
 
 
+# budget → what rows at another rate are called, the rate, and the heads that have one
+_OTHERS = {"small": (TWICE, 2 * _RATE, (SMOOTH_L1, "gaussian")), "medium": (OTHER_RATE, 2e-3, tuple(HEADS))}
+
+
 def _rows() -> tuple[Row, ...]:
     rows = [
         Row(name, "i-jepa", settings=_head(name, budget), budgets=(budget,))
         for name in HEADS
         for budget in BUDGETS
     ]
-    rows += [
-        replace(
-            row,
-            label=row.label + (OTHER_RATE if row.budgets == ("medium",) else TWICE),
-            fit={"learning_rate": 2e-3 if row.budgets == ("medium",) else 2 * _RATE},
-        )
-        for row in rows
-        if row.budgets == ("medium",) or (row.label in (SMOOTH_L1, "gaussian") and row.budgets == ("small",))
-    ]
+    for budget, (suffix, rate, heads) in _OTHERS.items():
+        rows += [
+            replace(row, label=f"{row.label}{suffix}", fit={"learning_rate": rate})
+            for row in rows
+            if row.budgets == (budget,) and row.label in heads
+        ]
     # of pixels other studies measure other things: a cell of its own
     pixels = Row(PIXELS, task="raw-pixels", fit={"probe": "linear"})
     return (*rows, Row(RANDOM, "i-jepa", task="random-init"), pixels)
@@ -162,10 +162,7 @@ def _rows() -> tuple[Row, ...]:
 
 def best(look: Look, name: str) -> float:
     """Return a head's kNN accuracy at the better of its rates, where it has two."""
-    at = [look(name, KNN)]
-    with suppress(NotMeasuredError):
-        at.append(look(f"{name}{OTHER_RATE}", KNN))
-    return max(at)
+    return max([look(name, KNN), *measured(look, [f"{name}{OTHER_RATE}"], KNN)])
 
 
 def _better_than_a_point(look: Look) -> bool:

@@ -102,8 +102,7 @@ def _run(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str, budget:
     if metrics is None:
         return "not run"
     judged = _judged(metrics)
-    held = sum(finding["holds"] == finding["judged"] for finding in judged)
-    words = f"run; {held} of {len(judged)} claims hold" if judged else "run"
+    words = f"run; {_held(judged)}" if judged else "run"
     return f"[{words}]({name}.md#{budget})" + ", one seed" * (
         len(_seeds(metrics)) == 1 and not _is_timed(EXPERIMENTS[name])
     )
@@ -151,32 +150,37 @@ def _judged(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [of for table in metrics["tables"].values() for of in table["findings"] if of["judged"]]
 
 
+def _held(judged: Sequence[Mapping[str, Any]]) -> str:
+    """How many claims hold in every seed that they were judged in, of how many."""
+    held = sum(of["holds"] == of["judged"] for of in judged)
+    return f"{held} of {len(judged)} claims {'holds' if len(judged) == 1 else 'hold'}"
+
+
 def _answer(study: Study, metrics: Mapping[str, Any]) -> str:
     """In a few words: the budget, what the study itself makes of it, and how many of its claims hold."""
-    budget, judged = metrics["budget"], _judged(metrics)
-    said = [f"With the budget **{budget['name']}** ({budget['title']})"]
-    if study.answer is not None:
-        said[0] += f": {study.answer(metrics['tables'])}."
+    where = f"With the budget **{metrics['budget']['name']}** ({metrics['budget']['title']})"
+    claims = _claims_in_words(study, metrics)
+    if study.answer is None:
+        return f"{where}, {claims or 'no claim was put to the test.'}"
+    return f"{where}: {study.answer(metrics['tables'])}. {claims}".rstrip()
+
+
+def _claims_in_words(study: Study, metrics: Mapping[str, Any]) -> str:
+    judged = _judged(metrics)
     if not judged:
-        return said[0] if study.answer is not None else f"{said[0]} no claim was put to the test."
-    always = sum(of["holds"] == of["judged"] for of in judged)
-    once = sum(of["judged"] == 1 for of in judged)
-    claims = f"{always} of {len(judged)} claims {'holds' if len(judged) == 1 else 'hold'}"
+        return ""
+    claims, once = _held(judged), sum(of["judged"] == 1 for of in judged)
     if _is_timed(study):
-        said.append(f"{claims}; times have no seeds.")
+        words = f"{claims}; times have no seeds."
     elif once == len(judged):
-        said.append(f"{claims}. They were judged in one seed: figures to look at, not findings.")
+        words = f"{claims}. They were judged in one seed: figures to look at, not findings."
     else:
-        said.append(
+        words = (
             f"{claims} in every seed that they were judged in{f', {once} of all in one seed' * bool(once)}."
         )
-    unjudged = sum(not of["judged"] for table in metrics["tables"].values() for of in table["findings"])
-    said += [f"{unjudged} more {'was' if unjudged == 1 else 'were'} not judged: a row was not run."] * bool(
-        unjudged
-    )
-    if study.answer is None:
-        said[0] += f", {said.pop(1)}"
-    return " ".join(said)
+    left = sum(not of["judged"] for table in metrics["tables"].values() for of in table["findings"])
+    more = f" {left} more {'was' if left == 1 else 'were'} not judged: a row was not run."
+    return words + more * bool(left)
 
 
 def _claims(table: Mapping[str, Any], of: str = "") -> Iterator[str]:

@@ -120,8 +120,8 @@ def reproduce(
                 data = sources[name].open(data_root, spent.rows, first)
             for cell in planned:
                 found.append({"row": cell.label, "key": cell.key, **work.result(cell, data, wait=True)})
-    if finished_only and progress:
-        say(f"{work.left.total()} left{work.how_long()}", error=True)
+    if finished_only:
+        work.say(work.rest())
     metrics = summarise(study, spent, ood, found, not_run, seed)
     write_text(out / "report.html", page(metrics, study, found))
     _write_json(out / "metrics.json", metrics)
@@ -184,8 +184,6 @@ class _Work:
         return fingerprint((*(measurement.roots or (measurement.run.__module__,)), *cell.modules))
 
     def _result(self, cell: Cell, data: Data) -> dict[str, Any]:
-        kind = _kind(cell)
-        self.left[kind] -= 1
         where = f"{cell.label}, {self.study.measurement.sources[cell.dataset].title}, seed {cell.seed}"
         code = self._code(cell)
         place = self.cells / f"{cell.key}.json"
@@ -198,20 +196,20 @@ class _Work:
             _write_json(place, result)
             how = f"{result['seconds']:.0f} s"
         failed = f", failed: {result['failed']}" if result["failed"] else ""
+        kind = _kind(cell)
+        self.left[kind] -= 1
         self.seconds[kind].append(result["seconds"])
-        self._say(f"{where}: {how}{failed}; {self.left.total()} left{self.how_long()}")
+        self.say(f"{where}: {how}{failed}; {self.rest()}")
         return result
 
-    def how_long(self) -> str:
-        """How long the rest takes one process, as what was like it took; "" where nothing is left."""
-        left = +self.left
-        if not left:
-            return ""
-        everything = [one for each in self.seconds.values() for one in each]
-        if not everything:
-            return ""
+    def rest(self) -> str:
+        """How many cells are left, and how long they take one process, as what was like them took."""
+        words = f"{self.left.total()} left"
+        left, everything = +self.left, [one for each in self.seconds.values() for one in each]
+        if not left or not everything:
+            return words
         takes = sum(number * fmean(self.seconds.get(kind) or everything) for kind, number in left.items())
-        return f", about {duration(takes)}"
+        return f"{words}, about {duration(takes)}"
 
     def _run(self, cell: Cell, data: Data, code: Mapping[str, str]) -> dict[str, Any]:
         started = time.monotonic()
@@ -224,10 +222,8 @@ class _Work:
             measured = self.study.measurement.run(cell, data, folder, self.budget, bar)
         except Interrupted as stop:
             reason = str(stop).partition(":")[0]
-            self.left[_kind(cell)] += 1
-            left = f"{self.left.total()} left{self.how_long()}"
             raise Interrupted(
-                f"{reason} of {cell.label}: run the same command again to go on ({left})"
+                f"{reason} of {cell.label}: run the same command again to go on ({self.rest()})"
             ) from None
         except (ArtifactError, ConfigError, MissingExtraError):  # the user must act
             raise
@@ -250,12 +246,12 @@ class _Work:
         if stored is not None:
             modules = changed(stored, code)
             more = f" and {len(modules) - _NAMED} more" if len(modules) > _NAMED else ""
-            self._say(f"{where}: stale: code of {', '.join(modules[:_NAMED])}{more} changed; run again")
+            self.say(f"{where}: stale: code of {', '.join(modules[:_NAMED])}{more} changed; run again")
         elif not self.told:
             self.told = True
-            self._say(f"{self.cells} holds cells that do not say what code they are of: stale, run again")
+            self.say(f"{self.cells} holds cells that do not say what code they are of: stale, run again")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
         if self.progress:
             say(line, error=True)
 

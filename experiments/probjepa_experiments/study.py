@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,6 +72,15 @@ class Column:
 
 class NotMeasuredError(Exception):
     """A finding reads a figure that there is not: no such row at this budget, or not measured yet."""
+
+
+def measured(look: Look, rows: Iterable[str], column: str) -> list[float]:
+    """Return the figures of those of the rows that were measured."""
+    found = []
+    for row in rows:
+        with suppress(NotMeasuredError):
+            found.append(look(row, column))
+    return found
 
 
 @dataclass(frozen=True)

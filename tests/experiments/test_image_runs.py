@@ -265,7 +265,9 @@ def test_a_page_answers_by_several_seeds_with_the_figures_of_its_claims(name):
     claims = [line for line in answer.splitlines() if line.startswith("- ")]
     held, judged = map(int, re.search(r"(\d+) of (\d+) claims?", answer).groups())
     assert len(claims) == judged
-    assert sum(bool(re.search(r"\*\*holds(, all \d seeds|, both seeds)?\*\*", line)) for line in claims) == held
+    assert (
+        sum(bool(re.search(r"\*\*holds(, all \d seeds|, both seeds)?\*\*", line)) for line in claims) == held
+    )
     assert re.search(r"\*\* \(.* – .*: -?\d", claims[0])
     budget = re.search(r"With the budget \*\*(\w+)", answer)[1]
     several = [of.partition("\n")[0] for of in sections if "; seeds " in of]
