@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from probjepa.data.records import UNLABELLED
 from probjepa.evaluation.predictive import evaluate_predictions, target_std
 from probjepa.methods.base import evaluating
 from probjepa.methods.ijepa import IJEPA
+from probjepa_experiments import curves
 from probjepa_experiments.cost import in_turns, quartiles, stepper, timed
 from probjepa_experiments.datasets import DataSet
 from probjepa_experiments.images import build, trained
@@ -33,6 +33,7 @@ _LARGEST_LBFGS = 20_000  # rows; beyond, the probe is trained by SGD
 _TIMED_TOKENS = 256
 _ROUNDS = 5
 _CURVE = 10  # kNN accuracies over a training
+_CURVES = {"epoch": "epoch", "train/loss": "loss", "train/target_std": "target_std", "knn": "knn"}
 
 
 def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
@@ -59,7 +60,7 @@ def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool)
         return Measured(figures)
     said, arrays = evaluate_predictions(method, test, seed=cell.seed, n_bootstrap=budget.n_bootstrap)
     figures |= {**_predictive(said), **_times(method, cell, budget)}
-    return Measured(figures, pictures={"curves": _curves(folder), **_points(arrays)})
+    return Measured(figures, pictures={"curves": curves.read(folder, _CURVES), **_points(arrays)})
 
 
 def _capped(images: ImageSet, most: int | None) -> ImageSet:
@@ -118,14 +119,6 @@ def _times(method: IJEPA, cell: Cell, budget: Budget) -> dict[str, Figure]:
                 found["sampling, 25 steps"] = sampling(lambda: prediction.sample((1,), steps=25))
     method.eval()
     return found
-
-
-def _curves(folder: Path) -> dict[str, list[float | None]]:
-    """Loss, target_std and kNN accuracy by epoch, from the run's metrics.csv."""
-    with (folder / "metrics.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names = {"epoch": "epoch", "train/loss": "loss", "train/target_std": "target_std", "knn": "knn"}
-    return {new: [float(row[old]) if row.get(old) else None for row in rows] for old, new in names.items()}
 
 
 def _points(arrays: Mapping[str, Any]) -> dict[str, Any]:

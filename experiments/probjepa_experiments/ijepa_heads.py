@@ -13,6 +13,7 @@ from probjepa.methods.ijepa import PRESETS
 from probjepa.report.figures import picture
 from probjepa.report.page import Figure, Section
 from probjepa.report.training import training_curves
+from probjepa_experiments import curves
 from probjepa_experiments.datasets import SOURCES
 from probjepa_experiments.ijepa_cells import run
 from probjepa_experiments.images import image_base
@@ -178,10 +179,18 @@ def sections(results: Sequence[Result]) -> list[Section]:
             of.setdefault(result["row"], result["pictures"])
     if not of:
         return []
-    curves = {name: pictures["curves"] for name, pictures in of.items()}
+    by_head = {name: pictures["curves"] for name, pictures in of.items()}
+    knn = curves.draw(
+        "kNN accuracy during training",
+        by_head,
+        "knn",
+        "On at most 2,048 held-out images, with a bank of at most 5,000 training images; the table has all.",
+        ylabel="kNN accuracy, %",
+        factor=100,
+    )
     losses = [
         figure
-        for name, curve in curves.items()
+        for name, curve in by_head.items()
         for figure in training_curves({"epoch": curve["epoch"], f"train/{name}": _known(curve["loss"])})
     ]
     return [
@@ -196,7 +205,7 @@ def sections(results: Sequence[Result]) -> list[Section]:
             "Training",
             "Accuracy on held-out images during training, and each head's loss. Losses have a scale of their "
             "own: they compare a head with itself only.",
-            [knn_curves(curves), *losses],
+            [knn, *losses],
         ),
     ]
 
@@ -223,29 +232,6 @@ def head_pictures(name: str, pictures: Mapping[str, Any]) -> list[Figure]:
             projection="3d",
         ),
     ]
-
-
-def knn_curves(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Figure:
-    """Return the kNN accuracy of every head over the epochs."""
-    known = {
-        name: [(e, 100 * v) for e, v in zip(of["epoch"], of["knn"], strict=True) if v is not None]
-        for name, of in curves.items()
-    }
-
-    def draw(axis: Any) -> str:
-        lines = {name: tuple(np.array(points).T) for name, points in known.items() if points}
-        words = plots.lines(axis, lines, marker="o", ms=3.5)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=10.5)
-        return words
-
-    return picture(
-        "kNN accuracy during training",
-        draw,
-        "On at most 2,048 held-out images, with a bank of at most 5,000 training images; the table has all.",
-        xlabel="epoch",
-        ylabel="kNN accuracy, %",
-    )
 
 
 STUDY = Study(
