@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probjepa._attention import attention
 from probjepa.errors import ConfigError
 from probjepa.typed import DEEPEST
 
@@ -33,7 +34,7 @@ class Block(nn.Module):
         count, tokens, width = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(count, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attention(query, key, value)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(count, tokens, width))
         out: Tensor = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
         return out

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from probjepa._attention import attention
 from probjepa.errors import ConfigError
 from probjepa.tabular.elbo import bounded_log_variance
 from probjepa.typed import DEEPEST
@@ -33,7 +34,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, allow: Tensor | None) -> Tensor:
         """Map tokens (B, L, d) to (B, L, d); ``allow`` (B, 1, L, L) is which attends (row) to which."""
         q, k, v = self._heads(x)
-        return self._add(x, F.scaled_dot_product_attention(q, k, v, attn_mask=allow))
+        return self._add(x, attention(q, k, v, allow))
 
     def by_mask(self, shown: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
         """Map a context (B, C, d) and K masks' tokens (B, K, T, d), each mask with the context alone.
@@ -41,7 +42,7 @@ class Block(nn.Module):
         What ``forward`` makes of both in a row by ``attend_by_mask``, without the pairs that it forbids.
         """
         q, k, v = self._heads(shown)
-        context = self._add(shown, F.scaled_dot_product_attention(q, k, v))
+        context = self._add(shown, attention(q, k, v))
         masks, own = asked.shape[1], asked.flatten(0, 1)
 
         def beside(of: Tensor, mine: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class Block(nn.Module):
             return torch.cat([each, mine], 2)
 
         q, own_k, own_v = self._heads(own)
-        mixed = F.scaled_dot_product_attention(q, beside(k, own_k), beside(v, own_v))
+        mixed = attention(q, beside(k, own_k), beside(v, own_v))
         return context, self._add(own, mixed).view_as(asked)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
