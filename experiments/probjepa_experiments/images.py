@@ -86,14 +86,15 @@ def run_embeddings(cell: Cell, data: DataSet, folder: Path, budget: Budget, prog
     return run(cell, data, folder, budget, progress, only=("kNN", "posterior"))
 
 
-def trained(cell: Cell, data: DataSet, folder: Path, **options: Any) -> Method:
+def trained(cell: Cell, data: DataSet, folder: Path, method: Method | None = None, **options: Any) -> Method:
     """Return a cell's method, trained where its task is that; it goes on with what ``folder`` holds.
 
-    ``options`` go to ``fit``: what is watched, not what is trained.
+    ``method`` is the cell's as it begins, where its settings alone do not build it; ``options`` go to
+    ``fit``: what is watched, not what is trained.
     """
     from probjepa.training import fit
 
-    method = build(cell.method, cell.settings, cell.seed)
+    method = build(cell.method, cell.settings, cell.seed) if method is None else method
     if cell.task != "train":
         method.calibrate(data.train.images)
         return method.eval()

@@ -84,6 +84,14 @@ def embedded(method: Method, images: Images, *, pixels: bool = False) -> Tensor:
         return torch.cat([read(batch).cpu() for batch, _ in images.batches(512)])
 
 
+def encoded(method: Method, encoder: torch.nn.Module, images: Images) -> Tensor:
+    """Return what an encoder that a method holds, not its own, makes of images (N, D)."""
+    with evaluating(encoder):
+        batches = images.batches(512)
+        prepared = (method.preprocess(batch.to(method.device)) for batch, _ in batches)
+        return torch.cat([encoder(batch).float().cpu() for batch in prepared])
+
+
 def knn_accuracy(data: DataSet, bank: Tensor, queries: Tensor) -> Figure:
     """Return the accuracy of kNN, k = 20, on the held-out images, with its Wilson interval."""
     k = min(_K, len(bank))
@@ -139,15 +147,9 @@ class _Work:
         spaces = {space: (self.known[space], test[space]) for space in ("h", "mu") if space in self.known}
         teacher = None if self.pixels else averaged_encoder(self.method)
         if teacher is not None:
-            bank, queries = (self._encoded(teacher, of) for of in (self.data.train, self.data.test))
+            bank, queries = (encoded(self.method, teacher, of) for of in (self.data.train, self.data.test))
             spaces["ema-h"] = bank, queries
         return spaces
-
-    def _encoded(self, encoder: torch.nn.Module, images: Images) -> Tensor:
-        prepare, device = self.method.preprocess, self.method.device
-        with evaluating(encoder):
-            batches = images.batches(512)
-            return torch.cat([encoder(prepare(batch.to(device))).float().cpu() for batch, _ in batches])
 
     def posterior(self) -> Iterator[tuple[str, Figure | float]]:
         test = self.features["test"]

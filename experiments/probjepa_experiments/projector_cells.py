@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +14,11 @@ from probjepa import metrics
 from probjepa.data import Images
 from probjepa.errors import unknown_name
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import Method, evaluating
+from probjepa.methods.base import Method
 from probjepa.methods.vje import VJE
 from probjepa_experiments.datasets import DataSet
-from probjepa_experiments.images import build, image_base
-from probjepa_experiments.measure import knn_accuracy
+from probjepa_experiments.images import build, image_base, trained
+from probjepa_experiments.measure import encoded, knn_accuracy
 from probjepa_experiments.study import Base, Budget, Cell, Data, Measured, Row
 
 WIDTH, LAYERS = 512, 3  # of VJE's projector: as VICReg's expander at these budgets
@@ -33,16 +32,8 @@ def base(row: Row, budget: Budget, dataset: str, data: Data) -> Base:
 
 def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
     """Train a cell, or go on with what ``folder`` holds of it; kNN on the encoder's own embedding h."""
-    from probjepa.training import fit
-
     method = altered(cell.method, _own(cell.settings), cell.settings["projector"], cell.seed)
-    resume = (folder / "config.yaml").is_file()
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything to go on with
-    fit(
-        method, data.train, out=folder, resume=resume, seed=cell.seed, monitor_every=0, knn_every=0,
-        progress=progress, **cell.fit,
-    )  # fmt: skip
+    trained(cell, data, folder, method, monitor_every=0, knn_every=0, progress=progress)
     bank, queries = (embedded(method, images) for images in (data.train, data.test))
     figures: dict[str, Any] = {
         "knn20/h": knn_accuracy(data, bank, queries),
@@ -90,9 +81,7 @@ class Projected(nn.Module):
 def embedded(method: Method, images: Images) -> Tensor:
     """Return the encoder's embeddings (N, D) of images: what is before a projector."""
     encoder = method.encoder.encoder if isinstance(method.encoder, Projected) else method.encoder
-    with evaluating(method):
-        batches = (batch.to(method.device) for batch, _ in images.batches(512))
-        return torch.cat([encoder(method.preprocess(batch)).float().cpu() for batch in batches])
+    return encoded(method, encoder, images)
 
 
 def _own(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from probjepa.jacobian.rows import Passes, worthwhile_batch
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 # of Dense: 5 rows of 48 float32, and 3 matrices 5 × 5 of float64
 JACOBIAN = 5 * 48 * 4 + 3 * 25 * 8
-# what its backward pass needs: of the product the transposed weight, of tanh its output
-SAVED = 4 * (5 * 48 + 5)
+# what its backward pass keeps of an input: tanh's output; the product's transposed weight is the weight's memory
+SAVED = 4 * 5
 
 
 class Dense(nn.Module):
@@ -58,6 +58,25 @@ def test_a_chunk_fills_half_of_the_memory(monkeypatch: pytest.MonkeyPatch, estim
         assert plan(monkeypatch, f, x, 2 * count * each, estimator).chunk_size == count
         assert plan(monkeypatch, f, x, 2 * count * each - 2, estimator).chunk_size == max(1, count - 1)
     assert plan(monkeypatch, f, x, 2**40, estimator, chunk_size=3).chunk_size == 3
+
+
+def test_memory_that_is_kept_twice_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(6))
+            self.register_buffer("scale", torch.ones(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.exp(x)  # 24 bytes, kept by itself and thrice by the product
+            return (y * y.view_as(y) * y.flip(1).flip(1).detach()) @ self.weight.T + y @ self.scale.T
+
+    x = torch.randn(1, 6)
+    # what is flipped back is memory of its own, and so is the first product, of which the second keeps none
+    each = 6 * 6 * 4 + 3 * 36 * 8 + 2 * (24 + 24)
+    for count in (1, 5):
+        assert plan(monkeypatch, Twice(), x, 2 * count * each, "exact").chunk_size == count
+        assert plan(monkeypatch, Twice(), x, 2 * count * each - 2, "exact").chunk_size == max(1, count - 1)
 
 
 @pytest.mark.parametrize("kind", ["zero rows", "columns"])

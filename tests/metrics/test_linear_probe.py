@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.metrics import linear_probe
 from probjepa.metrics.linear import linear_predict
 
@@ -29,6 +29,15 @@ def test_lbfgs_is_scikit_learns_regression_on_standardised_features(weight_decay
     inverse = {None: 1.0, 0.0: np.inf, 0.5: 1 / (0.5 * 400)}[weight_decay]
     expected = make_pipeline(StandardScaler(), LogisticRegression(C=inverse)).fit(*TRAIN).score(*TEST)
     assert linear_probe(*TRAIN, *TEST, weight_decay=weight_decay) == pytest.approx(expected, abs=0.003)
+
+
+def test_too_few_steps_are_said_in_our_words_alone(monkeypatch):
+    monkeypatch.setattr("probjepa.metrics.linear._STEPS", 2)
+    with pytest.warns() as caught:
+        linear_probe(*TRAIN, *TEST)
+    (said,) = caught
+    assert said.category is ProbjepaWarning
+    assert "2 steps of L-BFGS ended before it had converged" in str(said.message)
 
 
 @pytest.mark.parametrize("settings", [{}, {"method": "sgd", "weight_decay": 1 / 400}], ids=str)

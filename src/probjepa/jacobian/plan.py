@@ -58,7 +58,7 @@ def make_plan(encoder: Encoder, x: Tensor, estimator: str, rank: Rank, chunk_siz
         for an encoder that depends on its batch, or "folded" without such a first layer
     """
     refuse_batch_dependence(encoder, x)
-    saved = _SavedBytes()
+    saved = _SavedBytes(encoder.module)
     with torch.autograd.graph.saved_tensors_hooks(saved, _itself):
         dim = embeddings(encoder, x.clone().requires_grad_()).shape[1]
     patchify = find_patchify(encoder, x) if estimator in ("auto", "folded") else None
@@ -135,15 +135,28 @@ def _takes_channels_last(encoder: Encoder, x: Tensor) -> bool:
 
 
 class _SavedBytes:
-    """Counts what a forward pass keeps for its backward: the activations of one input, and weights."""
+    """Counts the memory that a forward pass of one input keeps for its backward, besides the weights.
 
-    def __init__(self) -> None:
+    By storage: a tensor that is kept twice, or as two views, takes its memory once, and a view of a weight,
+    as a linear layer's transposed one, takes none.
+    """
+
+    def __init__(self, module: nn.Module | None) -> None:
+        weights = [] if module is None else [*module.parameters(), *module.buffers()]
+        self._seen = {_storage(weight)[0] for weight in weights}
         self.bytes = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            self.bytes += tensor.numel() * tensor.element_size()
+        address, size = _storage(tensor)
+        if address not in self._seen and not isinstance(tensor, nn.Parameter):
+            self._seen.add(address)
+            self.bytes += size
         return tensor
+
+
+def _storage(tensor: Tensor) -> tuple[int, int]:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from torch.nn import functional as F
 
 from probjepa._arrays import ArrayInput, as_feature_sets, as_features, as_labels, check_classes
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.registry import importing
 from probjepa.typed import settings_checked
+
+_STEPS = 2_000  # of L-BFGS
 
 
 class ProbeSettings(TypedDict, total=False):
@@ -51,7 +54,8 @@ def linear_predict(
     train_labels
         (N,); rows labelled −1, None or NaN are left out
     method
-        "lbfgs": scikit-learn's LogisticRegression to convergence, for small sets;
+        "lbfgs": scikit-learn's LogisticRegression to convergence, for small sets (a ProbjepaWarning says
+        when 2,000 steps were too few);
         "sgd": momentum 0.9 and a cosine schedule to 0, from zero weights
     weight_decay
         None: 1/N for "lbfgs" (scikit-learn's C = 1), 0 for "sgd"
@@ -118,11 +122,22 @@ def _lbfgs(
     x: torch.Tensor, codes: np.ndarray, x_test: torch.Tensor, weight_decay: float | None
 ) -> np.ndarray:
     with importing():
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
     decay = 1 / len(x) if weight_decay is None else weight_decay
     inverse = 1 / (decay * len(x)) if decay > 0 else math.inf
-    model = LogisticRegression(C=inverse, max_iter=2000).fit(x.cpu().numpy(), codes)
+    model = LogisticRegression(C=inverse, max_iter=_STEPS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said below, in words that fit
+        model.fit(x.cpu().numpy(), codes)
+    if model.n_iter_.max() >= _STEPS:
+        warnings.warn(
+            f"linear probe: {_STEPS} steps of L-BFGS ended before it had converged, and its accuracy may be "
+            "a little low: give it more weight_decay, or use method='sgd'",
+            ProbjepaWarning,
+            stacklevel=3,
+        )
     return np.asarray(model.predict(x_test.cpu().numpy()))
 
 
