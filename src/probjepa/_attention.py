@@ -14,9 +14,9 @@ SHORT = 256  # keys: with more, the weights of every pair would take more memory
 def attention(query: Tensor, key: Tensor, value: Tensor, allow: Tensor | None = None) -> Tensor:
     r"""Return softmax(QKᵀ/√d)·V (…, L, d) of queries (…, L, d), and keys and values (…, S, d).
 
-    In bfloat16 on a CPU, with at most 256 keys, it is spelled out, with the softmax in float32: the backward
-    pass of torch's fused attention takes a multiple of what it takes in float32 there
-    (``benchmarks/attention.py``). Anywhere else it is the fused one.
+    In bfloat16 on a CPU, with at most 256 keys, it is spelled out: the backward pass of torch's fused
+    attention takes a multiple of what it takes in float32 there (``benchmarks/attention.py``). Sums are in
+    float32 there too; logits and weights are rounded. Anywhere else it is the fused one.
 
     Parameters
     ----------
@@ -25,7 +25,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, allow: Tensor | None = 
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or key.shape[-2] > SHORT:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=allow)
-    scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])
-    if allow is not None:
-        scores = scores.masked_fill(~allow, -math.inf)
-    return torch.softmax(scores, -1).to(value.dtype) @ value
+    with torch.autocast("cpu", enabled=False):  # a softmax in float32 would take three times the memory
+        logits = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
+        if allow is not None:
+            logits = logits.masked_fill(~allow, -math.inf)
+        return torch.softmax(logits, -1) @ value
