@@ -21,7 +21,7 @@ from harness import Result, arguments, compare, parse, write
 from probjepa.evaluation.predictors import PREDICTORS
 from probjepa.tabular import VarTJEPA, networks
 from probjepa.tabular.masks import Masks, draw_masks
-from probjepa.tabular.networks import Block
+from probjepa.tabular.networks import Block, in_bf16
 from probjepa.tabular.presets import PRESETS
 from probjepa.tabular.tokens import Rows
 from probjepa_experiments.table_sets import SOURCES, TableSet
@@ -138,7 +138,7 @@ def train_step(
 ) -> None:
     """A loss and its gradients, the transformers' blocks by ``forward``."""
     with mock.patch.object(Block, "forward", forward):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with in_bf16(network, bf16):
             loss = network.loss(rows, masks)["loss"]
         loss.backward()
 

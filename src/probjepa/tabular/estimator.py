@@ -71,6 +71,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     numeric_transform: Any
     max_categories: int
     embedding: str
+    precision: str
     network_: Any  # the sub-class's own, set by ``fit``
 
     # --- settings ---------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         if not 0 <= settings["dropout"] < 1:
             raise ConfigError(f"dropout is {settings['dropout']!r}: use 0 to below 1")
         self._check_embedding()
-        return settings
+        return settings | {"precision": self.precision}
 
     def _check_embedding(self) -> None:
         if self.embedding not in ("flattened", "pooled"):

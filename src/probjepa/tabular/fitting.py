@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from probjepa.errors import DataError
 from probjepa.files import DAMAGES
 from probjepa.tabular.masks import Masks, draw_masks
+from probjepa.tabular.networks import in_bf16
 from probjepa.tabular.tokens import Rows
 from probjepa.training.checkpoint import FitCheckpoint
 from probjepa.training.interrupt import StopRequest
@@ -169,7 +170,8 @@ class FitLoop:
         for i, index in enumerate(torch.split(order, self.batch_size)):
             step = epoch * self.steps + i
             batch = self.rows.at(index, self.device)
-            terms = network.loss(batch, self._masks(len(index), generator), epoch + i / self.steps)
+            with in_bf16(network, self.settings.get("precision") == "bf16"):
+                terms = network.loss(batch, self._masks(len(index), generator), epoch + i / self.steps)
             self.optimiser.zero_grad(set_to_none=True)
             terms["loss"].backward()
             nn.utils.clip_grad_norm_(network.parameters(), self.settings.get("max_grad_norm", 1.0))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +73,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Blocks and a last normalisation, tokens (B, L, d) → (B, L, d).
 
+    Within ``in_bf16`` the blocks' products are in bfloat16; what they add up, and what comes out, is float32.
+
     Raises
     ------
     ConfigError
@@ -86,13 +90,15 @@ class Transformer(nn.Module):
             )
         self.blocks = nn.ModuleList(Block(dim, n_heads, ff_dim, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(dim)
+        self.bf16 = False
 
     def forward(self, x: Tensor, allow: Tensor | None = None) -> Tensor:
         """Encode tokens; ``allow`` (B, L, L), or what broadcasts to it, is which attends (row) to which."""
         if allow is not None:
             allow = allow.unsqueeze(1)
-        for block in self.blocks:
-            x = block(x, allow)
+        with self._precision(x.device):
+            for block in self.blocks:
+                x = block(x, allow)
         out: Tensor = self.norm(x)
         return out
 
@@ -104,11 +110,28 @@ class Transformer(nn.Module):
             dense: Tensor = self(torch.cat([shown, asked], 1), allow)[:, context:]
             return dense
         masks = asked.reshape(len(asked), n_targets, -1, asked.shape[2])
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            shown, masks = block.by_mask(shown, masks)
+        with self._precision(asked.device):
+            for block in self.blocks:
+                assert isinstance(block, Block)
+                shown, masks = block.by_mask(shown, masks)
         out: Tensor = self.norm(masks.flatten(1, 2))
         return out
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
+        return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+
+@contextmanager
+def in_bf16(network: nn.Module, on: bool = True) -> Iterator[None]:
+    """Inside, where it is ``on``, a network's transformers compute in bfloat16, and nothing else does."""
+    transformers = [part for part in network.modules() if on and isinstance(part, Transformer)]
+    for part in transformers:
+        part.bf16 = True
+    try:
+        yield
+    finally:
+        for part in transformers:
+            part.bf16 = False
 
 
 class AttentionPool(nn.Module):

@@ -89,7 +89,7 @@ class TJEPA(TableTransformer):
         see ``VarTJEPA``
     n_targets, dim, n_layers, n_heads, ff_dim, dropout, embedding
         see ``VarTJEPA``
-    column_types, numeric_transform, max_categories, random_state, device, verbose
+    column_types, numeric_transform, max_categories, precision, random_state, device, verbose
         see ``VarTJEPA``
     """
 
@@ -119,6 +119,7 @@ class TJEPA(TableTransformer):
         column_types: Mapping[str, ColumnType] | None = None,
         numeric_transform: NumericTransform = "quantile",
         max_categories: int = 256,
+        precision: Literal["float32", "bf16"] = "float32",
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
         verbose: bool = False,
