@@ -71,7 +71,6 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     numeric_transform: Any
     max_categories: int
     embedding: str
-    precision: str
     network_: Any  # the sub-class's own, set by ``fit``
 
     # --- settings ---------------------------------------------------------------------------------------
@@ -108,7 +107,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         if not 0 <= settings["dropout"] < 1:
             raise ConfigError(f"dropout is {settings['dropout']!r}: use 0 to below 1")
         self._check_embedding()
-        return settings | {"precision": self.precision}
+        return settings | {
+            "precision": getattr(self, "precision", "float32")
+        }  # a class of its own may have none
 
     def _check_embedding(self) -> None:
         if self.embedding not in ("flattened", "pooled"):
