@@ -66,8 +66,8 @@ def main() -> None:
             }
         pairs = zip(found["bf16"], found["float32"], strict=True)
         a_step = Spread.of([a["seconds"] / a["epochs"] / (b["seconds"] / b["epochs"]) for a, b in pairs])
-        figures[f"{preset}, an epoch's time in bf16 / float32"] = asdict(a_step)
-        result.target(f"{preset}: an epoch's time in bf16 / float32", a_step.median, 1.0)
+        figures[f"{preset}, a fit's time an epoch in bf16 / float32"] = asdict(a_step)
+        result.target(f"{preset}: a fit's time an epoch in bf16 / float32", a_step.median, 1.0)
     result.figures = figures
     write(result, args.out)
 
