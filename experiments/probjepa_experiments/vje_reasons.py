@@ -127,5 +127,6 @@ STUDY = image_study(
     published=Published("nothing is published of it"),
     answer=found_best,
     about=f"Where nothing is said: rate {RATE:g} (with an averaged target {EMA_RATE:g}), the best of "
-    "`vje-rates`, batches of 128, one epoch of ten to warm up. kNN is of training images that were held out.",
+    "`vje-rates`, batches of 128, one epoch of ten to warm up. kNN is of training images that were held out, "
+    "and so is the last σ²; σ² after one epoch is of images that were trained on.",
 )  # fmt: skip

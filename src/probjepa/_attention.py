@@ -14,8 +14,8 @@ SHORT = 256  # keys: with more, the weights of every pair would take more memory
 def attention(query: Tensor, key: Tensor, value: Tensor, allow: Tensor | None = None) -> Tensor:
     r"""Return softmax(QKᵀ/√d)·V (…, L, d) of queries (…, L, d), and keys and values (…, S, d).
 
-    In bfloat16 on a CPU, with at most 256 keys, it is spelled out: the backward pass of torch's fused
-    attention takes a multiple of what it takes in float32 there (``benchmarks/attention.py``). Sums are in
+    In bfloat16 on a CPU, with at most 256 keys, it is spelled out: with its gradients torch's fused attention
+    takes up to four times as long there as in float32 (``benchmarks/attention.py``). Sums are in
     float32 there too; logits and weights are rounded. Anywhere else it is the fused one.
 
     Parameters

@@ -79,6 +79,20 @@ def test_memory_that_is_kept_twice_is_counted_once(monkeypatch: pytest.MonkeyPat
         assert plan(monkeypatch, Twice(), x, 2 * count * each - 2, "exact").chunk_size == max(1, count - 1)
 
 
+def test_sparse_weights_are_no_obstacle() -> None:
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.eye(4).to_sparse())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sparse.mm(self.weight, torch.tanh(x).T).T
+
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    expected = jepa_score_details(torch.tanh, x, estimator="exact").score
+    torch.testing.assert_close(jepa_score_details(Sparse(), x, estimator="exact").score, expected)
+
+
 @pytest.mark.parametrize("kind", ["zero rows", "columns"])
 def test_second_derivatives_hold_their_graph_too(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     def f(x: Tensor) -> Tensor:  # tanh keeps its output: 40 bytes

@@ -37,7 +37,7 @@ def test_too_few_steps_are_said_in_our_words_alone(monkeypatch):
         linear_probe(*TRAIN, *TEST)
     (said,) = caught
     assert said.category is ProbjepaWarning
-    assert "2 steps of L-BFGS ended before it had converged" in str(said.message)
+    assert "L-BFGS ended after 2 steps, before it had converged" in str(said.message)
 
 
 @pytest.mark.parametrize("settings", [{}, {"method": "sgd", "weight_decay": 1 / 400}], ids=str)

@@ -208,8 +208,7 @@ def test_settings_out_of_range(table, options, message):
 
 def test_presets_are_keywords_and_names():
     for name, preset in PRESETS.items():
-        expected = {**preset, "precision": "float32"}
-        assert VarTJEPA(name)._settings() == VarTJEPA(**preset)._settings() == expected
+        assert VarTJEPA(name)._settings() == VarTJEPA(**preset)._settings() == dict(preset)
     adult = VarTJEPA("adult", n_layers=2)._settings()
     assert (adult["n_layers"], adult["batch_size"], adult["ff_dim"], adult["alpha_sx"]) == (2, 512, 256, 1e-4)
 

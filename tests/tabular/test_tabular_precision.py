@@ -10,7 +10,7 @@ from tabular_cases import TINY, mixed_table, related_table
 
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.loading import load
-from probjepa.tabular import TJEPA, VarTJEPA, elbo, networks
+from probjepa.tabular import TJEPA, VarTJEPA, networks
 from probjepa.tabular.networks import Block, Transformer, attend_by_mask, in_bf16
 from probjepa.training.interrupt import Interrupted
 from probjepa.training.progress import ProgressBar
@@ -119,7 +119,6 @@ def test_likelihoods_and_kl_terms_are_float32():
     finally:
         mock.patch.stopall()
     assert found == {torch.float32, False}
-    assert callable(elbo.balanced_nll)
 
 
 def test_what_is_learned_is_what_float32_learns():
@@ -138,6 +137,22 @@ def test_what_is_learned_is_what_float32_learns():
     assert losses[0] < first - 0.5
     assert losses[1] == pytest.approx(losses[0], abs=0.15)
     assert losses[1] != losses[0]
+
+
+@BOTH
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_callers_autocast_changes_nothing(kind, precision):
+    settings = {**TINY, "max_epochs": 4, "learning_rate": 1e-2, "precision": precision}
+    alone = kind(**settings).fit(mixed_table())
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = kind(**settings).fit(mixed_table())
+        assert torch.is_autocast_enabled("cpu")
+    assert inside.history_ == alone.history_
+    np.testing.assert_array_equal(inside.transform(mixed_table()), alone.transform(mixed_table()))
+
+
+def test_a_float32_fit_has_the_settings_of_one_before_there_was_a_choice():
+    assert "precision" not in VarTJEPA(**TINY).fit(mixed_table()).settings_
 
 
 @BOTH

@@ -143,18 +143,21 @@ class _SavedBytes:
 
     def __init__(self, module: nn.Module | None) -> None:
         weights = [] if module is None else [*module.parameters(), *module.buffers()]
-        self._seen = {_storage(weight)[0] for weight in weights}
+        self._seen = {_memory(weight)[0] for weight in weights}
         self.bytes = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        address, size = _storage(tensor)
+        address, size = _memory(tensor)
         if address not in self._seen and not isinstance(tensor, nn.Parameter):
             self._seen.add(address)
             self.bytes += size
         return tensor
 
 
-def _storage(tensor: Tensor) -> tuple[int, int]:
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor's numbers are, and how many bytes they take; a sparse one has no single place."""
+    if tensor.layout is not torch.strided:
+        return id(tensor), tensor.numel() * tensor.element_size()
     storage = tensor.untyped_storage()
     return storage.data_ptr(), storage.nbytes()
 

@@ -128,16 +128,19 @@ def _lbfgs(
     decay = 1 / len(x) if weight_decay is None else weight_decay
     inverse = 1 / (decay * len(x)) if decay > 0 else math.inf
     model = LogisticRegression(C=inverse, max_iter=_STEPS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said below, in words that fit
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         model.fit(x.cpu().numpy(), codes)
-    if model.n_iter_.max() >= _STEPS:
-        warnings.warn(
-            f"linear probe: {_STEPS} steps of L-BFGS ended before it had converged, and its accuracy may be "
-            "a little low: give it more weight_decay, or use method='sgd'",
-            ProbjepaWarning,
-            stacklevel=3,
-        )
+    for each in caught:
+        if issubclass(each.category, ConvergenceWarning):
+            warnings.warn(
+                f"linear probe: L-BFGS ended after {model.n_iter_.max()} steps, before it had converged, and "
+                "its accuracy may be a little low: give it more weight_decay, or use method='sgd'",
+                ProbjepaWarning,
+                stacklevel=3,
+            )
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
     return np.asarray(model.predict(x_test.cpu().numpy()))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from probjepa import files
 from probjepa.detectors import NotFittedError
+from probjepa.distributions.base import full_precision
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning, unknown_name
 from probjepa.tabular.fitting import FitLoop
 from probjepa.tabular.frames import as_frame, has_names
@@ -71,6 +72,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     numeric_transform: Any
     max_categories: int
     embedding: str
+    precision: Any = "float32"  # of a class that has no such parameter
     network_: Any  # the sub-class's own, set by ``fit``
 
     # --- settings ---------------------------------------------------------------------------------------
@@ -107,9 +109,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         if not 0 <= settings["dropout"] < 1:
             raise ConfigError(f"dropout is {settings['dropout']!r}: use 0 to below 1")
         self._check_embedding()
-        return settings | {
-            "precision": getattr(self, "precision", "float32")
-        }  # a class of its own may have none
+        # of a fit in float32 it is no setting: checkpoints from before there was a choice are of the same fit
+        return settings if self.precision == "float32" else settings | {"precision": self.precision}
 
     def _check_embedding(self) -> None:
         if self.embedding not in ("flattened", "pooled"):
@@ -173,7 +174,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         if checkpoint is not None:
             of = [type(self).__name__, settings, schema.to_json(), seed]
             checkpoint.fingerprint = {"fit": _sha256(of, rows)}
-        with forked(device):
+        with forked(device), full_precision(torch.empty(0, device=device)):
             torch.manual_seed(seed)
             network = self._build(schema.layout, settings)
             self._prepare(network, rows)

@@ -81,6 +81,8 @@ class Transformer(nn.Module):
         if the heads do not divide the dimension, a size is below 1, or there are over 1000 layers
     """
 
+    bf16 = False
+
     def __init__(self, dim: int, *, n_layers: int, n_heads: int, ff_dim: int, dropout: float) -> None:
         super().__init__()
         if min(dim, n_layers, n_heads, ff_dim) < 1 or n_layers > DEEPEST or dim % n_heads:
@@ -90,7 +92,6 @@ class Transformer(nn.Module):
             )
         self.blocks = nn.ModuleList(Block(dim, n_heads, ff_dim, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(dim)
-        self.bf16 = False
 
     def forward(self, x: Tensor, allow: Tensor | None = None) -> Tensor:
         """Encode tokens; ``allow`` (B, L, L), or what broadcasts to it, is which attends (row) to which."""
@@ -118,16 +119,19 @@ class Transformer(nn.Module):
         return out
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:
-        return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        if not self.bf16:
+            return nullcontext()
+        # a cache of cast weights outlives a step where the caller has an autocast of its own around the fit
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 @contextmanager
 def in_bf16(network: nn.Module, on: bool = True) -> Iterator[None]:
     """Inside, where it is ``on``, a network's transformers compute in bfloat16, and nothing else does."""
     transformers = [part for part in network.modules() if on and isinstance(part, Transformer)]
-    for part in transformers:
-        part.bf16 = True
     try:
+        for part in transformers:
+            part.bf16 = True
         yield
     finally:
         for part in transformers:

@@ -94,9 +94,9 @@ class VarTJEPA(Thresholded, TableTransformer):
         (``metrics.conformal.threshold``; at least 1/α − 1 of them). They stopped the fit and calibrated it,
         so that the rate holds nearly, not exactly
     precision
-        of the transformers' products in the fit's steps: "bf16" takes about half of the time at the published
-        sizes, where the processor has units for it (AVX512-BF16, AMX, a GPU). Likelihoods, validation and
-        whatever comes after the fit are float32
+        of the transformers' products in the fit's steps: "bf16" takes about half of the time at the size
+        published for Adult, where the processor has units for it (AVX512-BF16, AMX, a GPU). Likelihoods,
+        validation and whatever comes after the fit are float32
     random_state
         int, numpy RandomState or None
     device
