@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -63,9 +63,7 @@ def main() -> None:
             FULL: partial(step, shape, True, torch.float32),
         }
         found = compare(name, ways, FUSED, args.repeats, clock=time.process_time)
-        figures[name] = {
-            way: {"seconds": found.time(way).median, "ratio": asdict(found.ratio(way))} for way in ways
-        }
+        figures[name] = found.record()["candidates"]
     result = compare(
         "attention",
         {

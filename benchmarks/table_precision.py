@@ -7,12 +7,10 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from harness import Result, Spread, arguments, parse, write
-from probjepa.evaluation.predictors import PREDICTORS
 from probjepa.tabular import VarTJEPA
 from probjepa_experiments.table_sets import SOURCES, TableSet
+from table_speed import embedding_accuracy, tables_and_codes
 
 #: preset → the epochs of a fit; None: the preset's own
 FITS = {"small": None, "adult": 15}
@@ -21,24 +19,18 @@ WAYS = ("float32", "bf16")
 
 def fit(data: TableSet, preset: str, precision: Any, rows: int, seed: int) -> dict[str, float]:
     """Fit to so many rows; the process's own seconds, and what the model knows of test rows."""
-    train, validation = data.train.iloc[:rows], data.validation.iloc[: rows // 7]
-    parts = [part.drop(columns=data.target) for part in (train, validation, data.test.iloc[:4_000])]
-    truth = data.test[data.target].to_numpy()[:4_000]
-    classes = np.unique(train[data.target])
-    y, y_val = (np.searchsorted(classes, part[data.target]) for part in (train, validation))
+    parts, codes = tables_and_codes(data, rows, n_test=4_000)
     began = time.process_time()
     model = VarTJEPA(
         preset, max_epochs=FITS[preset], precision=precision, random_state=seed, device="cpu"
     ).fit(parts[0])
     seconds = time.process_time() - began
-    spaces = [model.transform(part) for part in parts]
-    answers = PREDICTORS["logistic regression"](spaces[0], y, spaces[1], y_val, 0)(spaces[2]).argmax(1)
     return {
         "seconds": seconds,
         "epochs": model.n_iter_,
         "validation loss": min(epoch["validation_loss"] for epoch in model.history_),
         "mean log p of a hidden cell": float(model.score_samples(parts[2]).mean()),
-        "accuracy of the embedding": float(np.mean(classes[answers] == truth)),
+        "accuracy of the embedding": embedding_accuracy(model, parts, codes),
     }
 
 
@@ -50,7 +42,7 @@ def main() -> None:
     result = Result("table_precision", reference="small, float32")
     figures: dict[str, Any] = {"rows": args.rows, "seeds": args.repeats}
     for preset in FITS:
-        found = {way: [] for way in WAYS}  # type: dict[str, list[dict[str, float]]]
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for seed in range(args.repeats):
             for way in WAYS:  # in turns: a drift of the machine falls on both
                 found[way].append(fit(data, preset, way, args.rows, seed))

@@ -213,24 +213,37 @@ def published_steps(model: VarTJEPA, train: Any, repeats: int) -> dict[str, Any]
     }
 
 
+def tables_and_codes(
+    data: TableSet, n_rows: int, n_test: int | None = None
+) -> tuple[list[Any], list[np.ndarray]]:
+    """Training, validation and test tables without their target, of so many training rows, and its codes."""
+    parts = [data.train.iloc[:n_rows], data.validation.iloc[: n_rows // 7], data.test.iloc[:n_test]]
+    classes = np.unique(parts[0][data.target])
+    codes = [np.searchsorted(classes, part[data.target]) for part in parts]
+    return [part.drop(columns=data.target) for part in parts], codes
+
+
+def embedding_accuracy(model: VarTJEPA, parts: list[Any], codes: list[np.ndarray]) -> float:
+    """What logistic regression on a model's embedding of the training table gets right of the test table."""
+    x, x_val, x_test = (model.transform(part) for part in parts)
+    y, y_val, truth = codes
+    answers = PREDICTORS["logistic regression"](x, y, x_val, y_val, 0)(x_test).argmax(1)
+    return float((answers == truth).mean())
+
+
 def gains(data: TableSet, n_rows: int, device: str) -> dict[str, Any]:
     """What logistic regression on the embedding gains over the majority class, and what the fit took.
 
     Both sizes are fitted to the same rows, until they stop: the published one after at most 100 epochs.
     """
-    train, validation = data.train.iloc[:n_rows], data.validation.iloc[: n_rows // 7]
-    parts = [part.drop(columns=data.target) for part in (train, validation, data.test)]
-    classes = np.unique(train[data.target])
-    y, y_val, truth = (np.searchsorted(classes, part[data.target]) for part in (train, validation, data.test))
-    majority = float((truth == np.bincount(y).argmax()).mean())
+    parts, codes = tables_and_codes(data, n_rows)
+    majority = float((codes[2] == np.bincount(codes[0]).argmax()).mean())
     found: dict[str, Any] = {"rows": n_rows, "majority class": majority}
     for size in SIZES:
         own = time.process_time()
         model = VarTJEPA(size, random_state=0, device=device).fit(parts[0])
         spent = time.process_time() - own
-        spaces = [model.transform(part) for part in parts]
-        answers = PREDICTORS["logistic regression"](spaces[0], y, spaces[1], y_val, 0)(spaces[2]).argmax(1)
-        accuracy = float((answers == truth).mean())
+        accuracy = embedding_accuracy(model, parts, codes)
         found[size] = {
             "accuracy": accuracy,
             "accuracy gain": accuracy - majority,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 from probjepa import plots
 from probjepa.report.figures import picture
 from probjepa.report.page import Figure
+from probjepa.report.training import read_metrics
+from probjepa_experiments.study import Result
 
 #: name → value at each epoch, None where it was not measured
 Curves = Mapping[str, Sequence[float | None]]
@@ -19,9 +21,21 @@ Curves = Mapping[str, Sequence[float | None]]
 
 def read(folder: Path, names: Mapping[str, str]) -> dict[str, list[float | None]]:
     """Return columns of a run's metrics.csv, each under the name that ``names`` gives it."""
-    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {new: [float(row[old]) if row.get(old) else None for row in rows] for old, new in names.items()}
+    columns = read_metrics(folder / "metrics.csv")
+    unknown = [math.nan] * len(columns["epoch"])
+    return {
+        new: [None if math.isnan(value) else value for value in columns.get(old, unknown)]
+        for old, new in names.items()
+    }
+
+
+def of_first_seeds(results: Sequence[Result]) -> dict[str, Mapping[str, Any]]:
+    """Return the pictures of the first seed of each row that has some."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for result in results:
+        if result.get("pictures"):
+            found.setdefault(result["row"], result["pictures"])
+    return found
 
 
 def draw(

@@ -173,10 +173,7 @@ def _better_than_a_point(look: Look) -> bool:
 
 def sections(results: Sequence[Result]) -> list[Section]:
     """Return the pictures of the first seed of each head: samples beside targets, and training curves."""
-    of: dict[str, Mapping[str, Any]] = {}
-    for result in results:
-        if result["row"] in HEADS and result.get("pictures"):
-            of.setdefault(result["row"], result["pictures"])
+    of = {name: pictures for name, pictures in curves.of_first_seeds(results).items() if name in HEADS}
     if not of:
         return []
     by_head = {name: pictures["curves"] for name, pictures in of.items()}

@@ -73,17 +73,28 @@ def build(method: str, settings: Mapping[str, Any], seed: int) -> Method:
 
 
 def run(
-    cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool, only: Collection[str] = ()
+    cell: Cell,
+    data: DataSet,
+    folder: Path,
+    budget: Budget,
+    progress: bool,
+    only: Collection[str] = (),
+    **watched: Any,
 ) -> Measured:
-    """Train and measure a cell, or go on with what ``folder`` holds of it; ``only`` as ``measure`` has it."""
-    method = trained(cell, data, folder, monitor_every=0, knn_every=0, progress=progress)
+    """Train and measure a cell, or go on with what ``folder`` holds of it; ``only`` as ``measure`` has it.
+
+    ``watched`` says what ``fit`` watches; by default nothing.
+    """
+    method = trained(cell, data, folder, progress=progress, **{"monitor_every": 0, "knn_every": 0, **watched})
     pixels = cell.task == "raw-pixels"
     return measure(method, data, seed=cell.seed, n_bootstrap=budget.n_bootstrap, pixels=pixels, only=only)
 
 
-def run_embeddings(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
+def run_embeddings(
+    cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool, **watched: Any
+) -> Measured:
     """Train a cell, or go on with what ``folder`` holds of it, and measure its embeddings: no detector."""
-    return run(cell, data, folder, budget, progress, only=("kNN", "posterior"))
+    return run(cell, data, folder, budget, progress, only=("kNN", "posterior"), **watched)
 
 
 def trained(cell: Cell, data: DataSet, folder: Path, method: Method | None = None, **options: Any) -> Method:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
+from probjepa_experiments import curves
 from probjepa_experiments.datasets import DataSet
 from probjepa_experiments.images import run_embeddings
 from probjepa_experiments.study import Budget, Cell, Measured
@@ -14,8 +14,7 @@ from probjepa_experiments.study import Budget, Cell, Measured
 def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
     """Train a cell, or go on with what ``folder`` holds of it; what it knows, and what it took."""
     found = run_embeddings(cell, data, folder, budget, progress)
-    with open(folder / "metrics.csv", newline="") as file:
-        seconds = sum(float(line["seconds"] or 0) for line in csv.DictReader(file))
+    seconds = sum(of or 0.0 for of in curves.read(folder, {"seconds": "seconds"})["seconds"])
     batches = len(data.train) // cell.fit["batch_size"]
     passes = cell.fit["views"] * cell.fit["epochs"] * batches * cell.fit["batch_size"]
     return replace(

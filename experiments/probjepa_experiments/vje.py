@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 
 from probjepa_experiments import cost
 from probjepa_experiments.datasets import SOURCES
@@ -82,6 +83,13 @@ def best(look: Look, rows: Iterable[str]) -> float:
     if not found:
         raise NotMeasuredError
     return max(found)
+
+
+def knn_of_rows(tables: Mapping[str, Any]) -> dict[str, float]:
+    """Return kNN on h of each row of a study's only table that was run."""
+    (table,) = tables.values()
+    found = {row["label"]: row["values"][H]["value"] for row in table["rows"]}
+    return {label: value for label, value in found.items() if value is not None}
 
 
 def df_label(df: float) -> str:

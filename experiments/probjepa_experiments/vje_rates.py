@@ -9,7 +9,7 @@ from typing import Any
 from probjepa_experiments.image_budgets import MEDIUM
 from probjepa_experiments.images import run_embeddings
 from probjepa_experiments.study import Finding, Look, Published, Row
-from probjepa_experiments.vje import IMAGES, LEARNED, OTHERS, H, image_study
+from probjepa_experiments.vje import IMAGES, LEARNED, OTHERS, H, image_study, knn_of_rows
 
 FACTORS = (1 / 27, 1 / 9, 1 / 3, 1, 3)
 #: of each method's own recipe
@@ -54,12 +54,12 @@ def within(label: str, method: str) -> Finding:
 
 def found_best(tables: Mapping[str, Any]) -> str:
     """Return each method's best rate and its accuracy, of the methods whose rates were all run."""
-    (table,) = tables.values()
-    of = {row["label"]: row["values"][H]["value"] for row in table["rows"]}
+    of = knn_of_rows(tables)
     said = []
     for label, method, _ in TRIED:
-        tried = {rate: of[f"{label}, {rate:g}"] for rate in rates(method)}
-        if None not in tried.values():
+        rows = {rate: f"{label}, {rate:g}" for rate in rates(method)}
+        if of.keys() >= set(rows.values()):
+            tried = {rate: of[row] for rate, row in rows.items()}
             best = max(tried, key=lambda rate: tried[rate])
             said.append(f"{label} {best:g} ({100 * tried[best]:.1f})")
     return f"by kNN on h, in %, {', '.join(said)}"

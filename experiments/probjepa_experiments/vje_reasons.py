@@ -11,13 +11,14 @@ from probjepa.report.page import Section
 from probjepa_experiments import curves, watched_cells
 from probjepa_experiments.image_budgets import MEDIUM
 from probjepa_experiments.study import Column, Finding, Look, Published, Result, Row
-from probjepa_experiments.vje import IMAGES, LEARNED, VARIANCE, H, image_study
+from probjepa_experiments.vje import IMAGES, LEARNED, VARIANCE, H, image_study, knn_of_rows
 from probjepa_experiments.vje_rates import SEARCH
 
 MARGIN = 0.03
 RATE, EMA_RATE = MEDIUM.rates["vje"], MEDIUM.rates["VJE-EMA"]
 FIRST = "σ² after one epoch"
 LONGER = 3 * SEARCH.fit["epochs"]
+LONG_AFTER = f", {LONGER} epochs"  # what their rows are called after
 SMALL = replace(SEARCH, name="small", seeds=2, rates={})
 
 
@@ -56,7 +57,7 @@ CHANGED = {
         _row("KL weight 16", {"kl_weight": 16.0}),
     ),
 }
-LONG = {row.label: replace(row, label=f"{row.label}, {LONGER} epochs", fit={**row.fit, "epochs": LONGER})
+LONG = {row.label: replace(row, label=f"{row.label}{LONG_AFTER}", fit={**row.fit, "epochs": LONGER})
         for row in (VJE, VICREG)}  # fmt: skip
 
 
@@ -69,17 +70,17 @@ def _behind(what: str) -> Finding:
     )
 
 
-def _gap(look: Look, of: Mapping[str, str]) -> float:
-    return look(of["VICReg"], H) - look(of["VJE"], H)
+def _lead(look: Look, after: str = "") -> float:
+    """How far VICReg is above VJE, in the rows so called."""
+    return look(f"VICReg{after}", H) - look(f"VJE{after}", H)
 
 
 def found_best(tables: Mapping[str, Any]) -> str:
     """Return how far the best change of each kind goes."""
-    (table,) = tables.values()
-    of = {row["label"]: row["values"][H]["value"] for row in table["rows"]}
-    said = [f"{name} {100 * of[name]:.1f}" for name in ("VJE", "VICReg") if of[name] is not None]
+    of = knn_of_rows(tables)
+    said = [f"{name} {100 * of[name]:.1f}" for name in ("VJE", "VICReg") if name in of]
     for what, rows in CHANGED.items():
-        known = {row.label: of[row.label] for row in rows if of[row.label] is not None}
+        known = {row.label: of[row.label] for row in rows if row.label in of}
         if known:
             top = max(known, key=lambda label: known[label])
             said.append(f"the best other {what} ({top}) {100 * known[top]:.1f}")
@@ -88,10 +89,7 @@ def found_best(tables: Mapping[str, Any]) -> str:
 
 def sections(results: Sequence[Result]) -> list[Section]:
     """Return pictures of kNN and σ² over the epochs, of the first seed that was run of each row."""
-    of: dict[str, curves.Curves] = {}
-    for result in results:
-        if "pictures" in result:
-            of.setdefault(result["row"], result["pictures"]["curves"])
+    of = {name: pictures["curves"] for name, pictures in curves.of_first_seeds(results).items()}
     note = "Of one seed. kNN is of at most 2,048 held-out images, with a bank of 5,000."
     figures = []
     for what, rows in CHANGED.items():
@@ -116,11 +114,10 @@ STUDY = image_study(
     data={"small": ("cifar10-validation",)},
     findings=(
         Finding("as they are, VICReg is three points of kNN above VJE",
-                lambda look: look("VICReg", H) > look("VJE", H) + MARGIN),
+                lambda look: _lead(look) > MARGIN),
         *(_behind(what) for what in CHANGED),
         Finding("three times the epochs narrow the gap",
-                lambda look: _gap(look, {name: LONG[name].label for name in LONG})
-                < _gap(look, {name: name for name in LONG})),
+                lambda look: _lead(look, LONG_AFTER) < _lead(look)),
         Finding("σ² has settled after one epoch: it is within a tenth of the last",
                 lambda look: math.isclose(look("VJE", FIRST), look("VJE", VARIANCE), rel_tol=0.1)),
     ),

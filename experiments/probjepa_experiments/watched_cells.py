@@ -7,8 +7,7 @@ from pathlib import Path
 
 from probjepa_experiments import curves
 from probjepa_experiments.datasets import DataSet
-from probjepa_experiments.images import trained
-from probjepa_experiments.measure import measure
+from probjepa_experiments.images import run_embeddings
 from probjepa_experiments.study import Budget, Cell, Measured
 
 _CURVES = {
@@ -25,8 +24,8 @@ def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool)
 
     Its pictures are the curves over the epochs.
     """
-    method = trained(cell, data, folder, val=data.test, monitor_every=1, knn_every=1, progress=progress)
-    found = measure(method, data, seed=cell.seed, n_bootstrap=budget.n_bootstrap, only=("kNN", "posterior"))
+    watched = {"val": data.test, "monitor_every": 1, "knn_every": 1}
+    found = run_embeddings(cell, data, folder, budget, progress, **watched)
     seen = curves.read(folder, _CURVES)
     first = seen["mean variance"][0]
     early = {} if first is None else {"mean variance, epoch 1": first}

@@ -1,5 +1,6 @@
 """Fits in bfloat16: what is in it, what never is, and what it leaves behind."""
 
+from contextlib import ExitStack
 from unittest import mock
 
 import numpy as np
@@ -111,13 +112,10 @@ def test_likelihoods_and_kl_terms_are_float32():
     from probjepa.tabular import tokens, var_network
 
     places = [(tokens, "balanced_nll"), (var_network, "kl_diagonal_gaussians"), (var_network, "draw")]
-    patches = [mock.patch.object(module, name, watched(getattr(module, name))) for module, name in places]
-    for patch in patches:
-        patch.start()
-    try:
+    with ExitStack() as patches:
+        for module, name in places:
+            patches.enter_context(mock.patch.object(module, name, watched(getattr(module, name))))
         VarTJEPA(**TINY, precision="bf16", copula="none").fit(mixed_table())
-    finally:
-        mock.patch.stopall()
     assert found == {torch.float32, False}
 
 

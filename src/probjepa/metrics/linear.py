@@ -55,7 +55,7 @@ def linear_predict(
         (N,); rows labelled −1, None or NaN are left out
     method
         "lbfgs": scikit-learn's LogisticRegression to convergence, for small sets (a ProbjepaWarning says
-        when 2,000 steps were too few);
+        where it did not come to it, in 2,000 steps);
         "sgd": momentum 0.9 and a cosine schedule to 0, from zero weights
     weight_decay
         None: 1/N for "lbfgs" (scikit-learn's C = 1), 0 for "sgd"

@@ -144,7 +144,8 @@ class FitLoop:
             waited = epoch - max(self.best_epoch, self.settled)
             if len(self.validation) and waited >= self.settings["patience"]:
                 return
-            losses = self._train(epoch, stop, progress)
+            with in_bf16(self.network, self.settings.get("precision") == "bf16"):
+                losses = self._train(epoch, stop, progress)
             if len(self.validation):
                 losses["validation_loss"] = self.validate()
             if not all(map(math.isfinite, losses.values())):
@@ -170,8 +171,7 @@ class FitLoop:
         for i, index in enumerate(torch.split(order, self.batch_size)):
             step = epoch * self.steps + i
             batch = self.rows.at(index, self.device)
-            with in_bf16(network, self.settings.get("precision") == "bf16"):
-                terms = network.loss(batch, self._masks(len(index), generator), epoch + i / self.steps)
+            terms = network.loss(batch, self._masks(len(index), generator), epoch + i / self.steps)
             self.optimiser.zero_grad(set_to_none=True)
             terms["loss"].backward()
             nn.utils.clip_grad_norm_(network.parameters(), self.settings.get("max_grad_norm", 1.0))

@@ -121,7 +121,7 @@ class Transformer(nn.Module):
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:
         if not self.bf16:
             return nullcontext()
-        # a cache of cast weights outlives a step where the caller has an autocast of its own around the fit
+        # a cache of cast weights goes with the outermost autocast, the fit's own: it would outlive the step
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
