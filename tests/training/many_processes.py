@@ -118,9 +118,9 @@ def main(folder, what, *when):
     options = {"out": place / "killed", "checkpoint_seconds": 0.0}
     if what == "resume":
         run("vje", place, 2, **options, resume=True)
-    elif what == "all":
+    elif what == "killed":
         run("vje", place, 2, **options, callbacks=[Killer()])
-    else:  # EPOCHS, and when which process is killed
+    elif what != "all":  # EPOCHS, and when which process is killed
         killer = [Killer(int(when[0]), int(when[1]), float(when[2]))] if when else []
         going_on = (place / "killed" / "checkpoints" / "last.ckpt").is_file()
         run(

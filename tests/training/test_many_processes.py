@@ -1,7 +1,10 @@
 """Two processes are one: the same curve, resumed by as many or by fewer, whoever is killed."""
 
 import csv
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 
@@ -26,6 +29,30 @@ def torchrun(folder, what):
     )
 
 
+def started_by_hand(folder, what):
+    """The same two processes with nobody above them, who would end the one when the other is lost.
+
+    Returns what each has said, and its exit code.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {
+        "TORCHELASTIC_RUN_ID": "by hand", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, many_processes.__file__, str(folder), what],
+            env=os.environ | told | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    said = [process.communicate()[1] for process in processes]
+    return list(zip(said, [process.returncode for process in processes], strict=True))
+
+
 def losses(run_folder):
     """What metrics.csv says of the training's steps."""
     with (run_folder / "metrics.csv").open() as file:
@@ -43,9 +70,14 @@ def two(tmp_path_factory):
     """Every case by two processes, and one whose second process was killed amid the second epoch."""
     folder = tmp_path_factory.mktemp("two")
     said = torchrun(folder, "all")
-    assert (folder / "killed" / "checkpoints" / "last.ckpt").is_file(), said.stderr[-3000:]
+    assert said.returncode == 0, said.stderr[-3000:]
+    # torchrun would stop the other before it sees what has happened, or after
+    (first, code), (_, killed) = started_by_hand(folder, "killed")
+    assert killed == -signal.SIGKILL
+    assert code == 1
+    assert "another process of the run ended in step 5: start all of them again" in first, first[-3000:]
+    assert (folder / "killed" / "checkpoints" / "last.ckpt").is_file()
     assert not (folder / "killed" / "model").exists()
-    assert "another process of the run ended in step 5: start all of them again" in said.stderr
     return folder
 
 
