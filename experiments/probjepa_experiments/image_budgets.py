@@ -56,9 +56,19 @@ MEDIUM = Budget(
         "compile": "auto",
     },
     methods=_projectors(512, 128),
-    # the best of `reproduce vje-rates`, of one seed and a fifteenth of this training; the other methods have
-    # their recipes' rates until theirs is searched for, and SimSiam's is the highest that was tried
-    rates={"vje": 0.0056, "VJE-EMA": 0.017, "EMA target": 0.017, "simsiam": 0.18, "vicreg": 0.03},
+    # the best of `reproduce vje-rates`, of one seed and a fifteenth of this training; SimSiam's, BYOL's and
+    # VI-SimSiam's are the highest that was tried
+    rates={
+        "vje": 0.0056,
+        "VJE-EMA": 0.017,
+        "EMA target": 0.017,
+        "simsiam": 0.18,
+        "byol": 0.09,
+        "vicreg": 0.03,
+        "barlow-twins": 0.013,
+        "lejepa": 0.002,
+        "vi-simsiam": 0.018,
+    },
     n_bootstrap=200,
     cost={"image_size": 32, "channels": 3, "batch_size": 256, "rounds": 15},
 )
