@@ -111,9 +111,11 @@ def _run(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str, budget:
 def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
     """The page of an experiment: the question, the answer, and the tables of every budget, the largest first.
 
-    Several seeds decide: the answer is of the largest budget that has them, or of the largest if none has.
+    Several seeds decide: the answer is of the largest budget that has them; if none has, of the largest that
+    puts a claim to the test.
     """
-    deciding = next((of for of in runs if len(_seeds(of)) > 1), runs[0])
+    judged = next((of for of in runs if _judged(of)), runs[0])
+    deciding = next((of for of in runs if len(_seeds(of)) > 1), judged)
     tables = deciding["tables"].values()
     claims = [line for of in tables for line in _claims(of, f"{of['title']}: " * (len(tables) > 1))]
     lines = [
