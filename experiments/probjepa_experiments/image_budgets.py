@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from probjepa_experiments.study import Budget
 
 
@@ -43,6 +45,13 @@ SMALL = Budget(
     n_bootstrap=200,
     cost={"image_size": 32, "channels": 3, "batch_size": 128, "rounds": 7},
 )
+# of the tables that change one thing at a time: many rows, which need VJE well above raw pixels and no more
+ABLATIONS = replace(
+    SMALL,
+    name="medium",
+    title="10,000 images at 32 px, a ConvNet of 379,000 weights, 100 epochs of 64",
+    fit={**SMALL.fit, "epochs": 100},
+)
 MEDIUM = Budget(
     "medium",
     "50,000 images at 32 px, ResNet-18 at a quarter of its width, 30 epochs of 128, rates searched for",
@@ -61,7 +70,6 @@ MEDIUM = Budget(
     rates={
         "vje": 0.0056,
         "VJE-EMA": 0.017,
-        "EMA target": 0.017,
         "simsiam": 0.18,
         "byol": 0.09,
         "vicreg": 0.03,

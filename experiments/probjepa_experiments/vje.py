@@ -9,7 +9,7 @@ from typing import Any
 
 from probjepa_experiments import cost
 from probjepa_experiments.datasets import SOURCES
-from probjepa_experiments.image_budgets import BUDGETS
+from probjepa_experiments.image_budgets import ABLATIONS, BUDGETS
 from probjepa_experiments.images import image_base, run
 from probjepa_experiments.study import (
     Column,
@@ -65,6 +65,9 @@ _VJE: dict[str, tuple[float, ...]] = {
 _NONE: Mapping[tuple[str, str, str], float] = {}
 IMAGES = Measurement(run, image_base, SOURCES)
 image_study = partial(Study, paper=PAPER, measurement=IMAGES, budgets=BUDGETS, data=DATA)
+ablation_study = partial(image_study, budgets={**BUDGETS, "medium": ABLATIONS})
+RANDOM, PIXELS = "random initialisation", "raw pixels"
+FLOORS = (Row(RANDOM, task="random-init"), Row(PIXELS, task="raw-pixels"))  # what training must beat
 
 
 def _published(row: str, budget: str, others: Mapping[tuple[str, str, str], float] = _NONE) -> Published:
@@ -106,19 +109,18 @@ TABLE2 = image_study(
         Row("VJE"),
         Row("VJE-EMA", settings={"target": "ema"}),
         *(Row(name, method) for name, method in OTHERS.items()),
-        Row("random initialisation", task="random-init"),
-        Row("raw pixels", task="raw-pixels"),
+        *FLOORS,
     ),
     columns=(*LEARNED, KNN_EMA, *PROBES),
     data={**DATA, "full": (*DATA["full"], "tiny-imagenet")},
     findings=(
         Finding("training pays: kNN on VJE's h is above a random initialisation's",
-                lambda r: r("VJE", H) > r("random initialisation", H)),
-        Finding("VJE's h is above raw pixels", lambda r: r("VJE", H) > r("raw pixels", H)),
+                lambda r: r("VJE", H) > r(RANDOM, H)),
+        Finding("VJE's h is above raw pixels", lambda r: r("VJE", H) > r(PIXELS, H)),
         Finding("VJE keeps up: kNN on h is within three points of SimSiam's, or above it",
                 lambda r: r("VJE", H) > r("SimSiam", H) - 0.03),
         Finding("the better of VJE and VJE-EMA is 15 points above raw pixels",
-                lambda r: best(r, ("VJE", "VJE-EMA")) >= r("raw pixels", H) + 0.15),
+                lambda r: best(r, ("VJE", "VJE-EMA")) >= r(PIXELS, H) + 0.15),
         Finding("the better of VJE and VJE-EMA is within three points of the best of the others",
                 lambda r: best(r, ("VJE", "VJE-EMA")) >= best(r, OTHERS) - 0.03),
     ),
@@ -133,11 +135,11 @@ TABLE2 = image_study(
         },
     ),
 )  # fmt: skip
-DF_SWEEP = image_study(
+DF_SWEEP = ablation_study(
     name="vje-df-sweep",
     title="VJE: degrees of freedom of the likelihood",
     question="How heavy must the tails of VJE's likelihood be?",
-    rows=tuple(Row(df_label(df), settings={"df": df}) for df in DF),
+    rows=(*(Row(df_label(df), settings={"df": df}) for df in DF), *FLOORS),
     columns=LEARNED,
     findings=(
         Finding(
@@ -166,7 +168,7 @@ DF_SWEEP = image_study(
         "ResNet-18, 200 epochs of 256, all images; of the other ν the text gives words alone",
     ),
 )  # fmt: skip
-LOSS_ABLATION = image_study(
+LOSS_ABLATION = ablation_study(
     name="vje-loss-ablation",
     title="VJE: the terms of the loss",
     question="What does each term of VJE's loss do?",
@@ -176,6 +178,7 @@ LOSS_ABLATION = image_study(
         Row("no radial", settings={"radial": False}),
         Row("no directional", settings={"directional": False}),
         Row("EMA target", settings={"target": "ema"}),
+        *FLOORS,
     ),
     columns=(*LEARNED, KNN_EMA),
     findings=(
@@ -202,13 +205,16 @@ LOSS_ABLATION = image_study(
         "ResNet-18, 200 epochs of 256, all images; of the ablations the text gives words alone",
     ),
 )  # fmt: skip
-DRAWS_SWEEP = image_study(
+DRAWS_SWEEP = ablation_study(
     name="vje-draws",
     title="VJE: draws from the posterior",
     question="How many draws from the posterior does a step need?",
-    rows=tuple(
-        Row(f"L = {n}", settings={"draws": n}, budgets=_FEWER if n in (2, 64) else tuple(BUDGETS))
-        for n in DRAWS
+    rows=(
+        *(
+            Row(f"L = {n}", settings={"draws": n}, budgets=_FEWER if n in (2, 64) else tuple(BUDGETS))
+            for n in DRAWS
+        ),
+        *FLOORS,
     ),
     columns=LEARNED,
     findings=(
@@ -230,7 +236,7 @@ DRAWS_SWEEP = image_study(
         },
     ),
 )  # fmt: skip
-ISOTROPIC = image_study(
+ISOTROPIC = ablation_study(
     name="vje-isotropic",
     title="VJE: isotropic posterior variance",
     question="Does VJE need a variance for each feature?",
@@ -244,6 +250,7 @@ ISOTROPIC = image_study(
             )
             for df in DF
         ),
+        *FLOORS,
     ),
     columns=LEARNED,
     findings=(
@@ -257,11 +264,11 @@ ISOTROPIC = image_study(
         "ResNet-18, 200 epochs of 256; isotropic: μ at chance at every ν, kNN on h 20.5 to 26.8",
     ),
 )  # fmt: skip
-STANDARD_LIKELIHOOD = image_study(
+STANDARD_LIKELIHOOD = ablation_study(
     name="vje-standard-likelihood",
     title="VJE: polar or standard likelihood",
     question="What does splitting direction from radius buy?",
-    rows=(Row("polar"), Row("standard", settings={"likelihood": "standard"})),
+    rows=(Row("polar"), Row("standard", settings={"likelihood": "standard"}), *FLOORS),
     columns=LEARNED,
     findings=(
         Finding("the standard likelihood has a narrower posterior: mean σ² is below the polar one's",

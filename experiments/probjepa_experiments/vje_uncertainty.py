@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from probjepa_experiments.study import Column, Finding, Published, Row
-from probjepa_experiments.vje import DF, df_label, image_study
+from probjepa_experiments.vje import DF, ablation_study, df_label, image_study
 
 _VJE = ("likelihood", "predictive", "directional", "radial", "kl", "mean variance", "anisotropy")
 _VI_SIMSIAM = ("likelihood", "concentration", "elbo", "cosine")
@@ -58,14 +58,21 @@ OOD = image_study(
         "VI-SimSiam 91.2"
     ),
 )  # fmt: skip
-OOD_DF = image_study(
+OOD_DF = ablation_study(
     name="vje-ood-df",
     title="VJE: out-of-distribution detection by degrees of freedom",
     question="At which ν does the likelihood tell what it has never seen?",
-    rows=tuple(
-        Row(f"{df_label(df)}, {score}", settings={"df": df}, score=score)
-        for score in ("likelihood", "knn")
-        for df in DF
+    rows=(
+        *(
+            Row(f"{df_label(df)}, {score}", settings={"df": df}, score=score)
+            for score in ("likelihood", "knn")
+            for df in DF
+        ),
+        *(
+            Row(f"random initialisation, {score}", task="random-init", score=score)
+            for score in ("likelihood", "knn")
+        ),
+        Row("raw pixels, knn", task="raw-pixels", score="knn"),
     ),
     columns=(AUROC,),
     findings=(

@@ -46,7 +46,6 @@ def test_the_mediums_rates_are_those_that_the_search_found_best():
             assert spent is None
         else:
             assert tried[spent] == max(tried.values())
-    assert MEDIUM.rates["EMA target"] == MEDIUM.rates["VJE-EMA"]  # the loss ablation's name of it
 
 
 def test_without_data_no_other_budget_is_named(tmp_path):
