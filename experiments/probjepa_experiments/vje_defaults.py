@@ -8,7 +8,7 @@ from typing import Any
 from probjepa_experiments.image_budgets import MEDIUM
 from probjepa_experiments.images import run_embeddings
 from probjepa_experiments.study import Finding, Published, Row
-from probjepa_experiments.vje import IMAGES, LEARNED, H, image_study
+from probjepa_experiments.vje import FLOORS, IMAGES, LEARNED, PIXELS, RANDOM, H, image_study
 from probjepa_experiments.vje_rates import USUAL, inside
 
 EPOCHS = 20
@@ -16,7 +16,6 @@ RATES = (0.002, 0.0056, 0.017)
 BEST = 0.0056
 RECIPE = f"the recipe's rate {USUAL['vje']:g}, batches of 256"
 WIDER = "inference width D/2"
-RANDOM, PIXELS = "random initialisation", "raw pixels"
 SMALL = replace(
     MEDIUM,
     name="small",
@@ -57,8 +56,7 @@ STUDY = image_study(
         _row("four views, 10 epochs", views=4, epochs=EPOCHS // 2),
         _row("100 epochs", epochs=100),
         _row("the recipe's, 100 epochs", rate=USUAL["vje"], batch_size=256, epochs=100),
-        Row(RANDOM, task="random-init"),
-        Row(PIXELS, task="raw-pixels"),
+        *FLOORS,
     ),
     columns=LEARNED,
     measurement=replace(IMAGES, run=run_embeddings),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from probjepa_experiments.study import Column, Finding, Published, Row
-from probjepa_experiments.vje import DF, ablation_study, df_label, image_study
+from probjepa_experiments.vje import DF, PIXELS, RANDOM, ablation_study, df_label, image_study
 
 _VJE = ("likelihood", "predictive", "directional", "radial", "kl", "mean variance", "anisotropy")
 _VI_SIMSIAM = ("likelihood", "concentration", "elbo", "cosine")
@@ -18,6 +20,15 @@ _MEASURES = {  # name → figure, sign of its correlation with the margin
 AUROC = Column("AUROC, {ood}", "auroc/{ood}/{score}", better="max", plot=True, limits=(0, 1))
 FPR95 = Column("FPR95, {ood}", "fpr95/{ood}/{score}", better="min", limits=(0, 1), brief=False)
 
+
+def _floors(scores: Sequence[str], of_pixels: Sequence[str]) -> tuple[Row, ...]:
+    """Return the rows that training must beat: scores of a random initialisation, and of raw pixels."""
+    return (
+        *(Row(f"{RANDOM}, {score}", task="random-init", score=score) for score in scores),
+        *(Row(f"{PIXELS}, {score}", task="raw-pixels", score=score) for score in of_pixels),
+    )
+
+
 OOD = image_study(
     name="vje-ood",
     title="VJE: out-of-distribution detection",
@@ -26,11 +37,7 @@ OOD = image_study(
         *(Row(f"VJE, {score}", score=score) for score in (*_VJE, *_DETECTORS, _COMBINED)),
         *(Row(f"VI-SimSiam, {score}", "vi-simsiam", score=score) for score in (*_VI_SIMSIAM, "knn")),
         *(Row(f"SimSiam, {score}", "simsiam", score=score) for score in _DETECTORS),
-        *(
-            Row(f"random initialisation, {score}", task="random-init", score=score)
-            for score in _DETECTORS
-        ),
-        *(Row(f"raw pixels, {score}", task="raw-pixels", score=score) for score in _DETECTORS[:2]),
+        *_floors(_DETECTORS, _DETECTORS[:2]),
     ),
     columns=(AUROC, FPR95),
     about="FPR95 is the share of held-out images flagged where 95 % of the other set's are, as OpenOOD v1.5 "
@@ -68,11 +75,7 @@ OOD_DF = ablation_study(
             for score in ("likelihood", "knn")
             for df in DF
         ),
-        *(
-            Row(f"random initialisation, {score}", task="random-init", score=score)
-            for score in ("likelihood", "knn")
-        ),
-        Row("raw pixels, knn", task="raw-pixels", score="knn"),
+        *_floors(("likelihood", "knn"), ("knn",)),
     ),
     columns=(AUROC,),
     findings=(

@@ -66,7 +66,7 @@ def run(name, folder, processes, **options):
 class Killer(L.Callback):
     """Kill a process some seconds after its so many-th step."""
 
-    def __init__(self, step=5, rank=1, seconds=0.0):
+    def __init__(self, step, rank, seconds):
         self.left, self.rank, self.seconds = step, rank, seconds
 
     def on_train_batch_end(self, trainer, *_):
@@ -118,8 +118,6 @@ def main(folder, what, *when):
     options = {"out": place / "killed", "checkpoint_seconds": 0.0}
     if what == "resume":
         run("vje", place, 2, **options, resume=True)
-    elif what == "killed":
-        run("vje", place, 2, **options, callbacks=[Killer()])
     elif what != "all":  # EPOCHS, and when which process is killed
         killer = [Killer(int(when[0]), int(when[1]), float(when[2]))] if when else []
         going_on = (place / "killed" / "checkpoints" / "last.ckpt").is_file()

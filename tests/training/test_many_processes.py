@@ -29,7 +29,7 @@ def torchrun(folder, what):
     )
 
 
-def started_by_hand(folder, what):
+def started_by_hand(folder, *words):
     """The same two processes with nobody above them, who would end the one when the other is lost.
 
     Returns what each has said, and its exit code.
@@ -43,7 +43,7 @@ def started_by_hand(folder, what):
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, many_processes.__file__, str(folder), what],
+            [sys.executable, many_processes.__file__, str(folder), *words],
             env=os.environ | told | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         )
@@ -72,7 +72,7 @@ def two(tmp_path_factory):
     said = torchrun(folder, "all")
     assert said.returncode == 0, said.stderr[-3000:]
     # torchrun would stop the other before it sees what has happened, or after
-    (first, code), (_, killed) = started_by_hand(folder, "killed")
+    (first, code), (_, killed) = started_by_hand(folder, str(EPOCHS), "5", "1", "0.0")
     assert killed == -signal.SIGKILL
     assert code == 1
     assert "another process of the run ended in step 5: start all of them again" in first, first[-3000:]
