@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ def fingerprint(roots: Iterable[str]) -> dict[str, str]:
 def changed(stored: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return the modules whose code is not what it was, those that came and went among them."""
     return sorted(name for name in {*stored, *now} if stored.get(name) != now.get(name))
+
+
+def mark(code: Mapping[str, str]) -> str:
+    """Return a fingerprint in eight digits."""
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:8]
 
 
 def source_of(name: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from probjepa.metrics import seed_interval
+from probjepa_experiments.code import mark
 from probjepa_experiments.study import Budget, Column, Finding, NotMeasuredError, Result, Row, Study
 
 
@@ -56,8 +57,15 @@ def summarise(
         "seconds": round(sum({result["key"]: result["seconds"] for result in found}.values()), 1),
         "not_run": list(not_run),
         "tables": tables,
-        "cells": [{k: v for k, v in result.items() if k not in ("pictures", "code")} for result in found],
+        "code": {mark(result["code"]): result["code"] for result in found},
+        "cells": [_kept(result) for result in found],
     }
+
+
+def _kept(result: Result) -> dict[str, Any]:
+    """A cell as metrics.json has it: without pictures, and with the mark of its code."""
+    kept = {key: value for key, value in result.items() if key != "pictures"}
+    return {**kept, "code": mark(result["code"])}
 
 
 def _intervals(seeds: int) -> str:

@@ -17,7 +17,7 @@ from probjepa.heads.projectors import equal_widths, projector
 from probjepa.methods.base import Method
 from probjepa.methods.vje import VJE
 from probjepa_experiments.datasets import DataSet
-from probjepa_experiments.images import build, image_base, trained
+from probjepa_experiments.images import build, image_base, run_embeddings, trained
 from probjepa_experiments.measure import encoded, knn_accuracy
 from probjepa_experiments.study import Base, Budget, Cell, Data, Measured, Row
 
@@ -32,6 +32,8 @@ def base(row: Row, budget: Budget, dataset: str, data: Data) -> Base:
 
 def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
     """Train a cell, or go on with what ``folder`` holds of it; kNN on the encoder's own embedding h."""
+    if cell.task != "train":
+        return run_embeddings(replace(cell, settings=_own(cell.settings)), data, folder, budget, progress)
     method = altered(cell.method, _own(cell.settings), cell.settings["projector"], cell.seed)
     trained(cell, data, folder, method, monitor_every=0, knn_every=0, progress=progress)
     bank, queries = (embedded(method, images) for images in (data.train, data.test))

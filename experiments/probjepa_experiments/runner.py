@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -21,7 +20,7 @@ from probjepa.provenance import hardware, versions
 from probjepa.terminal import say
 from probjepa.training.auto import threads_that_fit, using_threads
 from probjepa.training.interrupt import Interrupted
-from probjepa_experiments.code import changed, fingerprint
+from probjepa_experiments.code import changed, fingerprint, mark
 from probjepa_experiments.figures import summarise
 from probjepa_experiments.study import Budget, Cell, Data, Measured, Study
 
@@ -124,7 +123,7 @@ def reproduce(
         work.say(work.rest())
     metrics = summarise(study, spent, ood, found, not_run, seed)
     write_text(out / "report.html", page(metrics, study, found))
-    _write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics)
     shutil.rmtree(out / "runs", ignore_errors=True)
     print_summary(metrics)
 
@@ -193,7 +192,7 @@ class _Work:
             result = None
         if result is None:
             result = self._run(cell, data, code)
-            _write_json(place, result)
+            write_json(place, result)
             how = f"{result['seconds']:.0f} s"
         failed = f", failed: {result['failed']}" if result["failed"] else ""
         kind = _kind(cell)
@@ -214,8 +213,7 @@ class _Work:
     def _run(self, cell: Cell, data: Data, code: Mapping[str, str]) -> dict[str, Any]:
         started = time.monotonic()
         # what another code left half-done is not gone on with
-        mark = hashlib.sha256(json.dumps(code).encode()).hexdigest()[:8]
-        folder = self.out / "runs" / f"{cell.key}-{mark}"
+        folder = self.out / "runs" / f"{cell.key}-{mark(code)}"
         bar = self.progress and self.budget.name != "quick"
         failed = None
         try:
@@ -286,5 +284,6 @@ def figure(value: Mapping[str, float | None] | float | None) -> dict[str, float 
     return {key: None if x is None else float(f"{x:.6g}") for key, x in known.items()}
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON as cells and metrics.json have it."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

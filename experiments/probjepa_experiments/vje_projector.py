@@ -7,7 +7,7 @@ from dataclasses import replace
 from probjepa_experiments import projector_cells
 from probjepa_experiments.image_budgets import MEDIUM
 from probjepa_experiments.study import Column, Finding, Look, Published, Row
-from probjepa_experiments.vje import IMAGES, H, image_study
+from probjepa_experiments.vje import FLOORS, IMAGES, H, image_study
 from probjepa_experiments.vje_rates import SEARCH
 
 MARGIN = 0.03
@@ -37,21 +37,24 @@ STUDY = image_study(
     name="vje-projector",
     title="VJE and its rivals, with and without a projector",
     question="In a short run VICReg is ahead of VJE: is that its loss, or the projector before it?",
-    rows=tuple(
-        row
-        for method, label in _LABELS.items()
-        for row in (
-            Row(label, method, fit={"learning_rate": MEDIUM.rates[method]}),
-            *(
-                Row(
-                    f"{changed(method)}, {rate:g}",
-                    method,
-                    {"projector": "own" if method == "vje" else "none"},
-                    {"learning_rate": rate},
-                )
-                for rate in rates(method)
-            ),
-        )
+    rows=(
+        *(
+            row
+            for method, label in _LABELS.items()
+            for row in (
+                Row(label, method, fit={"learning_rate": MEDIUM.rates[method]}),
+                *(
+                    Row(
+                        f"{changed(method)}, {rate:g}",
+                        method,
+                        {"projector": "own" if method == "vje" else "none"},
+                        {"learning_rate": rate},
+                    )
+                    for rate in rates(method)
+                ),
+            )
+        ),
+        *FLOORS,
     ),
     columns=(
         Column(H, "knn20/h", percent=True, better="max", plot=True),

@@ -9,7 +9,7 @@ from typing import Any
 from probjepa_experiments.image_budgets import MEDIUM
 from probjepa_experiments.images import run_embeddings
 from probjepa_experiments.study import Finding, Look, Published, Row
-from probjepa_experiments.vje import IMAGES, LEARNED, OTHERS, H, image_study, knn_of_rows
+from probjepa_experiments.vje import FLOORS, IMAGES, LEARNED, OTHERS, H, image_study, knn_of_rows
 
 FACTORS = (1 / 27, 1 / 9, 1 / 3, 1, 3)
 #: of each method's own recipe
@@ -69,10 +69,13 @@ STUDY = image_study(
     name="vje-rates",
     title="Learning rates at the medium budget",
     question="With which learning rate does each method learn best in a short run?",
-    rows=tuple(
-        Row(f"{label}, {rate:g}", method, settings, {"learning_rate": rate})
-        for label, method, settings in TRIED
-        for rate in rates(method)
+    rows=(
+        *(
+            Row(f"{label}, {rate:g}", method, settings, {"learning_rate": rate})
+            for label, method, settings in TRIED
+            for rate in rates(method)
+        ),
+        *FLOORS,
     ),
     columns=LEARNED,
     measurement=replace(IMAGES, run=run_embeddings),

@@ -11,7 +11,7 @@ from probjepa.report.page import Section
 from probjepa_experiments import curves, watched_cells
 from probjepa_experiments.image_budgets import MEDIUM
 from probjepa_experiments.study import Column, Finding, Look, Published, Result, Row
-from probjepa_experiments.vje import IMAGES, LEARNED, VARIANCE, H, image_study, knn_of_rows
+from probjepa_experiments.vje import FLOORS, IMAGES, LEARNED, VARIANCE, H, image_study, knn_of_rows
 from probjepa_experiments.vje_rates import SEARCH
 
 MARGIN = 0.03
@@ -104,7 +104,7 @@ STUDY = image_study(
     name="vje-reasons",
     title="Why VJE is behind in a short run",
     question="VICReg is ahead of VJE in a short run: is it VJE's schedule, target, likelihood or length?",
-    rows=(VJE, VICREG, *(row for rows in CHANGED.values() for row in rows), *LONG.values()),
+    rows=(VJE, VICREG, *(row for rows in CHANGED.values() for row in rows), *LONG.values(), *FLOORS),
     columns=(
         *LEARNED,
         Column(FIRST, "mean variance, epoch 1", limits=(0, None)),

@@ -111,7 +111,7 @@ GEOMETRY = image_study(
     name="vje-geometry",
     title="VJE: uncertainty and the geometry of the classes",
     question="Is VJE less sure of an image the nearer it lies to another class?",
-    rows=(Row("VJE"), Row("VJE-EMA", settings={"target": "ema"})),
+    rows=(Row("VJE"), Row("VJE-EMA", settings={"target": "ema"}), Row(RANDOM, task="random-init")),
     columns=tuple(
         Column(
             f"ρ of {name} with {place}", f"spearman/{figure}/{place}", plot=place == "margin", limits=(-1, 1)
@@ -120,6 +120,7 @@ GEOMETRY = image_study(
         for name, (figure, _) in _MEASURES.items()
     ),
     findings=tuple(_sign(name, sign) for name, (_, sign) in _MEASURES.items()),
+    about="Raw pixels have no posterior, and so no row.",
     published=Published(
         "signs alone: mean σ² and NLL fall with the margin, KL and anisotropy rise"
     ),

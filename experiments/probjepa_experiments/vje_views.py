@@ -7,7 +7,7 @@ from dataclasses import replace
 from probjepa_experiments.image_budgets import MEDIUM
 from probjepa_experiments.study import Column, Finding, Look, Published, Row
 from probjepa_experiments.views_cells import run
-from probjepa_experiments.vje import IMAGES, LEARNED, H, image_study
+from probjepa_experiments.vje import FLOORS, IMAGES, LEARNED, H, image_study
 from probjepa_experiments.vje_rates import inside
 
 VIEWS = (2, 4, 8)
@@ -52,10 +52,15 @@ STUDY = image_study(
     name="vje-views",
     title="VJE: more views an image",
     question="Do more views of an image teach more, at equal encoder passes?",
-    rows=tuple(
-        Row(label(views, rate), fit={"views": views, "epochs": EPOCHS * 2 // views, "learning_rate": rate})
-        for views in VIEWS
-        for rate in RATES
+    rows=(
+        *(
+            Row(
+                label(views, rate), fit={"views": views, "epochs": EPOCHS * 2 // views, "learning_rate": rate}
+            )
+            for views in VIEWS
+            for rate in RATES
+        ),
+        *FLOORS,
     ),
     columns=(
         *LEARNED,

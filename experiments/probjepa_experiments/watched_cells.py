@@ -22,8 +22,10 @@ _CURVES = {
 def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool) -> Measured:
     """Train a cell, or go on with what ``folder`` holds of it; its embeddings, and σ² after one epoch.
 
-    Its pictures are the curves over the epochs.
+    Its pictures are the curves over the epochs; one that is not trained has none.
     """
+    if cell.task != "train":
+        return run_embeddings(cell, data, folder, budget, progress)
     watched = {"val": data.test, "monitor_every": 1, "knn_every": 1}
     found = run_embeddings(cell, data, folder, budget, progress, **watched)
     seen = curves.read(folder, _CURVES)

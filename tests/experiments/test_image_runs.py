@@ -29,7 +29,7 @@ from probjepa_experiments.datasets import SOURCES
 from probjepa_experiments.results_page import main as write_results_pages
 from probjepa_experiments.results_page import results_pages
 from probjepa_experiments.study import Column, Row
-from probjepa_experiments.vje import LEARNED, PROBES
+from probjepa_experiments.vje import FLOORS, LEARNED, PROBES, H
 from probjepa_experiments.vje_uncertainty import AUROC, FPR95
 
 TABLE = with_budget(TABLE, TINY)
@@ -356,6 +356,26 @@ def test_only_what_is_asked_for_is_measured(digits):
     found = measure.measure(model, digits, seed=0, n_bootstrap=5, only=("kNN", "posterior")).figures
     assert {"knn20/h", "mean variance", "effective rank"} <= set(found)
     assert not any(name.startswith(("auroc", "spearman")) for name in found)
+
+
+@pytest.mark.parametrize("name", ["vje-rates", "vje-views", "vje-reasons", "vje-projector"])
+def test_what_training_must_beat_is_in_tables_of_trainings(name, digits, tmp_path):
+    study = with_budget(EXPERIMENTS[name], TINY)
+    study = replace(study, rows=FLOORS, findings=(), data={"quick": ("digits",)}, budgets={"quick": TINY})
+    found = run(study, tmp_path)
+    (table,) = found["tables"].values()
+    random, pixels = (row["values"] for row in table["rows"])
+    assert not any(row["failed"] for row in table["rows"])
+    assert random[H]["value"] != pixels[H]["value"] > 0.5
+    assert random["effective rank"]["value"] > 1
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("vje-")])
+def test_what_training_must_beat_stands_in_every_table(name):
+    tasks = {row.task for row in EXPERIMENTS[name].rows}
+    # what a step costs is no accuracy, and pixels have no posterior
+    without = {"vje-compute": {"train", "random-init", "raw-pixels"}, "vje-geometry": {"raw-pixels"}}
+    assert {"random-init", "raw-pixels"} - without.get(name, set()) <= tasks
 
 
 def test_raw_pixels_are_measured_as_pixels(digits):

@@ -1,0 +1,63 @@
+"""Cells from published results: ``python -m probjepa_experiments.restore RESULTS.json … CELLS``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from probjepa.errors import ArtifactError, ProbjepaError
+from probjepa.terminal import say
+from probjepa_experiments.runner import write_json
+
+USAGE = "usage: python -m probjepa_experiments.restore RESULTS.json … CELLS"
+
+
+def restore(results: Path, cells: Path) -> int:
+    """Write the finished cells of a metrics.json into a folder, as ``--cells`` has them; return how many.
+
+    So a long experiment goes on where its folder of cells is lost, or on another machine. What is there is
+    kept. Their pictures are not in a metrics.json: a page that is made of restored cells has none.
+
+    Raises
+    ------
+    ArtifactError
+        for a file that is no metrics.json, or one whose cells do not say what code they are of
+    """
+    try:
+        metrics = json.loads(results.read_text(encoding="utf-8"))
+        found = metrics["cells"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{results} is no metrics.json: {error}") from None
+    codes: Mapping[str, Any] = metrics.get("code", {})
+    if any(cell.get("code") not in codes for cell in found):
+        raise ArtifactError(f"{results}: its cells do not say what code they are of: run them again")
+    written = 0
+    for cell in found:
+        place = cells / f"{cell['key']}.json"
+        if not place.exists():
+            own = {name: value for name, value in cell.items() if name not in ("row", "key")}
+            write_json(place, {**own, "code": codes[cell["code"]]})
+            written += 1
+    return written
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the cells; 2 and one line where that fails."""
+    if len(arguments) < 2:
+        say(USAGE, error=True)
+        return 2
+    *results, cells = map(Path, arguments)
+    try:
+        for path in results:
+            say(f"{path}: {restore(path, cells)} cells written to {cells}")
+    except ProbjepaError as error:
+        say(str(error), error=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
