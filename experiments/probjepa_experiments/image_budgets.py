@@ -49,8 +49,8 @@ SMALL = Budget(
 ABLATIONS = replace(
     SMALL,
     name="medium",
-    title="10,000 images at 32 px, a ConvNet of 379,000 weights, 100 epochs of 64",
-    fit={**SMALL.fit, "epochs": 100},
+    title="10,000 images at 32 px, a ConvNet of 379,000 weights, 60 epochs of 64",
+    fit={**SMALL.fit, "epochs": 60},
 )
 MEDIUM = Budget(
     "medium",
