@@ -1,6 +1,14 @@
-"""Waiting for what another process does."""
+"""What tests of several processes share."""
 
+import socket
 import time
+
+
+def free_port():
+    """Return a port that nothing listened on a moment ago."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def wait_for_file(path, process):

@@ -18,6 +18,8 @@ from probjepa_experiments.datasets import SOURCES
 from probjepa_experiments.ijepa_cells import run
 from probjepa_experiments.images import image_base
 from probjepa_experiments.study import (
+    PIXELS,
+    RANDOM,
     Budget,
     Column,
     Finding,
@@ -66,7 +68,6 @@ _WIDTHS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {},
 }
 TWICE, OTHER_RATE = ", twice the rate", ", rate 0.002"
-RANDOM, PIXELS = "random initialisation", "raw pixels"
 KNN, PROBE, RANK, SPREAD = "kNN, k = 20, %", "linear probe, %", "effective rank", "target std"
 
 

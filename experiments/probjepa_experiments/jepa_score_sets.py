@@ -29,6 +29,8 @@ from probjepa.scores.detectors import knn_neighbour
 from probjepa.training.schedules import step_seed
 from probjepa_experiments.datasets import SOURCES, DataSet, ImageSource
 from probjepa_experiments.study import (
+    PIXELS,
+    RANDOM,
     Budget,
     Cell,
     Column,
@@ -47,7 +49,7 @@ PAPER, DROPPED, WITH_LATENT, LATENT, NEIGHBOURS, MAHALANOBIS = SCORES = (
     "Σ log σ", "without the largest fifth of σ", "Σ log σ + log N(f; m, C)", "log N(f; m, C)", "kNN",
     "Mahalanobis",
 )  # fmt: skip
-PUBLIC, RANDOM, PIXELS = "public ResNet-20", "random initialisation", "raw pixels"
+PUBLIC = "public ResNet-20"
 AUROC = Column("AUROC, {ood}", "auroc/{ood}/{score}", better="max", plot=True, limits=(0, 1))
 MEAN = Column("mean of the sets", "mean auroc/{score}", better="max", limits=(0, 1))
 

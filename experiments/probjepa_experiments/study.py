@@ -48,6 +48,10 @@ class Row:
         return seeds[:1] if self.task in ("raw-pixels", "cost") else seeds
 
 
+# what training must beat: the labels of these rows in every table
+RANDOM, PIXELS = "random initialisation", "raw pixels"
+
+
 @dataclass(frozen=True)
 class Column:
     """One column: the name of a cell's figure, and how it is shown.

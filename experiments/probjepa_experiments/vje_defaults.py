@@ -7,8 +7,8 @@ from typing import Any
 
 from probjepa_experiments.image_budgets import MEDIUM
 from probjepa_experiments.images import run_embeddings
-from probjepa_experiments.study import Finding, Published, Row
-from probjepa_experiments.vje import FLOORS, IMAGES, LEARNED, PIXELS, RANDOM, H, image_study
+from probjepa_experiments.study import PIXELS, RANDOM, Finding, Published, Row
+from probjepa_experiments.vje import FLOORS, IMAGES, LEARNED, H, image_study
 from probjepa_experiments.vje_rates import USUAL, inside
 
 EPOCHS = 20

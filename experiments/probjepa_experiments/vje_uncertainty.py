@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from probjepa_experiments.study import Column, Finding, Published, Row
-from probjepa_experiments.vje import DF, PIXELS, RANDOM, ablation_study, df_label, image_study
+from probjepa_experiments.study import PIXELS, RANDOM, Column, Finding, Published, Row
+from probjepa_experiments.vje import DF, ablation_study, df_label, image_study
 
 _VJE = ("likelihood", "predictive", "directional", "radial", "kl", "mean variance", "anisotropy")
 _VI_SIMSIAM = ("likelihood", "concentration", "elbo", "cosine")

@@ -5,7 +5,6 @@
 
 import csv
 import os
-import socket
 import warnings
 
 import numpy as np
@@ -22,6 +21,7 @@ from probjepa.methods import METHODS, ProbabilisticMethod
 from probjepa.scores import SCORES, score_set
 from probjepa.training import Interrupted, fit
 from probjepa.yaml_files import read_yaml
+from processes import free_port
 
 DEVICE = os.environ.get("PROBJEPA_TEST_DEVICE", "cuda")
 GPU = DEVICE.startswith("cuda")
@@ -191,9 +191,7 @@ def test_a_compiled_loss_is_the_loss(tmp_path, name, settings):
 def test_ddp_of_one_process_is_the_run_without_it(tmp_path, monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     settings = {"precision": "32-true", "epochs": 1}
     train(tmp_path / "ddp", "simsiam", strategy="ddp", **settings)
     torch.distributed.destroy_process_group()

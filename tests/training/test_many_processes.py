@@ -4,7 +4,6 @@ import csv
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 
@@ -18,6 +17,7 @@ import probjepa as pj
 from probjepa.errors import ConfigError
 from probjepa.training import fit
 from probjepa.training.processes import SyncBatchNorm, batch_size_of_each
+from processes import free_port
 
 KILLED = "vje"
 
@@ -34,12 +34,9 @@ def started_by_hand(folder, *words):
 
     Returns what each has said, and its exit code.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     told = {
         "TORCHELASTIC_RUN_ID": "by hand", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }  # fmt: skip
     processes = [
         subprocess.Popen(
