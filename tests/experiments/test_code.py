@@ -187,7 +187,7 @@ def test_two_studies_share_a_cell_and_one_that_was_killed_goes_on(tmp_path):
     metrics = run(more, tmp_path / "b", cells=shared)
     assert ran == ["one", "two", "stops"]
     assert [row["values"]["x"]["value"] for row in metrics["tables"]["drawn"]["rows"]] == [0.0, 0.0]
-    assert all("code" not in cell for cell in metrics["cells"])
+    assert {cell["code"] for cell in metrics["cells"]} == set(metrics["code"])
 
 
 def test_a_training_that_other_code_left_half_done_is_not_gone_on_with(package, tmp_path):
