@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from probjepa.errors import ArtifactError, ProbjepaError
 from probjepa.terminal import say
@@ -28,15 +27,17 @@ def restore(results: Path, cells: Path) -> int:
     """
     try:
         metrics = json.loads(results.read_text(encoding="utf-8"))
-        found = metrics["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = {cell["key"]: cell for cell in metrics["cells"]}
+        codes, marks = metrics.get("code", {}), {cell.get("code") for cell in found.values()}
+        if any(Path(key).name != key for key in found):
+            raise ValueError("a cell's key is no file's name")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{results} is no metrics.json: {error}") from None
-    codes: Mapping[str, Any] = metrics.get("code", {})
-    if any(cell.get("code") not in codes for cell in found):
+    if not marks <= codes.keys():
         raise ArtifactError(f"{results}: its cells do not say what code they are of: run them again")
     written = 0
-    for cell in found:
-        place = cells / f"{cell['key']}.json"
+    for key, cell in found.items():
+        place = cells / f"{key}.json"
         if not place.exists():
             own = {name: value for name, value in cell.items() if name not in ("row", "key")}
             write_json(place, {**own, "code": codes[cell["code"]]})

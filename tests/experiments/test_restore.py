@@ -64,8 +64,11 @@ def test_bad_input_is_one_line(first, tmp_path, capsys):
     assert main([]) == main(["one"]) == 2
     assert capsys.readouterr().err.splitlines() == [USAGE] * 2
     absent = tmp_path / "no.json"
-    (tmp_path / "list.json").write_text("[]")
-    for path in (absent, tmp_path / "list.json", next((first / "cells").iterdir())):
+    bad = [absent, next((first / "cells").iterdir())]
+    for i, text in enumerate(["[]", '{"cells": 1}', '{"cells": ["a"]}', '{"cells": [{"key": "../a"}]}']):
+        bad.append(tmp_path / f"{i}.json")
+        bad[-1].write_text(text)
+    for path in bad:
         assert main([str(path), str(tmp_path / "cells")]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"{path} is no metrics.json")
