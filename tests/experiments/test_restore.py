@@ -31,7 +31,7 @@ def first(tmp_path):
 
 
 def test_published_results_are_gone_on_with_elsewhere(first, tmp_path):
-    assert restore(first / "metrics.json", tmp_path / "cells") == 6
+    assert restore(first / "metrics.json", tmp_path / "cells") == (6, 0)
     for path in (first / "cells").iterdir():
         whole = json.loads(path.read_text())
         assert whole.pop("pictures")
@@ -46,7 +46,7 @@ def test_what_is_there_is_kept(first, tmp_path):
     kept = tmp_path / "cells" / place.name
     kept.parent.mkdir()
     kept.write_text("mine")
-    assert restore(first / "metrics.json", tmp_path / "cells") == 5
+    assert restore(first / "metrics.json", tmp_path / "cells") == (5, 0)
     assert kept.read_text() == "mine"
 
 
@@ -78,6 +78,19 @@ def test_bad_input_is_one_line(first, tmp_path, capsys):
     with pytest.raises(ArtifactError, match="do not say what code they are of"):
         restore(absent, tmp_path / "cells")
     assert not (tmp_path / "cells").exists()
+
+
+def test_cells_that_do_not_say_their_code_are_counted(first, tmp_path, capsys):
+    results = first / "metrics.json"
+    metrics = json.loads(results.read_text())
+    for cell in metrics["cells"][:2]:
+        del cell["code"]
+    results.write_text(json.dumps(metrics))
+    assert main([str(results), str(tmp_path / "cells")]) == 0
+    what = "2 do not say what code they are of: left out"
+    assert capsys.readouterr().out == f"{results}: 4 cells written to {tmp_path / 'cells'}; {what}\n"
+    run(FAKE, tmp_path / "again", cells=tmp_path / "cells")
+    assert sorted(ran) == sorted(cell["key"] for cell in metrics["cells"][:2])
 
 
 def test_it_says_what_it_wrote(first, tmp_path, capsys):
