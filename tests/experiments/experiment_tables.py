@@ -35,6 +35,11 @@ def with_budget(study, budget):
     return replace(study, budgets={**study.budgets, budget.name: budget})
 
 
+def trainings(study):
+    """The rows that are trained: all but those that training must beat."""
+    return [row for row in study.rows if row.task == "train"]
+
+
 def measured_by(study, run, **changes):
     """The study with other work: what it is called with is what a study's ``run`` is."""
     return replace(study, measurement=replace(study.measurement, run=run, **changes))

@@ -359,10 +359,9 @@ def test_only_what_is_asked_for_is_measured(digits):
 
 
 @pytest.mark.parametrize("name", ["vje-rates", "vje-views", "vje-reasons", "vje-projector"])
-def test_what_training_must_beat_is_in_tables_of_trainings(name, digits, tmp_path):
-    study = with_budget(EXPERIMENTS[name], TINY)
-    study = replace(study, rows=FLOORS, findings=(), data={"quick": ("digits",)}, budgets={"quick": TINY})
-    found = run(study, tmp_path)
+def test_what_training_must_beat_is_in_tables_of_trainings(name, tmp_path):
+    tiny = {"data": {"quick": ("digits",)}, "budgets": {"quick": TINY}}
+    found = run(replace(EXPERIMENTS[name], rows=FLOORS, findings=(), **tiny), tmp_path)
     (table,) = found["tables"].values()
     random, pixels = (row["values"] for row in table["rows"])
     assert not any(row["failed"] for row in table["rows"])

@@ -1,5 +1,7 @@
 """VJE's settings for few images: each row differs in one of them, and no test image decides."""
 
+from experiment_tables import trainings
+
 from probjepa_experiments.datasets import SOURCES
 from probjepa_experiments.study import Row
 from probjepa_experiments.vje import H
@@ -7,7 +9,7 @@ from probjepa_experiments.vje_defaults import BEST, RATES, RECIPE, SMALL, STUDY,
 
 
 def test_each_row_differs_from_the_best_rate_in_one_setting():
-    rows = {row.label: row for row in STUDY.rows_of("small") if row.task == "train"}
+    rows = {row.label: row for row in trainings(STUDY)}
     for label, row in rows.items():
         fit = {key: value for key, value in row.fit.items() if key != "learning_rate"}
         changed = {**row.settings, **fit, **({} if row.fit["learning_rate"] == BEST else {"rate": 0})}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from experiment_tables import TINY
+from experiment_tables import TINY, trainings
 from torch import nn
 
 from probjepa.errors import ConfigError
@@ -29,7 +29,7 @@ SETTINGS = {
 
 
 def test_rows_differ_in_projector_and_rate_alone():
-    rows = [row for row in STUDY.rows_of("small") if row.task == "train"]
+    rows = trainings(STUDY)
     cells = [STUDY.cell_of(row, SMALL, "cifar10-validation", Data("mark"), 0) for row in rows]
     assert len({cell.key for cell in cells}) == len(rows) == 9
     for name in SETTINGS:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiment_tables import trainings
 
 from probjepa.errors import DataError
 from probjepa.methods import METHODS
@@ -22,11 +23,8 @@ def test_five_rates_around_the_methods_own(method):
     assert rates(method)[3] == USUAL[method]
     assert len(set(rates(method))) == 5
     np.testing.assert_allclose(np.divide(rates(method), USUAL[method]), FACTORS, rtol=0.03)
-    tried = [
-        row.fit["learning_rate"]
-        for row in STUDY.rows
-        if row.method == method and not row.settings and row.fit
-    ]
+    rows = [row for row in trainings(STUDY) if row.method == method and not row.settings]
+    tried = [row.fit["learning_rate"] for row in rows]
     assert tried == rates(method)
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from experiment_tables import TINY
+from experiment_tables import TINY, trainings
 
 from probjepa_experiments import curves, watched_cells
 from probjepa_experiments.datasets import SOURCES
@@ -15,7 +15,7 @@ from probjepa_experiments.vje_reasons import CHANGED, FIRST, LONG, SMALL, STUDY,
 
 
 def _cells():
-    rows = [row for row in STUDY.rows_of("small") if row.task == "train"]
+    rows = trainings(STUDY)
     return {row.label: STUDY.cell_of(row, SMALL, "cifar10-validation", Data("mark"), 0) for row in rows}
 
 

@@ -2,12 +2,14 @@
 
 from itertools import product
 
+from experiment_tables import trainings
+
 from probjepa_experiments.vje import H
 from probjepa_experiments.vje_views import EPOCHS, RATES, STUDY, VIEWS, better, label, within
 
 
 def test_rows_differ_in_views_and_rate_at_equal_passes():
-    rows = [row for row in STUDY.rows_of("small") if row.task == "train"]
+    rows = trainings(STUDY)
     assert {row.fit["views"] * row.fit["epochs"] for row in rows} == {2 * EPOCHS}
     assert {(row.fit["views"], row.fit["learning_rate"]) for row in rows} == {*product(VIEWS, RATES)}
     assert all(row.settings == {} and row.method == "vje" for row in rows)
