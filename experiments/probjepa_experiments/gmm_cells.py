@@ -57,7 +57,8 @@ def train(settings: Mapping[str, Any], data: Tensor, seed: int) -> tuple[nn.Modu
 
     loss = (1 − λ)·½ E‖f(x + noise) − f(x + noise′)‖² + λ·mean over the views of SIGReg(f), with Adam and a
     cosine schedule. λ is ``sigreg_weight``; ``resolution`` is SIGReg's s (1: as published); ``noise`` the
-    views' standard deviation, where the data have about 1 a coordinate.
+    views' standard deviation, where the data have about 1 a coordinate. Without steps the encoder is as it
+    was drawn, and SIGReg NaN.
     """
     steps, rate = settings["steps"], settings["learning_rate"]
     with torch.random.fork_rng(devices=[]):
@@ -88,7 +89,7 @@ def train(settings: Mapping[str, Any], data: Tensor, seed: int) -> tuple[nn.Modu
         optimiser.step()
         teacher.update(model, 0, steps)  # a constant momentum: the schedule anneals the rate already
         last = [*last[-99:], gaussian.item()]
-    return teacher.module, float(np.mean(last))
+    return teacher.module, float(np.mean(last)) if last else math.nan
 
 
 def run(cell: Cell, data: Data, folder: Path, budget: Budget, progress: bool) -> Measured:

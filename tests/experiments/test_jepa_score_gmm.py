@@ -113,23 +113,66 @@ def test_the_study_has_the_cells_of_the_paper():
     full, quick = (STUDY.rows_of(budget) for budget in ("full", "quick"))
     asked = [(row.settings["dim"], row.settings["samples"], row.settings["embedding_dim"]) for row in full]
     assert {(dim, n) for dim, n, _ in asked} == {(d, n) for d in (2, 4, 8, 16) for n in (1e3, 1e4, 1e5)}
+    assert [row.settings["dim"] for row in full if not row.settings["steps"]] == [2, 4, 8, 16]
     assert {k for dim, n, k in asked if (dim, n) == (4, 10_000)} == {4, 16, 64}
     assert sum(row.settings["resolution"] == 3 for row in full) == 3
     assert [row.settings["embedding_dim"] for row in quick] == [2, 16, 8]
     assert EXPERIMENTS["jepa-score-gmm"] is STUDY
 
 
-def test_targets_are_of_the_best_encoder():
-    in_two, in_eight = STUDY.findings
+def claims(words):
+    return [finding for finding in STUDY.findings if words in finding.claim]
+
+
+def test_targets_are_of_the_best_trained_encoder():
+    in_two, in_eight = claims("the best encoder of 10,000")
 
     def look(values):
         return lambda row, column: values[row] if column == jepa_score_gmm.NORMAL else None
 
-    figures = {row.label: 0.5 for row in STUDY.rows}
+    figures = {row.label: 0.99 if "random" in row.label else 0.5 for row in STUDY.rows}
     assert not in_two.holds(look(figures))
     figures["2-D, 10,000 samples, K = 2, 4,000 steps, s = 3"] = 0.91
     assert in_two.holds(look(figures))
     assert not in_eight.holds(look(figures))
+
+
+def test_the_papers_form_is_judged_at_every_size_and_beside_the_latent_term():
+    paper = {row.label: 0.6 for row in STUDY.rows}
+    normal = {row.label: 0.65 for row in STUDY.rows}
+
+    def look(row, column):
+        return {jepa_score_gmm.PAPER_FORM: paper, jepa_score_gmm.NORMAL: normal}[column][row]
+
+    finds, leaves_out = claims("more than 0.5"), claims("leaving out")
+    assert len(finds) == len(leaves_out) == 4
+    assert all(claim.holds(look) for claim in finds + leaves_out)
+    paper["8-D, 1,000 samples, K = 8, 1,000 steps"] = 0.4
+    paper["4-D, random initialisation"] = normal["4-D, random initialisation"] = -0.9
+    assert [claim.holds(look) for claim in finds + leaves_out] == 2 * [True, True, False, True]
+
+
+def test_langevin_samples_are_judged_of_the_best_square_encoder_of_the_plane():
+    (claim,) = claims("Langevin")
+    best = "2-D, 10,000 samples, K = 2, 10,000 steps, s = 3"
+    distances = {jepa_score_gmm.FROM_SCORE: 0.02, jepa_score_gmm.FROM_NORMAL: 0.03}
+
+    def look(row, column):
+        return float(row == best) if column == jepa_score_gmm.NORMAL else distances[column] + (row != best)
+
+    assert claim.holds(look)
+    distances[jepa_score_gmm.FROM_SCORE] = 0.04
+    assert not claim.holds(look)
+
+
+def test_an_encoder_that_is_not_trained_is_as_it_was_drawn():
+    settings = {**jepa_score_gmm.SETTINGS, "dim": 2, "embedding_dim": 2, "width": 8, "steps": 0}
+    points = torch.randn(20, 2)
+    (model, gaussianity), (again, _) = (gmm_cells.train(settings, points, 0) for _ in range(2))
+    assert math.isnan(gaussianity)
+    assert torch.equal(model(points), again(points))
+    weight = model.linear.weight
+    assert torch.allclose(weight @ weight.T, torch.eye(2), atol=1e-6)
 
 
 def test_quick_run_leaves_metrics_and_report_and_resumes(tmp_path, short, monkeypatch, capsys):
