@@ -51,6 +51,7 @@ ABLATIONS = replace(
     name="medium",
     title="10,000 images at 32 px, a ConvNet of 379,000 weights, 60 epochs of 64",
     fit={**SMALL.fit, "epochs": 60},
+    seeds=3,
 )
 MEDIUM = Budget(
     "medium",

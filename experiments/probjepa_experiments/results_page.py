@@ -21,7 +21,6 @@ FOLDER = "reproduce"  # under the results: NAME-BUDGET.json, copies of metrics.j
 OVERVIEW = "index.md"
 _WAITING = ": not run yet"  # as the runner says of a cell
 _MOST_EVIDENCE = 8  # figures behind a verdict, beyond which the table must do
-ELSEWHERE = ("jepa-score-gmm",)  # its committed figures are a benchmark's, of a layout of their own
 # what columns and claims of committed results are called now
 _RENAMED = {
     "surest half by": "half coverage by",
@@ -53,11 +52,11 @@ def results_pages(results: Path) -> dict[str, str]:
     for path in sorted((results / FOLDER).glob("*.json")):
         metrics = _read(path)
         runs.setdefault(metrics["experiment"], {})[metrics["budget"]["name"]] = metrics
-    studies = {name: EXPERIMENTS[name] for name in EXPERIMENTS if name not in ELSEWHERE}
-    pages = {OVERVIEW: f"{_HEAD}\n{_overview(studies, runs)}"}
-    for name, study in studies.items():
+    pages = {OVERVIEW: f"{_HEAD}\n{_overview(runs)}"}
+    for name in EXPERIMENTS:
         if name in runs:
-            pages[f"{name}.md"] = _page(study, [runs[name][b] for b in reversed(BUDGETS) if b in runs[name]])
+            of = [runs[name][budget] for budget in reversed(BUDGETS) if budget in runs[name]]
+            pages[f"{name}.md"] = _page(EXPERIMENTS[name], of)
     return pages
 
 
@@ -81,14 +80,14 @@ def _read(path: Path) -> Mapping[str, Any]:
     return metrics
 
 
-def _overview(studies: Mapping[str, Study], runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def _overview(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     rows = [
         [
             f"[`{name}`]({name}.md)" if name in runs else f"`{name}`",
             study.question,
             *(_run(runs, name, budget) if budget in study.budgets else "–" for budget in BUDGETS),
         ]
-        for name, study in studies.items()
+        for name, study in EXPERIMENTS.items()
     ]
     budgets = "\n".join(f"- **{budget.name}**: {budget.title}." for budget in BUDGETS.values())
     return (
