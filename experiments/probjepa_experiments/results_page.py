@@ -114,7 +114,7 @@ def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
     puts a claim to the test.
     """
     judged = next((of for of in runs if _judged(of)), runs[0])
-    deciding = next((of for of in runs if len(_seeds(of)) > 1), judged)
+    deciding = next((of for of in runs if _is_decided(of)), judged)
     tables = deciding["tables"].values()
     claims = [line for of in tables for line in _claims(of, f"{of['title']}: " * (len(tables) > 1))]
     lines = [
@@ -126,10 +126,9 @@ def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
     ]
     lines += ["", *claims] * bool(claims)
     if deciding is not runs[0]:
-        lines += [
-            "",
-            f"A larger budget, **{runs[0]['budget']['name']}**, has one seed so far: see its tables below.",
-        ]
+        larger = f"A larger budget, **{runs[0]['budget']['name']}**, has one seed so far"
+        others = ", of some rows: " if len(_seeds(runs[0])) > 1 else ": "
+        lines += ["", f"{larger}{others}see its tables below."]
     lines += [f"\n{study.about}"] * bool(study.about)
     shows = any(shown(table, "published") for of in runs for table in of["tables"].values())
     brackets = "in square brackets, of another budget: " * shows
@@ -140,6 +139,12 @@ def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
 def _seeds(metrics: Mapping[str, Any]) -> list[int]:
     """The seeds that anything was run with."""
     return sorted({int(of["cell"]["seed"]) for of in metrics["cells"]})
+
+
+def _is_decided(metrics: Mapping[str, Any]) -> bool:
+    """Whether several seeds judged any of its claims; of a study without claims, whether several ran."""
+    judged = _judged(metrics)
+    return any(of["judged"] > 1 for of in judged) if judged else len(_seeds(metrics)) > 1
 
 
 def _is_timed(study: Study) -> bool:

@@ -275,6 +275,27 @@ def test_a_page_answers_by_several_seeds_with_the_figures_of_its_claims(name):
     assert budget == (several or ["small" if name == "ijepa-heads" else "medium"])[0]
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_seeds_of_the_rows_that_no_claim_reads_do_not_answer(tmp_path, seeds):
+    committed = (
+        Path(__file__).parents[2] / "benchmarks" / "results" / "reproduce" / "vje-isotropic-quick.json"
+    )
+    folder = tmp_path / "reproduce"
+    folder.mkdir()
+    metrics = json.loads(committed.read_text())
+    (folder / committed.name).write_text(json.dumps(metrics))
+    metrics["budget"]["name"] = "medium"
+    (table,) = metrics["tables"].values()
+    for row in table["rows"]:
+        if row["label"].startswith("isotropic"):
+            for of in row["values"].values():
+                of["seeds"][seeds:] = [None] * (3 - seeds)
+    (folder / "vje-isotropic-medium.json").write_text(json.dumps(metrics))
+    answer = results_pages(tmp_path)["vje-isotropic.md"].partition("\n## ")[0]
+    assert f"With the budget **{'quick' if seeds == 1 else 'medium'}**" in answer
+    assert ("**medium**, has one seed so far, of some rows" in answer) == (seeds == 1)
+
+
 def test_committed_figures_are_judged_by_todays_claims(tmp_path):
     as_it_is, results = (tmp_path / name / "reproduce" for name in ("as it is", "fewer claims"))
     committed = Path(__file__).parents[2] / "benchmarks" / "results" / "reproduce" / "ijepa-heads-small.json"
