@@ -93,8 +93,7 @@ def _table_section(table: Mapping[str, Any], metrics: Metrics, about: str) -> Se
             of = row["values"][column["label"]]
             cells.append(None if of["value"] is None else _value(of, column["percent"]))
             if column["label"] in published:
-                alone = {"value": of.get("published"), "low": None, "high": None}
-                cells.append(None if alone["value"] is None else _value(alone, column["percent"]))
+                cells.append(_published(of["published"], column["percent"]) if "published" in of else None)
         rows.append(cells)
     text = "Ours"
     if published:
