@@ -53,10 +53,9 @@ def results_pages(results: Path) -> dict[str, str]:
         metrics = _read(path)
         runs.setdefault(metrics["experiment"], {})[metrics["budget"]["name"]] = metrics
     pages = {OVERVIEW: f"{_HEAD}\n{_overview(runs)}"}
-    for name in EXPERIMENTS:
+    for name, study in EXPERIMENTS.items():
         if name in runs:
-            of = [runs[name][budget] for budget in reversed(BUDGETS) if budget in runs[name]]
-            pages[f"{name}.md"] = _page(EXPERIMENTS[name], of)
+            pages[f"{name}.md"] = _page(study, [runs[name][b] for b in reversed(BUDGETS) if b in runs[name]])
     return pages
 
 

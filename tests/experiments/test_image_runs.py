@@ -32,6 +32,8 @@ from probjepa_experiments.study import Column, Row
 from probjepa_experiments.vje import FLOORS, LEARNED, PROBES, H
 from probjepa_experiments.vje_uncertainty import AUROC, FPR95
 
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 TABLE = with_budget(TABLE, TINY)
 
 
@@ -253,14 +255,13 @@ def test_an_evaluation_that_fails_is_noted_and_the_rest_is_measured(tmp_path, di
 
 
 def test_results_pages_are_those_of_the_committed_results():
-    root = Path(__file__).parents[2]
-    pages = {page.name: page.read_text(encoding="utf-8") for page in (root / "docs" / "results").iterdir()}
-    assert pages == results_pages(root / "benchmarks" / "results")
+    pages = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "results").iterdir()}
+    assert pages == results_pages(RESULTS)
 
 
 @pytest.mark.parametrize("name", ["vje-table2", "vje-geometry", "ijepa-heads", "vje-defaults"])
 def test_a_page_answers_by_several_seeds_with_the_figures_of_its_claims(name):
-    page = results_pages(Path(__file__).parents[2] / "benchmarks" / "results")[f"{name}.md"]
+    page = results_pages(RESULTS)[f"{name}.md"]
     answer, *sections = page.split("\n## ")
     claims = [line for line in answer.splitlines() if line.startswith("- ")]
     held, judged = map(int, re.search(r"(\d+) of (\d+) claims?", answer).groups())
@@ -277,9 +278,7 @@ def test_a_page_answers_by_several_seeds_with_the_figures_of_its_claims(name):
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_seeds_of_the_rows_that_no_claim_reads_do_not_answer(tmp_path, seeds):
-    committed = (
-        Path(__file__).parents[2] / "benchmarks" / "results" / "reproduce" / "vje-isotropic-quick.json"
-    )
+    committed = RESULTS / "reproduce" / "vje-isotropic-quick.json"
     folder = tmp_path / "reproduce"
     folder.mkdir()
     metrics = json.loads(committed.read_text())
@@ -298,7 +297,7 @@ def test_seeds_of_the_rows_that_no_claim_reads_do_not_answer(tmp_path, seeds):
 
 def test_committed_figures_are_judged_by_todays_claims(tmp_path):
     as_it_is, results = (tmp_path / name / "reproduce" for name in ("as it is", "fewer claims"))
-    committed = Path(__file__).parents[2] / "benchmarks" / "results" / "reproduce" / "ijepa-heads-small.json"
+    committed = RESULTS / "reproduce" / "ijepa-heads-small.json"
     metrics = json.loads(committed.read_text())
     for folder in (as_it_is, results):
         folder.mkdir(parents=True)
