@@ -4,7 +4,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 LOWEST_STAMP := $(LOWEST)/.installed
-# modules are compiled when they are first used: most never are
+# pip compiles nothing: most modules are never used. Those that are, setup compiles once, also where
+# PYTHONDONTWRITEBYTECODE is set (containers), and every start would otherwise compile them anew
+COMPILE := PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "import probjepa.cli.app, probjepa.demo, probjepa.tabular"
 PIP := python -m pip install -q --disable-pip-version-check --no-compile
 # two at a time, a file in one process: what its tests share is made once. In the order of tests/conftest.py
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
@@ -17,6 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/$(PIP) torch -c constraints.txt
 	$(BIN)/$(PIP) -e '.[dev,docs]' -c constraints.txt
+	$(COMPILE)
 	touch $@
 
 demo: setup
