@@ -47,9 +47,8 @@ def table(first: int, count: int, labels=("cat", "dog")) -> pa.Table:
     return pa.table({"image": pa.array(images, kind), "label": names})
 
 
-def write_shards(folder: Path, counts=(7, 5, 6), **options) -> Path:
+def write_shards(folder: Path, counts=(7, 5, 6), first: int = 0, **options) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    first = 0
     for number, count in enumerate(counts):
         pq.write_table(table(first, count, **options), folder / f"part-{number}.parquet", row_group_size=4)
         first += count

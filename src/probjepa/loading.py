@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from torch import nn
 
 from probjepa.backbones import BACKBONES, HUBS
 from probjepa.errors import ArtifactError, ConfigError
-from probjepa.files import damaged, model_folder, read_config
+from probjepa.files import damaged, model_folder, read_config, regular
 from probjepa.methods import METHODS, MODELS, Method
 from probjepa.methods.opened import OpenedEncoder
 from probjepa.tabular import TABLE_METHODS
+from probjepa.typed import checked
+from probjepa.yaml_files import read_yaml
 
 
 def load(
@@ -105,6 +108,28 @@ def open_encoder(
     if not isinstance(model, Method):
         raise ConfigError(f"{name_or_module} holds a {type(model).__name__}, which is no model of images")
     return model
+
+
+def is_of_tables(source: str | Path) -> bool:
+    """Whether the config.json of a model's folder is of a model of tables."""
+    for folder in (Path(source) / "model", Path(source)):
+        try:
+            config = json.loads(regular(folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(config, dict) and "estimator" in config:
+            return True
+    return False
+
+
+def target_of(source: str | Path) -> str | None:
+    """Return the column that the run of a model of tables left out as its target; None: no run says any."""
+    try:
+        run = read_yaml(model_folder(source, {}).parent / "config.yaml")
+    except ConfigError:
+        return None
+    target: str | None = checked("target", run.get("target") if isinstance(run, dict) else None, str | None)
+    return target
 
 
 def _checkpoint(source: str | Path) -> tuple[str, str] | None:

@@ -22,6 +22,10 @@ def places(tmp_path_factory):
     known.mkdir()
     for i in range(12):
         (known / f"{i}.png").write_bytes(png(100 + i))
+    held = root / "held"
+    held.mkdir()
+    for i in range(9):
+        (held / f"{i}.png").write_bytes(png(200 + i))
     return root
 
 
@@ -36,12 +40,15 @@ def places(tmp_path_factory):
         ["score", "--score", "jepa", "--estimator", "sketch", "--seed", "3"],
         ["score", "--score", "jepa", "--estimator", "auto", "--tolerance", "0.5"],
         ["score", "--score", "jepa", "--latent", "reference", "--reference", "KNOWN"],
+        ["score", "--calibration", "HELD", "--alpha", "0.4"],
+        ["score", "--calibration", "HELD", "--alpha", "0.3", "--score", "knn", "--reference", "KNOWN"],
+        ["score", "--calibration", "HELD", "--alpha", "0.3", "--score", "jepa"],
         ["curate"],
     ],
-    ids=lambda words: "-".join(words[:3]),
+    ids=lambda words: "-".join(words[:7]),
 )
 def test_shards_have_the_rows_and_values_of_the_set(places, tmp_path, command):
-    name, *options = [str(places / "known") if word == "KNOWN" else word for word in command]
+    name, *options = [str(places / word.lower()) if word.isupper() else word for word in command]
     data = ["--data", str(places / "in"), "-q", *options]
     rank = ["--rank-only"] if name == "curate" else []
     assert run([name, str(places / "model"), *data, "--out", str(tmp_path / "out"), *rank]) == 0
@@ -52,6 +59,9 @@ def test_shards_have_the_rows_and_values_of_the_set(places, tmp_path, command):
         theirs = theirs.drop_columns("verdict").take(
             [theirs["id"].to_pylist().index(i) for i in mine["id"].to_pylist()]
         )
+    if "--calibration" in command:  # q-values are of all rows together
+        theirs = theirs.drop_columns("q_value")
+        assert 0 < sum(mine["flagged"].to_pylist()) < len(mine)
     assert mine.schema == theirs.schema.remove_metadata()
     for column in mine.column_names:
         values, expected = mine[column].to_pylist(), theirs[column].to_pylist()
@@ -108,7 +118,12 @@ def test_the_output_says_whether_there_is_one_or_one_a_shard(places, tmp_path):
         (["embed", "MODEL", "--data", "IN", "--out", "out", "--sep", ";"], "for tables"),
         (["score", "MODEL", "--data", "IN", "--out", "out", "--score", "knn"], "needs a reference"),
         (["score", "MODEL", "--data", "IN", "--out", "out", "--score", "nn"], "unknown score"),
-        (["score", "MODEL", "--data", "IN", "--out", "out", "--calibration", "KNOWN"], "leave them out"),
+        (["score", "MODEL", "--data", "IN", "--out", "out", "--calibration", "KNOWN", "--fdr", "0.2"], "--fdr decides of all rows together"),
+        (["score", "MODEL", "--data", "IN", "--out", "out", "--alpha", "0.2"], "--alpha goes with --calibration"),
+        (["score", "MODEL", "--data", "IN", "--out", "out", "--calibration", "KNOWN", "-q"], "12 calibration rows are too few for alpha = 0.05"),
+        (["score", "MODEL", "--data", "IN", "--out", "out", "--calibration", "IN", "--alpha", "0.2", "-q"], "are in the calibration set"),
+        (["score", "MODEL", "--data", "IN", "--out", "out", "--calibration", "KNOWN", "--score", "knn", "--reference", "KNOWN", "--alpha", "0.2", "-q"], "calibration images are in the reference"),
+        (["score", "MODEL", "--data", "IN", "--out", "out", "--calibration", "KNOWN", "--score", "jepa", "--latent", "reference", "--reference", "KNOWN", "--alpha", "0.2", "-q"], "calibration images are in the reference"),
         (["score", "MODEL", "--data", "IN", "--out", "out", "--score", "knn", "--reference", "IN", "-q"], "in the reference"),
         (["score", "MODEL", "--data", "IN", "--out", "out", "--score", "jepa", "--rank", "x"], "--rank is"),
         (["curate", "MODEL", "--data", "IN", "--out", "out", "--rank-only", "--drop", "0.2"], "--drop"),

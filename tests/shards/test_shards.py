@@ -78,6 +78,38 @@ def test_what_differs_is_done_again_and_only_that(model, tmp_path, what):
     assert rows(out).equals(rows(fresh))
 
 
+def test_calibration_rows_count_by_what_they_hold_and_decide_each_row_alone(model, tmp_path):
+    data, out, held = write_shards(tmp_path / "in"), tmp_path / "out", tmp_path / "held"
+    write_shards(held, (30,), first=300)
+    options = {"what": "score", "calibration": str(held), "alpha": 0.1}
+    embed(model, data, out, **options)
+    found = rows(out)
+    p, flagged = found["p_value"].to_numpy(), found["flagged"].to_numpy()
+    assert found.column_names[:5] == ["id", "label", "score", "p_value", "flagged"]
+    assert "q_value" not in found.column_names
+    np.testing.assert_array_equal(flagged, p <= 0.1)
+    np.testing.assert_allclose(p * 31, np.round(p * 31))
+    # the same images elsewhere are the same; others, and another rate, are not
+    held.rename(tmp_path / "moved")
+    assert embed(model, data, out, **options | {"calibration": str(tmp_path / "moved")})["finished"] == 3
+    assert (
+        embed(model, data, out, **options | {"calibration": str(tmp_path / "moved"), "alpha": 0.2})["written"]
+        == 3
+    )
+    write_shards(held, (40,), first=300)
+    assert embed(model, data, out, **options)["written"] == 3
+    with pytest.raises(ConfigError, match="alpha goes with calibration"):
+        Job(model, alpha=0.1)
+
+
+def test_an_empty_shard_has_the_columns_of_decisions_too(model, tmp_path):
+    data = write_shards(tmp_path / "in", (4, 0))
+    held = write_shards(tmp_path / "held", (30,), first=300)
+    embed(model, data, tmp_path / "out", what="score", calibration=str(held))
+    full, empty = (pq.read_table(tmp_path / "out" / f"part-{n}.parquet") for n in (0, 1))
+    assert len(empty) == 0 and full.schema.equals(empty.schema)
+
+
 def test_a_precision_is_of_the_output_and_is_not_mixed(model, tmp_path, monkeypatch, capsys):
     data, out = write_shards(tmp_path / "in"), tmp_path / "out"
     embed(model, data, out)
@@ -352,10 +384,10 @@ def test_a_worker_travels_without_its_model(model, tmp_path):
 
 
 def test_batches_of_a_shard_do_not_end_at_its_row_groups(model, tmp_path, monkeypatch):
-    from probjepa.shards import worker
+    from probjepa.shards import images
 
     data = write_shards(tmp_path / "in", (11,))
-    monkeypatch.setattr(worker._Opened, "rows", 5)
+    monkeypatch.setattr(images._Opened, "rows", 5)
     embed(model, data, tmp_path / "out")
     file = pq.ParquetFile(tmp_path / "out" / "part-0.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [5, 5, 1]

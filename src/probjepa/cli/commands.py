@@ -52,7 +52,7 @@ def embed(model: Model, data: Data, out: OutTable, shared: Shared, sharding: Sha
     from probjepa.cli import shards
     from probjepa.data.rows import open_table
 
-    if shards.is_sharded(data, out, sharding):
+    if shards.is_sharded(model, data, out, sharding):
         return shards.run(shards.of_model(model, shared, what="embed"), data, out, sharding, shared)
     place = Path(out)
     with _claimed(place):
@@ -76,7 +76,7 @@ def score(
     """Write a table: id, label, score (higher = more typical), and the score's parts."""
     from probjepa.cli import shards
 
-    if shards.is_sharded(data, out, sharding):
+    if shards.is_sharded(model, data, out, sharding):
         return shards.run(shards.of_score(model, shared, options), data, out, sharding, shared)
     place = Path(out)
     with _claimed(place):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from probjepa.cli.kind import Kind
@@ -26,23 +25,10 @@ def open_model(source: str, shared: Shared, out: Path) -> Kind:
     The kind is told by the config.json of the model's folder. Raises ArtifactError if ``out`` is in the way.
     """
     from probjepa.files import refuse_existing
+    from probjepa.loading import is_of_tables
 
     refuse_existing(out, shared.overwrite)
     return _kind(is_of_tables(source))(source, shared)
-
-
-def is_of_tables(source: str) -> bool:
-    """Whether the config.json of a model's folder is of a model of tables."""
-    from probjepa.files import regular
-
-    for folder in (Path(source) / "model", Path(source)):
-        try:
-            config = json.loads(regular(folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(config, dict) and "estimator" in config:
-            return True
-    return False
 
 
 def _kind(tables: bool) -> type[Kind]:

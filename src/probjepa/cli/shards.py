@@ -13,30 +13,36 @@ if TYPE_CHECKING:
     from probjepa.shards import Job
 
 
-def is_sharded(data: str, out: str, sharding: Sharding) -> bool:
+def is_sharded(model: str, data: str, out: str, sharding: Sharding) -> bool:
     """Whether the output is to be a folder of shards: it is no file's name, and ``data`` holds shards.
 
-    A store has nothing but shards.
+    A store has nothing but shards, and neither has a folder of which a model of tables is asked.
     """
     from probjepa.data.shard_files import holds_shards, is_remote
+    from probjepa.loading import is_of_tables
 
     if sharding.given or is_remote(out) or is_remote(data):
         return True
-    return (not Path(out).suffix or Path(out).is_dir()) and holds_shards(data)
+    if Path(out).suffix and not Path(out).is_dir():
+        return False
+    return Path(data).is_dir() if is_of_tables(model) else holds_shards(data)
 
 
 def of_model(model: str, shared: Shared, **settings: Any) -> Job:
     """Return what is to be done with each shard."""
     from probjepa.cli.images import checked_on_error
-    from probjepa.cli.kinds import is_of_tables
+    from probjepa.loading import is_of_tables
     from probjepa.shards import Job
 
     if is_of_tables(model):
-        raise ConfigError(f"{model} is of tables, and shards are of images: give one table")
-    shared.refuse(model)
+        from probjepa.cli.tables import refuse_of_images
+
+        refuse_of_images(shared, settings.get("size"))
+    else:
+        shared.refuse(model)
     return Job(
         model, convert=shared.convert, on_error=checked_on_error(shared.on_error), labels=shared.labels,
-        ids=shared.ids, device=shared.device, precision=shared.precision, **settings,
+        ids=shared.ids, device=shared.device, precision=shared.precision, text=shared.text or None, **settings,
     )  # fmt: skip
 
 
@@ -44,10 +50,11 @@ def of_score(model: str, shared: Shared, options: Scoring) -> Job:
     """Return what ``score`` does with each shard."""
     from probjepa.cli.images import jepa_rank
 
-    if options.calibration is not None or options.alpha is not None or options.fdr is not None:
+    options.rule  # noqa: B018  # its complaints come before any work
+    if options.fdr is not None:
         raise ConfigError(
-            "--calibration, --alpha and --fdr decide of all rows together, and each shard has an output of "
-            "its own: leave them out, or give --out F.parquet"
+            "--fdr decides of all rows together, and each shard has an output of its own: give --alpha, or "
+            "--out F.parquet"
         )
     settings: dict[str, Any] = {}
     if options.score == "jepa":
@@ -58,7 +65,8 @@ def of_score(model: str, shared: Shared, options: Scoring) -> Job:
         }  # fmt: skip
     return of_model(
         model, shared, what="score", score=options.score, reference=options.reference,
-        reference_size=options.reference_size, seed=options.seed, size=options.size, **settings,
+        reference_size=options.reference_size, calibration=options.calibration, alpha=options.alpha,
+        seed=options.seed, size=options.size, **settings,
     )  # fmt: skip
 
 

@@ -13,12 +13,12 @@ from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import given_settings
 from probjepa.data.overlap import refuse_seen
 from probjepa.errors import ConfigError, DataError
-from probjepa.files import model_folder
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.described import described, refuse_traps, unknown_line
 from probjepa.tabular.files import read_table, row_hashes, table_sha256
 from probjepa.tabular.frames import named
+from probjepa.tabular.rows import embedded_rows, id_column, named_rows
 from probjepa.tabular.runs import fit_run
 from probjepa.tabular.schema import TableSchema
 from probjepa.terminal import say
@@ -26,7 +26,6 @@ from probjepa.training.device import resolve_device
 from probjepa.training.folder import RunFolder
 from probjepa.training.interrupt import Interrupted
 from probjepa.typed import check_settings, checked, types_of
-from probjepa.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from probjepa.data.rows import TableWriter
@@ -41,20 +40,15 @@ class TableModel:
     unit = "rows"
 
     def __init__(self, source: str, shared: Shared) -> None:
-        from probjepa.loading import load
+        from probjepa.loading import load, target_of
 
-        encoded = shared.precision != "float32"
-        _refuse({"--labels": shared.labels, "--ids": shared.ids, "--precision": encoded})
+        refuse_of_images(shared)
         device = resolve_device(shared.device)
         self.shared = shared
         self.model = load(source)
         self.model.network_.to(device)
         self.columns: Sequence[str] = self.model.schema_.columns
-        try:
-            run = read_yaml(model_folder(source, {}).parent / "config.yaml")
-        except ConfigError:
-            run = None
-        self.target = checked("target", run.get("target") if isinstance(run, dict) else None, str | None)
+        self.target = target_of(source)
 
     @staticmethod
     def train(method: str, data: str, options: Training) -> str:
@@ -81,7 +75,7 @@ class TableModel:
             raise DataError(
                 f"'{data}' has no column '{target}' to leave out (columns: {named(list(frame.columns))})"
             )
-        names = _row_names(frame, () if target is None else (target,))
+        names = id_column(frame, () if target is None else (target,))
         left_out = [name for name in (target, names) if name is not None]
         features = frame.drop(columns=left_out)
         about = {
@@ -110,13 +104,7 @@ class TableModel:
 
     def read(self, data: str) -> tuple[Any, Columns]:
         """A table's features, and the columns that name its rows: "id", "label" if the target is there."""
-        frame = read_table(data, **self.shared.text)
-        names = _row_names(frame, self.columns)
-        rows: Columns = {"id": [str(x) for x in (range(len(frame)) if names is None else frame[names])]}
-        spare = [name for name in (names, self.target) if name in frame.columns and name not in self.columns]
-        if self.target in spare:
-            rows["label"] = frame[self.target].to_numpy()
-        return frame.drop(columns=spare), rows
+        return named_rows(read_table(data, **self.shared.text), self.columns, self.target)
 
     def _say_unknown(self, features: Any) -> None:
         schema = self.model.schema_
@@ -127,10 +115,7 @@ class TableModel:
         """Return id, label where the run's target is there, embedding, and uncertainty where there is one."""
         features, columns = self.read(data)
         self._say_unknown(features)
-        columns["embedding"] = self.model.transform(features)
-        if hasattr(self.model, "uncertainty"):
-            columns["uncertainty"] = self.model.uncertainty(features)
-        return len(features), iter([columns])
+        return len(features), iter([columns | embedded_rows(self.model, features)])
 
     def score(self, data: str, out: Path, options: Scoring) -> Scored:
         """Write id, label, score and decisions; of the likelihood, also each cell's surprise."""
@@ -182,7 +167,7 @@ class TableModel:
 
         def opened(path: str) -> Any:
             frame = read_table(path, **self.shared.text)
-            names = _row_names(frame, [*self.columns, target])
+            names = id_column(frame, [*self.columns, target])
             return frame if names is None else frame.set_index(names)
 
         calibration = None if options.calibration is None else opened(options.calibration)
@@ -195,13 +180,14 @@ class TableModel:
         print_table_summary(result.metrics)
 
 
+def refuse_of_images(shared: Shared, size: int | None = None) -> None:
+    """Raise ConfigError if an option of a trained model is set that only images have."""
+    encoded = shared.precision != "float32"
+    _refuse({"--labels": shared.labels, "--ids": shared.ids, "--precision": encoded, "--size": size})
+
+
 def _refuse(given: Mapping[str, Any]) -> None:
     """Raise ConfigError if an option that only images have is set; ``given``: option → whether it is."""
     named = [name for name, value in given.items() if value]
     if named:
         raise ConfigError(f"{', '.join(named)}: not for tables, leave it out")
-
-
-def _row_names(frame: Any, columns: Sequence[str]) -> str | None:
-    """The column called id, if it is not one of ``columns``."""
-    return next((name for name in frame.columns if name.lower() == "id" and name not in columns), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +22,11 @@ from probjepa.data.shard_files import (
     content_of,
     file_mark,
     filesystem,
-    find_shards,
     is_remote,
 )
-from probjepa.data.shards import read_layout
 from probjepa.errors import ArtifactError, ConfigError, DataError
-from probjepa.shards.worker import KEY, Job, ShardWorker, placed
+from probjepa.shards.job import Job
+from probjepa.shards.worker import KEY, ShardWorker, kind_of, placed
 from probjepa.terminal import tracked
 from probjepa.training.interrupt import Interrupted
 
@@ -167,7 +166,7 @@ class Plan:
 
     @classmethod
     def of(cls, job: Job, data: str, out: str, *, overwrite: bool = False) -> Plan:
-        """Find the shards of ``data`` and the columns that they have.
+        """Find the shards of ``data``, and the columns that those of images have.
 
         Raises
         ------
@@ -176,7 +175,8 @@ class Plan:
         ArtifactError
             if ``out`` is a file, or lies in one
         """
-        shards = find_shards(data)
+        kind = kind_of(job)
+        shards = kind.find(data)
         there = () if is_remote(out) else (Path(out), *Path(out).parents)
         if file := next((place for place in there if place.is_file()), None):
             raise ArtifactError(f"--out '{out}': {file} is a file: give the name of a folder")
@@ -186,14 +186,7 @@ class Plan:
                 raise DataError(f"--out '{out}' lies in --data '{data}': give a folder beside it")
         elif f"{out.rstrip('/')}/".startswith(f"{data.rstrip('/')}/"):
             raise DataError(f"--out '{out}' lies in --data '{data}': give a place beside it")
-        for shard in shards:
-            try:
-                layout = read_layout(shard, job.labels, job.ids)
-                break
-            except ShardError:
-                if job.on_error == "raise" or shard is shards[-1]:
-                    raise
-        return cls(Task(ShardWorker(replace(job, layout=layout)), out, overwrite), shards)
+        return cls(Task(ShardWorker(kind.settled(job, shards)), out, overwrite), shards)
 
     def write_manifest(self, skipped: dict[str, str]) -> dict[str, Any]:
         """Write manifest.json of all outputs that are there, and return it.

@@ -1,0 +1,200 @@
+"""Shards of tables: what a job makes of each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+
+from probjepa.backbones.encoding import Encoding
+from probjepa.data.files import walk
+from probjepa.data.overlap import refuse_seen
+from probjepa.data.rows import as_column
+from probjepa.data.shard_files import Shard, ShardError, filesystem, is_remote
+from probjepa.errors import ConfigError, DataError
+from probjepa.files import WEIGHTS, first_line, model_folder, read_config
+from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
+from probjepa.tabular.files import SUFFIXES, read_table, row_hashes, table_sha256
+from probjepa.tabular.rows import embedded_rows, named_rows
+
+_FORMATS = {".parquet": "parquet", ".feather": "ipc", ".arrow": "ipc"}
+
+
+class TableShards:
+    """Shards of tables, as ``ShardKind`` has them."""
+
+    @staticmethod
+    def open(job: Job) -> Opened:
+        """Open the model, fit a score to its reference and score the calibration rows."""
+        return _Table(job)
+
+    @staticmethod
+    def find(source: str) -> list[Shard]:
+        """Return the tables below a folder or an address, or the one that it is, sorted by name.
+
+        Other files are passed over. The output of ``a/b.csv`` is called ``a/b.parquet``.
+
+        Raises
+        ------
+        DataError
+            if there is none, or two would have one output
+        """
+        found: dict[str, Shard] = {}
+        for name, path in sorted(_files(source).items()):
+            if (suffix := _suffix(name)) is None:
+                continue
+            output = f"{name[: -len(suffix)]}.parquet"
+            if output in found:
+                raise DataError(f"{found[output].path} and {path} would both be '{output}': rename one")
+            found[output] = Shard(path, output)
+        if not found:
+            raise DataError(f"'{source}' holds no tables: they are files that end in {', '.join(SUFFIXES)}")
+        return list(found.values())
+
+    @staticmethod
+    def settled(job: Job, shards: Sequence[Shard]) -> Job:
+        """Return the job: the model says which columns all shards have."""
+        return job
+
+
+class _Table:
+    """A fitted estimator, and a score that is fitted to its reference once."""
+
+    def __init__(self, job: Job) -> None:
+        from probjepa.loading import load, target_of
+        from probjepa.training.device import resolve_device
+
+        self.job, self.encoding = job, Encoding()
+        self.model = load(job.model)
+        self.model.network_.to(resolve_device(job.device))
+        self.columns: Sequence[str] = self.model.schema_.columns
+        self.target = target_of(job.model)
+        folder = model_folder(job.model, {})
+        weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+        self.mark = hashed({"config": read_config(folder), "weights": weights})
+        self.reference: dict[str, Any] = {"target": self.target}
+        self._scorer: Any = None
+        self._known: Any = None  # the scores of the calibration rows
+        if job.what != "embed":
+            self._fit()
+
+    def _fit(self) -> None:
+        from probjepa.scores import SetScorer
+
+        job = self.job
+        if job.score == "jepa":
+            raise ConfigError("--score jepa is of images: choose another")
+        known = self._held("reference", job.reference)
+        self._scorer = SetScorer(
+            self.model, job.score, reference=known, reference_size=job.reference_size, seed=job.seed
+        )
+        if (held_out := self._held("calibration", job.calibration)) is not None:
+            job.rule.check(len(held_out))
+            self._known = self._scorer(held_out, calibration=True)[0]
+            self._held_out = row_hashes(held_out[list(self.columns)])
+
+    def _held(self, name: str, source: str | None) -> Any:
+        """The features of a table that is read once, whose fingerprint an output has."""
+        if source is None:
+            return None
+        features, _ = named_rows(read_table(source, **self.job.text or {}), self.columns, self.target)
+        self.reference[name] = table_sha256(features)
+        return features
+
+    def read(self, shard: Shard, failed: list[str]) -> Iterator[Written]:
+        """Yield the rows of a shard's output, all together: a shard of a table fits into memory."""
+        before = f"{PurePosixPath(shard.path).name}:"
+        with _local(shard.path) as place, _told(shard.path):
+            if _is_empty(place):
+                return
+            features, columns = named_rows(
+                read_table(place, **self.job.text or {}), self.columns, self.target, before
+            )
+            hashes = None if self._known is None else row_hashes(self.model.schema_.frame(features))
+            columns |= self._made(features)
+        if hashes is not None:
+            refuse_seen(np.isin(hashes, self._held_out), "calibration", f"rows of '{shard.path}'")
+        yield Written(columns, len(features))
+
+    def _made(self, features: Any) -> Columns:
+        if self._scorer is None:
+            return embedded_rows(self.model, features)
+        values, parts = self._scorer(features, part=True)
+        if self.job.what == "score":
+            decisions = {} if self._known is None else decided(self.job.rule, values, self._known)
+            return {"score": values, **decisions, **parts}
+        return {"typicality": values, **{k: v for k, v in parts.items() if k == "uncertainty"}}
+
+    def empty(self, shard: Shard) -> Columns:
+        """Return columns without rows."""
+        with _local(shard.path) as place, _told(shard.path):
+            held = ds.dataset(place, format=_FORMATS[str(_suffix(place))]).to_table()
+            missing = held.to_pandas().reindex([0, 1])
+            features, columns = named_rows(missing, self.columns, self.target)
+            columns |= self._made(features)
+        if "label" in columns:
+            columns["label"] = held.column(self.target)
+        return {name: as_column(values).slice(0, 0) for name, values in columns.items()}
+
+
+def _files(source: str) -> dict[str, str]:
+    """Name below a place → path."""
+    if is_remote(source):
+        system, root = filesystem(source)
+        try:
+            system.invalidate_cache()
+            return {
+                name[len(root) :].lstrip("/") or PurePosixPath(name).name: system.unstrip_protocol(name)
+                for name in system.find(root)
+            }
+        except Exception as error:  # each package for a store has errors of its own
+            raise DataError(f"'{source}' cannot be listed ({first_line(error)}): check it") from error
+    if not Path(source).exists():
+        raise DataError(f"no such file or folder: '{source}': check the path")
+    if Path(source).is_dir():
+        return {file.relative_to(source).as_posix(): str(file) for file in walk(Path(source))}
+    return {Path(source).name: source}
+
+
+def _suffix(name: str) -> str | None:
+    return next((of for of in SUFFIXES if name.lower().endswith(of)), None)
+
+
+def _is_empty(place: str) -> bool:
+    """Whether a file of Arrow's has no rows, as engines write them for parts without any."""
+    kind = _FORMATS.get(str(_suffix(place)))
+    return kind is not None and ds.dataset(place, format=kind).count_rows() == 0
+
+
+@contextmanager
+def _local(path: str) -> Iterator[str]:
+    """Yield a file of this machine: one in a store is copied."""
+    if not is_remote(path):
+        yield path
+        return
+    system, name = filesystem(path)
+    with tempfile.TemporaryDirectory(prefix="probjepa-") as home:
+        place = os.path.join(home, PurePosixPath(name).name)
+        with _told(path):
+            system.get_file(name, place)
+        yield place
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Turn whatever is wrong with a shard into one line that names it."""
+    try:
+        yield
+    except (ShardError, ConfigError):
+        raise
+    except DataError as error:
+        raise ShardError(f"'{path}': {error}") from error
+    except Exception as error:  # the readers raise many types on a broken file
+        raise ShardError(f"'{path}' cannot be read ({first_line(error)}): write it again") from error
