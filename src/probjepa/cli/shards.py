@@ -42,7 +42,8 @@ def of_model(model: str, shared: Shared, **settings: Any) -> Job:
         shared.refuse(model)
     return Job(
         model, convert=shared.convert, on_error=checked_on_error(shared.on_error), labels=shared.labels,
-        ids=shared.ids, device=shared.device, precision=shared.precision, text=shared.text or None, **settings,
+        ids=shared.ids, device=shared.device, precision=shared.precision, text=shared.text or None,
+        **settings,
     )  # fmt: skip
 
 
