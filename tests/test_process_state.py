@@ -25,6 +25,8 @@ ENTRIES = {
     "uncertainty": "m.uncertainty(digits.images[:8])",
     "score_set": "from probjepa.scores import score_set; score_set(m, digits.subset(range(8)), 'likelihood')",
     "jepa_score": "pj.jepa_score(m, digits.images[:2])",
+    "transforms": "pj.jepa_score(line, torch.ones(2, 4), transforms=lambda x: x)",
+    "reinitialised": "m.reinitialised(3)",
     "jacobian_spectrum": "pj.jacobian_spectrum(m, digits.images[:2])",
     "KNN": "from probjepa.detectors import KNN; KNN(k=3).fit(h).score_samples(h)",
     "Mahalanobis": "pj.detectors.Mahalanobis(shrinkage='ledoit-wolf').fit(h).score_samples(h)",
@@ -46,6 +48,11 @@ ENTRIES = {
         "i = pj.IJEPA(channels=1, image_size=16, predictor_width=16, backbone_options="
         "{'patch_size': 4, 'width': 16, 'depth': 1, 'heads': 2}, seed=0); i.score_samples(digits.images[:4])"
     ),
+    "i-jepa's predictions": (
+        "from probjepa.evaluation.predictive import evaluate_predictions\n"
+        "evaluate_predictions(i, digits.subset(range(8)))"
+    ),
+    "export": "from probjepa.exporting import export; export(m, root + '/m.pt2')",
     "command embed": (
         "from probjepa.cli import run\n"
         "assert run(['embed', root + '/model', '--data', root, '--out', root + '/e.parquet', '-q']) == 0"
@@ -62,9 +69,13 @@ import torch.nn.modules.module as modules
 import probjepa as pj
 from PIL import Image
 
+seeded = []
+torch.cuda.manual_seed_all = seeded.append  # torch.manual_seed calls it, and no fork restores every GPU
+
 def state():
     cuda = torch.backends.cudnn
     return {
+        "every GPU": len(seeded),
         "random": random.getstate(),
         "numpy": repr(np.random.get_state()),
         "torch": torch.get_rng_state().tolist(),
@@ -87,6 +98,8 @@ def state():
     }
 
 random.seed(1), np.random.seed(1), torch.manual_seed(1)
+assert seeded == [1]
+line = torch.nn.Linear(4, 3)
 root = sys.argv[1]
 drawn = np.random.default_rng(0)
 import pandas as pd

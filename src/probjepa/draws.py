@@ -10,6 +10,29 @@ import torch
 from torch import Tensor
 
 
+def reseed(seed: int, device: torch.device | None = None) -> None:
+    """Seed torch's global generators of the CPU and of ``device``, and of no other device."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every GPU, whoever draws there
+    if device is not None and device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device is not None and device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+@contextmanager
+def forked(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
+    """After the block the global generators of the CPU and of ``device`` are as they were before it.
+
+    With a ``seed`` they begin the block with it.
+    """
+    of_cuda = device is not None and device.type == "cuda"
+    with torch.random.fork_rng([device] if of_cuda else []):
+        if seed is not None:
+            reseed(seed, device)
+        yield
+
+
 class _Share:
     """This process's part of a batch: rows ``rank``, ``rank + world``, …, as the loader deals them."""
 

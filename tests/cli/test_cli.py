@@ -356,3 +356,28 @@ def test_list_names_what_is_registered(capsys):
     assert "other models, in Python: var-jepa, encoder" in lines
     assert "  likelihood: log-density of h at its own latent; no reference set" in lines
     assert "var-jepa" not in lines[0].partition(": ")[2].split(", ")  # train does not train it
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["embed", "x", "--data", "", "--out", "f.parquet"], "--data is empty: give a value"),
+        (["embed", "x", "--data", "y", "--out", ""], "--out is empty: give a value"),
+        (["train", "vje", "--data", "sklearn:digits", "--out", "", "--overwrite"], "--out is empty"),
+        (["embed", "", "--data", "y", "--out", "f.parquet"], "ENCODER is empty: give a value"),
+        (
+            ["score", "x", "--data", "y", "--out", "f.parquet", "--seed", "-1"],
+            "from 0 up to 2⁶³ − 1, got '-1'",
+        ),
+        (["train", "vje", "--data", "sklearn:digits", "--out", "r", "--seed", "-1"], "got '-1'"),
+        (["demo", "--out", "r", "--seed", str(10**23)], "from 0 up to 2⁶³ − 1"),
+        (["embed", "x", "--data", "y", "--out", "f.csv"], "--out 'f.csv' is written as parquet"),
+        (["score", "x", "--data", "y", "--out", "f.npz"], "give a name that ends in .parquet"),
+    ],
+)
+def test_what_a_value_cannot_be_is_said_before_any_work(tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    assert run(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and says in said
+    assert not list(tmp_path.iterdir())

@@ -141,3 +141,31 @@ def test_images_have_no_separators(tmp_path, capsys, option):
     command = ["train", "vje", "--data", "sklearn:digits", "--out", str(tmp_path / "run")]
     assert run([*command, *option.split()]) == 2
     assert "are for tables, and vje is of images: leave them out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("größe,b,y\n1,2,a\n".encode("cp1252"), "another encoding than UTF-8: save it as UTF-8"),
+        (b"age;income, in EUR;town\n1;2;a\n", "has 2 columns with ';' in each, 'age;income': pass --sep ';'"),
+        (
+            b"age,,town\n3,1.5,a\n4,,b\n4,2.5,a\n",
+            "has a column without a name, read as 'Unnamed: 1': give it one",
+        ),
+        (b",age,town\n0,3,a\n1,4,b\n2,4,a\n", "has the column 'Unnamed: 0', an index that was written along"),
+    ],
+)
+def test_what_a_text_is_not_is_one_line(tmp_path, capsys, content, says):
+    (tmp_path / "t.csv").write_bytes(content)
+    arguments = [
+        "train",
+        "var-t-jepa",
+        "--data",
+        str(tmp_path / "t.csv"),
+        "--out",
+        str(tmp_path / "run"),
+        "-q",
+    ]
+    assert run(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and says in said

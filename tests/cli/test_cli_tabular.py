@@ -292,3 +292,9 @@ def test_banks_preset_takes_any_bank_table(tmp_path):
     given = {"dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8, "max_epochs": 1}
     assert model.preset == "bank" and model.schema_.columns == ("number", "place")
     assert model.settings_ == {**PRESETS["bank"], **given}
+
+
+def test_a_finished_run_says_in_which_setting_another_differs(whole, capsys):
+    longer = ["13" if word == "12" else word for word in whole[1]]
+    assert longer != whole[1] and run([*longer, "--out", str(whole[0]), "--resume"]) == 2
+    assert "holds a finished run with another max_epochs: give" in capsys.readouterr().err

@@ -310,3 +310,23 @@ def test_float64_anywhere_is_kept(cls: type) -> None:
         distribution = cls(arguments[0], arguments[1], 1.0)
         assert distribution.nll(arguments[2]).dtype == torch.float64
         assert distribution.log_prob(arguments[2]).dtype == torch.float64
+
+
+@pytest.mark.parametrize("cls", [TangentStudentT, PolarStudentT, MultivariateStudentT])
+@pytest.mark.parametrize("shape", [(5, 1), (5, 4), (1,), ()])
+def test_a_value_of_another_width_is_refused_and_not_broadcast(cls: type, shape: tuple[int, ...]) -> None:
+    likelihood = cls(torch.ones(3), torch.ones(3))
+    for name in ("log_prob", "nll", "directional_nll", "radial_nll"):
+        if hasattr(likelihood, name):
+            with pytest.raises(ValueError, match="right-most size of value must be 3"):
+                getattr(likelihood, name)(torch.ones(shape))
+
+
+@pytest.mark.parametrize("cls", [TangentStudentT, PolarStudentT, MultivariateStudentT])
+def test_degrees_of_freedom_are_part_of_the_batch_shape(cls: type) -> None:
+    likelihood = cls(torch.ones(3), torch.ones(3), torch.tensor([1.0, 2.0, 7.0, INF]))
+    value = torch.tensor([0.5, 1.0, -2.0])
+    assert likelihood.batch_shape == (4,) and likelihood.log_prob(value).shape == (4,)
+    assert likelihood.expand((2, 4)).log_prob(value).shape == (2, 4)
+    each = [cls(torch.ones(3), torch.ones(3), df).log_prob(value) for df in (1.0, 2.0, 7.0, INF)]
+    torch.testing.assert_close(likelihood.log_prob(value), torch.stack(each))

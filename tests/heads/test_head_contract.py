@@ -128,6 +128,15 @@ def test_loss_is_the_negative_log_likelihood_a_coordinate(name):
     torch.testing.assert_close(prediction.loss(target), -prediction.log_prob(target) / DIM)
 
 
+@every_head
+@pytest.mark.parametrize(("batch", "draws"), [((0,), (2,)), ((3,), (0,)), ((2, 0), ()), ((0,), (0, 4))])
+def test_nothing_in_is_nothing_out(name, batch, draws):
+    prediction = build(name)(draw(*batch, CONTEXT))
+    assert prediction.sample(draws).shape == (*draws, *batch, DIM)
+    if HEADS[name].has_density and 0 in batch:
+        assert prediction.log_prob(draw(*batch, DIM)).shape == batch
+
+
 @every_density
 def test_half_and_double_precision_agree(name):
     double = build(name, dtype=torch.float64)

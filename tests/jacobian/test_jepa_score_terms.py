@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 from torch.nn import functional as F
 
+from probjepa import VJE
 from probjepa.errors import ConfigError, DataError
 from probjepa.jacobian import jacobian_spectrum, jepa_score, jepa_score_details
 
@@ -230,3 +231,16 @@ def test_a_bar_is_shown_where_it_is_asked_for(mlp: nn.Module, monkeypatch: pytes
         call(mlp, x, progress=True, chunk_size=2)
     assert asked == 3 * [False, True]
     assert ends == 6 * [(5, 5)]
+
+
+@pytest.mark.parametrize("seed", [-1, 10**23, 0.5])
+def test_a_seed_is_a_whole_number_from_0(mlp: nn.Module, seed: float) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        jepa_score(mlp, torch.randn(5, 6, dtype=torch.float64), seed=seed)
+
+
+def test_no_images_are_one_line() -> None:
+    model = VJE("convnet", channels=1, image_size=16, seed=0).eval()
+    for score in (jepa_score, jacobian_spectrum):
+        with pytest.raises(DataError, match="pass at least one"):
+            score(model, torch.zeros(0, 1, 16, 16, dtype=torch.uint8))

@@ -195,3 +195,33 @@ def test_recommended_settings(name):
 
 
 IJEPA_REST = {"optimizer": "adamw", "gradient_clip_val": 3.0}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_of_no_images_there_are_no_rows(name):
+    model = small(name).eval()
+    none = torch.zeros(0, 1, 16, 16, dtype=torch.uint8)
+    assert model.embed(none).shape == (0, model.embedding_dim)
+    if isinstance(model, ProbabilisticMethod):
+        assert model.score_samples(none).shape == (0,)
+        assert all(values.shape == (0,) for values in model.uncertainty(none).values())
+        assert model.posterior(none).mean.shape[0] == 0
+    if name != "i-jepa":
+        vit = METHODS[name](
+            **SMALL, backbone="vit", backbone_options={"patch_size": 4, "width": 16, "depth": 1, "heads": 2}
+        )
+        assert vit.eval().embed(none).shape == (0, vit.embedding_dim)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_views_are_a_list_or_one_tensor(name):
+    model = small(name).train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    count = 1 if name == "i-jepa" else 2
+    views_of = list(torch.randn(count, 8, 1, 16, 16, generator=torch.Generator().manual_seed(0)))
+    found = []
+    for batch in (views_of, torch.stack(views_of)):
+        model.load_state_dict(state)
+        torch.manual_seed(0)
+        found.append(model.loss(batch)["loss"].item())
+    assert found[0] == found[1]

@@ -371,3 +371,12 @@ def test_a_part_of_the_reference_is_the_score_of_those_rows():
     for reference, size, data in ((known, 1, asked), (None, 5, asked), (known, 5, known)):
         with pytest.raises(ConfigError, match="reference"):
             SetScorer(encoder, "knn", reference=reference, reference_size=size)(data)
+
+
+@pytest.mark.parametrize("score", ["likelihood", "knn", "fisher", "gmm"])
+@pytest.mark.parametrize("seed", [-1, 10**23, 0.5])
+def test_a_seed_is_a_whole_number_from_0(model, score, seed):
+    known = None if score == "likelihood" else images(20, 1)
+    more = {"reference_size": 10} if score == "knn" else {}
+    with pytest.raises(ConfigError, match="seed"):
+        SetScorer(model, score, reference=known, seed=seed, **more)

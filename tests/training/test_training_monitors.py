@@ -120,6 +120,8 @@ def test_what_is_not_finite_is_named_and_no_step_is_taken(poison, message):
     with pytest.raises(ProbjepaError, match=message) as caught:
         trainer(max_epochs=1, callbacks=[Poison()]).fit(module, EpochLoader(image_set(), 3, seed=0))
     assert "\n" not in str(caught.value)
+    assert "clip the gradient (gradient_clip_val=1)" in str(caught.value)
+    assert "32-true" not in str(caught.value)  # it is that
     assert len(method.steps) == 2
     assert all(bool(p.isfinite().all()) for p in method.parameters())
 

@@ -119,7 +119,7 @@ class ViT(nn.Module):
                 f"ViT got images of {height}x{width} pixels: resize them to multiples of its patch, {size}"
             )
         patches = images.reshape(count, channels, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
-        patches = patches.reshape(count, rows * columns, -1)
+        patches = patches.reshape(count, rows * columns, channels * size * size)
         positions: Tensor = self.positions
         if (rows, columns) != (self.grid, self.grid):
             if isinstance(positions, nn.Parameter):

@@ -25,11 +25,33 @@ from probjepa.cli.options import (
 from probjepa.errors import ConfigError
 from probjepa.terminal import say
 
+_NO_PARQUET = (
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".gz",
+    ".json",
+    ".jsonl",
+    ".feather",
+    ".arrow",
+    ".npy",
+    ".npz",
+    ".xlsx",
+)
+
 
 def _claimed(out: Path, *, folder: bool = False) -> AbstractContextManager[None]:
     from probjepa.claims import claimed
 
     return claimed(out, folder=folder)
+
+
+def _table(out: str) -> Path:
+    """Return the place of a table; ConfigError for a name that promises another kind of file."""
+    place = Path(out)
+    if place.suffix.lower() in _NO_PARQUET:
+        raise ConfigError(f"--out '{out}' is written as parquet: give a name that ends in .parquet")
+    return place
 
 
 def train(
@@ -54,7 +76,7 @@ def embed(model: Model, data: Data, out: OutTable, shared: Shared, sharding: Sha
 
     if shards.is_sharded(model, data, out, sharding):
         return shards.run(shards.of_model(model, shared, what="embed"), data, out, sharding, shared)
-    place = Path(out)
+    place = _table(out)
     with _claimed(place):
         opened = open_model(model, shared, place)
         count, rows = opened.embed(data)
@@ -78,7 +100,7 @@ def score(
 
     if shards.is_sharded(model, data, out, sharding):
         return shards.run(shards.of_score(model, shared, options), data, out, sharding, shared)
-    place = Path(out)
+    place = _table(out)
     with _claimed(place):
         opened = open_model(model, shared, place)
         scored = opened.score(data, place, options)

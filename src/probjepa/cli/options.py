@@ -13,6 +13,7 @@ import typer
 import typer.core
 
 from probjepa.errors import ConfigError, unknown_name
+from probjepa.typed import check_plain
 
 if TYPE_CHECKING:
     from probjepa.metrics.conformal import Rule
@@ -34,7 +35,16 @@ Labels = Annotated[
 Ids = Annotated[str | None, typer.Option("--ids", metavar="COLUMN", help="of ids  [id, or the row's number]")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
 DEVICE = typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")
-SEED = typer.Option("--seed", help="of every random choice")
+
+
+def _seed(value: int | None) -> int | None:
+    if value is not None:
+        check_plain("seed", value, int)
+    return value
+
+
+SEED = typer.Option("--seed", help="of every random choice", callback=_seed)
+SEED_OF_RUN = typer.Option("--seed", help="of every random choice  [0]", callback=_seed)
 Seed = Annotated[int, SEED]
 Score = Annotated[str, typer.Option("--score", help="one of `probjepa list`, or another of the model's own")]
 Reference = Annotated[
@@ -171,7 +181,7 @@ class Training(Reading):
     target: Target = None
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False
     overwrite: Overwrite = False
-    seed: Annotated[int | None, typer.Option("--seed", help="of every random choice  [0]")] = None
+    seed: Annotated[int | None, SEED_OF_RUN] = None
     device: Annotated[str | None, DEVICE] = None
     convert: Convert = False
     on_error: OnError = "raise"
@@ -301,11 +311,16 @@ class Curating:
 
 
 class Command(typer.core.TyperCommand):
-    """A command that refuses an option given twice, of which it would take the last."""
+    """A command that refuses an option given twice, of which it would take the last, and empty values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse, as typer does; ConfigError where an option of one value stands twice."""
-        *_, given = self.make_parser(ctx).parse_args(args=list(args))
+        """Parse, as typer does; ConfigError for an option of one value that is there twice, or empty."""
+        values, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in given:
+            if values.get(str(parameter.name)) == "":  # as a path it would be the current folder
+                is_option = isinstance(parameter, typer.core.TyperOption)
+                name = parameter.opts[0] if is_option else parameter.metavar
+                raise ConfigError(f"{name} is empty: give a value (is a variable of the shell not set?)")
         for option in given:
             once = isinstance(option, typer.core.TyperOption) and not (option.multiple or option.is_flag)
             if once and given.count(option) > 1:

@@ -139,6 +139,8 @@ def open_images(
             f"{source.name} is streamed as {source.shape}, {_wanted(source, size, channels)} is wanted: "
             "open the original source with this size and these channels"
         )
+    if isinstance(source, str) and not source:  # as a path it would be the current folder
+        raise DataError("the source of images is empty: give a path or an address")
     records = _records(source, chosen)
     if len(records) == 0:
         raise DataError(f"{records.name} holds no images: check the source")

@@ -17,6 +17,7 @@ from probjepa.data.augment import (
 )
 from probjepa.data.preprocess import SMALLEST_SIDE, check_images, check_statistics
 from probjepa.distributions.base import FullPrecision, full_precision
+from probjepa.draws import reseed
 from probjepa.errors import ConfigError, DataError, ProbjepaError, short
 from probjepa.files import first_line
 from probjepa.registry import Registry
@@ -91,9 +92,7 @@ class Views(FullPrecision):
             full_precision(images),
         ):
             if generator_seed is not None:
-                # only the CPU's generator: all parameters come from it, and torch.manual_seed would
-                # also reseed the GPUs
-                torch.default_generator.manual_seed(generator_seed)
+                reseed(generator_seed)  # all parameters come from the CPU's generator
             pixels = images.float().div_(255)
             mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
             return [(branch(pixels) - mean).div_(std) for branch in self.branches]

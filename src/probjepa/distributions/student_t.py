@@ -143,14 +143,16 @@ class _StudentT(Likelihood):
         shape = torch.broadcast_tensors(center, variance)[0].shape  # type: ignore[no-untyped-call]
         if not shape or shape[-1] < 2:
             raise ValueError(f"an embedding needs at least 2 dimensions, got shape {tuple(shape)}")
-        self.scale_squared = variance.to(dtype).expand(shape)
-        self._center = center.to(dtype).expand(shape)
         if isinstance(df, Tensor):
-            df = df.to(dtype=dtype, device=self._center.device)
+            df = df.to(dtype=dtype, device=center.device)
+            of_both = torch.broadcast_shapes(shape[:-1], df.shape)  # type: ignore[no-untyped-call]
+            shape = of_both + shape[-1:]
             if validate_args is not False and not bool((df > 0).all()):
                 raise ValueError("df must be positive (inf for the Gaussian limit)")
         elif not df > 0:
             raise ValueError(f"df must be positive (inf for the Gaussian limit), got {df}")
+        self.scale_squared = variance.to(dtype).expand(shape)
+        self._center = center.to(dtype).expand(shape)
         self.df = df
         if Distribution._validate_args if validate_args is None else validate_args:
             wrong = int((~(variance > 0)).sum())
@@ -175,6 +177,11 @@ class _StudentT(Likelihood):
         return {}
 
     def _value(self, value: Tensor) -> Tensor:
+        if value.shape[-1:] != self._event_shape:  # one number would be broadcast to all coordinates
+            raise ValueError(
+                f"the right-most size of value must be {self.dim}, that of event_shape, got shape "
+                f"{tuple(value.shape)}"
+            )
         value = at_least_float32(value)
         return value.to(torch.promote_types(value.dtype, self.scale_squared.dtype))
 

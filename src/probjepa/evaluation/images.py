@@ -25,7 +25,7 @@ from probjepa.data.labels import SharedLabels, labelled_rows, shared_labels
 from probjepa.data.overlap import overlap, refuse_overlap
 from probjepa.data.records import UNLABELLED
 from probjepa.data.rows import as_column, identity
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError, DataError, short
 from probjepa.evaluation.decisions import CALIBRATION, TEST, flagged_rates
 from probjepa.evaluation.figures import Evaluation, balanced_accuracy, figure, provenance
 from probjepa.evaluation.label_free import columns, label_free_scores
@@ -128,6 +128,12 @@ def evaluate(
     if held_out:
         refuse_overlap(test, sets[CALIBRATION], CALIBRATION, of="test images")
     shared = shared_labels(train, test)
+    if shared is not None and len(shared.names) == 1:
+        only = next(iter(shared.names.values()))
+        raise DataError(
+            f"{train.name} has one class alone, '{short(only)}', and accuracy needs two: give labels of "
+            "more, or none (--labels none)"
+        )
 
     features = {
         name: encode(method, images, progress=progress, scored=name != TRAIN) for name, images in sets.items()

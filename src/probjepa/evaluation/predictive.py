@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from probjepa import metrics
 from probjepa.data import Images
+from probjepa.draws import forked
 from probjepa.errors import DataError
 from probjepa.heads.base import gaussian_log_density
 from probjepa.heads.gaussian import GaussianPrediction
@@ -91,9 +92,7 @@ def evaluate_predictions(
     scored = min(each, max(1, n_scored // len(rows)))
     chosen = torch.rand(len(rows), asked, generator=generator).argsort(1)[:, :each]
     pixels = images.get(rows.numpy())
-    device = [method.device] if method.device.type == "cuda" else []
-    with evaluating(method), torch.random.fork_rng(device):
-        torch.manual_seed(seed)
+    with evaluating(method), forked(method.device, seed):
         vectors, targets, deviation = _tokens(method, pixels, context, hidden, chosen)
         arrays = _pictured(method, vectors.flatten(0, 1), targets.flatten(0, 1))
         known = targets[:, :scored].flatten(0, 1)

@@ -149,7 +149,7 @@ class AutoregressivePrediction(DensityPrediction):
         for layer, scale, shift in zip(layers, self._scales, self._shifts, strict=True):
             h = F.gelu(layer(h) * scale + shift)
         out = (last(h) + self._direct).to(y.dtype)
-        return _mixture(out.reshape(*y.shape, -1))
+        return _mixture(out.reshape(*y.shape, 3 * self.head.components))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density (...) in nats at targets (..., D), in one pass."""
@@ -173,12 +173,13 @@ class AutoregressivePrediction(DensityPrediction):
             # units first, contexts last: what a coordinate reads and writes is then contiguous in memory
             contexts = self._batch_shape.numel()
             draws = torch.Size(sample_shape).numel()
-            scales, shifts = (
-                [film.reshape(contexts, -1).T.to(dtype).contiguous().unsqueeze(1) for film in films]
-                for films in (self._scales, self._shifts)
-            )
-            direct = self._direct.reshape(contexts, -1).T.to(dtype).contiguous().unsqueeze(1)
-            noise = noise.reshape(-1, head.dim).T.contiguous()
+
+            def units_first(of: Tensor) -> Tensor:
+                return of.reshape(contexts, of.shape[-1]).T.to(dtype).contiguous().unsqueeze(1)
+
+            scales, shifts = ([units_first(film) for film in films] for films in (self._scales, self._shifts))
+            direct = units_first(self._direct)
+            noise = noise.reshape(draws * contexts, head.dim).T.contiguous()
             y = torch.zeros_like(noise, dtype=dtype)
             inputs = [y, *(y.new_zeros(width, y.shape[1]) for width in head.widths)]
             per_coordinate = 3 * head.components
@@ -200,7 +201,7 @@ class AutoregressivePrediction(DensityPrediction):
                         new = slice(bound[i], bound[i + 1])
                         base = before[layer][new.start - bound[first] : new.stop - bound[first]]
                         out = torch.addmm(base, weights[layer][new, start:known], inputs[layer][start:known])
-                        out = out.view(-1, draws, contexts)
+                        out = out.view(len(out), draws, contexts)
                         if layer < len(head.bounds):
                             h = F.gelu(out * scales[layer][new] + shifts[layer][new])
                             inputs[layer + 1][new] = h.flatten(1)

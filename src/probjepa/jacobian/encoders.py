@@ -63,7 +63,10 @@ class Encoder:
             as ``open_images`` with a preprocessing, or for what is no tensor or array (N, …)
         """
         if self.preprocess is not None:
-            return as_images(inputs, getattr(self.preprocess, "opened", None))
+            images = as_images(inputs, getattr(self.preprocess, "opened", None))
+            if not len(images):
+                raise DataError(f"{images.name} has no images: pass at least one")
+            return images
         if isinstance(inputs, np.ndarray):
             if inputs.dtype.kind not in "fui":
                 raise DataError(f"the inputs are an array of {inputs.dtype}: pass prepared floats")

@@ -43,6 +43,7 @@ from probjepa.jacobian.rows import (
     live_rows,
     singular_values,
 )
+from probjepa.typed import check_plain
 
 Rank = int | Literal["auto"] | None
 ESTIMATORS = ("exact", "folded", "sketch", "slq", "subspace", "auto")
@@ -85,6 +86,7 @@ class Settings:
             raise unknown_name("estimator", self.estimator, ESTIMATORS)
         for name in ("sketch_size", "probes", "steps", "directions"):
             check_count(name, getattr(self, name))
+        check_plain("seed", self.seed, int)
         if not isinstance(self.eps, Real) or not 0 < self.eps < math.inf:
             raise ConfigError(f"eps is {self.eps}: use a small positive number")
         rank = self.rank

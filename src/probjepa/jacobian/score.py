@@ -14,6 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from probjepa.data import Images
+from probjepa.draws import forked
 from probjepa.errors import ConfigError, short
 from probjepa.jacobian import calibrated, estimators
 from probjepa.jacobian.encoders import Encoder, as_encoder, exact_gradients
@@ -314,10 +315,9 @@ def _subset(source: Tensor | Images, rows: Tensor) -> Tensor | Images:
 
 def _transformed(transforms: Callable[[Tensor], Tensor], image: Tensor, seed: int, t: int) -> Tensor:
     digest = hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=8, key=f"{seed}.{t}".encode())
-    devices = [image.device] if image.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        # 32 bits: what torch's generator on the CPU takes of a seed
-        torch.manual_seed(int.from_bytes(digest.digest()) % 2**32)
+    # 32 bits: what torch's generator on the CPU takes of a seed
+    drawn_from = int.from_bytes(digest.digest()) % 2**32
+    with forked(image.device, drawn_from), torch.no_grad():
         out = transforms(image)
     if not isinstance(out, Tensor) or len(out) != len(image):
         found = f"a tensor {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__

@@ -19,6 +19,7 @@ from probjepa.backbones.frozen import Frozen
 from probjepa.backbones.frozen import evaluating as evaluating
 from probjepa.backbones.hub import UnpreparedError, pinned, remade, source_of, weights_sha256
 from probjepa.data import Preprocess, channel_statistics, default_recipe
+from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, DataError, short
 from probjepa.files import read_weights
 from probjepa.methods.pretrained import Pretrained
@@ -288,8 +289,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
             if part != "backbone":
                 raise ConfigError(f"a {part} of your own cannot be made anew: build the baseline yourself")
         if self._modules_given or self.settings["backbone"].startswith(HUBS):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with forked(seed=seed):
                 modules["backbone"] = remade(self.plain_encoder)
         config = self.config()
         if modules:

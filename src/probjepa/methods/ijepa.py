@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from probjepa.data.masks import MultiBlockMasks
 from probjepa.distributed import standard_deviation
-from probjepa.draws import drawn_rows
+from probjepa.draws import drawn_rows, forked
 from probjepa.errors import ConfigError, DataError
 from probjepa.heads.base import MEAN_DRAWS, at_least_float32, full_precision
 from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluating
@@ -142,9 +142,9 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
 
         Masks are drawn from torch's global generator. A "target_std" that falls to 0 is a collapse.
         """
-        if not batch:
+        if not len(batch) or not len(batch[0]):
             raise DataError(
-                "the loss of IJEPA takes at least one view (N, C, H, W), got none: give the images"
+                "the loss of IJEPA takes at least one view (N, C, H, W) of one image or more: give some"
             )
         images = torch.cat(list(batch)).to(self.dtype)
         size = self.preprocess.size
@@ -188,9 +188,8 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
     def _read(self, x: Any, batch_size: int, read: Callable[[Any, Tensor], Measured], draws: int) -> Measured:
         """What ``read`` finds in the predictions of the hidden tokens of images, see ``by_image``."""
         context, hidden = (index.to(self.device) for index in self._score_masks)
-        cuda = [self.device] if self.device.type == "cuda" else []
         parts = []
-        with evaluating(self), torch.random.fork_rng(cuda):
+        with evaluating(self), forked(self.device):
             for batch in self.batches(x, min(batch_size, _SCORED_AT_A_TIME)):
                 vectors, tokens = self._hidden(self.preprocess(batch.to(self.device)), context, hidden)
                 parts.append(by_image(self.head, vectors, tokens, read, draws=draws, seed=self.score_seed))

@@ -55,7 +55,7 @@ class Predictor(nn.Module):
         hidden = self.mask_token + self.positions[targets]
         x = torch.cat([seen, hidden.expand(tokens.shape[0], -1, -1, -1)], 2)
         out: Tensor = self.transformer(x.flatten(0, 1))[:, -asked:]
-        return out.reshape(tokens.shape[0], blocks, asked, -1)
+        return out.reshape(tokens.shape[0], blocks, asked, out.shape[-1])
 
 
 def build_head(head: str | nn.Module, dim: int, context_dim: int, options: dict[str, Any]) -> nn.Module:

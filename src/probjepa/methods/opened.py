@@ -13,6 +13,7 @@ from probjepa.backbones import HUBS, build_backbone
 from probjepa.backbones.foreign import foreign_encoder
 from probjepa.backbones.hub import UnpreparedError, load_pretrained, remade
 from probjepa.data import Preprocess
+from probjepa.draws import forked
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods.base import Method
 
@@ -139,8 +140,7 @@ class OpenedEncoder(Method):
             for a module of the user's own
         """
         registered = "backbone_options" in self.settings
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with forked(seed=seed):
             fresh = (
                 type(self)(**self.settings)
                 if registered

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from probjepa import files
+from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.methods import card
 from probjepa.registry import LOADERS
@@ -33,8 +33,7 @@ class _Seeded(ABCMeta):  # no other metaclass is as widely inherited beside
         kwargs = check_arguments(kwargs, types)
         if (seed := kwargs.get("seed")) is None:
             return make(*args, **kwargs)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with forked(seed=seed):
             return make(*args, **kwargs)
 
 

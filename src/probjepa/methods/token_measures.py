@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probjepa.draws import reseed
 from probjepa.heads.base import Head
 
 _BLOCK = 1_000_000  # numbers in the draws of the images that a head is given at once
@@ -45,14 +46,14 @@ def by_image(
         of the noise
     """
     ours = isinstance(head, Head)
-    together = max(1, _BLOCK // (draws * tokens[0].numel())) if ours else 1
+    together = max(1, _BLOCK // (draws * tokens.shape[1:].numel())) if ours else 1
     parts = []
     pairs = zip(torch.split(vectors, together), torch.split(tokens, together), strict=True)
     for context, target in pairs:
         prediction = head(context)
         if ours:
             prediction = prediction.for_scores(alike=1)
-        torch.manual_seed(seed)
+        reseed(seed, vectors.device)
         parts.append(read(prediction, target))
     return joined(parts)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from probjepa.errors import ConfigError
+from probjepa.typed import check_plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +63,7 @@ class Score(ABC):
 
     def __init__(self, model: Any = None, *, seed: int = 0, progress: bool = False) -> None:
         self.model = model
-        self.seed = seed
+        self.seed = check_plain("seed", seed, int)
         self.progress = progress
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from probjepa.errors import DataError
-from probjepa.tabular.frames import named, pandas
+from probjepa.tabular.frames import pandas
 from probjepa.tabular.schema import Feature, TableSchema
 
 _MOST_LINES = 60
@@ -25,10 +25,14 @@ def refuse_traps(frame: Any, source: str, column_types: Mapping[str, Any] | None
     The traps: an index that was written along, numbers and dates that were read as text.
     """
     pd = pandas()
-    if index := [name for name in frame.columns if name.startswith(("Unnamed: ", "__index_level_"))]:
+    for name in frame.columns:
+        if not name.startswith(("Unnamed: ", "__index_level_")):
+            continue
+        cells = frame[name]
+        if name.startswith("Unnamed: ") and not (pd.api.types.is_integer_dtype(cells) and cells.is_unique):
+            raise DataError(f"'{source}' has a column without a name, read as '{name}': give it one")
         raise DataError(
-            f"'{source}' has the column {named(index)}, an index that was written along: write the table "
-            "without it"
+            f"'{source}' has the column '{name}', an index that was written along: write the table without it"
         )
     for name in frame.columns:
         if name in (column_types or {}) or pd.api.types.infer_dtype(frame[name], skipna=True) != "string":

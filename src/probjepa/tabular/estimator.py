@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from probjepa import files
 from probjepa.detectors import NotFittedError
 from probjepa.distributions.base import full_precision
+from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning, unknown_name
 from probjepa.tabular.fitting import FitLoop
 from probjepa.tabular.frames import as_frame, has_names
@@ -29,7 +30,6 @@ from probjepa.tabular.tokens import Layout, Rows
 from probjepa.training.checkpoint import FitCheckpoint
 from probjepa.training.interrupt import Interrupted, stop_on_signal
 from probjepa.training.progress import ProgressBar
-from probjepa.training.randomness import forked
 from probjepa.typed import check_settings, checked, types_of
 
 # tokens encoded at a time outside the fit
@@ -174,8 +174,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         if checkpoint is not None:
             of = [type(self).__name__, settings, schema.to_json(), seed]
             checkpoint.fingerprint = {"fit": _sha256(of, rows)}
-        with forked(device), full_precision(torch.empty(0, device=device)):
-            torch.manual_seed(seed)
+        with forked(device, seed), full_precision(torch.empty(0, device=device)):
             network = self._build(schema.layout, settings)
             self._prepare(network, rows)
             network = network.to(device)

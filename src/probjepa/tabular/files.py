@@ -52,6 +52,8 @@ def read_table(source: str | Path, **text: Any) -> Any:
         raise DataError(
             f"'{path}' is empty: give a table with a line of names and at least one row"
         ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{path}' is text in another encoding than UTF-8: save it as UTF-8") from error
     except Exception as error:  # the readers raise many types on a broken file
         raise DataError(
             f"'{path}' cannot be read as {kind[1:]} ({first_line(error)}): write it again"
@@ -61,10 +63,13 @@ def read_table(source: str | Path, **text: Any) -> Any:
         raise DataError(
             f"'{path}' has {len(frame)} rows and {len(frame.columns)} columns: give a table with some of both"
         )
-    found = next((sep for sep in _SEPARATORS if sep in frame.columns[0]), None)
-    if written and found and len(frame.columns) == 1 and "sep" not in text:
+    found = next((sep for sep in _SEPARATORS if all(sep in name for name in frame.columns)), None)
+    if written and found and "sep" not in text:
         sep = "\\t" if found == "\t" else found
-        raise DataError(f"'{path}' has one column, '{short(frame.columns[0])}': pass --sep '{sep}'")
+        held = (
+            "one column" if len(frame.columns) == 1 else f"{len(frame.columns)} columns with '{sep}' in each"
+        )
+        raise DataError(f"'{path}' has {held}, '{short(frame.columns[0])}': pass --sep '{sep}'")
     nested = [name for name in frame.columns if isinstance(frame[name].iloc[0], dict | bytes)]
     if nested:
         raise DataError(

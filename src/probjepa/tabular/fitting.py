@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from probjepa.draws import forked
 from probjepa.errors import DataError
 from probjepa.files import DAMAGES
 from probjepa.tabular.masks import Masks, draw_masks
@@ -23,7 +24,7 @@ from probjepa.training.checkpoint import FitCheckpoint
 from probjepa.training.interrupt import StopRequest
 from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
 from probjepa.training.progress import ProgressBar
-from probjepa.training.randomness import forked, random_state, restore_random_state
+from probjepa.training.randomness import random_state, restore_random_state
 from probjepa.training.schedules import step_seed, warmup_cosine
 
 # fewer validation rows than this cannot say when to stop
@@ -201,8 +202,7 @@ class FitLoop:
         self.network.eval()
         generator = _seeded(self.seed, 3)
         total = torch.zeros((), device=self.device)
-        with forked(self.device):
-            torch.manual_seed(step_seed(self.seed, 4))
+        with forked(self.device, step_seed(self.seed, 4)):
             for index in torch.split(self.validation, self.batch_size):
                 batch, masks = self.rows.at(index, self.device), self._masks(len(index), generator)
                 total += self.network.loss(batch, masks)["loss"] * len(index)

@@ -77,14 +77,21 @@ def fit_run(
 
 def _check_finished(folder: RunFolder, record: Mapping[str, Any]) -> None:
     """Raise ArtifactError unless a finished run has this record; another path may lead to the same rows."""
-    found, wanted = read_yaml(folder.config), recorded(record)
-    found = found if isinstance(found, Mapping) else {}
+    found, wanted = read_yaml(folder.config), _flat(recorded(record))
+    found = _flat(found) if isinstance(found, Mapping) else {}
     other = [key for key, value in wanted.items() if key != "data" and found.get(key) != value]
     if other:
         raise ArtifactError(
             f"{folder.path} holds a finished run with another {', '.join(other)}: give another out, or pass "
             "overwrite"
         )
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the settings of its method by names of their own."""
+    method = record.get("method")
+    own = method if isinstance(method, Mapping) else {}
+    return {**{name: of for name, of in record.items() if name != "method"}, **own, "method": own.get("name")}
 
 
 def _history(model: Any, frame: Any) -> str:

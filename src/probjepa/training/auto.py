@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple, get_type_hints
 import torch
 from torch import Tensor
 
+from probjepa.draws import forked
 from probjepa.errors import ConfigError, short
 from probjepa.provenance import bf16_units, computes_bf16, usable_cpus
 from probjepa.training.module import Module
-from probjepa.training.randomness import forked
 from probjepa.typed import checked
 from probjepa.yaml_files import read_yaml
 

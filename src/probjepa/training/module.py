@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.distributions.base import full_precision, unchecked
-from probjepa.draws import shared_draws
+from probjepa.draws import reseed, shared_draws
 from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
 from probjepa.training.checkpoint import check_signature, sign
 from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
@@ -179,7 +179,7 @@ class Module(L.LightningModule):
         their joined batch; what knows nothing of them, as dropout, draws from a stream of each process.
         """
         seed, common = (step_seed(self.settings["seed"], step, of) for of in (rank, 0))
-        torch.manual_seed(step_seed(seed, 0))  # not the views' stream: their draws would repeat in the loss
+        reseed(step_seed(seed, 0), self.device)  # not the views' stream: their draws would repeat in the loss
         views = batch
         if self.views is not None:
             images = batch[0] if isinstance(batch, Sequence) else batch
@@ -218,10 +218,12 @@ class Module(L.LightningModule):
             named = ((name, p.grad) for name, p in self.method.named_parameters() if p.grad is not None)
             where = next((name for name, grad in named if not bool(grad.isfinite().all())), None)
             what = f"the gradient of {where}" if where else "the norm of the gradient"
-        return (
-            f"{what} is not finite at step {self.global_step}: lower the learning rate "
-            f"({self.settings['learning_rate']:g}), lengthen warmup_epochs, or train with precision='32-true'"
-        )
+        advice = f"lower the learning rate ({self.settings['learning_rate']:g}), lengthen warmup_epochs"
+        if not self.settings["gradient_clip_val"]:
+            advice += ", clip the gradient (gradient_clip_val=1)"
+        if self.trainer.precision != "32-true":
+            advice += ", train with precision='32-true'"
+        return f"{what} is not finite at step {self.global_step}: {' or'.join(advice.rsplit(',', 1))}"
 
     def configure_gradient_clipping(
         self,

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from probjepa.data.labels import labelled_rows, shared_labels
 from probjepa.data.records import UNLABELLED
+from probjepa.draws import forked
 from probjepa.errors import ConfigError, ProbjepaWarning
 from probjepa.methods.base import ProbabilisticMethod, evaluating
 from probjepa.training.module import Module
-from probjepa.training.randomness import forked
 from probjepa.training.schedules import step_seed
 
 if TYPE_CHECKING:

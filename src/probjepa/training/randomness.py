@@ -1,17 +1,9 @@
-"""torch's global generators: lent to a block, or kept in a checkpoint."""
+"""The states of torch's global generators, as a checkpoint keeps them."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor
-
-
-def forked(device: torch.device) -> AbstractContextManager[None]:
-    """Return a context after which the generators of the CPU and of ``device`` are as they were before."""
-    context: AbstractContextManager[None] = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    return context
 
 
 def random_state(device: torch.device) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch import nn
 from probjepa.data import Images, ImageSet
 from probjepa.data.labels import labelled_rows
 from probjepa.data.streams import Stream, lane_count, open_training
+from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, short
 from probjepa.files import DAMAGES, first_line
 from probjepa.launch import is_first_process, started
@@ -33,7 +34,6 @@ from probjepa.training.loader import EpochLoader, make_loader
 from probjepa.training.module import Module, views_for
 from probjepa.training.monitors import CollapseMonitor, Monitor, OnlineKNN, sample_rows
 from probjepa.training.processes import batch_size_of_each, lost_another
-from probjepa.training.randomness import forked
 from probjepa.training.settings import FitSettings, split_settings, with_settings
 from probjepa.training.trainer import check_options, make_logger, make_trainer, quiet_lightning
 
