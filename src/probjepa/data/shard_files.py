@@ -72,6 +72,29 @@ def content_of(place: str) -> bytes:
     return content
 
 
+def files_below(source: str) -> dict[str, str]:
+    """Return the files below a folder or an address, or the one that it is: name below it → path.
+
+    Raises
+    ------
+    DataError
+        if there is nothing, or a store cannot be listed
+    """
+    if is_remote(source):
+        system, root = filesystem(source)
+        with _remote(source, "listed"):
+            system.invalidate_cache()
+            return {
+                name[len(root) :].lstrip("/") or PurePosixPath(name).name: system.unstrip_protocol(name)
+                for name in system.find(root)
+            }
+    if not Path(source).exists():
+        raise DataError(f"no such file or folder: '{source}': check the path")
+    if Path(source).is_dir():
+        return {file.relative_to(source).as_posix(): str(file) for file in walk(Path(source))}
+    return {Path(source).name: source}
+
+
 def find_files(source: str) -> tuple[dict[str, str], list[str]]:
     """Return the shards below a folder or an address, or the one that it is, and the paths of other files.
 
@@ -82,20 +105,7 @@ def find_files(source: str) -> tuple[dict[str, str], list[str]]:
     DataError
         if there is none, or one that litdata's index names is not there
     """
-    if is_remote(source):
-        system, root = filesystem(source)
-        with _remote(source, "listed"):
-            system.invalidate_cache()
-            found = {
-                name[len(root) :].lstrip("/") or PurePosixPath(name).name: system.unstrip_protocol(name)
-                for name in system.find(root)
-            }
-    elif not Path(source).exists():
-        raise DataError(f"no such file or folder: '{source}': check the path")
-    elif Path(source).is_dir():
-        found = {file.relative_to(source).as_posix(): str(file) for file in walk(Path(source))}
-    else:
-        found = {Path(source).name: source}
+    found = files_below(source)
     chunks, indexes = set[str](), set[str]()
     for name, path in found.items():
         if PurePosixPath(name).name == INDEX and (named := chunk_index(path)[1]):

@@ -7,17 +7,16 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
 
 from probjepa.backbones.encoding import Encoding
-from probjepa.data.files import walk
 from probjepa.data.overlap import refuse_seen
 from probjepa.data.rows import as_column
-from probjepa.data.shard_files import Shard, ShardError, filesystem, is_remote
+from probjepa.data.shard_files import Shard, ShardError, files_below, filesystem, is_remote
 from probjepa.errors import ConfigError, DataError
 from probjepa.files import WEIGHTS, first_line, model_folder, read_config
 from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
@@ -47,7 +46,7 @@ class TableShards:
             if there is none, or two would have one output
         """
         found: dict[str, Shard] = {}
-        for name, path in sorted(_files(source).items()):
+        for name, path in sorted(files_below(source).items()):
             if (suffix := _suffix(name)) is None:
                 continue
             output = f"{name[: -len(suffix)]}.parquet"
@@ -142,25 +141,6 @@ class _Table:
         if "label" in columns:
             columns["label"] = held.column(self.target)
         return {name: as_column(values).slice(0, 0) for name, values in columns.items()}
-
-
-def _files(source: str) -> dict[str, str]:
-    """Name below a place → path."""
-    if is_remote(source):
-        system, root = filesystem(source)
-        try:
-            system.invalidate_cache()
-            return {
-                name[len(root) :].lstrip("/") or PurePosixPath(name).name: system.unstrip_protocol(name)
-                for name in system.find(root)
-            }
-        except Exception as error:  # each package for a store has errors of its own
-            raise DataError(f"'{source}' cannot be listed ({first_line(error)}): check it") from error
-    if not Path(source).exists():
-        raise DataError(f"no such file or folder: '{source}': check the path")
-    if Path(source).is_dir():
-        return {file.relative_to(source).as_posix(): str(file) for file in walk(Path(source))}
-    return {Path(source).name: source}
 
 
 def _suffix(name: str) -> str | None:
