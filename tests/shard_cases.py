@@ -125,6 +125,19 @@ def rows(folder: Path) -> pa.Table:
     return pa.concat_tables([one.replace_schema_metadata(None) for one in tables])
 
 
+def assert_alike(mine: pa.Table, theirs: pa.Table) -> None:
+    """The same columns; texts are equal, and numbers but for the order in which a batch adds up."""
+    assert mine.schema == theirs.schema.remove_metadata()
+    for name in mine.column_names:
+        values, expected = mine[name].to_pylist(), theirs[name].to_pylist()
+        if isinstance(expected[0], str):
+            assert values == expected
+        else:
+            np.testing.assert_allclose(
+                np.array(values, float), np.array(expected, float), rtol=1e-4, atol=1e-5
+            )
+
+
 def column(found: pa.Table, name: str) -> np.ndarray:
     return np.array(found[name].to_pylist(), dtype=np.float64)
 

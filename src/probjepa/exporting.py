@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from probjepa import __version__
 from probjepa.backbones import HUBS
 from probjepa.distributions.base import unchecked
-from probjepa.draws import forked
+from probjepa.draws import forked, reseed
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError, short, unknown_name
 from probjepa.files import first_line, quiet, refuse_existing, staged_file
 from probjepa.loading import load, open_encoder
@@ -143,9 +143,10 @@ def _traced(model: Any, what: str, single: bool) -> Any:
         except Exception as error:  # what a module of anybody's makes of tracing
             raise _refusal(model, what, parts, error) from error
     graph = program.module()
-    found = []
-    for seed in (0, 1):
-        with forked(seed=seed):
+    with forked():
+        found = []
+        for seed in (0, 1):
+            reseed(seed)
             found.append(graph(example))
     if not all(bool(output.isfinite().all()) for output in found[0]):
         raise DataError(f"{what} of this {type(model).__name__} is NaN or Inf: check its weights")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 
 import fsspec
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from probjepa.cli import run
-from shard_cases import png, rows, small_model, write_shard, write_shards
+from shard_cases import assert_alike, png, rows, small_model, write_shard, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +61,7 @@ def test_shards_have_the_rows_and_values_of_the_set(places, tmp_path, command):
     if "--calibration" in command:  # q-values are of all rows together
         theirs = theirs.drop_columns("q_value")
         assert 0 < sum(mine["flagged"].to_pylist()) < len(mine)
-    assert mine.schema == theirs.schema.remove_metadata()
-    for column in mine.column_names:
-        values, expected = mine[column].to_pylist(), theirs[column].to_pylist()
-        if isinstance(expected[0], str):
-            assert values == expected
-        else:
-            np.testing.assert_allclose(
-                np.array(values, float), np.array(expected, float), rtol=1e-4, atol=1e-5
-            )
+    assert_alike(mine, theirs)
 
 
 def test_shares_and_a_store(places, tmp_path, capsys):

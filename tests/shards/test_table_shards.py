@@ -15,7 +15,7 @@ import pytest
 from probjepa.cli import run
 from probjepa.errors import DataError
 from probjepa.shards import Job, run_shards
-from shard_cases import rows
+from shard_cases import assert_alike, rows
 
 SMALL = ("dim=8", "n_layers=1", "n_heads=2", "ff_dim=8")
 
@@ -89,15 +89,7 @@ def test_shards_have_the_rows_and_values_of_the_table(places, tmp_path, words):
     if "--calibration" in words:
         theirs = theirs.drop_columns("q_value")
         assert 0 < sum(mine["flagged"].to_pylist()) < len(mine)
-    assert mine.schema == theirs.schema.remove_metadata()
-    for column in mine.column_names:
-        values, expected = mine[column].to_pylist(), theirs[column].to_pylist()
-        if isinstance(expected[0], str):
-            assert values == expected
-        else:
-            np.testing.assert_allclose(
-                np.array(values, float), np.array(expected, float), rtol=1e-4, atol=1e-5
-            )
+    assert_alike(mine, theirs)
     written = sorted(
         path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.parquet")
     )

@@ -25,9 +25,10 @@ def open_model(source: str, shared: Shared, out: Path) -> Kind:
     The kind is told by the config.json of the model's folder. Raises ArtifactError if ``out`` is in the way.
     """
     from probjepa.files import refuse_existing
+
+    refuse_existing(out, shared.overwrite)  # before what takes seconds to import
     from probjepa.loading import is_of_tables
 
-    refuse_existing(out, shared.overwrite)
     return _kind(is_of_tables(source))(source, shared)
 
 

@@ -317,14 +317,13 @@ class Command(typer.core.TyperCommand):
         """Parse, as typer does; ConfigError for an option of one value that is there twice, or empty."""
         values, _, given = self.make_parser(ctx).parse_args(args=list(args))
         for parameter in given:
+            option = parameter if isinstance(parameter, typer.core.TyperOption) else None
+            name = parameter.metavar if option is None else option.opts[0]
             if values.get(str(parameter.name)) == "":  # as a path it would be the current folder
-                is_option = isinstance(parameter, typer.core.TyperOption)
-                name = parameter.opts[0] if is_option else parameter.metavar
                 raise ConfigError(f"{name} is empty: give a value (is a variable of the shell not set?)")
-        for option in given:
-            once = isinstance(option, typer.core.TyperOption) and not (option.multiple or option.is_flag)
-            if once and given.count(option) > 1:
-                raise ConfigError(f"{option.opts[0]} is given {given.count(option)} times: give it once")
+            once = option is not None and not (option.multiple or option.is_flag)
+            if once and given.count(parameter) > 1:
+                raise ConfigError(f"{name} is given {given.count(parameter)} times: give it once")
         return super().parse_args(ctx, args)
 
 

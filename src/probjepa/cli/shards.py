@@ -19,12 +19,13 @@ def is_sharded(model: str, data: str, out: str, sharding: Sharding) -> bool:
     A store has nothing but shards, and neither has a folder of which a model of tables is asked.
     """
     from probjepa.data.shard_files import holds_shards, is_remote
-    from probjepa.loading import is_of_tables
 
     if sharding.given or is_remote(out) or is_remote(data):
         return True
     if Path(out).suffix and not Path(out).is_dir():
         return False
+    from probjepa.loading import is_of_tables
+
     return Path(data).is_dir() if is_of_tables(model) else holds_shards(data)
 
 

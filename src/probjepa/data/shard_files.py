@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -138,9 +138,20 @@ def find_shards(source: str) -> list[Shard]:
     DataError
         if there is none, or two would have one output
     """
+    return as_shards(find_files(source)[0], suffix_of)
+
+
+def as_shards(files: Mapping[str, str], suffix: Callable[[str], str | None]) -> list[Shard]:
+    """Return files (name → path) as shards, whose outputs end in ``.parquet`` in the place of the suffix.
+
+    Raises
+    ------
+    DataError
+        if two would have one output
+    """
     shards: dict[str, Shard] = {}
-    for name, path in find_files(source)[0].items():
-        output = f"{name[: -len(suffix_of(name) or '')]}.parquet"
+    for name, path in files.items():
+        output = f"{name[: -len(suffix(name) or '')]}.parquet"
         if output in shards:
             raise DataError(f"{shards[output].path} and {path} would both be '{output}': rename one of them")
         shards[output] = Shard(path, output)

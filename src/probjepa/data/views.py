@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from probjepa.data.augment import (
 )
 from probjepa.data.preprocess import SMALLEST_SIDE, check_images, check_statistics
 from probjepa.distributions.base import FullPrecision, full_precision
-from probjepa.draws import reseed
+from probjepa.draws import forked
 from probjepa.errors import ConfigError, DataError, ProbjepaError, short
 from probjepa.files import first_line
 from probjepa.registry import Registry
@@ -86,13 +87,10 @@ class Views(FullPrecision):
         check_images(images, self.channels)
         if images.dtype != torch.uint8:
             raise DataError(f"views are made of uint8 images, not {images.dtype}: open them with open_images")
+        # all parameters come from the CPU's generator
+        seeded = nullcontext() if generator_seed is None else forked(seed=generator_seed)
         # autocast would crop in half precision, which has fewer grey levels than the image
-        with (
-            torch.random.fork_rng(devices=[], enabled=generator_seed is not None),
-            full_precision(images),
-        ):
-            if generator_seed is not None:
-                reseed(generator_seed)  # all parameters come from the CPU's generator
+        with seeded, full_precision(images):
             pixels = images.float().div_(255)
             mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
             return [(branch(pixels) - mean).div_(std) for branch in self.branches]

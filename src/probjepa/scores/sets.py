@@ -129,7 +129,7 @@ class SetScorer:
         if reference is None and reference_size is not None:
             raise ConfigError("reference_size goes with a reference set: give both, --reference URI")
         self._reference: Any = None if reference is None else self._open(reference)
-        self._score = kind(self._subject, seed=seed, progress=progress)
+        self._score = kind(self._subject, seed=seed, progress=progress)  # checks the seed, too
         self._drawn = None if self._reference is None else draw(len(self._reference), reference_size, seed)
         self._fitted = self._reference is None
         self._hashes: npt.NDArray[np.uint64] | None = None  # of the reference

@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 from probjepa.backbones.encoding import Encoding
 from probjepa.data.overlap import refuse_seen
 from probjepa.data.rows import as_column
-from probjepa.data.shard_files import Shard, ShardError, files_below, filesystem, is_remote
+from probjepa.data.shard_files import Shard, ShardError, as_shards, files_below, filesystem, is_remote
 from probjepa.errors import ConfigError, DataError
 from probjepa.files import WEIGHTS, first_line, model_folder, read_config
 from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
@@ -45,17 +45,10 @@ class TableShards:
         DataError
             if there is none, or two would have one output
         """
-        found: dict[str, Shard] = {}
-        for name, path in sorted(files_below(source).items()):
-            if (suffix := _suffix(name)) is None:
-                continue
-            output = f"{name[: -len(suffix)]}.parquet"
-            if output in found:
-                raise DataError(f"{found[output].path} and {path} would both be '{output}': rename one")
-            found[output] = Shard(path, output)
+        found = {name: path for name, path in sorted(files_below(source).items()) if _suffix(name)}
         if not found:
             raise DataError(f"'{source}' holds no tables: they are files that end in {', '.join(SUFFIXES)}")
-        return list(found.values())
+        return as_shards(found, _suffix)
 
     @staticmethod
     def settled(job: Job, shards: Sequence[Shard]) -> Job:
@@ -103,24 +96,24 @@ class _Table:
         """The features of a table that is read once, whose fingerprint an output has."""
         if source is None:
             return None
-        features, _ = named_rows(read_table(source, **self.job.text or {}), self.columns, self.target)
+        features, _ = self._rows(source)
         self.reference[name] = table_sha256(features)
         return features
 
     def read(self, shard: Shard, failed: list[str]) -> Iterator[Written]:
         """Yield the rows of a shard's output, all together: a shard of a table fits into memory."""
-        before = f"{PurePosixPath(shard.path).name}:"
         with _local(shard.path) as place, _told(shard.path):
             if _is_empty(place):
                 return
-            features, columns = named_rows(
-                read_table(place, **self.job.text or {}), self.columns, self.target, before
-            )
+            features, columns = self._rows(place, f"{PurePosixPath(shard.path).name}:")
             hashes = None if self._known is None else row_hashes(self.model.schema_.frame(features))
             columns |= self._made(features)
         if hashes is not None:
             refuse_seen(np.isin(hashes, self._held_out), "calibration", f"rows of '{shard.path}'")
         yield Written(columns, len(features))
+
+    def _rows(self, source: str, before: str = "") -> tuple[Any, Columns]:
+        return named_rows(read_table(source, **self.job.text or {}), self.columns, self.target, before)
 
     def _made(self, features: Any) -> Columns:
         if self._scorer is None:

@@ -90,8 +90,8 @@ def _check_finished(folder: RunFolder, record: Mapping[str, Any]) -> None:
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record with the settings of its method by names of their own."""
     method = record.get("method")
-    own = method if isinstance(method, Mapping) else {}
-    return {**{name: of for name, of in record.items() if name != "method"}, **own, "method": own.get("name")}
+    own = dict(method) if isinstance(method, Mapping) else {}
+    return {**record, "method": own.pop("name", None), **own}
 
 
 def _history(model: Any, frame: Any) -> str:
