@@ -86,7 +86,7 @@ def constructions(model: VJE, sets: dict[str, Features]) -> dict[str, dict[str, 
 def main() -> None:
     """Train the demo's model from each seed and tabulate AUROC."""
     parser = arguments(__doc__, "predictive")
-    parser.add_argument("--seeds", type=int, default=3, help="models trained")
+    parser.add_argument("--seeds", type=int, default=5, help="models trained")
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64], help="of the encoder")
     args = parse(parser)
     train, test, ood = demo_sets()

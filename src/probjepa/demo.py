@@ -100,7 +100,7 @@ def train_demo(
         knn_every=None if test is None else 100,
         device="cpu",
         precision="32-true",  # the same figures on every processor
-        channels_last=False,
+        channels_last=True,
         **options,
     )
 
