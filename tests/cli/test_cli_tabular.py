@@ -71,7 +71,10 @@ def places(tmp_path_factory):
 
 def test_a_run_folder_can_be_loaded_and_says_what_it_was_made_of(places):
     out = places / "run"
-    assert {p.name for p in out.iterdir()} == {"config.yaml", "metrics.csv", "report.html", "model"}
+    assert {p.name for p in out.iterdir()} == {
+        "config.yaml", "metrics.csv", "report.html", "model", "checkpoints",
+    }  # fmt: skip
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["last.ckpt"]
     model = VarTJEPA.load(out / "model")
     assert model.schema_.columns == ("number", "place")
     alone = VarTJEPA(dim=8, n_layers=1, n_heads=2, ff_dim=8, device="cpu", max_epochs=2, random_state=0)
@@ -118,7 +121,7 @@ def assert_same_run(one, two):
     configs = [(out / "config.yaml").read_text() for out in (one, two)]
     assert configs[0] == configs[1]
     names = [{path.name for path in out.iterdir()} for out in (one, two)]
-    assert names[0] == names[1] == {"config.yaml", "metrics.csv", "report.html", "model"}
+    assert names[0] == names[1] == {"config.yaml", "metrics.csv", "report.html", "model", "checkpoints"}
 
 
 def test_ctrl_c_leaves_a_model_and_a_run_that_goes_on(whole, tmp_path, capsys, monkeypatch):
@@ -161,7 +164,7 @@ def test_a_stopped_run_resumes_exactly(whole, tmp_path, capsys, sent):
     assert "resume the run" in capsys.readouterr().err
     wider = ["dim=16" if word.startswith("dim=") else word for word in whole[1]]
     assert wider != whole[1] and run([*wider, "--out", str(out), "--resume"]) == 2
-    assert "other rows, settings or random_state" in capsys.readouterr().err
+    assert "was made with dim=8, this run has 16" in capsys.readouterr().err
     assert run([*whole[1], "--out", str(out), "--resume"]) == 0
     assert_same_run(out, whole[0])
     (out / "report.html").unlink()  # as if it had been killed while it finished
@@ -169,9 +172,12 @@ def test_a_stopped_run_resumes_exactly(whole, tmp_path, capsys, sent):
     assert_same_run(out, whole[0])
     assert (out / "report.html").is_file()
     elsewhere = ["place" if word == "y" else word for word in whole[1]]
-    for other in (wider, elsewhere):
+    for other, named in ((wider, "dim=8"), (elsewhere, "data_sha256=")):
         assert run([*other, "--out", str(out), "--resume"]) == 2
-        assert "holds a finished run with another" in capsys.readouterr().err
+        assert f"was made with {named}" in capsys.readouterr().err
+    (out / "checkpoints" / "last.ckpt").unlink()
+    assert run([*whole[1], "--out", str(out), "--resume"]) == 2
+    assert "has a model and no checkpoint to go on from" in capsys.readouterr().err
 
 
 def test_what_a_run_was_started_with_need_not_be_said_again(whole, places, tmp_path):
@@ -190,7 +196,6 @@ def test_what_a_run_was_started_with_need_not_be_said_again(whole, places, tmp_p
 def test_overwriting_starts_afresh(whole, places, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(places / "run", out)  # of other settings
-    (out / "checkpoints").mkdir()
     (out / "checkpoints" / "last.ckpt").write_bytes(b"of a run that was stopped")
     assert run([*whole[1], "--out", str(out), "--overwrite"]) == 0
     assert_same_run(out, whole[0])
@@ -297,4 +302,4 @@ def test_banks_preset_takes_any_bank_table(tmp_path):
 def test_a_finished_run_says_in_which_setting_another_differs(whole, capsys):
     longer = ["13" if word == "12" else word for word in whole[1]]
     assert longer != whole[1] and run([*longer, "--out", str(whole[0]), "--resume"]) == 2
-    assert "holds a finished run with another max_epochs: give" in capsys.readouterr().err
+    assert "was made with max_epochs=12, this run has 13" in capsys.readouterr().err

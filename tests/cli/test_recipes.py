@@ -1,5 +1,6 @@
 """The settings that each method recommends: what fit takes, and what `probjepa train` starts from."""
 
+import shutil
 from dataclasses import fields
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_train_takes_the_recipe_and_what_is_given_goes_before_it(images, tmp_pat
     assert config["weight_decay"] == 0.125 != recipe["weight_decay"]
 
 
-def test_ijepa_trains_on_a_vit_whose_patch_divides_the_images_and_resumes(images, tmp_path):
+def test_ijepa_trains_on_a_vit_whose_patch_divides_the_images_and_resumes(images, tmp_path, capsys):
     out = tmp_path / "run"
     settings = ["batch_size=8", "width=8", "depth=1", "heads=2", "predictor_width=8", "predictor_depth=1"]
     command = ["train", "i-jepa", "--data", str(images), "--out", str(out), "--epochs", "1"]
@@ -190,7 +191,10 @@ def test_ijepa_trains_on_a_vit_whose_patch_divides_the_images_and_resumes(images
     assert config["method"]["backbone_options"]["patch_size"] == 2
     assert config["optimizer"] == "adamw"
     assert config["gradient_clip_val"] == 3.0
-    (out / "checkpoints" / "last.ckpt").unlink()  # to go on from the start
+    (out / "checkpoints" / "last.ckpt").unlink()
+    assert run([*command, "--resume", "-q"]) == 2
+    assert "has a model and no checkpoint to go on from" in capsys.readouterr().err
+    shutil.rmtree(out / "model")  # as a run is that was killed in its first epoch
     assert run([*command, "--resume", "-q"]) == 0
 
 

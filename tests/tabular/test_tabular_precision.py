@@ -167,7 +167,7 @@ def test_a_resumed_fit_is_the_whole_one(tmp_path, monkeypatch, kind):
         patch.setattr(ProgressBar, "update", update)
         with pytest.raises(Interrupted):
             kind(**settings).fit(mixed_table(), checkpoint=checkpoint)
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ArtifactError, match="was made with precision=bf16"):
         kind(**{**settings, "precision": "float32"}).fit(mixed_table(), checkpoint=checkpoint)
     resumed = kind(**settings).fit(mixed_table(), checkpoint=checkpoint)
     assert resumed.history_ == whole.history_

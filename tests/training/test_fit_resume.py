@@ -177,7 +177,7 @@ def test_gradient_accumulation_resumes_exactly(tmp_path):
     [
         ({"batch_size": 16}, "batch_size=8, this run has 16"),
         ({"epochs": 9}, "epochs=3, this run has 9"),
-        ({"data": images(seed=1)}, "data_pixels="),
+        ({"data": images(seed=1)}, "data_sha256="),
         ({"data": images(n=43)}, "data_images=42, this run has 43"),
     ],
 )

@@ -172,8 +172,12 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         if checkpoint is not None and not isinstance(checkpoint, FitCheckpoint):
             checkpoint = FitCheckpoint(checkpoint)
         if checkpoint is not None:
-            of = [type(self).__name__, settings, schema.to_json(), seed]
-            checkpoint.fingerprint = {"fit": _sha256(of, rows)}
+            checkpoint.fingerprint = {
+                "estimator": type(self).__name__,
+                "data_sha256": _sha256(schema, rows),
+                "random_state": self.random_state if isinstance(self.random_state, int) else seed,
+                **json.loads(json.dumps(settings, default=str)),
+            }
         with forked(device, seed), full_precision(torch.empty(0, device=device)):
             network = self._build(schema.layout, settings)
             self._prepare(network, rows)
@@ -388,12 +392,12 @@ def _rows_at_a_time(schema: TableSchema) -> int:
     return max(1, _TOKENS // (schema.layout.n_features + 3))
 
 
-def _sha256(of: list[Any], rows: Rows) -> str:
-    """Return a hash of all that the numbers of a fit come from, the device apart."""
-    digest = hashlib.sha256(json.dumps(of, default=str, sort_keys=True).encode())
+def _sha256(schema: TableSchema, rows: Rows) -> str:
+    """Return the beginning of a hash of a table as it is read."""
+    digest = hashlib.sha256(json.dumps(schema.to_json(), default=str, sort_keys=True).encode())
     for part in rows:
         digest.update(part.numpy().tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 def _as_rows(table: EncodedTable) -> Rows:

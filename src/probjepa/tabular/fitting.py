@@ -144,7 +144,7 @@ class FitLoop:
         for epoch in range(len(self.history), self.epochs):
             waited = epoch - max(self.best_epoch, self.settled)
             if len(self.validation) and waited >= self.settings["patience"]:
-                return
+                break
             with in_bf16(self.network, self.settings.get("precision") == "bf16"):
                 losses = self._train(epoch, stop, progress)
             if len(self.validation):
@@ -160,6 +160,8 @@ class FitLoop:
             progress.show({k: v for k, v in losses.items() if k in ("loss", "validation_loss")})
             if stop and epoch + 1 < self.epochs:
                 raise KeyboardInterrupt
+        if checkpoint is not None:
+            checkpoint.write(self._state, at_once=True)
 
     def _train(self, epoch: int, stop: StopRequest, progress: ProgressBar) -> dict[str, float]:
         """Take an epoch's steps, and return their mean losses."""

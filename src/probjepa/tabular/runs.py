@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from probjepa.errors import ArtifactError
-from probjepa.files import CONFIG, staged_directory, write_text
+from probjepa.files import staged_directory, write_text
 from probjepa.metrics import collapse_summary
 from probjepa.training.checkpoint import FitCheckpoint
 from probjepa.training.device import resolve_device
-from probjepa.training.folder import RunFolder, metrics_csv, recorded
+from probjepa.training.folder import RunFolder, metrics_csv
 from probjepa.training.interrupt import Interrupted
-from probjepa.yaml_files import read_yaml
 
 _DIAGNOSED = 2_000  # rows whose embeddings tell a collapse
 
@@ -24,8 +21,8 @@ def fit_run(
     """Fit an estimator to a DataFrame, and write its config.yaml, metrics.csv and model.
 
     The folder is begun when the first epoch is over: from then on it has config.yaml and a checkpoint, which
-    ``resume`` goes on with; it leaves a finished run as it is. The other files come once the fit is done,
-    when the checkpoint goes; after Ctrl-C they come with the best weights so far, and the checkpoint stays.
+    ``resume`` goes on with; of a finished run it is that of the last epoch, and the files are written again
+    as they are. The other files come once the fit is done; after Ctrl-C with the best weights so far.
 
     Parameters
     ----------
@@ -45,9 +42,6 @@ def fit_run(
     params = {k: v for k, v in model.get_params().items() if k not in ("verbose", "device")}
     record = {"method": method, **{f"method.{key}": value for key, value in params.items()}, **about}
     goes_on = resume and folder.checkpoint.is_file()
-    if resume and not goes_on and (folder.model / CONFIG).is_file():
-        _check_finished(folder, record)
-        return
     checkpoint = FitCheckpoint(
         folder.checkpoint,
         resume=resume,
@@ -72,26 +66,6 @@ def fit_run(
             f"stopped after {model.n_iter_} epochs: {folder.path} has the weights of epoch "
             f"{model.best_epoch_} and can be used; go on with --resume"
         )
-    shutil.rmtree(folder.checkpoint.parent)
-
-
-def _check_finished(folder: RunFolder, record: Mapping[str, Any]) -> None:
-    """Raise ArtifactError unless a finished run has this record; another path may lead to the same rows."""
-    found, wanted = read_yaml(folder.config), _flat(recorded(record))
-    found = _flat(found) if isinstance(found, Mapping) else {}
-    other = [key for key, value in wanted.items() if key != "data" and found.get(key) != value]
-    if other:
-        raise ArtifactError(
-            f"{folder.path} holds a finished run with another {', '.join(other)}: give another out, or pass "
-            "overwrite"
-        )
-
-
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the settings of its method by names of their own."""
-    method = record.get("method")
-    own = dict(method) if isinstance(method, Mapping) else {}
-    return {**record, "method": own.pop("name", None), **own}
 
 
 def _history(model: Any, frame: Any) -> str:

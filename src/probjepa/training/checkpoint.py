@@ -61,11 +61,13 @@ def sign(checkpoint: dict[str, Any], fingerprint: Mapping[str, Any]) -> None:
 
 
 def check_signature(
-    checkpoint: Mapping[str, Any], fingerprint: Mapping[str, Any], differs: str | None = None
+    checkpoint: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+    afresh: str = "start afresh with overwrite",
 ) -> None:
     """Raise ArtifactError unless a checkpoint's signature fits this library and this run.
 
-    ``differs`` is what is said of another fingerprint; None: the first thing in which it differs.
+    The first thing in which the fingerprints differ is named, and ``afresh`` is how to begin again.
     """
     signature = checkpoint.get(_SIGNATURE)
     if not isinstance(signature, Mapping):
@@ -80,13 +82,12 @@ def check_signature(
     saved = dict(saved) if isinstance(saved, Mapping) else {}
     if unchecked := _unchecked(saved, fingerprint):
         warnings.warn(unchecked, ProbjepaWarning, stacklevel=2)
-    for key in sorted({*saved, *fingerprint}, key=str):
+    for key in (*fingerprint, *(key for key in saved if key not in fingerprint)):
         was, this = saved.get(key), fingerprint.get(key)
         if was != this and not (key in _CONTENTS and None in (was, this)):
             raise ArtifactError(
-                differs
-                or f"the checkpoint was made with {short(key)}={short(was)}, this run has {this}: resume "
-                "with the same data and settings, or start afresh with overwrite"
+                f"the checkpoint was made with {short(key)}={short(was)}, this run has {this}: resume "
+                f"with the same data and settings, or {afresh}"
             )
 
 
@@ -137,12 +138,7 @@ class FitCheckpoint:
         content = files.read_checkpoint(
             self.path, "fit afresh (--overwrite), or remove it", keys=(_SIGNATURE, "state")
         )
-        check_signature(
-            content,
-            self.fingerprint,
-            f"the checkpoint {self.path} is of a fit with other rows, settings or random_state: give those, "
-            "or remove it",
-        )
+        check_signature(content, self.fingerprint, f"fit afresh (--overwrite), or remove {self.path}")
         restored: dict[str, Any] = content["state"]
         self.holds = True
         return restored
@@ -152,15 +148,17 @@ class FitCheckpoint:
         reason = short(files.first_line(error), 100)
         return ArtifactError(f"the checkpoint {self.path} does not fit ({reason}): fit afresh (--overwrite)")
 
-    def write(self, state: Callable[[], Mapping[str, Any]]) -> None:
+    def write(self, state: Callable[[], Mapping[str, Any]], *, at_once: bool = False) -> None:
         """Write the state, by a rename, if it is due: writing takes at most a twentieth of the time.
+
+        ``at_once`` does not ask whether it is due.
 
         Raises
         ------
         ArtifactError
             if it cannot be written; what was there is as it was
         """
-        if not self._writer.due:
+        if not (at_once or self._writer.due):
             return
         if self._before is not None:
             self._before()

@@ -44,7 +44,8 @@ class RunFolder:
         ------
         ArtifactError
             if it holds something and neither ``resume`` nor ``overwrite`` says what to do with it, if there
-            is no run to resume, or if what would be overwritten is not a run
+            is no run to resume or its model stands without a checkpoint, or if what would be overwritten is
+            not a run
         ConfigError
             for both ``resume`` and ``overwrite``
         """
@@ -56,6 +57,10 @@ class RunFolder:
         # a run that was killed before it had a config.yaml begins again
         if resume and not is_run and not (free and self.path.exists()):
             raise ArtifactError(f"{self.path} holds no run to resume: check the path or train without resume")
+        if resume and self.model.exists() and not self.checkpoint.is_file():
+            raise ArtifactError(
+                f"{self.path} has a model and no checkpoint to go on from: give another out or pass overwrite"
+            )
         if resume or free:
             return
         if not overwrite:
@@ -74,7 +79,7 @@ class RunFolder:
 
         self._remove(_RESULTS)
         config = {
-            **recorded(settings),
+            **_recorded(settings),
             "options": _plain(options),
             "hardware": _hardware(device),
             "versions": _plain(versions()),
@@ -102,7 +107,7 @@ class RunFolder:
                 target.unlink(missing_ok=True)
 
 
-def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's settings as config.yaml has them: those of the method in a group."""
     prefix = "method."
     own = {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
