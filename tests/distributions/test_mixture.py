@@ -296,3 +296,28 @@ def test_the_density_of_neighbours_is_finite_for_few_rows_and_many_features(coun
     assert bool(density.log_prob(torch.cat([centers, randn(5, 64, seed=9) * 1e6])).isfinite().all())
     with pytest.raises(ValueError, match="at least 2 that differ"):
         PolarStudentTMixture.of_neighbours(centers[:1].repeat(count, 1))
+
+
+@pytest.mark.parametrize("scale", [1e149, 1e151, 1e200, 1e300])
+def test_lengths_whose_squares_overflow_have_the_densities_of_the_pairs(scale):
+    centers, variance, h = problem()
+    for near in (1.0, scale):
+        found = PolarStudentTMixture(near * centers, variance).log_prob(scale * h)
+        torch.testing.assert_close(found, brute_force(near * centers, variance, 1.0, 1.0, scale * h))
+
+
+def test_bad_arguments_are_refused():
+    centers, variance, h = problem()
+    for bad in (-variance, 0 * variance, math.nan * variance, math.inf * variance):
+        with pytest.raises(ValueError, match="variance must be positive and finite"):
+            PolarStudentTMixture(centers, bad)
+    for bad in (math.nan * centers, math.inf * centers):
+        with pytest.raises(ValueError, match="centers must be finite"):
+            PolarStudentTMixture(bad, variance)
+        with pytest.raises(ValueError, match="centers must be finite"):
+            PolarStudentTMixture.of_neighbours(bad)
+    with pytest.raises(ValueError, match="neighbours is 0: use at least 1"):
+        PolarStudentTMixture.of_neighbours(centers, neighbours=0)
+    for other in (h[:, 1:], h[0, 0]):
+        with pytest.raises(ValueError, match="as the centers are"):
+            PolarStudentTMixture(centers, variance).log_prob(other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -290,3 +291,34 @@ def test_the_circle_is_the_one_dimensional_quadrature() -> None:
         return p.log_prob(torch.tensor([math.cos(phi), math.sin(phi)], dtype=F64)).exp().item()
 
     assert integrate.quad(density, 0, 2 * math.pi)[0] == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("dim", [2, 16, 512])
+@pytest.mark.parametrize("kappa", [9e3, 1.1e4, 1e6, 1e12, 1e16, 1e20])
+def test_the_constants_keep_their_digits_at_a_large_concentration(dim: int, kappa: float) -> None:
+    with mpmath.workdps(80):
+        beta = mpmath.mpf(dim - 1) / 2
+        alpha = kappa + beta
+        log_scale = mpmath.loggamma(alpha + beta) - mpmath.loggamma(alpha) - beta * mpmath.log(4 * mpmath.pi)
+        entropy = kappa * (mpmath.digamma(alpha + beta) - mpmath.digamma(alpha)) - log_scale
+        kl = (
+            mpmath.log(2) + mpmath.mpf(dim) / 2 * mpmath.log(mpmath.pi) - mpmath.loggamma(mpmath.mpf(dim) / 2)
+        )
+        kl -= entropy
+    mode = torch.eye(dim, dtype=F64)[0]
+    concentration = torch.tensor(kappa, dtype=F64, requires_grad=True)
+    p = PowerSpherical(mode, concentration)
+    rel = 1e-11 if kappa < 1e4 else 1e-14
+    assert p.log_prob(mode).item() == pytest.approx(float(log_scale), rel=rel)
+    assert p.entropy().item() == pytest.approx(float(entropy), rel=rel)
+    found = kl_divergence(p, HypersphericalUniform(dim))
+    assert found.item() == pytest.approx(float(kl), rel=rel)
+    (slope,) = torch.autograd.grad(found, concentration)
+    assert slope.item() == pytest.approx((dim - 1) / 2 / kappa, rel=0.1)
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="κ must be finite"):
+        PowerSpherical(torch.eye(3)[0], math.inf)
+    with pytest.raises(ValueError, match="complex"):
+        PowerSpherical(torch.eye(3)[0] + 1j, 1.0)

@@ -272,9 +272,16 @@ def test_bad_arguments_are_refused(cls: type) -> None:
     for df in (0.0, -1.0, math.nan, torch.tensor([1.0, 0.0, 2.0]), torch.tensor(math.nan)):
         with pytest.raises(ValueError, match="df must be positive"):
             cls(z, ones, df)
-    for bad in (-ones, 0 * ones, math.nan * ones):
+    for bad in (-ones, 0 * ones, math.nan * ones, math.inf * ones):
         with pytest.raises(ValueError, match="variance"):
             cls(z, bad, validate_args=True)
+    for bad in (math.nan * z, math.inf * z):
+        with pytest.raises(ValueError, match="centre must be finite: 12 of 12"):
+            cls(bad, ones, validate_args=True)
+    with pytest.raises(ValueError, match="complex"):
+        cls(z + 1j * z, ones)
+    with pytest.raises(ValueError, match="complex"):
+        cls(z, ones).log_prob(z + 1j * z)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

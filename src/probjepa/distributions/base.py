@@ -12,7 +12,9 @@ from torch.distributions import Distribution
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Return x, in float32 if its type is narrower."""
+    """Return x, in float32 if its type is narrower; ValueError for complex numbers."""
+    if x.is_complex():
+        raise ValueError("got complex numbers: give their real parts, or their absolute values")
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 

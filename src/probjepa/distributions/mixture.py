@@ -13,13 +13,20 @@ from torch.distributions import constraints
 
 from probjepa._arrays import fingerprints
 from probjepa.distributions.base import SubDensity
-from probjepa.distributions.student_t import _MIN_SINE, log_normalizer, safe_norm, unit_direction
+from probjepa.distributions.student_t import (
+    _MIN_SINE,
+    _kernel_of_distance,
+    log_normalizer,
+    safe_norm,
+    unit_direction,
+)
 
 # Elements that are held at once, in float64: 160 MB of centers and points, and of their pairs so many that a
 # block stays in a core's own cache.
 _BLOCK = 1_000_000  # of centers
 _POINTS = 8_000_000
 _PAIRS = 250_000
+_LARGEST_SQUARED = 1e150  # of lengths that are squared as they are
 _LOG10_SCALES = tuple(x / 4 for x in range(-24, 5))  # 1e-6 … 10, four to a decade
 
 
@@ -49,6 +56,11 @@ class PolarStudentTMixture(SubDensity):
         then does not make them typical. 0 is the plain density
     rotation
         R (D, D), orthogonal: σ² are the variances of the features of hR; None: of h's own
+
+    Raises
+    ------
+    ValueError
+        for shapes that do not fit, centers that are not finite, or σ², ν or τ not positive or not finite
     """
 
     arg_constraints = {"centers": constraints.real_vector}  # noqa: RUF012
@@ -76,6 +88,10 @@ class PolarStudentTMixture(SubDensity):
             raise ValueError(f"skip must leave a component: got {skip} of {len(centers)}")
         if rotation is not None and rotation.shape != (centers.shape[1],) * 2:
             raise ValueError(f"rotation must be {(centers.shape[1],) * 2}, got {tuple(rotation.shape)}")
+        _check_finite(centers)
+        low, high = (float(x) for x in _one_if_shared(variance).aminmax())
+        if not (low > 0 and high < math.inf):
+            raise ValueError(f"variance must be positive and finite, got values from {low} to {high}")
         self.skip = skip
         self.rotation = None if rotation is None else rotation.to(centers.device).double()
         self.centers = centers
@@ -107,8 +123,11 @@ class PolarStudentTMixture(SubDensity):
         Raises
         ------
         ValueError
-            unless two directions differ
+            for ``neighbours`` below 1, centers that are not finite, or unless two directions differ
         """
+        if neighbours < 1:
+            raise ValueError(f"neighbours is {neighbours}: use at least 1")
+        _check_finite(centers)
         covariance = neighbour_covariance(centers, neighbours)
         values, axes = torch.linalg.eigh(covariance)
         variance = values.clamp_min(0) + values.clamp_min(0).mean()
@@ -136,7 +155,10 @@ class PolarStudentTMixture(SubDensity):
         # the Jacobian diverges at the antipode, and is held constant there as in ``log_map``
         ratio = torch.where(cosine < 0, theta / sine.clamp_min(_MIN_SINE), ratio)
         r = points.norm - of.norm
-        radial = log_normalizer(df, 1) - 0.5 * (df + 1) * torch.log1p(r.square() / df)
+        if all(bool((x < _LARGEST_SQUARED).all()) for x in (points.norm, of.norm)):
+            radial = log_normalizer(df, 1) - 0.5 * (df + 1) * torch.log1p(r.square() / df)
+        else:
+            radial = log_normalizer(df, 1) - _kernel_of_distance(r, df, 1)
         rest = log_normalizer(df, dim - 1) - 0.5 * of.log_det + (dim - 2) * ratio.log() + radial
         return delta2, rest
 
@@ -163,15 +185,22 @@ class PolarStudentTMixture(SubDensity):
 
     def _variance(self, of: slice) -> Tensor:
         """Return σ² of a block of components, (m, D), or (1, D) where all components share one."""
-        shared = self.scale_squared.stride(0) == 0  # as ``expand`` makes it
-        return self.scale_squared[:1] if shared else self.scale_squared[of]
+        shared = _one_if_shared(self.scale_squared)
+        return shared if len(shared) == 1 else shared[of]
 
     def _points(self, h: Tensor) -> _Points:
         h = h.to(self.centers.device, torch.float64)
         return _Points(unit_direction(self._rotated(h)), safe_norm(h))
 
     def log_prob(self, h: Tensor) -> Tensor:
-        """Log-density (...) float64 at embeddings h (..., D), surface measure × length."""
+        """Log-density (...) float64 at embeddings h (..., D), surface measure × length.
+
+        Raises ValueError for embeddings of another width.
+        """
+        if h.shape[-1:] != self._event_shape:
+            raise ValueError(
+                f"h must be (..., {self._event_shape[0]}), as the centers are: got {tuple(h.shape)}"
+            )
         return self._log_mean(h.reshape(-1, h.shape[-1])).reshape(h.shape[:-1])
 
     def leave_one_out(self) -> Tensor:
@@ -268,6 +297,17 @@ class _Components(NamedTuple):
     def numbers(self) -> Tensor:
         """The numbers of the components (m,)."""
         return torch.arange(self.start, self.start + len(self.norm), device=self.norm.device)
+
+
+def _check_finite(centers: Tensor) -> None:
+    # without anything of the size of the centers, which may be mapped from a file
+    if len(centers) and not all(map(math.isfinite, (float(x) for x in centers.aminmax()))):
+        raise ValueError("the centers must be finite")
+
+
+def _one_if_shared(variance: Tensor) -> Tensor:
+    """Return σ² (M, D), or (1, D) where all components share one, as ``expand`` makes it."""
+    return variance[:1] if variance.stride(0) == 0 else variance
 
 
 def _row_groups(rows: Tensor, prepare: Callable[[Tensor], Tensor] = Tensor.double) -> Tensor:

@@ -18,11 +18,30 @@ from probjepa.distributions.student_t import unit_direction
 # Within this angle of the antipode, where the density falls to 0 and its logarithm diverges, log_prob is
 # held constant: there ½(1 + μᵀx) = sin²(½·1e-4).
 _MIN_HALF = (0.5e-4) ** 2
+_STIRLING = 1e4  # from here on three terms of the series have all of float64's digits
 
 
 def log_sphere_area(dim: int) -> float:
     """Log of the surface area of the unit sphere in R^dim: log 2 + (dim/2)·log π − log Γ(dim/2)."""
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
+
+
+def _log_gamma_step(x: Tensor, step: float) -> Tensor:
+    """log Γ(x + step) − log Γ(x) for step > 0, in float64; Stirling's series where the two would cancel."""
+    large = x > _STIRLING
+    near, far = torch.where(large, 1.0, x), torch.where(large, x, _STIRLING)
+    low, high = 1 / far, 1 / (far + step)
+    series = (far + step - 0.5) * torch.log1p(step * low) + step * (far.log() - 1) - step * low * high / 12
+    return torch.where(large, series, torch.lgamma(near + step) - torch.lgamma(near))
+
+
+def _digamma_step(x: Tensor, step: float) -> Tensor:
+    """ψ(x + step) − ψ(x), as ``_log_gamma_step``."""
+    large = x > _STIRLING
+    near, far = torch.where(large, 1.0, x), torch.where(large, x, _STIRLING)
+    low, high = 1 / far, 1 / (far + step)
+    series = torch.log1p(step * low) + step * low * high * (0.5 + (low + high) / 12)
+    return torch.where(large, series, torch.digamma(near + step) - torch.digamma(near))
 
 
 def _check_dim(dim: int) -> None:
@@ -41,7 +60,8 @@ class PowerSpherical(Likelihood):
     (arXiv 2006.04437, eq. 5 and 6), with κ·log 2 taken out of both terms, where it only cancels.
 
     Values have the dtype of the arguments, float32 at least. The log-gammas alone are taken in float64: at
-    κ = 1e6 each is 1e7, and float32 would keep none of the digits of their difference. ½(1 + μᵀx) comes
+    κ = 1e6 each is 1e7, and float32 would keep none of the digits of their difference; from κ = 1e4 on it is
+    Stirling's series, in which nothing cancels. ½(1 + μᵀx) comes
     from ‖x ∓ μ‖², which is exact near the mode. Within 1e-4 of the antipode log_prob is held constant (it
     tends to −∞ there), so it is finite everywhere, gradients included.
 
@@ -55,7 +75,7 @@ class PowerSpherical(Likelihood):
     Raises
     ------
     ValueError
-        if D < 2, or (with validation on) κ is negative or loc not finite
+        if D < 2, or (with validation on) κ is negative or not finite, or loc not finite
 
     Examples
     --------
@@ -82,6 +102,8 @@ class PowerSpherical(Likelihood):
         self.loc = unit_direction(loc.to(dtype)).expand(*batch_shape, -1)
         self.concentration = concentration.to(dtype).expand(batch_shape)
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
+        if self._validate_args and not bool(torch.isfinite(self.concentration).all()):
+            raise ValueError("the concentration κ must be finite")
 
     @property
     def dim(self) -> int:
@@ -111,8 +133,7 @@ class PowerSpherical(Likelihood):
 
         t = 2b − 1 with b ~ Beta(α, β), and what is left of x is uniform on the sphere around μ.
         """
-        beta = (self.dim - 1) / 2
-        alpha = self.concentration.double() + beta
+        alpha, beta = self._shapes()
         total = alpha + beta
         across = 2 * alpha / (total * (total + 1))
         along = 2 * beta * across / total
@@ -120,13 +141,15 @@ class PowerSpherical(Likelihood):
         along, across = (x.to(self.loc.dtype).unsqueeze(-1) for x in (along, across))
         return along * squares + across * (1 - squares)
 
-    def _gammas(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return κ, α, α + β and log Γ(α+β) − log Γ(α) − β·log 4π (...), in float64."""
+    def _shapes(self) -> tuple[Tensor, float]:
+        """Return α (...), in float64, and β: ½(1 + μᵀx) ~ Beta(α, β)."""
         beta = (self.dim - 1) / 2
-        kappa = self.concentration.double()
-        alpha, total = kappa + beta, kappa + 2 * beta
-        log_scale = torch.lgamma(total) - torch.lgamma(alpha) - beta * math.log(4 * math.pi)
-        return kappa, alpha, total, log_scale
+        return self.concentration.double() + beta, beta
+
+    def _log_scale(self) -> Tensor:
+        """Return log Γ(α+β) − log Γ(α) − β·log 4π (...), in float64."""
+        alpha, beta = self._shapes()
+        return _log_gamma_step(alpha, beta) - beta * math.log(4 * math.pi)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density at x (..., D), with respect to the surface measure; x is normalised; returns (...)."""
@@ -142,16 +165,14 @@ class PowerSpherical(Likelihood):
                 torch.log1p(-torch.where(near, below, 0.0)),
                 torch.where(near, 1.0, above).clamp_min(_MIN_HALF).log(),
             )
-            log_scale = self._gammas()[-1]
-            return self.concentration * log_half + log_scale.to(self.loc.dtype)
+            return self.concentration * log_half + self._log_scale().to(self.loc.dtype)
 
     def entropy(self) -> Tensor:
         """Differential entropy (...) in nats, with respect to the surface measure."""
         return self._entropy().to(self.loc.dtype)
 
     def _entropy(self) -> Tensor:
-        kappa, alpha, total, log_scale = self._gammas()
-        return kappa * (torch.digamma(total) - torch.digamma(alpha)) - log_scale
+        return self.concentration.double() * _digamma_step(*self._shapes()) - self._log_scale()
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw x (sample_shape + (..., D)), differentiable in loc and concentration.
@@ -161,9 +182,9 @@ class PowerSpherical(Likelihood):
         one whose gradient is bounded by √2 is taken.
         """
         shape = torch.Size(sample_shape) + self._batch_shape
-        _, alpha, _, _ = self._gammas()
+        alpha, beta = self._shapes()
         a = torch._standard_gamma(alpha.expand(shape))
-        b = torch._standard_gamma(torch.full_like(a, (self.dim - 1) / 2))
+        b = torch._standard_gamma(torch.full_like(a, beta))
         cosine = (a - b) / (a + b)
         sine = 2 * (a / (a + b) * (b / (a + b))).sqrt()
         dtype, device = self.loc.dtype, self.loc.device

@@ -158,6 +158,9 @@ class _StudentT(Likelihood):
             wrong = int((~(variance > 0)).sum())
             if wrong:
                 raise ValueError(f"variance (σ²) must be positive: {wrong} of {variance.numel()} are not")
+            for name, given in (("the centre", center), ("variance (σ²)", variance)):
+                if wrong := int((~torch.isfinite(given)).sum()):
+                    raise ValueError(f"{name} must be finite: {wrong} of {given.numel()} are not")
         super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
 
     @property
@@ -224,7 +227,7 @@ class TangentStudentT(_StudentT, SubDensity):
     Raises
     ------
     ValueError
-        if D < 2, df ≤ 0, or (with validation on) a variance is not positive
+        if D < 2, df ≤ 0, or (with validation on) a centre is not finite, or a variance not positive or finite
     """
 
     lost = "tangent vectors longer than π have no place on the sphere"
@@ -270,7 +273,7 @@ class PolarStudentT(_StudentT, SubDensity):
     Raises
     ------
     ValueError
-        if D < 2, df ≤ 0, or (with validation on) a variance is not positive
+        if D < 2, df ≤ 0, or (with validation on) a centre is not finite, or a variance not positive or finite
     """
 
     lost = "tangent vectors longer than π, and norms below 0, belong to no embedding"
