@@ -48,7 +48,10 @@ SEED_OF_RUN = typer.Option("--seed", help="of every random choice  [0]", callbac
 Seed = Annotated[int, SEED]
 Score = Annotated[str, typer.Option("--score", help="one of `probjepa list`, or another of the model's own")]
 Reference = Annotated[
-    str | None, typer.Option("--reference", metavar="URI", help="typical inputs, not in --data")
+    str | None,
+    typer.Option(
+        "--reference", metavar="URI", help="typical inputs, not in --data; for knn and predictive also --data"
+    ),
 ]
 ReferenceSize = Annotated[
     int | None,

@@ -265,17 +265,9 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
 
         Notes
         -----
-        Measured (benchmarks/predictive.py: the demo's digits, AUROC on unseen classes / natural patches /
-        noise, mean of three seeds): self-likelihood 0.415 / 0.998 / 0.988; latents as centres at σᵢ²
-        0.401 / 0.999 / 0.997; embeddings as centres at σᵢ² 0.893 / 1 / 1, their nearest 10 alone
-        0.915 / 1 / 1, at τσᵢ² 0.981 / 1 / 1, **at τσ̄² 0.979 / 1 / 1**, without the radial part 0.980 / 1 / 1;
-        summed with the calibrated self-likelihood 0.837 / 1 / 1, its minimum with it 0.948 / 1 / 1.
-        kNN on the same embeddings: 0.978 (k = 1), 0.967 (k = 5), 0.920 (k = 20) / 1 / 1. What matters is
-        the scale: the posterior's σ² is the spread over views, hundreds of times too wide for a density of
-        embeddings. σᵢ² was dropped for σ̄² because a deeper encoder's fell to 0.983 / 0.995 far from the
-        data with it, and σ̄²'s did not. On a small CIFAR-10 encoder (benchmarks/results/cifar10_cpu.json)
-        Tiny ImageNet / digits / noise: 0.552 / 0.999 / 0.324, kNN 0.548 / 0.999 / 0.275, and there the
-        self-likelihood's 0.978 on noise is the one to use.
+        What matters is the scale: the posterior's σ² is the spread over views, hundreds of times too wide for
+        a density of embeddings. docs/scores.md has what other centres and scales reach, and where this score
+        fails: on uniform noise, by small encoders of CIFAR-10.
         """
         if self.without_predictive is not None:
             raise ConfigError(self.without_predictive)
