@@ -310,8 +310,11 @@ def test_a_table_is_scored_as_images_are(registered):
     score, parts = score_set(model, held_out, "likelihood")
     np.testing.assert_array_equal(score, model.score_samples(held_out))
     surprise = model.score_features(held_out)
-    assert list(parts) == ["uncertainty", *(f"surprise.{name}" for name in surprise.columns)]
+    assert list(parts) == [
+        "uncertainty", "predictive_entropy", *(f"surprise.{name}" for name in surprise.columns),
+    ]  # fmt: skip
     np.testing.assert_array_equal(parts.pop("uncertainty"), model.uncertainty(held_out))
+    np.testing.assert_array_equal(parts.pop("predictive_entropy"), model.uncertainty(held_out, "predictive"))
     np.testing.assert_array_equal(np.stack(list(parts.values()), 1), surprise.to_numpy())
     for name in ("knn", "mahalanobis", "gmm", *registered):
         reference = None if name == "norm" else known

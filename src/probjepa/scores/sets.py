@@ -62,11 +62,16 @@ class TableModel:
         return {name: features[name] for name in self.score_names()}
 
     def parts(self, table: Any, score: str) -> dict[str, Values]:
-        """Return the rows' "uncertainty", and of the likelihood the "surprise." of their cells."""
+        """Return the rows' "uncertainty".
+
+        With the likelihood also the "predictive_entropy" (how ambiguous a row is, in nats) and the
+        "surprise." of the cells.
+        """
         found: dict[str, Values] = {}
         if hasattr(self.estimator, "uncertainty"):
             found["uncertainty"] = self.estimator.uncertainty(table)
         if score == "likelihood":
+            found["predictive_entropy"] = self.estimator.uncertainty(table, "predictive")
             surprise = self.estimator.score_features(table)
             found |= {f"surprise.{name}": surprise[name].to_numpy() for name in surprise.columns}
         return found
