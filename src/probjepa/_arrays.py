@@ -21,11 +21,22 @@ _ROWS_AT_A_TIME = 65536
 def as_float_tensor(values: ArrayInput, what: str) -> torch.Tensor:
     """Return numbers of any shape in float32 or float64, on the device they came on, or raise DataError."""
     if isinstance(values, torch.Tensor):
+        if values.layout != torch.strided:
+            raise DataError(f"{what} is a sparse tensor: give a dense one, to_dense()")
+        if values.is_complex():
+            kind = str(values.dtype).removeprefix("torch.")
+            raise DataError(f"{what} holds {kind} values: give real numbers")
         tensor = values.detach()
     else:
-        array = np.asarray(values)
+        try:
+            array = np.asarray(values)
+        except ValueError:
+            raise DataError(f"{what} has rows of different lengths: give rows of one length") from None
         if array.dtype.kind not in "fiub":
             raise DataError(f"{what} holds {array.dtype} values: give numbers")
+        # torch has no long doubles, and no bytes in another machine's order
+        long = array.dtype.kind == "f" and array.dtype.itemsize > 8
+        array = array.astype(np.float64 if long else array.dtype.newbyteorder("="), copy=False)
         # torch warns about read-only memory and refuses negative strides
         mapped = isinstance(values, np.memmap) and not array.flags.writeable
         array = np.asarray(_Writeable(array)) if mapped else array
@@ -86,8 +97,21 @@ def directions(rows: torch.Tensor) -> torch.Tensor:
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if bool(((lengths > tiny**0.25) & (lengths < tiny**-0.25)).all()):
         return rows.div(lengths)
-    largest = rows.abs().amax(1, keepdim=True).clamp_min(tiny)
-    return F.normalize(rows / (largest / (2 * torch.frexp(largest).mantissa)), eps=tiny)
+    largest = rows.abs().amax(1, keepdim=True)
+    return F.normalize(rows / power_of_two(largest), eps=tiny)
+
+
+def power_of_two(largest: float | torch.Tensor) -> torch.Tensor:
+    """Return what to divide numbers up to ``largest`` by, so that their fourth powers can be summed.
+
+    It is 1 where they can be already. A power of two rounds nothing.
+    """
+    if not isinstance(largest, torch.Tensor):
+        largest = torch.tensor(largest, dtype=torch.float64)
+    tiny = torch.finfo(largest.dtype).tiny
+    least = largest.clamp_min(tiny)
+    ordinary = (largest == 0) | ((largest > tiny**0.125) & (largest < tiny**-0.125))
+    return torch.where(ordinary, 1.0, least / (2 * torch.frexp(least).mantissa))
 
 
 def as_scores(values: ArrayInput, what: str) -> npt.NDArray[np.float64]:

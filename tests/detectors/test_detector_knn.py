@@ -66,3 +66,25 @@ def test_knn_keeps_tiny_distances_far_from_the_origin():
     bank = np.concatenate([1e6 + steps, 1e6 - steps], axis=0).repeat(3, axis=1)
     found = KNN(k=2, normalize=False).fit(bank).score_samples(np.full((1, 3), 1e6))
     assert found.item() == pytest.approx(-1e-4 * np.sqrt(3), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e160, 1e306])
+def test_knn_in_any_unit(scale, normalize, mapped):
+    expected, unit = KNN(3, normalize=normalize).fit(FIT), 1.0 if normalize else scale
+    for rows in (FIT * scale, mapped(FIT * scale)):
+        found = KNN(3, normalize=normalize).fit(rows)
+        np.testing.assert_allclose(
+            found.score_samples(TEST * scale) / unit, expected.score_samples(TEST), rtol=1e-9
+        )
+        assert found.offset_ / unit == pytest.approx(expected.offset_, rel=1e-9)
+        np.testing.assert_allclose(found.leave_one_out() / unit, expected.leave_one_out(), rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-200, 1.0])
+def test_knn_of_a_row_far_from_the_fit_is_its_distance(scale):
+    """Whichever row of the fit is found, the distance is the same to all digits."""
+    found = KNN(3, normalize=False).fit(FIT * scale).score_samples(TEST * 1e200)
+    np.testing.assert_allclose(found, -1e200 * np.linalg.norm(TEST, axis=1))

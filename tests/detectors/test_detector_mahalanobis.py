@@ -108,3 +108,23 @@ def test_mahalanobis_of_rows_that_hardly_vary():
     np.testing.assert_allclose(Mahalanobis().fit(1e-6 * FIT).score_samples(1e-6 * TEST), expected, rtol=1e-8)
     found = Mahalanobis().fit(1 + 1e-10 * FIT).score_samples(1 + 1e-10 * TEST)
     np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shrinkage", [None, 0.3, "ledoit-wolf"])
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-100, 1e80, 1e160, 1e300])
+def test_mahalanobis_has_no_unit(scale, shrinkage):
+    expected, found = Mahalanobis(shrinkage).fit(FIT), Mahalanobis(shrinkage).fit(FIT * scale)
+    np.testing.assert_allclose(found.score_samples(TEST * scale), expected.score_samples(TEST), rtol=1e-9)
+    assert found.offset_ == pytest.approx(expected.offset_, rel=1e-9)
+    parts = Mahalanobis(shrinkage).partial_fit(FIT[:200] * scale).partial_fit(FIT[200:] * scale)
+    np.testing.assert_allclose(parts.score_samples(TEST * scale), expected.score_samples(TEST), rtol=1e-9)
+    with pytest.raises(DataError, match="do not vary"):
+        Mahalanobis(shrinkage).fit(np.full((9, 2), scale))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_row_too_far_for_float64_has_the_lowest_score():
+    detector = Mahalanobis().fit(FIT)
+    for far in (1e160, 1e307):
+        assert detector.score_samples(FIT[:3] * far).tolist() == [-np.inf] * 3

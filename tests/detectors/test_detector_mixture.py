@@ -85,3 +85,20 @@ def test_em_that_does_not_converge_says_so_where_it_was_called(mapped, monkeypat
     assert [warning.filename for warning in said] == [__file__]
     with pytest.warns(ConvergenceWarning):
         np.testing.assert_allclose(found, GaussianMixture(6).fit(FIT).score_samples(TEST), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["full", "diag"])
+@pytest.mark.parametrize("scale", [1e80, 1e160, 1e300])
+def test_gaussian_mixture_in_a_large_unit(scale, kind, mapped):
+    """A density in D dimensions is per unit to the D; ``reg_covar`` is nothing beside such a scale."""
+    options = {"n_components": 2, "covariance_type": kind}
+    expected = GaussianMixture(reg_covar=0.0, **options).fit(FIT).score_samples(TEST) - 5 * math.log(scale)
+    for rows in (FIT * scale, mapped(FIT * scale)):
+        found = GaussianMixture(**options).fit(rows).score_samples(TEST * scale)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-50])
+def test_in_a_small_unit_the_variance_is_what_is_added_to_it(scale):
+    found = GaussianMixture(reg_covar=1e-6).fit(FIT * scale).score_samples(TEST * scale)
+    np.testing.assert_allclose(found, stats.multivariate_normal(np.zeros(5), 1e-6).logpdf(np.zeros(5)))

@@ -211,6 +211,39 @@ def test_losses_and_gradients_are_finite(name, size):
         assert p.grad is not None and p.grad.isfinite().all(), key
 
 
+@pytest.mark.parametrize("name", ["gaussian", "mdn", "autoregressive", "realnvp"])
+@pytest.mark.parametrize("size", [1e33, 1e38], ids=str)
+def test_gradients_of_a_likelihood_are_finite_at_every_finite_target(name, size):
+    head = build(name)
+    prediction = head(draw(8, CONTEXT))
+    loss = prediction.loss((size * draw(8, DIM, seed=2)).clamp(-3e38, 3e38)).mean()
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+@every_head
+@pytest.mark.parametrize("size", [1e20, 1e30], ids=str)
+def test_contexts_far_away_give_numbers(name, size):
+    head, target = build(name), draw(8, DIM, seed=2)
+    prediction = head(size * draw(8, CONTEXT))
+    found = [prediction.loss(target), prediction.mean, prediction.sample((2,)), prediction.for_scores().mean]
+    if name in WITH_DENSITY:
+        found += [prediction.log_prob(target), head(draw(8, CONTEXT)).log_prob(size * target)]
+    assert all(value.isfinite().all() for value in found)
+
+
+@pytest.mark.parametrize("name", ["flow_matching", "diffusion"])
+def test_a_field_tends_to_its_limit_far_away(name):
+    """Layer norms leave the direction of a context alone: at 1e10 it is that of 1e30."""
+    head, context = build(name).double(), draw(8, CONTEXT, dtype=torch.float64)
+    near, far = (head(size * context).sample((2,), seeded()) for size in (1e10, 1e30))
+    torch.testing.assert_close(near, far, rtol=1e-6, atol=1e-6)
+    far = head.float()(1e30 * context).sample((), seeded())
+    near = head(1e10 * context).sample((), seeded())
+    torch.testing.assert_close(near, far, rtol=1e-3, atol=1e-3)
+
+
 @every_head
 def test_every_parameter_learns(name):
     head = build(name)
@@ -309,6 +342,28 @@ def test_wrong_shapes_are_one_line(name):
     for shape in ((3, DIM + 1), (2, DIM), (DIM,)):
         with pytest.raises(DataError, match="got a target of shape"):
             prediction.loss(draw(*shape))
+
+
+@every_head
+def test_complex_numbers_are_refused(name):
+    head = build(name)
+    with pytest.raises(DataError, match=f"'{name}' got a complex context"):
+        head(draw(3, CONTEXT).to(torch.complex64))
+    with pytest.raises(DataError, match=f"'{name}' got a complex target"):
+        head(draw(3, CONTEXT)).loss(draw(3, DIM).to(torch.complex64))
+
+
+@pytest.mark.parametrize("name", ["flow_matching", "diffusion"])
+@pytest.mark.parametrize("steps", [-1, 0, 1.5, True])
+def test_steps_are_whole_and_at_least_one(name, steps):
+    prediction = build(name)(draw(3, CONTEXT))
+    with pytest.raises(ConfigError, match=f"'{name}': steps must be a whole number, at least 1, got {steps}"):
+        prediction.sample(steps=steps)
+    with pytest.raises(ConfigError, match="steps must be"):
+        prediction.for_scores().sample(steps=steps)
+    if name == "flow_matching":
+        with pytest.raises(ConfigError, match="steps must be"):
+            prediction.log_prob(draw(3, DIM), steps=steps)
 
 
 @every_head

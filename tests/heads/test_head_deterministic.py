@@ -6,6 +6,7 @@ import torch
 
 from probjepa import heads
 from probjepa.heads import Deterministic
+from probjepa.heads.deterministic import variance_covariance
 
 
 def setting(loss, n=40, dim=6):
@@ -51,6 +52,26 @@ def test_the_terms_do_not_depend_on_how_the_batch_is_shaped():
     flat = head(context).loss(target)
     shaped = head(context.reshape(3, 4, 3)).loss(target.reshape(3, 4, 4))
     torch.testing.assert_close(shaped.flatten(), flat)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e10])
+def test_uncorrelated_predictions_have_no_covariance(scale):
+    """Of orthogonal columns the off-diagonal is a 1e-7th of the diagonal, which must not cancel it away."""
+    z = torch.randn(512, 32)
+    point = 100 * torch.linalg.qr(z - z.mean(0))[0] * 512**0.5
+    _, covariance = variance_covariance(scale * point)
+    diagonal = (scale * point.double()).var(0).square().sum() / 32
+    assert 0 <= covariance < 1e-12 * diagonal
+
+
+@pytest.mark.parametrize(("scale", "finite"), [(1e8, True), (1e20, False), (1e37, False)])
+def test_covariance_of_large_predictions(scale, finite):
+    """The value in float64, which above float32's range is Inf and never NaN."""
+    z = torch.randn(40, 6)
+    variance, covariance = variance_covariance(scale * z)
+    expected = variance_covariance(scale * z.double())[1].float()
+    assert variance == 0 and expected.isfinite() == finite
+    torch.testing.assert_close(covariance, expected, rtol=1e-4, atol=0)
 
 
 def test_samples_are_the_point():

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from probjepa.heads import Gaussian, MixtureDensity, base
-from probjepa.heads.base import draw_component
+from probjepa.heads.base import draw_component, gaussian_log_density
 
 
 def randomised(head, seed=0):
@@ -33,6 +33,17 @@ def test_gaussian_log_prob():
     torch.testing.assert_close(prediction.log_prob(TARGET), expected.log_prob(TARGET))
     torch.testing.assert_close(prediction.variance, expected.variance)
     torch.testing.assert_close(prediction.entropy(), expected.entropy())
+
+
+@pytest.mark.parametrize("x", [1e15, 1e33, 3e38])
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+def test_gradients_of_a_far_value_are_finite(x, scale):
+    """Where the distance is held, it has no gradient: what is left is that of log σ."""
+    mean, scale = torch.tensor(0.5, requires_grad=True), torch.tensor(scale, requires_grad=True)
+    density = gaussian_log_density(torch.tensor(x), mean, scale)
+    assert density.item() == pytest.approx(-0.5 * 1e18, rel=1e-6)
+    found = torch.autograd.grad(density, (mean, scale))
+    assert found[0] == 0 and found[1].item() == pytest.approx(-1 / scale.item())
 
 
 def test_gaussian_samples_differentiate():

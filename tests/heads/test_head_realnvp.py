@@ -137,10 +137,38 @@ def test_actnorm_of_a_constant_coordinate():
     assert y.isfinite().all() and norm.log_scale[0].exp().item() == pytest.approx(1000)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_actnorm_is_not_set_by_a_batch_that_is_not_finite(bad):
+    norm, first, second = ActNorm(3), torch.randn(20, 3), 5 + 2 * torch.randn(20, 3)
+    first[4, 1] = bad
+    norm(first)
+    assert not norm.initialised and norm.shift.count_nonzero() == norm.log_scale.count_nonzero() == 0
+    norm(second)
+    assert norm.initialised
+    torch.testing.assert_close(norm.shift, second.mean(0))
+
+
+@pytest.mark.parametrize("size", [1e15, 1e20, 1e37])
+def test_actnorm_of_a_huge_batch(size):
+    """Moments as in float64, of one huge coordinate beside an ordinary one."""
+    norm, batch = ActNorm(2), torch.randn(50, 2) * torch.tensor([size, 1.0])
+    y, _ = norm(batch)
+    torch.testing.assert_close(norm.shift, batch.double().mean(0).float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(norm.log_scale, -batch.double().std(0, correction=0).log().float())
+    torch.testing.assert_close(y.std(0, correction=0), torch.ones(2))
+
+
 def test_actnorm_takes_the_batch_of_all_processes(monkeypatch):
     mine, theirs = 3 + torch.randn(20, 3), 5 * torch.randn(30, 3)
     union = torch.cat([mine, theirs])
-    parts = iter([torch.tensor(30.0), theirs.sum(0), (theirs - union.mean(0)).square().sum(0)])
+    parts = iter(
+        [
+            torch.tensor(30.0),
+            theirs.abs().amax(0),
+            theirs.sum(0),
+            (theirs - union.mean(0)).square().sum(0),
+        ]
+    )
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(next(parts)))

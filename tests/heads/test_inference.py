@@ -112,3 +112,21 @@ def test_narrow_embeddings_still_reach_the_posterior(dim):
     mean, variance = g(batch(dim=dim))
     assert mean.std(0).min() > 1e-3
     assert variance.std(0).min() > 1e-3
+
+
+@pytest.mark.parametrize("size", [1e16, 1e20, 1e38])
+def test_embeddings_far_away_have_their_direction(size):
+    """The first layer norm takes the scale away: what is left is the limit, as float64 gives it."""
+    g, h = network(40), batch() / 4
+    expected = by_hand(g, 1e6 * h)
+    for got, wanted in zip(g(size * h), expected, strict=True):
+        np.testing.assert_allclose(got.detach(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_embeddings_far_away_are_those_of_the_direction():
+    g, h = network(40), batch()
+    grads = []
+    for size in (1e20, 1e8):
+        x = (size * h).requires_grad_()
+        grads.append(size * torch.autograd.grad(sum(out.sum() for out in g(x)), x)[0])
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-4)

@@ -13,7 +13,7 @@ from jacobian_models import double
 from torch import Tensor, nn
 
 from probjepa.jacobian import jepa_score, jepa_score_details
-from probjepa.jacobian.calibrated import Calibration, Ridge, Teachers, _basis, split
+from probjepa.jacobian.calibrated import Calibration, Ridge, Teachers, _basis, _log_spectrum, split
 from probjepa.jacobian.encoders import Encoder, as_encoder
 from probjepa.jacobian.estimators import Settings, Volumes, from_spectrum
 from probjepa.jacobian.rows import Passes
@@ -348,3 +348,10 @@ def test_images_are_calibrated_too() -> None:
     assert torch.equal((found.standard_error == 0).nonzero()[:, 0], few)
     torch.testing.assert_close(found.score[few], jepa_score(module, pixels.double() / 255)[few])
     torch.testing.assert_close(found.embeddings, module(pixels.double() / 255).detach())
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-160, 1e-200, 1e-300])
+def test_a_log_spectrum_ends_at_eps(eps: float) -> None:
+    found = _log_spectrum(torch.diag(torch.tensor([0.0, 1.0, 4.0]).double()), eps)
+    expected = torch.tensor([2 * math.log(eps), 0.0, math.log(4)]).double()
+    torch.testing.assert_close(found, expected)

@@ -12,7 +12,7 @@ import torch
 from jacobian_models import double
 from torch import Tensor, nn
 
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, DataError
 from probjepa.jacobian import estimators, jepa_score, jepa_score_details
 from probjepa.jacobian.encoders import as_encoder
 from probjepa.jacobian.estimators import (
@@ -319,6 +319,19 @@ def test_slq_clips_as_the_exact_score_does() -> None:
     found = slq(as_encoder(lambda x: scale * x), double(1, 4), how)  # probes of a diagonal map are exact
     torch.testing.assert_close(found.log_volume, scale.clamp(min=1e-3).log().sum()[None])
     assert float(found.sigma_min) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("eps", [1e-160, 1e-162, 1e-200, 1e-300])
+def test_slq_clips_at_an_eps_whose_square_is_no_number(eps: float) -> None:
+    found = slq(as_encoder(lambda x: 0 * x), double(1, 4), Settings(estimator="slq", steps=4, eps=eps))
+    torch.testing.assert_close(found.log_volume, torch.tensor([4 * math.log(eps)], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sketch", "slq", "subspace"])
+def test_derivatives_whose_squares_overflow_are_named(estimator: str) -> None:
+    scale = torch.tensor([1e160, 1.0, 1.0, 1.0], dtype=torch.float64)
+    with pytest.raises(DataError, match=r"derivative at input 0 .* or its square, is .* too large a scale$"):
+        jepa_score(lambda x: scale * x, double(2, 4), estimator=estimator)
 
 
 def test_slq_takes_as_many_inputs_as_dimensions() -> None:

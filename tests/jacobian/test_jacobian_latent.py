@@ -25,6 +25,15 @@ def test_the_fit_is_the_shrunken_normal(count: int, dtype: torch.dtype) -> None:
     np.testing.assert_allclose(found.covariance_matrix.numpy(), expected.covariance_, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-80, 1e80, 1e160, 1e300])
+def test_the_fit_has_no_unit(scale: float) -> None:
+    rows, asked = torch.randn(50, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    expected = fit_normal(rows).log_prob(asked) - 4 * math.log(scale)
+    torch.testing.assert_close(fit_normal(rows * scale).log_prob(asked * scale), expected)
+    with pytest.raises(DataError, match="reference embeddings do not vary"):
+        fit_normal(torch.full((5, 2), scale, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("rows", "text"),
     [

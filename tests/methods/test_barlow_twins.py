@@ -6,7 +6,7 @@ import torch
 from baseline_cases import check_full_precision, check_gradients, embeddings, small, view_pair
 from torch import nn
 
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, DataError
 from probjepa.methods.barlow_twins import barlow_twins_loss
 
 
@@ -73,3 +73,17 @@ def test_the_method_is_its_loss():
     assert [m.out_features for m in linears] == [2048] * 3
     with pytest.raises(ConfigError, match="redundancy_weight"):
         small("barlow-twins", redundancy_weight=-1.0)
+
+
+@pytest.mark.parametrize("size", [1e8, 1e18, 1e20, 1e37])
+def test_large_features_have_their_correlations(size):
+    z1, z2 = embeddings(2)
+    expected = barlow_twins_loss([1e8 * z1, 1e8 * z2])
+    found = barlow_twins_loss([size * z1.float(), size * z2.float()])
+    for key, value in expected.items():
+        assert found[key].item() == pytest.approx(value.item(), rel=1e-4), key
+
+
+def test_one_row_is_refused():
+    with pytest.raises(DataError, match="Barlow Twins loss needs at least 2 images a batch, got 1"):
+        barlow_twins_loss([torch.zeros(1, 4), torch.zeros(1, 4)])

@@ -9,6 +9,7 @@ from torch.distributions import Distribution
 
 import probjepa as pj
 from probjepa.data.views import views
+from probjepa.errors import DataError
 from probjepa.heads import HEADS
 from probjepa.methods import METHODS, Method, ProbabilisticMethod
 from probjepa.methods.base import EncoderSettings
@@ -81,6 +82,14 @@ def test_unset_its_own_settings_are_the_papers(name):
     parameters = inspect.signature(METHODS[name]).parameters.values()
     encoder = {*EncoderSettings.__annotations__, "backbone", "seed"}
     assert {p.name: p.default for p in parameters if p.name not in encoder} == DEFAULTS[name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_without_rows_is_refused(name):
+    model = small(name)
+    with pytest.raises(DataError, match=r"of one image or more|at least one image a batch") as error:
+        model.loss([torch.zeros(0, 1, 16, 16)] * min(model.most_views, 2))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -80,3 +80,13 @@ def test_refuses(shape, count):
 def test_refuses_a_resolution(resolution):
     with pytest.raises(ConfigError, match="resolution"):
         sigreg(torch.zeros(5, 3), 4, resolution=resolution)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_it_is_float32_of_narrow_numbers_and_under_autocast(dtype):
+    z = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = sigreg(z.float(), 16, torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = sigreg(z, 16, torch.Generator().manual_seed(1))
+    for found in (inside, sigreg(z, 16, torch.Generator().manual_seed(1))):
+        assert found.dtype == torch.float32 and torch.equal(found, expected)

@@ -96,3 +96,33 @@ def test_wrong_settings_and_batches():
         small("simsiam", predictor_dim=0)
     with pytest.raises(DataError, match="takes two or more views"):
         small("simsiam", projector_dim=8).loss(view_pair(count=1))
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e-10, 1e-9, 1.0, 1e20, 3e38])
+def test_cosines_know_no_scale(size):
+    p = size * torch.ones(1, 4)
+    assert negative_cosine(p, p).item() == pytest.approx(-1, abs=1e-6)
+    assert negative_cosine(p, torch.tensor([[1.0, 1, 1, -1]])).item() == pytest.approx(-0.5, abs=1e-6)
+    if 1e-30 <= size <= 1e20:
+        z = embeddings(1, dtype=torch.float32)[0]
+        assert direction_spread(size * z).item() == pytest.approx(direction_spread(z).item(), rel=1e-5)
+
+
+def test_ordinary_cosines_are_pytorchs_to_the_last_bit():
+    p, z = embeddings(2, dtype=torch.float32)
+    p = p.requires_grad_()
+    expected = -nn.functional.cosine_similarity(p, z, dim=-1).mean()
+    found = negative_cosine(p, z)
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad(loss, p)[0] for loss in (found, expected)))
+    assert negative_cosine(torch.zeros(2, 3), torch.ones(2, 3)) == 0  # a vector without a direction
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e20])
+def test_the_gradient_of_a_cosine_is_that_of_the_direction(size):
+    p, z = embeddings(2, dtype=torch.float32)
+    grads = []
+    for scale in (1.0, size):
+        x = (scale * p).requires_grad_()
+        grads.append(scale * torch.autograd.grad(negative_cosine(x, z), x)[0])
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-7)

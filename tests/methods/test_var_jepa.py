@@ -401,6 +401,28 @@ def test_scores_repeat_and_converge():
     assert torch.allclose(model.score_samples(x, draws=4000), expected, atol=0.3)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e20, 1e30])
+def test_scores_are_the_bound_in_float64(size):
+    """Networks of zeros: every divergence is 0, and the decoders are N(0, 1)."""
+    model = small()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    x, y = (size * part for part in pair())
+    for given in ((x,), (x, y)):
+        values = torch.cat(given, 1).double()
+        expected = -0.5 * (values.square() + math.log(2 * math.pi)).sum(1)
+        found = model.score_samples(*given, draws=2)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_divergences_of_scores_are_float64():
+    model = small()
+    scores = model.score_samples(*(1e22 * part for part in pair()))
+    assert scores.isfinite().all() and (scores < -1e40).all()
+
+
 def test_bernoulli_decoders():
     torch.manual_seed(0)
     model = small(x_likelihood="bernoulli")

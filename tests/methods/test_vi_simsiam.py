@@ -139,6 +139,14 @@ def test_scores_are_higher_where_the_prediction_is_surer_and_nearer():
     assert all(v.isfinite().all() for v in model.ood_scores(far).values())
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e20])
+def test_the_cosine_score_knows_no_scale(size):
+    model, z = small("vi-simsiam", **NARROW), embeddings(1, dim=12)[0]
+    features = {"direction": nn.functional.normalize(z[:, :1] + z), "concentration": torch.ones(len(z), 1)}
+    scores = [model.ood_scores(features | {"z": scale * z})["cosine"] for scale in (1.0, size)]
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-9, atol=0)
+
+
 def test_layers_and_wrong_settings():
     model = small("vi-simsiam")
     linears = [m for m in model.predictor if isinstance(m, nn.Linear)]

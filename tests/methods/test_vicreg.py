@@ -78,3 +78,13 @@ def test_wrong_settings_and_batches():
         vicreg_loss([torch.zeros(1, 4), torch.zeros(1, 4)])
     with pytest.raises(DataError, match="takes two or more views"):
         small("vicreg", projector_dim=8).loss(view_pair(count=1))
+
+
+@pytest.mark.parametrize("size", [1e8, 1e20, 1e37])
+def test_large_features_have_a_loss(size):
+    """The value in float64, which above float32's range is Inf and never NaN."""
+    z1, z2 = (size * z for z in embeddings(2))
+    expected = vicreg_loss([z1, z2])
+    for key, value in vicreg_loss([z1.float(), z2.float()]).items():
+        torch.testing.assert_close(value, expected[key].float(), rtol=1e-4, atol=0)
+    assert vicreg_loss([z1.float(), z1.float()])["loss"] > 1e30

@@ -66,6 +66,17 @@ def test_summary_of_the_whole_sphere_and_of_a_dead_feature():
     assert scaled["std_mean"] == pytest.approx(collapse_summary(rows)["std_mean"], rel=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e160, 1e307])
+def test_the_unit_of_the_embeddings_does_not_matter(scale):
+    rows = with_spectrum([5, 3, 1, 0.5]) + 0.1
+    expected = collapse_summary(rows)
+    assert expected["std_mean"] > 0.1
+    assert collapse_summary(rows * scale) == pytest.approx(expected, rel=1e-9)
+    lengths = np.geomspace(1 / scale, scale, len(rows))[:, None] if 1e-150 < scale < 1e200 else scale
+    assert collapse_summary(rows * lengths)["std_mean"] == pytest.approx(expected["std_mean"], rel=1e-9)
+
+
 @pytest.mark.parametrize("measure", [effective_rank, rank_me, collapse_summary])
 def test_errors(measure):
     with pytest.raises(DataError, match="NaN or Inf in 2 of 3 rows"):

@@ -120,3 +120,14 @@ def test_bad_input_is_one_line(call, error):
     with pytest.raises(error) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_autocast_leaves_similarities_alone(monkeypatch):
+    monkeypatch.setattr(duplicates, "_FEW", 0)
+    rows, bank = (np.random.default_rng(seed).normal(size=(200, 16)).astype(np.float32) for seed in (0, 1))
+    rows[100:] = rows[:100] + 0.05 * bank[:100]
+    twins, groups = nearest_twins(rows, bank), duplicate_groups(rows, 0.998)
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(nearest_twins(rows, bank), twins)
+        np.testing.assert_array_equal(duplicate_groups(rows, 0.998), groups)
+    assert 100 < len(set(groups)) < 200

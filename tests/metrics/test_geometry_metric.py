@@ -86,6 +86,23 @@ def test_only_directions_count_and_labels_may_be_words():
     assert a["spearman"]["m"]["margin"] == pytest.approx(b["spearman"]["m"]["margin"])
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e160, 1e307])
+def test_the_unit_of_the_means_does_not_matter(scale):
+    mean, labels = clusters()
+    expected = uncertainty_geometry(mean, labels, {}, n_bootstrap=2)["margin"]
+    assert expected["std"] > 0.1
+    assert uncertainty_geometry(mean * scale, labels, {}, n_bootstrap=2)["margin"] == pytest.approx(expected)
+
+
+def test_small_radii_are_told_apart():
+    """The rows of a class lie within 10⁻⁹ of one another."""
+    labels = np.arange(60) % 3
+    mean = np.eye(3, 5)[labels] + 1e-9 * np.random.default_rng(0).normal(size=(60, 5))
+    _, radius = by_hand(mean, labels)
+    found = uncertainty_geometry(mean, labels, {"radius": radius}, n_bootstrap=2)
+    assert found["spearman"]["radius"]["radius"]["value"] > 0.999
+
+
 def test_blocks_of_rows_join_seamlessly(monkeypatch):
     mean, labels = clusters()
     measures = {"m": np.arange(60.0)}

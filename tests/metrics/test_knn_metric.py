@@ -233,3 +233,12 @@ def test_no_library_is_taken_that_the_processor_cannot_use(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert knn._one_dnn() is None
     knn._one_dnn.cache_clear()
+
+
+def test_autocast_leaves_similarities_alone():
+    rows = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
+    given = rows[:200], np.arange(200) % 5, rows[200:]
+    expected = knn_vote(*given, k=7, temperature=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = knn_vote(*given, k=7, temperature=0.1)
+    np.testing.assert_array_equal(found, expected)

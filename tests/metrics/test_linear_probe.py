@@ -80,9 +80,35 @@ def test_labels_and_features_of_every_kind(method):
     assert padded == pytest.approx(plain, abs=0.005)
 
 
-@pytest.mark.parametrize("unit", [1e-9, 1e9])
-def test_the_unit_of_the_features_does_not_matter(unit):
-    assert linear_probe(unit * TRAIN[0], TRAIN[1], unit * TEST[0], TEST[1]) == linear_probe(*TRAIN, *TEST)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("kind", "unit"),
+    [(np.float32, 1e-35), (np.float32, 5e34), *((float, 10.0**k) for k in (-300, -9, 9, 160, 305))],
+)
+@pytest.mark.parametrize("method", ["lbfgs", "sgd"])
+def test_the_unit_of_the_features_does_not_matter(method, kind, unit):
+    (x, y), (queries, asked) = TRAIN, TEST
+    expected = linear_probe(x.astype(kind), y, queries.astype(kind), asked, method=method, epochs=20)
+    units = (x * unit).astype(kind), y, (queries * unit).astype(kind), asked
+    assert linear_probe(*units, method=method, epochs=20) == pytest.approx(expected, abs=0.003)
+    mixed = np.array([unit, 1, unit, 1, 1])  # each feature has its own
+    units = (x * mixed).astype(kind), y, (queries * mixed).astype(kind), asked
+    assert linear_probe(*units, method=method, epochs=20) == pytest.approx(expected, abs=0.003)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "sgd"])
+def test_a_row_that_is_as_far_as_there_are_numbers_is_classified(method):
+    x, y = np.array([[-1.0], [1.0], [-2.0], [2.0]]), [0, 1, 0, 1]
+    for unit in (1e-300, 1.0, 1e-30):
+        found = linear_predict(unit * x, y, [[-1e300], [1e300]], method=method)
+        np.testing.assert_array_equal(found, [0, 1])
+
+
+def test_autocast_leaves_the_probe_alone():
+    given = TRAIN[0].astype(np.float32), TRAIN[1], TEST[0].astype(np.float32)
+    expected = linear_predict(*given, method="sgd", epochs=20)
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(linear_predict(*given, method="sgd", epochs=20), expected)
 
 
 def test_the_defaults_are_the_documented_ones():

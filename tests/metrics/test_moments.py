@@ -64,6 +64,23 @@ def test_the_shrinkage_is_scikit_learns(rows):
     assert moments(rows).ledoit_wolf() == pytest.approx(ledoit_wolf_shrinkage(rows))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-100, 1e80, 1e160, 1e306])
+def test_the_shrinkage_has_no_unit(scale):
+    assert moments(ROWS * scale).ledoit_wolf() == pytest.approx(ledoit_wolf_shrinkage(ROWS))
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e39, 1e200])
+def test_parts_of_different_units_are_of_all_rows(scale):
+    """The unit of the sum is that of the larger part."""
+    rows = ROWS * np.where(np.arange(70) < 30, 1, scale)[:, None]
+    for found in (moments(rows[:30]) + moments(rows[30:]), moments(rows[30:]) + moments(rows[:30])):
+        whole = moments(rows)
+        assert found.unit == whole.unit and found.largest == pytest.approx(whole.largest)
+        for name in ("means", "scatter", "third", "fourth"):
+            np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-9, err_msg=name)
+
+
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
 def test_a_step_is_scikit_learns(kind):
     """Two steps from k-means: the density before each, and all that the step leaves."""

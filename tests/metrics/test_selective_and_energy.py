@@ -85,6 +85,16 @@ def test_energy_score_agrees_with_loops(chunk_size):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e160, 1e307])
+def test_energy_score_is_in_the_unit_of_each_target(scale):
+    rng = np.random.default_rng(0)
+    samples, target = rng.normal(size=(9, 4, 3)), rng.normal(size=(4, 3))
+    units = np.array([scale, 1.0, scale, 1e-3])
+    found = energy_score(samples * units[:, None], target * units[:, None]).numpy()
+    np.testing.assert_allclose(found / units, energy_score(samples, target), rtol=1e-10)
+
+
 def test_energy_score_in_one_dimension_is_half_scipys_squared_energy_distance():
     rng = np.random.default_rng(1)
     draws = rng.normal(size=400)

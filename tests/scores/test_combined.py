@@ -149,3 +149,20 @@ def test_a_table_brings_its_own_scores():
         parts = score_set(model.fit(known), asked, "fisher", reference=known)[1]
         found = [name.removeprefix("p_value.") for name in parts if name.startswith("p_value.")]
         assert found == [*own, "knn", "mahalanobis", "gmm"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("held", "log_p"),
+    [
+        ([-np.inf, 0.0, 1.0], [-math.log(2), -math.log(2), 0]),
+        ([-np.inf, -np.inf, -np.inf], [0, 0, 0]),
+        ([0.0, np.inf, np.inf], [-np.inf, -math.log(4) - 3, -math.log(2)]),
+        ([0.0, 1.0, 2.0], [-np.inf, -math.log(4) - 3, 0]),
+    ],
+)
+def test_infinite_scores_have_a_rank(held, log_p):
+    """Nothing is below −∞; a scale that is no number is 1."""
+    found, p = _log_p(np.array([-np.inf, -3.0, 5.0]), np.array(held))
+    np.testing.assert_allclose(found, log_p)
+    assert (p > 0).all()

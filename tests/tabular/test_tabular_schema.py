@@ -231,3 +231,21 @@ def test_the_deviation_of_a_number_is_finite_and_in_its_unit(numeric_transform, 
     mean, median, std, low, high = feature.spread(np.zeros(3), np.full(3, 0.5), 2.0)
     assert (0.1 * size < std).all() and (std < size).all()
     assert (low < median).all() and (median < high).all() and np.isfinite(mean).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-305, 1e-200, 1e160, 1.7e308])
+@pytest.mark.parametrize("share", [0.5, 0.02])
+@pytest.mark.parametrize("numeric_transform", ["quantile", "standard"])
+def test_a_column_that_spans_all_numbers(numeric_transform, share, scale):
+    """It is read as the same column in a unit of its own."""
+    values = np.where(np.arange(100) < 100 * share, 1.0, -1.0) * np.linspace(0.9, 1, 100)
+    expected, feature = (
+        TableSchema.infer(pd.DataFrame({"x": x}), numeric_transform=numeric_transform).features[0]
+        for x in (values, values * scale)
+    )
+    read = feature.forward(values * scale)
+    np.testing.assert_allclose(read, expected.forward(values), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(feature.backward(read) / scale, values, rtol=1e-6)
+    spread = [of.spread(np.linspace(-3, 3, 7), np.full(7, 0.5), 2.0) for of in (feature, expected)]
+    np.testing.assert_allclose(np.array(spread[0]) / scale, spread[1], rtol=1e-6, atol=1e-9)

@@ -115,7 +115,7 @@ def test_another_format_version_or_setting_is_refused():
     check_signature(signed, {"batch_size": 8})
     with pytest.raises(ArtifactError, match="batch_size=8, this run has 16"):
         check_signature(signed, {"batch_size": 16})
-    with pytest.raises(ArtifactError, match="size=None, this run has 16: resume .*, or remove it$"):
+    with pytest.raises(ArtifactError, match=r"size=None, this run has 16: resume .*, or remove it$"):
         check_signature(signed, {"size": 16}, "remove it")
     with pytest.raises(ArtifactError, match=r"probjepa 0\.0\.1"):
         check_signature({"probjepa": good | {"version": "0.0.1"}}, {"batch_size": 8})

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from probjepa._arrays import ArrayInput, as_features, as_float_tensor, as_labels
+from probjepa._arrays import ArrayInput, as_features, as_float_tensor, as_labels, power_of_two
 from probjepa.errors import ConfigError, DataError
 from probjepa.registry import importing
 from probjepa.typed import check_arguments, types_of
@@ -71,6 +71,11 @@ def in_blocks(rows: Matrix) -> Iterator[tuple[slice, Matrix]]:
     """Yield rows (N, D), which may be mapped, in float64, a block at a time."""
     for of in row_blocks(rows):
         yield of, np.asarray(rows[of], dtype=np.float64)
+
+
+def unit_of(rows: Matrix) -> float:
+    """Return what to divide rows (N, D) by, which may be mapped, so that their squares do not overflow."""
+    return float(power_of_two(max(float(np.abs(block).max()) for _, block in in_blocks(rows))))
 
 
 def threshold_rows(rows: Matrix) -> Matrix:

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from probjepa.detectors.base import Detector, Matrix, counted, in_blocks, row_blocks
+from probjepa._arrays import as_float_tensor, directions, power_of_two
+from probjepa.detectors.base import Detector, Matrix, counted, in_blocks, row_blocks, unit_of
 from probjepa.errors import ConfigError
 from probjepa.registry import importing
 
@@ -22,7 +24,8 @@ class KNN(Detector):
 
     Reference: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022, on
     L2-normalised embeddings, whose distance √(2 − 2·cosine) has the order of the cosine distance. The search
-    is scikit-learn's.
+    is scikit-learn's, by products: rows whose distances differ by less than some 10⁻⁷ of the spread of the
+    fit are found in any order. The distance to the row that it finds is exact.
 
     Parameters
     ----------
@@ -55,9 +58,11 @@ class KNN(Detector):
             raise ConfigError(f"KNN: k is {self.k} with {counted(len(rows))} to fit: use 1 to {len(rows)}")
         if self.chunk_size < 1:
             raise ConfigError(f"KNN: chunk_size is {self.chunk_size}: use at least 1")
-        # distances do not depend on the origin, and their rounding does
         self._mapped = isinstance(rows, np.memmap)
-        self._centre = sum(self._directions(block).sum(0) for _, block in in_blocks(rows)) / len(rows)
+        self._unit = unit = 1.0 if self.normalize else unit_of(rows)
+        # distances do not depend on the origin, and their rounding does
+        sums = sum((self._directions(block) / unit).sum(0) for _, block in in_blocks(rows))
+        self._centre = sums / len(rows) * unit
         self._bank = rows if self._mapped else self._directions(rows) - self._centre
 
     def _of_bank(self, of: slice | npt.NDArray[np.intp]) -> Matrix:
@@ -103,8 +108,9 @@ class KNN(Detector):
         best, which = np.empty((len(queries), 0)), np.empty((len(queries), 0), dtype=np.intp)
         for of in row_blocks(self._bank):
             search = NearestNeighbors(n_neighbors=min(k, of.stop - of.start), algorithm="brute")
-            with config_context(assume_finite=True):  # both are checked
-                distances, rows = search.fit(self._of_bank(of)).kneighbors(queries)
+            # both are checked; to a query that overflows all rows are equally far
+            with config_context(assume_finite=True), np.errstate(over="ignore", invalid="ignore"):
+                distances, rows = search.fit(self._of_bank(of) / self._unit).kneighbors(queries / self._unit)
             best, which = np.hstack([best, distances]), np.hstack([which, rows + of.start])
             if best.shape[1] > distances.shape[1]:
                 order = np.argsort(best, axis=1, kind="stable")[:, :k]
@@ -113,11 +119,13 @@ class KNN(Detector):
 
     def _distances(self, queries: Matrix, rows: npt.NDArray[np.intp]) -> Matrix:
         # from the difference itself: the search's own distance loses small ones to cancellation
-        distances: Matrix = -np.linalg.norm(queries - self._of_bank(rows), axis=1)
+        apart = queries - self._of_bank(rows)
+        unit = power_of_two(torch.from_numpy(np.abs(apart).max(1))).numpy()
+        distances: Matrix = -np.linalg.norm(apart / unit[:, None], axis=1) * unit
         return distances
 
     def _directions(self, rows: Matrix) -> Matrix:
         if not self.normalize:
             return rows
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows / np.where(norms > 0, norms, 1.0)
+        unit: Matrix = directions(as_float_tensor(rows, "the embeddings")).numpy()
+        return unit

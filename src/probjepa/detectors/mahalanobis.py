@@ -131,7 +131,7 @@ class Mahalanobis(Detector):
                 "dependent features): use shrinkage='ledoit-wolf', or drop those features"
             )
         self._whitening = vectors / np.sqrt(eigenvalues)
-        self._origin = moments.means[0]
+        self._origin, self._unit = moments.means[0], moments.unit
         self._means = (moments.means - self._origin) @ self._whitening
 
     def _covariance(self, moments: Moments) -> Matrix:
@@ -160,8 +160,9 @@ class Mahalanobis(Detector):
         return shrunk
 
     def _score(self, rows: Matrix) -> npt.NDArray[np.float64]:
-        whitened = (rows - self._origin) @ self._whitening
         scores = np.full(len(rows), -np.inf)
-        for mean in self._means:
-            np.maximum(scores, -np.square(whitened - mean).sum(1), out=scores)
+        with np.errstate(over="ignore", invalid="ignore"):  # too far for float64: −inf, which fmax keeps
+            whitened = (rows / self._unit - self._origin) @ self._whitening
+            for mean in self._means:
+                np.fmax(scores, -np.square(whitened - mean).sum(1), out=scores)
         return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from probjepa.detectors.base import (
     counted,
     in_blocks,
     spaced,
+    unit_of,
 )
 from probjepa.errors import ConfigError, DataError
 from probjepa.metrics.moments import mixture_step
@@ -69,14 +71,17 @@ class GaussianMixture(Detector):
                 f"GaussianMixture: n_components is {self.n_components} with {counted(len(rows))} to fit: "
                 f"use 1 to {len(rows)}"
             )
+        # below 1, reg_covar rules
+        self._unit = unit = max(unit_of(rows), 1.0)
         mixture = SklearnGaussianMixture(
             self.n_components,
             covariance_type=self.covariance_type,
-            reg_covar=self.reg_covar,
+            reg_covar=self.reg_covar / unit / unit,
             random_state=self.seed,
         )
         try:
-            self._mixture = _em(mixture, rows) if isinstance(rows, np.memmap) else mixture.fit(rows)
+            mapped = isinstance(rows, np.memmap)
+            self._mixture = _em(mixture, rows, unit) if mapped else mixture.fit(rows / unit)
         except ValueError as error:
             reason = str(error).splitlines()[0].removesuffix(".")
             raise ConfigError(
@@ -85,18 +90,19 @@ class GaussianMixture(Detector):
             ) from error
 
     def _score(self, rows: Matrix) -> npt.NDArray[np.float64]:
-        scores: npt.NDArray[np.float64] = self._mixture.score_samples(rows)
+        scores: npt.NDArray[np.float64] = self._mixture.score_samples(rows / self._unit)
+        scores -= rows.shape[1] * math.log(self._unit)
         return scores
 
 
-def _em(mixture: Any, rows: Matrix) -> Any:
-    """Fit a mixture to mapped rows as its own ``fit`` does, a block at a time."""
+def _em(mixture: Any, rows: Matrix, unit: float) -> Any:
+    """Fit a mixture to mapped rows, divided by ``unit``, as its own ``fit`` does, a block at a time."""
     steps = mixture.max_iter
-    start = np.asarray(rows[spaced(len(rows), _START_ROWS)], dtype=np.float64)
+    start = np.asarray(rows[spaced(len(rows), _START_ROWS)], dtype=np.float64) / unit
     mixture.set_params(max_iter=0).fit(start)  # k-means alone
     before = -np.inf
     for _ in range(steps):
-        found = mixture_step(mixture, (block for _, block in in_blocks(rows)), start.mean(0))
+        found = mixture_step(mixture, (block / unit for _, block in in_blocks(rows)), start.mean(0))
         if abs(found - before) < mixture.tol:
             return mixture
         before = found

@@ -13,18 +13,21 @@ from torch.types import _size
 
 from probjepa.errors import ConfigError
 from probjepa.heads.base import (
+    FARTHEST,
     MAX_Z,
     RAW_UNIT_SCALE,
     DensityPrediction,
     Head,
     check_counts,
     check_widths,
+    far_scale,
     full_precision,
     gaussian_log_density,
     positive_scale,
 )
 from probjepa.heads.networks import ActNorm
 
+_FAR_CONTEXT = 1e7  # contexts count as no larger: each layer multiplies by them, and float32 ends at 3e38
 _COORDINATES = 16  # drawn before their effect on all later ones is added up
 
 
@@ -110,6 +113,7 @@ class Autoregressive(Head):
     def forward(self, context: Tensor) -> AutoregressivePrediction:
         """Predict from a context (..., C)."""
         context = self.checked(context)
+        context = context / far_scale(context, far=_FAR_CONTEXT)
         scale, shift = self.film(context).chunk(2, -1)
         return AutoregressivePrediction(
             self, (1 + scale).split(self.widths, -1), shift.split(self.widths, -1), self.direct(context)
@@ -117,7 +121,10 @@ class Autoregressive(Head):
 
 
 class AutoregressivePrediction(DensityPrediction):
-    """A product of one-dimensional conditional mixtures; its mean is one of draws."""
+    """A product of one-dimensional conditional mixtures; its mean is one of draws.
+
+    Targets are held to ±1e30, and a context with entries above 1e7 is scaled down to it.
+    """
 
     head: Autoregressive
 
@@ -138,7 +145,7 @@ class AutoregressivePrediction(DensityPrediction):
         return self._parameters(self._normalise(target)[0])
 
     def _normalise(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        target = self.checked(target)
+        target = self.checked(target).clamp(-FARTHEST, FARTHEST)
         with full_precision(target):
             y, log_det = self.head.actnorm(target)
         return y, log_det

@@ -33,6 +33,8 @@ SCALE_FLOOR = 1e-3
 MEAN_DRAWS = 64
 _BLOCK = 4_000_000  # elements of one block of draws behind a Monte Carlo mean
 MAX_Z = 1e9  # a standardised distance is held below it, so that its square stays finite
+FARTHEST = 1e30  # flows hold their targets below it: their layers multiply them, and float32 ends at 3e38
+_FAR = 1e15  # numbers below it have squares and sums of squares that float32 holds
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 RAW_UNIT_SCALE = math.log(math.expm1(1 - SCALE_FLOOR))  # ``positive_scale`` maps it to 1
 
@@ -46,9 +48,18 @@ def positive_scale(raw: Tensor) -> Tensor:
     return nn.functional.softplus(raw) + SCALE_FLOOR
 
 
+def far_scale(x: Tensor, dim: int | tuple[int, ...] = -1, far: float = _FAR) -> Tensor:
+    """Return what to divide x by along ``dim`` so that its squares do not overflow, without gradients.
+
+    It is exactly 1 where no entry is above ``far``, and else what brings the largest down to it.
+    """
+    return (x.detach().abs().amax(dim, keepdim=True) / far).clamp_min(1)
+
+
 def gaussian_log_density(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Elementwise log N(x; mean, scale²); finite, with finite gradients, for every finite x."""
-    z = ((x - mean) / scale).clamp(-MAX_Z, MAX_Z)
+    """Elementwise log N(x; mean, scale²), scale ≥ 1e-3; finite, with finite gradients, for every finite x."""
+    farthest = 0.5 * SCALE_FLOOR**2 * torch.finfo(x.dtype).max  # the gradient divides by the scale twice
+    z = ((x - mean).clamp(-farthest, farthest) / scale).clamp(-MAX_Z, MAX_Z)
     return -0.5 * z.square() - scale.log() - _HALF_LOG_2PI
 
 
@@ -95,13 +106,13 @@ class Head(FullPrecision):
         return next(self.parameters()).dtype
 
     def checked(self, context: Tensor) -> Tensor:
-        """Return the context (..., C) in the parameters' type; DataError for another width."""
+        """Return the context (..., C) in the parameters' type; DataError for another width, or if complex."""
         if context.ndim < 1 or context.shape[-1] != self.context_dim:
             raise DataError(
                 f"head '{self.name}' got a context of shape {tuple(context.shape)}: "
                 f"give (..., {self.context_dim}), the context_dim that it was built with"
             )
-        return context.to(self.dtype)
+        return _real(self, context, "context").to(self.dtype)
 
 
 class Prediction(Likelihood):
@@ -124,7 +135,8 @@ class Prediction(Likelihood):
         Raises
         ------
         DataError
-            unless its shape is that of batch and event, after any leading sample dimensions
+            unless its shape is that of batch and event, after any leading sample dimensions, or if it is
+            complex
         """
         wanted = self._extended_shape()
         if target.shape[-len(wanted) :] != wanted:
@@ -132,7 +144,7 @@ class Prediction(Likelihood):
                 f"head '{self.head.name}' got a target of shape {tuple(target.shape)}: "
                 f"give {tuple(wanted)}, as the context has it, with any leading sample dimensions"
             )
-        return target.to(self.head.dtype)
+        return _real(self.head, target, "target").to(self.head.dtype)
 
     def loss(self, target: Tensor) -> Tensor:
         """Training loss (...) of each target (..., D), a mean over the D coordinates.
@@ -198,6 +210,13 @@ class DensityPrediction(Prediction):
     def loss(self, target: Tensor) -> Tensor:
         """Negative log-likelihood (...) of each target (..., D), in nats per coordinate."""
         return -self.log_prob(target) / self.head.dim
+
+
+def _real(head: Head, x: Tensor, what: str) -> Tensor:
+    """Return x; DataError for complex numbers, which would lose their imaginary part."""
+    if x.is_complex():
+        raise DataError(f"head '{head.name}' got a complex {what}, {x.dtype}: give real numbers")
+    return x
 
 
 def check_counts(head: Head, **counts: Any) -> None:

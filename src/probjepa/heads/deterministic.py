@@ -11,10 +11,23 @@ from torch.nn import functional as F
 from torch.types import _size
 
 from probjepa.errors import ConfigError
-from probjepa.heads.base import Head, Prediction, check_widths, full_precision
+from probjepa.heads.base import MAX_Z, Head, Prediction, check_widths, far_scale, full_precision
 from probjepa.heads.networks import mlp
 
 _ALIGNMENT, _VARIANCE, _COVARIANCE = 1.0, 0.1, 0.01
+
+
+def variances_and_off_diagonal(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances (D,) over N − 1 of rows (N, D), N ≥ 2, and Σ_{i≠j} Cov²ᵢⱼ/D, a scalar."""
+    scale = far_scale(x, (0, 1), MAX_Z).squeeze()
+    scaled = x / scale
+    centered = scaled - scaled.mean(0)
+    covariance = centered.T @ centered / (len(x) - 1)
+    variances = covariance.diagonal()
+    # subtracting the diagonal's squares from the sum of all would cancel
+    off_diagonal = (covariance - torch.diag(variances)).square().sum() / x.shape[1]
+    # factor by factor: a power of the scale may overflow where the product does not
+    return variances * scale * scale, off_diagonal * scale * scale * scale * scale
 
 
 def variance_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,11 +37,8 @@ def variance_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     if len(x) < 2:
         return x.new_zeros(()), x.new_zeros(())
-    centered = x - x.mean(0)
-    covariance = centered.T @ centered / (len(x) - 1)
-    variance = covariance.diagonal()
-    off_diagonal = covariance.square().sum() - variance.square().sum()
-    return F.relu(1 - (variance + 1e-4).sqrt()).mean(), off_diagonal / x.shape[1]
+    variances, off_diagonal = variances_and_off_diagonal(x)
+    return F.relu(1 - (variances + 1e-4).sqrt()).mean(), off_diagonal
 
 
 class Deterministic(Head):

@@ -136,7 +136,7 @@ class DiffusionPrediction(FieldPrediction):
         y = noise
         if self._midpoint and steps is None:
             return self._by_midpoints(y)
-        levels = self.head.levels(steps or self.head.steps)
+        levels = self.head.levels(self._counted(steps))
         signal = torch.cat([self.head.kept_signal[levels], y.new_ones(1)]).to(y.dtype)
         code = self._code.to(y.dtype)
         for level, now, after in zip(levels, signal[:-1], signal[1:], strict=True):

@@ -98,7 +98,7 @@ class FlowMatchingPrediction(FieldPrediction):
         """Solve dy/dt = field(y, t) from t = 0 to 1, or back."""
         times, solver = self._times, "midpoint"
         if times is None or steps is not None:
-            times = torch.linspace(0, 1, (steps or self.head.steps) + 1, dtype=torch.float64)
+            times = torch.linspace(0, 1, self._counted(steps) + 1, dtype=torch.float64)
             solver = self.head.solver
         return integrate(field, y, times.flip(0) if backwards else times, solver)
 
@@ -164,7 +164,7 @@ class FlowMatchingPrediction(FieldPrediction):
         Raises
         ------
         ConfigError
-            for an unknown trace or fewer than one probe
+            for an unknown trace, or fewer than one probe or step
         """
         if trace not in ("auto", "exact", "hutchinson"):
             raise ConfigError(f"trace must be 'auto', 'exact' or 'hutchinson', got '{trace}'")

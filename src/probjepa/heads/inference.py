@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from probjepa.distributions.base import FullPrecision, full_precision
 from probjepa.errors import ConfigError
+from probjepa.heads.base import far_scale
 
 _VARIANCE_FLOOR = 1e-6
 
@@ -66,6 +67,8 @@ class InferenceNetwork(FullPrecision):
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Map h (N, D) to μ and σ², both (N, D), in the parameters' type."""
         with full_precision(h):
-            hidden = self.trunk(h.to(self.mean.weight.dtype))
+            h = h.to(self.mean.weight.dtype)
+            # the first layer norm takes the scale away, and its squares would overflow
+            hidden = self.trunk(h / far_scale(h))
             variance = F.softplus(self.raw_variance(hidden)) + _VARIANCE_FLOOR
             return self.mean(hidden), variance.expand(-1, self.dim)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.types import _size
 
 from probjepa.distributed import summed
-from probjepa.heads.base import Head, Prediction, full_precision
+from probjepa.heads.base import Head, Prediction, check_counts, far_scale, full_precision
 
 _TIME_FEATURES = 64
 _STD_FLOOR = 1e-3
@@ -31,9 +31,10 @@ class ActNorm(nn.Module):
     """y = (x − shift)·exp(log_scale), each of shape (D,), set by the first training batch and learned on.
 
     The first call in training mode with two rows or more sets y to mean 0 and variance 1 over that batch
-    (over all processes where several train); until then it is the identity. Parameters and the flag
-    ``initialised`` are in the state dict, and evaluation mode changes nothing. A coordinate's standard
-    deviation counts as 1e-3 at least. Source: Glow, arXiv 1807.03039, section 3.1.
+    (over all processes where several train); until then it is the identity, and a batch with NaN or Inf sets
+    nothing. Parameters and the flag ``initialised`` are in the state dict, and evaluation mode changes
+    nothing. A coordinate's standard deviation counts as 1e-3 at least. Source: Glow, arXiv 1807.03039,
+    section 3.1.
     """
 
     initialised: Tensor
@@ -52,10 +53,14 @@ class ActNorm(nn.Module):
         count = summed(torch.tensor(float(len(rows)), device=x.device))
         if count < 2:
             return
+        scale = far_scale(summed(rows.abs().amax(0)).unsqueeze(0), 0).squeeze(0)
+        rows = rows / scale
         mean = summed(rows.sum(0)) / count
-        variance = summed((rows - mean).square().sum(0)) / count
-        self.shift.copy_(mean)
-        self.log_scale.copy_(-variance.clamp_min(_STD_FLOOR**2).sqrt().log())
+        std = (summed((rows - mean).square().sum(0)) / count).sqrt() * scale
+        if not std.isfinite().all():
+            return
+        self.shift.copy_(mean * scale)
+        self.log_scale.copy_(-std.clamp_min(_STD_FLOOR).log())
         self.initialised.fill_(True)
         self._known = True
 
@@ -128,14 +133,18 @@ class Denoiser(nn.Module):
 
     def encode(self, context: Tensor) -> Tensor:
         """Code (..., code_width) of a context (..., C): computed once for all times."""
-        code: Tensor = self.context(context)
+        code: Tensor = self.context(context / far_scale(context))
         return code
 
     def forward(self, y: Tensor, t: Tensor, code: Tensor) -> Tensor:
-        """f (..., D) at y (..., D), times t in [0, 1], a scalar or (...), and ``encode``'s code."""
+        """f (..., D) at y (..., D), times t in [0, 1], a scalar or (...), and ``encode``'s code.
+
+        Vectors y and c with entries above 1e15 are scaled down to it: the layer norms make f all but
+        independent of such a scale, and their squares would overflow.
+        """
         angles = t.unsqueeze(-1) * self.frequencies
         code = F.silu(code + self.time(torch.cat([angles.sin(), angles.cos()], -1)))
-        h = self.entry(y)
+        h = self.entry(y / far_scale(y))
         for block in self.blocks:
             h = block(h, code)
         out: Tensor = self.exit(h)
@@ -160,10 +169,22 @@ class FieldPrediction(Prediction):
         *,
         steps: int | None = None,
     ) -> Tensor:
-        """Draw targets (*sample_shape, ..., D) from N(0, I), in ``steps`` steps (None: the head's)."""
+        """Draw targets (*sample_shape, ..., D) from N(0, I), in ``steps`` steps (None: the head's).
+
+        Raises
+        ------
+        ConfigError
+            for fewer than one step
+        """
         noise = self.standard_normal(sample_shape, generator)
         with full_precision(noise):
             return self._carried(noise, steps)
 
     def _carried(self, noise: Tensor, steps: int | None) -> Tensor:
         raise NotImplementedError
+
+    def _counted(self, steps: int | None) -> int:
+        """Return the number of steps asked for (None: the head's); ConfigError unless it is whole and ≥ 1."""
+        asked: int = self.head.steps if steps is None else steps  # type: ignore[assignment]
+        check_counts(self.head, steps=asked)
+        return asked

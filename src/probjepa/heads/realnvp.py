@@ -12,6 +12,7 @@ from torch.types import _size
 
 from probjepa.errors import ConfigError
 from probjepa.heads.base import (
+    FARTHEST,
     DensityPrediction,
     Head,
     check_counts,
@@ -135,8 +136,8 @@ class FlowPrediction(DensityPrediction):
         self._codes = codes
 
     def to_noise(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """z (..., D) of targets (..., D), and log|det ∂z/∂y| (...)."""
-        z = self.checked(target)
+        """z (..., D) of targets (..., D), held to ±1e30, and log|det ∂z/∂y| (...)."""
+        z = self.checked(target).clamp(-FARTHEST, FARTHEST)
         total = z.new_zeros(z.shape[:-1])
         for (norm, coupling), code in zip(self.head.stages, self._codes, strict=True):
             with full_precision(z):

@@ -157,7 +157,7 @@ class Calibration:
 
 def _log_spectrum(square: Tensor, eps: float) -> Tensor:
     values: Tensor = torch.linalg.eigvalsh(square)
-    return values.clamp(min=eps**2).log()
+    return values.clamp(min=0).log().clamp(min=2 * math.log(eps))  # eps² might be 0
 
 
 def _features(spectra: Tensor, live: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from probjepa._arrays import as_features
+from probjepa._arrays import as_features, power_of_two
 from probjepa.errors import ConfigError, DataError, short
 from probjepa.registry import importing
 
@@ -36,15 +36,15 @@ def fit_normal(reference: Tensor) -> MultivariateNormal:
             f"the latent's reference has too few embeddings, {len(rows)}: give at least 3, better 10 a "
             "dimension"
         )
-    mean = rows.mean(0)
-    covariance = torch.from_numpy(ledoit_wolf(rows.numpy())[0])
-    try:
-        return MultivariateNormal(mean, covariance)
-    except ValueError:
+    unit = power_of_two(rows.abs().max())
+    rows = rows / unit
+    factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(ledoit_wolf(rows.numpy())[0]))
+    if int(failed):
         raise DataError(
             f"the latent's {len(rows)} reference embeddings do not vary, or along one line alone: give those "
             "of more, different inputs"
-        ) from None
+        )
+    return MultivariateNormal(rows.mean(0) * unit, scale_tril=factor * unit)
 
 
 def as_density(latent: Latent) -> Distribution | Literal["normal"] | None:

@@ -211,19 +211,24 @@ def _accumulate(rows: Tensor, per_column: int, transform: Callable[[Tensor], Ten
     return total
 
 
+def refuse_infinite(squares: Tensor) -> None:
+    """Raise DataError unless squares of derivatives (B, …) are finite."""
+    finite = torch.isfinite(squares).flatten(1).all(1)
+    if not bool(finite.all()):
+        raise DataError(
+            f"the encoder's derivative at input {int(finite.int().argmin())} of its chunk, or its square, is "
+            "NaN or infinite: look for a square root or norm at 0, a diverged model, or too large a scale"
+        )
+
+
 def singular_values(gram_matrix: Tensor) -> Tensor:
     """σ (B, m), falling, of the rows behind a Gram matrix (B, m, m).
 
     Raises
     ------
     DataError
-        if a derivative is NaN or infinite
+        if a derivative is NaN or infinite, or its square is
     """
-    finite = torch.isfinite(gram_matrix).flatten(1).all(1)
-    if not bool(finite.all()):
-        raise DataError(
-            f"the encoder's derivative at input {int(finite.int().argmin())} of its chunk is NaN or "
-            "infinite: look for a square root or norm at 0, or a diverged model"
-        )
+    refuse_infinite(gram_matrix)
     values: Tensor = torch.linalg.eigvalsh(gram_matrix)
     return values.clamp(min=0).sqrt().flip(1)

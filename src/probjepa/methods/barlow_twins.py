@@ -11,9 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.distributed import gather
-from probjepa.heads.base import at_least_float32, full_precision
+from probjepa.heads.base import at_least_float32, far_scale, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import EncoderSettings, Method, check_weights, encoded, mean_of, views_of
+from probjepa.methods.base import (
+    EncoderSettings,
+    Method,
+    check_pairs,
+    check_weights,
+    encoded,
+    mean_of,
+    views_of,
+)
 
 _VARIANCE_FLOOR = 1e-5  # BatchNorm's, with which the authors' code standardises
 
@@ -25,7 +33,13 @@ def barlow_twins_loss(views: Sequence[Tensor], redundancy_weight: float = 5e-3) 
     views, and the mean over all pairs of more:
 
     loss = Σᵢ(1 − Cᵢᵢ)² + λ·Σ_{i≠j} C_{ij}²,  "invariance" and "redundancy"
+
+    Raises
+    ------
+    DataError
+        for fewer than two rows, which have no correlation
     """
+    check_pairs(views[0], "Barlow Twins")
     with full_precision(views[0]):
         views = [_standardised(at_least_float32(z)) for z in views]
         correlations = [first.T @ second / len(first) for first, second in combinations(views, 2)]
@@ -36,6 +50,7 @@ def barlow_twins_loss(views: Sequence[Tensor], redundancy_weight: float = 5e-3) 
 
 
 def _standardised(z: Tensor) -> Tensor:
+    z = z / far_scale(z, 0)
     return (z - z.mean(0)) * (z.var(0, correction=0) + _VARIANCE_FLOOR).rsqrt()
 
 

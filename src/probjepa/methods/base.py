@@ -439,6 +439,11 @@ def views_of(method: Method, batch: Sequence[Tensor]) -> list[Tensor]:
             f"the loss of {type(method).__name__} takes {wanted} of the same images, got "
             f"{[tuple(view.shape) for view in batch]}: make them with the view recipe '{method.view_recipe}'"
         )
+    if not len(batch[0]):
+        raise DataError(
+            f"the loss of {type(method).__name__} got views without rows, {tuple(batch[0].shape)}: "
+            "give at least one image a batch"
+        )
     return [view.to(method.dtype) for view in batch]
 
 
@@ -460,6 +465,12 @@ def mean_of(terms: Sequence[Tensor]) -> Tensor:
     for term in terms[1:]:
         total = total + term
     return total / len(terms)
+
+
+def check_pairs(z: Tensor, name: str) -> None:
+    """Raise DataError for fewer than two rows of z (N, D), which have no variance; ``name`` is the loss's."""
+    if len(z) < 2:
+        raise DataError(f"the {name} loss needs at least 2 images a batch, got {len(z)}: use a larger batch")
 
 
 def check_weights(weights: Mapping[str, float]) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from probjepa.distributions.base import at_least_float32, full_precision
 from probjepa.errors import ConfigError
 
 _WIDEST_STEP = 9 / 16  # between frequencies; beyond, the points repeat themselves within the data's range
@@ -53,7 +54,7 @@ def sigreg(
     Returns
     -------
     Tensor
-        a scalar, differentiable
+        a scalar, differentiable; in float32 at least, whatever the autocast around it
 
     Raises
     ------
@@ -70,13 +71,15 @@ def sigreg(
             f"SIGReg: resolution is {resolution} with {points} frequencies to {largest}: use a positive "
             f"resolution, and at least 2 frequencies at most {_WIDEST_STEP} apart"
         )
+    embeddings = at_least_float32(embeddings)
     device, dtype = embeddings.device, embeddings.dtype
     normal = torch.randn(n_directions, embeddings.shape[1], generator=generator, device=device, dtype=dtype)
     t = torch.linspace(0, largest, points, device=device, dtype=dtype)
     target = torch.exp(-0.5 * t.square())
     weight = 2 * t[1] * torch.exp(-0.5 * (t / resolution).square())  # the doubled half-line
     weight[[0, -1]] *= 0.5  # the ends of the trapezoid rule
-    angles = (embeddings @ F.normalize(normal, dim=1).T)[..., None] * t  # (N, directions, points)
-    distance = (angles.cos().mean(0) - target).square() + angles.sin().mean(0).square()
-    statistic: Tensor = len(embeddings) * (distance @ weight).mean()
+    with full_precision(embeddings):
+        angles = (embeddings @ F.normalize(normal, dim=1).T)[..., None] * t  # (N, directions, points)
+        distance = (angles.cos().mean(0) - target).square() + angles.sin().mean(0).square()
+        statistic: Tensor = len(embeddings) * (distance @ weight).mean()
     return statistic

@@ -7,20 +7,30 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any, ClassVar, Unpack
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probjepa.distributed import standard_deviation
-from probjepa.heads.base import at_least_float32, full_precision
+from probjepa.heads.base import at_least_float32, far_scale, full_precision
 from probjepa.heads.projectors import equal_widths, projector
 from probjepa.methods.base import EncoderSettings, Method, encoded, mean_of, views_of
+
+_NEAR = 1e-4  # far above PyTorch's floors of a norm, 1e-8 and 1e-12
+
+
+def in_range(x: Tensor) -> Tensor:
+    """Return vectors (..., D) of the same directions that have a norm; those of 1e-4 to 1e15 as they are."""
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    up = (largest / _NEAR).clamp_min(torch.finfo(x.dtype).tiny)
+    return x / torch.where(largest < _NEAR, up, far_scale(largest))
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean of −cos(p, z) over the rows (N, D), a scalar in [−1, 1]; the target is held constant."""
     with full_precision(prediction):
         prediction, target = at_least_float32(prediction), at_least_float32(target.detach())
-        cosine: Tensor = F.cosine_similarity(prediction, target, dim=-1)
+        cosine: Tensor = F.cosine_similarity(in_range(prediction), in_range(target), dim=-1)
         return -cosine.mean()
 
 
@@ -35,7 +45,7 @@ def direction_spread(z: Tensor) -> Tensor:
 
     1 where the directions are spread evenly, 0 after a collapse to one point (SimSiam, figure 2).
     """
-    directions = F.normalize(z.detach().float(), dim=-1)
+    directions = F.normalize(in_range(z.detach().float()), dim=-1)
     return standard_deviation(directions).mean() * math.sqrt(z.shape[-1])
 
 

@@ -215,14 +215,26 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         return mean, log_variance.clamp(-_LARGEST_LOG_VARIANCE, _LARGEST_LOG_VARIANCE)
 
     def _terms(
-        self, x: Tensor, y: Tensor | None, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        generator: torch.Generator | None = None,
+        *,
+        double: bool = False,
     ) -> dict[str, Tensor]:
-        """The terms of each row (N,), unweighted, and the draw "s_x" (N, K); those of x alone without y."""
+        """The terms of each row (N,), unweighted, and the draw "s_x" (N, K); those of x alone without y.
+
+        ``double``: the networks run in their own type, and what is made of their outputs is float64.
+        """
+
+        def divergence(*parts: Tensor) -> Tensor:
+            return kl_diagonal_gaussians(*(part.double() if double else part for part in parts))
+
         q_sx = self._gaussian("encoder", self.latent_dim, x)
         s_x = _draw(q_sx, generator)
         found = {
-            "rec": -_log_prob(self.x_decoder(s_x), x),
-            "sx": kl_diagonal_gaussians(*q_sx),
+            "rec": -_log_prob(self.x_decoder(s_x), x, double),
+            "sx": divergence(*q_sx),
             "s_x": s_x,
         }
         if y is None:
@@ -233,9 +245,9 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         p_sy = self._gaussian("predictor", self.latent_dim, s_x, z)
         s_y = _draw(q_sy, generator)
         return found | {
-            "gen": -_log_prob(self.y_decoder(s_y), y),
-            "z": kl_diagonal_gaussians(*q_z),
-            "sy": kl_diagonal_gaussians(*q_sy, *p_sy),
+            "gen": -_log_prob(self.y_decoder(s_y), y, double),
+            "z": divergence(*q_z),
+            "sy": divergence(*q_sy, *p_sy),
         }
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -321,7 +333,7 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         bound = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         with evaluating(self):
             for _ in range(draws):
-                rows = self._terms(x, y, generator)
+                rows = self._terms(x, y, generator, double=True)
                 bound -= sum(rows[name].double() for name in TERMS if name in rows)
         return bound / draws
 
@@ -433,8 +445,11 @@ def _draw(q: Gaussian, generator: torch.Generator | None) -> Tensor:
     return mean + torch.exp(0.5 * log_variance) * noise
 
 
-def _log_prob(distribution: Distribution, values: Tensor) -> Tensor:
-    """Log-density (N,): the feature axes that the distribution leaves are summed."""
+def _log_prob(distribution: Distribution, values: Tensor, double: bool = False) -> Tensor:
+    """Log-density (N,): the feature axes that the distribution leaves are summed.
+
+    ``double``: in float64, of a Normal, whose squares may overflow float32, and for the sum.
+    """
     kind = type(distribution).__name__
     shape = tuple(distribution.batch_shape + distribution.event_shape)
     if tuple(values.shape) != shape:  # they would broadcast
@@ -448,5 +463,8 @@ def _log_prob(distribution: Distribution, values: Tensor) -> Tensor:
             f"the data hold values that the {kind} likelihood does not have ({support}): "
             "choose another likelihood, or scale the data"
         )
+    if double and isinstance(distribution, Normal):
+        values = values.double()
     density: Tensor = distribution.log_prob(values)
+    density = density.double() if double else density
     return density.reshape(len(values), -1).sum(1)

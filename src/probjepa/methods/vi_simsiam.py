@@ -25,7 +25,7 @@ from probjepa.methods.base import (
     other_views,
     views_of,
 )
-from probjepa.methods.simsiam import direction_spread
+from probjepa.methods.simsiam import direction_spread, in_range
 
 _CONCENTRATION_FLOOR = 1e-3
 
@@ -155,7 +155,9 @@ class VISimSiam(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2203.11437
             "likelihood": likelihood,
             "concentration": density.concentration,
             "elbo": likelihood - kl_to_uniform(density),
-            "cosine": F.cosine_similarity(features["direction"].double(), features["z"].double(), dim=-1),
+            "cosine": F.cosine_similarity(
+                features["direction"].double(), in_range(features["z"].double()), dim=-1
+            ),
         }
 
     def uncertainty_of_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:

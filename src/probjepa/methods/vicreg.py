@@ -7,15 +7,22 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, ClassVar, Unpack
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probjepa.distributed import gather
-from probjepa.errors import DataError
 from probjepa.heads.base import at_least_float32, full_precision
+from probjepa.heads.deterministic import variances_and_off_diagonal
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import EncoderSettings, Method, check_weights, encoded, mean_of, views_of
+from probjepa.methods.base import (
+    EncoderSettings,
+    Method,
+    check_pairs,
+    check_weights,
+    encoded,
+    mean_of,
+    views_of,
+)
 
 
 def vicreg_loss(
@@ -47,28 +54,18 @@ def vicreg_loss(
     DataError
         for fewer than two rows, which have no variance
     """
-    if len(views[0]) < 2:
-        raise DataError(
-            f"the VICReg loss needs at least 2 images a batch, got {len(views[0])}: use a larger batch"
-        )
+    check_pairs(views[0], "VICReg")
     with full_precision(views[0]):
         views = [at_least_float32(z) for z in views]
         invariance = mean_of([F.mse_loss(first, second) for first, second in combinations(views, 2)])
         variance = mean_of([_hinge(z) for z in views])
-        covariance = 2 * mean_of([_off_diagonal(z) for z in views])
+        covariance = 2 * mean_of([variances_and_off_diagonal(z)[1] for z in views])
         loss = invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
     return {"loss": loss, "invariance": invariance, "variance": variance, "covariance": covariance}
 
 
 def _hinge(z: Tensor) -> Tensor:
     return F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean()
-
-
-def _off_diagonal(z: Tensor) -> Tensor:
-    centred = z - z.mean(0)
-    covariance = centred.T @ centred / (len(z) - 1)
-    # subtracting the diagonal's squares from the sum of all would cancel
-    return (covariance - torch.diag(covariance.diagonal())).square().sum() / z.shape[1]
 
 
 class VICReg(Method, paper_url="https://arxiv.org/abs/2105.04906"):

@@ -8,14 +8,16 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from probjepa._arrays import ArrayInput, as_features
+from probjepa._arrays import ArrayInput, as_features, directions, power_of_two
 
 _Matrix = npt.NDArray[np.float64]
 _SETTLED = 10  # epochs
 
 
 def _matrix(embeddings: ArrayInput) -> _Matrix:
-    matrix: _Matrix = as_features(embeddings, "the embeddings").double().cpu().numpy()
+    """Return the embeddings in float64, times a power of two if need be, which no measure here depends on."""
+    rows = as_features(embeddings, "the embeddings").double()
+    matrix: _Matrix = (rows / power_of_two(rows.abs().amax())).cpu().numpy()
     return matrix
 
 
@@ -68,8 +70,7 @@ def collapse_summary(embeddings: ArrayInput) -> dict[str, float]:
         for embeddings that are no (N, D), or hold NaN or Inf (counted)
     """
     matrix = _matrix(embeddings)
-    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-    spread = (matrix / np.where(norms > 0, norms, 1.0)).std(0)
+    spread = directions(as_features(embeddings, "the embeddings").double()).cpu().numpy().std(0)
     return {
         "effective_rank": _effective_rank(matrix),
         "rank_me": _rank_me(matrix),

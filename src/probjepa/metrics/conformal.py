@@ -75,6 +75,9 @@ def conformal_p_values(
 def threshold(calibration: ArrayInput, alpha: float) -> float:
     """Return the score below which a row is flagged, so that at most ``alpha`` of typical rows are.
 
+    That is on average over calibration sets: the share of one is above ``alpha`` nearly half of the time, and
+    near it where n is large.
+
     It is the k-th smallest calibration score, k = ⌊α(n + 1)⌋: ``score < threshold`` where the plain p-value
     is at most α.
 

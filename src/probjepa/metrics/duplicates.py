@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from probjepa._arrays import ArrayInput, as_features, directions
+from probjepa.distributions.base import full_precision
 from probjepa.errors import ConfigError, DataError
 from probjepa.typed import settings_checked
 
@@ -84,16 +85,17 @@ def duplicate_groups(
             raise DataError(f"copies has shape {values.shape} for {len(rows)} rows: give one value a row")
         _, first, group = np.unique(values, return_index=True, return_inverse=True)
         forest.join(np.arange(len(rows)), first[group])
-    bounds = _bounding(rows, threshold)
     blocks = [
         np.arange(start, min(start + chunk_size, len(rows))) for start in _starts(len(rows), chunk_size)
     ]
-    for number, block in enumerate(blocks):
-        for other in blocks[number:]:
-            mine, theirs = forest.roots(block), forest.roots(other)
-            if mine[0] == theirs[0] and np.ptp(mine) == np.ptp(theirs) == 0:
-                continue  # they are one group already
-            forest.join(*_joined(rows, bounds, threshold, (block, other), (mine, theirs)))
+    with full_precision(rows):
+        bounds = _bounding(rows, threshold)
+        for number, block in enumerate(blocks):
+            for other in blocks[number:]:
+                mine, theirs = forest.roots(block), forest.roots(other)
+                if mine[0] == theirs[0] and np.ptp(mine) == np.ptp(theirs) == 0:
+                    continue  # they are one group already
+                forest.join(*_joined(rows, bounds, threshold, (block, other), (mine, theirs)))
     return forest.roots(np.arange(len(rows)))
 
 
@@ -130,7 +132,8 @@ def nearest_twins(
     for start in _starts(len(rows), chunk_size):
         of = slice(start, start + chunk_size)
         for other in _starts(len(bank), chunk_size):
-            found, where = (rows[of] @ bank[other : other + chunk_size].T.to(rows)).max(1)
+            with full_precision(rows):
+                found, where = (rows[of] @ bank[other : other + chunk_size].T.to(rows)).max(1)
             better = found > best[of]
             best[of] = torch.where(better, found, best[of])
             which[of] = torch.where(better, where + other, which[of])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from probjepa._arrays import ArrayInput, as_features, as_float_tensor
+from probjepa._arrays import ArrayInput, as_features, as_float_tensor, power_of_two
 from probjepa.errors import ConfigError, DataError
 from probjepa.typed import settings_checked
 
@@ -56,6 +56,8 @@ def energy_score(samples: ArrayInput, target: ArrayInput, *, chunk_size: int = 1
         )
     draws = as_features(draws.flatten(0, 1), "the samples").double().reshape(draws.shape)
     truth = truth.to(draws)
+    unit = power_of_two(torch.maximum(draws.abs().amax((0, 2)), truth.abs().amax(1)))
+    draws, truth = draws / unit[:, None], truth / unit[:, None]
     pairs = len(draws) * (len(draws) - 1)
     scores = []
     for x, y in zip(torch.split(draws, chunk_size, dim=1), torch.split(truth, chunk_size), strict=True):
@@ -64,4 +66,4 @@ def energy_score(samples: ArrayInput, target: ArrayInput, *, chunk_size: int = 1
         each = x.transpose(0, 1)
         apart = torch.cdist(each, each, compute_mode="donot_use_mm_for_euclid_dist")
         scores.append(to_target - 0.5 * apart.sum((1, 2)) / pairs)
-    return torch.cat(scores)
+    return torch.cat(scores) * unit

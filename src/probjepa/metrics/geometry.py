@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from probjepa._arrays import ArrayInput, as_features, as_labels, as_scores
+from probjepa._arrays import ArrayInput, as_features, as_labels, as_scores, directions
 from probjepa.errors import DataError
 from probjepa.metrics.intervals import check_bootstrap, percentile_interval
 from probjepa.typed import settings_checked
@@ -112,16 +112,16 @@ def _margin_and_radius(features: torch.Tensor, own: torch.Tensor, classes: int) 
     """Margin and radius (N,) of rows (N, D) whose classes are numbered in ``own`` (N,)."""
     x = features.double()
     own = own.to(x.device)
-    norms = x.norm(dim=1, keepdim=True)
-    zero = int((norms == 0).sum())
+    zero = int((x == 0).all(1).sum())
     if zero:
         raise DataError(f"{zero} of {len(x)} posterior means are zero and have no direction: drop those rows")
-    x = x / norms
+    x = directions(x)
     sums = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, own, x)
     centroids = sums / torch.bincount(own, minlength=classes).unsqueeze(1)
     margin, radius = [], []
     for rows, label in zip(torch.split(x, _ROWS_AT_A_TIME), torch.split(own, _ROWS_AT_A_TIME), strict=True):
-        distance = torch.cdist(rows, centroids)
+        # the matrix-product form loses small distances to cancellation
+        distance = torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist")
         to_own = distance.gather(1, label.unsqueeze(1))
         to_other = distance.scatter(1, label.unsqueeze(1), torch.inf).amin(1, keepdim=True)
         margin.append(to_other - to_own)

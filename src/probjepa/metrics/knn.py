@@ -13,6 +13,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 from probjepa._arrays import ArrayInput, as_feature_sets, as_features, as_labels, check_classes, directions
+from probjepa.distributions.base import full_precision
 from probjepa.errors import ConfigError, DataError
 from probjepa.typed import settings_checked
 
@@ -223,7 +224,8 @@ class _Products:
         it NumPy's OpenBLAS beats MKL by a fifth there.
         """
         if queries.device.type != "cpu":
-            return queries @ bank.T
+            with full_precision(queries):
+                return queries @ bank.T
         if self.place is None:
             self.place = torch.empty(self.shape, dtype=queries.dtype)
         found = self.place[: len(queries), : len(bank)]

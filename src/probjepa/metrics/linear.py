@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from probjepa._arrays import ArrayInput, as_feature_sets, as_features, as_labels, check_classes
+from probjepa._arrays import (
+    ArrayInput,
+    as_feature_sets,
+    as_features,
+    as_labels,
+    check_classes,
+    power_of_two,
+)
+from probjepa.distributions.base import full_precision
 from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.registry import importing
 from probjepa.typed import settings_checked
@@ -86,15 +94,13 @@ def linear_predict(
 
     if len(labelled) < len(x):
         x = x[torch.from_numpy(labelled).to(x.device)]
-    mean, scale = x.mean(0), x.std(0, correction=0)
-    # a constant feature has the deviation of its rounding noise: leave it at zero instead of blowing it up
-    scale = torch.where(scale > 100 * torch.finfo(x.dtype).eps * mean.abs(), scale, 1.0)
-    x, x_test = (x - mean) / scale, (x_test.to(x) - mean) / scale
+    x, x_test = _standardised(x, x_test.to(x))
     if method == "lbfgs":
         predicted = _lbfgs(x, codes, x_test, weight_decay)
     else:
         y = torch.from_numpy(codes).to(x.device)
-        predicted = _sgd(x, y, x_test, weight_decay or 0.0, epochs, learning_rate, batch_size, seed)
+        with full_precision(x):
+            predicted = _sgd(x, y, x_test, weight_decay or 0.0, epochs, learning_rate, batch_size, seed)
     return np.asarray(classes[predicted])
 
 
@@ -116,6 +122,19 @@ def linear_probe(
     check_classes(np.unique(targets).tolist(), np.unique(known).tolist())
     predicted = linear_predict(train, train_labels, queries, **settings)
     return float(np.mean(predicted[asked] == targets))
+
+
+def _standardised(x: torch.Tensor, x_test: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both by the mean and deviation of each feature of the first, which are taken in float64."""
+    unit = power_of_two(x.abs().amax(0).double())
+    wide = x / unit
+    mean, scale = wide.mean(0), wide.std(0, correction=0)
+    limits = torch.finfo(x.dtype)
+    # a constant feature has the deviation of its rounding noise: leave it at zero instead of blowing it up
+    scale = torch.where(scale > 100 * limits.eps * mean.abs(), scale, 1.0)
+    far = limits.max**0.5  # that a test row may be out, so that sums of products stay finite
+    tested = ((x_test / unit - mean) / scale).clamp(-far, far)
+    return ((wide - mean) / scale).to(x.dtype), tested.to(x.dtype)
 
 
 def _lbfgs(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from probjepa._arrays import power_of_two
 
 _Matrix = npt.NDArray[np.float64]
 
@@ -26,6 +28,8 @@ class Moments:
         max |x|
     third, fourth
         Σ‖x − μ‖²(x − μ) (D,) and Σ‖x − μ‖⁴. The sum of two ``Moments`` of classes has None
+    unit
+        a power of two that the rows were divided by, so that the powers above neither overflow nor vanish
     """
 
     labels: npt.NDArray[Any]
@@ -35,15 +39,20 @@ class Moments:
     largest: float
     third: _Matrix | None
     fourth: float | None
+    unit: float = 1.0
 
     @classmethod
     def of(cls, blocks: Any, labels: npt.NDArray[Any], dim: int) -> Self:
         """Return those of blocks (x (n, D), class numbers (n,)), which ``blocks()`` gives anew each time."""
         counts, means, largest = np.zeros(len(labels), dtype=np.int64), np.zeros((len(labels), dim)), 0.0
-        for rows, codes in blocks():
-            counts += np.bincount(codes, minlength=len(labels))
-            np.add.at(means, codes, rows)
-            largest = max(largest, float(np.abs(rows).max(initial=0.0)))
+        with np.errstate(over="ignore"):  # those of too large a scale are taken anew
+            for rows, codes in blocks():
+                counts += np.bincount(codes, minlength=len(labels))
+                np.add.at(means, codes, rows)
+                largest = max(largest, float(np.abs(rows).max(initial=0.0)))
+        if (unit := float(power_of_two(largest))) != 1:
+            found = cls.of(lambda: ((rows / unit, codes) for rows, codes in blocks()), labels, dim)
+            return replace(found, unit=unit)
         means /= counts[:, None]
         scatter, third, fourth = np.zeros((dim, dim)), np.zeros(dim), 0.0
         for rows, codes in blocks():
@@ -56,21 +65,36 @@ class Moments:
 
     def __add__(self, other: Self) -> Self:
         """Return those of the rows of both; Chan, Golub & LeVeque, "Updating Formulae", 1979."""
+        unit = max(self.unit, other.unit)
+        parts = self._in(unit), other._in(unit)
         labels = np.union1d(self.labels, other.labels)
         counts, means = np.zeros((2, len(labels))), np.zeros((2, len(labels), self.means.shape[1]))
-        for part, of in enumerate((self, other)):
+        for part, of in enumerate(parts):
             at = np.searchsorted(labels, of.labels)
             counts[part, at], means[part, at] = of.counts, of.means
         total = counts.sum(0)
         apart = means[1] - means[0]
         mean = means[0] + apart * (counts[1] / total)[:, None]
-        scatter = self.scatter + other.scatter + (apart.T * (counts.prod(0) / total)) @ apart
+        scatter = parts[0].scatter + parts[1].scatter + (apart.T * (counts.prod(0) / total)) @ apart
         third = fourth = None
         if len(labels) == 1 and self.third is not None and other.third is not None:
-            moved = [of._around(mean[0]) for of in (self, other)]
+            moved = [of._around(mean[0]) for of in parts]
             third, fourth = moved[0][0] + moved[1][0], moved[0][1] + moved[1][1]
-        largest = max(self.largest, other.largest)
-        return type(self)(labels, total.astype(np.int64), mean, scatter, largest, third, fourth)
+        largest = max(of.largest for of in parts)
+        return type(self)(labels, total.astype(np.int64), mean, scatter, largest, third, fourth, unit)
+
+    def _in(self, unit: float) -> Self:
+        """Return those of the same rows divided by another power of two, no smaller than the present one."""
+        by = self.unit / unit
+        return replace(
+            self,
+            means=self.means * by,
+            scatter=self.scatter * by * by,
+            largest=self.largest * by,
+            third=None if self.third is None else self.third * by * by * by,
+            fourth=None if self.fourth is None else self.fourth * by * by * by * by,
+            unit=unit,
+        )
 
     def _around(self, mean: _Matrix) -> tuple[_Matrix, float]:
         """Return ``third`` and ``fourth`` of one class's rows around another mean."""

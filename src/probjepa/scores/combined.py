@@ -114,8 +114,11 @@ def _log_p(scores: Values, held: Values) -> tuple[Values, Values]:
     import numpy as np
 
     p = (1 + np.searchsorted(held, scores, side="right")) / (len(held) + 1)
-    scale = np.median(held) - held[0]
-    below = np.maximum(held[0] - scores, 0) / (scale if scale > 0 else 1)
+    low = scores < held[0]
+    below = np.zeros_like(scores)
+    with np.errstate(over="ignore", invalid="ignore"):  # scores may be infinite
+        scale = np.median(held) - held[0]
+        below[low] = (held[0] - scores[low]) / (scale if 0 < scale < np.inf else 1)
     return np.log(p) - below, p
 
 

@@ -64,14 +64,16 @@ class TableModel:
     def parts(self, table: Any, score: str) -> dict[str, Values]:
         """Return the rows' "uncertainty".
 
-        With the likelihood also the "predictive_entropy" (how ambiguous a row is, in nats) and the
-        "surprise." of the cells.
+        With the likelihood also the "predictive_entropy", where the estimator has one (how ambiguous a row
+        is, in nats), and the "surprise." of the cells.
         """
         found: dict[str, Values] = {}
         if hasattr(self.estimator, "uncertainty"):
             found["uncertainty"] = self.estimator.uncertainty(table)
         if score == "likelihood":
-            found["predictive_entropy"] = self.estimator.uncertainty(table, "predictive")
+            if hasattr(self.estimator, "uncertainty_features"):
+                expected = np.asarray(self.estimator.uncertainty_features(table), dtype=np.float64)
+                found["predictive_entropy"] = expected.mean(1)
             surprise = self.estimator.score_features(table)
             found |= {f"surprise.{name}": surprise[name].to_numpy() for name in surprise.columns}
         return found

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
+from probjepa._arrays import power_of_two
 from probjepa.errors import ConfigError, DataError
 from probjepa.registry import importing
 from probjepa.tabular.frames import ColumnType as ColumnType
@@ -87,8 +88,23 @@ class Feature:
         """Whether it is one number (a datetime's part is)."""
         return self.type in ("numeric", "datetime")
 
+    @property
+    def _unit(self) -> float:
+        """What to divide the column's numbers by, so that differences of the largest do not overflow."""
+        return float(power_of_two(max(abs(self.low or 0.0), abs(self.high or 0.0))))
+
+    def _over(self, unit: float) -> Feature:
+        """Return that of a column of these numbers over a power of two."""
+        low, high = (None if of is None else of / unit for of in (self.low, self.high))
+        grid = tuple(of / unit for of in self.quantiles)
+        location, scale = self.location / unit, self.scale / unit
+        return replace(self, location=location, scale=scale, quantiles=grid, low=low, high=high)
+
     def forward(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Transform finite numbers (N,) to those that the model reads."""
+        if (unit := self._unit) != 1:
+            with np.errstate(over="ignore"):
+                return self._over(unit).forward(values / unit)
         if len(self.quantiles) > 1:
             with importing():
                 from scipy.special import ndtri
@@ -108,6 +124,9 @@ class Feature:
 
     def backward(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Undo ``forward``: the model's numbers (N,) to the table's."""
+        if (unit := self._unit) != 1:
+            with np.errstate(over="ignore"):
+                return self._over(unit).backward(values) * unit
         if len(self.quantiles) > 1:
             with importing():
                 from scipy.special import ndtr, ndtri
@@ -128,6 +147,8 @@ class Feature:
 
         The first two moments by Gauss–Hermite quadrature. All but the std in the range that the fit saw.
         """
+        if (unit := self._unit) != 1:
+            return tuple(of * unit for of in self._over(unit).spread(mean, std, reach))
         nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
         weights = weights / weights.sum()
         at = np.clip(self.backward(mean[:, None] + std[:, None] * nodes), self.low, self.high)
@@ -170,7 +191,8 @@ def _column_features(
         grid: tuple[float, ...] = ()
         if numeric_transform == "quantile" and len(seen) and seen.min() < seen.max():
             levels = np.linspace(0, 1, min(_QUANTILES, max(len(seen), 2)))
-            grid = tuple(np.maximum.accumulate(np.quantile(seen, levels)).tolist())
+            unit = float(power_of_two(float(np.abs(seen).max())))
+            grid = tuple((np.maximum.accumulate(np.quantile(seen / unit, levels)) * unit).tolist())
         name = column if part is None else f"{column}.{part}"
         tail = 0.5 / max(len(seen), 1)
         feature = Feature(name, column, type_, part, location, scale, grid, tail)

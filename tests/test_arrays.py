@@ -1,0 +1,65 @@
+"""Inputs of metrics and detectors: kinds of numbers that torch does not have, and powers of two."""
+
+import numpy as np
+import pytest
+import torch
+
+from probjepa._arrays import as_features, as_float_tensor, directions, power_of_two
+from probjepa.errors import DataError
+from probjepa.metrics import effective_rank
+
+ROWS = np.array([[1.0, -2.5], [3.25, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [(">f4", torch.float32), (">f8", torch.float64), (">i4", torch.float64), (">f2", torch.float32),
+     (np.longdouble, torch.float64)],
+)  # fmt: skip
+def test_every_kind_of_number_is_read(kind, found, tmp_path):
+    array = ROWS.astype(kind)
+    np.save(tmp_path / "rows.npy", array)
+    for given in (array, np.load(tmp_path / "rows.npy", mmap_mode="r")):
+        rows = as_features(given, "rows")
+        assert rows.dtype == found
+        np.testing.assert_array_equal(rows.numpy(), array.astype(np.float64))
+    assert effective_rank(np.eye(3).astype(kind)) == effective_rank(np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.ones(2, 2, dtype=torch.complex64), "the rows holds complex64 values: give real numbers"),
+        (np.ones((2, 2), dtype=complex), "the rows holds complex128 values: give numbers"),
+        ([[1.0, 2.0], [3.0]], "the rows has rows of different lengths: give rows of one length"),
+        (torch.eye(3).to_sparse(), r"the rows is a sparse tensor: give a dense one, to_dense\(\)"),
+    ],
+)
+def test_what_is_no_table_of_numbers_is_one_line(values, message):
+    with pytest.raises(DataError, match=message) as caught:
+        as_float_tensor(values, "the rows")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_power_of_two_is_taken_out_where_the_scale_demands_it(dtype):
+    limits = torch.finfo(dtype)
+    tiniest = limits.smallest_normal * limits.eps
+    largest = torch.tensor(
+        [0.0, 1e-3, 1.0, 700.0, tiniest, limits.tiny, 0.9 * limits.max, limits.max], dtype=dtype
+    )
+    unit = power_of_two(largest)
+    assert unit.dtype == dtype and unit[:4].tolist() == [1.0] * 4
+    assert (torch.frexp(unit).mantissa == 0.5).all() and unit.isfinite().all()
+    over = largest / unit
+    assert torch.equal(over * unit, largest)  # nothing is rounded
+    assert ((over[5:] >= 1) & (over[5:] < 2)).all()
+    assert (over[1:].pow(4) > 0).all() and over.pow(4).isfinite().all()
+    assert float(power_of_two(3e200)) == 2.0 ** np.floor(np.log2(3e200))
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1.0, 1e200, 1e305])
+def test_directions_have_length_one(scale):
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(directions(rows * scale), expected)
