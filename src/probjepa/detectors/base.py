@@ -78,6 +78,11 @@ def unit_of(rows: Matrix) -> float:
     return float(power_of_two(max(float(np.abs(block).max()) for _, block in in_blocks(rows))))
 
 
+def in_unit(rows: Matrix, unit: float) -> Matrix:
+    """Return rows over what ``unit_of`` gave: the rows themselves, and no copy, where that is 1."""
+    return rows if unit == 1 else rows / unit
+
+
 def threshold_rows(rows: Matrix) -> Matrix:
     """Return the rows that set the threshold of a fit to ``rows``."""
     return np.asarray(rows[threshold_sample(len(rows))], dtype=np.float64)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from probjepa._arrays import as_float_tensor, directions, power_of_two
-from probjepa.detectors.base import Detector, Matrix, counted, in_blocks, row_blocks, unit_of
+from probjepa.detectors.base import Detector, Matrix, counted, in_blocks, in_unit, row_blocks, unit_of
 from probjepa.errors import ConfigError
 from probjepa.registry import importing
 
@@ -61,7 +61,7 @@ class KNN(Detector):
         self._mapped = isinstance(rows, np.memmap)
         self._unit = unit = 1.0 if self.normalize else unit_of(rows)
         # distances do not depend on the origin, and their rounding does
-        sums = sum((self._directions(block) / unit).sum(0) for _, block in in_blocks(rows))
+        sums = sum(in_unit(self._directions(block), unit).sum(0) for _, block in in_blocks(rows))
         self._centre = sums / len(rows) * unit
         self._bank = rows if self._mapped else self._directions(rows) - self._centre
 
@@ -106,11 +106,13 @@ class KNN(Detector):
     def _nearest(self, queries: Matrix, k: int) -> npt.NDArray[np.intp]:
         """Return the k nearest rows of the fit (n, k), the nearest first."""
         best, which = np.empty((len(queries), 0)), np.empty((len(queries), 0), dtype=np.intp)
+        with np.errstate(over="ignore"):  # to a query that overflows all rows are equally far
+            queries = in_unit(queries, self._unit)
         for of in row_blocks(self._bank):
             search = NearestNeighbors(n_neighbors=min(k, of.stop - of.start), algorithm="brute")
-            # both are checked; to a query that overflows all rows are equally far
+            # both are checked
             with config_context(assume_finite=True), np.errstate(over="ignore", invalid="ignore"):
-                distances, rows = search.fit(self._of_bank(of) / self._unit).kneighbors(queries / self._unit)
+                distances, rows = search.fit(in_unit(self._of_bank(of), self._unit)).kneighbors(queries)
             best, which = np.hstack([best, distances]), np.hstack([which, rows + of.start])
             if best.shape[1] > distances.shape[1]:
                 order = np.argsort(best, axis=1, kind="stable")[:, :k]

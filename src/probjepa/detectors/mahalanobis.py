@@ -17,6 +17,7 @@ from probjepa.detectors.base import (
     classes_of,
     counted,
     in_blocks,
+    in_unit,
     spaced,
     threshold_rows,
 )
@@ -162,7 +163,7 @@ class Mahalanobis(Detector):
     def _score(self, rows: Matrix) -> npt.NDArray[np.float64]:
         scores = np.full(len(rows), -np.inf)
         with np.errstate(over="ignore", invalid="ignore"):  # too far for float64: −inf, which fmax keeps
-            whitened = (rows / self._unit - self._origin) @ self._whitening
+            whitened = (in_unit(rows, self._unit) - self._origin) @ self._whitening
             for mean in self._means:
                 np.fmax(scores, -np.square(whitened - mean).sum(1), out=scores)
         return scores

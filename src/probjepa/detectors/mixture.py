@@ -14,6 +14,7 @@ from probjepa.detectors.base import (
     Matrix,
     counted,
     in_blocks,
+    in_unit,
     spaced,
     unit_of,
 )
@@ -81,7 +82,7 @@ class GaussianMixture(Detector):
         )
         try:
             mapped = isinstance(rows, np.memmap)
-            self._mixture = _em(mixture, rows, unit) if mapped else mixture.fit(rows / unit)
+            self._mixture = _em(mixture, rows, unit) if mapped else mixture.fit(in_unit(rows, unit))
         except ValueError as error:
             reason = str(error).splitlines()[0].removesuffix(".")
             raise ConfigError(
@@ -90,7 +91,7 @@ class GaussianMixture(Detector):
             ) from error
 
     def _score(self, rows: Matrix) -> npt.NDArray[np.float64]:
-        scores: npt.NDArray[np.float64] = self._mixture.score_samples(rows / self._unit)
+        scores: npt.NDArray[np.float64] = self._mixture.score_samples(in_unit(rows, self._unit))
         scores -= rows.shape[1] * math.log(self._unit)
         return scores
 
@@ -102,7 +103,7 @@ def _em(mixture: Any, rows: Matrix, unit: float) -> Any:
     mixture.set_params(max_iter=0).fit(start)  # k-means alone
     before = -np.inf
     for _ in range(steps):
-        found = mixture_step(mixture, (block / unit for _, block in in_blocks(rows)), start.mean(0))
+        found = mixture_step(mixture, (in_unit(block, unit) for _, block in in_blocks(rows)), start.mean(0))
         if abs(found - before) < mixture.tol:
             return mixture
         before = found
