@@ -103,6 +103,18 @@ def test_extreme_norms_give_no_nan(cls: type, df: float, sparse: bool, dtype: to
         assert not any(g.isnan().any() for g in grads(lambda z, v, h: cls(z, v, df).nll(h), z, variance, h))
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("df", [1.0, INF])
+@pytest.mark.parametrize("sigma2", [1e-44, 1e-38, 1e-30, 1e-10, 1e10, 1e38])
+def test_extreme_variances_give_no_nan(cls: type, df: float, sigma2: float) -> None:
+    base = randn(2, 16, seed=1, dtype=torch.float32)
+    variance = sigma2 * (0.5 + torch.rand(16, generator=torch.Generator().manual_seed(2)))
+    for a, b in itertools.product((0.0, 1e-38, 1.0, 1e18, 1e37), repeat=2):
+        z, h = a * base[0], b * base[1]
+        assert not cls(z, variance, df).nll(h).isnan()
+        assert not any(g.isnan().any() for g in grads(lambda z, v, h: cls(z, v, df).nll(h), z, variance, h))
+
+
 @pytest.mark.parametrize("df", [1.0, torch.tensor([1.0])])
 def test_student_t_keeps_its_logarithm_where_the_square_overflows(df: float | Tensor) -> None:
     z, variance = randn(1, 8, dtype=torch.float32), torch.full((8,), 0.25)

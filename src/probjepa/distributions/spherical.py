@@ -12,36 +12,18 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
+from probjepa.distributions._gamma import digamma_step, log_gamma_step
 from probjepa.distributions.base import Likelihood, at_least_float32, full_precision
 from probjepa.distributions.student_t import unit_direction
 
 # Within this angle of the antipode, where the density falls to 0 and its logarithm diverges, log_prob is
 # held constant: there ½(1 + μᵀx) = sin²(½·1e-4).
 _MIN_HALF = (0.5e-4) ** 2
-_STIRLING = 1e4  # from here on three terms of the series have all of float64's digits
 
 
 def log_sphere_area(dim: int) -> float:
     """Log of the surface area of the unit sphere in R^dim: log 2 + (dim/2)·log π − log Γ(dim/2)."""
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
-
-
-def _log_gamma_step(x: Tensor, step: float) -> Tensor:
-    """log Γ(x + step) − log Γ(x) for step > 0, in float64; Stirling's series where the two would cancel."""
-    large = x > _STIRLING
-    near, far = torch.where(large, 1.0, x), torch.where(large, x, _STIRLING)
-    low, high = 1 / far, 1 / (far + step)
-    series = (far + step - 0.5) * torch.log1p(step * low) + step * (far.log() - 1) - step * low * high / 12
-    return torch.where(large, series, torch.lgamma(near + step) - torch.lgamma(near))
-
-
-def _digamma_step(x: Tensor, step: float) -> Tensor:
-    """ψ(x + step) − ψ(x), as ``_log_gamma_step``."""
-    large = x > _STIRLING
-    near, far = torch.where(large, 1.0, x), torch.where(large, x, _STIRLING)
-    low, high = 1 / far, 1 / (far + step)
-    series = torch.log1p(step * low) + step * low * high * (0.5 + (low + high) / 12)
-    return torch.where(large, series, torch.digamma(near + step) - torch.digamma(near))
 
 
 def _check_dim(dim: int) -> None:
@@ -149,7 +131,7 @@ class PowerSpherical(Likelihood):
     def _log_scale(self) -> Tensor:
         """Return log Γ(α+β) − log Γ(α) − β·log 4π (...), in float64."""
         alpha, beta = self._shapes()
-        return _log_gamma_step(alpha, beta) - beta * math.log(4 * math.pi)
+        return log_gamma_step(alpha, beta) + beta * (alpha.log() - math.log(4 * math.pi))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density at x (..., D), with respect to the surface measure; x is normalised; returns (...)."""
@@ -172,7 +154,7 @@ class PowerSpherical(Likelihood):
         return self._entropy().to(self.loc.dtype)
 
     def _entropy(self) -> Tensor:
-        return self.concentration.double() * _digamma_step(*self._shapes()) - self._log_scale()
+        return self.concentration.double() * digamma_step(*self._shapes()) - self._log_scale()
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw x (sample_shape + (..., D)), differentiable in loc and concentration.

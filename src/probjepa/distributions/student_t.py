@@ -2,7 +2,7 @@
 
 Source: "Joint Embedding Variational Bayes", arXiv 2602.05639. All densities are computed in float32
 at least (float64 where the arguments are), outside autocast, and stay free of NaN, gradients included,
-for every vector whose norm (over σ, in ``MultivariateStudentT``) is finite: zero vectors and antipodes too.
+for every vector whose norm is finite: zero vectors and antipodes too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Chi2, Distribution, constraints
 
+from probjepa.distributions._gamma import log_gamma_step
 from probjepa.distributions.base import Likelihood, SubDensity, at_least_float32, full_precision
 
 Df: TypeAlias = float | Tensor
@@ -21,6 +22,7 @@ Df: TypeAlias = float | Tensor
 # Below this sine, on the far side of the sphere, the log-map's Jacobian is held constant: the
 # antipode is its cut locus, where it diverges.
 _MIN_SINE = 1e-4
+_MIN_VARIANCE = 1e-30  # σ² counts as no smaller in a distance of directions, which have 16 digits at most
 
 
 def _rescaled(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,17 +115,9 @@ def _kernel_of_distance(r: Tensor, df: Df, dim: int) -> Tensor:
 
 def log_normalizer(df: Df, dim: int) -> Df:
     """log Γ((ν+dim)/2) − log Γ(ν/2) − (dim/2)·log(νπ), in float64; −(dim/2)·log 2π at ν = ∞."""
-    if isinstance(df, Tensor):
-        nu = df.double()
-        series = -dim / 2 * math.log(2 * math.pi) + dim / 2 * (dim / 2 - 1) / nu
-        # for large ν the two log-gammas cancel; the series is exact to O(dim³/ν²)
-        large = nu > 1e8
-        nu = torch.where(large, 1.0, nu)  # ∞ − ∞ would put a NaN into the gradient of ν
-        direct = torch.lgamma((nu + dim) / 2) - torch.lgamma(nu / 2) - dim / 2 * (nu * math.pi).log()
-        return torch.where(large, series, direct)
-    if df > 1e8:
-        return -dim / 2 * math.log(2 * math.pi) + (dim / 2) * (dim / 2 - 1) / df
-    return math.lgamma((df + dim) / 2) - math.lgamma(df / 2) - dim / 2 * math.log(df * math.pi)
+    nu = torch.as_tensor(df, dtype=torch.float64)
+    found = log_gamma_step(nu / 2, dim / 2) - dim / 2 * math.log(2 * math.pi)
+    return found if isinstance(df, Tensor) else found.item()
 
 
 class _StudentT(Likelihood):
@@ -192,8 +186,9 @@ class _StudentT(Likelihood):
 def _directional_nll(h: Tensor, s: Tensor, variance: Tensor, df: Df) -> Tensor:
     dim = s.shape[-1]
     v, log_sine_ratio = log_map(unit_direction(h), s)
-    scale = variance.sqrt()
-    a, b = v / scale, s / scale
+    # a product with one 1/σ: of two quotients, the gradients of a small σ are Inf and −Inf
+    inverse = 1 / variance.clamp_min(_MIN_VARIANCE).sqrt()
+    a, b = v * inverse, s * inverse
     b2 = b.square().sum(-1, keepdim=True)
     # the tangent part of Λ as a squared norm: never negative, nothing cancels
     delta2 = (a - b * ((a * b).sum(-1, keepdim=True) / b2)).square().sum(-1)
@@ -382,7 +377,12 @@ class MultivariateStudentT(_StudentT):
     def nll(self, h: Tensor) -> Tensor:
         """Negative log-density without the constant log Z; h (..., D) → (...)."""
         with full_precision(self.loc):
-            distance = safe_norm((self._value(h) - self.loc) / self.scale_squared.sqrt()).squeeze(-1)
+            # a product with 1/σ, as in the directional term, held where its norm would be Inf
+            distance = (self._value(h) - self.loc) * (
+                1 / self.scale_squared.clamp_min(torch.finfo(self.loc.dtype).tiny).sqrt()
+            )
+            farthest = torch.finfo(distance.dtype).max / self.dim
+            distance = safe_norm(distance.clamp(-farthest, farthest)).squeeze(-1)
             log_det = self.scale_squared.log().sum(-1)
             return _kernel_of_distance(distance, self.df, self.dim) + 0.5 * log_det
 

@@ -20,14 +20,12 @@ from probjepa.heads.base import (
     Head,
     check_counts,
     check_widths,
-    far_scale,
     full_precision,
     gaussian_log_density,
     positive_scale,
 )
 from probjepa.heads.networks import ActNorm
 
-_FAR_CONTEXT = 1e7  # contexts count as no larger: each layer multiplies by them, and float32 ends at 3e38
 _COORDINATES = 16  # drawn before their effect on all later ones is added up
 
 
@@ -78,6 +76,7 @@ class Autoregressive(Head):
     """
 
     name = "autoregressive"
+    far_context = 1e7  # each layer multiplies by it
 
     def __init__(
         self, dim: int, context_dim: int, *, components: int = 4, hidden: Sequence[int] | None = None
@@ -113,7 +112,6 @@ class Autoregressive(Head):
     def forward(self, context: Tensor) -> AutoregressivePrediction:
         """Predict from a context (..., C)."""
         context = self.checked(context)
-        context = context / far_scale(context, far=_FAR_CONTEXT)
         scale, shift = self.film(context).chunk(2, -1)
         return AutoregressivePrediction(
             self, (1 + scale).split(self.widths, -1), shift.split(self.widths, -1), self.direct(context)
@@ -123,7 +121,8 @@ class Autoregressive(Head):
 class AutoregressivePrediction(DensityPrediction):
     """A product of one-dimensional conditional mixtures; its mean is one of draws.
 
-    Targets are held to ±1e30, and a context with entries above 1e7 is scaled down to it.
+    Targets are held to ±1e30, and where they are the network's input, once normalised, to ±1e9, as samples
+    are. A context with entries above 1e7 is scaled down to it.
     """
 
     head: Autoregressive
@@ -152,7 +151,7 @@ class AutoregressivePrediction(DensityPrediction):
 
     def _parameters(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         *layers, last = self.head.layers
-        h = y
+        h = y.clamp(-MAX_Z, MAX_Z)
         for layer, scale, shift in zip(layers, self._scales, self._shifts, strict=True):
             h = F.gelu(layer(h) * scale + shift)
         out = (last(h) + self._direct).to(y.dtype)

@@ -34,7 +34,7 @@ MEAN_DRAWS = 64
 _BLOCK = 4_000_000  # elements of one block of draws behind a Monte Carlo mean
 MAX_Z = 1e9  # a standardised distance is held below it, so that its square stays finite
 FARTHEST = 1e30  # flows hold their targets below it: their layers multiply them, and float32 ends at 3e38
-_FAR = 1e15  # numbers below it have squares and sums of squares that float32 holds
+FAR = 1e15  # numbers below it have squares and sums of squares that float32 holds
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 RAW_UNIT_SCALE = math.log(math.expm1(1 - SCALE_FLOOR))  # ``positive_scale`` maps it to 1
 
@@ -48,7 +48,7 @@ def positive_scale(raw: Tensor) -> Tensor:
     return nn.functional.softplus(raw) + SCALE_FLOOR
 
 
-def far_scale(x: Tensor, dim: int | tuple[int, ...] = -1, far: float = _FAR) -> Tensor:
+def far_scale(x: Tensor, dim: int | tuple[int, ...] = -1, far: float = FAR) -> Tensor:
     """Return what to divide x by along ``dim`` so that its squares do not overflow, without gradients.
 
     It is exactly 1 where no entry is above ``far``, and else what brings the largest down to it.
@@ -88,6 +88,7 @@ class Head(FullPrecision):
 
     name: ClassVar[str]
     has_density: ClassVar[bool] = True  # whether its predictions have a log_prob
+    far_context: ClassVar[float] = FAR  # a context with a larger entry is scaled down to it
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -106,13 +107,17 @@ class Head(FullPrecision):
         return next(self.parameters()).dtype
 
     def checked(self, context: Tensor) -> Tensor:
-        """Return the context (..., C) in the parameters' type; DataError for another width, or if complex."""
+        """Return the context (..., C) in the parameters' type, with no entry above ``far_context``.
+
+        Layers multiply it, and float32 ends at 3e38. DataError for another width, or for complex numbers.
+        """
         if context.ndim < 1 or context.shape[-1] != self.context_dim:
             raise DataError(
                 f"head '{self.name}' got a context of shape {tuple(context.shape)}: "
                 f"give (..., {self.context_dim}), the context_dim that it was built with"
             )
-        return _real(self, context, "context").to(self.dtype)
+        context = _real(self, context, "context").to(self.dtype)
+        return context / far_scale(context, far=self.far_context)
 
 
 class Prediction(Likelihood):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.types import _size
 
 from probjepa.distributed import summed
-from probjepa.heads.base import Head, Prediction, check_counts, far_scale, full_precision
+from probjepa.heads.base import FAR, Head, Prediction, check_counts, far_scale, full_precision
 
 _TIME_FEATURES = 64
 _STD_FLOOR = 1e-3
@@ -133,14 +133,14 @@ class Denoiser(nn.Module):
 
     def encode(self, context: Tensor) -> Tensor:
         """Code (..., code_width) of a context (..., C): computed once for all times."""
-        code: Tensor = self.context(context / far_scale(context))
+        code: Tensor = self.context(context)
         return code
 
     def forward(self, y: Tensor, t: Tensor, code: Tensor) -> Tensor:
         """f (..., D) at y (..., D), times t in [0, 1], a scalar or (...), and ``encode``'s code.
 
-        Vectors y and c with entries above 1e15 are scaled down to it: the layer norms make f all but
-        independent of such a scale, and their squares would overflow.
+        A y with entries above 1e15 is scaled down to it: the layer norms make f all but independent of such
+        a scale, and the squares would overflow.
         """
         angles = t.unsqueeze(-1) * self.frequencies
         code = F.silu(code + self.time(torch.cat([angles.sin(), angles.cos()], -1)))
@@ -179,6 +179,10 @@ class FieldPrediction(Prediction):
         noise = self.standard_normal(sample_shape, generator)
         with full_precision(noise):
             return self._carried(noise, steps)
+
+    def checked(self, target: Tensor) -> Tensor:
+        """As ``Prediction.checked``; targets are held to ±1e15, so that their squared error is a number."""
+        return super().checked(target).clamp(-FAR, FAR)
 
     def _carried(self, noise: Tensor, steps: int | None) -> Tensor:
         raise NotImplementedError
