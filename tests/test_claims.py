@@ -42,6 +42,17 @@ def test_a_second_process_is_refused_until_the_first(folder, end, tmp_path):
     assert not list(tmp_path.rglob(".*"))
 
 
+@pytest.mark.parametrize("length", [60, 250])
+def test_long_names_that_begin_alike_have_locks_of_their_own(length, tmp_path):
+    first, second = (tmp_path / f"{'x' * (length - 1)}{end}" for end in "12")
+    with claimed(first):
+        lock = list(tmp_path.glob(".*.lock"))
+        with claimed(second):
+            assert len(list(tmp_path.glob(".*.lock"))) == 2
+        assert list(tmp_path.glob(".*.lock")) == lock and claims.has_lock(first)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_place_that_cannot_be_written_is_noticed_before_the_work(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")

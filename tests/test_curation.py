@@ -187,3 +187,21 @@ def test_no_duplicates_is_no_error_and_a_bad_cosine_one_line(tmp_path):
         with pytest.raises(ConfigError, match=r"0\.96"):
             curate(flat(), some, tmp_path / "x", **wrong, **options)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_later_curation_leaves_no_list_of_an_earlier_one(tmp_path):
+    some, options = colour(doubled()), {"score": "knn", "reference": colour(images(30, 3))}
+    curate(flat(), some, tmp_path, duplicates=0.999, against=colour(images(12, 4)), **options)
+    before = {file.name for file in tmp_path.iterdir()}
+    curate(flat(), some, tmp_path, **options)
+    after = {file.name for file in tmp_path.iterdir()}
+    assert before - after == {"duplicate.txt", "duplicates.parquet", "twins.parquet"} and after < before
+
+
+def test_shares_are_of_rows_and_of_what_is_not_dropped():
+    assert (sort_out(np.arange(100.0), None, 0.07, 0.0) == "drop").sum() == 7
+    assert (sort_out(np.arange(100.0), None, 0.071, 0.0) == "drop").sum() == 8
+    uncertainty = np.zeros(100)
+    uncertainty[:5], uncertainty[95:] = 100, 50  # of what is dropped, and of the most typical
+    verdict = sort_out(np.arange(100.0), uncertainty, 0.05, 0.05)
+    assert verdict.tolist() == ["drop"] * 5 + ["review"] * 5 + ["keep"] * 85 + ["review"] * 5

@@ -152,6 +152,7 @@ class Lost(nn.Module):
         ),
         (lambda: pj.open_encoder(Noisy(), image_size=8), "embed", "draws random numbers"),
         (lambda: pj.open_encoder(nn.Sequential(Counting()), image_size=8), "embed", "x.shape"),
+        (nn.Flatten, "embed", "open it first, open_encoder"),
         (lambda: pj.SimSiam("convnet", **CONVNET), "posterior", "has no posterior"),
         (lambda: pj.SimSiam("convnet", **CONVNET), "likelihood", "has no likelihood"),
         (lambda: pj.open_encoder(Lost(), image_size=8), "embed", "NaN or Inf: check its weights"),

@@ -16,6 +16,7 @@ from torch import nn
 import probjepa as pj
 from probjepa import files
 from probjepa.errors import ArtifactError, ConfigError
+from probjepa.loading import target_of
 from probjepa.methods import METHODS, Method
 from saved_models import FILES, Own, Tied, pixels, refused, same, small
 
@@ -216,7 +217,6 @@ def test_damaged_json(text, saved):
         ),
         ({"preprocess": {"mean": [0.5]}}, "no 'std'"),
         ({"preprocess": 3}, "damaged"),
-        ({"method": "vj"}, "did you mean 'vje'"),
     ],
 )
 def test_config_that_describes_no_model(changes, match, saved):
@@ -367,7 +367,34 @@ def test_a_registered_method_trains_saves_and_loads(registered, tmp_path):
 def test_a_method_that_no_installed_package_registers(registered, tmp_path):
     registered(channels=1, image_size=8).save_pretrained(tmp_path)
     METHODS.remove("test-spread")
-    refused(tmp_path, r"config\.json is damaged \(unknown method 'test-spread'")
+    refused(tmp_path, "unknown method 'test-spread' .*: import the module that registers it, or install")
+
+
+def test_an_unknown_method_is_named_with_the_nearest(saved):
+    edit(saved[1], method="vj")
+    refused(saved[1], "holds an unknown method 'vj', did you mean 'vje'")
+
+
+def test_options_that_a_source_has_no_use_for_are_refused(saved, tmp_path):
+    with pytest.raises(ConfigError, match="unknown option of load 'revisionn', did you mean 'revision'"):
+        pj.load(saved[1], revisionn="x")
+    with pytest.raises(ConfigError, match="mean goes with a registered backbone's weights"):
+        pj.open_encoder(saved[1], mean=[0.1])
+    with pytest.raises(ConfigError, match="head goes with a saved model"):
+        pj.load(f"resnet20:{tmp_path}/r20.pt", head=torch.nn.Linear(2, 2))
+
+
+def test_a_target_is_read_beside_a_run_s_model_alone(tmp_path):
+    for name in ("model", "tab"):
+        (tmp_path / name).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            (tmp_path / name / file).write_text("{}")
+    (tmp_path / "config.yaml").write_text("target: [3]")
+    assert target_of(tmp_path / "tab") is None
+    with pytest.raises(ConfigError, match=r"the setting target, in .*config\.yaml, takes"):
+        target_of(tmp_path)
+    (tmp_path / "config.yaml").write_text("target: income")
+    assert target_of(tmp_path) == target_of(tmp_path / "model") == "income"
 
 
 def test_a_vision_model_of_transformers_is_a_backbone(tmp_path):

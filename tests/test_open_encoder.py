@@ -11,6 +11,7 @@ from PIL import Image
 
 import probjepa as pj
 from probjepa.backbones import build_backbone
+from probjepa.backbones.hub import TransformersEncoder, processor_settings
 from probjepa.cli import run
 from probjepa.data.fitting import Fit
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning
@@ -310,3 +311,80 @@ def test_every_command_takes_a_checkpoint_by_the_name_of_its_backbone(folder, tm
     code, said = call("embed", "resnet50", "--data", folder / "test", "--out", tmp_path / "no.parquet")
     assert code == 2 and "alone has no weights: give 'resnet50:FILE'" in " ".join(said.split())
     assert "weights" not in json.loads((tmp_path / "run" / "model" / "config.json").read_text())["settings"]
+
+
+def test_a_masked_autoencoder_hides_nothing(tmp_path):
+    """Its patches all count, in their order; it draws no random numbers."""
+    transformers = pytest.importorskip("transformers", reason="transformers (extra 'hf') is not installed")
+    config = transformers.ViTMAEConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=SIDE,
+        patch_size=4, decoder_hidden_size=8, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+        decoder_intermediate_size=8, initializer_range=0.4,
+    )  # fmt: skip
+    model = transformers.ViTMAEModel(config).eval()
+    encoder = pj.open_encoder(model, image_size=SIDE)
+    pixels = torch.randint(0, 256, (3, 3, SIDE, SIDE), dtype=torch.uint8)
+    before = torch.get_rng_state()
+    found = encoder.embed(pixels)
+    assert torch.equal(found, encoder.embed(pixels)) and torch.equal(torch.get_rng_state(), before)
+    with torch.no_grad():
+        prepared, noise = encoder.preprocess(pixels), torch.rand(3, (SIDE // 4) ** 2)
+        shuffled = model(prepared, noise=noise).last_hidden_state[:, 0]
+    torch.testing.assert_close(found, shuffled)
+    for row in range(0, SIDE, 4):
+        other = pixels.clone()
+        other[:, :, row : row + 4, row : row + 4] ^= 255
+        assert ((encoder.embed(other) - found).abs().amax(1) > 1e-4).all()
+    assert pj.jepa_score(encoder, pixels).isfinite().all()
+
+
+def test_the_mean_of_patches_has_no_distillation_token():
+    transformers = pytest.importorskip("transformers", reason="transformers (extra 'hf') is not installed")
+    config = transformers.DeiTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=SIDE,
+        patch_size=4,
+    )  # fmt: skip
+    model, images = transformers.DeiTModel(config).eval(), torch.rand(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        expected = model(images).last_hidden_state[:, 2:].mean(1)
+        torch.testing.assert_close(TransformersEncoder(model, "mean")(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("asks", "names"),
+    [
+        ({"do_flip_channel_order": True}, "do_flip_channel_order"),
+        ({"do_pad": True}, "do_pad"),
+        ({"include_top": True}, "include_top"),
+        ({"size": {"shortest_edge": SIDE}}, "keeps the shape"),
+    ],
+)
+def test_a_processor_that_does_more_is_refused(asks, names):
+    known = {"size": {"height": SIDE, "width": SIDE}, "do_center_crop": False, "do_reduce_labels": True}
+    assert processor_settings({**known, "do_pad": False}, "it")["size"] == SIDE
+    with pytest.raises(ConfigError, match=f"it .*{names}.*(itself|squares)"):
+        processor_settings({**known, **asks}, "it")
+
+
+def test_an_encoder_that_draws_random_numbers_is_refused():
+    class Dropping(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.dropout(x.flatten(1), 0.5)
+
+    before = torch.get_rng_state()
+    with pytest.raises(ConfigError, match="two embeddings of the same image differ"):
+        pj.open_encoder(Dropping(), image_size=8)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_jepa_score_takes_the_size_as_other_scores_do(folder, tmp_path, capsys):
+    vit(tmp_path / "vit", {"size": {"height": SIDE, "width": SIDE}})
+    sizes = (["--size", "24"], [])
+    for number, size in enumerate(sizes):
+        call = ["score", f"hf:{tmp_path / 'vit'}", "--data", str(folder / "test"), "--score", "jepa", "-q"]
+        assert run([*call, *size, "--out", str(tmp_path / f"{number}.parquet")]) == (2 if size else 0)
+    assert "24" in capsys.readouterr().err  # this transformer takes images of one size
+    pj.VJE("convnet", image_size=16).save_pretrained(tmp_path / "m")
+    call = ["score", str(tmp_path / "m"), "--data", str(folder / "test"), "--score", "jepa", "--size", "8"]
+    assert run([*call, "--out", str(tmp_path / "x.parquet")]) == 2
+    assert "has its own" in capsys.readouterr().err

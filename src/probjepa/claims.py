@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from probjepa.errors import ArtifactError
 from probjepa.files import LOCK, cannot_write, drop_spent_parts, refuse_irregular, sweep
 
+_LONGEST = 200  # bytes of a name that a file system takes with more around it
 _HELD: set[Path] = set()  # by this process, whose commands may lie in each other
 
 
@@ -84,7 +86,9 @@ def has_lock(path: Path) -> bool:
 
 
 def _beside(place: Path) -> Path:
-    return place.parent / f".{place.name[:40]}.lock"
+    name = os.fsencode(place.name)
+    unique = place.name if len(name) <= _LONGEST else hashlib.sha256(name).hexdigest()
+    return place.parent / f".{unique}.lock"
 
 
 def _lock(path: Path, place: Path) -> tuple[Path, int] | None:

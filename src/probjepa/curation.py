@@ -32,6 +32,7 @@ _TEXTS = {
 }
 LISTS = ("keep", "review", "drop")
 DUPLICATE = "duplicate"
+_OF_DUPLICATES = {f"{DUPLICATE}.txt", "duplicates.parquet", "twins.parquet"}  # not of every curation
 _THUMBNAILS = 48
 
 Column = npt.NDArray[np.float64]
@@ -55,12 +56,15 @@ def sort_out(
             f"drop {drop:g} and review {review:g} are shares: each in [0, 1], together at most 1"
         )
     count = len(typicality)
-    dropped, reviewed = math.ceil(drop * count), math.ceil(review * count)
+    # 0.07 of 100 rows is 7.000000000000001
+    dropped, reviewed = (math.ceil(share * count * (1 - 1e-12)) for share in (drop, review))
     order = np.argsort(typicality, kind="stable")
     verdict = np.full(count, "keep", dtype="<U6")
-    verdict[order[dropped : dropped + reviewed]] = "review"
+    rest = order[dropped:]
+    verdict[rest[:reviewed]] = "review"
     if uncertainty is not None:
-        verdict[np.argsort(-uncertainty, kind="stable")[:reviewed]] = "review"
+        rest = np.sort(rest)
+        verdict[rest[np.argsort(-uncertainty[rest], kind="stable")[:reviewed]]] = "review"
     verdict[order[:dropped]] = "drop"
     return verdict
 
@@ -181,6 +185,8 @@ def curate(
         for name, lines in {**ids, "skipped": images.skipped}.items():
             write_text(stage / f"{name}.txt", "".join(f"{printable(line)}\n" for line in lines))
         write_text(stage / "report.html", render(f"Curation of {images.name}", cards, sections))
+        for name in _OF_DUPLICATES - {file.name for file in stage.iterdir()}:
+            (out / name).unlink(missing_ok=True)  # of an earlier curation, which these lists replace
     return {**counts, "skipped": len(images.skipped)}
 
 

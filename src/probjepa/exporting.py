@@ -53,7 +53,7 @@ def export(
     Parameters
     ----------
     encoder
-        a model, or all that ``open_encoder`` and ``load`` take
+        a model, a module as ``open_encoder`` opens it, or a name that ``open_encoder`` or ``load`` takes
     path
         file to write, whose ending says the format
     what
@@ -94,7 +94,9 @@ def export(
 
 def _opened(encoder: str | Path | nn.Module) -> Any:
     if isinstance(encoder, nn.Module) or str(encoder).startswith(HUBS):
-        model = encoder if isinstance(encoder, Pretrained) else open_encoder(encoder)
+        if isinstance(encoder, nn.Module) and not isinstance(encoder, Pretrained):
+            raise ConfigError("a module of your own: open it first, open_encoder(module, image_size=…)")
+        model = encoder if isinstance(encoder, nn.Module) else open_encoder(encoder)
     else:
         model = load(encoder)
     if not hasattr(model, "outputs"):

@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from probjepa.backbones import BACKBONES, HUBS
-from probjepa.errors import ArtifactError, ConfigError
+from probjepa.errors import ArtifactError, ConfigError, unknown_name
 from probjepa.files import damaged, model_folder, read_config, regular
 from probjepa.methods import METHODS, MODELS, Method
 from probjepa.methods.opened import OpenedEncoder
 from probjepa.tabular import TABLE_METHODS
 from probjepa.typed import checked
 from probjepa.yaml_files import read_yaml
+
+_HUB = {"revision", "token", "cache_dir", "local_files_only"}  # what is passed on to huggingface_hub
 
 
 def load(
@@ -52,10 +54,16 @@ def load(
         if there is no model, it is damaged, or it was written in another format
     """
     if (named := _checkpoint(source)) is not None:
+        for name, value in {"backbone": backbone, "head": head, "networks": networks, **hub}.items():
+            if value is not None:
+                raise ConfigError(f"{name} goes with a saved model, and {source} is a checkpoint")
         return OpenedEncoder(named[0], weights=named[1])
     own = {name: value for name, value in hub.items() if isinstance(value, nn.Module)}
     modules = {"backbone": backbone, "head": head, "networks": networks, **own}
-    folder = model_folder(source, {name: value for name, value in hub.items() if name not in own})
+    of_hub = {name: value for name, value in hub.items() if name not in own}
+    if unknown := sorted(set(of_hub) - _HUB):
+        raise unknown_name("option of load", unknown[0], _HUB)
+    folder = model_folder(source, of_hub)
     config = read_config(folder)
     given = {name: module for name, module in modules.items() if module is not None}
     with torch.random.fork_rng(devices=[]):  # the weights that are replaced are drawn
@@ -104,6 +112,9 @@ def open_encoder(
         return OpenedEncoder(encoder, image_size=image_size, pooling=pooling, weights=weights, **options)
     if image_size is not None or pooling is not None:
         raise ConfigError("image_size and pooling go with 'hf:', 'timm:' and modules: this one has its own")
+    if options:
+        option = next(iter(options))
+        raise ConfigError(f"{option} goes with a registered backbone's weights: a saved model has its own")
     model = name_or_module if isinstance(name_or_module, nn.Module) else load(name_or_module)
     if not isinstance(model, Method):
         raise ConfigError(f"{name_or_module} holds a {type(model).__name__}, which is no model of images")
@@ -124,12 +135,17 @@ def is_of_tables(source: str | Path) -> bool:
 
 def target_of(source: str | Path) -> str | None:
     """Return the column that the run of a model of tables left out as its target; None: no run says any."""
+    folder = model_folder(source, {})
+    if folder.name != "model":
+        return None  # of no run
+    settings = folder.parent / "config.yaml"
     try:
-        run = read_yaml(model_folder(source, {}).parent / "config.yaml")
+        run = read_yaml(settings)
     except ConfigError:
         return None
-    target: str | None = checked("target", run.get("target") if isinstance(run, dict) else None, str | None)
-    return target
+    target = run.get("target") if isinstance(run, dict) else None
+    found: str | None = checked(f"target, in {settings},", target, str | None)
+    return found
 
 
 def _checkpoint(source: str | Path) -> tuple[str, str] | None:
@@ -150,7 +166,12 @@ def kind_of(config: Mapping[str, Any], folder: Path) -> Any:
             if TABLE_METHODS.path(table).replace(":", ".").rpartition(".")[2] == name:
                 return TABLE_METHODS[table]
         raise ArtifactError(f"{folder} holds a {name}, which this version has not: install another")
-    try:
-        return (MODELS if config["method"] in MODELS else METHODS)[config["method"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(folder, error) from error
+    method = config.get("method")
+    if not isinstance(method, str):
+        raise damaged(folder, KeyError("method"))
+    if method not in MODELS and method not in METHODS:
+        unknown = unknown_name("method", method, {*MODELS, *METHODS})
+        raise ArtifactError(
+            f"{folder} holds an {unknown}: import the module that registers it, or install its package"
+        )
+    return (MODELS if method in MODELS else METHODS)[method]

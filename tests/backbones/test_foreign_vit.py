@@ -222,6 +222,20 @@ def test_our_own_weights_are_taken_too(tmp_path):
     )
 
 
+def test_the_heads_of_our_own_weights_are_said_to_be_taken_from_published_ones():
+    options = {"patch_size": 4, "width": 192, "depth": 1, "heads": 8, "positions": "learned"}
+    state = build_backbone("vit", image_size=16, **options).state_dict()
+    with pytest.warns(
+        ProbjepaWarning, match=r"3 attention heads, as published .* for others give backbone_op"
+    ):
+        _, found = foreign_encoder("vit", state, {})
+    assert found["heads"] == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, found = foreign_encoder("vit", state, {"heads": 8})
+    assert found["heads"] == 8
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [

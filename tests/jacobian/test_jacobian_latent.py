@@ -57,7 +57,8 @@ def test_a_density_is_taken_as_it_is_and_a_reference_is_fitted() -> None:
         assert as_density(given) is given  # type: ignore[arg-type]
     fitted = as_density(torch.randn(9, 3))
     assert isinstance(fitted, MultivariateNormal)
-    for bad in ("Normal", 3, np.zeros((4, 3))):
+    assert isinstance(as_density(np.random.default_rng(0).normal(size=(9, 3))), MultivariateNormal)
+    for bad in ("Normal", 3, [[1.0, 2.0]]):
         with pytest.raises(ConfigError, match=r"^latent is '.*': use None") as caught:
             as_density(bad)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from probjepa.data import open_images
 from probjepa.errors import ConfigError, DataError
@@ -83,3 +84,10 @@ def test_derivatives_that_are_not_finite(row: int) -> None:
     x[row, 1] = 0
     with pytest.raises(DataError, match="derivatives of the encoder are not finite"):
         singular_vectors(torch.sqrt, x, count=1)
+
+
+def test_batch_norm_in_training_mode_is_refused_and_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3))
+    with pytest.raises(ConfigError, match="training mode"):
+        singular_vectors(model, torch.rand(4, 1, 6, 6), count=1)
+    assert torch.equal(model[1].running_mean, torch.zeros(2))

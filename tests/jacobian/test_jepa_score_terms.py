@@ -86,6 +86,23 @@ def test_transforms_are_seeded_by_the_image(mlp: nn.Module) -> None:
     assert not torch.allclose(jepa_score(mlp, x, seed=1, **options), first)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_transforms_may_work_in_place_and_on_any_type(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).to(dtype)
+    images = torch.rand(2, 1, 4, 4).to(dtype)
+    kept = images.clone()
+    jepa_score(model, images, transforms=lambda x: x.add_(1), n_transforms=2)
+    assert torch.equal(images, kept)
+
+
+def test_images_of_a_set_are_left_alone_by_transforms() -> None:
+    pixels = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    kept = pixels.clone()
+    model = VJE("convnet", channels=1, image_size=8, backbone_options={"widths": (4, 8)}).eval()
+    jepa_score(model, pixels, transforms=lambda x: x.bitwise_not_())
+    assert torch.equal(pixels, kept)
+
+
 def test_parameters_and_gradients_are_left_alone() -> None:
     f = TinyViT().eval()
     f.token.requires_grad_(False)

@@ -209,6 +209,16 @@ def test_another_version_and_another_name_are_named(encoder, tmp_path, monkeypat
         scored(encoder, data, out)
 
 
+def test_a_damaged_record_is_one_line(encoder, tmp_path, monkeypatch):
+    out, data = tmp_path / "j.parquet", images(10, 0)
+    stopped(encoder, data, out, monkeypatch)
+    (record,) = tmp_path.rglob("settings.json")
+    record.write_text("[1, 2")
+    with pytest.raises(ArtifactError, match=r"settings\.json is damaged: drop it with --overwrite"):
+        scored(encoder, data, out)
+    assert scored(encoder, data, out, overwrite=True)[0] == 0
+
+
 def test_every_setting_of_an_estimator_is_tried_above():
     named = {name for other, _ in CHANGES for name in other.split(", ")}
     assert {field.name for field in fields(Settings)} <= named

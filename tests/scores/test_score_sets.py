@@ -15,6 +15,7 @@ from probjepa.errors import ConfigError, DataError
 from probjepa.jacobian import jepa_score_details
 from probjepa.methods import Method
 from probjepa.scores import SCORES, SetScorer, encode, score_class, score_set
+from probjepa.scores.base import Score
 from probjepa.scores.combined import Combined
 from probjepa.scores.detectors import KNNScore, MixtureScore, knn_neighbour
 from probjepa.scores.jepa import Jepa
@@ -380,3 +381,30 @@ def test_a_seed_is_a_whole_number_from_0(model, score, seed):
     more = {"reference_size": 10} if score == "knn" else {}
     with pytest.raises(ConfigError, match="seed"):
         SetScorer(model, score, reference=known, seed=seed, **more)
+
+
+def test_an_empty_set_and_an_empty_reference_are_one_line(model, held_out, reference):
+    for data, known in ((held_out.subset([]), None), (held_out, reference.subset([]))):
+        with pytest.raises(DataError, match=r"nothing to score|reference set is empty") as error:
+            score_set(model, data, "likelihood" if known is None else "knn", reference=known)
+        assert "\n" not in str(error.value)
+
+
+def test_a_model_of_nan_weights_is_one_line(model, held_out):
+    broken = deepcopy(model)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    for call in (lambda: broken.embed(held_out), lambda: score_set(broken, held_out, "likelihood")):
+        with pytest.raises(DataError, match=r"NaN or Inf for .* images: check its weights"):
+            call()
+
+
+def test_a_score_that_is_nan_is_one_line(model, held_out):
+    class Odd(Score):
+        name = "odd"
+
+        def score(self, features):
+            return np.full(len(features["inputs"]), np.nan)
+
+    with pytest.raises(DataError, match="the score 'odd' is NaN for"):
+        score_set(model, held_out, Odd)

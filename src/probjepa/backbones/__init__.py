@@ -180,6 +180,7 @@ def embedding_dim_of(module: nn.Module, channels: int, image_size: int) -> int:
     import torch
 
     from probjepa.backbones.frozen import evaluating
+    from probjepa.draws import forked
 
     declared = getattr(module, "embedding_dim", None)
     if isinstance(declared, int):
@@ -188,7 +189,7 @@ def embedding_dim_of(module: nn.Module, channels: int, image_size: int) -> int:
     images = torch.zeros(2, channels, image_size, image_size, dtype=like.dtype, device=like.device)
     shape = "x".join(map(str, images.shape))
     try:
-        with evaluating(module):
+        with evaluating(module), forked(like.device):  # dropout that is always on draws
             out = module(images)
     except Exception as error:
         raise ConfigError(

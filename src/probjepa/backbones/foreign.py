@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.backbones import BACKBONES, build_backbone
-from probjepa.backbones.foreign_names import RESNETS, VITS, Fitted, Rename, State, fit_resnet, fit_vit
+from probjepa.backbones.foreign_names import (
+    OWN_VIT,
+    RESNETS,
+    VITS,
+    Fitted,
+    Rename,
+    State,
+    fit_resnet,
+    fit_vit,
+)
 from probjepa.errors import ArtifactError, ConfigError, ProbjepaWarning, few, short
 from probjepa.files import first_line, regular
 
@@ -144,7 +153,7 @@ def foreign_encoder(
     what = f"the weights {weights}" if isinstance(weights, str | Path) else "these weights"
     known = {"image_size", *inspect.signature(BACKBONES[name]).parameters}
     tensors = read_tensors(weights)
-    marks, fit = _kind(name, options)
+    given, (marks, fit) = set(options), _kind(name, options)
     prefix, state, heads = _encoder_in(name, tensors, marks, what)
     size = {} if image_size is None else {"image_size": image_size}
     state, said, done = fit(state, {**options, **size})
@@ -153,6 +162,11 @@ def foreign_encoder(
     _check(encoder.state_dict(), state, f"{what} do not fit '{name}'")
     encoder.load_state_dict(state)
     notes = [done] if done else []
+    if f"{prefix}{OWN_VIT}" in tensors and "heads" not in given:
+        notes.append(
+            f"{options['heads']} attention heads, as published transformers of its width have: for others "
+            "give backbone_options={'heads': …}"
+        )
     left = [key for key in tensors if not key.startswith(prefix)]
     if left:
         notes.append(f"the encoder is '{prefix}*'")

@@ -72,9 +72,9 @@ def _vit(name: str) -> str:
     return name
 
 
-_OURS = "transformer.blocks.0.qkv.weight"
+OWN_VIT = "transformer.blocks.0.qkv.weight"  # no published one: its heads are anybody's choice
 VITS: dict[str, Rename] = {
-    _OURS: str,
+    OWN_VIT: str,
     "blocks.0.norm1.weight": _vit,
     "encoder.layer.0.layernorm_before.weight": _vit,
     "layers.0.layernorm_before.weight": _vit,

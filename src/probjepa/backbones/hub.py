@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,10 @@ from probjepa.registry import required
 # an encoder, and the arguments of a ``Preprocess`` for it; None: its folder says nothing of that
 Loaded = tuple[nn.Module, dict[str, Any] | None]
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+# what an image processor may be asked to do: images are RGB as they are opened, and have no labels here
+_STEPS = {"do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb"}
+_OF_LABELS = {"do_convert_annotations", "do_reduce_labels"}
+_OF_ONE_MODEL = {"include_top", "keep_aspect_ratio"}  # what changes images by another name
 
 
 class UnpreparedError(ConfigError):
@@ -121,13 +126,24 @@ class TransformersEncoder(nn.Module):
         names = {name.rsplit(".", 1)[-1]: value for name, value in parts.items()}
         has_class_token = "cls_token" in names or "class_embedding" in names
         registers = names["register_tokens"].shape[1] if "register_tokens" in names else 0
-        self.prefix = has_class_token + registers
+        self.prefix = has_class_token + ("distillation_token" in names) + registers
+        config = getattr(self.model, "config", None)
+        if config is not None and getattr(config, "mask_ratio", None):
+            config.mask_ratio = 0.0  # a masked autoencoder hides patches in evaluation too
         self.pooling = _choose(type(model).__name__, pooling, has_class_token)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the class token, or the mean of the patch tokens (or of a feature map)."""
-        hidden: Tensor = self.model(pixels).last_hidden_state
+        hidden: Tensor = self.model(pixels, **self._order(pixels)).last_hidden_state
         return hidden.mean((2, 3)) if hidden.ndim == 4 else _pool(hidden, self.pooling, self.prefix)
+
+    def _order(self, pixels: Tensor) -> dict[str, Tensor]:
+        """What keeps a masked autoencoder's patches in their places, which it shuffles to hide some."""
+        if "noise" not in inspect.signature(self.model.forward).parameters:
+            return {}
+        patch = int(self.model.config.patch_size)  # type: ignore[union-attr, arg-type]
+        patches = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
+        return {"noise": torch.arange(patches, device=pixels.device).float().expand(len(pixels), -1)}
 
 
 def load_transformers(name: str, pooling: str | None = None) -> Loaded:
@@ -175,8 +191,14 @@ def processor_settings(processor: Mapping[str, Any], name: str) -> dict[str, Any
     Raises
     ------
     ConfigError
-        for a processor that does something else: no square, another filter
+        for a processor that does something else: no square, borders, another filter or order of channels
     """
+    asked = {key for key in processor if key.startswith("do_") or key in _OF_ONE_MODEL}
+    if unknown := sorted(key for key in asked - _STEPS - _OF_LABELS if processor[key]):
+        raise ConfigError(
+            f"{name} prepares its images with {', '.join(unknown)}, which is not known here: give the module "
+            "itself"
+        )
     size, side, stretch = _sides(processor, name)
     how = processor.get("resample", 3)
     if how not in _FILTERS:
@@ -201,11 +223,16 @@ def _sides(processor: Mapping[str, Any], name: str) -> tuple[int, int, bool]:
     """The side of what an image processor makes, what it resizes to before, and whether it stretches."""
     size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
     resized = _side(size, name) if processor.get("do_resize", True) else None
+    if str(processor.get("image_processor_type")).startswith("Levit") and resized and "shortest_edge" in size:
+        resized = int(256 / 224 * resized)
     stretch = "height" in size
     if processor.get("crop_pct") is not None and resized is not None:  # ConvNeXt's
         large = resized >= 384
         return resized, resized if large else int(resized / processor["crop_pct"]), large
-    kept = _side(crop, name) if processor.get("do_center_crop", False) else resized
+    cropped = processor.get("do_center_crop", False)
+    if resized and not stretch and not cropped:
+        raise ConfigError(f"{name} keeps the shape of its images: only squares are known here")
+    kept = _side(crop, name) if cropped else resized
     if kept is None:
         raise ConfigError(f"{name} does not say what size its images have: give the module itself")
     return kept, max(kept, resized or kept), stretch

@@ -176,8 +176,8 @@ class ImageModel:
         from probjepa.training.device import resolve_device
 
         how = Settings(estimator=options.estimator, rank=rank, seed=options.seed, tolerance=options.tolerance)
-        encoder = as_encoder(self.source).to(resolve_device(self.shared.device))
-        shape = (options.size, None) if options.size else input_shape(encoder)
+        encoder = as_encoder(self.source, image_size=options.size).to(resolve_device(self.shared.device))
+        shape = input_shape(encoder)
         images = self._read(data, *shape)
         reference = None if options.reference is None else self._read(options.reference, *shape, False)
         calibration = self._calibration(options, images, lambda uri: self._read(uri, *shape, False))

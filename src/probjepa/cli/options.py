@@ -229,7 +229,8 @@ class Scoring:
         ),
     ] = "none"
     size: Annotated[
-        int | None, typer.Option("--size", help="of hf: and timm: models: pixels that images are decoded to")
+        int | None,
+        typer.Option("--size", help="of hf:, timm: and BACKBONE:FILE models: side of the images, in pixels"),
     ] = None
     seed: Seed = 0
 

@@ -13,6 +13,7 @@ import torch
 import torch.fx.experimental.symbolic_shapes  # autograd.grad would import it, and with it sympy's filters
 from torch import Tensor, nn
 
+from probjepa._arrays import as_float_tensor
 from probjepa.backbones import HUBS
 from probjepa.backbones.hub import load_pretrained
 from probjepa.data import Images, Preprocess, as_images
@@ -70,12 +71,15 @@ class Encoder:
         if isinstance(inputs, np.ndarray):
             if inputs.dtype.kind not in "fui":
                 raise DataError(f"the inputs are an array of {inputs.dtype}: pass prepared floats")
-            inputs = torch.from_numpy(np.array(inputs))
+            if inputs.dtype.kind == "f":
+                inputs = as_float_tensor(inputs, "the inputs")
+            else:
+                inputs = torch.from_numpy(np.array(inputs, dtype=inputs.dtype.newbyteorder("=")))
         if not isinstance(inputs, Tensor | Images):
             raise DataError(
                 f"images are a {type(inputs).__name__}: pass a tensor or array (N, …), or an opened set"
             )
-        if len(inputs) == 0 or (isinstance(inputs, Tensor) and inputs.ndim < 2):
+        if (isinstance(inputs, Tensor) and inputs.ndim < 2) or not len(inputs):
             raise DataError(f"images have shape {tuple(inputs.shape)}: pass at least one, (N, …)")
         return inputs
 
@@ -105,7 +109,7 @@ class Encoder:
         return images
 
 
-def as_encoder(encoder: Any, *, pooling: Pooling | None = None) -> Encoder:
+def as_encoder(encoder: Any, *, pooling: Pooling | None = None, image_size: int | None = None) -> Encoder:
     """Make an ``Encoder`` of a model.
 
     Parameters
@@ -117,14 +121,18 @@ def as_encoder(encoder: Any, *, pooling: Pooling | None = None) -> Encoder:
     pooling
         of ``hf:`` and ``timm:`` token models: "cls", "mean" (of the patch tokens); None: the class token
         where there is one
+    image_size
+        side of the images that it is given, see ``probjepa.open_encoder``; None: its own
 
     Raises
     ------
     ConfigError
-        for something that cannot be called, or pooling where there is none to choose
+        for something that cannot be called, or a pooling or size where there is none to choose
     MissingExtraError
         where transformers or timm is not installed
     """
+    if image_size is not None:
+        encoder, pooling = LOADERS["encoder"](encoder, image_size=image_size, pooling=pooling), None
     if isinstance(encoder, str) and encoder.startswith(HUBS):
         module, settings = load_pretrained(encoder, pooling)
         return Encoder(module, module, None if settings is None else Preprocess(**settings), encoder)
@@ -230,7 +238,7 @@ def refuse_batch_dependence(encoder: Encoder, x: Tensor) -> None:
         raise ConfigError(f"{encoder.name}: two runs on the same input differ (dropout?): {advice}")
     weights = torch.linspace(-1, 2, out.shape[1], device=out.device, dtype=out.dtype)
     (gradient,) = torch.autograd.grad(out[0] @ weights, pair)
-    if bool((gradient[1] != 0).any()):
+    if bool((gradient[1].nan_to_num() != 0).any()):  # NaN: an infinite derivative times 0
         raise ConfigError(
             f"{encoder.name}: the embedding of an input depends on the others of its batch: "
             f"{advice}, or take the batch statistics out"

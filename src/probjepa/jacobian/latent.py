@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from probjepa._arrays import as_features, power_of_two
+from probjepa._arrays import ArrayInput, as_features, power_of_two
 from probjepa.errors import ConfigError, DataError, short
 from probjepa.registry import importing
 
-Latent: TypeAlias = Literal["normal"] | Distribution | Tensor | None
+Latent: TypeAlias = Literal["normal"] | Distribution | Tensor | npt.NDArray[Any] | None
 
 
-def fit_normal(reference: Tensor) -> MultivariateNormal:
+def fit_normal(reference: ArrayInput) -> MultivariateNormal:
     """N(m, C) of reference embeddings (M, K), M ≥ 3, in float64 on the CPU.
 
     m is their mean; C the covariance of Ledoit & Wolf (2004): (1 − α)Σ + α(tr Σ/K)·I with the α that
@@ -49,7 +51,7 @@ def fit_normal(reference: Tensor) -> MultivariateNormal:
 
 def as_density(latent: Latent) -> Distribution | Literal["normal"] | None:
     """Check the argument ``latent``, and fit it if it is a reference set. Raises ConfigError."""
-    if isinstance(latent, Tensor):
+    if isinstance(latent, Tensor | np.ndarray):
         return fit_normal(latent)
     if latent is None or isinstance(latent, Distribution) or (isinstance(latent, str) and latent == "normal"):
         return latent

@@ -314,11 +314,12 @@ def _subset(source: Tensor | Images, rows: Tensor) -> Tensor | Images:
 
 
 def _transformed(transforms: Callable[[Tensor], Tensor], image: Tensor, seed: int, t: int) -> Tensor:
-    digest = hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=8, key=f"{seed}.{t}".encode())
+    content = image.cpu().contiguous().view(torch.uint8).numpy().tobytes()  # NumPy has no bfloat16
+    digest = hashlib.blake2b(content, digest_size=8, key=f"{seed}.{t}".encode())
     # 32 bits: what torch's generator on the CPU takes of a seed
     drawn_from = int.from_bytes(digest.digest()) % 2**32
     with forked(image.device, drawn_from), torch.no_grad():
-        out = transforms(image)
+        out = transforms(image.clone())  # it may work in place
     if not isinstance(out, Tensor) or len(out) != len(image):
         found = f"a tensor {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         raise ConfigError(

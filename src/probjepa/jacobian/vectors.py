@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from probjepa.errors import ConfigError, DataError
-from probjepa.jacobian.encoders import as_encoder, exact_gradients
+from probjepa.jacobian.encoders import as_encoder, exact_gradients, refuse_batch_dependence
 from probjepa.jacobian.rows import JacobianRows, Passes
 
 
@@ -21,7 +21,7 @@ def singular_vectors(encoder: Any, images: Any, count: int = 4) -> tuple[Tensor,
     Raises
     ------
     ConfigError
-        if ``count`` is not in 1 … min(K, P), or the encoder is not differentiable
+        if ``count`` is not in 1 … min(K, P), or the encoder is not differentiable, or in training mode
     DataError
         for inputs of a wrong type, or derivatives that are not finite
     """
@@ -29,6 +29,7 @@ def singular_vectors(encoder: Any, images: Any, count: int = 4) -> tuple[Tensor,
     with exact_gradients(model):
         source = model.source(images)
         x = model.prepare(source if isinstance(source, Tensor) else source.get(slice(None)))
+        refuse_batch_dependence(model, x[:1])
         rows = JacobianRows(model, x, Passes())
         dim = rows.embeddings.shape[1]
         limit = min(dim, x[0].numel())

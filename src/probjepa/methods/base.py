@@ -394,12 +394,19 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         """Encode N images once, in evaluation mode: "h" and what else the model says (N, …), float32.
 
         ``x`` is what ``open`` takes. Rows not ``scored`` by the method's own measures, such as a reference
-        set's, may go without what only these need.
+        set's, may go without what only these need. DataError for embeddings with NaN or Inf.
         """
         with evaluating(self):
             batches = (batch.to(self.device) for batch in self.batches(x, batch_size))
             parts = [self.features_of(self.encoding(self, self.preprocess, batch)) for batch in batches]
-        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        features = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        finite = torch.isfinite(features["h"]).flatten(1).all(1)
+        if not bool(finite.all()):
+            raise DataError(
+                f"the encoder gave embeddings with NaN or Inf for {int((~finite).sum())} of {len(finite)} "
+                "images: check its weights, and that its type (float16) holds them"
+            )
+        return features
 
     def embed(self, x: Any, batch_size: int = 512, *, precision: str | None = None) -> Tensor:
         """Embeddings h (N, D) of N images, all that ``open`` takes; in evaluation mode, without gradients.

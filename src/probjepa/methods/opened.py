@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from probjepa.backbones import HUBS, build_backbone
 from probjepa.backbones.foreign import foreign_encoder
 from probjepa.backbones.hub import UnpreparedError, load_pretrained, remade
 from probjepa.data import Preprocess
 from probjepa.draws import forked
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError
 from probjepa.methods.base import Method
 
 _CHANNELS = 3
@@ -29,9 +29,9 @@ class OpenedEncoder(Method):
     Parameters
     ----------
     backbone
-        ``"hf:NAME"``, ``"timm:NAME"`` or a torch module, float (N, 3, H, W) → (N, D). Nothing is known of how
-        a module's images are prepared: it is given pixels in [0, 1], and normalises them itself. Or a
-        registered name, for ``weights``
+        ``"hf:NAME"``, ``"timm:NAME"`` or a torch module, float (N, 3, H, W) → (N, D), which is put in
+        evaluation mode. Nothing is known of how a module's images are prepared: it is given pixels in [0, 1],
+        and normalises them itself. Or a registered name, for ``weights``
     image_size
         side of the square images that it is given; None: its own (a module's must be given)
     pooling
@@ -48,7 +48,8 @@ class OpenedEncoder(Method):
     Raises
     ------
     ConfigError
-        for an encoder that does not say how its images are prepared, or that fails on such images
+        for an encoder that does not say how its images are prepared, that fails on such images, or that gives
+        another embedding of one each time
     MissingExtraError, ArtifactError
         where transformers or timm is not installed, or has no such model
     """
@@ -112,6 +113,19 @@ class OpenedEncoder(Method):
         self.preprocess = Preprocess(**settings)
         self.settings = own
         self.eval()
+        self._refuse_chance()
+
+    def _refuse_chance(self) -> None:
+        """Raise ConfigError for an encoder that gives another embedding of the same image each time."""
+        images = self.example_batch(1, torch.Generator().manual_seed(0)).to(self.device)
+        with torch.no_grad(), forked(seed=0):
+            first, second = (self(images).float() for _ in range(2))
+        largest = float(first.nan_to_num().abs().max())
+        if not torch.allclose(first, second, rtol=0, atol=1e-2 * largest, equal_nan=True):
+            raise ConfigError(
+                "two embeddings of the same image differ: the encoder draws random numbers in evaluation "
+                "mode (dropout, masking): turn that off first"
+            )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **modules: Any) -> Self:
@@ -119,17 +133,6 @@ class OpenedEncoder(Method):
         model = cls(**{**config["settings"], **modules})
         model.preprocess = Preprocess(**config["preprocess"])
         return model
-
-    def features(self, x: Any, batch_size: int = 512, *, scored: bool = True) -> dict[str, Tensor]:
-        """Encode N images, see ``Method``; DataError for embeddings with NaN or Inf."""
-        features = super().features(x, batch_size, scored=scored)
-        finite = torch.isfinite(features["h"]).all(1)
-        if not bool(finite.all()):
-            raise DataError(
-                f"the encoder gave embeddings with NaN or Inf for {int((~finite).sum())} of {len(finite)} "
-                "images: check its weights, and that its type (float16) holds them"
-            )
-        return features
 
     def reinitialised(self, seed: int = 0) -> Self:
         """Return the same encoder with random weights, made anew from its configuration.

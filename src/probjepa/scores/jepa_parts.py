@@ -152,7 +152,10 @@ def _claim(parts: Path, settings: dict[str, Any], overwrite: bool) -> str:
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     if record.is_file() and record.read_text(encoding="utf-8") != text:
         if not overwrite:
-            before = json.loads(record.read_text(encoding="utf-8"))
+            try:
+                before = dict(json.loads(record.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise ArtifactError(f"{record} is damaged: drop it with --overwrite") from error
             changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
             raise ArtifactError(
                 f"a scoring with other {', '.join(changed)} was begun in {parts}: finish it with its own "

@@ -12,7 +12,7 @@ from torch import Tensor
 from probjepa._arrays import as_features, as_float_tensor
 from probjepa.data import Images
 from probjepa.data.overlap import pixel_hashes, refuse_overlap, same_images
-from probjepa.errors import ConfigError, unknown_name
+from probjepa.errors import ConfigError, DataError, unknown_name
 from probjepa.methods import Method
 from probjepa.scores import SCORES
 from probjepa.scores.base import Score
@@ -136,6 +136,8 @@ class SetScorer:
         if reference is None and reference_size is not None:
             raise ConfigError("reference_size goes with a reference set: give both, --reference URI")
         self._reference: Any = None if reference is None else self._open(reference)
+        if self._reference is not None and not len(self._reference):
+            raise DataError("the reference set is empty: give typical inputs")
         self._score = kind(self._subject, seed=seed, progress=progress)  # checks the seed, too
         self._drawn = None if self._reference is None else draw(len(self._reference), reference_size, seed)
         self._fitted = self._reference is None
@@ -154,9 +156,12 @@ class SetScorer:
         Raises
         ------
         DataError
-            if any input is in the reference set, and not all are or the score cannot leave one out
+            if any input is in the reference set, and not all are or the score cannot leave one out; for a
+            set without inputs, or a score that is NaN
         """
         data = self._open(data)
+        if not len(data):
+            raise DataError("there is nothing to score: give at least one input")
         compares = self._reference is not None and not (calibration or part)
         compares = compares and leaves_one_out(self._kind)
         alone = compares and self._same(data)
@@ -184,6 +189,10 @@ class SetScorer:
                 self._score.fit({"inputs": known} | self._read(known, own=False))
                 self._fitted = True
             values = self._score.score(features)
+        if wrong := int(np.isnan(values).sum()):
+            raise DataError(
+                f"the score '{self._kind.name}' is NaN for {wrong} of {len(values)} inputs: check the model"
+            )
         more = self._subject.parts(data, self._kind.name) if self._table else {}
         return values, self._score.parts(features) | uncertainty(self._subject, features) | more
 

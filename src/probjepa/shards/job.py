@@ -35,7 +35,7 @@ class Job:
     estimator, tolerance, rank, latent
         of the score "jepa"
     size
-        pixels that images are decoded to, of an encoder trained elsewhere; None: its own
+        side of the images in pixels, of an encoder trained elsewhere; None: its own
     convert, on_error, labels, ids
         as ``open_images`` has them; "skip" also leaves out shards that cannot be read
     device
