@@ -52,3 +52,30 @@ def test_the_processors_of_a_container(tmp_path, monkeypatch, files, cpus):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert provenance.usable_cpus() == cpus
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 8 << 30),
+        ({"memory.max": "max\n", "memory.current": "5\n"}, 8 << 30),
+        ({"memory.max": f"{2 << 30}\n", "memory.current": f"{1 << 30}\n"}, 1 << 30),
+        ({"memory.max": f"{1 << 30}\n", "memory.current": f"{2 << 30}\n"}, 0),
+        ({"memory.max": f"{1 << 50}\n", "memory.current": "0\n"}, 8 << 30),
+        (
+            {
+                "memory/memory.limit_in_bytes": f"{3 << 30}\n",
+                "memory/memory.usage_in_bytes": f"{1 << 30}\n",
+            },
+            2 << 30,
+        ),
+    ],
+)
+def test_the_memory_of_a_container(tmp_path, monkeypatch, files, free):
+    (tmp_path / "memory").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {(8 << 30) // 1024} kB\n")
+    monkeypatch.setattr(provenance, "CGROUP", tmp_path)
+    monkeypatch.setattr(provenance, "MEMINFO", tmp_path / "meminfo")
+    assert provenance.free_memory() == free

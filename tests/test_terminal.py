@@ -19,6 +19,7 @@ from probjepa.terminal import Steady, console, printable, say, tracked
         ("\x9b31m\x7f", r"\x9b31m\x7f"),
         ("caf\udce9", r"caf\udce9"),
         ("a\u2028b", r"a\u2028b"),
+        ("a\u202egpj.exe\u2066", r"a\u202egpj.exe\u2066"),
         ("σ² – ↑ 日本\u3000語 [/] :smile:", "σ² – ↑ 日本\u3000語 [/] :smile:"),
     ],
 )

@@ -250,14 +250,18 @@ _SEAL = b"\x08\x00"  # the length of the zip file's comment, which is a check su
 
 
 def write_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values by :func:`write_atomic`, with a check sum."""
+    """Write tensors and plain values as :func:`write_atomic` does, with a check sum."""
     import torch
 
     # through memory: torch.save turns an OSError of its file into a RuntimeError about zip offsets
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    plain = buffer.getvalue()[: -len(_SEAL)]
-    write_atomic(path, plain + _SEAL + b"%08x" % zlib.crc32(plain))
+    with buffer.getbuffer() as whole:  # a view: a checkpoint may take much of the memory
+        plain = whole[: -len(_SEAL)]
+        with staged_file(Path(path), sync=True) as stage, open(stage, "wb") as file:
+            file.write(plain)
+            file.write(_SEAL + b"%08x" % zlib.crc32(plain))
+        plain.release()
 
 
 def read_checkpoint(

@@ -6,10 +6,15 @@ import os
 import platform
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from probjepa import __version__
 
-CPUINFO, CGROUP = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup")
+if TYPE_CHECKING:
+    import torch
+
+OWN_THREADS = "PROBJEPA_OWN_THREADS"  # set where the command has set OMP_NUM_THREADS, not the user
+CPUINFO, MEMINFO, CGROUP = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def cpu_model() -> str:
@@ -51,14 +56,19 @@ def usable_cpus() -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes of main memory that can still be had."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+    """Return the bytes of main memory that can still be had, also by its container's limit."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError):  # not Linux
+        for line in MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+                free = int(line.split()[1]) * 1024
+    one = (CGROUP / "memory.max").is_file()
+    names = ("memory.max", "memory.current") if one else ("limit_in_bytes", "usage_in_bytes")
+    folder = CGROUP if one else CGROUP / "memory"
+    with suppress(OSError, ValueError):  # no limit is "max", or more than there is
+        limit, used = (int((folder / (name if one else f"memory.{name}")).read_text()) for name in names)
+        free = min(free, max(limit - used, 0))
+    return free
 
 
 def _cpuinfo(name: str) -> str:
@@ -67,15 +77,18 @@ def _cpuinfo(name: str) -> str:
     return ""
 
 
-def hardware() -> str:
-    """Name the processor with its flags (and the GPU) that figures are measured on, and torch's threads."""
+def hardware(device: torch.device | None = None) -> str:
+    """Name the processor with its flags (and the GPU) that figures are measured on, and torch's threads.
+
+    The GPU is ``device``, or the current one.
+    """
     import torch
 
     name = cpu_model()
     if flags := cpu_flags():
         name += f" ({', '.join(flags)})"
-    if torch.cuda.is_available():
-        name = f"{torch.cuda.get_device_name()}, {name}"
+    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
+        name = f"{torch.cuda.get_device_name(device)}, {name}"
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
 

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
+_DIRECTIONS = {
+    *map(chr, (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+}  # turn a text around
 
 
 def printable(text: object) -> str:
-    """Return a text in one line, with control characters and bytes that are no text written as escapes.
+    """Return a text in one line; control characters, those of direction too, and no text become escapes.
 
     Examples
     --------
@@ -27,7 +30,9 @@ def printable(text: object) -> str:
     a\\x1b[2Jb\\nc
     """
     return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _DIRECTIONS
+        else c
         for c in str(text)
     )
 

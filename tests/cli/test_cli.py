@@ -19,6 +19,8 @@ from probjepa import cli
 from probjepa.cli import run
 from probjepa.data.codec import reencode
 from probjepa.data.fingerprint import fingerprint
+from probjepa.errors import ConfigError
+from probjepa.provenance import OWN_THREADS
 
 QUICK = ["--set", "batch_size=8", "--set", "backbone=convnet", "--set", "widths=[4,8]", "-q"]
 THREADING = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
@@ -320,12 +322,15 @@ def test_the_command_shares_the_processors_unless_the_user_says_how(monkeypatch,
         if name in given:
             monkeypatch.setenv(name, given[name])
     monkeypatch.setattr(ctypes, "CDLL", lambda name: types.SimpleNamespace())  # another C library
+    monkeypatch.setenv(OWN_THREADS, "")
+    monkeypatch.delenv(OWN_THREADS)
     found = {}
     monkeypatch.setattr(cli, "run", lambda arguments: found.update(os.environ) or 0)
     monkeypatch.setattr(signal, "signal", lambda *args: None)
     with pytest.raises(SystemExit):
         cli.main()
     assert {name: found[name] for name in THREADING if name in found} == wanted
+    assert (OWN_THREADS in found) == (usable == 2 and not given)  # training may try other numbers
 
 
 @pytest.mark.parametrize("given", [None, "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
@@ -340,6 +345,51 @@ def test_the_command_keeps_the_memory_of_a_step_unless_the_user_says_how(monkeyp
     monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
     cli.own_process()
     assert said == ([] if given else [(-4, 0), (-1, -1)])
+
+
+def test_without_arguments_the_help_is_shown_as_it_is(capsys):
+    assert run([]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Usage: probjepa") and said.count("\n") > 10
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--out", "nosuch", "--resume"], "nosuch holds no run to resume"),
+        (["--out", "kept", "--overwrite"], "kept is no training run and is not overwritten"),
+        (["--out", "r", "--resume", "--overwrite"], "pass one of them"),
+        (["--epochs", "0"], "epochs must be at least 1"),
+        (["--set", "learning_rate=-1"], "learning_rate must be a positive number"),
+        (["--set", "optimizer=adam"], "did you mean 'adamw'"),
+        (["--set", "cache_views=4"], "frozen encoder"),
+        (["--device", "nonsense"], "nonsense"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_its_data_are_read(tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "notes.txt").write_text("")
+    monkeypatch.setattr("probjepa.cli.images.open_training", None)
+    out = [] if "--out" in words else ["--out", "r"]
+    assert run(["train", "vje", "--data", "sklearn:digits", *out, *words]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+
+
+def test_the_size_that_images_are_decoded_to_is_a_setting(tmp_path, monkeypatch):
+    seen = []
+
+    def make_loader(images, *args, **options):
+        seen.append(images.size)
+        raise ConfigError("seen")
+
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 48, 48), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    monkeypatch.setattr("probjepa.training.runs.make_loader", make_loader)
+    sizes = ["--set", "image_size=16", "--set", "decode_size=32", "--out", str(tmp_path / "r")]
+    assert run(["train", "vje", "--data", str(tmp_path / "x.npy"), *sizes]) == 2
+    assert seen == [32]
 
 
 def test_python_m_probjepa_is_the_command():

@@ -129,6 +129,8 @@ def test_a_number_of_threads_that_the_user_gave_stays(processor, monkeypatch):
     processor(threads=2, seconds=lambda p, last, count: count)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert choose().threads == 2
+    monkeypatch.setenv(provenance.OWN_THREADS, "1")  # it was the command that gave it, for a quota
+    assert choose().threads == 1
 
 
 def test_threads_fit_the_machine_unless_they_are_given(monkeypatch):
@@ -196,7 +198,7 @@ def test_a_run_records_what_was_chosen_says_it_once_and_resumes_with_it(fast, tm
     config = recorded(tmp_path / "whole")
     assert config["precision"] == "bf16-mixed"
     assert (config["auto"]["channels_last"], config["auto"]["threads"]) == (True, 1)
-    assert config["hardware"].endswith(", 1 threads")
+    assert config["hardware"].endswith(", 1 thread")
     assert config["auto"]["why"].endswith(
         "(2 threads: 32-true 6, 32-true channels-last 5, bf16-mixed 4, bf16-mixed channels-last 2)"
     )

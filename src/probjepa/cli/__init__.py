@@ -54,13 +54,13 @@ def own_process() -> None:
     faulting them in again takes a tenth to a third of the step. What the user has set stays. To be called
     before torch is imported.
     """
-    from probjepa.provenance import usable_cpus
+    from probjepa.provenance import OWN_THREADS, usable_cpus
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
     cpus = usable_cpus()
-    if cpus < (os.cpu_count() or 1):  # OpenMP does not heed a quota
-        os.environ.setdefault("OMP_NUM_THREADS", str(cpus))
+    if cpus < (os.cpu_count() or 1) and "OMP_NUM_THREADS" not in os.environ:  # OpenMP does not heed a quota
+        os.environ |= {"OMP_NUM_THREADS": str(cpus), OWN_THREADS: "1"}
     if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         with suppress(OSError, AttributeError, TypeError):  # another C library than glibc
             mallopt = ctypes.CDLL(None).mallopt
@@ -113,6 +113,9 @@ def _run(arguments: list[str]) -> int:
     except ProbjepaError as error:
         return _fail(str(error))
     except usage_error as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
+            print(error, file=sys.stderr)
+            return EXIT_BAD_INPUT
         return _fail(f"{getattr(error, 'format_message', error.__str__)()} (see probjepa --help)")
     except (MemoryError, RuntimeError) as error:
         # torch says it by a RuntimeError, on the CPU of no type of its own

@@ -50,30 +50,35 @@ class ImageModel:
         )
         given = check_early(method, given)
         first = is_first_process()  # another process of the run finds the folder that the first has made
-        if first and not options.resume:
-            refuse_existing(options.out, options.overwrite, "go on with it with --resume")
         from probjepa.training.folder import RunFolder
 
-        size, channels = given.get("image_size"), given.get("channels")
+        folder = RunFolder(options.out)
+        if first:
+            if not options.resume:
+                refuse_existing(options.out, options.overwrite, "go on with it with --resume")
+            folder.check(resume=options.resume, overwrite=options.overwrite)
+        _check_fit(given)
+        size, channels = given.get("decode_size") or given.get("image_size"), given.get("channels")
         progress, model = first and not options.quiet, None
         if is_trained(given.get("backbone")):  # it says how its images are prepared
             settings = sort_settings(method, given)
             model = _build(method, settings)
-            size, channels = model.preprocess.size, model.preprocess.channels
+            size = given.get("decode_size") or model.preprocess.size
+            channels = model.preprocess.channels
         reading: dict[str, Any] = {
             "convert": options.convert or (model is not None and model.preprocess.fit is not None),
             "progress": progress, "on_error": on_error, "labels": options.labels, "ids": options.ids,
         }  # fmt: skip
         stream = given.get("stream", "auto")
         if options.resume:
-            stream = RunFolder(options.out).streamed(stream)
+            stream = folder.streamed(stream)
         names = {"stream_buffer": "buffer", "seed": "seed"}
         shards = {"stream": stream, **{word: given[name] for name, word in names.items() if name in given}}
         images = open_training(data, size=size, channels=channels, **shards, **reading)
         if model is None:
             given = fill_in(method, given, images.size, images.channels)
             settings = sort_settings(method, given)
-        side, channels = given.get("image_size", size), images.channels
+        side, channels = size or given["image_size"], images.channels
         if size is None and isinstance(images, ImageSet):
             images = open_images(images, size=side, channels=channels)
         elif size is None:
@@ -233,6 +238,19 @@ class ImageModel:
             reference_size=options.reference_size, drop=options.drop, review=options.review,
             duplicates=options.duplicates, against=others, progress=not self.shared.quiet,
         )  # fmt: skip
+
+
+def _check_fit(given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for what a run cannot have, whatever its data: before they are read."""
+    from probjepa.training.device import resolve_device
+    from probjepa.training.settings import FitSettings, split_settings
+
+    settings, others = split_settings(FitSettings, given)
+    resolve_device(settings.device)
+    if others.get("epochs", 1) < 1:
+        raise ConfigError(f"epochs must be at least 1, got {others['epochs']}")
+    if settings.cache_views and not others.get("freeze"):
+        raise ConfigError("cache_views keeps views of a frozen encoder: give freeze=true too")
 
 
 def _build(method: str, settings: Mapping[str, Mapping[str, Any]]) -> Method:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probjepa.draws import forked
 from probjepa.errors import ConfigError, short
-from probjepa.provenance import bf16_units, computes_bf16, usable_cpus
+from probjepa.provenance import OWN_THREADS, bf16_units, computes_bf16, usable_cpus
 from probjepa.training.module import Module
 from probjepa.typed import checked
 from probjepa.yaml_files import read_yaml
@@ -98,7 +98,7 @@ def choose(
     why = f"by the processor ({', '.join(bf16_units()) or 'no bf16 units'})"
     if steps is None or not {*precisions} <= {"32-true", "bf16-mixed"}:
         return Auto(*usual, threads, why)
-    spent, given = _ROUNDS * len(options), "OMP_NUM_THREADS" in os.environ
+    spent, given = _ROUNDS * len(options), "OMP_NUM_THREADS" in os.environ and OWN_THREADS not in os.environ
     # with one thread a step may take as long as with all of them times their number
     try_one = threads > 1 and not given and steps >= LEAST_SHARE * (spent + _ROUNDS * threads)
     few = steps < LEAST_SHARE * spent

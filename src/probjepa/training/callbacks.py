@@ -126,10 +126,20 @@ class Checkpointer(Checkpoint):
     def __init__(self, path: Path | None, stop: StopRequest, every_seconds: float = 30.0) -> None:
         self.path, self.stop = path, stop
         self._writer = TimedWriter(every_seconds)
+        self._ended = False  # whether a callback (EarlyStopping) has ended the run
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; a run that had been ended trains no more."""
         self._writer.start()
+        trainer.should_stop = trainer.should_stop or self._ended
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether the run has ended."""
+        return {"ended": self._ended}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what ``state_dict`` returned."""
+        self._ended = state_dict.get("ended") is True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -147,6 +157,7 @@ class Checkpointer(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the epoch."""
+        self._ended = trainer.should_stop
         self._save(trainer)
         if trainer.current_epoch + 1 != trainer.max_epochs and self._any(trainer, bool(self.stop)):
             raise self._interrupted(trainer)

@@ -94,6 +94,8 @@ def check_signature(
 def _unchecked(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say of which images a resume does not see whether they are the same; "" if it sees it of all."""
     count, files = now.get("data_images"), now.get("data_files")
+    if count is None:  # a user's own Trainer, which says nothing of its data
+        return ""
     if (files is None) != (saved.get("data_files") is None):
         return (
             f"resuming: of the {count:,} images 16 are compared with those before, since they were "

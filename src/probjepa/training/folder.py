@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +16,15 @@ from torch import nn
 from probjepa.data.fingerprint import encoded_fingerprint, fingerprint
 from probjepa.data.images import Images, StreamedImages
 from probjepa.data.streams import Stream
-from probjepa.errors import ArtifactError, ConfigError
+from probjepa.errors import ArtifactError, ConfigError, short
 from probjepa.files import is_free, write_text
-from probjepa.provenance import versions
+from probjepa.provenance import hardware, versions
 from probjepa.yaml_files import read_yaml
 
 _NAMED = 99  # skipped files that config.yaml names
 _RESULTS = ("model", "metrics.csv", "report.html")
 _STATE = ("checkpoints", "tensorboard")
+_VIEWS = ("views.f16", "views.json")  # of ``cache_views``: gigabytes
 
 
 class RunFolder:
@@ -81,18 +81,29 @@ class RunFolder:
         config = {
             **_recorded(settings),
             "options": _plain(options),
-            "hardware": _hardware(device),
+            "hardware": hardware(device),
             "versions": _plain(versions()),
         }
         write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        self._remove(_STATE)
+        self._remove(_STATE if "cache_views" in settings else (*_STATE, *_VIEWS))
 
     def streamed(self, asked: bool | Literal["auto"]) -> bool | Literal["auto"]:
         """Return whether to stream shards: as asked, but in the place of "auto" as the run here did."""
         if asked != "auto" or not self.config.is_file():
             return asked
+        return "stream_buffer" in self._recorded()
+
+    def check_val(self, val: Any) -> None:
+        """Raise ConfigError if the run here was looked at on held-out images, and this part of it is not."""
+        was = self._recorded().get("val")
+        if was is not None and val is None:
+            raise ConfigError(
+                f"the run in {self.path} has held-out images, '{short(was)}': give them again as val"
+            )
+
+    def _recorded(self) -> Mapping[str, Any]:
         content = read_yaml(self.config)
-        return isinstance(content, Mapping) and "stream_buffer" in content
+        return content if isinstance(content, Mapping) else {}
 
     def remove_model(self) -> None:
         """Remove the saved model, where there is one."""
@@ -167,10 +178,3 @@ def metrics_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _hardware(device: torch.device) -> str:
-    """Name what the run trains on."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

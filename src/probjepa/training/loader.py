@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
@@ -241,4 +242,11 @@ def _read_ahead(dataset: Any, workers: int) -> Iterable[Any]:
         prefetch_factor=2,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or the workers' seed would be drawn from the global generator
+        worker_init_fn=_leave_signals_to_the_run,
     )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A signal to the whole group stops the run after its step, which still waits for its batch."""
+    for signum in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(signum, signal.SIG_IGN)

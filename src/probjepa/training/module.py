@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from probjepa.distributions.base import full_precision, unchecked
 from probjepa.draws import reseed, shared_draws
-from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
+from probjepa.errors import ConfigError, ProbjepaError, ProbjepaWarning, short, unknown_name
 from probjepa.training.checkpoint import check_signature, sign
 from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
 from probjepa.training.schedules import step_seed, warmup_cosine
@@ -129,6 +130,8 @@ class Module(L.LightningModule):
     @property
     def total_steps(self) -> int:
         """How many optimiser steps the whole run takes."""
+        if not math.isfinite(self.trainer.num_training_batches):
+            raise ConfigError("the loader has no length, and the schedule needs one: limit_train_batches=N")
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         return int(self.settings["epochs"] * per_epoch)
 
@@ -144,7 +147,18 @@ class Module(L.LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """Look at the optimiser's state and the loop's counts, which a checkpoint may have given."""
+        """Look at the optimiser's state and the loop's counts, which a checkpoint may have given.
+
+        Warns of a Trainer that trains for more epochs than the schedule spans.
+        """
+        epochs = int(self.settings["epochs"])
+        if (self.trainer.max_epochs or 0) > epochs:
+            warnings.warn(
+                f"the schedule ends after {epochs} epochs, and the Trainer goes on at rate 0 to "
+                f"{self.trainer.max_epochs}: give both the same",
+                ProbjepaWarning,
+                stacklevel=2,
+            )
         check_state(self.trainer.optimizers[0])
         loops = self.trainer.fit_loop.state_dict()
         check_counts({name: state for name, state in loops.items() if name.endswith("progress")})
@@ -169,7 +183,13 @@ class Module(L.LightningModule):
         terms = self.terms_of(batch, step, self.global_rank, self.trainer.world_size)
         self._names = list(terms)
         self._pending.append(torch.stack([value.detach().float() for value in terms.values()]))
-        return terms["loss"]
+        return terms["loss"] * self._share(batch_idx)
+
+    def _share(self, batch_idx: int) -> float:
+        """What makes a step's gradient the mean of its batches: Lightning divides by their usual number."""
+        accumulate, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        left = batches % accumulate if accumulate > 1 and math.isfinite(batches) else 0
+        return accumulate / left if left and batch_idx >= batches - left else 1.0
 
     @_float32_by_default()
     def terms_of(self, batch: Any, step: int, rank: int = 0, processes: int = 1) -> dict[str, Tensor]:

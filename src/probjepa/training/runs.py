@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from probjepa.data import Images, ImageSet
 from probjepa.data.labels import labelled_rows
 from probjepa.data.streams import Stream, lane_count, open_training
 from probjepa.draws import forked
-from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, short
+from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, ProbjepaWarning, short
 from probjepa.files import DAMAGES, first_line
 from probjepa.launch import is_first_process, started
 from probjepa.methods.base import Method
@@ -35,7 +36,14 @@ from probjepa.training.module import Module, views_for
 from probjepa.training.monitors import CollapseMonitor, Monitor, OnlineKNN, sample_rows
 from probjepa.training.processes import batch_size_of_each, lost_another
 from probjepa.training.settings import FitSettings, split_settings, with_settings
-from probjepa.training.trainer import check_options, make_logger, make_trainer, quiet_lightning
+from probjepa.training.trainer import (
+    as_list,
+    check_options,
+    deterministic_as_before,
+    make_logger,
+    make_trainer,
+    quiet_lightning,
+)
 
 M = TypeVar("M", bound=Method)
 
@@ -144,6 +152,7 @@ def fit(
     loggers = [make_logger(logger, folder) for logger in settings.loggers]
     resume = resume and folder is not None and folder.checkpoint.is_file()
     if resume and folder is not None:
+        folder.check_val(val)
         settings = dataclasses.replace(settings, stream=folder.streamed(settings.stream))
     source, held_out = _open(method, data, settings), None
     if val is not None:
@@ -188,13 +197,19 @@ def fit(
     precision = how.precision if precision == "auto" else precision
     if how.channels_last if settings.channels_last == "auto" else settings.channels_last:
         module.hold_channels_last(True)
-    with stop_on_signal() as stop, quiet_lightning(), forked(device), using_threads(how.threads):
+    with (
+        stop_on_signal() as stop,
+        quiet_lightning(),
+        deterministic_as_before(),
+        forked(device),
+        using_threads(how.threads),
+    ):
         table = MetricsTable(folder.metrics if folder else None)
         callbacks = [
             *_monitors(images, held_out, epochs, settings, frozen=method.frozen),
             table,
             *([ProgressLine()] if progress else []),
-            *trainer_options.get("callbacks", []),
+            *as_list(trainer_options.get("callbacks")),
             Checkpointer(folder.checkpoint if folder else None, stop, settings.checkpoint_seconds),
         ]
         run = {**processes, "precision": precision, "max_epochs": epochs, "logger": loggers or False}
@@ -215,7 +230,12 @@ def fit(
             names = {"data": source.name, "val": held_out.name if held_out else None}
             skipped = left_out(source) | ({} if held_out is None else left_out(held_out, "val"))
             more = {k: v for k, v in trainer_options.items() if k not in module.fingerprint}
-            given = {"channels_last": settings.channels_last, "compile": settings.compile, **more}
+            given = {
+                "channels_last": settings.channels_last,
+                "compile": settings.compile,
+                **_kept(settings),
+                **more,
+            }
             chosen = {"auto": {k: v for k, v in how._asdict().items() if k != "precision"}}
             folder.start(batch | module.fingerprint | names | skipped | chosen, device, given)
         if cached is not None:
@@ -225,6 +245,10 @@ def fit(
             of_data = {k: v for k, v in module.fingerprint.items() if k.startswith(("data_", "views"))}
             recipe = (method.view_recipe, method.preprocess.config())
             cached.make(stop, key=repr((of_data, recipe)), progress=progress)
+        if (
+            resume and precision == "64-true"
+        ):  # Lightning restores the state before it makes the module double
+            method.double()
         _train(trainer, module, cached or source, settings, folder, stop, resume=resume)
     method.eval().to(device)
     method.card_text, method.run_record = None, _for_the_card(source, batch | module.fingerprint, table.rows)
@@ -244,6 +268,13 @@ def _run_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> Run
     return folder
 
 
+def _kept(settings: FitSettings) -> dict[str, Any]:
+    """The settings that change no weight and yet are the run's, where they are not the usual ones."""
+    names = ("knn_every", "monitor_every", "workers", "checkpoint_seconds", "decode_size")
+    given = {name: getattr(settings, name) for name in names}
+    return {name: value for name, value in given.items() if value != getattr(FitSettings, name)}
+
+
 def _compiled(asked: bool | str, device: torch.device, steps: int) -> bool:
     return device.type == "cuda" and steps >= _LEAST_COMPILED if asked == "auto" else bool(asked)
 
@@ -252,7 +283,8 @@ def _fingerprint(method: Method, views: Any, trainer: L.Trainer, settings: FitSe
     """What a resumed run must have in common with the interrupted one, besides its settings."""
     given: dict[str, Any] = {}
     if views is not None:
-        given["views"] = views if isinstance(views, str | int) else type(views).__name__
+        named = getattr(views, "__qualname__", type(views).__name__)  # a function's own name, a module's type
+        given["views"] = views if isinstance(views, str | int) else named
     if settings.cache_views:
         given["cache_views"] = settings.cache_views
     if method.frozen:  # opened anew, its file may hold other weights, and the kept views would be of those
@@ -341,8 +373,13 @@ def _monitors(
     if knn_every is None:
         sets = [images] if held_out is None else [images, held_out]
         # what a frozen encoder's embeddings say does not change
-        labelled = len(sets) == 2 and not frozen and all(labelled_rows(of).any() for of in sets)
-        knn_every = max(1, epochs // 10) if labelled else 0
+        unlabelled = [of.name for of in sets if not labelled_rows(of).any()]
+        if held_out is not None and (frozen or unlabelled):
+            why = (
+                "a frozen encoder's embeddings stay the same" if frozen else f"{unlabelled[0]} has no labels"
+            )
+            warnings.warn(f"val is not used, there is no kNN: {why}", ProbjepaWarning, stacklevel=3)
+        knn_every = max(1, epochs // 10) if len(sets) == 2 and not (frozen or unlabelled) else 0
     if knn_every:
         if held_out is None:
             raise ConfigError("knn_every needs val: give labelled held-out images, or leave knn_every out")

@@ -14,7 +14,7 @@ import torch
 from probjepa.data.streams import LANES
 from probjepa.errors import ConfigError, unknown_name
 from probjepa.training.optim import OPTIMIZERS
-from probjepa.typed import checked
+from probjepa.typed import check_plain, checked
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound="LoopSettings")
@@ -72,6 +72,7 @@ class LoopSettings:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
+        check_plain("seed", self.seed, int)
         rate, momentum = self.learning_rate, self.sgd_momentum
         if rate is not None and not (rate > 0 and math.isfinite(rate)):
             raise ConfigError(f"learning_rate must be a positive number, got {rate}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,11 +23,14 @@ from probjepa.training.folder import RunFolder
 from probjepa.training.processes import SyncBatchNorm
 from probjepa.typed import checked
 
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
 
 def check_options(options: Mapping[str, Any], others: Iterable[str]) -> None:
     """Raise ConfigError for what a Trainer does not take; ``others`` are names that may be meant instead."""
     own = inspect.signature(L.Trainer.__init__).parameters
-    taken = {"max_epochs": "epochs", "accelerator": "device", "logger": "loggers"}
+    # Lightning resumes a run with max_steps in the middle of an epoch that has ended
+    taken = {"max_epochs": "epochs", "max_steps": "epochs", "accelerator": "device", "logger": "loggers"}
     for name in options:
         if name in taken:
             raise ConfigError(f"{name} is set by {taken[name]}: give that instead")
@@ -35,6 +39,28 @@ def check_options(options: Mapping[str, Any], others: Iterable[str]) -> None:
     accumulate = checked("accumulate_grad_batches", options.get("accumulate_grad_batches", 1), int)
     if accumulate < 1:
         raise ConfigError(f"accumulate_grad_batches must be 1 or more, got {accumulate}")
+
+
+def as_list(given: Any) -> list[Any]:
+    """Return what a Trainer takes as None, as one object or as several."""
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+@contextmanager
+def deterministic_as_before() -> Iterator[None]:
+    """Put back, after the block, what a Trainer with ``deterministic`` or ``benchmark`` sets in a process."""
+    asked, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    cudnn, workspace = torch.backends.cudnn.benchmark, os.environ.get(_WORKSPACE)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=warns)
+        torch.backends.cudnn.benchmark = cudnn
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)
 
 
 def make_logger(logger: str | Logger, folder: RunFolder | None) -> Logger:
@@ -61,7 +87,7 @@ def make_trainer(device: torch.device, options: Mapping[str, Any]) -> L.Trainer:
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    plugins = [*options.get("plugins", []), AtomicCheckpointIO()]
+    plugins = [*as_list(options.get("plugins")), AtomicCheckpointIO()]
     if options.get("sync_batchnorm", True):
         plugins.append(TorchSyncBatchNorm() if device.type == "cuda" else SyncBatchNorm())
     try:
