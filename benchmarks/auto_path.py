@@ -89,7 +89,7 @@ def main() -> None:
         for name, how in {"float32": REFERENCE, "auto": {}}.items():
             if (key := f"{name}/{seed}") not in cells:
                 cells[key] = accuracy(args, seed, how)
-                write_text(cells_file, json.dumps(cells, indent=1) + "\n")
+                write_text(cells_file, json.dumps(cells, indent=1, allow_nan=False) + "\n")
                 print(key, cells[key], flush=True)
     candidates = {
         f"{method}, {name}": lambda method=method, how=how: epoch(args, images, method, how)

@@ -119,7 +119,7 @@ def main() -> None:
                 figures = run(target, seed, train, test, fit)
                 result["cells"][key] = {**figures, "seconds": round(time.monotonic() - started, 1)}
                 result |= {"settings": {n: s[2] for n, s in sets.items()}, "environment": environment()}
-                write_text(chosen.out, json.dumps(result, indent=1) + "\n")
+                write_text(chosen.out, json.dumps(result, indent=1, allow_nan=False) + "\n")
                 print(key, result["cells"][key], flush=True)
 
 

@@ -331,7 +331,7 @@ def main() -> None:
         found["plans"] = PLANS
         found.setdefault("commands", {})[command] = command_line(sys.argv)
         found["environment"] = environment()
-        write_text(args.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        write_text(args.out, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         for score, by in cells[name]["auroc"].items():
             mean = float(np.mean(list(by.values())))
             print(

@@ -89,10 +89,10 @@ def main() -> None:
         for name, figures in PARTS[part](args, found["figures"]):
             found["figures"][name] = figures
             found["seconds"] = round(time.monotonic() - start, 1)
-            write_text(args.out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            write_text(args.out, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
             print(f"{part}, {name}: {json.dumps(figures)[:300]}", flush=True)
         found["finished"] = True
-        write_text(args.out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_text(args.out, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     print(f"  → {args.out}")
 
 

@@ -197,7 +197,7 @@ def write(result: Result, path: Path, argv: Sequence[str] | None = None) -> None
         "environment": environment(),
         **result.record(),
     }
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     print(f"  → {path}")
 
 

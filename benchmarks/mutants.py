@@ -440,7 +440,9 @@ def main() -> int:
             sys.exit(f"{room} in {args.out} has another seed: leave --resume out")
         for found in try_room(room, args, reached, earlier):
             result["rooms"][room] = found
-            args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            args.out.write_text(
+                json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+            )
         if room in result["rooms"]:
             print(room, {k: v for k, v in result["rooms"][room].items() if k != "survivors"}, flush=True)
     return int(any(room["share killed"] < 0.95 for room in result["rooms"].values()))

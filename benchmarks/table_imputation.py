@@ -206,7 +206,7 @@ def main() -> None:
 
 def keep(out: str, found: dict[str, Any]) -> None:
     """Write what there is of the result."""
-    write_text(Path(out), json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write_text(Path(out), json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def hidden_rows(args: Any, name: str, seed: int) -> tuple[TableSet, pd.DataFrame, pd.DataFrame, Mask]:

@@ -56,7 +56,7 @@ def main() -> None:
     of_sim = result.figures.get("sim", {}).get("sources", {}).get(PREDICTIVE, {})
     for key, least in LEAST.items():
         if of_sim.get(key):
-            worst = 1 - min(of_sim[key])
+            worst = 1 - min(rho or 0.0 for rho in of_sim[key])
             result.target(f"sim: 1 − {key} of {PREDICTIVE}, the worst of the fits", worst, 1 - least)
     write(result, args.out)
     for name, figures in result.figures.items():
@@ -152,7 +152,7 @@ def _of(source: str, said: list[dict[str, Column]], ambiguity: Column | None) ->
 
     ``gain at half``: the MLP's accuracy on the half that the source is most certain of, less that on all
     rows. ``agreement``: Spearman's ρ of the source between two fits, row by row. ``rho with u``: with the
-    rows' ambiguity, where that is known.
+    rows' ambiguity, where that is known. None where a source does not vary.
     """
     values = [sources[source] for sources in said]
     curves = [
@@ -164,11 +164,18 @@ def _of(source: str, said: list[dict[str, Column]], ambiguity: Column | None) ->
             for curve, sources in zip(curves, said, strict=True)
         ],
         "aurc": [float(curve.aurc) for curve in curves],
-        "agreement": [float(spearmanr(a, b)[0]) for a, b in combinations(values, 2)],
+        "agreement": [_rho(a, b) for a, b in combinations(values, 2)],
     }
     if ambiguity is not None:
-        figures["rho with u"] = [float(spearmanr(value, ambiguity)[0]) for value in values]
+        figures["rho with u"] = [_rho(value, ambiguity) for value in values]
     return figures
+
+
+def _rho(a: Column, b: Column) -> float | None:
+    """Spearman's ρ; None where one of them does not vary."""
+    if a.min() == a.max() or b.min() == b.max():
+        return None
+    return float(spearmanr(a, b)[0])
 
 
 def markdown(sources: dict[str, Any]) -> str:
@@ -176,7 +183,8 @@ def markdown(sources: dict[str, Any]) -> str:
     forms = {"rho with u": "{:.2f}", "agreement": "{:.2f}", "gain at half": "{:+.1%}", "aurc": "{:.3f}"}
     lines = [f"| source | {' | '.join(forms)} |", "|---" * 5 + "|"]
     for name, figures in sources.items():
-        ranges = {key: (min(of), max(of)) for key, of in figures.items() if of}
+        known = {key: [x for x in of if x is not None] for key, of in figures.items()}
+        ranges = {key: (min(of), max(of)) for key, of in known.items() if of}
         shown = [
             " to ".join(form.format(x) for x in ranges[key]).replace("-", "−") if key in ranges else "–"
             for key, form in forms.items()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ def summarise(
     ``ood`` has the out-of-distribution sets of each data set that was run.
     """
     seeds, tables = range(seed, seed + budget.seeds), {}
+    run = len(seeds_run(found))
     for name in ood:
         columns = expand(study.columns, ood[name])
         rows = _rows(study, budget, columns, name, [r for r in found if r["cell"]["dataset"] == name], seeds)
@@ -34,7 +37,9 @@ def summarise(
             "title": study.measurement.sources[name].title,
             "columns": [asdict(column) for column in columns],
             "rows": rows,
-            "findings": [judge(finding, rows) for finding in study.findings],
+            "findings": [
+                judge(finding, rows, run, failures(found, name, seeds)) for finding in study.findings
+            ],
         }
     if study.ranked:
         tables = {"": _over_tables(study.rows_of(budget.name), tables)} | tables
@@ -51,7 +56,7 @@ def summarise(
         "backbone": encoder,
         "seeds": list(seeds),
         "published_budget": study.published.budget,
-        "intervals": study.measurement.intervals or _intervals(len({r["cell"]["seed"] for r in found})),
+        "intervals": study.measurement.intervals or _intervals(run),
         "hardware": sorted({result["hardware"] for result in found}),
         "versions": [json.loads(text) for text in sorted(versions)],
         "seconds": round(sum({result["key"]: result["seconds"] for result in found}.values()), 1),
@@ -71,11 +76,26 @@ def _kept(result: Result) -> dict[str, Any]:
 def _intervals(seeds: int) -> str:
     if seeds >= 3:
         return (
-            "95 % intervals of the mean over seeds (Student's t); of a row without seeds, Wilson or bootstrap"
+            "95 % intervals of the mean over seeds (Student's t); of a row of one seed, or without seeds, "
+            "Wilson or bootstrap; of two seeds, none"
         )
     if seeds == 2:
         return "none of two seeds"
     return "95 % intervals of one seed (Wilson or bootstrap), without what seeds differ by"
+
+
+def seeds_run(cells: Sequence[Result]) -> list[int]:
+    """Return the seeds that anything was run with."""
+    return sorted({int(of["cell"]["seed"]) for of in cells})
+
+
+def failures(cells: Sequence[Result], dataset: str, seeds: Sequence[int]) -> dict[str, set[int]]:
+    """Return row → places among ``seeds`` of those that failed on a data set."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for of in cells:
+        if of.get("failed") and of["cell"]["dataset"] == dataset:
+            found[of["row"]].add(seeds.index(int(of["cell"]["seed"])))
+    return dict(found)
 
 
 def expand(columns: Sequence[Column], ood: Sequence[str]) -> list[Column]:
@@ -106,6 +126,8 @@ def _rows(
             # a seed that is not there yet has no figure, so that the others keep their places
             each = [by_seed.get(seed, {}).get(figure) for seed in row.seeds(seeds)]
             values[column.label] = aggregate(each, column.limits)
+            if column.p_value and len(each) > 1:
+                values[column.label] |= {"low": None, "high": None}
             published = study.published.figures.get((name, row.label, column.label))
             if published is not None:
                 values[column.label]["published"] = published
@@ -159,20 +181,32 @@ def aggregate(
     return seed_interval([figure["value"] if figure else None for figure in figures], own, limits)
 
 
-def judge(finding: Finding, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def judge(
+    finding: Finding,
+    rows: Sequence[Mapping[str, Any]],
+    run: int = 0,
+    failed: Mapping[str, Collection[int]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Return in how many seeds a finding holds, of how many it could be judged in, and on what figures.
 
-    A seed in which any figure that it reads is missing is not judged.
+    A seed in which any figure that it reads is missing is not judged, and the figures are of the others.
+
+    Parameters
+    ----------
+    run
+        how many seeds anything was run with
+    failed
+        row → places of the seeds that failed
     """
     by_label = {row["label"]: row["values"] for row in rows}
-    read: dict[tuple[str, str], float | None] = {}
+    read: dict[tuple[str, str], Sequence[float | None]] = {}
 
     def look(seed: int) -> Callable[[str, str], float]:
         def value(row: str, column: str) -> float:
             figure = by_label.get(row, {}).get(column)
             if figure is None or not figure["seeds"]:
                 raise NotMeasuredError
-            read[row, column] = figure["value"]
+            read[row, column] = figure["seeds"]
             # a row without seeds, such as raw pixels, is compared with every seed of the others
             found = figure["seeds"][seed if len(figure["seeds"]) > 1 else 0]
             if found is None:
@@ -181,28 +215,55 @@ def judge(finding: Finding, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 
         return value
 
-    holds, judged = 0, 0
+    holds, judged = 0, set()
     for seed in range(max((len(v["seeds"]) for of in by_label.values() for v in of.values()), default=0)):
         try:
             holds += bool(finding.holds(look(seed)))
-            judged += 1
         except NotMeasuredError:
             continue
+        judged.add(seed)
+    lost = {seed for row, _ in read for seed in failed.get(row, ())} - judged
+    evidence = []
+    for (row, column), seeds in read.items():
+        known = [of for i, of in enumerate(seeds) if of is not None and (i in judged or len(seeds) == 1)]
+        if judged and known:
+            of_judged = {"value": float(np.mean(known)), "seeds": known}
+            evidence.append({"row": row, "column": column, **of_judged})
     return {
         "claim": finding.claim,
         "asserted": finding.asserted,
         "holds": holds,
-        "judged": judged,
-        "evidence": [{"row": row, "column": column, "value": value} for (row, column), value in read.items()],
+        "judged": len(judged),
+        "run": run,
+        "failed": len(lost),
+        "evidence": evidence,
     }
 
 
 def verdict(finding: Mapping[str, Any]) -> str:
-    """Return "holds", "holds in 2 of 3 seeds", "does not hold" or "not judged" of a judged finding."""
-    holds, judged = finding["holds"], finding["judged"]
+    """Return "holds", "holds in 2 of 3 seeds", "does not hold" or "not judged" of a judged finding.
+
+    Where more seeds were run than judged it says so: "holds, 2 of 3 seeds judged, 1 failed".
+    """
+    holds, judged, run, failed = (finding[key] for key in ("holds", "judged", "run", "failed"))
     if not judged:
         return "not judged"
+    few = f", {judged} of {run} seeds judged" * bool(judged < run) + f", {failed} failed" * bool(failed)
     if 0 < holds < judged:
-        return f"holds in {holds} of {judged} seeds"
+        return f"holds in {holds} of {judged} seeds{few}"
     seeds = {1: "", 2: ", both seeds"}.get(judged, f", all {judged} seeds")
-    return ("holds" if holds else "does not hold") + seeds
+    return f"{'holds' if holds else 'does not hold'}{few or seeds}"
+
+
+def missing_seeds(row: Mapping[str, Any], run: int) -> str:
+    """Return " (1 of 3 seeds, 2 failed)" of a row with fewer seeds than anything was ``run`` with, or "".
+
+    One without seeds, such as raw pixels, and one that was not run have none to miss.
+    """
+    each = [of["seeds"] for of in row["values"].values()]
+    known = sorted({n for seeds in each if len(seeds) > 1 and (n := sum(of is not None for of in seeds))})
+    said = []
+    if known and known[0] < run:
+        said.append(f"{' to '.join(map(str, dict.fromkeys((known[0], known[-1]))))} of {run} seeds")
+    said += [f"{len(row['failed'])} failed"] * bool(row["failed"])
+    return f" ({', '.join(said)})" * bool(said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,6 @@ from torch import Tensor
 
 from probjepa import metrics
 from probjepa.data import ImageSet, split
-from probjepa.data.labels import shared_labels
-from probjepa.data.records import UNLABELLED
 from probjepa.evaluation.predictive import evaluate_predictions, target_std
 from probjepa.methods.base import evaluating
 from probjepa.methods.ijepa import IJEPA
@@ -23,7 +21,7 @@ from probjepa_experiments import curves
 from probjepa_experiments.cost import in_turns, quartiles, stepper, timed
 from probjepa_experiments.datasets import DataSet
 from probjepa_experiments.images import build, trained
-from probjepa_experiments.measure import Figure, embedded, knn_accuracy
+from probjepa_experiments.measure import Figure, embedded, knn_accuracy, linear_accuracy
 from probjepa_experiments.study import Budget, Cell, Measured
 
 TEST_IMAGES = {"small": 2_000}  # stratified; other budgets: all
@@ -51,7 +49,8 @@ def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool)
     bank, queries = (embedded(method, images, pixels=pixels) for images in (data.train, test))
     figures: dict[str, Figure | float] = {"knn20/h": knn_accuracy(data, bank, queries)}
     if bank.shape[1] <= _WIDEST_PROBE:
-        figures["linear/h"] = _probe(data, bank, queries, cell.seed)
+        how: Any = "lbfgs" if len(bank) <= _LARGEST_LBFGS else "sgd"
+        figures["linear/h"] = linear_accuracy(data, bank, queries, method=how, seed=cell.seed)
     if not isinstance(method, IJEPA):
         return Measured(figures)
     figures["effective rank"] = metrics.effective_rank(queries)
@@ -65,16 +64,6 @@ def run(cell: Cell, data: DataSet, folder: Path, budget: Budget, progress: bool)
 
 def _capped(images: ImageSet, most: int | None) -> ImageSet:
     return images if most is None or len(images) <= most else split(images, most / len(images), 0)[1]
-
-
-def _probe(data: DataSet, bank: Tensor, queries: Tensor, seed: int) -> Figure:
-    """Linear-probe accuracy, with its Wilson interval."""
-    shared = shared_labels(data.train, data.test)
-    assert shared is not None
-    how: Any = "lbfgs" if len(bank) <= _LARGEST_LBFGS else "sgd"
-    asked = shared.asked != UNLABELLED
-    found = metrics.linear_predict(bank, shared.known, queries[asked], method=how, seed=seed)
-    return asdict(metrics.accuracy_interval(found == shared.asked[asked].numpy()))
 
 
 def _predictive(said: Mapping[str, Any]) -> dict[str, Figure | float]:

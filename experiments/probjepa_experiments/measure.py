@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -98,9 +98,20 @@ def knn_accuracy(data: DataSet, bank: Tensor, queries: Tensor) -> Figure:
     return _accuracy(data, queries, lambda labels, asked: metrics.knn_predict(bank, labels, asked, k=k))
 
 
-def linear_accuracy(data: DataSet, bank: Tensor, queries: Tensor) -> Figure:
-    """Return the accuracy of a linear probe by L-BFGS on the held-out images, with its Wilson interval."""
-    return _accuracy(data, queries, lambda labels, asked: metrics.linear_predict(bank, labels, asked))
+def linear_accuracy(
+    data: DataSet,
+    bank: Tensor,
+    queries: Tensor,
+    *,
+    method: Literal["lbfgs", "sgd"] = "lbfgs",
+    seed: int = 0,
+) -> Figure:
+    """Return the accuracy of a linear probe on the held-out images, with its Wilson interval."""
+
+    def predict(labels: Tensor, asked: Tensor) -> Any:
+        return metrics.linear_predict(bank, labels, asked, method=method, seed=seed)
+
+    return _accuracy(data, queries, predict)
 
 
 def _accuracy(data: DataSet, queries: Tensor, predict: Callable[[Tensor, Tensor], Any]) -> Figure:

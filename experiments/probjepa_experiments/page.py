@@ -13,7 +13,7 @@ from probjepa.report.figures import picture
 from probjepa.report.page import Card, Figure, Section, Table, Value, render
 from probjepa.report.provenance import settings_tables
 from probjepa.terminal import console, printable
-from probjepa_experiments.figures import verdict
+from probjepa_experiments.figures import missing_seeds, seeds_run, verdict
 from probjepa_experiments.study import Result, Study
 
 _FILE_WIDTH = 160
@@ -86,12 +86,12 @@ def _table_section(table: Mapping[str, Any], metrics: Metrics, about: str) -> Se
         heads.append(column["label"])
         if column["label"] in published:
             heads.append(f"published: {column['label']}")
-    rows = []
+    rows, run = [], len(seeds_run(metrics["cells"]))
     for row in table["rows"]:
-        cells: list[Any] = [row["label"] + (f" ({len(row['failed'])} failed)" if row["failed"] else "")]
+        cells: list[Any] = [row["label"] + missing_seeds(row, run)]
         for column in columns:
             of = row["values"][column["label"]]
-            cells.append(None if of["value"] is None else _value(of, column["percent"]))
+            cells.append(None if of["value"] is None else _value(of, column))
             if column["label"] in published:
                 cells.append(_published(of["published"], column["percent"]) if "published" in of else None)
         rows.append(cells)
@@ -111,9 +111,10 @@ def _table_section(table: Mapping[str, Any], metrics: Metrics, about: str) -> Se
     return Section(f"Results: {table['title']}", text, [results, *pictures])
 
 
-def _value(of: Mapping[str, Any], percent: bool) -> Value | str:
-    if not percent and abs(of["value"]) >= 10:
-        return text_of(of, percent)
+def _value(of: Mapping[str, Any], column: Mapping[str, Any]) -> Value | str:
+    percent = column["percent"]
+    if column["p_value"] or (not percent and abs(of["value"]) >= 10):
+        return text_of(of, column)
     low, high = (math.nan if of[key] is None else of[key] for key in ("low", "high"))
     return Value(of["value"], low, high, percent=percent)
 
@@ -123,13 +124,24 @@ def number(value: float, percent: bool) -> str:
     return f"{100 * value:.1f}" if percent else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def text_of(of: Mapping[str, Any], percent: bool, to: str = "–") -> str:
-    """Return a figure of metrics.json as text: its value, and its interval where there is one."""
+def text_of(of: Mapping[str, Any], column: Mapping[str, Any], to: str = "–") -> str:
+    """Return a figure of metrics.json as text: its value, and its interval where there is one.
+
+    Of a p-value each seed's stands there: their mean is none.
+    """
     if of["value"] is None:
         return "–"
+    percent = column["percent"]
+    if column["p_value"]:
+        return ", ".join(f"{x:.2g}" for x in of["seeds"] if x is not None)
     bounds = [of["low"], of["high"]]
     interval = "" if None in bounds else f" ({to.join(number(x, percent) for x in bounds)})"
     return number(of["value"], percent) + interval
+
+
+def mean_of(evidence: Mapping[str, Any], column: Mapping[str, Any]) -> str:
+    """Return a figure that a finding was judged on as text, without its interval."""
+    return text_of({**evidence, "low": None, "high": None}, column)
 
 
 def _published(value: float, percent: bool) -> str:
@@ -160,24 +172,27 @@ def dots(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Figure
 
 def _findings_section(table: Mapping[str, Any]) -> Section:
     rows = [
-        [finding["claim"], verdict(finding), _evidence(finding), "yes" if finding["asserted"] else "no"]
+        [
+            finding["claim"],
+            verdict(finding),
+            _evidence(finding, table),
+            "yes" if finding["asserted"] else "no",
+        ]
         for finding in table["findings"]
     ]
     return Section(
         f"Findings: {table['title']}",
         "What was asked, and whether it holds here, seed by seed. A nightly test fails where one marked "
         "as tested does not hold in every seed on digits.",
-        [Table(["finding", "verdict", "means over the seeds", "tested"], rows, "Findings.")],
+        [Table(["finding", "verdict", "means over the seeds judged", "tested"], rows, "Findings.")],
     )
 
 
-def _evidence(finding: Mapping[str, Any]) -> str:
-    known = [item for item in finding["evidence"] if item["value"] is not None]
-    return "; ".join(f"{item['row']}, {item['column']}: {_short(item)}" for item in known)
-
-
-def _short(item: Mapping[str, Any]) -> str:
-    return f"{100 * item['value']:.1f}" if item["column"].endswith("%") else f"{item['value']:.3g}"
+def _evidence(finding: Mapping[str, Any], table: Mapping[str, Any]) -> str:
+    columns = {column["label"]: column for column in table["columns"]}
+    return "; ".join(
+        f"{of['row']}, {of['column']}: {mean_of(of, columns[of['column']])}" for of in finding["evidence"]
+    )
 
 
 def _settings_section(metrics: Metrics) -> Section:
@@ -214,6 +229,7 @@ def print_summary(metrics: Metrics) -> None:
     terminal = console(error=False)
     if not terminal.is_terminal:
         terminal.width = _FILE_WIDTH
+    run = len(seeds_run(metrics["cells"]))
     for table in metrics["tables"].values():
         columns = [column for column in shown(table) if column["brief"]]
         if not columns:
@@ -225,15 +241,15 @@ def print_summary(metrics: Metrics) -> None:
         for column in columns:
             printed.add_column(column["label"])
         for row in table["rows"]:
-            failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
             texts = []
             for column in columns:
-                of, percent = row["values"][column["label"]], column["percent"]
-                paper = f" [published {_published(of['published'], percent)}]" if "published" in of else ""
-                texts.append(text_of(of if fits else {**of, "low": None}, percent) + paper)
-            printed.add_row(*map(printable, (row["label"] + failed, *texts)))
+                of, published = row["values"][column["label"]], ""
+                if "published" in of:
+                    published = f" [published {_published(of['published'], column['percent'])}]"
+                texts.append(text_of(of if fits else {**of, "low": None}, column) + published)
+            printed.add_row(*map(printable, (row["label"] + missing_seeds(row, run), *texts)))
         terminal.print(printed)
         for finding in table["findings"]:
-            terminal.print(f"{verdict(finding)}: {finding['claim']} ({_evidence(finding)})")
+            terminal.print(f"{verdict(finding)}: {finding['claim']} ({_evidence(finding, table)})")
     for line in metrics["not_run"]:
         terminal.print(line)

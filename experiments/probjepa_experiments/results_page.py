@@ -11,9 +11,9 @@ from typing import Any
 from probjepa.errors import ArtifactError
 from probjepa.files import write_text
 from probjepa.registry import EXPERIMENTS
-from probjepa_experiments.figures import judge, verdict
+from probjepa_experiments.figures import failures, judge, missing_seeds, seeds_run, verdict
 from probjepa_experiments.image_budgets import BUDGETS
-from probjepa_experiments.page import is_turned, number, shown, text_of
+from probjepa_experiments.page import is_turned, mean_of, number, shown, text_of
 from probjepa_experiments.runner import duration
 from probjepa_experiments.study import Study
 
@@ -26,6 +26,8 @@ _RENAMED = {
     "surest half by": "half coverage by",
     "keeping the half that σ is surest of raises": "half coverage by σ raises",
     "keeping that half raises it": "half coverage by σ raises it",
+    "of a row without seeds, Wilson or bootstrap": "of a row of one seed, or without seeds, Wilson or "
+    "bootstrap; of two seeds, none",
 }
 _HEAD = """# Results
 
@@ -60,7 +62,7 @@ def results_pages(results: Path) -> dict[str, str]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """Read a metrics.json, and judge its figures by today's claims."""
+    """Read a metrics.json, and judge its figures by today's claims; its columns are as they are today."""
     try:
         text = path.read_text(encoding="utf-8")
         for old, new in _RENAMED.items():
@@ -73,9 +75,14 @@ def _read(path: Path) -> Mapping[str, Any]:
         ) from error
     if path.stem != f"{name}-{budget}" or name not in EXPERIMENTS or budget not in BUDGETS:
         raise ArtifactError(f"{path} holds {name} with the budget {budget}: name it {name}-{budget}.json")
-    for table in metrics["tables"].values():
+    study, run = EXPERIMENTS[name], len(seeds_run(metrics["cells"]))
+    p_values = {column.label for column in study.columns if column.p_value}
+    for dataset, table in metrics["tables"].items():
+        for column in table["columns"]:
+            column["p_value"] = column["label"] in p_values
         if table["findings"]:
-            table["findings"] = [judge(finding, table["rows"]) for finding in EXPERIMENTS[name].findings]
+            failed = failures(metrics["cells"], dataset, metrics["seeds"])
+            table["findings"] = [judge(finding, table["rows"], run, failed) for finding in study.findings]
     return metrics
 
 
@@ -102,7 +109,7 @@ def _run(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str, budget:
     judged = _judged(metrics)
     words = f"run; {_held(judged)}" if judged else "run"
     return f"[{words}]({name}.md#{budget})" + ", one seed" * (
-        len(_seeds(metrics)) == 1 and not _is_timed(EXPERIMENTS[name])
+        len(seeds_run(metrics["cells"])) == 1 and not _is_timed(EXPERIMENTS[name])
     )
 
 
@@ -126,7 +133,7 @@ def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
     lines += ["", *claims] * bool(claims)
     if deciding is not runs[0]:
         larger = f"A larger budget, **{runs[0]['budget']['name']}**, has one seed so far"
-        others = ", of some rows: " if len(_seeds(runs[0])) > 1 else ": "
+        others = ", of some rows: " if len(seeds_run(runs[0]["cells"])) > 1 else ": "
         lines += ["", f"{larger}{others}see its tables below."]
     lines += [f"\n{study.about}"] * bool(study.about)
     shows = any(shown(table, "published") for of in runs for table in of["tables"].values())
@@ -135,15 +142,10 @@ def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, *(_section(study, of, of is deciding) for of in runs)]) + "\n"
 
 
-def _seeds(metrics: Mapping[str, Any]) -> list[int]:
-    """The seeds that anything was run with."""
-    return sorted({int(of["cell"]["seed"]) for of in metrics["cells"]})
-
-
 def _is_decided(metrics: Mapping[str, Any]) -> bool:
     """Whether several seeds judged any of its claims; of a study without claims, whether several ran."""
     judged = _judged(metrics)
-    return any(of["judged"] > 1 for of in judged) if judged else len(_seeds(metrics)) > 1
+    return any(of["judged"] > 1 for of in judged) if judged else len(seeds_run(metrics["cells"])) > 1
 
 
 def _is_timed(study: Study) -> bool:
@@ -189,26 +191,26 @@ def _claims_in_words(study: Study, metrics: Mapping[str, Any]) -> str:
 
 
 def _claims(table: Mapping[str, Any], of: str = "") -> Iterator[str]:
-    percent = {column["label"]: column["percent"] for column in table["columns"]}
+    columns = {column["label"]: column for column in table["columns"]}
     for finding in filter(lambda one: one["judged"], table["findings"]):
-        yield f"- {of}{finding['claim']}: **{verdict(finding)}**{_evidence(finding, percent)}."
+        yield f"- {of}{finding['claim']}: **{verdict(finding)}**{_evidence(finding, columns)}."
 
 
-def _evidence(finding: Mapping[str, Any], percent: Mapping[str, bool]) -> str:
-    """The figures that a finding was judged on, means over its seeds, where they are few."""
-    found = [one for one in finding["evidence"] if one["value"] is not None]
+def _evidence(finding: Mapping[str, Any], by_label: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures that a finding was judged on, means over the seeds judged, where they are few."""
+    found = finding["evidence"]
     if not found or len(found) > _MOST_EVIDENCE:
         return ""
     columns: dict[str, list[str]] = {}
     for one in found:
-        value = number(one["value"], percent.get(one["column"], False))
+        value = mean_of(one, by_label[one["column"]])
         columns.setdefault(one["column"], []).append(f"{one['row']}: {value}")
     return f" ({'. '.join(f'{column} – ' + '; '.join(rows) for column, rows in columns.items())})"
 
 
 def _section(study: Study, metrics: Mapping[str, Any], answered: bool) -> str:
     """What a budget found: how, and each table, with its claims where they do not stand above."""
-    budget, seeds = metrics["budget"], _seeds(metrics)
+    budget, seeds = metrics["budget"], seeds_run(metrics["cells"])
     data_root = " --data-root DIR" * any(of.files for of in study.sources_of(budget["name"]).values())
     versions = ", ".join(f"probjepa {of['probjepa']} on torch {of['torch']}" for of in metrics["versions"])
     lines = [
@@ -224,9 +226,8 @@ def _section(study: Study, metrics: Mapping[str, Any], answered: bool) -> str:
         columns = shown(table)
         rows = []
         for row in table["rows"]:
-            failed = f" ({len(row['failed'])} of {row['cells']} failed)" if row["failed"] else ""
-            figures = [(row["values"][column["label"]], column["percent"]) for column in columns]
-            rows.append([row["label"] + failed, *(_figure(of, percent) for of, percent in figures)])
+            figures = (_figure(row["values"][column["label"]], column) for column in columns)
+            rows.append([row["label"] + missing_seeds(row, len(seeds)), *figures])
         grid = [[table["title"], *(column["label"] for column in columns)], *rows]
         if is_turned(table, columns):
             grid = [list(line) for line in zip(*grid, strict=True)]
@@ -240,9 +241,10 @@ def _section(study: Study, metrics: Mapping[str, Any], answered: bool) -> str:
     return "\n".join(lines)
 
 
-def _figure(of: Mapping[str, Any], percent: bool) -> str:
+def _figure(of: Mapping[str, Any], column: Mapping[str, Any]) -> str:
     known = of.get("published")
-    return text_of(of, percent, " to ") + ("" if known is None else f" [{number(known, percent)}]")
+    published = "" if known is None else f" [{number(known, column['percent'])}]"
+    return text_of(of, column, " to ") + published
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

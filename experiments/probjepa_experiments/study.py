@@ -58,7 +58,8 @@ class Column:
 
     ``{score}`` in ``figure`` is the row's; a column with ``{ood}`` stands for one column an
     out-of-distribution set, whose name takes its place in ``label`` too. No interval leaves ``limits``
-    (None: no limit), which are 0 and 1 of percentages. The terminal leaves out what is not ``brief``.
+    (None: no limit), which are 0 and 1 of percentages. The terminal leaves out what is not ``brief``. Of a
+    ``p_value`` the seeds are shown, each by itself: a mean of p-values is none.
     """
 
     label: str
@@ -68,6 +69,7 @@ class Column:
     plot: bool = False
     limits: tuple[float | None, float | None] = (None, None)
     brief: bool = True
+    p_value: bool = False
 
     def __post_init__(self) -> None:
         if self.percent:

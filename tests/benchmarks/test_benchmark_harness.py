@@ -70,6 +70,14 @@ def test_the_median_ratio_is_taken_over_pairs_not_of_medians():
     assert result.pairwise("B", lambda mine, theirs: mine - theirs).median == 1.0
 
 
+def test_what_is_no_json_is_not_written(tmp_path):
+    result, _ = drifting()
+    result.figures["rho"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        harness.write(result, tmp_path / "drift.json", ["drift"])
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9, 10])
 def test_spread_against_numpy(count):
     values = np.random.default_rng(count).normal(size=count)

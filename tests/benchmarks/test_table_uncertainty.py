@@ -34,3 +34,11 @@ def test_a_fit_that_is_kept_is_read_again(tmp_path, monkeypatch):
     figures = {name: table_uncertainty._of(name, [said, again], data.ambiguity) for name in said}
     assert figures[PREDICTIVE]["agreement"] == [pytest.approx(1)]
     assert f"| {PREDICTIVE} | " in table_uncertainty.markdown(figures)
+
+
+def test_what_does_not_vary_has_no_correlation():
+    column, constant = np.arange(4.0), np.ones(4)
+    right = {table_uncertainty.RIGHT: np.array([1.0, 0.0, 1.0, 1.0])}
+    found = table_uncertainty._of("x", [{"x": constant} | right, {"x": column} | right], column)
+    assert found["agreement"] == [None] and found["rho with u"] == [None, pytest.approx(1)]
+    assert "| x | 1.00 to 1.00 | – |" in table_uncertainty.markdown({"x": found})

@@ -1,7 +1,9 @@
 """What the front door says of the project agrees with the project: README, pages, versions, links."""
 
 import importlib
+import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -65,6 +67,26 @@ def test_the_version_is_the_same_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert probjepa.__version__ == PROJECT["project"]["version"] == citation["version"]
     assert f"## {probjepa.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+# --- files ----------------------------------------------------------------------------------------------
+
+
+def refuse(constant):
+    raise ValueError(f"{constant} is no JSON")
+
+
+def test_committed_json_is_json():
+    listed = subprocess.run(
+        ["git", "ls-files", "*.json"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    wrong = []
+    for name in listed.stdout.splitlines():
+        try:
+            json.loads((ROOT / name).read_text(encoding="utf-8"), parse_constant=refuse)
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
+    assert "benchmarks/results/table_uncertainty.json" in listed.stdout and wrong == []
 
 
 # --- pages ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from probjepa.claims import ClaimedError
 from probjepa.errors import ArtifactError, DataError
 from probjepa.training import Interrupted
 from probjepa_experiments import figures, runner
+from probjepa_experiments.page import mean_of, text_of
 from probjepa_experiments.study import Column, Finding, Measured, Row
 from probjepa_experiments.vje_uncertainty import AUROC
 from undrawn import _undrawn  # noqa: F401
@@ -177,9 +178,81 @@ def test_findings_are_judged_seed_by_seed():
     # one without seeds is compared with every seed
     assert figures.judge(finding, rows_of(a=[2.0, 0.5, 3.0], b=[1.0]))["holds"] == 2
     assert held["evidence"] == [
-        {"row": "a", "column": "x", "value": 3.0},
-        {"row": "b", "column": "x", "value": 1.0},
+        {"row": "a", "column": "x", "value": 3.0, "seeds": [2.0, 3.0, 4.0]},
+        {"row": "b", "column": "x", "value": 1.0, "seeds": [1.0, 1.0, 1.0]},
     ]
+
+
+def test_a_verdict_says_which_seeds_were_not_judged_and_its_figures_are_of_the_others():
+    finding = Finding("a is above b", lambda r: r("a", "x") > r("b", "x"))
+    rows = rows_of(a=[4.0, None, 1.0], b=[1.0, 9.0, 2.0], pixels=[7.0])
+    lost = figures.judge(finding, rows, 3, {"a": {1}, "pixels": {0}})
+    assert (lost["judged"], lost["failed"]) == (2, 1)
+    assert figures.verdict(lost) == "holds in 1 of 2 seeds, 2 of 3 seeds judged, 1 failed"
+    assert [of["value"] for of in lost["evidence"]] == [2.5, 1.5]
+    assert [of["seeds"] for of in lost["evidence"]] == [[4.0, 1.0], [1.0, 2.0]]
+    rows = rows_of(a=[4.0, None, None], b=[1.0, 9.0, 2.0])
+    assert figures.verdict(figures.judge(finding, rows, 3)) == "holds, 1 of 3 seeds judged"
+    two = rows_of(a=[0.5, None, 1.0], b=[1.0, 9.0, 2.0])
+    assert figures.verdict(figures.judge(finding, two, 2)) == "does not hold, both seeds"
+    every = figures.judge(finding, rows_of(a=[None, None], b=[1.0, 1.0]), 2, {"a": {0, 1}})
+    assert (figures.verdict(every), every["evidence"]) == ("not judged", [])
+
+
+def test_a_row_of_fewer_seeds_than_the_others_says_so():
+    rows = rows_of(whole=[1.0, 2.0, 3.0], one=[1.0, None, None], pixels=[1.0], waiting=[None] * 3)
+    rows[1]["values"]["y"] = figures.aggregate(
+        [{"value": v, "low": None, "high": None} for v in (1, 2, None)]
+    )
+    said = [figures.missing_seeds(row | {"failed": []}, 3) for row in rows]
+    assert said == ["", " (1 to 2 of 3 seeds)", "", ""]
+    assert figures.missing_seeds(rows[1] | {"failed": ["why"]}, 1) == " (1 failed)"
+    (two,) = rows_of(two=[1.0, None, 2.0])
+    assert figures.missing_seeds(two | {"failed": ["why"]}, 3) == " (2 of 3 seeds, 1 failed)"
+
+
+def test_rows_of_fewer_seeds_are_marked_wherever_they_are_shown(tmp_path, capsys):
+    shared = tmp_path / "cells"
+    whole = run(FAKE, tmp_path / "a", cells=shared)
+    assert "of 3 seeds" not in (tmp_path / "a" / "report.html").read_text() + capsys.readouterr().out
+    for place in shared.iterdir():
+        if "df=3" in place.name and "-s0-" not in place.name:
+            place.unlink()
+    part = run(FAKE, tmp_path / "b", cells=shared, finished_only=True)
+    assert "two (1 of 3 seeds)" in (tmp_path / "b" / "report.html").read_text()
+    assert "two (1 of 3 seeds)" in capsys.readouterr().out
+    assert part["tables"]["digits"]["rows"][0] == whole["tables"]["digits"]["rows"][0]
+    assert part["intervals"].endswith(
+        "of a row of one seed, or without seeds, Wilson or bootstrap; of two seeds, none"
+    )
+
+
+def test_the_failed_seeds_of_a_finding_are_those_of_its_data_set(tmp_path):
+    cells = [
+        {"row": row, "cell": {"dataset": name, "seed": seed}, "failed": failed}
+        for row, name, seed, failed in (
+            ("a", "digits", 4.0, "why"), ("a", "digits", 5.0, None), ("a", "sim", 5.0, "why"), ("b", "digits", 6.0, "x"),
+        )
+    ]  # fmt: skip
+    assert figures.failures(cells, "digits", [4, 5, 6]) == {"a": {0}, "b": {2}}
+    assert figures.seeds_run(cells) == [4, 5, 6]
+
+
+def test_of_p_values_each_seed_is_shown():
+    column = {"percent": False, "p_value": True}
+    of = figures.aggregate(
+        [{"value": p, "low": None, "high": None} for p in (0.961183, 0.0159343, 0.000139008)]
+    )
+    assert text_of(of, column) == mean_of(of, column) == "0.96, 0.016, 0.00014"
+    assert text_of(of, column | {"p_value": False}) == "0.326 (-1.041–1.693)"
+
+
+def test_a_p_value_has_no_interval_over_seeds(tmp_path):
+    p = Column("p", "mean variance", p_value=True)
+    found = run(replace(FAKE, columns=(*FAKE.columns, p)), tmp_path)["tables"]["digits"]["rows"][0]["values"]
+    assert (found["p"]["low"], found["p"]["high"], found["p"]["seeds"]) == (None, None, [1.0, 2.0, 3.0])
+    assert found["mean σ²"]["low"] is not None
+    assert "1, 2, 3" in (tmp_path / "report.html").read_text()
 
 
 def test_columns_of_out_of_distribution_sets_are_spelt_out():

@@ -150,6 +150,19 @@ def test_findings_say_what_the_figures_say(changed, broken):
     assert all(part in claim for part, claim in zip(broken, failed, strict=True))
 
 
+def test_the_page_says_where_the_methods_are_not_run_alike():
+    small, known = PRESETS["small"], TJEPA().get_params()
+    own = ("n_bins", "min_steps", "max_steps", "max_grad_norm", "validation_fraction")
+    assert not {*own} & {*known}
+    steps = f"{small['min_steps']} to {small['max_steps']:,} steps"
+    for said in (f"{small['n_bins']} bins", steps, f"norm {small['max_grad_norm']:g} ", "norm 1 ",
+                 f"{small['max_epochs']} epochs", "a held-out tenth of the rows"):  # fmt: skip
+        assert said in STUDY.about
+    assert small["validation_fraction"] == 0.1
+    (p,) = (column for column in COLUMNS if column.p_value)
+    assert p.label == "XGB beside raw, McNemar's p"
+
+
 def test_a_study_can_be_cut_short_and_says_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setattr(table_cells, "PREDICTORS", ("logistic regression", "MLP"))
     ran = []

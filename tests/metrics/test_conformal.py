@@ -1,6 +1,7 @@
 """Conformal p-values and thresholds: against plain loops, and by what they promise."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 
 import probjepa as pj
 from probjepa.errors import ConfigError, DataError
-from probjepa.metrics.conformal import COMBINATIONS, Rule, combined_p_values
+from probjepa.metrics.conformal import Combination, Rule, combined_p_values
 
 small = st.lists(st.integers(-4, 4), min_size=1, max_size=12)
 
@@ -106,7 +107,7 @@ def test_of_a_list_few_of_the_flagged_are_typical():
     assert 0.1 < np.mean(share) < 0.2 * 0.9 + 4 * np.std(share) / math.sqrt(200)
 
 
-@pytest.mark.parametrize("combine", COMBINATIONS)
+@pytest.mark.parametrize("combine", get_args(Combination))
 def test_each_row_in_turn_against_the_others_takes_every_rank_once(combine):
     """What exchangeability needs, exactly: the p-values of n + 1 rows are 1, …, n + 1 over n + 1."""
     rng = np.random.default_rng(7)
@@ -120,7 +121,7 @@ def test_each_row_in_turn_against_the_others_takes_every_rank_once(combine):
         assert np.allclose(sorted(p), np.arange(1, 25) / 24)
 
 
-@pytest.mark.parametrize("combine", COMBINATIONS)
+@pytest.mark.parametrize("combine", get_args(Combination))
 def test_combined_p_values_against_a_plain_loop(combine):
     rng = np.random.default_rng(11)
     scores, calibration = rng.integers(0, 6, (9, 2)).astype(float), rng.integers(0, 6, (13, 2)).astype(float)
@@ -141,7 +142,7 @@ def test_combined_p_values_against_a_plain_loop(combine):
 def test_one_score_combined_is_its_own_p_value():
     rng = np.random.default_rng(13)
     scores, calibration = rng.standard_normal(50), rng.standard_normal(80)
-    for combine in COMBINATIONS:
+    for combine in get_args(Combination):
         found = combined_p_values(scores[:, None], calibration[:, None], combine=combine)
         assert np.allclose(found, pj.conformal_p_values(scores, calibration))
 

@@ -29,7 +29,6 @@ _STATISTICS: dict[str, Callable[[_Array], _Array]] = {
     "bonferroni": lambda p: p.min(-1),
     "harmonic": lambda p: -(1 / p).sum(-1),
 }
-COMBINATIONS = tuple(_STATISTICS)
 _AT_A_TIME = 1 << 22  # numbers of one block
 
 

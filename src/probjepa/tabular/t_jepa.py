@@ -75,7 +75,9 @@ class TJEPANetwork(nn.Module):
 class TJEPA(TableTransformer):
     """T-JEPA for tables (arXiv 2410.05016): the deterministic baseline of ``VarTJEPA``.
 
-    Tokens, masks and the fit are ``VarTJEPA``'s, without validation: the EMA target moves, so that losses of
+    Masks, optimiser and schedule are ``VarTJEPA``'s. Tokens and length are not: a number's token is linear in
+    its value, whatever the preset's ``n_bins``, gradients are cut off at norm 1, and ``max_epochs`` are run,
+    however many steps they are. Nothing is held out for validation: the EMA target moves, so that losses of
     different epochs do not compare, and the last epoch is kept. The embedding is the averaged encoder's of
     the whole row. There is no likelihood: neither scores nor uncertainty.
 
