@@ -57,9 +57,19 @@ def test_lists_of_any_length_type_are_read(tmp_path):
         (pa.array([[1.0] * 6, None]), "lists of different lengths, or none"),
         (pa.array(["a", "b"]), "holds string values: choose a column of lists"),
         (pa.array([["a"], ["b"]]), "choose a column of lists of numbers"),
+        (
+            pa.array([[1.0] * 6, [None] + [1.0] * 5]),
+            "null, NaN, Inf or a number beyond float32 in 1 of 2 rows",
+        ),
+        (
+            pa.array([[1e300] * 6, [-1e39] * 6, [1.0] * 6]),
+            "beyond float32 in 2 of 3 rows: embed the shard anew",
+        ),
+        (np.full((2, 6), np.nan, np.float32), "in 2 of 2 rows"),
     ],
-    ids=["width", "ragged", "missing", "texts", "lists of texts"],
+    ids=["width", "ragged", "missing", "texts", "lists of texts", "null", "large", "NaN"],
 )
+@pytest.mark.filterwarnings("error")
 def test_a_shard_that_is_no_bank_is_one_line(shards, values, message):
     write(shards / "z.parquet", values)
     with pytest.raises(DataError, match=message) as error:

@@ -1,10 +1,12 @@
 import io
 import json
+import math
 import pickle
 import struct
 import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +17,9 @@ from sklearn.datasets import load_digits
 
 from probjepa.data import ImageSet, StreamedImages, open_images, split
 from probjepa.data import decode as decode_module
+from probjepa.data.streams import open_training
 from probjepa.errors import ConfigError, DataError, MissingExtraError, ProbjepaWarning
+from shard_cases import write_shard
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -454,3 +458,111 @@ def test_split_is_stratified(fraction):
     assert split(opened, fraction, seed=2)[1].ids != held.ids
     with pytest.raises(DataError):
         split(opened, 0.0, seed=0)
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [0, 1, 3, 5, 6, 7, 8, 9, 77])
+def test_every_orientation_is_the_same_in_memory_and_streamed(tmp_path, orientation, format, limit):
+    image, exif = pixels(1, 3, 10, 14)[0], Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(image, format, exif=exif, **({"lossless": True} if format == "WEBP" else {}))
+    (tmp_path / f"a.{format.lower()}").write_bytes(content)
+    turned = {3: np.rot90(image, 2), 6: np.rot90(image, -1), 8: np.rot90(image)}
+    turned |= {5: image.transpose(1, 0, 2), 7: np.rot90(image, 2).transpose(1, 0, 2)}
+    found = open_images(tmp_path, memory_limit=limit).get([0])
+    expected = nchw(turned.get(orientation, image)[None])
+    assert found.shape == expected.shape and (format == "JPEG" or torch.equal(found, expected))
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_the_limit_of_pixels_is_no_filter_of_warnings(tmp_path, monkeypatch, limit):
+    for row, image in enumerate(pixels(8, 3, 16, 16)):
+        (tmp_path / f"{row}.png").write_bytes(encoded(image))
+    opened, before = open_images(tmp_path, memory_limit=limit), list(warnings.filters)
+    seen, decode = [], decode_module.Decoder.__call__
+
+    def spy(self, payload):
+        seen.append(list(warnings.filters))
+        return decode(self, payload)
+
+    monkeypatch.setattr(decode_module.Decoder, "__call__", spy)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda row: opened.get([row % 8, (row + 3) % 8]), range(100)))
+    open_images(tmp_path)
+    assert seen and all(filters == before for filters in seen) and warnings.filters == before
+    monkeypatch.setattr(decode_module.Image, "MAX_IMAGE_PIXELS", 16 * 16)
+    assert len(open_images(tmp_path, memory_limit=limit)) == 8
+    for most in (16 * 16 - 1, 16 * 4):  # Pillow warns, and refuses
+        monkeypatch.setattr(decode_module.Image, "MAX_IMAGE_PIXELS", most)
+        for action in ("ignore", "error"):
+            with warnings.catch_warnings():
+                warnings.simplefilter(action, Image.DecompressionBombWarning)
+                with pytest.raises(DataError, match=rf"0\.png is larger than the {most} pixels") as error:
+                    open_images(tmp_path, memory_limit=limit)
+            one_line(error)
+
+
+@pytest.fixture(params=[None, 1])
+def five(request):
+    """A set in memory, and a streamed one."""
+    return open_images(pixels(5), memory_limit=request.param)
+
+
+@pytest.mark.parametrize("rows", [
+    np.array([1.0, 0, 1, 0, 0]), [0.5], torch.tensor([True] * 4), np.array([[0, 1]]), [[0], [1, 2]], 3, ["a"], "ab",
+    np.array([1j]), [None], {"a": 1}, [5], [-6],
+], ids=str)  # fmt: skip
+def test_what_is_no_row_is_one_line(five, rows):
+    for choose in (five.subset, five.get):
+        with pytest.raises(DataError, match=r"row|mask") as error:
+            choose(rows)
+        one_line(error)
+
+
+@pytest.mark.parametrize("rows", [
+    [4, 0, 0], (1, 2), range(1, 4), np.arange(5)[::-1], np.array([1, 2], np.uint8), torch.tensor([3]), [np.int32(1)],
+    slice(1, None, 2), slice(None, None, -1), slice(4, 1), [], np.array([]), [True, False, True, False, False],
+], ids=str)  # fmt: skip
+def test_rows_are_those_of_numpy(five, rows):
+    of = np.arange(5)[rows if isinstance(rows, slice) else np.array(list(rows), None if len(rows) else int)]
+    assert five.subset(rows).ids == [str(row) for row in of]
+    assert torch.equal(five.get(rows), five.get(slice(None))[torch.from_numpy(of.copy())])
+
+
+def test_labels_to_choose_by_are_whole_numbers_or_names():
+    opened = open_images("sklearn:digits")
+    assert opened.with_labels_in([np.int64(3), torch.tensor(4)]).labels.unique().tolist() == [3, 4]
+    for label in (3.5, None, [3]):
+        with pytest.raises(DataError, match="is no label to choose by: pass whole numbers or class names"):
+            opened.with_labels_in([label])
+
+
+@pytest.mark.parametrize(("name", "value", "takes"), [
+    ("size", 16.0, "a whole number"), ("size", "16", "a whole number"), ("size", math.nan, "a whole number"),
+    ("channels", "3", "a whole number"), ("convert", "no", "true or false"), ("on_error", "x", "'raise' or 'skip'"),
+    ("labels", 3, "a name"), ("workers", 1.5, "a whole number"), ("memory_limit", "1 GB", "a number"),
+])  # fmt: skip
+def test_a_setting_of_another_type_is_one_line(tmp_path, name, value, takes):
+    for form in ("parquet", "tar"):  # in memory, and as a stream
+        write_shard(tmp_path / f"x.{form}", range(3))
+        for opens in (open_images, open_training):
+            with pytest.raises(ConfigError, match=f"the setting {name} takes {takes}") as error:
+                opens(tmp_path / f"x.{form}", **{name: value})
+            one_line(error)
+    with pytest.raises(ConfigError, match="channels is 2: pass 1"):
+        open_training(tmp_path / "x.tar", channels=2)
+    with pytest.raises(ConfigError, match="size is 4: pass at least 8"):
+        open_training(tmp_path / "x.tar", size=4)
+    assert open_images(tmp_path / "x.tar", size=np.int64(8), memory_limit=1e9).size == 8
+
+
+def test_a_share_or_a_batch_that_is_no_number_is_one_line():
+    opened = open_images("sklearn:digits")
+    for fraction, seed in ((math.nan, 0), (math.inf, 0), ("0.5", 0), (0.5, 0.5), (0.5, -1)):
+        with pytest.raises(ConfigError, match=r"the setting (fraction|seed) takes") as error:
+            split(opened, fraction, seed)
+        one_line(error)
+    for size in (2.0, "2"):
+        with pytest.raises(ConfigError, match="the setting batch_size takes a whole number"):
+            next(iter(opened.batches(size)))

@@ -6,7 +6,7 @@ import torch
 from kornia import enhance
 from torch.nn import functional as F
 
-from probjepa.data import augment
+from probjepa.data import Preprocess, augment
 from probjepa.data.views import RECIPES, default_recipe, views
 from probjepa.errors import ConfigError, DataError
 
@@ -283,3 +283,23 @@ def test_blur_is_a_gaussian_of_each_images_own_width():
         padded = F.pad(image[None], (2, 2, 2, 2), mode="reflect")
         expected = F.conv2d(padded.transpose(0, 1), kernel[None, None]).transpose(0, 1)[0]
         torch.testing.assert_close(found, expected if of else image, rtol=1e-4, atol=1e-5)
+
+
+def test_a_size_that_is_none_is_one_line():
+    for size in (16.0, "16", None, True, math.nan):
+        with pytest.raises(ConfigError, match="the setting size takes a whole number") as error:
+            views("byol-32", size=size, channels=3, **PLAIN[3])
+        assert "\n" not in str(error.value)
+        with pytest.raises(ConfigError, match="the setting size takes a whole number"):
+            Preprocess(size, 3, *PLAIN[3].values())
+    with pytest.raises(ConfigError, match="count is 0: pass at least 1 view"):
+        views("byol-32", size=16, channels=3, count=0, **PLAIN[3])
+
+
+@pytest.mark.parametrize("size", [8, 15])
+def test_small_crops_of_multi_crop_are_no_smaller_than_images_may_be(size):
+    with pytest.raises(ConfigError, match=f"size is {size}: .* pass at least 16 pixels, or another") as error:
+        views("multi-crop", size=size, channels=3, **PLAIN[3])
+    assert "\n" not in str(error.value)
+    made = views("multi-crop", size=16, channels=3, **PLAIN[3])(random_images(), generator_seed=0)
+    assert {view.shape[-1] for view in made} == {16, 8}

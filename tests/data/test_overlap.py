@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from probjepa.data import ImageSet
-from probjepa.data.overlap import overlap, refuse_fitted_rows, refuse_overlap, was_fitted_on
+from probjepa.data import ImageSet, open_images
+from probjepa.data.overlap import (
+    overlap,
+    refuse_fitted_rows,
+    refuse_overlap,
+    same_images,
+    was_fitted_on,
+)
 from probjepa.errors import DataError
 
 
@@ -93,3 +100,34 @@ def test_embeddings_with_holes_are_counted():
         was_fitted_on(holes, FIT)
     with pytest.raises(DataError, match="to fit has NaN or Inf in 7 of 20 rows"):
         was_fitted_on(TEST, holes)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_grey_image_among_colour_ones_is_the_same(tmp_path, dtype, streamed):
+    # a set of grey images has one channel, a mixed one repeats its grey ones over three
+    grey = pixels(150, 0, shape=(1, 8, 8))
+    for row, image in enumerate(grey):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{row:03d}.png")
+    alone = open_images(tmp_path, memory_limit=1 if streamed else None)
+    Image.fromarray(pixels(1, 1, shape=(8, 8, 3))[0].numpy()).save(tmp_path / "colour.png")
+    mixed = open_images(tmp_path, memory_limit=1 if streamed else None)
+    assert (alone.channels, mixed.channels) == (1, 3)
+    of = {name: found.get(slice(None)).to(dtype) for name, found in {"alone": alone, "mixed": mixed}.items()}
+    for one, other in ((alone, mixed), (of["alone"], of["mixed"])):
+        assert overlap(one, other).all()
+        assert overlap(other, one).tolist() == [True] * 150 + [False]
+    assert same_images(alone, mixed.subset(range(150)))
+    nearly = of["mixed"][:150].clone()
+    nearly[:, 1, 3, 3] = 255 - nearly[:, 1, 3, 3]
+    assert not overlap(nearly, alone).any()
+    with pytest.raises(DataError, match="150 of 151 images to score"):
+        refuse_overlap(mixed, alone)
+
+
+def test_an_empty_set_overlaps_with_nothing():
+    images = ImageSet(pixels(4, 0, shape=(1, 8, 8)), None, list("abcd"))
+    none = images.subset([])
+    assert overlap(none, images).shape == (0,) and not overlap(images, none).any()
+    assert same_images(none, none.subset([])) and not same_images(none, images)
+    refuse_overlap(images, none)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -17,7 +19,8 @@ from probjepa.data import ImageSet, StreamedImages, open_images
 from probjepa.data.decode import Decoder
 from probjepa.data.shard_files import find_shards
 from probjepa.data.shards import read_layout, read_shard
-from probjepa.errors import ConfigError, DataError
+from probjepa.data.streams import open_training
+from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from shard_cases import png, table, write_shard, write_table, write_tar
 
 COUNT, SHARDS = 30, 3
@@ -279,3 +282,92 @@ def test_folders_of_images_and_of_shards_are_told_apart(tmp_path, form):
     (tmp_path / "without-a-suffix").write_bytes(png(0))
     found = open_images(tmp_path)
     assert found.ids == ["without-a-suffix"] and len(found.skipped) == 3
+
+
+def write_links(path, mode):
+    """Images 0 and 1 of ``table``, and links to them under other names; (name, which of them) of those."""
+    names = [
+        ("x/a.png", 0),
+        ("x/0.png", 0),
+        ("x/1.png", 1),
+        ("x/2.png", 0),
+        ("x/3.png", 1),
+        ("y/4.png", 0),
+        ("y/5.png", 1),
+    ]
+    with tarfile.open(path, mode) as tar:
+
+        def add(name, content=None, to=None, kind=tarfile.SYMTYPE):
+            info = tarfile.TarInfo(name)
+            if to is not None:
+                info.type, info.linkname = kind, to
+            info.size = len(content or b"")
+            tar.addfile(info, io.BytesIO(content or b""))
+
+        add("x/a.png", to="0.png")  # forward
+        add("x/0.png", png(0))
+        add("x/1.png", png(1))
+        add("x/2.png", to="x/0.png", kind=tarfile.LNKTYPE)
+        add("x/3.png", to="./1.png")
+        add("y/4.png", to="../x/2.png")  # a link to a link
+        add("y/5.png", to="blob")
+        add("y/blob", to="../x/1.png")
+        add("x/1.png", to="x/1.png", kind=tarfile.LNKTYPE)  # packed twice
+        add("y/gone.png", to="../z/0.png")
+        add("y/away.png", to="/etc/hostname")
+        add("y/round.png", to="round.png")
+        add("y/.hidden.png", to="gone")
+        add("y/notes.txt", to="../x/0.png")
+    return names
+
+
+LEFT_OUT = [f"y/{name}.png is a link that leads to no file in it" for name in ("gone", "away", "round")]
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize("labels", [None, "none"])
+@pytest.mark.parametrize("form", [*TARS, "tar.bz2-as.tar", "tar.xz-as.tar"])
+def test_links_in_a_tar_are_the_files_that_they_lead_to(tmp_path, form, limit, labels):
+    packed = form.split(".")[1].split("-")[0] if "-" in form else "gz"
+    path = tmp_path / f"x.{form.split('-as.')[-1]}"
+    names = write_links(path, "w" if form == "tar" else f"w:{packed}")
+    found = open_images(path, memory_limit=limit, labels=labels)
+    assert found.ids == [name for name, _ in names]
+    assert torch.equal(found.get(slice(None)), expected()[[of for _, of in names]])
+    assert found.skipped == [f"{path}, {line}" for line in LEFT_OUT]
+    if labels is None:
+        assert [found.classes[label] for label in found.labels] == [name[0] for name, _ in names]
+
+
+@pytest.mark.parametrize("form", TARS)
+def test_links_in_a_tar_are_read_shard_by_shard_and_from_any_place(tmp_path, form, monkeypatch):
+    path = tmp_path / f"x.{form}"
+    names = write_links(path, "w" if form == "tar" else "w:gz")
+    shard, failed = find_shards(str(path))[0], []
+    rows = list(read_shard(shard, read_layout(shard), Decoder(10, 3), 3, skip=True, failed=failed))
+    assert [name for part in rows for name in part.columns["id"].to_pylist()] == [name for name, _ in names]
+    pixels = torch.cat([part.images.images for part in rows])
+    assert torch.equal(pixels, expected()[[of for _, of in names]])
+    assert failed == [f"{path}, {line}" for line in LEFT_OUT]
+    with pytest.warns(ProbjepaWarning, match=r"left out: .*y/gone\.png is a link .*--on-error skip"):
+        list(read_shard(shard, read_layout(shard), Decoder(10, 3), 3))
+    monkeypatch.setattr("probjepa.data.shards._SPACING", 2)
+    stream = open_training(path, size=10)
+    assert len(stream) == len(names) and stream.skipped == failed
+    pieces = [image for piece in stream.pieces(0, 1, range(len(names))) for image in piece.pixels]
+    count = sum(torch.equal(image, expected()[0]) for image in pieces)
+    assert (count, len(pieces)) == (4, 7)
+
+
+def test_a_label_beside_an_image_may_be_a_link(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, content in (("0.png", png(0)), ("0.cls", b"cat")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        for end in ("png", "cls"):
+            info = tarfile.TarInfo(f"1.{end}")
+            info.type, info.linkname = tarfile.LNKTYPE, f"0.{end}"
+            tar.addfile(info)
+    found = open_images(tmp_path / "x.tar")
+    assert found.ids == ["0.png", "1.png"] and found.classes == ["cat"] and found.labels.tolist() == [0, 0]

@@ -40,7 +40,8 @@ def open_bank(source: str | Path, *, column: str = "embedding", file: str | Path
     Raises
     ------
     DataError
-        for a shard that cannot be read, lacks the column, or has rows of another width; or no row at all
+        for a shard that cannot be read, lacks the column, has rows of another width, or a number that is
+        null or not finite in float32; or no row at all
     ArtifactError
         if ``file`` is there already, or cannot be written
     """
@@ -111,10 +112,16 @@ def _numbers(lists: Any, where: str) -> Rows:
     """Return lists of numbers, of one length, as (n, D)."""
     try:
         lengths = np.unique(lists.value_lengths().to_numpy(zero_copy_only=False))
-        flat = lists.flatten().to_numpy(zero_copy_only=False).astype("<f4", copy=False)
+        with np.errstate(over="ignore"):  # what overflows is refused
+            flat = lists.flatten().to_numpy(zero_copy_only=False).astype("<f4", copy=False)
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         raise ShardError(f"{where} holds {lists.type} values: choose a column of lists of numbers") from None
     if lists.null_count or len(lengths) != 1 or not lengths[0]:
         raise ShardError(f"{where} has lists of different lengths, or none: embed the shard anew")
     rows: Rows = flat.reshape(len(lists), -1)
+    if wrong := int((~np.isfinite(rows)).any(1).sum()):
+        raise ShardError(
+            f"{where} has null, NaN, Inf or a number beyond float32 in {wrong} of {len(rows)} rows: embed "
+            "the shard anew, or leave these rows out"
+        )
     return rows

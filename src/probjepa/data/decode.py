@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from probjepa.data.fitting import Fit, central
-from probjepa.data.preprocess import SMALLEST_SIDE
-from probjepa.errors import DataError, short
+from probjepa.data.fitting import SMALLEST_SIDE, Fit, central
+from probjepa.errors import ConfigError, DataError, short
 from probjepa.files import first_line, regular
 
 # The decoders that are let near a file, whatever its name: others start programs (EPS) or are seldom tested.
@@ -52,7 +48,9 @@ def as_payload(value: Any, base: Path | None = None) -> Payload:
         value = value.get("bytes") or value.get("path")
     if value is None:
         return Unreadable("holds no image")
-    if isinstance(value, bytes | Image.Image):
+    if isinstance(value, Image.Image):
+        return _own(value)
+    if isinstance(value, bytes):
         return value
     if isinstance(value, str | Path):
         path = Path(value)
@@ -69,6 +67,17 @@ def as_payload(value: Any, base: Path | None = None) -> Payload:
         return _dense(value)
     except (ValueError, TypeError):
         return Unreadable(f"holds a {type(value).__name__} that is not an image")
+
+
+def _own(image: Image.Image) -> Image.Image | Unreadable:
+    """A picture that needs no file object that other rows may be read from, too, in another thread."""
+    file = getattr(image, "fp", None)
+    if file is not None and not isinstance(file, io.BytesIO) and not getattr(image, "filename", ""):
+        try:
+            image.load()
+        except Exception as error:
+            return Unreadable(_reason(error))
+    return image
 
 
 def _dense(value: Any) -> npt.NDArray[Any]:
@@ -139,14 +148,6 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-@contextmanager
-def bomb_guard() -> Iterator[None]:
-    """Turn Pillow's warning about absurdly large images into an error, for every thread inside."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
 @dataclass(frozen=True)
 class Decoder:
     """Decode one payload to uint8 pixels.
@@ -166,6 +167,11 @@ class Decoder:
         (256,) which values the 16-bit images seen so far hold as 8 bits, counted up to ``FEW_LEVELS``
     animated
         the formats of files seen so far that hold several frames, of which the first alone is decoded
+
+    Raises
+    ------
+    ConfigError
+        for other channels than 1 and 3
     """
 
     size: int | None = None
@@ -176,6 +182,10 @@ class Decoder:
         default_factory=lambda: np.zeros(256, np.bool_), repr=False, compare=False
     )
     animated: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.channels not in (None, 1, 3):
+            raise ConfigError(f"channels is {self.channels}: pass 1 (grey) or 3 (RGB)")
 
     def __call__(self, payload: Payload) -> npt.NDArray[np.uint8]:
         """Return the pixels (C, H, W), C = 1 or 3.
@@ -211,7 +221,8 @@ class Decoder:
             image = self._open(payload)
             if _is_deep(image) and self.levels.sum() < FEW_LEVELS:
                 self(payload)
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+            # a TIFF has the size that it is shown with; a tag may hold anything
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
         except (Unreadable, DataError):
             raise
         except Exception as error:
@@ -273,7 +284,12 @@ def _open(payload: Payload) -> Image.Image:
     content = regular(payload).read_bytes() if isinstance(payload, Path) else payload
     if content.startswith(b"\x93NUMPY"):  # an array in a column of bytes
         return _from_array(np.load(io.BytesIO(content), allow_pickle=False))
-    return Image.open(io.BytesIO(content), formats=_formats())
+    image = Image.open(io.BytesIO(content), formats=_formats())
+    most = Image.MAX_IMAGE_PIXELS
+    # beyond it Pillow warns alone; a filter of warnings would be that of all threads
+    if most is not None and image.width * image.height > most:
+        raise Image.DecompressionBombError
+    return image
 
 
 @cache
@@ -286,7 +302,7 @@ def _formats() -> tuple[str, ...]:
 def is_image(path: Path) -> bool:
     """Whether a file starts as an image does, whatever its name."""
     try:
-        with bomb_guard(), Image.open(regular(path), formats=_formats()):
+        with Image.open(regular(path), formats=_formats()):
             return True
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return True

@@ -16,7 +16,7 @@ from probjepa.data.records import ArrayRecords, FileRecords, Records
 from probjepa.data.tables import chosen_ids, id_column
 from probjepa.errors import DataError, unknown_name
 from probjepa.files import first_line, regular
-from probjepa.registry import importing
+from probjepa.registry import imported
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
@@ -32,10 +32,7 @@ def read_sklearn(name: str) -> Records:
     """Read ``digits``: 1,797 handwritten digits, 8×8, whose values 0..16 become 0..255."""
     if name != "digits":
         raise unknown_name("scikit-learn image set", name, ["digits"])
-    with importing():
-        from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    digits = imported("sklearn.datasets").load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     records = ArrayRecords("sklearn:digits", pixels, digits.target)
     records.classes = [str(digit) for digit in range(10)]

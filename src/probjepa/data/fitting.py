@@ -10,9 +10,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probjepa.errors import ConfigError
+from probjepa.typed import check_plain
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+SMALLEST_SIDE = 8  # pixels
+
+
+def checked_size(size: Any) -> int:
+    """Return the side of a square in pixels; ConfigError unless it is a whole number from 8 on."""
+    side: int = check_plain("size", size, int)
+    if side < SMALLEST_SIDE:
+        raise ConfigError(f"size is {side}: pass at least {SMALLEST_SIDE} pixels")
+    return side
 
 
 def central(width: int, height: int) -> tuple[int, int, int, int]:
@@ -107,3 +119,16 @@ class Fit:
     def config(self) -> dict[str, Any]:
         """Return the arguments, JSON-able."""
         return asdict(self)
+
+
+def side_and_fit(size: int | Fit | None) -> tuple[int | None, Fit | None]:
+    """Return the side that images are opened with, None for their own, and how they come to it, if by a Fit.
+
+    Raises
+    ------
+    ConfigError
+        for a size that is no whole number from 8 on
+    """
+    if isinstance(size, Fit):
+        return size.side, size
+    return None if size is None else checked_size(size), None

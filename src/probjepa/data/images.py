@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from probjepa.data.decode import Decoder, Unreadable, bomb_guard
-from probjepa.data.records import Records, attempt
-from probjepa.errors import ConfigError, DataError
+from probjepa.data.decode import Decoder, Payload, Unreadable
+from probjepa.data.records import Records, attempt, in_threads
+from probjepa.errors import ConfigError, DataError, short
+from probjepa.files import first_line
+from probjepa.typed import settings_checked
 
 Rows = Sequence[int] | Tensor | np.ndarray[Any, Any] | slice
 S = TypeVar("S", bound="Images")
@@ -92,9 +95,15 @@ class Images(Shaped):
                         f"{self.name} has no class '{label}' (known: {self.classes or 'no names'})"
                     )
                 label = self.classes.index(label)
-            numbers.append(label)
+            try:
+                numbers.append(operator.index(label))
+            except TypeError:
+                raise DataError(
+                    f"'{short(label)}' is no label to choose by: pass whole numbers or class names"
+                ) from None
         return self.subset(torch.isin(self.labels, torch.tensor(numbers, dtype=torch.int64)))
 
+    @settings_checked
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, slice]]:
         """Return all rows in order as (uint8 (B, C, H, W), their slice)."""
         if batch_size < 1:
@@ -105,11 +114,17 @@ class Images(Shaped):
 
 
 def _row_numbers(indices: Rows, count: int) -> Tensor:
-    if isinstance(indices, slice):
-        return torch.arange(count)[indices]
-    rows = torch.as_tensor(indices)
+    try:
+        numbers = np.arange(*indices.indices(count)) if isinstance(indices, slice) else indices
+        rows = numbers.cpu() if isinstance(numbers, Tensor) else torch.from_numpy(np.array(numbers))
+    except (TypeError, ValueError) as error:  # of texts, objects, lists of different lengths
+        raise DataError(f"rows are no numbers ({first_line(error)}): pass whole numbers or a mask") from None
     if rows.numel() == 0:
         return torch.empty(0, dtype=torch.int64)
+    if rows.ndim != 1 or rows.is_floating_point() or rows.is_complex():
+        raise DataError(
+            f"rows are {rows.dtype} of shape {tuple(rows.shape)}: pass whole numbers (n,) or a mask (N,)"
+        )
     if rows.dtype == torch.bool:
         if rows.shape != (count,):
             raise DataError(
@@ -155,7 +170,7 @@ class ImageSet(Images):
 
     def get(self, indices: Rows) -> Tensor:
         """Return the pixels of some rows, uint8 (n, C, H, W); a slice is a view."""
-        if isinstance(indices, slice):
+        if isinstance(indices, slice) and (indices.step or 1) > 0:
             return self.images[indices]
         return self.images[_row_numbers(indices, len(self))]
 
@@ -176,7 +191,7 @@ class StreamedImages(Images):
     decoder, image_shape
         how they are decoded, and the shape (C, H, W) that every one must come out with
     workers
-        threads of one ``get`` in the main process; a worker process uses one
+        threads that decode for one ``get`` in the main process; a worker process uses one
     """
 
     records: Records
@@ -200,9 +215,16 @@ class StreamedImages(Images):
         rows = self.rows[_row_numbers(indices, len(self))].tolist()
         batch = np.empty((len(rows), *self.shape), dtype=np.uint8)
 
-        def fill(position: int) -> None:
-            row = rows[position]
-            pixels = attempt(self.records, self.decoder, row, self.records.read(row))
+        def decoded(job: tuple[int, Payload]) -> npt.NDArray[np.uint8] | Unreadable:
+            return attempt(self.records, self.decoder, *job)
+
+        places: dict[int, list[int]] = {}  # each row is read once, however often it is asked for
+        for place, row in enumerate(rows):
+            places.setdefault(row, []).append(place)
+        # the records may be a user's own, and are read in this thread alone
+        encoded = ((row, self.records.read(row)) for row in places)
+        workers = self.workers if multiprocessing.parent_process() is None else 1
+        for row, pixels in zip(places, in_threads(decoded, encoded, workers), strict=True):
             if isinstance(pixels, Unreadable):
                 raise DataError(
                     f"{self.records.where(row)} {pixels}: repair or remove it, "
@@ -210,15 +232,7 @@ class StreamedImages(Images):
                 )
             if pixels.shape[1:] != self.shape[1:] or pixels.shape[0] > self.shape[0]:
                 raise DataError(f"{self.records.where(row)} changed since the set was opened: open it again")
-            batch[position] = pixels  # one grey channel is repeated over three
-
-        with bomb_guard():
-            if self.workers > 1 and multiprocessing.parent_process() is None:
-                with ThreadPoolExecutor(self.workers) as pool:
-                    list(pool.map(fill, range(len(rows))))
-            else:
-                for position in range(len(rows)):
-                    fill(position)
+            batch[places[row]] = pixels  # one grey channel is repeated over three
         return torch.from_numpy(batch)
 
     def subset(self, indices: Rows) -> StreamedImages:
@@ -227,6 +241,7 @@ class StreamedImages(Images):
         return dataclasses.replace(self, rows=self.rows[rows], **self._named(rows))
 
 
+@settings_checked
 def split(images: S, fraction: float, seed: int) -> tuple[S, S]:
     """Return (the rest, a random ``fraction`` held out), stratified where labels are known.
 
@@ -237,6 +252,8 @@ def split(images: S, fraction: float, seed: int) -> tuple[S, S]:
     ------
     DataError
         if either part would be empty
+    ConfigError
+        for a fraction that is no finite number, or a seed that is no whole one from 0 on
     """
     count = len(images)
     wanted = round(count * fraction)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import numpy as np
 from torch import Tensor
 
 from probjepa.data.decode import Payload, Unreadable, as_payload
-from probjepa.data.records import Records, encode_labels
+from probjepa.data.records import Records, encode_labels, is_scalar
 from probjepa.data.tables import IMAGE_NAMES, chosen_ids, id_column, image_column, label_column
 from probjepa.errors import DataError, short
 from probjepa.files import first_line, regular
 from probjepa.registry import required
 
 _PATH_NAMES = ("path", "file_name", "filename", "image_path", *IMAGE_NAMES, "file")  # of a .csv
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")  # a text that a whole number of 64 bits is written as
 _PEEK = 8  # rows looked at to tell which column holds images; more, where none of these holds one
 
 
@@ -66,38 +68,61 @@ class DatasetRecords(Records):
     """
 
     def __init__(self, dataset: Any, labels: str | None = None, ids: str | None = None) -> None:
-        self.name, self.dataset = type(dataset).__name__, dataset
-        self.ids = [str(row) for row in range(len(dataset))]
+        self.name, self.dataset, self._count = type(dataset).__name__, dataset, len(dataset)
         self._wanted, self._wanted_ids = labels, ids
         self._seen: dict[int, Any] = {}
+        self._named: dict[int, Any] = {}
+        self._id_column: str | None = None
         self._given: Tensor | None = None  # labels that stand beside the data set
         names = getattr(dataset, "classes", None)
         self._names = [str(name) for name in names] if isinstance(names, list | tuple) else None
 
+    def __len__(self) -> int:
+        return self._count
+
     def read(self, row: int) -> Payload:
-        """Return one image, and keep its label."""
+        """Return one image, and keep its label and its id."""
         try:
             item = self.dataset[row]
         except Exception as error:  # the user's own code: its row is what helps
-            return Unreadable(f"fails to load ({type(error).__name__}: {str(error).splitlines()[:1]})")
+            return Unreadable(f"fails to load ({type(error).__name__}: {short(first_line(error), 200)})")
         label: Any = None
         if isinstance(item, Mapping) and not {"bytes", "path"} & item.keys():
-            where = self.where(row)
+            where, item = self.where(row), {str(name): value for name, value in item.items()}
             columns = list(item)
             image = image_column(_may_hold([item], columns), columns, where)
             by = label_column([name for name in columns if name != image], self._wanted, where)
             name = id_column(columns, self._wanted_ids, where)
-            self.ids[row] = str(row if name is None else item[name])
+            self._id_column = name or self._id_column
+            self._named[row] = None if name is None else _plain(item[name])
             item, label = item[image], None if by is None else item[by]
         elif self._wanted not in (None, "none") or self._wanted_ids is not None:
             raise DataError(f"{self.name}: its rows have no named columns to choose labels or ids from")
         elif isinstance(item, tuple | list) and item and not isinstance(item[0], list | int | float):
-            if len(item) == 2 or (len(item) > 2 and _is_scalar(item[1])):
+            if len(item) == 2 or (len(item) > 2 and is_scalar(item[1])):
                 label = item[1]
             item = item[0]
         if self._wanted != "none":
-            self._seen[row] = label.item() if hasattr(label, "item") else label
+            if not is_scalar(label) or isinstance(label, Mapping):
+                raise DataError(
+                    f"{self.where(row)} has a {type(label).__name__} for a label, not one number or text: "
+                    "leave labels out with labels='none' (--labels none)"
+                )
+            self._seen[row] = _plain(label)
         return as_payload(item)
+
+    @property
+    def ids(self) -> list[str]:  # type: ignore[override]  # nobody sets them
+        """The ids that the rows read so far name, if these are distinct, or else their numbers."""
+        numbers = [str(row) for row in range(len(self))]
+        if self._id_column is None:
+            return numbers
+        rows = sorted(self._named)
+        values = [self._named[row] for row in rows]
+        ids = chosen_ids(values, self._id_column, self._wanted_ids, self.name, rows) or ()
+        for row, name in zip(rows, ids, strict=False):
+            numbers[row] = name
+        return numbers
 
     @property
     def labels(self) -> Tensor | None:
@@ -113,8 +138,9 @@ class DatasetRecords(Records):
         self._given = values
 
 
-def _is_scalar(value: Any) -> bool:
-    return np.shape(value) in ((), (1,))
+def _plain(value: Any) -> Any:
+    """A number of numpy's or torch's as Python's."""
+    return value.item() if hasattr(value, "item") and is_scalar(value) else value
 
 
 def _may_hold(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
@@ -210,12 +236,10 @@ def read_csv(path: Path, labels: str | None = None, ids: str | None = None) -> R
     records = RowRecords(str(path), len(rows), _Cell(paths), base=path.parent)
     label = label_column([name for name in head if name != column], labels, where)
     if label is not None:
-        found = values(label)
-        try:
-            numbers = [None if value is None else int(value) for value in found]
-        except ValueError:
-            numbers = None
-        records.labels, records.classes = encode_labels(numbers or found, where, len(rows))
+        found: list[Any] = values(label)
+        if all(value is None or _WHOLE.fullmatch(value) for value in found):  # "007" is a name
+            found = [None if value is None else int(value) for value in found]
+        records.labels, records.classes = encode_labels(found, where, len(rows))
     records.ids = chosen_ids(paths, column, None, where) or records.ids
     name = id_column(head, ids, where)
     if name is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from probjepa.data.images import Images
 
 _ROWS_AT_A_TIME = 4096
+_COMPARED = 64  # rows whose channels are compared at a time, in little memory
 _NAMED = 5  # rows named in a message
 
 
@@ -28,6 +29,7 @@ def overlap(
 ) -> npt.NDArray[np.bool_]:
     """Return a mask (N,) of the images (N, …) whose pixels equal a reference image's (M, …), bit for bit.
 
+    A grey image is the same with one channel and with three equal ones, as it is opened among colour images.
     Floats are compared as the float32 that a model takes them for. A streamed set is read batch by batch.
     Of a reference that many sets are compared with, its ``pixel_hashes`` will do.
     """
@@ -45,15 +47,21 @@ def same_images(images: Images, others: Images) -> bool:
 
 
 def pixel_hashes(images: Tensor | Images) -> npt.NDArray[np.uint64]:
-    """Return a 64-bit hash (N,) of each image's pixels."""
-    if isinstance(images, Tensor):
-        return fingerprints(_rows(images))
-    return np.concatenate([fingerprints(_rows(batch)) for batch, _ in images.batches(_ROWS_AT_A_TIME)])
+    """Return a 64-bit hash (N,) of each image's pixels: of one channel, where all three are equal."""
+    batches = [images] if isinstance(images, Tensor) else (x for x, _ in images.batches(_ROWS_AT_A_TIME))
+    hashes = [_hashes(part) for batch in batches for part in torch.split(batch, _COMPARED)]
+    return np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
 
 
-def _rows(images: Tensor) -> npt.NDArray[Any]:
-    rows = images.detach().cpu().flatten(1)
-    return (rows.float() if rows.is_floating_point() else rows).numpy()
+def _hashes(images: Tensor) -> npt.NDArray[np.uint64]:
+    images = images.detach().cpu()
+    rows: npt.NDArray[Any] = (images.float() if images.is_floating_point() else images).numpy()
+    if rows.ndim != 4 or rows.shape[1] != 3:
+        return fingerprints(rows)
+    grey = (rows[:, 1:] == rows[:, :1]).all((1, 2, 3))
+    hashes = np.empty(len(rows), np.uint64)
+    hashes[grey], hashes[~grey] = fingerprints(rows[grey, :1]), fingerprints(rows[~grey])
+    return hashes
 
 
 def refuse_overlap(

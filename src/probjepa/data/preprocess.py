@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from probjepa.data.fitting import Fit, central
+from probjepa.data.fitting import SMALLEST_SIDE, Fit, central, checked_size
 from probjepa.distributions.base import FullPrecision
 from probjepa.errors import ConfigError, DataError
-
-SMALLEST_SIDE = 8  # pixels
 
 
 class Preprocess(FullPrecision):
@@ -45,10 +43,9 @@ class Preprocess(FullPrecision):
         fit: Fit | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if size < SMALLEST_SIDE:
-            raise ConfigError(f"size is {size}: pass at least {SMALLEST_SIDE} pixels")
+        self.size = size = checked_size(size)
         check_statistics(channels, mean, std)
-        self.size, self.channels = size, channels
+        self.channels = channels
         self.fit = fit = Fit(**fit) if isinstance(fit, Mapping) else fit
         self._statistics = ([float(value) for value in mean], [float(value) for value in std])
         self.register_buffer("mean", torch.tensor(self._statistics[0])[:, None, None], persistent=False)

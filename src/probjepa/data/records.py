@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from probjepa._arrays import is_labelled
-from probjepa.data.decode import FEW_LEVELS, Decoder, Payload, Unreadable, as_payload, bomb_guard
+from probjepa.data.decode import FEW_LEVELS, Decoder, Payload, Unreadable, as_payload
 from probjepa.errors import DataError, ProbjepaWarning
 from probjepa.files import regular
-from probjepa.registry import importing
+from probjepa.registry import imported
 from probjepa.terminal import passing
 
 T = TypeVar("T")
+Job = TypeVar("Job")
 
 UNLABELLED = -1  # the number of a row without a label, as STL-10 has it
 _CHUNK = 64
@@ -136,11 +137,19 @@ def encode_labels(
         for a wrong number of labels, labels that are neither integers nor strings, or one without a name
         among ``classes``
     """
-    array = np.array(values, dtype=object) if isinstance(values, list | tuple) else np.asarray(values)
+    advice = "or leave labels out with labels=none (--labels none)"
+    try:
+        array = np.array(values, dtype=object) if isinstance(values, list | tuple) else np.asarray(values)
+    except ValueError:
+        raise DataError(
+            f"{where}: labels are arrays of several shapes: pass one label an image, {advice}"
+        ) from None
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.shape != (count,):
-        raise DataError(f"{where}: {count} images but labels of shape {array.shape}: pass one label an image")
+        raise DataError(
+            f"{where}: {count} images but labels of shape {array.shape}: pass one label an image, {advice}"
+        )
     labelled = is_labelled(array)
     known = array[labelled]
     if not len(known):
@@ -152,16 +161,27 @@ def encode_labels(
     try:
         codes[labelled] = known.astype(np.int64)
         whole = array.dtype.kind in "buifO" and bool((codes[labelled] == known).all())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         whole = False
     if not whole:
-        raise DataError(f"{where}: labels are neither whole numbers nor strings (dtype {array.dtype})")
+        raise DataError(
+            f"{where}: labels are neither whole numbers nor strings (dtype {array.dtype}): pass such, "
+            f"{advice}"
+        )
     if classes is not None and not 0 <= int(codes[labelled].min()) <= int(codes.max()) < len(classes):
         raise DataError(
             f"{where}: labels {codes[labelled].min()} to {codes.max()} and {len(classes)} class names: "
             "number the classes from 0, and name each"
         )
     return torch.from_numpy(codes), classes
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value is a single one, or an array or a list of one."""
+    try:
+        return np.shape(value) in ((), (1,))
+    except ValueError:  # lists of different lengths
+        return False
 
 
 def default_workers(pixels: int) -> int:
@@ -180,7 +200,8 @@ def each(
         what ``function`` raises, with the row named in front
     """
 
-    def run(start: int, payloads: list[Payload]) -> list[T | Unreadable]:
+    def run(job: tuple[int, list[Payload]]) -> list[T | Unreadable]:
+        start, payloads = job
         return [attempt(records, function, start + offset, value) for offset, value in enumerate(payloads)]
 
     def numbered() -> Iterator[tuple[int, list[Payload]]]:
@@ -189,36 +210,33 @@ def each(
             yield start, payloads
             start += len(payloads)
 
-    def chunks() -> Iterator[list[T | Unreadable]]:
-        jobs = numbered()
-        if workers <= 1:
-            for start, payloads in jobs:
-                yield run(start, payloads)
-            return
-        with ThreadPoolExecutor(workers) as pool:
-            waiting: deque[Future[list[T | Unreadable]]] = deque()
-            # a bounded queue: payloads and results of a large set never pile up in memory
-            waiting.extend(pool.submit(run, *job) for job in islice(jobs, 2 * workers))
-            while waiting:
-                done = waiting.popleft().result()
-                waiting.extend(pool.submit(run, *job) for job in islice(jobs, 1))
-                yield done
-
-    with importing():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    rich = imported("rich.progress")
+    columns = rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
     row = 0
-    with (
-        bomb_guard(),
-        Progress(*columns, **passing(progress)) as bar,
-    ):
+    with rich.Progress(rich.TextColumn("{task.description}"), *columns, **passing(progress)) as bar:
         task = bar.add_task(text, total=len(records))
-        for chunk in chunks():
+        for chunk in in_threads(run, numbered(), workers):
             for result in chunk:
                 yield row, result
                 row += 1
             bar.advance(task, len(chunk))
+
+
+def in_threads(function: Callable[[Job], T], jobs: Iterable[Job], workers: int) -> Iterator[T]:
+    """Apply a function to jobs on so many threads, in order; the caller's own thread makes the jobs.
+
+    Few are made ahead: the payloads and results of a large set never pile up in memory.
+    """
+    if workers <= 1:
+        yield from map(function, jobs)
+        return
+    left = iter(jobs)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(pool.submit(function, job) for job in islice(left, 2 * workers))
+        while waiting:
+            done = waiting.popleft().result()
+            waiting.extend(pool.submit(function, job) for job in islice(left, 1))
+            yield done
 
 
 def stacked(images: Sequence[npt.NDArray[np.uint8]], channels: int) -> Tensor:

@@ -45,12 +45,14 @@ def read_shards(source: str | Path, labels: str | None = None, ids: str | None =
         one_split(place, list(found))
         paths = list(found.values())
     records = ShardSet(place, sorted(paths, key=PurePosixPath), labels, ids)
-    records.skipped = [f"{path} is no image of a known format" for path in skipped]
+    records.skipped += [f"{path} is no image of a known format" for path in skipped]
     return records
 
 
 class ShardSet(Records):
     """The image column of shards that have the columns of the first, read in order."""
+
+    skipped: list[str]
 
     def __init__(
         self, name: str, paths: Sequence[str], labels: str | None = None, ids: str | None = None
@@ -59,14 +61,15 @@ class ShardSet(Records):
         with reading(paths[0], _ADVICE):
             schema = open_shard(paths[0]).schema
             layout = layout_of(schema, f"'{paths[0]}'", labels, ids)
-        self.column, self.starts, self.ids = layout.image, [0], []
+        self.column, self.starts, self.ids, self.skipped = layout.image, [0], [], []
         columns: dict[str, list[Any]] = {name: [] for name in (layout.label, layout.id) if name is not None}
         for path in paths:
             with reading(path, _ADVICE):
-                count = _read_columns(path, self.column, columns, paths[0])
+                count, skipped = _read_columns(path, self.column, columns, paths[0])
             if not count and path == paths[0]:
                 raise DataError(f"'{path}' has no rows: remove it, or pass another file")
             self.starts.append(self.starts[-1] + count)
+            self.skipped += skipped
             file = PurePosixPath(path).name
             self.ids += [f"{file}:{row}" if len(paths) > 1 else str(row) for row in range(count)]
         if layout.id is not None:
@@ -109,19 +112,21 @@ class ShardSet(Records):
         return SpooledRecords(self)
 
 
-def _read_columns(path: str, image: str, columns: dict[str, list[Any]], first: str) -> int:
-    """Add a shard's values to those of each column; how many rows it has."""
+def _read_columns(
+    path: str, image: str, columns: dict[str, list[Any]], first: str
+) -> tuple[int, Sequence[str]]:
+    """Add a shard's values to those of each column; how many rows it has, and what it leaves out."""
     opened = open_shard(path)
     if missing := {image, *columns} - set(opened.schema.names):
         raise DataError(f"'{path}' lacks the column {', '.join(sorted(missing))} of '{first}'")
     if not columns:
-        return opened.length()[0]
+        return opened.length()[0], opened.skipped
     count = 0
     for batch in opened.read(_SCAN, list(columns), 0):
         count += batch.num_rows
         for name, values in columns.items():
             values += batch.column(name).to_pylist()
-    return count
+    return count, opened.skipped
 
 
 class SpooledRecords(Records):

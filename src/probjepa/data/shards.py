@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import posixpath
+import shutil
 import tarfile
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -20,11 +25,12 @@ from probjepa.data.records import Check, Records, default_workers, each, encode_
 from probjepa.data.rows import as_column, identity
 from probjepa.data.shard_files import Shard, ShardError, filesystem, is_remote, suffix_of
 from probjepa.data.tables import class_names, holds_images, id_column, image_column, label_column
-from probjepa.errors import DataError, MissingExtraError, ProbjepaError
+from probjepa.errors import DataError, MissingExtraError, ProbjepaError, ProbjepaWarning, few
 from probjepa.files import first_line, regular
 
 _BUFFER = 1 << 20  # bytes of a parquet column that are read at a time
 _SPACING = 256  # rows of a tar file between two places that are kept
+_LINKS = 40  # of a tar file that are followed to come to a file
 
 
 class Opened(NamedTuple):
@@ -32,12 +38,13 @@ class Opened(NamedTuple):
 
     ``read(rows, columns, start)`` gives Arrow batches of at most so many rows, from the row ``start`` on.
     ``length()`` gives the rows, and of a tar file, which tells them only when it is read through, the
-    places of some.
+    places of some. ``skipped`` has a line for each of its links that was read and leads to no file in it.
     """
 
     schema: Any
     read: Callable[[int, list[str], int], Iterator[Any]]
     length: Callable[[], tuple[int, tuple[int, ...]]]
+    skipped: Sequence[str] = ()
 
 
 class Layout(NamedTuple):
@@ -113,12 +120,14 @@ def _tar(path: str, places: Sequence[int] = ()) -> Opened:
     import pyarrow as pa
 
     schema = pa.schema([("id", pa.string()), ("image", pa.binary()), ("label", pa.string())])
+    skipped = list[str]()
 
     @contextmanager
     def members(place: int, columns: Sequence[str]) -> Iterator[Iterator[_Member]]:
         opened = _opened(path)
+        skipped.clear()
         with open(opened, "rb") if isinstance(opened, str) else opened as file:
-            yield _members(file, place, columns)
+            yield _members(path, file, place, columns, skipped)
 
     def read(rows: int, columns: list[str], start: int) -> Iterator[Any]:
         known = min(start // _SPACING, len(places) - 1)
@@ -136,28 +145,96 @@ def _tar(path: str, places: Sequence[int] = ()) -> Opened:
                     kept.append(place)
         return number + 1, tuple(kept)
 
-    return Opened(schema, read, count)
+    return Opened(schema, read, count, skipped)
 
 
 # its name, its content, its label, and where its group starts in a file that is not compressed
 _Member = tuple[str, bytes, str | None, int | None]
 
 
-def _members(file: IO[bytes], start: int, columns: Sequence[str]) -> Iterator[_Member]:
-    """The images with their labels: what KEY.cls beside KEY.png says (WebDataset), else the first folder.
+class _Links:
+    """The files of a tar file that its links lead to; the whole of it is looked through for the first link.
 
-    Of contents, those that ``columns`` do not name are not read.
+    What is compressed is unpacked for that, to a temporary file that ``stack`` closes.
     """
+
+    def __init__(self, file: IO[bytes], stack: ExitStack) -> None:
+        self._file, self._stack = file, stack
+
+    def follow(self, link: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        """Return the file that a link leads to, if it is one of the tar file."""
+        found: tarfile.TarInfo | None = link
+        for _ in range(_LINKS):
+            if found is None or not _is_link(found):
+                return found
+            folder = posixpath.dirname(found.name) if found.issym() else ""
+            found = self._files.get(posixpath.normpath(posixpath.join(folder, found.linkname)))
+        return None
+
+    @cached_property
+    def tar(self) -> tarfile.TarFile:
+        """The tar file, opened at any place."""
+        at, file = self._file.tell(), self._file
+        if _is_compressed(file, 0):
+            file = self._stack.enter_context(tempfile.TemporaryFile(prefix="probjepa-"))  # noqa: SIM115
+            with tarfile.open(fileobj=self._file, mode="r:*") as packed:
+                content: Any = packed.fileobj
+                content.seek(0)
+                shutil.copyfileobj(content, file)
+            file.seek(0)
+        tar = self._stack.enter_context(tarfile.open(fileobj=file, mode="r:"))  # noqa: SIM115
+        tar.getmembers()
+        self._file.seek(at)
+        return tar
+
+    @cached_property
+    def _files(self) -> dict[str, tarfile.TarInfo]:
+        # of what is there twice, the file: a file that is packed again is a link to its own name
+        known = [member for member in self.tar if member.isfile() or _is_link(member)]
+        known.sort(key=tarfile.TarInfo.isfile)
+        return {posixpath.normpath(member.name): member for member in known}
+
+
+def _is_link(member: tarfile.TarInfo) -> bool:
+    return member.islnk() or member.issym()
+
+
+def _is_compressed(file: IO[bytes], start: int) -> bool:
+    """Whether a tar file is compressed; ``file`` is left at ``start``."""
     file.seek(start)
     compressed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
     file.seek(start)
-    with tarfile.open(fileobj=file, mode="r:*" if compressed else "r:") as tar:
+    return compressed
+
+
+def _members(
+    path: str, file: IO[bytes], start: int, columns: Sequence[str], skipped: list[str]
+) -> Iterator[_Member]:
+    """The images with their labels: what KEY.cls beside KEY.png says (WebDataset), else the first folder.
+
+    Of contents, those that ``columns`` do not name are not read. A link is read as the file that it leads to
+    in the tar file; ``skipped`` gets a line for one that leads to none.
+    """
+    mode: Any = "r:*" if _is_compressed(file, start) else "r:"
+    with tarfile.open(fileobj=file, mode=mode) as tar, ExitStack() as stack:
+        links = _Links(file, stack)
         key, images, label, place = "", list[tuple[str, bytes]](), "", None
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # or the headers of all stay in memory
             # names may hold bytes that are no text
             name = PurePosixPath(member.name.encode("utf-8", "backslashreplace").decode())
-            if not member.isfile() or name.name.startswith("."):
+            if name.name.startswith("."):
+                continue
+            held, home = member, tar
+            if _is_link(member):
+                found = links.follow(member)
+                if found is None:
+                    skipped.append(f"{path}, {name} is a link that leads to no file in it")
+                    continue
+                held, home = found, links.tar
+                if posixpath.normpath(found.name) == posixpath.normpath(member.name):
+                    continue  # that very file
+            if not held.isfile():
                 continue
             stem = str(name.with_name(name.name.partition(".")[0]))
             if stem != key:
@@ -165,10 +242,10 @@ def _members(file: IO[bytes], start: int, columns: Sequence[str]) -> Iterator[_M
                 key, images, label = stem, [], ""
                 place = member.offset if tar.fileobj is file else None
             if name.suffix.lower() in IMAGE_SUFFIXES:
-                content = tar.extractfile(member) if "image" in columns else None
+                content = home.extractfile(held) if "image" in columns else None
                 images.append((str(name), content.read() if content else b""))
             elif name.suffix.lower() == ".cls" and "label" in columns:
-                content = tar.extractfile(member)
+                content = home.extractfile(held)
                 label = content.read().decode("utf-8", "backslashreplace").strip() if content else ""
         yield from ((x, pixels, label or _first_folder(x), place) for x, pixels in images)
         # two blocks of zeros end it: tarfile takes the rest of one that is cut off, or damaged, for its end
@@ -285,6 +362,7 @@ class ShardRecords(Records):
             if found.label is not None and str(schema.field(found.label).type) == "null":
                 found = found._replace(texts=layout.texts)  # of no label it is not known what it would be
             self._names = class_names(schema, layout.label)
+        self.skipped = self._opened.skipped
         if found != layout:
             raise ShardError(
                 f"'{shard.path}' has other columns than the first shard ({found}; the first: {layout}): "
@@ -384,6 +462,15 @@ def read_shard(
         if len(pixels) == rows:
             yield _rows(pixels, known, layout, decoder)
             pixels, known = [], []
+    if skip:
+        check.skipped += records.skipped
+    elif records.skipped:
+        warnings.warn(
+            f"left out: {few(records.skipped, 2)}: pack the file, too, or have such links listed, --on-error "
+            "skip (on_error='skip')",
+            ProbjepaWarning,
+            stacklevel=2,
+        )
     if len(records):
         with reading(shard.path):
             check.finish()

@@ -13,11 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from probjepa.data.decode import Decoder, Unreadable, array_layout, bomb_guard, is_image
+from probjepa.data.decode import Decoder, Unreadable, array_layout, is_image
 from probjepa.data.files import IMAGE_SUFFIXES, NPZ_SPLIT, choose_arrays
-from probjepa.data.fitting import Fit
+from probjepa.data.fitting import SMALLEST_SIDE, Fit, side_and_fit
 from probjepa.data.images import Images, ImageSet, StreamedImages
-from probjepa.data.preprocess import SMALLEST_SIDE
 from probjepa.data.records import (
     ArrayRecords,
     Check,
@@ -26,11 +25,13 @@ from probjepa.data.records import (
     default_workers,
     each,
     encode_labels,
+    is_scalar,
 )
 from probjepa.data.shard_files import SUFFIXES, holds_shards, is_remote, suffix_of
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import DataError
 from probjepa.provenance import free_memory
 from probjepa.registry import Registry
+from probjepa.typed import settings_checked
 
 _PEEK = 8  # rows looked at to estimate the decoded size
 
@@ -56,6 +57,7 @@ _FORMS = (
 )
 
 
+@settings_checked
 def open_images(
     source: Any,
     *,
@@ -67,7 +69,7 @@ def open_images(
     ids: str | None = None,
     progress: bool = False,
     workers: int | None = None,
-    memory_limit: int | None = None,
+    memory_limit: float | None = None,
 ) -> ImageSet | StreamedImages:
     """Open a set of images, decoded to uint8 (N, C, H, W).
 
@@ -78,11 +80,12 @@ def open_images(
     source
         ``sklearn:digits`` · a folder of images (sub-folders are labels) · shards: a file, a folder, a glob or
         an address (``s3://…``, by fsspec) of .parquet, .arrow, .feather and .ipc (Hugging Face layout), .tar,
-        .tar.gz and .tgz (of image files; labels are in ``KEY.cls`` beside ``KEY.png``, or the first folder)
-        and litdata's chunks in a folder · ``x.csv`` with a column of paths to images, relative to its folder,
-        and perhaps of labels · ``.npz[:SPLIT]`` / ``.npy`` · ``hf:NAME[:SPLIT]`` · one image file; or a numpy
-        array, a torch tensor, a pair of one of these and its labels, a dict of "images" and "labels", a
-        pandas DataFrame, a torch ``Dataset``, an opened set
+        .tar.gz and .tgz (of image files and links to them; labels are in ``KEY.cls`` beside ``KEY.png``, or
+        the first folder) and litdata's chunks in a folder · ``x.csv`` with a column of paths to images,
+        relative to its folder, and perhaps of labels, which are names unless all are written as whole numbers
+        · ``.npz[:SPLIT]`` / ``.npy`` · ``hf:NAME[:SPLIT]`` · one image file; or a numpy array, a torch
+        tensor, a pair of one of these and its labels, a dict of "images" and "labels", a pandas DataFrame, a
+        torch ``Dataset``, an opened set
     size
         resize the shorter side to this (bilinear, antialiased) and keep the centre square; or the way of an
         encoder trained elsewhere (its ``preprocess.opened``); None keeps the images, which must then share
@@ -93,7 +96,7 @@ def open_images(
         allow grey ↔ RGB and drop alpha channels
     on_error
         "raise" at the first image that cannot be read, or "skip" it and list it in ``skipped``, as files of
-        a folder that are no images always are
+        a folder that are no images always are, and links of a tar file that lead to no file in it
     labels
         the column (of .npz: the array) of labels, or "none" to leave labels out; None: one of a usual name
     ids
@@ -110,7 +113,7 @@ def open_images(
     DataError
         for a source that is missing, empty, unreadable, or not of the size and channels asked for
     ConfigError
-        for a setting out of its range
+        for a setting out of its range, or of another type
     MissingExtraError
         for ``hf:`` without the ``datasets`` package
 
@@ -120,23 +123,18 @@ def open_images(
     >>> digits.images.shape, digits.labels.shape
     (torch.Size([1797, 1, 16, 16]), torch.Size([1797]))
     """
-    fit, size = (size, size.side) if isinstance(size, Fit) else (None, size)
-    if size is not None and size < SMALLEST_SIDE:
-        raise ConfigError(f"size is {size}: pass at least {SMALLEST_SIDE} pixels")
-    if channels not in (None, 1, 3):
-        raise ConfigError(f"channels is {channels}: pass 1 (grey) or 3 (RGB)")
-    if on_error not in ("raise", "skip"):
-        raise ConfigError(f"on_error is '{on_error}': pass 'raise' or 'skip'")
+    side, fit = side_and_fit(size)
+    decoder = Decoder(side, channels, convert, fit)
     chosen = {name: value for name, value in (("labels", labels), ("ids", ids)) if value is not None}
     if isinstance(source, ImageSet | StreamedImages):
         if chosen.keys() - {"labels"} or labels not in (None, "none"):
             raise DataError(f"{source.name} is opened: choose labels and ids where it is opened")
         source = dataclasses.replace(source, labels=None, classes=None) if chosen else source
-    if isinstance(source, ImageSet | StreamedImages) and source.shape == _wanted(source, size, channels):
+    if isinstance(source, ImageSet | StreamedImages) and source.shape == _wanted(source, side, channels):
         return source
     if isinstance(source, StreamedImages):
         raise DataError(
-            f"{source.name} is streamed as {source.shape}, {_wanted(source, size, channels)} is wanted: "
+            f"{source.name} is streamed as {source.shape}, {_wanted(source, side, channels)} is wanted: "
             "open the original source with this size and these channels"
         )
     if isinstance(source, str) and not source:  # as a path it would be the current folder
@@ -144,7 +142,6 @@ def open_images(
     records = _records(source, chosen)
     if len(records) == 0:
         raise DataError(f"{records.name} holds no images: check the source")
-    decoder = Decoder(size, channels, convert, fit)
     if isinstance(records, ArrayRecords) and (ready := _ready(records, decoder)) is not None:
         return ready
     shape = peek(records, decoder)
@@ -228,7 +225,7 @@ def _are_labels(value: Any) -> bool:
     """Whether the second of a pair has a label a row, and is no image."""
     if isinstance(value, str) or not hasattr(value, "__len__") or not len(value):
         return False
-    return np.shape(next(iter(value))) in ((), (1,))
+    return is_scalar(next(iter(value)))
 
 
 def _path_records(text: str, chosen: Mapping[str, str]) -> Records:
@@ -282,11 +279,10 @@ def _wanted(source: Images, size: int | None, channels: int | None) -> tuple[int
 
 def peek(records: Records, decoder: Decoder) -> tuple[int, int, int]:
     """Return the largest shape among the first readable rows: good enough to estimate the memory needed."""
-    with bomb_guard():
-        head = [
-            attempt(records, decoder.header, row, payload)
-            for row, payload in enumerate(next(iter(records.chunks(_PEEK)), ()))
-        ]
+    head = [
+        attempt(records, decoder.header, row, payload)
+        for row, payload in enumerate(next(iter(records.chunks(_PEEK)), ()))
+    ]
     shapes = [shape for shape in head if not isinstance(shape, Unreadable)]
     return max(shapes, default=(3, 224, 224), key=lambda shape: shape[0] * shape[1] * shape[2])
 
@@ -337,10 +333,10 @@ def _stream(
 
 
 def _facts(records: Records, check: Check) -> dict[str, Any]:
-    labels = records.labels
+    labels, ids = records.labels, records.ids
     return {
         "labels": None if labels is None else labels[check.rows],
-        "ids": [records.ids[row] for row in check.rows],
+        "ids": [ids[row] for row in check.rows],
         "classes": records.classes,
         "name": records.name,
         "skipped": check.skipped,

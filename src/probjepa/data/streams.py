@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probjepa.data.decode import Decoder, Payload, Unreadable, bomb_guard
-from probjepa.data.fitting import Fit
+from probjepa.data.decode import Decoder, Payload, Unreadable
+from probjepa.data.fitting import Fit, side_and_fit
 from probjepa.data.images import Images, ImageSet, Shaped
 from probjepa.data.records import Check, Records, attempt, broken_image, encode_labels, stacked
 from probjepa.data.shard_files import (
@@ -42,6 +42,7 @@ from probjepa.data.sources import READERS, open_images, peek
 from probjepa.data.tables import one_split
 from probjepa.errors import ConfigError, DataError
 from probjepa.provenance import free_memory
+from probjepa.typed import settings_checked
 
 LANES = 32
 _SAMPLE_ROWS, _SAMPLE_BYTES = 10_000, 2**28
@@ -190,8 +191,7 @@ class Stream(Shaped, Records):
     def _image(self, row: int, payload: Payload) -> tuple[Any, str]:
         """Return the pixels of a row, or of one of the sample and why it is there."""
         line = ""
-        with bomb_guard():
-            image = attempt(self, self.decoder, row, payload)
+        image = attempt(self, self.decoder, row, payload)
         if isinstance(image, Unreadable):
             line = f"{self.where(row)} {image}"
             if not self.skip:
@@ -252,8 +252,7 @@ class Stream(Shaped, Records):
                 chunks = records.chunks(min(wanted, _READ))
                 for payload in islice(chain.from_iterable(chunks), wanted):
                     whole = self._starts[number] + row
-                    with bomb_guard():
-                        image = attempt(self, self.decoder, whole, payload)
+                    image = attempt(self, self.decoder, whole, payload)
                     if isinstance(image, Unreadable):
                         check.broken(whole, image)
                     else:
@@ -278,9 +277,10 @@ def _changed(part: Part) -> ShardError:
     return ShardError(f"'{part.shard.path}' has changed since it was opened: train afresh, with overwrite")
 
 
+@settings_checked
 def open_training(
     source: Any, *, stream: bool | Literal["auto"] = "auto", buffer: int = 4096, seed: int = 0,
-    memory_limit: int | None = None, **reading: Any,
+    memory_limit: float | None = None, **reading: Any,
 ) -> Images | Stream:  # fmt: skip
     """Open a set to train on: as a stream of shards, or as ``open_images`` does.
 
@@ -342,13 +342,18 @@ def _find(place: str) -> list[Shard]:
     return found
 
 
+@settings_checked
 def _survey(
     place: str, buffer: int, *, size: int | Fit | None = None, channels: int | None = None,
-    convert: bool = False, on_error: str = "raise", labels: str | None = None, ids: str | None = None,
-    progress: bool = False,
+    convert: bool = False, on_error: Literal["raise", "skip"] = "raise", labels: str | None = None,
+    ids: str | None = None, progress: bool = False, workers: int | None = None,
 ) -> Stream:  # fmt: skip
-    """Look at every shard: its columns, how many rows it has, and what tells it from what it was."""
-    fit, side = (size, size.side) if isinstance(size, Fit) else (None, size)
+    """Look at every shard: its columns, how many rows it has, and what tells it from what it was.
+
+    A stream is decoded by the processes that read it, whatever ``workers`` says.
+    """
+    side, fit = side_and_fit(size)
+    decoder = Decoder(side, channels, convert, fit)
     shards, layout = _find(place), None
     lines = list[str]()
     for shard in shards:  # the first that can be read says which columns all have
@@ -362,21 +367,22 @@ def _survey(
     if layout is None:
         raise DataError(f"'{place}': none of its shards can be read (the first: {lines[0]})")
 
-    def look(shard: Shard) -> Part | ShardError:
+    def look(shard: Shard) -> tuple[Part, Sequence[str]] | ShardError:
         try:
             mark = file_mark(shard.path)
-            rows, places = ShardRecords(shard, layout, labels, ids).count()
-            return Part(shard, rows, mark, places)
+            records = ShardRecords(shard, layout, labels, ids)
+            rows, places = records.count()
+            return Part(shard, rows, mark, places), records.skipped
         except ShardError as error:
             return error
 
     parts, lines = list[Part](), []
     with ThreadPoolExecutor(_THREADS) as pool:
         for found in pool.map(look, shards):
-            if isinstance(found, Part) and found.rows:
-                parts.append(found)
-            elif isinstance(found, Part):
-                lines.append(f"'{found.shard.path}' has no rows")
+            if not isinstance(found, ShardError):
+                part, skipped = found
+                parts += [part] if part.rows else []
+                lines += skipped if part.rows else [f"'{part.shard.path}' has no rows", *skipped]
             elif on_error == "skip":
                 lines.append(str(found))
             else:
@@ -384,6 +390,6 @@ def _survey(
     if not parts:
         raise DataError(f"'{place}' holds no images: check the source")
     return Stream(
-        place, parts, layout, Decoder(side, channels, convert, fit), buffer=buffer, skip=on_error == "skip",
-        skipped=lines, columns=(labels, ids),
+        place, parts, layout, decoder, buffer=buffer, skip=on_error == "skip", skipped=lines,
+        columns=(labels, ids),
     )  # fmt: skip

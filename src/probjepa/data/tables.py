@@ -52,17 +52,32 @@ def _present(wanted: str, columns: Sequence[str], where: str) -> str:
     return wanted
 
 
-def chosen_ids(values: Sequence[Any], column: str, wanted: str | None, where: str) -> list[str] | None:
-    """Return a column's values as ids; None where they name no single row, which is an error if wanted."""
-    ids = [str(value) for value in values]
+def chosen_ids(
+    values: Sequence[Any], column: str, wanted: str | None, where: str, rows: Sequence[int] | None = None
+) -> list[str] | None:
+    """Return a column's values as ids; None where they name no single row, which is an error if wanted.
+
+    They are those of ``rows``, or of all rows.
+    """
     first: dict[str, int] = {}
-    for row, value in enumerate(values):
-        if value is None or value != value or first.setdefault(ids[row], row) != row:
+    for row, value in zip(range(len(values)) if rows is None else rows, values, strict=True):
+        name = None if _is_missing(value) else str(value)
+        if name is None or name in first:
             if wanted is None:
                 return None
-            kind = f"the id of row {first[ids[row]]} again" if ids[row] in first else "no id"
+            kind = "no id" if name is None else f"the id of row {first[name]} again"
             raise DataError(f"{where}: row {row} has {kind} in '{column}': choose a column of distinct ids")
-    return ids
+        first[name] = row
+    return list(first)
+
+
+def _is_missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas' NA has no truth
+        return True
+    except (ValueError, RuntimeError):  # an array or a tensor of several values
+        return False
 
 
 def holds_images(kind: Any) -> bool:

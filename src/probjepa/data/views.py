@@ -16,7 +16,8 @@ from probjepa.data.augment import (
     RandomResizedCrop,
     RandomSolarise,
 )
-from probjepa.data.preprocess import SMALLEST_SIDE, check_images, check_statistics
+from probjepa.data.fitting import SMALLEST_SIDE, checked_size
+from probjepa.data.preprocess import check_images, check_statistics
 from probjepa.distributions.base import FullPrecision, full_precision
 from probjepa.draws import forked
 from probjepa.errors import ConfigError, DataError, ProbjepaError, short
@@ -125,8 +126,9 @@ def views(
     ConfigError
         for an unknown recipe, one that fails, or a setting out of its range
     """
-    if size < SMALLEST_SIDE:
-        raise ConfigError(f"size is {size}: pass at least {SMALLEST_SIDE} pixels")
+    size = checked_size(size)
+    if count is not None and count < 1:
+        raise ConfigError(f"count is {count}: pass at least 1 view")
     if ":" in recipe and recipe not in RECIPES:
         raise ConfigError(
             f"the view recipe {short(recipe)} names code, which is run where you ask for it and by no file: "
@@ -175,7 +177,17 @@ def multi_crop(size: int, channels: int) -> list[list[nn.Module]]:
 
     Areas of 0.14 to 1 and of 0.05 to 0.14; colours as in byol-32, and above 64 px a blur with p = ½. For
     encoders that take images of both sizes.
+
+    Raises
+    ------
+    ConfigError
+        for a side under 16 pixels: that of a small crop is at least 8
     """
+    if size < 2 * SMALLEST_SIDE:
+        raise ConfigError(
+            f"size is {size}: multi-crop's small views have half of it, so pass at least {2 * SMALLEST_SIDE} "
+            "pixels, or another view recipe"
+        )
     small = 96 if size == 224 else size // 2
     branches = [_colourful(size, channels, (0.14, 1.0)) for _ in range(2)]
     branches += [_colourful(small, channels, (0.05, 0.14)) for _ in range(4)]

@@ -12,7 +12,7 @@ import torch
 
 from probjepa.backbones.encoding import Encoding
 from probjepa.data.decode import Decoder
-from probjepa.data.fitting import Fit
+from probjepa.data.fitting import Fit, side_and_fit
 from probjepa.data.images import Images, ImageSet
 from probjepa.data.overlap import pixel_hashes, refuse_overlap
 from probjepa.data.rows import as_column
@@ -163,8 +163,8 @@ class _Jepa(_Opened):
         from probjepa.training.device import resolve_device
 
         super().__init__(job, Encoding())
-        self.encoder = as_encoder(job.model).to(resolve_device(job.device))
-        shape: Any = (job.size, None) if job.size else input_shape(self.encoder)
+        self.encoder = as_encoder(job.model, image_size=job.size).to(resolve_device(job.device))
+        shape = input_shape(self.encoder)
         self.decoder = _decoder(*shape, convert=job.convert)
         self.mark = hashed({"encoder": self.encoder.name, "weights": fingerprint(self.encoder)})
         self.how = Settings(estimator=job.estimator, rank=job.rank, seed=job.seed, tolerance=job.tolerance)
@@ -207,7 +207,7 @@ def embeddings(method: Any, pixels: torch.Tensor) -> Columns:
 
 
 def _decoder(size: int | Fit | None, channels: int | None, *, convert: bool) -> Decoder:
-    fit, side = (size, size.side) if isinstance(size, Fit) else (None, size)
+    side, fit = side_and_fit(size)
     return Decoder(side, channels, convert, fit)
 
 
