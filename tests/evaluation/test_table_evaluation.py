@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from functools import cache
 
 import numpy as np
@@ -21,7 +22,7 @@ from probjepa.evaluation import evaluate_table
 from probjepa.evaluation.figures import over_seeds
 from probjepa.evaluation.predictors import PREDICTORS, RawFeatures
 from probjepa.evaluation.selective import GRID, selection_figures
-from probjepa.evaluation.tables import evaluate_once
+from probjepa.evaluation.tables import check_labels, evaluate_once
 from probjepa.report.evaluation import table_report
 from probjepa.tabular import TJEPA, VarTJEPA
 
@@ -316,8 +317,32 @@ def test_figures_over_seeds():
     assert (found["a"]["low"], found["a"]["high"]) == pytest.approx((low, high))
     assert found["curve"] == pytest.approx([7 / 3, 14 / 3])
     assert over_seeds(each[:2])["a"] == {"value": 1.5, "low": None, "high": None, "seeds": [1.0, 2.0]}
+    agreed = over_seeds([{"value": 0.9833, "low": 0.9, "high": 1.0}] * 3)
+    assert agreed == {"value": pytest.approx(0.9833), "low": None, "high": None, "seeds": [0.9833] * 3}
     own = {"value": 0.5, "low": 0.4, "high": 0.6}
     assert over_seeds([own]) == {**own, "seeds": [0.5]}
+
+
+def test_intervals_over_seeds_stay_within_their_figures():
+    def one(x):
+        of = {"value": x, "low": None, "high": None}
+        nested = {"accuracy": {"raw": {"MLP": {"accuracy": of, "macro F1": of}}}}
+        selected = {"s": {"aurc": of, "accuracy_at": {"0.5": of}}}
+        return {**nested, "selective": selected, "mcnemar": {"lost": of}, "spearman": of, "other": of}
+
+    found = over_seeds([one(x) for x in (0.9, 0.99, 1.0)])
+    for of in found["accuracy"]["raw"]["MLP"].values():
+        assert of["high"] == 1 and 0 < of["low"] < 0.9
+    assert found["selective"]["s"]["aurc"]["high"] == 1
+    assert found["selective"]["s"]["accuracy_at"]["0.5"]["high"] == found["spearman"]["high"] == 1
+    assert found["other"]["high"] > 1 and found["mcnemar"]["lost"]["high"] > 1
+    assert over_seeds([one(x) for x in (0.0, 0.0, 1.0)])["mcnemar"]["lost"]["low"] == 0
+
+
+def test_the_ps_of_several_seeds_have_no_mean():
+    each = [{"p": {"value": p, "low": None, "high": None}} for p in (0.01, 0.5, None)]
+    assert over_seeds(each)["p"] == {"value": None, "low": None, "high": None, "seeds": [0.01, 0.5, None]}
+    assert over_seeds(each[:1])["p"]["value"] == 0.01
 
 
 @cache
@@ -347,6 +372,21 @@ def test_classes_are_one_whatever_their_type(kind):
     test["y"] = test["y"].astype(kind)
     found = evaluate_table(None, train, test, "y", predictors=["logistic regression"]).metrics
     assert found["accuracy"] == clean_accuracy() and found["labels"]["classes_not_in_train"] == []
+
+
+def test_many_whole_numbers_are_said_to_be_taken_for_classes():
+    frame = table().assign(y=np.arange(160) * 7)
+    with pytest.warns(
+        ProbjepaWarning, match="'y' of train has 160 different whole numbers, each of them taken"
+    ):
+        assert len(set(check_labels(frame, "y", "train"))) == 160
+    with pytest.raises(DataError, match="'y' of train holds continuous numbers"):
+        check_labels(frame.astype({"y": float}), "y", "train")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in (int, float):
+            assert len(set(check_labels(frame[:100].astype({"y": kind}), "y", "train"))) == 100
+        assert len(set(check_labels(frame.astype({"y": str}), "y", "train"))) == 160
 
 
 def test_classes_that_train_lacks_are_named_or_refused():

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from probjepa.evaluation.figures import over_seeds
 from probjepa.evaluation.selective import selection_figures
 from probjepa.report.evaluation import table_report
 from probjepa.report.sections import selective_section
+from probjepa.report.summary import print_table_summary
 from probjepa.report.tables import calibration_section, surprising_section
 
 HOSTILE = "<script>alert(1)</script>"
@@ -107,6 +109,36 @@ def test_the_page_shows_what_was_found() -> None:
     assert 'src="http' not in html
 
 
+def text_of(html: str) -> str:
+    return " ".join(re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL).split())
+
+
+def seeded(values: list[float | None]) -> dict[str, Any]:
+    return over_seeds([{"value": x, "low": None, "high": None} for x in values])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_several_seeds_are_shown_as_such(seeds: int, capsys: pytest.CaptureFixture[str]) -> None:
+    ps = over_seeds([{"p": {"value": p}} for p in (0.01, 0.2, 0.5)[:seeds]])
+    own = {"accuracy": seeded([0.9, 0.92, 0.94][:seeds]), "macro F1": seeded([0.8, 0.8, 0.8][:seeds])}
+    selected = {"aurc": seeded([0.1] * seeds), "accuracy_at": {"0.5": seeded([None] * seeds)}, "risk": [0.1]}
+    result = RESULT | {
+        "settings": {"seeds": list(range(seeds)), "predictors": ["MLP"]},
+        "accuracy": {"raw": {"MLP": own}, "embedding": {"MLP": own}},
+        "mcnemar": {"embedding": {"MLP": {"gained": seeded([9] * seeds), "lost": seeded([2] * seeds), **ps}}},
+        "selective": {"embedding": {"MLP": {"model uncertainty": selected}}},
+        "labels": {},
+    }
+    text = text_of(table_report(result, ARRAYS))
+    assert f"1 of {seeds} below 0.05: 0.01, 0.2" in text
+    assert "95 % intervals over seeds, which leave out what other test rows would change" in text
+    assert "95 % intervals over seeds" not in text_of(table_report(RESULT, ARRAYS))
+    print_table_summary(result)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "interval over seeds" in said and ("91.0" if seeds == 2 else "92.0 (87.0–97.0)") in said
+    assert "None" not in said and "0.1000" in said and "–" in said
+
+
 def test_the_surprising_cells_are_marked_and_no_others() -> None:
     marks = Marks()
     marks.feed(table_report({}, ARRAYS))
@@ -184,4 +216,5 @@ def test_what_was_learned_of_each_column_is_shown():
     skill = [Skill("copy", 120, 1.5, 0.1, 0.9), Skill("few", 20), Skill("noise", 120, 0.0, 0.1, 0.0)]
     section = skill_section([of._asdict() for of in skill])
     assert [row[0] for row in section.items[0].rows] == ["noise", "copy"]
+    assert "no more than 2 standard errors and of which less than 5% is explained" in section.text
     assert skill_section([]) is None

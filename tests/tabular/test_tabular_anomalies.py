@@ -9,6 +9,7 @@ import pytest
 import torch
 from tabular_cases import TINY, mixed_table, related_table
 
+from probjepa.detectors import NotFittedError
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning
 from probjepa.metrics.conformal import Rule
 from probjepa.tabular import VarTJEPA
@@ -254,3 +255,49 @@ def test_missing_cells_are_neither_odd_nor_typical(related):
     assert cells["noise"].isna().all() and cells.drop(columns="noise").notna().all(axis=None)
     assert np.isfinite(related.score_samples(hidden, reduction="max")).all()
     assert isinstance(cells, pd.DataFrame)
+
+
+def test_held_out_rows_of_a_copula_alone_are_scored_by_fits_without_them():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(6, 30))
+
+    def drawn(n):
+        table = rng.normal(size=(n, 6)) @ weights + 0.05 * rng.normal(size=(n, 30))
+        return pd.DataFrame(table, columns=[f"n{i}" for i in range(30)])
+
+    alarms, surprises = [], []
+    new = drawn(500)
+    for seed in range(3):
+        settings = {**TINY, "max_epochs": 1, "random_state": seed, "validation_fraction": 0.4}
+        model = VarTJEPA(**settings, alpha=0.1).fit(drawn(80))
+        assert model.settings_["copula"] == "alone" and len(model.held_out_scores_) == 32
+        assert all(model.typical_.held_out)  # of 80 rows, each predicted by a fit to others
+        alarms.append((model.predict(new) == -1).mean())
+        surprises.append(model.score_features(new, standardized=True).to_numpy().mean())
+    assert np.mean(alarms) < 0.16  # 0.23 by the copula that was fitted to the held-out rows, too
+    assert abs(np.mean(surprises)) < 0.5
+
+
+def test_all_held_out_rows_of_a_wide_table_calibrate_the_fit(monkeypatch):
+    settings = {**TINY, "max_epochs": 1, "validation_fraction": 0.3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ProbjepaWarning)
+        whole = VarTJEPA(**settings, alpha=0.02).fit(related_table(600))
+        monkeypatch.setattr("probjepa.tabular.estimator._TOKENS", 100)  # as if of 600 columns
+        pieces = VarTJEPA(**settings, alpha=0.02).fit(related_table(600))
+    assert len(pieces.held_out_scores_) == 180 and all(pieces.typical_.held_out)
+    assert [of.cells for of in pieces.skill_] == [180] * 4
+    np.testing.assert_allclose(pieces.held_out_scores_, whole.held_out_scores_, rtol=1e-4, atol=1e-4)
+
+
+def test_what_fails_after_the_fit_leaves_no_half_of_it(monkeypatch):
+    def fails(*args):
+        raise DataError("too few")
+
+    model = VarTJEPA(**TINY, alpha=0.2, validation_fraction=0.5)
+    monkeypatch.setattr("probjepa.tabular.var_t_jepa.threshold", fails)
+    with pytest.raises(DataError, match="too few"):
+        model.fit(mixed_table())
+    assert not [name for name in vars(model) if name.endswith("_")]
+    with pytest.raises(NotFittedError):
+        model.transform(mixed_table())

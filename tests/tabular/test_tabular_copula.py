@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.covariance import ledoit_wolf_shrinkage
 
 import probjepa as pj
 from probjepa.errors import ConfigError, ProbjepaWarning
@@ -66,6 +67,38 @@ def test_missing_cells_do_not_bend_the_covariance():
     np.testing.assert_allclose(copula.mean.numpy(), x.mean(0), atol=0.05)
     np.testing.assert_allclose(copula.precision.inverse().numpy(), np.cov(x.T), atol=0.15)
     assert abs(np.nanmean(x_seen[:, 0]) - x[:, 0].mean()) > 0.12
+
+
+def test_missing_cells_are_as_expectation_maximisation_row_by_row_and_patterns_go_together(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 3)) @ rng.normal(size=(3, 10)) + 0.3 * rng.normal(size=(120, 10))
+    x[rng.random(x.shape) < 0.3] = np.nan
+    x[5] = np.nan
+    x, seen = x.astype(np.float32).astype(float), ~np.isnan(x)
+    first, scale = np.nanmean(x, 0), np.nanstd(x, 0)
+    z = (x - first) / scale
+    filled, extra = np.nan_to_num(z), np.zeros((10, 10))
+    for turn in range(6):
+        centre = filled.mean(0)
+        second = np.cov(filled.T, bias=True) + extra
+        weight = max(ledoit_wolf_shrinkage(filled), 1e-4)
+        covariance = (1 - weight) * second + weight * second.trace() / 10 * np.eye(10)
+        if turn == 5:
+            break
+        extra = np.zeros((10, 10))
+        for i, (row, s) in enumerate(zip(z, seen, strict=True)):
+            h = ~s
+            slope = covariance[np.ix_(h, s)] @ np.linalg.inv(covariance[np.ix_(s, s)])
+            filled[i, h] = centre[h] + slope @ (row[s] - centre[s])
+            extra[np.ix_(h, h)] += (covariance[np.ix_(h, h)] - slope @ covariance[np.ix_(s, h)]) / len(z)
+    calls, plain = [], torch.linalg.cholesky
+    monkeypatch.setattr(torch.linalg, "cholesky", lambda of: calls.append(len(of)) or plain(of))
+    copula = Copula(Layout(tuple(range(10)), (), (), (0,) * 10))
+    copula.fit(numbers(x))
+    np.testing.assert_allclose(copula.mean.numpy(), first + scale * centre, rtol=1e-6, atol=1e-8)
+    expected = np.linalg.inv(covariance * np.outer(scale, scale))
+    np.testing.assert_allclose(copula.precision.numpy(), expected, rtol=1e-6, atol=1e-8)
+    assert len(calls) < 5 * 12  # a call for each number of hidden columns, and not for each row
 
 
 def test_categories_are_predicted_from_numbers_and_categories():

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
@@ -15,11 +16,12 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from tabular_cases import TINY, mixed_table, related_table
 
 import probjepa as pj
-from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError
+from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError, ProbjepaWarning
 from probjepa.tabular import PRESETS, TJEPA, VarTJEPA, fitting
 from probjepa.training.interrupt import Interrupted
 
@@ -529,3 +531,53 @@ def test_every_kind_of_table_at_every_door(kind):
         read = getattr(model, door)
         for other in (pa.Table.from_pandas(x), x.to_numpy()):
             np.testing.assert_array_equal(np.asarray(read(other)), np.asarray(read(x)), err_msg=door)
+
+
+@BOTH
+def test_settings_of_numpy_are_saved(kind, tmp_path):
+    frame = related_table(60).drop(columns="k")
+    own = {**TINY, "learning_rate": np.float32(1e-3), "context_share": (np.float64(0.3), np.float64(0.8))}
+    own["random_state"] = np.int64(3)
+    search = GridSearchCV(kind(**own), {"dim": np.array([8, 16])}, cv=2, scoring=lambda model, X, y=None: 0.0)
+    model = search.fit(frame).best_estimator_
+    model.save(tmp_path / "model")
+    again = pj.load(tmp_path / "model")
+    assert again.get_params()["random_state"] == 3 and again.get_params()["dim"] == 8
+    np.testing.assert_array_equal(again.transform(frame), model.transform(frame))
+    same = kind(**{**own, "random_state": 3, "dim": 8}).fit(frame, checkpoint=tmp_path / "fit.ckpt")
+    resumed = kind(**{**own, "dim": np.int64(8)}).fit(frame, checkpoint=tmp_path / "fit.ckpt")
+    np.testing.assert_array_equal(resumed.transform(frame), same.transform(frame))
+
+
+@BOTH
+def test_a_fit_without_names_takes_those_that_it_is_given(kind):
+    frame = related_table(60).drop(columns="k")
+    pipeline = make_pipeline(StandardScaler(), kind(**TINY)).fit(frame)
+    assert pipeline.get_feature_names_out()[:9].tolist() == [*(f"a_{i}" for i in range(8)), "b_0"]
+    model = kind(**TINY).fit(frame.to_numpy())
+    assert model.get_feature_names_out()[0] == "x0_0"
+    with pytest.raises(DataError, match=r"length equal to number of features \(3\), got 2"):
+        model.get_feature_names_out(["a", "b"])
+    with pytest.warns(ProbjepaWarning, match="X has feature names, but .* was fitted without"):
+        found = model.transform(frame)
+    np.testing.assert_array_equal(found, model.transform(frame.to_numpy()))
+    with pytest.raises(DataError, match=rf"X has 2 features, but {kind.__name__} is expecting 3"):
+        model.transform(frame[["a", "b"]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the names that the fit gave
+        turned = pd.DataFrame(frame.to_numpy(), columns=["x0", "x1", "x2"])[["x2", "x0", "x1"]]
+        np.testing.assert_array_equal(model.transform(turned), found)
+
+
+@pytest.mark.parametrize("of", [pd.DataFrame, pl.DataFrame])
+def test_a_fit_without_names_imputes_a_table_with_names(of):
+    frame = related_table(60).drop(columns="k")
+    model = VarTJEPA(**TINY).fit(frame.to_numpy())
+    frame.loc[3, "b"] = np.nan
+    mask = pd.DataFrame({"noise": np.arange(60) == 5})
+    with pytest.warns(ProbjepaWarning, match="taken by position"):
+        found = model.impute(of(frame), mask).table
+    whole = model.impute(frame.to_numpy(), mask.reindex(columns=frame.columns, fill_value=False).to_numpy())
+    assert list(found) == ["a", "b", "noise"]
+    np.testing.assert_array_equal(found.to_numpy(), whole.table.to_numpy())
+    assert not np.isnan(found["b"][3]) and found["noise"][5] != frame["noise"][5]

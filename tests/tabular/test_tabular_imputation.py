@@ -150,3 +150,16 @@ def test_a_category_is_filled_as_the_given_column_writes_it(learned, given):
     table = pd.DataFrame({"c": given * 15, "a": np.arange(30.0)})
     filled = model.impute(table, np.arange(60).reshape(30, 2) % 4 == 0).table
     assert filled["c"].dtype == table["c"].dtype and set(filled["c"]) <= set(given)
+
+
+def test_decimals_have_the_columns_digits():
+    values = [Decimal("0.125"), Decimal("0.25"), None, Decimal("1.5")] * 10
+    arrow = pd.Series(values, dtype=pd.ArrowDtype(pa.decimal128(10, 3)))
+    table = pd.DataFrame({"arrow": arrow, "objects": pd.Series(values, dtype=object), "a": np.arange(40.0)})
+    model = VarTJEPA(**TINY).fit(table)
+    filled = model.impute(table).table
+    assert filled.dtypes.to_dict() == table.dtypes.to_dict()
+    for name in ("arrow", "objects"):
+        assert all(isinstance(of, Decimal) and of == round(of, 3) for of in filled[name])
+    empty = table[:4].assign(arrow=pd.Series([None] * 4, dtype=arrow.dtype))
+    assert model.impute(empty).table["arrow"].dtype == arrow.dtype

@@ -249,3 +249,16 @@ def test_a_column_that_spans_all_numbers(numeric_transform, share, scale):
     np.testing.assert_allclose(feature.backward(read) / scale, values, rtol=1e-6)
     spread = [of.spread(np.linspace(-3, 3, 7), np.full(7, 0.5), 2.0) for of in (feature, expected)]
     np.testing.assert_allclose(np.array(spread[0]) / scale, spread[1], rtol=1e-6, atol=1e-9)
+
+
+def test_a_column_called_like_a_part_of_a_date_is_refused():
+    when = pd.date_range("2020-01-01", periods=3)
+    table = pd.DataFrame({"when.days": [1.0, 2.0, 3.0], "when": when})
+    with pytest.raises(DataError, match=r"^column 'when.days' is called like a part of the date 'when': ren"):
+        TableSchema.infer(table)
+    schema = TableSchema.infer(table.rename(columns={"when.days": "when.d"}))
+    assert len({feature.name for feature in schema.features}) == 5
+    saved = schema.to_json()
+    saved[0]["name"] = saved[0]["column"] = "when.days"  # as of a model saved before
+    with pytest.raises(DataError, match="rename it"):
+        TableSchema.from_json(saved)

@@ -250,7 +250,7 @@ def _check_fit(given: Mapping[str, Any]) -> None:
     if others.get("epochs", 1) < 1:
         raise ConfigError(f"epochs must be at least 1, got {others['epochs']}")
     if settings.cache_views and not others.get("freeze"):
-        raise ConfigError("cache_views keeps views of a frozen encoder: give freeze=true too")
+        raise ConfigError("cache_views keeps views of a frozen encoder: make the method with freeze=True")
 
 
 def _build(method: str, settings: Mapping[str, Mapping[str, Any]]) -> Method:

@@ -38,7 +38,7 @@ def of_model(model: str, shared: Shared, **settings: Any) -> Job:
     if is_of_tables(model):
         from probjepa.cli.tables import refuse_of_images
 
-        refuse_of_images(shared, settings.get("size"))
+        refuse_of_images(shared, settings.get("size"), shards=True)
     else:
         shared.refuse(model)
     return Job(

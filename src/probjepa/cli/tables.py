@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from probjepa.cli.kind import Columns, Scored, write_scores
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import given_settings
@@ -16,7 +14,7 @@ from probjepa.errors import ConfigError, DataError
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.described import described, refuse_traps, unknown_line
-from probjepa.tabular.files import read_table, row_hashes, table_sha256
+from probjepa.tabular.files import read_table, stands_in, table_sha256
 from probjepa.tabular.frames import named
 from probjepa.tabular.rows import embedded_rows, id_column, named_rows
 from probjepa.tabular.runs import fit_run
@@ -63,6 +61,7 @@ class TableModel:
         """
         given_of_images = ("val", "convert", "labels", "ids", "cache-views")
         _refuse({f"--{name}": getattr(options, name.replace("-", "_")) for name in given_of_images})
+        _refuse({"--on-error": options.on_error != "raise"})
         folder = RunFolder(options.out)
         folder.check(resume=options.resume, overwrite=options.overwrite)
         given = given_settings(method, options, SETTINGS)
@@ -128,8 +127,8 @@ class TableModel:
         calibration = None if options.calibration is None else self.read(options.calibration)[0]
         if calibration is not None:
             rule.check(len(calibration))
-            rows, held_out = (row_hashes(of[list(self.columns)]) for of in (features, calibration))
-            refuse_seen(np.isin(rows, held_out), "calibration", "rows to score")
+            frame = self.model.schema_.frame
+            refuse_seen(stands_in(frame(features), frame(calibration)), "calibration", "rows to score")
         reference = None if options.reference is None else self.read(options.reference)[0]
         scorer = SetScorer(
             self.model,
@@ -180,10 +179,17 @@ class TableModel:
         print_table_summary(result.metrics)
 
 
-def refuse_of_images(shared: Shared, size: int | None = None) -> None:
-    """Raise ConfigError if an option of a trained model is set that only images have."""
+def refuse_of_images(shared: Shared, size: int | None = None, *, shards: bool = False) -> None:
+    """Raise ConfigError if an option of a trained model is set that only images have.
+
+    ``shards`` of tables may be left out where they are broken.
+    """
     encoded = shared.precision != "float32"
-    _refuse({"--labels": shared.labels, "--ids": shared.ids, "--precision": encoded, "--size": size})
+    broken = shared.on_error != "raise" and not shards
+    _refuse(
+        {"--labels": shared.labels, "--ids": shared.ids, "--convert": shared.convert, "--on-error": broken}
+    )
+    _refuse({"--precision": encoded, "--size": size})
 
 
 def _refuse(given: Mapping[str, Any]) -> None:

@@ -35,7 +35,8 @@ def evaluate(
     options
         ``calibration``; of images: ``openood``, ``reencode``, ``seed``, ``n_bootstrap``, ``jepa``,
         ``progress``; of tables:
-        the ``target`` column, ``seeds`` and what else :func:`evaluate_table` takes
+        the ``target`` column, ``validation`` (a table or its file), ``seeds`` and what else
+        :func:`evaluate_table` takes
 
     Raises
     ------
@@ -58,6 +59,7 @@ def evaluate(
         raise ConfigError("ood: not for tables, leave it out")
     if "target" not in options:
         raise ConfigError("an evaluation on tables needs target=, the column of classes to predict")
-    given = {"train": train, "test": test, "calibration": options.pop("calibration", None)}
+    others = {name: options.pop(name, None) for name in ("validation", "calibration")}
+    given = {"train": train, "test": test, **others}
     opened = {name: read_table(of) if isinstance(of, str | Path) else of for name, of in given.items()}
     return evaluate_table(model, **opened, **options)

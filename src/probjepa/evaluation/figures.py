@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from sklearn.metrics import recall_score
@@ -13,6 +13,14 @@ from sklearn.metrics import recall_score
 import probjepa
 from probjepa import metrics
 from probjepa.provenance import hardware
+
+_Limits: TypeAlias = tuple[float | None, float | None]
+# what figures cannot leave, and those below them
+_LIMITS: Mapping[str, _Limits] = {
+    **dict.fromkeys(("accuracy", "accuracy_at", "aurc", "excess_aurc"), (0, 1)),
+    "spearman": (-1, 1),
+    **dict.fromkeys(("gained", "lost", "collapse"), (0, None)),
+}
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,31 @@ def balanced_accuracy(truth: Any, answers: Any) -> float:
     return float(recall_score(truth, answers, labels=classes, average="macro", zero_division=0))
 
 
-def over_seeds(each: Sequence[Any]) -> Any:
-    """Bring nested figures of several seeds together: ``metrics.seed_interval``s, and means of lists."""
+def over_seeds(each: Sequence[Any], limits: _Limits = (None, None)) -> Any:
+    """Bring nested figures of several seeds together: ``metrics.seed_interval``s, and means of lists.
+
+    Intervals stay within a figure's ``limits``. They are over seeds alone: all have the same test rows, and
+    what other rows would change is left out. Seeds that agree give none. Of several tests' "p" there is no
+    mean, which would be no p.
+    """
     first = each[0]
     if isinstance(first, list):
         return np.mean(np.asarray(each, dtype=np.float64), 0).tolist()
     if not isinstance(first, Mapping):
         return first
     if "value" not in first:
-        return {key: over_seeds([one[key] for one in each]) for key in first}
+        return {
+            key: _ps([one[key]["value"] for one in each])
+            if key == "p" and len(each) > 1
+            else over_seeds([one[key] for one in each], _LIMITS.get(key, limits))
+            for key in first
+        }
     own = (first["low"], first["high"]) if len(each) == 1 else None
-    return metrics.seed_interval([one["value"] for one in each], own)
+    found = metrics.seed_interval([one["value"] for one in each], own, limits)
+    if len(each) > 1 and found["low"] == found["high"]:  # seeds that agree would look like certainty
+        found |= {"low": None, "high": None}
+    return found
+
+
+def _ps(values: Sequence[float | None]) -> dict[str, Any]:
+    return {"value": None, "low": None, "high": None, "seeds": list(values)}

@@ -1,11 +1,13 @@
 """What a table's embeddings and uncertainty are worth to a classifier, beside raw features.
 
-Nothing is fitted on a row that is scored: the encoder and the predictors see the training rows alone, and a
-test row whose features also stand in the training table is left out.
+Nothing is fitted on a row that is scored: the encoder and the predictors see the training rows alone, and
+``evaluate_table`` leaves out a test row whose features also stand in the training table. ``evaluate_once``
+takes a split as it is, as published tables do: see ``tabular.files.stands_in`` for such rows.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +21,7 @@ from sklearn.metrics import f1_score
 from probjepa import metrics
 from probjepa._arrays import check_classes
 from probjepa.data.overlap import FittedRows, refuse_seen
-from probjepa.errors import ConfigError, DataError, MissingExtraError, unknown_name
+from probjepa.errors import ConfigError, DataError, MissingExtraError, ProbjepaWarning, unknown_name
 from probjepa.evaluation.decisions import CALIBRATION, TEST, flagged_rates
 from probjepa.evaluation.figures import Evaluation, balanced_accuracy, figure, over_seeds, provenance
 from probjepa.evaluation.label_free import label_free_scores
@@ -33,13 +35,13 @@ from probjepa.evaluation.selective import (
     table_uncertainty,
 )
 from probjepa.scores.sets import TableModel
-from probjepa.tabular.files import row_hashes, table_sha256
+from probjepa.tabular.files import stands_in, table_sha256
 from probjepa.tabular.frames import as_frame, named, other_columns, pandas
 from probjepa.tabular.schema import ColumnType
 from probjepa.tabular.splits import split_rows
 from probjepa.terminal import tracked
 
-_CONTINUOUS = 100  # more distinct numbers than this are no classes
+_CONTINUOUS = 100  # more distinct numbers than this are hardly classes
 
 
 def check_labels(frame: Any, target: str, name: str) -> npt.NDArray[np.str_]:
@@ -54,13 +56,21 @@ def check_labels(frame: Any, target: str, name: str) -> npt.NDArray[np.str_]:
         raise DataError(
             f"the target column '{target}' of {name} is missing in {missing} of {len(frame)} rows: drop those"
         )
+    many = column.nunique() > _CONTINUOUS
     if column.dtype.kind == "f":
-        if (column.to_numpy() % 1 != 0).any() or column.nunique() > _CONTINUOUS:
+        if many or (column.to_numpy() % 1 != 0).any():
             raise DataError(
                 f"the target column '{target}' of {name} holds continuous numbers: this evaluation is of "
                 "classes, so bin it first"
             )
         column = column.astype(np.int64)
+    elif many and column.dtype.kind in "iu":  # a code of many classes, or a count
+        warnings.warn(
+            f"the target column '{target}' of {name} has {column.nunique()} different whole numbers, each of "
+            "them taken for a class: bin it first if it is a quantity",
+            ProbjepaWarning,
+            stacklevel=3,
+        )
     labels: npt.NDArray[np.str_] = column.astype(str).to_numpy(dtype=np.str_)
     return labels
 
@@ -103,7 +113,7 @@ def evaluate_table(
         the column of classes, compared as text: 1 and 1.0 are one class
     seeds
         of the encoder (a factory's), the predictors, and the eighth of ``train`` that is held out to stop
-        the network early
+        the network early. Intervals over several leave out what other test rows would change
     validation
         that eighth, if given: ``train`` is then used whole
     predictors
@@ -143,15 +153,14 @@ def evaluate_table(
     absent = check_classes(asked, classes.tolist(), f"the column '{target}' of {names[1]}")
     for name, frame in zip(names, (train, test), strict=True):
         _check_columns(frame.columns.drop(target), expected, name)
-    seen = np.isin(row_hashes(test[expected]), row_hashes(train[expected]))
+    seen = stands_in(test[expected], train[expected])
     if seen.all():
         raise DataError(f"every row of {names[1]} also stands in {names[0]}: give held-out rows")
     test = test[~seen]
     if calibration is not None:
         calibration = as_frame(calibration).drop(columns=target, errors="ignore")
         _check_columns(calibration.columns, expected, "the calibration table")
-        calibrated = np.isin(row_hashes(test[expected]), row_hashes(calibration[expected]))
-        refuse_seen(calibrated, "calibration", "test rows")
+        refuse_seen(stands_in(test[expected], calibration[expected]), "calibration", "test rows")
     if validation is not None:
         validation = _labelled(as_frame(validation), target, "validation")[0]
     outcomes: list[Evaluation] = []
@@ -224,6 +233,8 @@ def evaluate_once(
     column_types: Mapping[str, ColumnType] | None = None,
 ) -> Evaluation:
     """Evaluate on one split, with checked tables; see ``evaluate_table``.
+
+    Test rows whose features also stand in ``fit`` or ``validation`` are scored, too: leave them out before.
 
     Metrics: ``accuracy`` features → predictor → what ``class_figures`` returns (or {"not run": why});
     ``selective`` and ``calibration``: see ``selection_figures``; ``collapse`` of the test embeddings;

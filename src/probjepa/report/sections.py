@@ -14,6 +14,7 @@ from probjepa.report.figures import picture
 from probjepa.report.page import Figure, Section, Table, Tone, Value, grid
 
 Result = Mapping[str, Any]
+SEEDS_ALONE = "over seeds, which leave out what other test rows would change"
 RANDOM = "random"  # a source of uncertainty that is none: its curve is the dashed line
 _NAMES = {
     "h": "h, the embedding", "mu": "μ, the posterior mean", "random-init": "random initialisation",
@@ -70,7 +71,8 @@ def accuracy_section(
         return None
     rows = {named(space): {k: accuracy_of(of) for k, of in row.items()} for space, row in accuracy.items()}
     columns = {key: f"{named(key)} ↑" for row in rows.values() for key in row}
-    caption = f"Accuracy in % on {test}, with 95 % intervals; the best of each column is marked."
+    interval = "95 % intervals" + (f" {SEEDS_ALONE}" if _of_seeds(rows) else "")
+    caption = f"Accuracy in % on {test}, with {interval}; the best of each column is marked."
     items = [grid("features", rows, columns, caption, percent=columns)]
     if balanced:
         caption = "In %: the mean over the classes of the share of a class that is answered right."
@@ -97,6 +99,12 @@ def accuracy_section(
         "labels. Where two intervals overlap, the difference is not established."
     )
     return Section("Accuracy", f"{text} {note}".rstrip(), items)
+
+
+def _of_seeds(rows: Mapping[str, Result]) -> bool:
+    """Whether figures are of several seeds."""
+    entries = (of for row in rows.values() for of in row.values() if isinstance(of, Mapping))
+    return any(len(of.get("seeds") or ()) > 1 for of in entries)
 
 
 def lead(selective: Result) -> str:

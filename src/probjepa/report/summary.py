@@ -14,7 +14,7 @@ from probjepa.evaluation import Evaluation
 from probjepa.files import staged_directory, write_text
 from probjepa.report.evaluation import evaluation_report
 from probjepa.report.jacobian import jacobian_sections
-from probjepa.report.sections import labels_note
+from probjepa.report.sections import SEEDS_ALONE, labels_note
 from probjepa.terminal import console, printable
 
 _MOST_INTERVALS = 3  # columns of them that 80 characters hold
@@ -51,7 +51,7 @@ def print_summary(metrics: dict[str, Any]) -> None:
         table = _table(f"AUROC{interval}; out-of-distribution is positive", "score", *metrics["ood"])
         for detector in next(iter(metrics["ood"].values())):
             found = [by[detector]["auroc"] for by in metrics["ood"].values()]
-            cells = [f"{x['value']:.3f}" if wide else _interval(x, 1, 3) for x in found]
+            cells = [_number(x["value"], 1, 3) if wide else _interval(x, 1, 3) for x in found]
             table.add_row(printable(detector), *cells)
         terminal.print(table)
     if "openood" in metrics:
@@ -71,17 +71,23 @@ def _table(title: str, *columns: str) -> Table:
     return Table(*map(printable, columns), title=printable(title), title_justify="left")
 
 
-def _interval(entry: dict[str, float] | None, scale: float, digits: int) -> str:
+def _number(x: float | None, scale: float, digits: int) -> str:
+    return "–" if x is None else f"{x * scale:.{digits}f}"
+
+
+def _interval(entry: Mapping[str, float | None] | None, scale: float, digits: int) -> str:
+    """A figure with its interval, where it has one: a figure of two seeds has none."""
     if entry is None:
         return "–"
-    value, low, high = (f"{entry[key] * scale:.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} ({low}–{high})"
+    value, low, high = (_number(entry[key], scale, digits) for key in ("value", "low", "high"))
+    return f"{value} ({low}–{high})" if entry["low"] is not None else value
 
 
 def print_table_summary(metrics: Mapping[str, Any]) -> None:
     """Print accuracies with their 95 % intervals, and what leaving uncertain rows out gains."""
     terminal = console(error=False)
-    table = _table("accuracy, % (95 % interval)", "features", *metrics["settings"]["predictors"])
+    seeds = f" {SEEDS_ALONE}" if len(metrics["settings"]["seeds"]) > 1 else ""
+    table = _table(f"accuracy, % (95 % interval{seeds})", "features", *metrics["settings"]["predictors"])
     for space, row in metrics["accuracy"].items():
         table.add_row(printable(space), *(_text(of) for of in row.values()))
     terminal.print(table)
@@ -90,7 +96,7 @@ def print_table_summary(metrics: Mapping[str, Any]) -> None:
     table = _table(title, "uncertainty", "AURC", "accuracy at 50 % coverage, %")
     for source, of in found.items():
         half = of["accuracy_at"]["0.5"]["value"]
-        table.add_row(printable(source), f"{of['aurc']['value']:.4f}", f"{100 * half:.1f}")
+        table.add_row(printable(source), _number(of["aurc"]["value"], 1, 4), _number(half, 100, 1))
     terminal.print(table)
     if note := labels_note(metrics["labels"]):
         terminal.print(printable(note))

@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probjepa import plots
+from probjepa.errors import few
 from probjepa.evaluation.selective import PROBABILITY, UNCERTAINTY
 from probjepa.report.figures import picture
 from probjepa.report.page import Section, Table, grid
+from probjepa.tabular.skill import LITTLE, SURE
 
 _SHOWN_ROWS = 10
 _SHOWN_COLUMNS = 14
 _MARKED = 3  # cells of a row
+_SMALL = 0.05  # a smaller p is called a difference
 _SURPRISING = 3.0  # nats: a twentieth of the density, or probability, of an expected cell
 
 
@@ -56,7 +59,11 @@ def calibration_section(calibration: Mapping[str, Any]) -> Section | None:
 
 def mcnemar_section(tests: Mapping[str, Any]) -> Section | None:
     """Return what features gain beside raw ones, features → classifier → {"gained", "lost", "p"}, or None."""
-    rows = {f"{space}, {name}": of for space, row in tests.items() for name, of in row.items()}
+    rows = {
+        f"{space}, {name}": {**of, "p": _p(of["p"])}
+        for space, row in tests.items()
+        for name, of in row.items()
+    }
     if not rows:
         return None
     table = grid(
@@ -64,11 +71,23 @@ def mcnemar_section(tests: Mapping[str, Any]) -> Section | None:
         rows,
         {"gained": "rows gained", "lost": "rows lost", "p": "p"},
         "Test rows that the classifier answers right on these features and wrong on raw ones, and the "
-        "reverse; p of McNemar's exact test (over several seeds, the means).",
+        "reverse (over several seeds, the means); p of McNemar's exact test, of each seed.",
         width="half",
     )
-    text = "Whether the embedding changes what a classifier gets right: below p = 0.05 it does."
+    text = (
+        f"Whether the embedding changes what a classifier gets right: below p = {_SMALL:g} it does, but for "
+        "one test in twenty where it does not. The p of several seeds have no mean: they are listed."
+    )
     return Section("Beside raw features", text, [table])
+
+
+def _p(of: Mapping[str, Any]) -> Any:
+    """The p of one test, or how many of the seeds' are small, and which they are."""
+    known = [p for p in of.get("seeds", ()) if p is not None]
+    if len(known) < 2:
+        return of
+    below = sum(p < _SMALL for p in known)
+    return f"{below} of {len(known)} below {_SMALL:g}: {few([f'{p:.2g}' for p in known])}"
 
 
 def surprising_section(arrays: Mapping[str, Any]) -> Section | None:
@@ -119,7 +138,10 @@ def skill_section(skill: Sequence[Mapping[str, Any]]) -> Section | None:
         "Nats a held-out cell gained over the column's own distribution, and the share of variance (numbers) "
         "or of the most frequent category's errors (categories) that is explained.",
     )
-    text = "A column within two standard errors of 0 is imputed by its marginal; its surprises say little."
+    text = (
+        f"Nothing was learned of a column that gained no more than {SURE:g} standard errors and of which "
+        f"less than {LITTLE:.0%} is explained: it is imputed by its marginal, and its surprises say little."
+    )
     return Section("What was learned of each column", text, [table])
 
 

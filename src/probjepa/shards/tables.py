@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import pyarrow.dataset as ds
 
 from probjepa.backbones.encoding import Encoding
@@ -20,7 +19,7 @@ from probjepa.data.shard_files import Shard, ShardError, as_shards, files_below,
 from probjepa.errors import ConfigError, DataError
 from probjepa.files import WEIGHTS, first_line, model_folder, read_config
 from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
-from probjepa.tabular.files import SUFFIXES, read_table, row_hashes, table_sha256
+from probjepa.tabular.files import SUFFIXES, read_table, stands_in, table_sha256
 from probjepa.tabular.rows import embedded_rows, named_rows
 
 _FORMATS = {".parquet": "parquet", ".feather": "ipc", ".arrow": "ipc"}
@@ -90,7 +89,7 @@ class _Table:
         if (held_out := self._held("calibration", job.calibration)) is not None:
             job.rule.check(len(held_out))
             self._known = self._scorer(held_out, calibration=True)[0]
-            self._held_out = row_hashes(held_out[list(self.columns)])
+            self._held_out = self.model.schema_.frame(held_out)
 
     def _held(self, name: str, source: str | None) -> Any:
         """The features of a table that is read once, whose fingerprint an output has."""
@@ -106,10 +105,11 @@ class _Table:
             if _is_empty(place):
                 return
             features, columns = self._rows(place, f"{PurePosixPath(shard.path).name}:")
-            hashes = None if self._known is None else row_hashes(self.model.schema_.frame(features))
+            frame = self.model.schema_.frame(features)
+            seen = None if self._known is None else stands_in(frame, self._held_out)
             columns |= self._made(features)
-        if hashes is not None:
-            refuse_seen(np.isin(hashes, self._held_out), "calibration", f"rows of '{shard.path}'")
+        if seen is not None:
+            refuse_seen(seen, "calibration", f"rows of '{shard.path}'")
         yield Written(columns, len(features))
 
     def _rows(self, source: str, before: str = "") -> tuple[Any, Columns]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from probjepa.errors import ProbjepaWarning
 from probjepa.tabular.frames import named
-from probjepa.tabular.tokens import Rows
+from probjepa.tabular.tokens import CellDistribution, Rows
 from probjepa.tabular.var_network import VarTJEPANetwork
 from probjepa.typed import checked
 
@@ -41,7 +41,12 @@ class Cells(NamedTuple):
 def judged(network: VarTJEPANetwork, rows: Rows, folds: int, hidden: Tensor | None = None) -> Cells:
     """Return how surprising cells are, given those of the other groups that are not ``hidden`` (N, D)."""
     with torch.no_grad():
-        cells = network.predict_each(rows, folds, hidden)
+        return looked_up(network, network.predict_each(rows, folds, hidden), rows)
+
+
+def looked_up(network: VarTJEPANetwork, cells: CellDistribution, rows: Rows) -> Cells:
+    """Return how surprising the cells of rows (N, …) are under their predicted distributions."""
+    with torch.no_grad():
         surprise = network.target_decoder.surprise(cells, rows)
         surprise = surprise.masked_fill(~network.tokenizer.observed(rows), torch.nan)
         expected = network.target_decoder.entropy(cells)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -58,23 +61,24 @@ class Copula(nn.Module):
         x = torch.where(seen, (x - mean) / scale, 0.0)
         extra = torch.zeros_like(self.precision)
         filled, centre = x, torch.zeros_like(mean)
-        patterns, group = _distinct(seen)
         for turn in range(_EXPECTATIONS + 1):
             centre = filled.mean(0)
-            second = (filled - centre).T @ (filled - centre) / len(x) + extra
-            weight = max(ledoit_wolf_shrinkage((filled - centre).cpu().numpy()), _LEAST_SHRUNK)
+            centred = filled - centre
+            second = centred.T @ centred / len(x)
+            weight = max(ledoit_wolf_shrinkage(centred.cpu().numpy()), _LEAST_SHRUNK)
+            second = second + extra
             covariance = (1 - weight) * second
             covariance.diagonal().add_(weight * second.diagonal().mean().clamp(min=1e-3))
             if bool(seen.all()) or turn == _EXPECTATIONS:
                 break
             filled, extra = x.clone(), torch.zeros_like(covariance)
-            for k, pattern in enumerate(patterns):
-                where = group == k
-                filled[where], left = _given(x[where], pattern, centre, covariance)
-                extra += left * (int(where.sum()) / len(x))
+            for of in _given(x, seen, centre, _inverse(covariance)):
+                filled[of.at] = of.mean
+                each = of.left * (of.pattern.bincount(minlength=len(of.left)) / len(x))[:, None, None]
+                flat = of.columns.unsqueeze(2) * len(extra) + of.columns.unsqueeze(1)
+                extra.view(-1).index_add_(0, flat.flatten(), each.flatten())
         self.mean.copy_(mean + scale * centre)
-        factor = torch.linalg.cholesky(covariance * scale * scale[:, None])
-        self.precision.copy_(torch.cholesky_inverse(factor))
+        self.precision.copy_(_inverse(covariance * scale * scale[:, None]))
 
     def predict(self, rows: Rows, hidden: Tensor) -> CellDistribution:
         """p(cells | the cells that are not hidden), read at the hidden cells (B, D)."""
@@ -103,27 +107,11 @@ class Copula(nn.Module):
         return CellDistribution.joined(found).at(part.argsort(stable=True).argsort())
 
     def _conditional(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance (B, P) of the columns that are not ``seen``, given those that are.
-
-        Of hidden columns h with precision Λ they are μ − Λₕₕ⁻¹ Λₕₛ (xₛ − μₛ) and diag Λₕₕ⁻¹: few columns are
-        hidden at a time, and there may be as many patterns of them as rows.
-        """
+        """Mean and variance (B, P) of the columns that are not ``seen``, given those that are."""
         mean, variance = torch.where(seen, x, self.mean), torch.zeros_like(x)
-        pull = torch.where(seen, x - self.mean, 0.0) @ self.precision
-        patterns, group = _distinct(seen)
-        counts = (~patterns).sum(1)
-        for h in sorted({*counts.tolist()} - {0}):
-            for of in torch.split((counts == h).nonzero()[:, 0], max(1, _AT_ONCE // h**2)):
-                columns = (~patterns[of]).nonzero()[:, 1].reshape(len(of), h)
-                block = self.precision[columns.unsqueeze(2), columns.unsqueeze(1)]
-                inverse = torch.cholesky_inverse(torch.linalg.cholesky(block))
-                place = torch.full((len(patterns),), -1, device=x.device)
-                place[of] = torch.arange(len(of), device=x.device)
-                for rows in torch.split((place[group] >= 0).nonzero()[:, 0], max(1, _AT_ONCE // h**2)):
-                    own = place[group[rows]]
-                    at = rows.unsqueeze(1), columns[own]
-                    mean[at] = self.mean[at[1]] - (inverse[own] @ pull[at].unsqueeze(2)).squeeze(2)
-                    variance[at] = inverse.diagonal(dim1=1, dim2=2)[own]
+        for of in _given(x, seen, self.mean, self.precision):
+            mean[of.at] = of.mean
+            variance[of.at] = of.left.diagonal(dim1=1, dim2=2)[of.pattern]
         return mean, variance
 
     def _columns(self, rows: Rows, observed: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,18 +153,42 @@ def _distinct(seen: Tensor) -> tuple[Tensor, Tensor]:
     return seen[torch.from_numpy(first)], torch.from_numpy(group.reshape(-1)).to(seen.device)
 
 
-def _given(x: Tensor, seen: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (n, P) of rows where the columns ``seen`` (P,) are there, and the covariance (P, P) left."""
-    left = torch.zeros_like(covariance)
-    out = torch.where(seen, x, mean)
-    if bool(seen.all()):
-        return out, left
-    hidden = ~seen
-    own, across = covariance[hidden][:, hidden], covariance[seen][:, hidden]
-    if bool(seen.any()):
-        factor = torch.linalg.cholesky(covariance[seen][:, seen])
-        slopes = torch.cholesky_solve(across, factor)
-        out[:, hidden] = mean[hidden] + (x[:, seen] - mean[seen]) @ slopes
-        own = own - across.T @ slopes
-    left[hidden.unsqueeze(1) & hidden] = own.flatten()
-    return out, left
+class _Hidden(NamedTuple):
+    """R rows of which h columns are hidden, in U patterns.
+
+    ``at``: their rows (R, 1) and columns (R, h); ``mean`` (R, h) of these, given the others; ``pattern`` (R,)
+    of each row; ``columns`` (U, h) and the covariance that is ``left``, (U, h, h), of each pattern.
+    """
+
+    at: tuple[Tensor, Tensor]
+    mean: Tensor
+    pattern: Tensor
+    columns: Tensor
+    left: Tensor
+
+
+def _given(x: Tensor, seen: Tensor, mean: Tensor, precision: Tensor) -> Iterator[_Hidden]:
+    """Yield the distribution of the columns of x (B, P) that are not ``seen``, given those that are.
+
+    Of hidden columns h with precision Λ they are μ − Λₕₕ⁻¹ Λₕₛ (xₛ − μₛ) and Λₕₕ⁻¹: few columns are hidden at
+    a time, and there may be as many patterns of them as rows, so that many patterns are solved together.
+    """
+    pull = torch.where(seen, x - mean, 0.0) @ precision
+    patterns, group = _distinct(seen)
+    counts = (~patterns).sum(1)
+    for h in sorted({*counts.tolist()} - {0}):
+        for of in torch.split((counts == h).nonzero()[:, 0], max(1, _AT_ONCE // h**2)):
+            columns = (~patterns[of]).nonzero()[:, 1].reshape(len(of), h)
+            left = _inverse(precision[columns.unsqueeze(2), columns.unsqueeze(1)])
+            place = torch.full((len(patterns),), -1, device=x.device)
+            place[of] = torch.arange(len(of), device=x.device)
+            for rows in torch.split((place[group] >= 0).nonzero()[:, 0], max(1, _AT_ONCE // h**2)):
+                own = place[group[rows]]
+                at = rows.unsqueeze(1), columns[own]
+                said = mean[at[1]] - (left[own] @ pull[at].unsqueeze(2)).squeeze(2)
+                yield _Hidden(at, said, own, columns, left)
+
+
+def _inverse(positive: Tensor) -> Tensor:
+    """The inverse of positive definite matrices (…, P, P)."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(positive))

@@ -22,7 +22,7 @@ from probjepa.distributions.base import full_precision
 from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning, unknown_name
 from probjepa.tabular.fitting import FitLoop
-from probjepa.tabular.frames import as_frame, has_names
+from probjepa.tabular.frames import as_frame, has_names, other_columns
 from probjepa.tabular.masks import check_share
 from probjepa.tabular.presets import PRESETS
 from probjepa.tabular.schema import EncodedTable, TableSchema
@@ -34,6 +34,7 @@ from probjepa.typed import check_settings, checked, types_of
 
 # tokens encoded at a time outside the fit
 _TOKENS = 65536
+_MOST_HELD_OUT = 4096  # rows, in random order: a calibration of a few numbers a column needs no more
 # parameters that say by themselves what they take
 _OWN_CHECKS = (
     "preset",
@@ -92,7 +93,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         given = {}
         for name, value in vars(self).items():
             if name in types:  # of a search over settings it may be NumPy's
-                value = checked(name, value.item() if isinstance(value, np.generic) else value, types[name])
+                value = checked(name, _plain(value), types[name])
             if name in preset:
                 given[name] = value
         settings = {name: preset[name] if value is None else value for name, value in given.items()}
@@ -175,7 +176,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             checkpoint.fingerprint = {
                 "estimator": type(self).__name__,
                 "data_sha256": _sha256(schema, rows),
-                "random_state": self.random_state if isinstance(self.random_state, int) else seed,
+                "random_state": state if isinstance(state := _plain(self.random_state), int) else seed,
                 **json.loads(json.dumps(settings, default=str)),
             }
         with forked(device, seed), full_precision(torch.empty(0, device=device)):
@@ -193,7 +194,11 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         # weights that stand beside no checkpoint would look like those of a finished fit
         if loop.best_state is None or (stopped and checkpoint is not None and not checkpoint.holds):
             raise Interrupted(f"{stopped} before its first epoch ended: it is not fitted, fit again")
-        self._keep(loop, schema)
+        try:
+            self._keep(loop, schema)
+        except BaseException:
+            self._forget()  # half a fit would look like one
+            raise
         self._set_columns(named=has_names(X))
         if stopped:
             raise Interrupted(
@@ -210,7 +215,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         """Take the best weights of a fit."""
         loop.network.load_state_dict(loop.best_state)
         self.network_ = loop.network.eval()
-        held_out = loop.validation[: _rows_at_a_time(schema)]
+        held_out = loop.validation[:_MOST_HELD_OUT]
         self.schema_ = schema
         of = (loop.rows.at(index, loop.device) for index in (loop.training, held_out))
         self._finish(self.network_, *of)
@@ -245,13 +250,36 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     def _batches(self, X: Any) -> Iterator[Rows]:
         """Check and encode a table, and yield it in pieces on the network's device."""
         self._check_is_fitted()
-        encoded = self.schema_.encode(X)
+        encoded = self.schema_.encode(self._by_position(X))
         _warn_of_unknown(self.schema_.unknown_shares(encoded), len(encoded.codes))
         yield from self._pieces(_as_rows(encoded))
 
+    def _by_position(self, X: Any) -> Any:
+        """A table as the fit's columns are called: by position where the fit had no names (as scikit-learn).
+
+        Columns that are called as the fit's are, x0, x1, …, keep their names.
+        """
+        columns = self.schema_.columns
+        frame = as_frame(X, columns)
+        if hasattr(self, "feature_names_in_") or not other_columns(frame.columns, columns):
+            return frame
+        own = type(self).__name__
+        if len(frame.columns) != len(columns):
+            raise DataError(
+                f"X has {len(frame.columns)} features, but {own} is expecting {len(columns)} features as "
+                "input: give the fit's columns"
+            )
+        warnings.warn(
+            f"X has feature names, but {own} was fitted without feature names: its columns are taken by "
+            "position",
+            ProbjepaWarning,
+            stacklevel=4,
+        )
+        return frame.set_axis(list(columns), axis=1)
+
     def _pieces(self, rows: Rows) -> Iterator[Rows]:
         device = next(self.network_.parameters()).device
-        size = _rows_at_a_time(self.schema_)
+        size = rows_at_a_time(self.schema_)
         for start in range(0, len(rows), size):
             yield rows.at(slice(start, start + size), device)
 
@@ -265,19 +293,31 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
         """Names of the embedding's columns: "age_0" … for "flattened", "vartjepa0" … for "pooled".
 
+        ``input_features`` are the fit's columns; where the fit had no names, any names for them.
+
         Raises
         ------
         DataError
-            if ``input_features`` are given and are not the fit's columns
+            if ``input_features`` are given and are not the fit's columns, or as many
         """
         self._check_is_fitted()
-        if input_features is not None and list(input_features) != list(self.schema_.columns):
+        columns = self.schema_.columns
+        given = list(columns if input_features is None else input_features)
+        if hasattr(self, "feature_names_in_") and given != list(columns):
             raise DataError("input_features is not equal to feature_names_in_: leave it out, or give those")
+        if len(given) != len(columns):
+            raise DataError(
+                f"input_features should have length equal to number of features ({len(columns)}), "
+                f"got {len(given)}: leave it out, or give as many"
+            )
+        called = dict(zip(columns, given, strict=True))
         dim = self.network_.dim
         if self.embedding == "pooled":
             names = [f"{type(self).__name__.lower()}{i}" for i in range(dim)]
         else:
-            names = [f"{feature.name}_{i}" for feature in self.schema_.features for i in range(dim)]
+            features = self.schema_.features
+            own = [called[of.column] + (f".{of.part}" if of.part else "") for of in features]
+            names = [f"{name}_{i}" for name in own for i in range(dim)]
         return np.array(names, dtype=object)
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -297,13 +337,13 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     def config(self) -> dict[str, Any]:
         """Return what config.json holds of a fitted estimator: parameters, settings, schema and history."""
         self._check_is_fitted()
-        params = self.get_params(deep=False)
+        params = {name: _plain(value) for name, value in self.get_params(deep=False).items()}
         if not isinstance(params["random_state"], int | None):
             params["random_state"] = None  # a generator's state: of no use to a model that is fitted
         return {
             "estimator": type(self).__name__,
             "params": params,
-            "settings": self.settings_,
+            "settings": {name: _plain(value) for name, value in self.settings_.items()},
             "schema": self.schema_.to_json(),
             "named": hasattr(self, "feature_names_in_"),
             "history": self.history_,
@@ -388,8 +428,16 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         return cls.from_folder(folder, config)
 
 
-def _rows_at_a_time(schema: TableSchema) -> int:
+def rows_at_a_time(schema: TableSchema) -> int:
+    """Return how many rows of a table outside the fit are encoded together."""
     return max(1, _TOKENS // (schema.layout.n_features + 3))
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as JSON has it: of a search over settings it may be NumPy's."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _sha256(schema: TableSchema, rows: Rows) -> str:

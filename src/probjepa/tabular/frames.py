@@ -225,8 +225,8 @@ def as_text(value: Any) -> str:
     return {"true": "1", "false": "0"}.get(text.lower(), text)
 
 
-def _labels(column: str, series: Any) -> tuple[npt.NDArray[np.int64], list[Scalar]]:
-    """Codes (N,), −1 where missing, and the label of each code."""
+def labels_of(column: str, series: Any) -> tuple[npt.NDArray[np.int64], list[Scalar]]:
+    """Return codes (N,), −1 where missing, and the label of each code; nested values raise DataError."""
     pd = pandas()
     try:
         codes, found = pd.factorize(series.astype(object))
@@ -244,7 +244,7 @@ def category_labels(column: str, series: Any, *, boolean: bool, most: int) -> tu
     The ``most`` frequent are kept (ties: by name). A boolean column has (False, True), and raises DataError
     for any other value.
     """
-    codes, labels = _labels(column, series)
+    codes, labels = labels_of(column, series)
     if boolean:
         bad = np.array([label not in (False, True) for label in labels] + [False])
         if bad.any():
@@ -263,7 +263,7 @@ def category_codes(column: str, series: Any, categories: Sequence[Scalar]) -> np
 
     A value of another type than the fit's is found by its text: "1" is 1, and True is "True" or 1.
     """
-    codes, labels = _labels(column, series)
+    codes, labels = labels_of(column, series)
     known = {label: k + 2 for k, label in enumerate(categories)}
     by_text: dict[str, int] = {}
     for label, code in known.items():  # of two that have one text, none

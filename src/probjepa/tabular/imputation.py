@@ -148,9 +148,20 @@ def _numbers(series: Any, values: npt.NDArray[np.float64], feature: Feature) -> 
         lasting = [*pd.Series((values * 1e6).astype("timedelta64[us]"))]
         return lasting if kind == "m" else [of.to_pytimedelta() for of in lasting]
     plain: list[Any] = [int(x) for x in values] if feature.whole or kind in "iu" else values.tolist()
-    if isinstance(first, str | Decimal):
-        return [type(first)(str(x)) for x in plain]
-    return plain
+    if (digits := _digits(series)) is not None:
+        return [round(Decimal(str(x)), digits) for x in plain]
+    return [*map(str, plain)] if isinstance(first, str) else plain
+
+
+def _digits(series: Any) -> int | None:
+    """How many decimal digits a column of decimals has, or None for another."""
+    scale = getattr(getattr(series.dtype, "pyarrow_dtype", None), "scale", None)
+    if scale is not None:
+        return int(scale)
+    if not isinstance(_first(series), Decimal):
+        return None
+    decimals = (of for of in series.dropna() if isinstance(of, Decimal) and of.is_finite())
+    return max((-int(of.as_tuple().exponent) for of in decimals), default=0)
 
 
 def _dates(series: Any, days: npt.NDArray[np.float64], feature: Feature) -> list[Any]:

@@ -215,6 +215,11 @@ class TableSchema:
     features
         one a token, in the table's order
 
+    Raises
+    ------
+    DataError
+        if a column is called like a part of a date, as "when.days" beside the date "when" is
+
     Examples
     --------
     >>> import pandas as pd
@@ -225,6 +230,11 @@ class TableSchema:
 
     def __init__(self, features: Sequence[Feature]) -> None:
         self.features = tuple(features)
+        names = [feature.name for feature in self.features]
+        if twice := [f for f in self.features if f.part is not None and names.count(f.name) > 1]:
+            raise DataError(
+                f"column {twice[0].name!r} is called like a part of the date {twice[0].column!r}: rename it"
+            )
         self.columns = tuple(dict.fromkeys(feature.column for feature in features))
 
     @classmethod
@@ -253,7 +263,8 @@ class TableSchema:
         Raises
         ------
         DataError
-            for an empty table, Inf, complex or nested values, or values that are not of their column's type
+            for an empty table, Inf, complex or nested values, values that are not of their column's type, or
+            a column that is called like a part of a date
         ConfigError
             for an unknown type, or the type of a column that is not there
         """

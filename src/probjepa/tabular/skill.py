@@ -13,8 +13,8 @@ from probjepa.tabular.elbo import gaussian_nll
 from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 
 _FEWEST_CELLS = 100  # held out, of a column: with fewer, nothing is said of it
-_SURE = 2.0  # standard errors
-_LITTLE = 0.05  # of the variance, or the errors
+SURE = 2.0  # standard errors
+LITTLE = 0.05  # of the variance, or the errors
 
 
 class Skill(NamedTuple):
@@ -47,7 +47,7 @@ class Skill(NamedTuple):
         """
         if self.nats is None or self.error is None:
             return False
-        return self.nats <= _SURE * self.error and (self.explained or 0.0) < _LITTLE
+        return self.nats <= SURE * self.error and (self.explained or 0.0) < LITTLE
 
 
 def measure(

@@ -66,6 +66,15 @@ class Latents(NamedTuple):
         )
 
 
+class Calibrated(NamedTuple):
+    """What ``calibrate`` returns: each feature's ``skill``, and ``rows`` with their ``cells``, calibrated, as
+    predicted by what was not fitted to them; both are empty where there are no such rows."""
+
+    skill: list[Skill]
+    rows: Rows
+    cells: CellDistribution | None
+
+
 class VarTJEPANetwork(nn.Module):
     r"""Var-T-JEPA (arXiv 2603.20111): the objective is a bound on log p(x, y) of context and target cells.
 
@@ -304,11 +313,14 @@ class VarTJEPANetwork(nn.Module):
         cells: CellDistribution = self.calibration(self._each(rows, folds, hidden))
         return cells
 
-    def calibrate(self, held_out: Rows, training: Rows, names: Sequence[str], folds: int = 8) -> list[Skill]:
-        """Fit what is fitted after the weights; return each feature's skill.
+    def calibrate(
+        self, held_out: Rows, training: Rows, names: Sequence[str], at_once: int, folds: int = 8
+    ) -> Calibrated:
+        """Fit what is fitted after the weights, and say what it is worth.
 
         ``held_out`` rows are those that the weights were not fitted to; without any there is nothing to fit.
-        Where the copula predicts alone, every row is predicted by a fit to others.
+        The network predicts ``at_once`` of them at a time. Where the copula predicts alone, every row, the
+        held-out ones last, is predicted by a fit to others.
         """
         sizes, copula = self.target_decoder.sizes, self.copula
         every = training.followed_by(held_out)
@@ -316,15 +328,19 @@ class VarTJEPANetwork(nn.Module):
             (of[of > 0] - 1).bincount(minlength=n) for of, n in zip(every.codes.unbind(1), sizes, strict=True)
         ]
         if self.alone and copula is not None:
-            held_out, cells = every, [copula.out_of_fold(every, folds)]
+            rows, sources = every, [copula.out_of_fold(every, folds)]
         else:
             if copula is not None:
                 copula.fit(training)
-            if not len(held_out):
-                return []
-            cells = self._each(held_out, folds)
-        self.calibration.fit(cells, held_out, counts)
-        return measure(self.layout, names, cells, held_out, every, counts)
+            rows = held_out
+            if not len(rows):
+                return Calibrated([], rows, None)
+            starts = range(0, len(rows), at_once)
+            pieces = [self._each(rows.at(slice(at, at + at_once)), folds) for at in starts]
+            sources = [CellDistribution.joined(of) for of in zip(*pieces, strict=True)]
+        self.calibration.fit(sources, rows, counts)
+        skill = measure(self.layout, names, sources, rows, every, counts)
+        return Calibrated(skill, rows, self.calibration(sources))
 
     def _sources(self) -> list[Callable[[Rows, Tensor], CellDistribution]]:
         """What predicts hidden cells: the network, or the copula, or both."""

@@ -13,9 +13,9 @@ import torch
 from probjepa.detectors.base import Thresholded, threshold_sample
 from probjepa.errors import ConfigError, ProbjepaWarning
 from probjepa.metrics.conformal import threshold, threshold_rank
-from probjepa.tabular.anomalies import Cells, Reduction, Typical, blame, judged, row_scores
+from probjepa.tabular.anomalies import Cells, Reduction, Typical, blame, judged, looked_up, row_scores
 from probjepa.tabular.copula import bins_for
-from probjepa.tabular.estimator import TableTransformer
+from probjepa.tabular.estimator import TableTransformer, rows_at_a_time
 from probjepa.tabular.fitting import split_rows, stretched
 from probjepa.tabular.frames import as_frame, named, pandas
 from probjepa.tabular.imputation import Imputation, described, filled, hidden_cells
@@ -45,7 +45,8 @@ class VarTJEPA(Thresholded, TableTransformer):
 
     It is an outlier detector as well: ``predict`` gives −1 for rows whose ``score_samples`` is below
     ``offset_``. ``held_out_scores_`` (n,) are those of the rows that the fit held out to stop by (n ≤ 1,024),
-    for ``metrics.conformal``; ``typical_`` is what standardises the cells' surprise (``anomalies.Typical``).
+    by what was not fitted to them, for ``metrics.conformal``; ``typical_`` is what standardises the cells'
+    surprise (``anomalies.Typical``).
 
     Parameters
     ----------
@@ -206,7 +207,8 @@ class VarTJEPA(Thresholded, TableTransformer):
     @torch.no_grad()
     def _finish(self, network: VarTJEPANetwork, training: Rows, held_out: Rows) -> None:
         names = [feature.name for feature in self.schema_.features]
-        self.skill_: list[Skill] = network.calibrate(held_out, training, names)
+        found = network.calibrate(held_out, training, names, rows_at_a_time(self.schema_))
+        self.skill_: list[Skill] = found.skill
         if network.alone and self.copula != "alone":
             warnings.warn(
                 f"the table has {len(training) + len(held_out)} rows: its cells are predicted by a copula "
@@ -223,10 +225,14 @@ class VarTJEPA(Thresholded, TableTransformer):
                 ProbjepaWarning,
                 stacklevel=5,
             )
-        every = training.followed_by(held_out)
-        of_fit, other = self._sampled(every), self._sampled(held_out) if len(held_out) else None
+        of_fit = self._sampled(training.followed_by(held_out))
+        # as predicted by what has not seen them: a copula alone is fitted to the held-out rows in the end
+        other = None if found.cells is None else looked_up(network, found.cells, found.rows)
         self.typical_ = Typical.of(other, of_fit)
-        self.held_out_scores_ = np.empty(0) if other is None else row_scores(other, self.typical_)
+        self.held_out_scores_ = np.empty(0)
+        if other is not None and len(held_out):
+            last = row_scores(other)[-len(held_out) :]
+            self.held_out_scores_ = last[threshold_sample(len(held_out))]
         if self.alpha is None:
             self.offset_ = float(np.quantile(row_scores(of_fit, self.typical_), self.contamination))
         else:
@@ -467,8 +473,9 @@ class VarTJEPA(Thresholded, TableTransformer):
         """
         self._check_is_fitted()
         pd = pandas()
-        given = as_frame(X, self.schema_.columns)
-        hide = None if mask is None else hidden_cells(mask, given)
+        called = as_frame(X, self.schema_.columns)
+        hide = None if mask is None else hidden_cells(mask, called)
+        given = self._by_position(called)
         frame = self.schema_.frame(given if hide is None else given.mask(hide))
         parts, start = [], 0
         for rows in self._batches(frame):
@@ -487,8 +494,7 @@ class VarTJEPA(Thresholded, TableTransformer):
                 out[feature.column] = filled(given[feature.column], found, feature)
             elif hide is not None and feature.low is None and not feature.categories:
                 out[feature.column] = frame[feature.column]  # nothing is known of it
-        if isinstance(X, pd.DataFrame):
-            out.columns = X.columns
+        out.columns = X.columns if isinstance(X, pd.DataFrame) else called.columns
         return Imputation(out, table)
 
 
