@@ -300,6 +300,8 @@ def test_a_method_takes_two_views_unless_it_says_more():
     assert len(views_of(model, views[:2])) == 2
     with pytest.raises(DataError, match="takes two views of the same images"):
         views_of(model, views)
+    with pytest.raises(DataError, match="got complex views: give real numbers"):
+        views_of(model, [view.to(torch.complex64) for view in views[:2]])
 
 
 def test_processes_share_the_first_ones_seed(monkeypatch):

@@ -451,6 +451,8 @@ def views_of(method: Method, batch: Sequence[Tensor]) -> list[Tensor]:
             f"the loss of {type(method).__name__} got views without rows, {tuple(batch[0].shape)}: "
             "give at least one image a batch"
         )
+    if any(view.is_complex() for view in batch):
+        raise DataError(f"the loss of {type(method).__name__} got complex views: give real numbers")
     return [view.to(method.dtype) for view in batch]
 
 
