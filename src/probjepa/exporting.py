@@ -93,12 +93,12 @@ def export(
 
 
 def _opened(encoder: str | Path | nn.Module) -> Any:
-    if isinstance(encoder, nn.Module) or str(encoder).startswith(HUBS):
-        if isinstance(encoder, nn.Module) and not isinstance(encoder, Pretrained):
-            raise ConfigError("a module of your own: open it first, open_encoder(module, image_size=…)")
-        model = encoder if isinstance(encoder, nn.Module) else open_encoder(encoder)
+    if not isinstance(encoder, nn.Module):
+        model = open_encoder(encoder) if str(encoder).startswith(HUBS) else load(encoder)
+    elif isinstance(encoder, Pretrained):
+        model = encoder
     else:
-        model = load(encoder)
+        raise ConfigError("a module of your own: open it first, open_encoder(module, image_size=…)")
     if not hasattr(model, "outputs"):
         raise ConfigError(f"{encoder} is a {type(model).__name__}: models of tables cannot be exported")
     return model

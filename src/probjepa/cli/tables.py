@@ -60,8 +60,8 @@ class TableModel:
             after Ctrl-C
         """
         given_of_images = ("val", "convert", "labels", "ids", "cache-views")
-        _refuse({f"--{name}": getattr(options, name.replace("-", "_")) for name in given_of_images})
-        _refuse({"--on-error": options.on_error != "raise"})
+        asked = {f"--{name}": getattr(options, name.replace("-", "_")) for name in given_of_images}
+        _refuse(asked | {"--on-error": options.on_error != "raise"})
         folder = RunFolder(options.out)
         folder.check(resume=options.resume, overwrite=options.overwrite)
         given = given_settings(method, options, SETTINGS)
@@ -187,9 +187,11 @@ def refuse_of_images(shared: Shared, size: int | None = None, *, shards: bool = 
     encoded = shared.precision != "float32"
     broken = shared.on_error != "raise" and not shards
     _refuse(
-        {"--labels": shared.labels, "--ids": shared.ids, "--convert": shared.convert, "--on-error": broken}
-    )
-    _refuse({"--precision": encoded, "--size": size})
+        {
+            "--labels": shared.labels, "--ids": shared.ids, "--convert": shared.convert,
+            "--on-error": broken, "--precision": encoded, "--size": size,
+        }
+    )  # fmt: skip
 
 
 def _refuse(given: Mapping[str, Any]) -> None:

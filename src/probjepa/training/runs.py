@@ -230,12 +230,11 @@ def fit(
             names = {"data": source.name, "val": held_out.name if held_out else None}
             skipped = left_out(source) | ({} if held_out is None else left_out(held_out, "val"))
             more = {k: v for k, v in trainer_options.items() if k not in module.fingerprint}
-            given = {
-                "channels_last": settings.channels_last,
-                "compile": settings.compile,
-                **_kept(settings),
-                **more,
-            }
+            given = (
+                {"channels_last": settings.channels_last, "compile": settings.compile}
+                | _kept(settings)
+                | more
+            )
             chosen = {"auto": {k: v for k, v in how._asdict().items() if k != "precision"}}
             folder.start(batch | module.fingerprint | names | skipped | chosen, device, given)
         if cached is not None:
@@ -245,10 +244,8 @@ def fit(
             of_data = {k: v for k, v in module.fingerprint.items() if k.startswith(("data_", "views"))}
             recipe = (method.view_recipe, method.preprocess.config())
             cached.make(stop, key=repr((of_data, recipe)), progress=progress)
-        if (
-            resume and precision == "64-true"
-        ):  # Lightning restores the state before it makes the module double
-            method.double()
+        if resume and precision == "64-true":
+            method.double()  # Lightning restores the state before it makes the module so
         _train(trainer, module, cached or source, settings, folder, stop, resume=resume)
     method.eval().to(device)
     method.card_text, method.run_record = None, _for_the_card(source, batch | module.fingerprint, table.rows)
@@ -371,20 +368,23 @@ def _monitors(
     every, knn_every, seed = settings.monitor_every, settings.knn_every, settings.seed
     monitors: list[Monitor] = [CollapseMonitor(images, every, seed=seed)] if every else []
     if knn_every is None:
-        sets = [images] if held_out is None else [images, held_out]
-        # what a frozen encoder's embeddings say does not change
-        unlabelled = [of.name for of in sets if not labelled_rows(of).any()]
-        if held_out is not None and (frozen or unlabelled):
-            why = (
-                "a frozen encoder's embeddings stay the same" if frozen else f"{unlabelled[0]} has no labels"
-            )
+        knn_every = 0 if held_out is None else max(1, epochs // 10)
+        if held_out is not None and (why := _silent(images, held_out, frozen)):
             warnings.warn(f"val is not used, there is no kNN: {why}", ProbjepaWarning, stacklevel=3)
-        knn_every = max(1, epochs // 10) if len(sets) == 2 and not (frozen or unlabelled) else 0
+            knn_every = 0
     if knn_every:
         if held_out is None:
             raise ConfigError("knn_every needs val: give labelled held-out images, or leave knn_every out")
         monitors.append(OnlineKNN(images, held_out, knn_every, seed=seed))
     return monitors
+
+
+def _silent(images: Images, held_out: Images, frozen: bool) -> str:
+    """Say why kNN on a held-out set would tell nothing; "" where it tells something."""
+    if frozen:
+        return "a frozen encoder's embeddings stay the same"
+    unlabelled = (of.name for of in (images, held_out) if not labelled_rows(of).any())
+    return next((f"{name} has no labels" for name in unlabelled), "")
 
 
 def _to_device(images: Images | Stream | CachedViews, device: torch.device) -> Images | Stream | CachedViews:
