@@ -242,15 +242,15 @@ class ImageModel:
 
 def _check_fit(given: Mapping[str, Any]) -> None:
     """Raise ConfigError for what a run cannot have, whatever its data: before they are read."""
+    from probjepa.training.cached import check_frozen
     from probjepa.training.device import resolve_device
-    from probjepa.training.settings import FitSettings, split_settings
+    from probjepa.training.settings import FitSettings, check_epochs, split_settings
 
     settings, others = split_settings(FitSettings, given)
     resolve_device(settings.device)
-    if others.get("epochs", 1) < 1:
-        raise ConfigError(f"epochs must be at least 1, got {others['epochs']}")
-    if settings.cache_views and not others.get("freeze"):
-        raise ConfigError("cache_views keeps views of a frozen encoder: make the method with freeze=True")
+    check_epochs(others.get("epochs", 1))
+    if settings.cache_views:
+        check_frozen(others.get("freeze"))
 
 
 def _build(method: str, settings: Mapping[str, Mapping[str, Any]]) -> Method:

@@ -29,6 +29,12 @@ _SECONDS = 10.0  # between notes of what is on the disk: more would wait for it
 _STREAM = -2  # of the seeds of views: no process's, and not the order's
 
 
+def check_frozen(frozen: object) -> None:
+    """Raise ConfigError unless the encoder whose views are kept is frozen."""
+    if not frozen:
+        raise ConfigError("cache_views keeps what a frozen encoder says: make the method with freeze=True")
+
+
 class CachedViews:
     """What a frozen encoder says of K views of each of N images, float16: a set that a loader reads.
 
@@ -67,10 +73,7 @@ class CachedViews:
     ) -> None:
         if count < 2:
             raise ConfigError(f"cache_views must be 2 or more views an image (0: none), got {count}")
-        if not method.frozen:
-            raise ConfigError(
-                "cache_views keeps what a frozen encoder says: make the method with freeze=True"
-            )
+        check_frozen(method.frozen)
         if not method.takes_embeddings:
             raise ConfigError(
                 f"the loss of {type(method).__name__} needs more than embeddings: leave cache_views out"

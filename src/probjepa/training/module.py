@@ -19,7 +19,7 @@ from probjepa.errors import ConfigError, ProbjepaError, ProbjepaWarning, short, 
 from probjepa.training.checkpoint import check_signature, sign
 from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
 from probjepa.training.schedules import step_seed, warmup_cosine
-from probjepa.training.settings import LoopSettings, split_settings, with_settings
+from probjepa.training.settings import LoopSettings, check_epochs, split_settings, with_settings
 from probjepa.typed import checked
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ class Module(L.LightningModule):
     ) -> None:
         super().__init__()
         epochs = checked("epochs", epochs, int)
-        if epochs < 1:
-            raise ConfigError(f"epochs must be at least 1, got {epochs}")
+        check_epochs(epochs)
         loop, unknown = split_settings(LoopSettings, settings)
         for name in unknown:
             raise unknown_name("setting", name, inspect.signature(Module).parameters)

@@ -107,6 +107,12 @@ class LoopSettings:
         return {k: float(v) if isinstance(v, int) and k != "seed" else v for k, v in found.items()}
 
 
+def check_epochs(epochs: int) -> None:
+    """Raise ConfigError for a run without an epoch."""
+    if epochs < 1:
+        raise ConfigError(f"epochs must be at least 1, got {epochs}")
+
+
 def _warmup(given: float | None, epochs: int) -> float:
     warmup = min(10.0, epochs / 10) if given is None else float(given)
     if not 0 <= warmup < epochs:
