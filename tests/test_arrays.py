@@ -4,9 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from probjepa._arrays import as_features, as_float_tensor, directions, power_of_two
+from probjepa._arrays import as_features, as_float_tensor, directions, is_labelled, power_of_two
 from probjepa.errors import DataError
 from probjepa.metrics import effective_rank
+
+
+def test_what_is_no_label():
+    import pandas as pd
+
+    none = [None, float("nan"), pd.NA, -1, -1.0, np.int64(-1)]
+    some = ["-1", 0, np.arange(3), torch.zeros(2), np.zeros(0), (1, 2)]
+    labels = np.empty(len(none + some), dtype=object)
+    labels[:] = none + some
+    assert is_labelled(labels).tolist() == [False] * len(none) + [True] * len(some)
+
 
 ROWS = np.array([[1.0, -2.5], [3.25, 0.0]])
 

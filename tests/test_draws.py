@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from probjepa.data.masks import MultiBlockMasks
 from probjepa.data.views import RECIPES, views
-from probjepa.draws import drawn, drawn_rows, shared_draws
+from probjepa.draws import drawn, drawn_rows, forked, shared_draws
 
 
 def joined(parts, dim=0):
@@ -87,3 +87,14 @@ def test_other_draws_of_the_processes_are_their_own():
         with shared_draws(0, rank, 2):
             seen.append(torch.randn(5))
     assert not torch.equal(*seen)
+
+
+def test_the_state_of_an_mps_device_is_put_back(monkeypatch):
+    states = [torch.tensor([1], dtype=torch.uint8)]
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", states.append)
+    monkeypatch.setattr(torch.mps, "manual_seed", lambda seed: states.append(torch.tensor([seed])))
+    before = torch.get_rng_state()
+    with forked(torch.device("mps"), seed=7):
+        assert states[-1].item() == torch.initial_seed() == 7
+    assert states[-1] is states[0] and torch.equal(torch.get_rng_state(), before)

@@ -150,7 +150,7 @@ def test_models_of_tables_are_loaded_too(tmp_path, kind):
         pj.VJE.from_pretrained(tmp_path)
     config = tmp_path / "model" / "config.json"
     config.write_text(config.read_text().replace(f'"{kind.__name__}"', '"NewerJEPA"'))
-    refused(tmp_path, "holds a NewerJEPA, which this version has not")
+    refused(tmp_path, "holds a NewerJEPA, which this version does not know")
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import huggingface_hub
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import HfApi, constants
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import probjepa as pj
 from probjepa.errors import ArtifactError
+from probjepa.loading import is_of_tables
 from probjepa.methods import METHODS
 from saved_models import FILES, pixels, refused, same, small
 
@@ -93,6 +95,21 @@ def test_loading_from_the_hub_asks_for_two_files(tmp_path, monkeypatch):
         "me/model": {**files, "revision": "v1", "local_files_only": True},
         "me/other": {**files, "token": "t"},
     }
+
+
+def test_a_model_of_tables_on_the_hub_is_told_from_one_of_images(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    pj.VarTJEPA(dim=8, max_epochs=1, random_state=0).fit(pd.DataFrame({"a": range(40), "b": range(40)})).save(
+        folder
+    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **options: str(folder))
+    assert is_of_tables("me/model")
+    small().save_pretrained(folder)
+    assert not is_of_tables("me/model") and not is_of_tables("hf:me/model")
+    monkeypatch.undo()
+    assert not is_of_tables("resnet18:weights/file.pt")
+    with pytest.raises(ArtifactError, match="no such model: no-such-run"):
+        is_of_tables("no-such-run")
 
 
 @pytest.mark.parametrize("text", ["gone\nfor good", ""])

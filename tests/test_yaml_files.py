@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from probjepa.errors import ConfigError
-from probjepa.yaml_files import parse_yaml, read_yaml
+from probjepa.yaml_files import parse_yaml, read_mapping, read_yaml
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
@@ -23,6 +23,15 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )  # fmt: skip
 def test_plain_values_are_read_as_pyyaml_reads_them(text):
     assert parse_yaml(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("text", ["[]", "", "7", "- a: 1\n"])
+def test_settings_are_a_mapping(text, tmp_path):
+    (tmp_path / "config.yaml").write_text("a: 1\n")
+    assert read_mapping(tmp_path / "config.yaml") == {"a": 1}
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml holds no settings"):
+        read_mapping(tmp_path / "config.yaml")
 
 
 def test_a_date_stays_text():

@@ -72,7 +72,7 @@ def as_features(values: ArrayInput, what: str) -> torch.Tensor:
         parts = torch.split(features, _ROWS_AT_A_TIME)
         bad = sum(int((~torch.isfinite(rows)).sum(1).count_nonzero()) for rows in parts)
         raise DataError(
-            f"{what} has NaN or Inf in {bad} of {len(features)} rows: drop them, or mend the encoder"
+            f"{what} has NaN or Inf in {bad} of {len(features)} rows: drop them, or fix the encoder"
         )
     return features
 
@@ -129,7 +129,7 @@ def as_scores(values: ArrayInput, what: str) -> npt.NDArray[np.float64]:
         raise DataError(f"{what} is empty: give at least one value")
     missing = int(np.isnan(scores).sum())
     if missing:
-        raise DataError(f"{what} has {missing} NaN among {len(scores)} values: drop them, or mend the score")
+        raise DataError(f"{what} has {missing} NaN among {len(scores)} values: drop them, or fix the score")
     return scores
 
 
@@ -163,15 +163,18 @@ def is_labelled(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         return np.array(labels != -1, dtype=bool)
     if labels.dtype.kind != "O":
         return np.ones(len(labels), dtype=bool)
-    return np.array([not _is_missing(value) for value in labels.tolist()], dtype=bool)
+    numbers = (int, float, np.number)
+    none = [is_missing(x) or (isinstance(x, numbers) and bool(x == -1)) for x in labels.tolist()]
+    return ~np.array(none, dtype=np.bool_)
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a value of any type is None, NaN or pandas' NA."""
     try:
-        return value is None or bool(value != value) or bool(value == -1)
+        return value is None or bool(value != value)
     except TypeError:  # pandas' NA has no truth
         return True
-    except ValueError:  # an array, which is no label either, but none that is missing
+    except (ValueError, RuntimeError):  # an array or a tensor of several values
         return False
 
 

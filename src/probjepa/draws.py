@@ -1,4 +1,7 @@
-"""Random draws for a batch that several processes share: together they draw what one process would."""
+"""Random draws: the states of torch's generators, and draws that several processes share.
+
+What processes draw together is what one process would draw.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,39 @@ def reseed(seed: int, device: torch.device | None = None) -> None:
         torch.mps.manual_seed(seed)
 
 
+def random_state(device: torch.device) -> list[Tensor]:
+    """Return the states of the generators that draws and dropout on ``device`` come from."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+    return states
+
+
+def restore_random_state(states: Sequence[Tensor], device: torch.device) -> None:
+    """Set what ``random_state`` returned; of another device's states that of the CPU alone."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1 and device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+    elif len(states) > 1 and device.type == "mps":
+        torch.mps.set_rng_state(states[1])
+
+
 @contextmanager
 def forked(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
     """After the block the global generators of the CPU and of ``device`` are as they were before it.
 
     With a ``seed`` they begin the block with it.
     """
-    of_cuda = device is not None and device.type == "cuda"
-    with torch.random.fork_rng([device] if of_cuda else []):
+    on = device or torch.device("cpu")
+    before = random_state(on)
+    try:
         if seed is not None:
             reseed(seed, device)
         yield
+    finally:
+        restore_random_state(before, on)
 
 
 class _Share:

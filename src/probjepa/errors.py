@@ -72,3 +72,10 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     near = difflib.get_close_matches(str(name), options, n=1)
     hint = f", did you mean '{near[0]}'?" if near else ""
     return ConfigError(f"unknown {kind} '{name}'{hint} (known: {', '.join(options)})")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is full; on a CPU torch raises a plain RuntimeError."""
+    said = ("out of memory", "allocate memory", "not enough memory", "DefaultCPUAllocator")
+    of_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    return of_torch or isinstance(error, MemoryError)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ from torch import nn
 
 from probjepa.backbones import BACKBONES, HUBS
 from probjepa.errors import ArtifactError, ConfigError, unknown_name
-from probjepa.files import damaged, model_folder, read_config, regular
+from probjepa.files import damaged, model_folder, read_config
 from probjepa.methods import METHODS, MODELS, Method
 from probjepa.methods.opened import OpenedEncoder
 from probjepa.tabular import TABLE_METHODS
 from probjepa.typed import checked
-from probjepa.yaml_files import read_yaml
+from probjepa.yaml_files import read_mapping
 
 _HUB = {"revision", "token", "cache_dir", "local_files_only"}  # what is passed on to huggingface_hub
 
@@ -122,15 +121,17 @@ def open_encoder(
 
 
 def is_of_tables(source: str | Path) -> bool:
-    """Whether the config.json of a model's folder is of a model of tables."""
-    for folder in (Path(source) / "model", Path(source)):
-        try:
-            config = json.loads(regular(folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(config, dict) and "estimator" in config:
-            return True
-    return False
+    """Whether a model, on this disk or on the hub, is of tables, by its config.json.
+
+    Raises
+    ------
+    ArtifactError
+        if there is no model, or its config.json is damaged
+    """
+    name = str(source)
+    if name.startswith(HUBS) or (name.partition(":")[0] in BACKBONES and not Path(source).exists()):
+        return False
+    return "estimator" in read_config(model_folder(source, {}))
 
 
 def target_of(source: str | Path) -> str | None:
@@ -140,10 +141,9 @@ def target_of(source: str | Path) -> str | None:
         return None  # of no run
     settings = folder.parent / "config.yaml"
     try:
-        run = read_yaml(settings)
+        target = read_mapping(settings).get("target")
     except ConfigError:
         return None
-    target = run.get("target") if isinstance(run, dict) else None
     found: str | None = checked(f"target, in {settings},", target, str | None)
     return found
 
@@ -165,7 +165,7 @@ def kind_of(config: Mapping[str, Any], folder: Path) -> Any:
         for table in TABLE_METHODS:
             if TABLE_METHODS.path(table).replace(":", ".").rpartition(".")[2] == name:
                 return TABLE_METHODS[table]
-        raise ArtifactError(f"{folder} holds a {name}, which this version has not: install another")
+        raise ArtifactError(f"{folder} holds a {name}, which this version does not know: install a newer one")
     method = config.get("method")
     if not isinstance(method, str):
         raise damaged(folder, KeyError("method"))

@@ -163,7 +163,7 @@ class Registry(Mapping[str, Any]):
                 raise  # a missing extra says so itself
             raise ConfigError(
                 f"the {self.kind} '{name}' cannot be imported from '{entry}' ({error}): "
-                "mend the package that registers it"
+                "fix the package that registers it"
             ) from error
 
     def __contains__(self, name: object) -> bool:

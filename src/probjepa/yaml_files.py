@@ -39,6 +39,20 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path} is not YAML: {error}") from None
 
 
+def read_mapping(path: Path) -> dict[Any, Any]:
+    """Return the mapping that a YAML file of a user or a run holds.
+
+    Raises
+    ------
+    ConfigError
+        as :func:`read_yaml`, or if it holds no mapping
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no settings: write one 'key: value' a line")
+    return content
+
+
 def parse_yaml(text: str) -> Any:
     """Read YAML as plain values: null, true, false, numbers, text, lists and mappings; a date stays text.
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import probjepa as pj
-from probjepa.backbones import build_backbone
+from probjepa.backbones import BACKBONES, build_backbone
 from probjepa.backbones.foreign import foreign_encoder, read_tensors
 from probjepa.errors import ArtifactError, ConfigError, ProbjepaWarning
 
@@ -208,6 +208,29 @@ def test_what_does_not_fit_is_listed_in_one_message(resnet, tmp_path):
         assert "\n" not in text and len(text) < 900 and "weights.pt" in text
     with pytest.raises(ConfigError, match="not \\(8, 1, 7, 7\\)"):
         foreign_encoder("resnet18", state, SMALL, channels=1)
+
+
+class Headed(nn.Module):
+    """A backbone of the user's own, some of whose layers are called like heads."""
+
+    def __init__(self, channels=3, image_size=32):
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 4, 3)
+        self.mlp = nn.Linear(4, 5)
+        self.embedding_dim = 5
+
+    def forward(self, images):
+        return self.mlp(self.stem(images).mean((2, 3)))
+
+
+def test_a_backbone_s_own_layers_may_be_called_like_heads(request):
+    BACKBONES.register("headed", Headed)
+    request.addfinalizer(lambda: BACKBONES.remove("headed"))
+    own = trained_looking(Headed())
+    with pytest.warns(ProbjepaWarning, match=r"left out: fc\.\* \(2\)"):
+        encoder, _ = foreign_encoder("headed", own.state_dict() | FC, {})
+    for name, value in own.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], value)
 
 
 class Run:

@@ -63,7 +63,7 @@ def test_lists_of_any_length_type_are_read(tmp_path):
         ),
         (
             pa.array([[1e300] * 6, [-1e39] * 6, [1.0] * 6]),
-            "beyond float32 in 2 of 3 rows: embed the shard anew",
+            "beyond float32 in 2 of 3 rows: embed the shard again",
         ),
         (np.full((2, 6), np.nan, np.float32), "in 2 of 2 rows"),
     ],

@@ -114,3 +114,10 @@ def test_a_side_without_a_labelled_row_shares_nothing():
     some, none = labelled([0, 1]), labelled([-1, -1])
     assert shared_labels(some, none) is None and shared_labels(none, some) is None
     assert labelled_rows(labelled([-1, 3])).tolist() == [False, True]
+
+
+def test_a_label_has_a_name_of_its_class():
+    with pytest.raises(DataError, match="labels to 5 and 2 class names: number the classes from 0"):
+        labelled([0, 1, 5], ["a", "b"])
+    assert labelled([-1, 1], ["a", "b"]).classes == ["a", "b"]
+    assert len(labelled([], ["a", "b"])) == 0

@@ -168,7 +168,7 @@ def test_a_torn_checkpoint_is_named_and_overwriting_helps(tmp_path, monkeypatch)
     monkeypatch.undo()
     (torn,) = (out / "runs").rglob("last.ckpt")
     torn.write_bytes(torn.read_bytes()[:100])
-    with pytest.raises(ArtifactError, match=r"damaged .* start afresh with overwrite"):
+    with pytest.raises(ArtifactError, match=r"damaged .* start from scratch with overwrite"):
         run(one, out)
     assert run(one, out, overwrite=True)["tables"]
 

@@ -272,7 +272,7 @@ def test_a_head_of_ones_own(tmp_path):
         pj.load(tmp_path)
     loaded = pj.load(tmp_path, head=Laplacian())
     torch.testing.assert_close(loaded.features(x), features)
-    with pytest.raises(ConfigError, match="a head of your own cannot be made anew"):
+    with pytest.raises(ConfigError, match="a head of your own cannot be built again"):
         model.reinitialised()
 
 

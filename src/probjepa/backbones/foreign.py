@@ -7,7 +7,7 @@ import inspect
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def foreign_encoder(
     channels: int = 3,
     image_size: int | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Build a backbone as a checkpoint's shapes say, and load what is the encoder's of it.
+    """Build the backbone that a checkpoint's shapes describe, and load the encoder's weights.
 
     Parameters
     ----------
@@ -153,8 +153,8 @@ def foreign_encoder(
     what = f"the weights {weights}" if isinstance(weights, str | Path) else "these weights"
     known = {"image_size", *inspect.signature(BACKBONES[name]).parameters}
     tensors = read_tensors(weights)
-    given, (marks, fit) = set(options), _kind(name, options)
-    prefix, state, heads = _encoder_in(name, tensors, marks, what)
+    given, (marks, fit, own) = set(options), _kind(name, options)
+    prefix, state, heads = _encoder_in(name, tensors, marks, own, what)
     size = {} if image_size is None else {"image_size": image_size}
     state, said, done = fit(state, {**options, **size})
     options = {key: value for key, value in said.items() if key in known or key in options}
@@ -179,18 +179,18 @@ def foreign_encoder(
 
 def _kind(
     name: str, options: Mapping[str, Any]
-) -> tuple[Mapping[str, Rename], Callable[[State, Mapping[str, Any]], Fitted]]:
-    """The marks of a backbone's kind, and what reads its options."""
+) -> tuple[Mapping[str, Rename], Callable[[State, Mapping[str, Any]], Fitted], Collection[str]]:
+    """The marks of a backbone's kind, what reads its options, and its tensors that may look like a head's."""
     if name.startswith("resnet"):
-        return RESNETS, fit_resnet
+        return RESNETS, fit_resnet, ()
     if name == "vit":
-        return VITS, fit_vit
+        return VITS, fit_vit, ()
     own = build_backbone(name, **options).state_dict()  # under its own names
-    return {next(iter(own), ""): str}, lambda state, given: (state, {"image_size": 32, **given}, "")
+    return {next(iter(own), ""): str}, lambda state, given: (state, {"image_size": 32, **given}, ""), own
 
 
 def _encoder_in(
-    name: str, tensors: State, marks: Mapping[str, Rename], what: str
+    name: str, tensors: State, marks: Mapping[str, Rename], own: Collection[str], what: str
 ) -> tuple[str, State, list[str]]:
     """The prefix of the encoder's tensors, these by our names, and the names of heads among them."""
     found = _found(tensors, marks)
@@ -201,7 +201,7 @@ def _encoder_in(
         )
     prefix, rename = found
     inside = {key: rename(key.removeprefix(prefix)) for key in tensors if key.startswith(prefix)}
-    heads = [key for key, ours in inside.items() if _HEADS.match(ours)]
+    heads = [key for key, ours in inside.items() if _HEADS.match(ours) and ours not in own]
     return prefix, {ours: tensors[key] for key, ours in inside.items() if key not in heads}, heads
 
 

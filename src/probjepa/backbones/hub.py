@@ -319,4 +319,4 @@ def remade(encoder: nn.Module) -> nn.Module:
         timm = required("timm", "timm")
         fresh = timm.create_model(encoder.name, pretrained=False, num_classes=0)
         return TimmEncoder(fresh, encoder.pooling, encoder.name).eval()
-    raise ConfigError("a module of your own cannot be made anew: build the baseline yourself")
+    raise ConfigError("a module of your own cannot be built again: build the baseline yourself")

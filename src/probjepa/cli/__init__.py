@@ -118,9 +118,9 @@ def _run(arguments: list[str]) -> int:
             return EXIT_BAD_INPUT
         return _fail(f"{getattr(error, 'format_message', error.__str__)()} (see probjepa --help)")
     except (MemoryError, RuntimeError) as error:
-        # torch says it by a RuntimeError, on the CPU of no type of its own
-        full = ("out of memory", "allocate memory")
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in full):
+        from probjepa.errors import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         return _fail("out of memory: use a smaller batch, fewer images or a smaller backbone")
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from probjepa.cli.options import Training
 from probjepa.errors import ConfigError, short
 from probjepa.typed import check_settings, types_of
-from probjepa.yaml_files import parse_yaml, read_yaml
+from probjepa.yaml_files import parse_yaml, read_mapping
 
 # what a run's own config.yaml records beside its settings
 _RECORDED = {
@@ -101,9 +101,7 @@ def read_config(path: Path, method: str) -> dict[str, Any]:
     ConfigError
         if it cannot be read, is no mapping of names, or is another method's
     """
-    content = read_yaml(path)
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{path} holds no settings: write one 'key: value' a line")
+    content = read_mapping(path)
     settings = {key: value for key, value in content.items() if key not in _RECORDED}
     if isinstance(content.get("method"), str):
         settings["method"] = {"name": content["method"]}

@@ -117,11 +117,11 @@ def _numbers(lists: Any, where: str) -> Rows:
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         raise ShardError(f"{where} holds {lists.type} values: choose a column of lists of numbers") from None
     if lists.null_count or len(lengths) != 1 or not lengths[0]:
-        raise ShardError(f"{where} has lists of different lengths, or none: embed the shard anew")
+        raise ShardError(f"{where} has lists of different lengths, or none: embed the shard again")
     rows: Rows = flat.reshape(len(lists), -1)
     if wrong := int((~np.isfinite(rows)).any(1).sum()):
         raise ShardError(
             f"{where} has null, NaN, Inf or a number beyond float32 in {wrong} of {len(rows)} rows: embed "
-            "the shard anew, or leave these rows out"
+            "the shard again, or leave these rows out"
         )
     return rows

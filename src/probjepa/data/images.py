@@ -162,6 +162,13 @@ class ImageSet(Images):
             )
         if len(self.ids) != shape[0] or (self.labels is not None and self.labels.shape != shape[:1]):
             raise DataError(f"{self.name}: {shape[0]} images need as many ids and labels")
+        if self.labels is None or self.classes is None or not shape[0]:
+            return
+        if (largest := int(self.labels.max())) >= len(self.classes):
+            raise DataError(
+                f"{self.name}: labels to {largest} and {len(self.classes)} class names: number the classes "
+                "from 0, and name each"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:

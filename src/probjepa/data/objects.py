@@ -227,7 +227,7 @@ def read_csv(path: Path, labels: str | None = None, ids: str | None = None) -> R
         )
     for line, row in enumerate(rows):
         if len(row) != len(head):
-            raise DataError(f"{where}, row {line} has {len(row)} cells for {len(head)} columns: mend it")
+            raise DataError(f"{where}, row {line} has {len(row)} cells for {len(head)} columns: fix it")
 
     def values(name: str) -> list[str | None]:
         return [row[head.index(name)] or None for row in rows]

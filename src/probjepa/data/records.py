@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from probjepa._arrays import is_labelled
 from probjepa.data.decode import FEW_LEVELS, Decoder, Payload, Unreadable, as_payload
 from probjepa.errors import DataError, ProbjepaWarning
 from probjepa.files import regular
+from probjepa.provenance import usable_cpus
 from probjepa.registry import imported
 from probjepa.terminal import passing
 
@@ -186,7 +186,7 @@ def is_scalar(value: Any) -> bool:
 
 def default_workers(pixels: int) -> int:
     """Return the threads that decode images of about ``pixels`` pixels fastest."""
-    return os.cpu_count() or 1 if pixels >= _THREADS_PAY_FROM else 1
+    return usable_cpus() if pixels >= _THREADS_PAY_FROM else 1
 
 
 def each(

@@ -274,7 +274,7 @@ def lane_count(world_size: int) -> int:
 
 
 def _changed(part: Part) -> ShardError:
-    return ShardError(f"'{part.shard.path}' has changed since it was opened: train afresh, with overwrite")
+    return ShardError(f"'{part.shard.path}' has changed since it was opened: train again, with overwrite")
 
 
 @settings_checked

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from probjepa._arrays import is_missing
 from probjepa.errors import DataError
 
 IMAGE_NAMES = ("image", "img", "images", "imgs", "pixel_values", "picture", "photo", "x")
@@ -61,7 +62,7 @@ def chosen_ids(
     """
     first: dict[str, int] = {}
     for row, value in zip(range(len(values)) if rows is None else rows, values, strict=True):
-        name = None if _is_missing(value) else str(value)
+        name = None if is_missing(value) else str(value)
         if name is None or name in first:
             if wanted is None:
                 return None
@@ -69,15 +70,6 @@ def chosen_ids(
             raise DataError(f"{where}: row {row} has {kind} in '{column}': choose a column of distinct ids")
         first[name] = row
     return list(first)
-
-
-def _is_missing(value: Any) -> bool:
-    try:
-        return value is None or bool(value != value)
-    except TypeError:  # pandas' NA has no truth
-        return True
-    except (ValueError, RuntimeError):  # an array or a tensor of several values
-        return False
 
 
 def holds_images(kind: Any) -> bool:

@@ -66,7 +66,7 @@ class KNN(Detector):
         self._bank = rows if self._mapped else self._directions(rows) - self._centre
 
     def _of_bank(self, of: slice | npt.NDArray[np.intp]) -> Matrix:
-        """Return some rows of the fit about their mean; mapped ones are read and prepared anew."""
+        """Return some rows of the fit about their mean; mapped ones are read and prepared again."""
         if not self._mapped:
             held: Matrix = self._bank[of]
             return held

@@ -124,7 +124,7 @@ class Mahalanobis(Detector):
         # the mean of n equal numbers may miss them by rounding of this size
         if eigenvalues[-1] <= (n * eps * moments.largest) ** 2:
             raise DataError(
-                f"Mahalanobis: the {counted(n)} to fit do not vary: the encoder collapsed, train it anew"
+                f"Mahalanobis: the {counted(n)} to fit do not vary: the encoder collapsed, train it again"
             )
         if eigenvalues[0] <= dim * eps * eigenvalues[-1]:
             raise ConfigError(

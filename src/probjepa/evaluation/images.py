@@ -260,7 +260,7 @@ def _spaces(
     try:
         fresh = method.reinitialised(seed)
     except ConfigError:
-        pass  # a backbone of the user's own cannot be made anew
+        pass  # a backbone of the user's own cannot be built again
     else:
         spaces["random-init"] = {name: encode(fresh, of, scored=False)["h"] for name, of in sets.items()}
     spaces["raw pixels"] = {name: _all_pixels(method, of) for name, of in sets.items()}

@@ -206,7 +206,7 @@ def sketch(encoder: Encoder, x: Tensor, how: Settings, passes: Passes) -> Volume
     (JS)(JS)ᵀ is Wishart with scale JJᵀ and m degrees of freedom, so that on r directions
     E log det (JS)(JS)ᵀ = log det JJᵀ + Σᵢ₌₁ʳ [ψ((m − i + 1)/2) + log 2], with variance Σᵢ ψ′((m − i + 1)/2):
     a standard deviation of the score of 0.59, 0.38, 0.26 nats at m = 2K, 4K, 8K. K passes; an eighth of J is
-    held at a time, and S is drawn anew in blocks (a seed each), so that neither J nor S is ever held.
+    held at a time, and S is drawn again in blocks (a seed each), so that neither J nor S is ever held.
 
     Raises
     ------

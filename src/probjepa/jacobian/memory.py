@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from probjepa import provenance
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, is_out_of_memory
 
 T = TypeVar("T")
 _SHARE = 0.5  # of the free memory that is planned with: the rest is for what is not counted
@@ -26,15 +26,6 @@ def free_memory(device: torch.device) -> int:
 def fitting(bytes_each: int, device: torch.device) -> int:
     """How many things of ``bytes_each`` go into half of the free memory; may be 0."""
     return int(_SHARE * free_memory(device) / max(bytes_each, 1))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "DefaultCPUAllocator" in text or "not enough memory" in text
-    )
 
 
 def in_chunks(
@@ -59,7 +50,7 @@ def in_chunks(
         try:
             result = compute(rows)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         # outside the handler: the error's traceback holds the tensors that filled the memory
         if result is not None:

@@ -221,7 +221,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         return opened
 
     def _record(self, opened: Method) -> None:
-        """Record a trained encoder as it is made anew: by its own name, if it has one."""
+        """Record a trained encoder as it is made again: by its own name, if it has one."""
         of = opened.settings
         pooling = {"pooling": of["pooling"]} if of.get("pooling") else {}
         self.settings |= {
@@ -287,7 +287,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         modules: dict[str, nn.Module] = {}
         for part in self._modules_given:
             if part != "backbone":
-                raise ConfigError(f"a {part} of your own cannot be made anew: build the baseline yourself")
+                raise ConfigError(f"a {part} of your own cannot be built again: build the baseline yourself")
         if self._modules_given or self.settings["backbone"].startswith(HUBS):
             with forked(seed=seed):
                 modules["backbone"] = remade(self.plain_encoder)
@@ -411,7 +411,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
     def embed(self, x: Any, batch_size: int = 512, *, precision: str | None = None) -> Tensor:
         """Embeddings h (N, D) of N images, all that ``open`` takes; in evaluation mode, without gradients.
 
-        ``precision`` is for this call, which looks at its first images anew; None: the model's own.
+        ``precision`` is for this call, which looks at its first images again; None: the model's own.
         """
         with self._encoding_in(precision):
             return self.features(x, batch_size, scored=False)["h"]

@@ -72,7 +72,7 @@ class BYOL(Method, paper_url="https://arxiv.org/abs/2006.07733"):
         self.target = EMA(self._online(), ema_momentum, statistics="batch")
 
     def _online(self) -> nn.Sequential:
-        """What is averaged; made anew, so that the state holds its weights once."""
+        """What is averaged; made again, so that the state holds its weights once."""
         return nn.Sequential(self.encoder, self.projector)
 
     def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:

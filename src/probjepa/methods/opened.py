@@ -135,7 +135,7 @@ class OpenedEncoder(Method):
         return model
 
     def reinitialised(self, seed: int = 0) -> Self:
-        """Return the same encoder with random weights, made anew from its configuration.
+        """Return the same encoder with random weights, made again from its configuration.
 
         Raises
         ------

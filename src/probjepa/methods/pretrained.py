@@ -79,7 +79,7 @@ class Pretrained(
     model_card_template=card.TEMPLATE,
     metaclass=_Seeded,
 ):
-    """Base of what can be saved: a module, its registered name, and the settings that make it anew.
+    """Base of what can be saved: a module, its registered name, and the settings that make it again.
 
     The constructor's arguments are recorded here, once for all sub-classes. A sub-class that takes
     ``**keywords`` for its parent's constructor has the parent's arguments in its own signature.

@@ -40,7 +40,7 @@ def sigreg(
     embeddings
         (N, K), N ≥ 1
     n_directions
-        how many unit directions, drawn afresh in every call; N × n_directions × points numbers are held
+        how many unit directions, drawn again in every call; N × n_directions × points numbers are held
     generator
         of the directions, on the device of ``embeddings``; None: torch's global one
     resolution

@@ -455,7 +455,7 @@ def _log_prob(distribution: Distribution, values: Tensor, double: bool = False) 
     if tuple(values.shape) != shape:  # they would broadcast
         raise DataError(
             f"a decoder gives a {kind} of shape {shape}, and the data have {tuple(values.shape)}: "
-            "set x_dim and y_dim to the data's, or mend the decoder"
+            "set x_dim and y_dim to the data's, or fix the decoder"
         )
     support = distribution.support
     if support is not None and not bool(support.check(values).all()):  # type: ignore[no-untyped-call]

@@ -43,9 +43,9 @@ class Moments:
 
     @classmethod
     def of(cls, blocks: Any, labels: npt.NDArray[Any], dim: int) -> Self:
-        """Return those of blocks (x (n, D), class numbers (n,)), which ``blocks()`` gives anew each time."""
+        """Return those of blocks (x (n, D), class numbers (n,)), which ``blocks()`` gives again each time."""
         counts, means, largest = np.zeros(len(labels), dtype=np.int64), np.zeros((len(labels), dim)), 0.0
-        with np.errstate(over="ignore"):  # those of too large a scale are taken anew
+        with np.errstate(over="ignore"):  # those of too large a scale are taken again
             for rows, codes in blocks():
                 counts += np.bincount(codes, minlength=len(labels))
                 np.add.at(means, codes, rows)

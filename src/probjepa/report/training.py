@@ -19,7 +19,7 @@ from probjepa.report.figures import picture
 from probjepa.report.page import Card, Figure, Section, render
 from probjepa.report.provenance import flatten, settings_tables, skipped_table
 from probjepa.report.sections import diagnosis
-from probjepa.yaml_files import read_yaml
+from probjepa.yaml_files import read_mapping
 
 Metrics = Mapping[str, Sequence[float]]
 
@@ -163,10 +163,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        config = read_yaml(path)
+        return read_mapping(path)
     except ConfigError as error:
         raise ArtifactError(f"{error}; restore it, or remove it to go without") from None
-    return config if isinstance(config, dict) else {}
 
 
 def _steps(latest: dict[str, float], seconds: Sequence[float]) -> str:

@@ -42,7 +42,7 @@ class Combined(Score):
     def fit(self, reference: Features) -> Self:
         """Fit every score to a part of the reference, and rank the rest.
 
-        What a model says beside its embeddings is read anew of the "inputs" that are held out, if given.
+        What a model says beside its embeddings is read again of the "inputs" that are held out, if given.
 
         Raises
         ------

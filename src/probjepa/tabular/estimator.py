@@ -28,6 +28,7 @@ from probjepa.tabular.presets import PRESETS
 from probjepa.tabular.schema import EncodedTable, TableSchema
 from probjepa.tabular.tokens import Layout, Rows
 from probjepa.training.checkpoint import FitCheckpoint
+from probjepa.training.device import resolve_device
 from probjepa.training.interrupt import Interrupted, stop_on_signal
 from probjepa.training.progress import ProgressBar
 from probjepa.typed import check_settings, checked, types_of
@@ -117,17 +118,6 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         if self.embedding not in ("flattened", "pooled"):
             raise ConfigError(f"embedding is {self.embedding!r}: use 'flattened' or 'pooled'")
 
-    def _device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            return torch.zeros(0, device=self.device).device
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"device is {self.device!r} and cannot be used ({files.first_line(error)}): "
-                "use 'auto' or 'cpu'"
-            ) from error
-
     # --- fit --------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any = None, *, checkpoint: str | Path | FitCheckpoint | None = None) -> Self:
@@ -154,7 +144,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             weights so far in place
         """
         settings = self._settings()
-        device = self._device()
+        device = resolve_device(str(self.device))
         frame = as_frame(X)
         schema = TableSchema.infer(
             frame,
@@ -366,7 +356,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             settings = config["settings"].items()  # among them what a method fixes
             model.settings_ = {k: checked(k, v, types.get(k, Any)) for k, v in settings}
             model.network_ = model._build(model.schema_.layout, model.settings_)
-        model.network_.to(model._device())
+        model.network_.to(resolve_device(str(model.device)))
         model.history_ = checked("history", config["history"], list[dict[str, float]])
         model.best_epoch_ = checked("best_epoch", config["best_epoch"], int)
         model.n_iter_ = len(model.history_)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from probjepa.draws import forked
+from probjepa.draws import forked, random_state, restore_random_state
 from probjepa.errors import DataError
 from probjepa.files import DAMAGES
 from probjepa.tabular.masks import Masks, draw_masks
@@ -24,7 +24,6 @@ from probjepa.training.checkpoint import FitCheckpoint
 from probjepa.training.interrupt import StopRequest
 from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
 from probjepa.training.progress import ProgressBar
-from probjepa.training.randomness import random_state, restore_random_state
 from probjepa.training.schedules import step_seed, warmup_cosine
 
 # fewer validation rows than this cannot say when to stop

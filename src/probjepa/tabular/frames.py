@@ -150,7 +150,7 @@ def _not_of_type(column: str, series: Any, bad: Any, type_: str) -> DataError:
     row = int(np.flatnonzero(np.asarray(bad))[0])
     return DataError(
         f"column {column!r} is {type_} and holds {str(series.iloc[row])[:60]!r} in row {row} "
-        f"({int(np.sum(bad))} such cells): mend them, or set its type with column_types before the fit"
+        f"({int(np.sum(bad))} such cells): fix them, or set its type with column_types before the fit"
     )
 
 

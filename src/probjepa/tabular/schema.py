@@ -358,6 +358,6 @@ class TableSchema:
 
     @classmethod
     def from_json(cls, features: Sequence[Mapping[str, Any]]) -> TableSchema:
-        """Make it anew from ``to_json``'s value, also after JSON has turned its tuples into lists."""
+        """Make it again from ``to_json``'s value, also after JSON has turned its tuples into lists."""
         # ``low`` must be there: of an older model, None would say that its columns were empty
         return cls([checked("schema", dict(feature, low=feature["low"]), Feature) for feature in features])

@@ -32,6 +32,8 @@ from probjepa.tabular.tokens import (
     resolution,
 )
 
+FOLDS = 8  # groups of columns, each predicted from the others
+
 
 class Weights(NamedTuple):
     """α of the five terms, over how many epochs the KL terms are annealed (sx, z, sy), and α of ours."""
@@ -314,7 +316,7 @@ class VarTJEPANetwork(nn.Module):
         return cells
 
     def calibrate(
-        self, held_out: Rows, training: Rows, names: Sequence[str], at_once: int, folds: int = 8
+        self, held_out: Rows, training: Rows, names: Sequence[str], at_once: int, folds: int = FOLDS
     ) -> Calibrated:
         """Fit what is fitted after the weights, and say what it is worth.
 

@@ -22,7 +22,7 @@ from probjepa.tabular.imputation import Imputation, described, filled, hidden_ce
 from probjepa.tabular.schema import ColumnType, NumericTransform
 from probjepa.tabular.skill import Skill
 from probjepa.tabular.tokens import Layout, Rows
-from probjepa.tabular.var_network import VarTJEPANetwork, Weights
+from probjepa.tabular.var_network import FOLDS, VarTJEPANetwork, Weights
 from probjepa.typed import check_settings, checked, types_of
 
 _SCORE_SEED = 0  # of the draws of the bound
@@ -316,7 +316,7 @@ class VarTJEPA(Thresholded, TableTransformer):
             parts.append(values.quantile(0.9, dim=1) if reduction == "p90" else values.mean(1))
         return torch.cat(parts).cpu().numpy()
 
-    def uncertainty_features(self, X: Any, folds: int = 8) -> Any:
+    def uncertainty_features(self, X: Any, folds: int = FOLDS) -> Any:
         """Uncertainty of each cell, the entropy of p(cell | the row's other cells): a DataFrame (N, D), nats.
 
         It does not depend on what stands in the cell, nor whether anything does: a cell's surprise
@@ -330,7 +330,7 @@ class VarTJEPA(Thresholded, TableTransformer):
     def score_samples(
         self,
         X: Any,
-        folds: int = 8,
+        folds: int = FOLDS,
         kind: Literal["cells", "elbo"] = "cells",
         reduction: Reduction = "mean",
     ) -> npt.NDArray[np.float64]:
@@ -391,7 +391,7 @@ class VarTJEPA(Thresholded, TableTransformer):
         return float(self.score_samples(X).mean())
 
     def score_features(
-        self, X: Any, folds: int = 8, *, standardized: bool = False, explained: bool = False
+        self, X: Any, folds: int = FOLDS, *, standardized: bool = False, explained: bool = False
     ) -> Any:
         """Surprise of each cell, −log p(cell | the row's other cells): a DataFrame (N, D), NaN where missing.
 
@@ -429,7 +429,7 @@ class VarTJEPA(Thresholded, TableTransformer):
         if not hasattr(self, attribute):
             raise ConfigError(f"this VarTJEPA was saved before it had {attribute}: fit it again")
 
-    def _cells(self, batches: Iterable[Rows], folds: int = 8) -> Cells:
+    def _cells(self, batches: Iterable[Rows], folds: int = FOLDS) -> Cells:
         """How surprising each cell is, given those of the other groups."""
         found = [judged(self.network_, rows, folds) for rows in batches]
         return Cells(*map(np.concatenate, zip(*found, strict=True)))

@@ -18,7 +18,7 @@ from probjepa.errors import ConfigError, short
 from probjepa.provenance import OWN_THREADS, bf16_units, computes_bf16, usable_cpus
 from probjepa.training.module import Module
 from probjepa.typed import checked
-from probjepa.yaml_files import read_yaml
+from probjepa.yaml_files import read_mapping
 
 LEAST_SHARE = 50  # a run is at least so many times as long as what is spent on choosing, at worst
 _ROUNDS = 3  # the first warms up, the faster of the others counts
@@ -130,8 +130,8 @@ def remembered(config: Path) -> Auto | None:
     ConfigError
         if it is damaged
     """
-    content = read_yaml(config)
-    kept = content.get("auto") if isinstance(content, Mapping) else None
+    content = read_mapping(config)
+    kept = content.get("auto")
     if kept is None:
         return None
     if not isinstance(kept, Mapping):

@@ -94,7 +94,7 @@ class CachedViews:
     def make(self, stop: StopRequest, *, key: str = "", progress: bool = False) -> None:
         """Embed the views of all images, from where an interrupted run left off.
 
-        ``key`` says what data and recipe these are: kept views of another key, encoder or seed are made anew.
+        ``key`` says what data and recipe these are: views of another key, encoder or seed are made again.
 
         Raises
         ------

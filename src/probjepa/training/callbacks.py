@@ -102,7 +102,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         if not Path(path).is_file():
             raise ArtifactError(f"no checkpoint at {path}: train without resume, or check the path")
-        return read_checkpoint(path, "start afresh with overwrite", map_location=map_location)
+        return read_checkpoint(path, "start from scratch with overwrite", map_location=map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove a checkpoint."""

@@ -63,11 +63,11 @@ def sign(checkpoint: dict[str, Any], fingerprint: Mapping[str, Any]) -> None:
 def check_signature(
     checkpoint: Mapping[str, Any],
     fingerprint: Mapping[str, Any],
-    afresh: str = "start afresh with overwrite",
+    from_scratch: str = "start from scratch with overwrite",
 ) -> None:
     """Raise ArtifactError unless a checkpoint's signature fits this library and this run.
 
-    The first thing in which the fingerprints differ is named, and ``afresh`` is how to begin again.
+    The first thing in which the fingerprints differ is named, and ``from_scratch`` is how to begin again.
     """
     signature = checkpoint.get(_SIGNATURE)
     if not isinstance(signature, Mapping):
@@ -76,7 +76,7 @@ def check_signature(
     if found != (CHECKPOINT_FORMAT, __version__):
         raise ArtifactError(
             f"the checkpoint has format {found[0]} of probjepa {found[1]}, this is {CHECKPOINT_FORMAT} of "
-            f"{__version__}: install that version to resume, or start afresh"
+            f"{__version__}: install that version to resume, or start from scratch"
         )
     saved = signature.get("fingerprint")
     saved = dict(saved) if isinstance(saved, Mapping) else {}
@@ -87,7 +87,7 @@ def check_signature(
         if was != this and not (key in _CONTENTS and None in (was, this)):
             raise ArtifactError(
                 f"the checkpoint was made with {short(key)}={short(was)}, this run has {this}: resume "
-                f"with the same data and settings, or {afresh}"
+                f"with the same data and settings, or {from_scratch}"
             )
 
 
@@ -138,9 +138,9 @@ class FitCheckpoint:
         if not self.resume or not self.path.is_file():
             return None
         content = files.read_checkpoint(
-            self.path, "fit afresh (--overwrite), or remove it", keys=(_SIGNATURE, "state")
+            self.path, "fit again (--overwrite), or remove it", keys=(_SIGNATURE, "state")
         )
-        check_signature(content, self.fingerprint, f"fit afresh (--overwrite), or remove {self.path}")
+        check_signature(content, self.fingerprint, f"fit again (--overwrite), or remove {self.path}")
         restored: dict[str, Any] = content["state"]
         self.holds = True
         return restored
@@ -148,7 +148,7 @@ class FitCheckpoint:
     def unfit(self, error: Exception) -> ArtifactError:
         """Return the error of a state that the fit cannot take."""
         reason = short(files.first_line(error), 100)
-        return ArtifactError(f"the checkpoint {self.path} does not fit ({reason}): fit afresh (--overwrite)")
+        return ArtifactError(f"the checkpoint {self.path} does not fit ({reason}): fit again (--overwrite)")
 
     def write(self, state: Callable[[], Mapping[str, Any]], *, at_once: bool = False) -> None:
         """Write the state, by a rename, if it is due: writing takes at most a twentieth of the time.

@@ -19,7 +19,7 @@ from probjepa.data.streams import Stream
 from probjepa.errors import ArtifactError, ConfigError, short
 from probjepa.files import is_free, write_text
 from probjepa.provenance import hardware, versions
-from probjepa.yaml_files import read_yaml
+from probjepa.yaml_files import read_mapping
 
 _NAMED = 99  # skipped files that config.yaml names
 _RESULTS = ("model", "metrics.csv", "report.html")
@@ -50,7 +50,7 @@ class RunFolder:
             for both ``resume`` and ``overwrite``
         """
         if resume and overwrite:
-            raise ConfigError("resume goes on and overwrite starts afresh: pass one of them")
+            raise ConfigError("resume goes on and overwrite starts from scratch: pass one of them")
         if self.path.exists() and not self.path.is_dir():
             raise ArtifactError(f"{self.path} is a file: give out the name of a folder")
         is_run, free = self.config.is_file(), is_free(self.path)
@@ -102,8 +102,7 @@ class RunFolder:
             )
 
     def _recorded(self) -> Mapping[str, Any]:
-        content = read_yaml(self.config)
-        return content if isinstance(content, Mapping) else {}
+        return read_mapping(self.config)
 
     def remove_model(self) -> None:
         """Remove the saved model, where there is one."""

@@ -306,7 +306,7 @@ def views_for(method: Method | VarJEPA, views: Any) -> Callable[[Tensor, int], A
             )
         recipe = views if isinstance(views, str) else method.view_recipe
         prepared = method.preprocess.config()
-        prepared.pop("fit", None)  # views are cut anew
+        prepared.pop("fit", None)  # views are cut again
         module: nn.Module = views_of(recipe, **prepared, count=count)
         return module
     if views is not None:

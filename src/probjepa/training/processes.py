@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.plugins import LayerSync
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from probjepa.distributed import summed
 from probjepa.errors import ConfigError
-from probjepa.yaml_files import read_yaml
+from probjepa.yaml_files import read_mapping
 
 
 def batch_size_of_each(config: Path, batch_size: int, processes: int) -> int:
@@ -25,7 +24,7 @@ def batch_size_of_each(config: Path, batch_size: int, processes: int) -> int:
     ConfigError
         if the processes cannot share a step's images evenly
     """
-    record: dict[str, Any] = read_yaml(config)
+    record = read_mapping(config)
     were = record.get("processes")
     if record.get("batch_size") != batch_size or not isinstance(were, int) or were == processes:
         return batch_size

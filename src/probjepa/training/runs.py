@@ -284,7 +284,7 @@ def _fingerprint(method: Method, views: Any, trainer: L.Trainer, settings: FitSe
         given["views"] = views if isinstance(views, str | int) else named
     if settings.cache_views:
         given["cache_views"] = settings.cache_views
-    if method.frozen:  # opened anew, its file may hold other weights, and the kept views would be of those
+    if method.frozen:  # its file may hold other weights later, and the kept views would be of those
         given["encoder_sha256"] = weights_fingerprint(method.encoder)[:16]
     if method.statistics_given:
         prepared = method.preprocess.config()
@@ -335,7 +335,7 @@ def _train(
             raise
         raise ArtifactError(
             f"the checkpoint {checkpoint} does not fit this run ({short(first_line(error), 100)}): start "
-            "afresh with overwrite"
+            "from scratch with overwrite"
         ) from error
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         if not stop:
