@@ -223,12 +223,12 @@ def test_a_signal_to_the_group_leaves_the_readers_at_work():
 def test_settings_have_no_field_that_a_resume_forgets():
     """Each is compared, kept among the options, or recorded by another name."""
     from probjepa.training import FitSettings
-    from probjepa.training.runs import _kept
+    from probjepa.training.record import of_settings
 
     changed = FitSettings(knn_every=1, monitor_every=2, workers=3, checkpoint_seconds=9.0, decode_size=9)
     known = {
-        *_kept(changed), *(field.name for field in dataclasses.fields(FitSettings.__mro__[1])),
-        "batch_size", "device", "channels_last", "compile", "loggers", "cache_views", "stream", "stream_buffer",
+        *of_settings(changed), *(field.name for field in dataclasses.fields(FitSettings.__mro__[1])),
+        "batch_size", "device", "loggers", "cache_views", "stream", "stream_buffer",
         "on_error", "convert",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(FitSettings)} == known

@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import math
 import warnings
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,18 +22,18 @@ from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, ProbjepaW
 from probjepa.files import DAMAGES, first_line
 from probjepa.launch import is_first_process, started
 from probjepa.methods.base import Method
-from probjepa.methods.card import plain_record
 from probjepa.terminal import say
 from probjepa.training.auto import choose, remembered, using_threads
 from probjepa.training.cached import CachedViews, drawn_views
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine
 from probjepa.training.device import resolve_device
-from probjepa.training.folder import RunFolder, data_fingerprint, left_out, weights_fingerprint
+from probjepa.training.folder import RunFolder, data_fingerprint
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from probjepa.training.loader import EpochLoader, make_loader
 from probjepa.training.module import Module, views_for
 from probjepa.training.monitors import CollapseMonitor, Monitor, OnlineKNN, sample_rows
 from probjepa.training.processes import batch_size_of_each, lost_another
+from probjepa.training.record import fingerprint, for_the_card, of_data, of_settings
 from probjepa.training.settings import FitSettings, split_settings, with_settings
 from probjepa.training.trainer import (
     as_list,
@@ -131,19 +130,7 @@ def fit(
     ProbjepaError
         if a loss or gradient is not finite
     """
-    if not isinstance(method, Method):
-        raise ConfigError(
-            f"fit takes a method, such as VJE('resnet18'), got {short(repr(method), 40)}: make one first"
-        )
-    if type(method).loss is Method.loss:
-        raise ConfigError(
-            f"{type(method).__name__} has no loss to train by: give it, or its name, as backbone= to a method"
-        )
-    if not any(p.requires_grad for p in method.parameters()):
-        raise ConfigError(
-            f"nothing of this {type(method).__name__} is trained: it has no parameters beside its frozen "
-            "encoder"
-        )
+    _check_trains(method)
     settings, trainer_options = split_settings(FitSettings, options)
     processes = started()
     check_options(trainer_options, inspect.signature(fit).parameters)
@@ -161,23 +148,13 @@ def fit(
     # complains before anything is written
     loader = make_loader(source, settings.batch_size, seed=settings.seed)
     method.calibrate(images.get(sample_rows(len(images), _CALIBRATION_ROWS, settings.seed)))
-    cached, drawn = None, views if isinstance(views, int) else 2
-    if settings.cache_views:
-        if isinstance(source, Stream):
-            raise ConfigError("cache_views keeps views of each image, and these are a stream: leave it out")
-        if drawn > max(settings.cache_views, 2):
-            raise ConfigError(
-                f"views is {drawn}, and cache_views keeps {settings.cache_views} an image: raise it"
-            )
-        cached = CachedViews(
-            images, method, views_for(method, views), settings.cache_views, seed=settings.seed,
-            folder=folder.path if folder else None,
-        )  # fmt: skip
+    cached = _cached(method, source, views, settings, folder) if settings.cache_views else None
+    steps = epochs * len(loader)
     module = Module(
         method,
         epochs=epochs,
-        views=views if cached is None else partial(drawn_views, count=drawn),
-        compile=_compiled(settings.compile, device, epochs * len(loader)),
+        views=views if cached is None else partial(drawn_views, count=_count(views)),
+        compile=_compiled(settings.compile, device, steps),
         **settings.loop(),
     )
     how = remembered(folder.config) if resume and folder is not None else None
@@ -188,7 +165,7 @@ def fit(
         )
         how = choose(
             module, lambda: images.get(torch.arange(settings.batch_size) % len(images)), device, precision,
-            settings.channels_last, epochs * len(loader) if alone else None,
+            settings.channels_last, steps if alone else None,
         )  # fmt: skip
         asked = "auto" in (precision, settings.channels_last)
         if asked and progress and is_first_process() and device.type == "cpu":
@@ -221,37 +198,47 @@ def fit(
             settings = dataclasses.replace(settings, batch_size=each)
         batch = {"batch_size": settings.batch_size, "processes": trainer.world_size}
         module.fingerprint |= {"global_batch_size": math.prod(batch.values()), "precision": precision}
-        module.fingerprint |= _fingerprint(method, views, trainer, settings)
+        module.fingerprint |= fingerprint(method, views, trainer, settings)
         if isinstance(source, Stream):
             module.fingerprint["stream_lanes"] = lane_count(trainer.world_size)
         if folder is not None:
             module.fingerprint |= data_fingerprint(source, most=_HASHED_BYTES)
         if folder is not None and is_first_process() and not resume:
-            names = {"data": source.name, "val": held_out.name if held_out else None}
-            skipped = left_out(source) | ({} if held_out is None else left_out(held_out, "val"))
-            more = {k: v for k, v in trainer_options.items() if k not in module.fingerprint}
-            given = (
-                {"channels_last": settings.channels_last, "compile": settings.compile}
-                | _kept(settings)
-                | more
-            )
             chosen = {"auto": {k: v for k, v in how._asdict().items() if k != "precision"}}
-            folder.start(batch | module.fingerprint | names | skipped | chosen, device, given)
+            begun = batch | module.fingerprint | of_data(source, held_out) | chosen
+            more = {k: v for k, v in trainer_options.items() if k not in module.fingerprint}
+            folder.start(begun, device, of_settings(settings) | more)
         if cached is not None:
             if resume and folder is not None:  # a refusal comes before the work, and leaves what is kept
                 module.on_load_checkpoint(AtomicCheckpointIO().load_checkpoint(folder.checkpoint))
             method.to(device)
-            of_data = {k: v for k, v in module.fingerprint.items() if k.startswith(("data_", "views"))}
+            seen = {k: v for k, v in module.fingerprint.items() if k.startswith(("data_", "views"))}
             recipe = (method.view_recipe, method.preprocess.config())
-            cached.make(stop, key=repr((of_data, recipe)), progress=progress)
+            cached.make(stop, key=repr((seen, recipe)), progress=progress)
         if resume and precision == "64-true":
             method.double()  # Lightning restores the state before it makes the module so
         _train(trainer, module, cached or source, settings, folder, stop, resume=resume)
     method.eval().to(device)
-    method.card_text, method.run_record = None, _for_the_card(source, batch | module.fingerprint, table.rows)
+    method.card_text, method.run_record = None, for_the_card(source, batch | module.fingerprint, table.rows)
     if folder is not None and trainer.is_global_zero:
         method.save_pretrained(folder.model)
     return method
+
+
+def _check_trains(method: Any) -> None:
+    if not isinstance(method, Method):
+        raise ConfigError(
+            f"fit takes a method, such as VJE('resnet18'), got {short(repr(method), 40)}: make one first"
+        )
+    if type(method).loss is Method.loss:
+        raise ConfigError(
+            f"{type(method).__name__} has no loss to train by: give it, or its name, as backbone= to a method"
+        )
+    if not any(p.requires_grad for p in method.parameters()):
+        raise ConfigError(
+            f"nothing of this {type(method).__name__} is trained: it has no parameters beside its frozen "
+            "encoder"
+        )
 
 
 def _run_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> RunFolder | None:
@@ -265,48 +252,29 @@ def _run_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> Run
     return folder
 
 
-def _kept(settings: FitSettings) -> dict[str, Any]:
-    """The settings that change no weight and yet are the run's, where they are not the usual ones."""
-    names = ("knn_every", "monitor_every", "workers", "checkpoint_seconds", "decode_size")
-    given = {name: getattr(settings, name) for name in names}
-    return {name: value for name, value in given.items() if value != getattr(FitSettings, name)}
+def _cached(
+    method: Method, source: Images | Stream, views: Any, settings: FitSettings, folder: RunFolder | None
+) -> CachedViews:
+    """The views that are to be kept of each image; ConfigError where they cannot be."""
+    if isinstance(source, Stream):
+        raise ConfigError("cache_views keeps views of each image, and these are a stream: leave it out")
+    if (drawn := _count(views)) > max(settings.cache_views, 2):
+        raise ConfigError(
+            f"views is {drawn}, and cache_views keeps {settings.cache_views} an image: raise it"
+        )
+    return CachedViews(
+        source, method, views_for(method, views), settings.cache_views, seed=settings.seed,
+        folder=folder.path if folder else None,
+    )  # fmt: skip
+
+
+def _count(views: Any) -> int:
+    """How many of the kept views of an image a step draws."""
+    return views if isinstance(views, int) else 2
 
 
 def _compiled(asked: bool | str, device: torch.device, steps: int) -> bool:
     return device.type == "cuda" and steps >= _LEAST_COMPILED if asked == "auto" else bool(asked)
-
-
-def _fingerprint(method: Method, views: Any, trainer: L.Trainer, settings: FitSettings) -> dict[str, Any]:
-    """What a resumed run must have in common with the interrupted one, besides its settings."""
-    given: dict[str, Any] = {}
-    if views is not None:
-        named = getattr(views, "__qualname__", type(views).__name__)  # a function's own name, a module's type
-        given["views"] = views if isinstance(views, str | int) else named
-    if settings.cache_views:
-        given["cache_views"] = settings.cache_views
-    if method.frozen:  # its file may hold other weights later, and the kept views would be of those
-        given["encoder_sha256"] = weights_fingerprint(method.encoder)[:16]
-    if method.statistics_given:
-        prepared = method.preprocess.config()
-        given |= {"method.mean": prepared["mean"], "method.std": prepared["std"]}
-    return {
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "method": method.name,
-        **{f"method.{key}": value for key, value in (method.settings | method.source).items()},
-        **given,
-    }
-
-
-def _for_the_card(
-    images: Images | Stream, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What a model card says of a run: its data, its settings, and the last value of each metric."""
-    named = images.name.startswith(("hf:", "sklearn:"))  # of a file, not where it lies
-    about = {"data": images.name if named else Path(images.name).name, "images": len(images)}
-    used = {name: value for name, value in settings.items() if not name.startswith(("method", "data_"))}
-    last = {name: value for row in rows for name, value in row.items()}
-    left = {"epoch", "step", "learning_rate", "seconds"}
-    return plain_record(about | used | {k: v for k, v in last.items() if k not in left})
 
 
 def _train(
