@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -170,7 +172,31 @@ def test_a_file_that_disagrees_is_not_left(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_expected", lambda model, what, inputs: [model.embed(inputs) * 1.001])
     with pytest.raises(ArtifactError, match="embeddings differs"):
         pj.export(small(), tmp_path / "x.pt2")
+    monkeypatch.setattr(module, "_expected", lambda model, what, inputs: [model.embed(inputs)[:, 1:]])
+    with pytest.raises(ArtifactError, match=r"embeddings of \d+ inputs is \(\d+, \d+\), and PyTorch's"):
+        pj.export(small(), tmp_path / "x.pt2")
     assert not list(tmp_path.iterdir())
+
+
+FULL_DISK = """
+import resource, signal, sys
+from probjepa.cli import run
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+sys.exit(run(["export", sys.argv[1], "--out", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_a_full_disk_is_one_line(tmp_path, suffix):
+    pytest.importorskip("onnxscript")
+    small().save_pretrained(tmp_path / "model")
+    out = tmp_path / f"x.{suffix}"
+    words = [sys.executable, "-c", FULL_DISK, str(tmp_path / "model"), str(out)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "cannot write" in done.stderr and "File too large" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):

@@ -38,6 +38,14 @@ _THUMBNAILS = 48
 Column = npt.NDArray[np.float64]
 
 
+def check_shares(drop: float, review: float) -> None:
+    """Raise ConfigError for shares that are not in [0, 1], or add to more than 1."""
+    if not (0 <= drop <= 1 and 0 <= review <= 1 and drop + review <= 1):
+        raise ConfigError(
+            f"drop {drop:g} and review {review:g} are shares: each in [0, 1], together at most 1"
+        )
+
+
 def sort_out(
     typicality: Column, uncertainty: Column | None, drop: float, review: float
 ) -> npt.NDArray[np.str_]:
@@ -49,12 +57,9 @@ def sort_out(
     Raises
     ------
     ConfigError
-        for shares that are not in [0, 1], or add to more than 1
+        as ``check_shares``
     """
-    if not (0 <= drop <= 1 and 0 <= review <= 1 and drop + review <= 1):
-        raise ConfigError(
-            f"drop {drop:g} and review {review:g} are shares: each in [0, 1], together at most 1"
-        )
+    check_shares(drop, review)
     count = len(typicality)
     # 0.07 of 100 rows is 7.000000000000001
     dropped, reviewed = (math.ceil(share * count * (1 - 1e-12)) for share in (drop, review))
@@ -126,7 +131,7 @@ def curate(
     ConfigError, DataError
         as ``score_set``, ``sort_out`` and ``duplicate_groups``; for ``against`` without ``duplicates``
     """
-    sort_out(np.zeros(1), None, drop, review)  # its complaint comes before the scoring
+    check_shares(drop, review)
     if duplicates is not None:
         check_cosine(duplicates)
     elif against is not None:

@@ -12,7 +12,7 @@ import torch
 
 from probjepa.data import Images, ImageSet, open_images, split
 from probjepa.evaluation import evaluate
-from probjepa.files import refuse_existing
+from probjepa.files import refuse_existing, refuse_foreign
 from probjepa.methods.vje import VJE
 from probjepa.report.summary import print_summary, write_evaluation
 from probjepa.report.training import training_report
@@ -39,6 +39,8 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
     started = time.monotonic()
     half_done = not (out / "report.html").exists() and (out / "run").is_dir()
     refuse_existing(out, overwrite or half_done)
+    if not half_done:
+        refuse_foreign(out)
     resume = half_done and not overwrite and (out / "run" / "config.yaml").is_file()
     train, test, ood = demo_sets()
     # so small a network gains nothing from more threads, and loses much where others want the cores

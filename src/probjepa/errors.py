@@ -76,6 +76,6 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ConfigError:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is full; on a CPU torch raises a plain RuntimeError."""
-    said = ("out of memory", "allocate memory", "not enough memory", "DefaultCPUAllocator")
-    of_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    said = ("OutOfMemory", "out of memory", "allocate memory", "not enough memory", "DefaultCPUAllocator")
+    of_torch = isinstance(error, RuntimeError) and any(words in repr(error) for words in said)
     return of_torch or isinstance(error, MemoryError)

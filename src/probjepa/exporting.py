@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -192,9 +193,11 @@ def _running(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _write_pt2(program: Any, stage: Path) -> Graph:
-    with stage.open("wb") as file:
-        torch.export.save(program, file)
-    loaded = torch.export.load(stage.open("rb")).module()
+    # through memory: on a full disk torch's writer ends the process
+    whole = io.BytesIO()
+    torch.export.save(program, whole)
+    stage.write_bytes(whole.getbuffer())
+    loaded = torch.export.load(whole).module()
     return lambda inputs: list(loaded(inputs))
 
 
@@ -213,6 +216,8 @@ def _write_onnx(program: Any, stage: Path, what: str) -> Graph:
         graph.model.metadata_props["probjepa"] = f"{what}, written by probjepa {__version__}"
         graph.save(stage, external_data=False)
         session = onnxruntime.InferenceSession(stage.read_bytes(), providers=["CPUExecutionProvider"])
+    except OSError:
+        raise
     except Exception as error:  # its errors have no common base
         while error.__cause__ is not None:
             error = error.__cause__  # type: ignore[assignment]
@@ -230,9 +235,14 @@ def _check(model: Any, what: str, graph: Graph, path: Path) -> None:
         for name, found, wanted in zip(
             OUTPUTS[what], graph(inputs), _expected(model, what, inputs), strict=True
         ):
+            if found.shape != wanted.shape:
+                raise ArtifactError(
+                    f"{path} was not written: its {name} of {count} inputs is {tuple(found.shape)}, and "
+                    f"PyTorch's {tuple(wanted.shape)}"
+                )
             wanted = wanted.double()
             far = float((found.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
-            if found.shape != wanted.shape or not far <= _TOLERANCE:
+            if not far <= _TOLERANCE:
                 raise ArtifactError(
                     f"{path} was not written: its {name} differs from PyTorch's by {far:.1e} of the largest "
                     f"value, more than {_TOLERANCE:g}"

@@ -243,6 +243,12 @@ def refuse_existing(path: Path, overwrite: bool, instead: str = "choose another 
         raise ArtifactError(f"{path} exists already: {instead}, or pass --overwrite")
 
 
+def refuse_foreign(folder: Path, own: str = "report.html") -> None:
+    """Raise ArtifactError where a folder to be overwritten has files, but not ``own``, which is ours."""
+    if folder.is_dir() and not is_free(folder) and not (folder / own).exists():
+        raise ArtifactError(f"{folder} has files of something else, and no {own}: choose another --out")
+
+
 # --- checkpoints ----------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from probjepa.data.codec import reencode
 from probjepa.data.fingerprint import fingerprint
 from probjepa.errors import ConfigError
 from probjepa.provenance import OWN_THREADS
+from shard_cases import write_shard
 
 QUICK = ["--set", "batch_size=8", "--set", "backbone=convnet", "--set", "widths=[4,8]", "-q"]
 THREADING = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
@@ -234,6 +235,80 @@ def test_on_error_skip_counts_and_lists(places, tmp_path, capsys):
     assert "skipped 1 unreadable files" in printed
     assert "zz.png" in printed
     assert len(pq.read_table(out)) == 20
+
+
+INTERRUPTED = """
+import os, signal, sys
+from probjepa import cli
+import probjepa.data.sources
+
+def open_images(*args, **options):
+    os.kill(os.getpid(), signal.SIGNUM)
+    signal.sigtimedwait([], 5)
+
+probjepa.data.sources.open_images = open_images
+sys.argv = ["probjepa", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("signum", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_an_interrupted_command_says_what_to_do(places, tmp_path, signum, code):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.replace("SIGNUM", signum), "embed", str(places / "run"), "--data",
+         str(places / "held"), "--out", str(tmp_path / "e.parquet")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert done.stderr == (
+        "probjepa: interrupted: run the same command again (train, where it had begun: with --resume)\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux")
+@pytest.mark.parametrize("kind", ["embed", "shards", "evaluate"])
+def test_an_output_may_have_a_name_that_is_no_text(places, tmp_path, kind):
+    out = str(tmp_path / os.fsdecode(b"x\xff"))
+    common = [str(places / "run"), "-q", "--device", "cpu"]
+    if kind == "evaluate":
+        words = [
+            "--train",
+            str(places / "ok"),
+            "--test",
+            str(places / "held"),
+            "--bootstrap",
+            "5",
+            "--out",
+            out,
+        ]
+        assert run(["evaluate", *common, *words]) == 0
+        assert "scores.parquet" in os.listdir(out)
+        return
+    if kind == "shards":
+        write_shard(tmp_path / "in" / "a.parquet", range(3))
+    data = str(tmp_path / "in") if kind == "shards" else str(places / "held")
+    written = os.path.join(out, "a.parquet") if kind == "shards" else out + ".parquet"
+    words = ["embed", *common, "--data", data, "--out", out if kind == "shards" else written]
+    assert run(words) == 0
+    with open(written, "rb") as file:
+        assert pq.read_table(file).num_rows == (3 if kind == "shards" else 20)
+    assert run(words) == (0 if kind == "shards" else 2)
+
+
+def test_overwrite_replaces_what_the_command_writes_and_no_other_folder(places, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    common = ["--out", str(tmp_path / "mine"), "--overwrite"]
+    run_folder, held = str(places / "run"), str(places / "held")
+    for words in (
+        ["demo"],
+        ["evaluate", run_folder, "--train", str(places / "ok"), "--test", held],
+        ["curate", run_folder, "--data", held],
+    ):
+        assert run([*words, *common]) == 2
+        assert "has files of something else, and no report.html" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_existing_output_needs_overwrite(places, tmp_path, capsys):

@@ -184,6 +184,7 @@ def test_latent_term_of_a_reference(places, tmp_path):
         (["--latent", "reference"], "--reference"),
         (["--latent", "norma"], "did you mean 'normal'"),
         (["--rank", "some"], "--rank"),
+        (["--rank", "²"], "--rank is '²': pass none, auto or a number"),
         (["--estimator", "exakt"], "did you mean 'exact'"),
         (["--tolerance", "0.1"], "estimator='auto'"),
         (["--estimator", "auto", "--tolerance", "2"], "tolerance is 2.0"),

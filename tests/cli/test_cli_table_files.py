@@ -120,7 +120,10 @@ def test_numbers_and_dates_that_were_read_as_text(tmp_path, capsys, column, said
         ("a\tb\n1\t2\n", "", "pass --sep '\\t'"),
         ("a|b\n1|2\n", "", "pass --sep '|'"),
         (",a\n0,1\n1,2\n", "", "the column 'Unnamed: 0', an index that was written along"),
-        ("a,b\n1,2\n", "--decimal ,,", "cannot be read as csv"),
+        ("a,b\n1,2\n", "--decimal ,,", "decimal is ',,': give one character"),
+        ("a,b\n1,2\n", "--sep ab", "sep is 'ab': give one character"),
+        ("a,b\n1.5,2\n", "--thousands .", "decimal and thousands are both '.': give two that differ"),
+        ("a;b\n1,5;2\n", "--sep ; --decimal , --thousands ,", "decimal and thousands are both ','"),
         (None, "--sep ;", "is no text: leave sep out"),
     ],
 )

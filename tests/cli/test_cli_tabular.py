@@ -259,6 +259,7 @@ def test_evaluate_writes_figures_and_a_page(places, tmp_path, capsys):
         ("evaluate run --train train.parquet --test train.parquet", "also stands in"),
         ("evaluate run --train train.parquet --test test.csv --target number", "was fitted with the column"),
         ("evaluate run --train train.parquet --test test.csv --ood a=b", "not for tables"),
+        ("evaluate run --train train.parquet --test test.csv --bootstrap 5", "--bootstrap: not for tables"),
         ("evaluate image-run --train train.parquet --test test.csv --target y", "--target is for tables"),
         ("evaluate image-run --train train.parquet --test test.csv", "image-run"),
         ("embed run --data images.parquet", "this model is of tables"),

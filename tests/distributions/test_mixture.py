@@ -311,6 +311,9 @@ def test_bad_arguments_are_refused():
     for bad in (-variance, 0 * variance, math.nan * variance, math.inf * variance):
         with pytest.raises(ValueError, match="variance must be positive and finite"):
             PolarStudentTMixture(centers, bad)
+    for bad in ({"scale": math.inf}, {"scale": 0.0}, {"scale": math.nan}, {"df": math.inf}, {"df": 0.0}):
+        with pytest.raises(ValueError, match="df and scale must be positive and finite"):
+            PolarStudentTMixture(centers, variance, **bad)
     for bad in (math.nan * centers, math.inf * centers):
         with pytest.raises(ValueError, match="centers must be finite"):
             PolarStudentTMixture(bad, variance)

@@ -17,7 +17,7 @@ import probjepa
 from probjepa import metrics, open_images
 from probjepa.data import ImageSet, StreamedImages, fingerprint, overlap
 from probjepa.data.codec import reencode
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.evaluation import describe, evaluate
 from probjepa.methods import Method, ProbabilisticMethod
 from probjepa.report.evaluation import evaluation_report
@@ -247,6 +247,50 @@ class Concentrated(ProbabilisticMethod, Plain):
 def without_a_twin(method):
     method.reinitialised = lambda seed=0: (_ for _ in ()).throw(ConfigError("none"))
     return method
+
+
+def test_different_images_of_one_embedding_are_evaluated():
+    train, test = images(60, 0), images(40, 1)
+    test.images[3] = train.images[7]
+    test.images[3, :, 0] ^= 1  # a row that the encoder does not see
+    torch.manual_seed(0)
+    method = without_a_twin(Plain()).eval()
+    whole = method.encoder.forward
+    method.encoder.forward = lambda prepared: whole(prepared[..., 4:, :])  # of 16 rows
+    with pytest.warns(
+        ProbjepaWarning, match=r"images of set 0 that have the embedding of a held-out one: 1\."
+    ):
+        found = evaluate(method, train, test, {"far": images(30, 2)}, n_bootstrap=10)
+    assert found.metrics["left_out_as_in_train"] == {"test": 0, "far": 0}
+    assert found.metrics["settings"]["reference rows of scores"] == 59
+    assert len(found.arrays["scores"]["knn"]["test"]) == 40
+    of_all = found.metrics["selective"]["kNN distance"]["accuracy_at"]["1.0"]
+    assert of_all == found.metrics["accuracy"]["h"]["knn20"]["value"]
+    without = train.subset(torch.arange(60) != 7)
+    expected = score_set(method, test, "knn", reference=without)[0]
+    np.testing.assert_allclose(found.arrays["scores"]["knn"]["test"], expected)
+
+
+def test_a_collapsed_encoder_is_said():
+    method = without_a_twin(Plain()).eval()
+    for weight in method.encoder.parameters():
+        torch.nn.init.zeros_(weight)
+    with pytest.raises(
+        DataError, match="every embedding of set 0 is that of a held-out image too: the encoder collapsed"
+    ):
+        evaluate(method, images(60, 0), images(40, 1), n_bootstrap=10)
+
+
+def test_a_random_initialisation_that_tells_nothing_apart_has_no_score():
+    torch.manual_seed(0)
+    method, constant = Plain().eval(), Plain().eval()
+    for weight in constant.encoder.parameters():
+        torch.nn.init.zeros_(weight)
+    method.reinitialised = lambda seed=0: constant
+    found = evaluate(method, images(60, 0), images(40, 1), {"far": images(30, 2)}, n_bootstrap=10).metrics
+    assert "random-init" in found["accuracy"]
+    assert "knn, random-init" not in found["ood"]["far"]
+    assert "knn, raw pixels" in found["ood"]["far"]
 
 
 def test_any_probabilistic_method_brings_its_scores():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from probjepa import metrics
 from probjepa.errors import DataError
 from probjepa.evaluation import selective_prediction
 
@@ -87,6 +88,17 @@ def test_a_long_curve_is_thinned_and_keeps_its_end():
     assert len(of["curve"]["coverage"]) == len(of["curve"]["risk"]) <= 200
     assert of["curve"]["coverage"][-1] == 1
     assert of["curve"]["risk"][-1] == pytest.approx(1 - of["accuracy_at"]["1.0"])
+
+
+def test_a_vote_that_is_known_is_taken():
+    vote = metrics.knn_vote(*BANK, TEST[0], k=20)
+    asked, given = (
+        selective_prediction(*BANK, *TEST, scores={}, measures={}, vote=of) for of in (None, vote)
+    )
+    assert asked == given
+    other = selective_prediction(*BANK, *TEST, scores={}, measures={}, vote=(vote[0] * 0, vote[1]))
+    right = float((TEST[1] == 0).double().mean())
+    assert other["random"]["accuracy_at"]["1.0"] == pytest.approx(right)
 
 
 def test_rows_of_the_bank_are_refused():

@@ -21,8 +21,9 @@ from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.evaluation import evaluate_table
 from probjepa.evaluation.figures import over_seeds
 from probjepa.evaluation.predictors import PREDICTORS, RawFeatures
-from probjepa.evaluation.selective import GRID, selection_figures
+from probjepa.evaluation.selective import selection_figures
 from probjepa.evaluation.tables import check_labels, evaluate_once
+from probjepa.metrics.selective import COVERAGES
 from probjepa.report.evaluation import table_report
 from probjepa.tabular import TJEPA, VarTJEPA
 
@@ -70,7 +71,7 @@ def test_selection_is_what_counting_gives():
         answered = order[: int(np.ceil(share * n))]
         expected = np.mean([correct[i] for i in answered])
         assert selective["d"]["accuracy_at"][str(share)]["value"] == pytest.approx(expected)
-    for coverage, found in zip(GRID, selective["d"]["risk"], strict=True):
+    for coverage, found in zip(COVERAGES, selective["d"]["risk"], strict=True):
         assert found == pytest.approx(risk[int(np.ceil(round(coverage * n, 6))) - 1])
     np.testing.assert_allclose(selective["random"]["risk"], 1 - correct.mean())
     assert "random" not in calibration

@@ -14,6 +14,7 @@ from probjepa.backbones import build_backbone
 from probjepa.errors import ConfigError, DataError, ProbjepaError
 from probjepa.jacobian import jacobian_spectrum, jepa_score, jepa_score_details
 from probjepa.jacobian.estimators import RANK_TOLERANCE, Settings
+from probjepa.jacobian.score import EstimatorSettings, MoreSettings
 
 
 def orthogonal(dim: int) -> Tensor:
@@ -159,6 +160,8 @@ def test_nan_inputs_and_derivatives_are_named() -> None:
     ("options", "text"),
     [
         ({"estimator": "exakt"}, "did you mean 'exact'"),
+        ({"prob": 3}, "unknown setting of jepa_score 'prob', did you mean 'probes'"),
+        ({"transform": torch.tanh}, "unknown setting of jepa_score 'transform', did you mean 'transforms'"),
         ({"rank": 0}, "rank is 0"),
         ({"rank": "full"}, "rank takes a whole number or 'auto' or null, got 'full'"),
         ({"eps": 0.0}, "eps is 0.0"),
@@ -191,6 +194,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert inspect.unwrap(jepa_score_details).__kwdefaults__ == {**own, "progress": False}
     shared = {name: defaults[name] for name in ("estimator", "rank", "eps")}
     assert inspect.unwrap(jepa_score).__kwdefaults__ == {**shared, **own}
+    assert EstimatorSettings.__annotations__.keys() == defaults.keys()
+    assert MoreSettings.__annotations__.keys() == defaults.keys() - shared.keys() | {"progress"}
 
 
 def test_a_spectrum_of_no_rows_at_a_time_is_refused() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, DataError
 from probjepa.methods.sigreg import sigreg
 
 
@@ -70,9 +70,11 @@ def test_gradient_descent_makes_points_gaussian():
     assert torch.allclose(torch.cov(z.T), torch.eye(2), atol=0.2)
 
 
-@pytest.mark.parametrize(("shape", "count"), [((5,), 4), ((0, 3), 4), ((5, 3), 0)])
-def test_refuses(shape, count):
-    with pytest.raises(ConfigError, match="SIGReg"):
+@pytest.mark.parametrize(
+    ("shape", "count", "error"), [((5,), 4, DataError), ((0, 3), 4, DataError), ((5, 3), 0, ConfigError)]
+)
+def test_refuses(shape, count, error):
+    with pytest.raises(error, match="SIGReg"):
         sigreg(torch.zeros(shape), count)
 
 

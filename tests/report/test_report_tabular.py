@@ -121,7 +121,11 @@ def seeded(values: list[float | None]) -> dict[str, Any]:
 def test_several_seeds_are_shown_as_such(seeds: int, capsys: pytest.CaptureFixture[str]) -> None:
     ps = over_seeds([{"p": {"value": p}} for p in (0.01, 0.2, 0.5)[:seeds]])
     own = {"accuracy": seeded([0.9, 0.92, 0.94][:seeds]), "macro F1": seeded([0.8, 0.8, 0.8][:seeds])}
-    selected = {"aurc": seeded([0.1] * seeds), "accuracy_at": {"0.5": seeded([None] * seeds)}, "risk": [0.1]}
+    selected = {
+        "aurc": seeded([0.1] * seeds),
+        "accuracy_at": {"0.5": seeded([None] * seeds)},
+        "risk": [0.1] * 96,
+    }
     result = RESULT | {
         "settings": {"seeds": list(range(seeds)), "predictors": ["MLP"]},
         "accuracy": {"raw": {"MLP": own}, "embedding": {"MLP": own}},

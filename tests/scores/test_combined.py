@@ -14,6 +14,7 @@ from probjepa.detectors import KNN, GaussianMixture, Mahalanobis
 from probjepa.errors import DataError
 from probjepa.scores import SCORES, Score, combined, score_class, score_set
 from probjepa.scores.combined import Combined, _log_p
+from probjepa.scores.detectors import KNNScore
 
 KINDS = [name for name in SCORES if issubclass(score_class(name), Combined)]
 
@@ -149,6 +150,18 @@ def test_a_table_brings_its_own_scores():
         parts = score_set(model.fit(known), asked, "fisher", reference=known)[1]
         found = [name.removeprefix("p_value.") for name in parts if name.startswith("p_value.")]
         assert found == [*own, "knn", "mahalanobis", "gmm"]
+
+
+def test_a_score_goes_by_the_name_that_it_is_registered_by():
+    SCORES.register("knn again", KNNScore)
+    try:
+        model = pj.VJE(
+            "convnet", channels=1, image_size=8, backbone_options={"widths": (8, 16)}, seed=0
+        ).eval()
+        parts = score_set(model, images(9, 0), "fisher", reference=images(50, 1))[1]
+    finally:
+        SCORES.remove("knn again")
+    np.testing.assert_array_equal(parts["p_value.knn again"], parts["p_value.knn"])
 
 
 @pytest.mark.filterwarnings("error")

@@ -324,3 +324,15 @@ def test_a_fit_has_its_least_steps_and_not_more_than_its_most():
     model = VarTJEPA(dim=8, n_layers=1, ff_dim=8, min_steps=30, batch_size=100, random_state=0)
     model.set_params(max_epochs=2).fit(table(200))
     assert len(model.history_) == 2  # those that are given stay
+
+
+@pytest.mark.parametrize("spoil", [lambda of: of.neg_(), lambda of: of.fill_(float("nan"))])
+def test_a_damaged_copula_is_not_loaded(spoil):
+    copula = Copula(NUMBERS, 4)
+    copula.fit(numbers(gaussian(50)))
+    again = Copula(NUMBERS, 4)
+    again.load_state_dict(copula.state_dict())
+    assert torch.equal(again.precision, copula.precision)
+    spoil(copula.precision)
+    with pytest.raises(RuntimeError, match="precision of the copula is not positive definite"):
+        again.load_state_dict(copula.state_dict())

@@ -38,7 +38,7 @@ class MeanNetwork(nn.Module):
 
 
 def make_estimator():
-    """Anew for each test: a registry keeps what it was given."""
+    """Again for each test: a registry keeps what it was given."""
 
     class Mean(TableTransformer):
         def __init__(
@@ -82,7 +82,7 @@ def test_it_is_fitted_saved_and_loaded(registered, tmp_path):
         assert isinstance(again, registered) and again.get_params() == model.get_params()
         np.testing.assert_array_equal(again.transform(table), model.transform(table))
     TABLE_METHODS.remove("mean")
-    with pytest.raises(ArtifactError, match="holds a Mean, which this version has not"):
+    with pytest.raises(ArtifactError, match="holds a Mean, which this version does not know"):
         pj.load(tmp_path / "m")
 
 
@@ -97,6 +97,48 @@ def test_the_command_line_trains_it_and_embeds_with_it(registered, tmp_path):
     embedding = np.stack(pd.read_parquet(tmp_path / "e.parquet")["embedding"])
     expected = pj.load(tmp_path / "run").transform(mixed_table())
     np.testing.assert_allclose(embedding, expected, rtol=1e-6)
+
+
+def test_its_plain_uncertainty_and_score_are_evaluated(tmp_path):
+    class Full(make_estimator()):
+        def uncertainty(self, X):
+            return np.abs(self.transform(X)).sum(1)
+
+        def score_samples(self, X):
+            return -self.uncertainty(X)
+
+    TABLE_METHODS.register("mean", Full)
+    try:
+        table = mixed_table(120)
+        target = np.where(np.arange(len(table)) % 2, "a", "b")
+        model = Full(**TINY).fit(table)
+        model.save(tmp_path / "m")
+        table[80:].to_parquet(tmp_path / "x.parquet")
+        table["target"] = target
+        table[:80].to_parquet(tmp_path / "train.parquet")
+        table[80:].to_parquet(tmp_path / "test.parquet")
+        common = ["--test", str(tmp_path / "test.parquet"), "--target", "target", "--device", "cpu", "-q"]
+        out = tmp_path / "out"
+        code = run(["evaluate", str(tmp_path / "m"), "--train", str(tmp_path / "train.parquet"), *common,
+                    "--out", str(out)])  # fmt: skip
+        assert code == 0
+        found = json.loads((out / "metrics.json").read_text())["selective"]
+        assert {"model uncertainty", "−log-likelihood"} <= {
+            source for of in found.values() for by in of.values() for source in by
+        }
+        scored = [
+            "score",
+            str(tmp_path / "m"),
+            "--data",
+            str(tmp_path / "x.parquet"),
+            "-q",
+            "--device",
+            "cpu",
+        ]
+        assert run([*scored, "--out", str(tmp_path / "s.parquet")]) == 0
+        assert {"score", "uncertainty"} <= set(pd.read_parquet(tmp_path / "s.parquet").columns)
+    finally:
+        TABLE_METHODS.remove("mean")
 
 
 def test_a_sub_class_may_take_fewer_parameters():

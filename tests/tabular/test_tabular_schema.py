@@ -1,5 +1,6 @@
 """The schema: types, codes, missing cells, transforms against scikit-learn, errors that name the difference."""
 
+import dataclasses
 import datetime
 import json
 
@@ -13,6 +14,7 @@ from tabular_cases import mixed_table
 
 from probjepa.errors import ConfigError, DataError, MissingExtraError
 from probjepa.tabular import TableSchema, frames
+from probjepa.tabular.schema import Feature
 
 
 def types(table, **options):
@@ -180,6 +182,14 @@ def test_json_round_trip():
         assert again.features == schema.features
         for a, b in zip(schema.encode(table), again.encode(table), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Feature)])
+def test_a_schema_that_lacks_a_field_is_not_read(name):
+    features = TableSchema.infer(mixed_table()).to_json()
+    del features[0][name]
+    with pytest.raises(KeyError, match=name):
+        TableSchema.from_json(features)
 
 
 @pytest.mark.parametrize(

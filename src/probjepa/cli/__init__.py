@@ -12,7 +12,12 @@ from types import FrameType
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+_INTERRUPTED = "interrupted: run the same command again (train, where it had begun: with --resume)"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP has ended a command that does not save itself."""
 
 
 def main() -> None:
@@ -34,7 +39,7 @@ def main() -> None:
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
     """End by an exception, so that nothing half-written stays behind."""
-    raise SystemExit(128 + signum)
+    raise Terminated(128 + signum)
 
 
 def _open_streams() -> None:
@@ -103,11 +108,15 @@ def _run(arguments: list[str]) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning  # type: ignore[assignment]
             code = app(arguments, prog_name="probjepa", standalone_mode=False)
+            if code == EXIT_INTERRUPTED:  # what newer typer makes of Ctrl-C
+                raise KeyboardInterrupt
             return int(code or 0)
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted", EXIT_INTERRUPTED)
+        return _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+    except Terminated as error:
+        return _fail(_INTERRUPTED, int(error.code or 0))
     except Interrupted as error:
         return _fail(str(error), EXIT_INTERRUPTED)
     except ProbjepaError as error:

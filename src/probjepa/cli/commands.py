@@ -119,7 +119,11 @@ def evaluate(
     shared: Shared,
 ) -> None:
     """Write metrics.json, scores.parquet, report.html: accuracy and OOD detection beside their baselines."""
+    from probjepa.files import refuse_foreign
+
     with _claimed(out, folder=True):
+        if shared.overwrite:
+            refuse_foreign(out)
         open_model(model, shared, out).evaluate(train, test, out, options)
     say(f"wrote {out}/metrics.json, {out}/scores.parquet and {out}/report.html")
 
@@ -135,7 +139,7 @@ def curate(
     """Rank images by typicality and uncertainty: keep, review and drop lists with thumbnails."""
     from probjepa.cli import shards
     from probjepa.cli.images import ImageModel
-    from probjepa.files import refuse_existing
+    from probjepa.files import refuse_existing, refuse_foreign
 
     if options.rank_only:
         return shards.run(shards.of_rank(model, shared, options), data, out, sharding, shared)
@@ -146,6 +150,7 @@ def curate(
     place = Path(out)
     with _claimed(place, folder=True):
         refuse_existing(place, shared.overwrite)
+        refuse_foreign(place)
         counts = ImageModel(model, shared).curate(data, place, options)
     say(", ".join(f"{name} {count:,}" for name, count in counts.items()) + f": {out}/report.html")
 

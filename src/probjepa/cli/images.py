@@ -300,9 +300,10 @@ def jepa_rank(options: Scoring, shared: Shared) -> Any:
         raise ConfigError("--latent reference and --reference URI go together: give both or neither")
     if options.reference_size is not None:
         raise ConfigError("--reference-size is of scores against a reference, not of jepa: leave it out")
-    if rank not in ("none", "auto") and not rank.isdigit():
+    is_number = rank.isascii() and rank.isdigit()
+    if rank not in ("none", "auto") and not is_number:
         raise ConfigError(f"--rank is '{rank}': pass none, auto or a number")
-    return int(rank) if rank.isdigit() else "auto" if rank == "auto" else None
+    return int(rank) if is_number else "auto" if rank == "auto" else None
 
 
 def checked_on_error(value: str) -> Any:

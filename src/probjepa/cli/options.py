@@ -235,27 +235,30 @@ class Scoring:
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for an option of JEPA-SCORE beside another score, or no number of pixels."""
+        """Raise ConfigError for options that do not go together, or no number of pixels."""
         for name in ("estimator", "tolerance", "rank", "latent"):
             if self.score != "jepa" and getattr(self, name) != getattr(Scoring, name):
                 raise ConfigError(f"--{name} is of --score jepa, not of {self.score}: leave it out")
         if self.size is not None and self.size < 1:
             raise ConfigError(f"--size is {self.size}: give a number of pixels")
+        if self._rates and self.calibration is None:
+            raise ConfigError(
+                f"--{next(iter(self._rates))} goes with --calibration URI, held-out typical inputs: give both"
+            )
+        if len(self._rates) == 2:
+            raise ConfigError("--alpha and --fdr both say what to flag: give one of them")
+
+    @property
+    def _rates(self) -> dict[str, float]:
+        given = {"alpha": self.alpha, "fdr": self.fdr}
+        return {name: rate for name, rate in given.items() if rate is not None}
 
     @property
     def rule(self) -> Rule:
-        """Which inputs to flag; ConfigError for a rate without calibration inputs, or two rates."""
+        """Which inputs to flag."""
         from probjepa.metrics.conformal import Rule
 
-        given = {"alpha": self.alpha, "fdr": self.fdr}
-        rates = {name: rate for name, rate in given.items() if rate is not None}
-        if rates and self.calibration is None:
-            raise ConfigError(
-                f"--{next(iter(rates))} goes with --calibration URI, held-out typical inputs: give both"
-            )
-        if len(rates) == 2:
-            raise ConfigError("--alpha and --fdr both say what to flag: give one of them")
-        return Rule(**rates)
+        return Rule(**self._rates)
 
 
 @dataclass(frozen=True)

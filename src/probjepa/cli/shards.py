@@ -52,7 +52,6 @@ def of_score(model: str, shared: Shared, options: Scoring) -> Job:
     """Return what ``score`` does with each shard."""
     from probjepa.cli.images import jepa_rank
 
-    options.rule  # noqa: B018  # its complaints come before any work
     if options.fdr is not None:
         raise ConfigError(
             "--fdr decides of all rows together, and each shard has an output of its own: give --alpha, or "

@@ -150,11 +150,8 @@ class TableModel:
 
         given = {
             name: getattr(options, name) for name in ("ood", "openood", "reencode", "jepa", "reference_size")
-        }
-        _refuse(
-            {f"--{name.replace('_', '-')}": value for name, value in given.items()}
-            | {"--convert": self.shared.convert}
-        )
+        } | {"bootstrap": options.bootstrap != Evaluating.bootstrap}
+        _refuse({f"--{name.replace('_', '-')}": value for name, value in given.items()})
         target = self.target if options.target is None else options.target
         if target is None:
             raise ConfigError("an evaluation on tables needs --target, the column of classes to predict")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,10 +16,10 @@ from probjepa.files import refuse_existing, staged_file
 
 
 class TableWriter:
-    """Appends row groups to one parquet file."""
+    """Appends row groups to one parquet file, which is open: Arrow takes no path that is no text."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, columns: dict[str, Any]) -> None:
@@ -27,7 +27,7 @@ class TableWriter:
         arrays = {name: as_column(value) for name, value in columns.items()}
         table = pa.table(arrays)
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema)
+            self._writer = pq.ParquetWriter(self._file, table.schema)
         self._writer.write_table(table)
 
     def note(self, key: bytes, text: str) -> None:
@@ -77,9 +77,16 @@ def open_table(path: Path, overwrite: bool) -> Iterator[TableWriter]:
         if the file is there already, or cannot be written
     """
     refuse_existing(path, overwrite)
-    with staged_file(path) as stage:
-        writer = TableWriter(stage)
+    with staged_file(path) as stage, written(stage) as table:
+        yield table
+
+
+@contextmanager
+def written(stage: Path) -> Iterator[TableWriter]:
+    """Yield the writer of a new parquet file."""
+    with open(stage, "wb") as file:
+        table = TableWriter(file)
         try:
-            yield writer
+            yield table
         finally:
-            writer.close()
+            table.close()

@@ -82,8 +82,8 @@ class PolarStudentTMixture(SubDensity):
                 f"centers and variance must share a shape (M, D), D ≥ 2: "
                 f"got {tuple(centers.shape)} and {tuple(variance.shape)}"
             )
-        if not (0 < df < math.inf and scale > 0):
-            raise ValueError(f"df must be positive and finite and scale positive, got {df} and {scale}")
+        if not (0 < df < math.inf and 0 < scale < math.inf):
+            raise ValueError(f"df and scale must be positive and finite, got {df} and {scale}")
         if not 0 <= skip < len(centers):
             raise ValueError(f"skip must leave a component: got {skip} of {len(centers)}")
         if rotation is not None and rotation.shape != (centers.shape[1],) * 2:

@@ -34,9 +34,8 @@ def evaluate(
         name → out-of-distribution set, of images
     options
         ``calibration``; of images: ``openood``, ``reencode``, ``seed``, ``n_bootstrap``, ``jepa``,
-        ``progress``; of tables:
-        the ``target`` column, ``validation`` (a table or its file), ``seeds`` and what else
-        :func:`evaluate_table` takes
+        ``reference_size``, ``progress``; of tables: the ``target`` column, ``validation`` (a table or its
+        file), ``seeds`` and what else :func:`evaluate_table` takes
 
     Raises
     ------

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from sklearn.metrics import recall_score
 
 import probjepa
 from probjepa import metrics
@@ -57,6 +56,8 @@ def figure(value: float, low: float = math.nan, high: float = math.nan) -> dict[
 
 def balanced_accuracy(truth: Any, answers: Any) -> float:
     """Return the mean over the classes of ``truth`` (N,) of the share of a class that is answered right."""
+    from sklearn.metrics import recall_score
+
     classes = np.unique(truth)
     return float(recall_score(truth, answers, labels=classes, average="macro", zero_division=0))
 

@@ -6,11 +6,13 @@ pixels and a random-initialisation encoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -22,10 +24,10 @@ from probjepa.data.bank import map_rows
 from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
 from probjepa.data.labels import SharedLabels, labelled_rows, shared_labels
-from probjepa.data.overlap import overlap, refuse_overlap
+from probjepa.data.overlap import FittedRows, overlap, refuse_overlap
 from probjepa.data.records import UNLABELLED
 from probjepa.data.rows import as_column, identity
-from probjepa.errors import ConfigError, DataError, short
+from probjepa.errors import ConfigError, DataError, ProbjepaWarning, short
 from probjepa.evaluation.decisions import CALIBRATION, TEST, flagged_rates
 from probjepa.evaluation.figures import Evaluation, balanced_accuracy, figure, provenance
 from probjepa.evaluation.label_free import columns, label_free_scores
@@ -43,11 +45,15 @@ TRAIN = "train"
 _WIDEST_PROBE = 2048
 _BATCH = 1024  # images whose pixels are prepared together
 _LARGEST_PIXELS = 64  # of a side, that raw pixels are compared at
+_NEIGHBOURS = 20  # of the kNN whose answers stand beside every image
 _SPECTRA = 64  # images of each set whose spectra are drawn
 _VECTORS = 6  # test images, and singular vectors of each, that are drawn
 _POSTERIOR = {"mean": "mean_variance", "kl_per_dimension": "kl", "anisotropy": "anisotropy"}
 
 _Figures = dict[str, dict[str, dict[str, float | None]]]  # space → probe → figure
+Rows = npt.NDArray[np.intp]
+Scores = dict[str, dict[str, npt.NDArray[np.float64]]]  # score → set → (N,)
+Vote = tuple[npt.NDArray[Any], npt.NDArray[np.float64]]  # of N rows: their labels, and the vote's share
 Spaces = dict[str, dict[str, Any]]  # space → set, the reference among them → (N, D), or mapped pixels
 
 
@@ -69,7 +75,8 @@ def evaluate(
     """Evaluate a trained method: nothing is fitted on any row that is scored.
 
     Sets are given as the method's ``open`` takes them.
-    Test and out-of-distribution images that are also in ``train`` are left out, and counted.
+    Test and out-of-distribution images that are also in ``train`` are left out, and counted. Scores are
+    fitted without the images of ``train`` that have the embedding of a held-out one; a warning counts them.
 
     Parameters
     ----------
@@ -105,69 +112,39 @@ def evaluate(
     ConfigError
         for a name that two sets share, or an unknown codec
     DataError
-        if a set has no row that is not in ``train``, the classes of ``test`` are not those of ``train``, or
-        test images are in ``calibration``
+        if a set has no row that is not in ``train``, the classes of ``test`` are not those of ``train``,
+        test images are in ``calibration``, or every image of ``train`` has the embedding of a held-out one
     """
-    given = [TRAIN, TEST, CALIBRATION, *(ood or {}), *(openood or {})]
-    twice = next((name for name in given if given.count(name) > 1), None)
-    if twice is not None:
-        reserved = {
-            TRAIN: "the reference set",
-            TEST: "the in-distribution set",
-            CALIBRATION: "the calibration set",
-        }
-        taken = reserved.get(twice, "an OpenOOD set")
-        raise ConfigError(f"'{twice}' is the name of {taken}: name the OOD set differently")
+    _check_names([*(ood or {}), *(openood or {})])
     held_out = {} if calibration is None else {CALIBRATION: calibration}
-    given_sets = {TRAIN: train, TEST: test, **held_out, **(ood or {}), **(openood or {})}
-    sets = {name: method.open(of) for name, of in given_sets.items()}
-    if reencode is not None:
-        sets = {name: through_codec(images, reencode) for name, images in sets.items()}
-    sets, dropped = _without_train(sets)
+    given = {TRAIN: train, TEST: test, **held_out, **(ood or {}), **(openood or {})}
+    sets, dropped = _held_out_sets(method, given, reencode)
     train, test = sets[TRAIN], sets[TEST]
-    if held_out:
-        refuse_overlap(test, sets[CALIBRATION], CALIBRATION, of="test images")
-    shared = shared_labels(train, test)
-    if shared is not None and len(shared.names) == 1:
-        only = next(iter(shared.names.values()))
-        raise DataError(
-            f"{train.name} has one class alone, '{short(only)}', and accuracy needs two: give labels of "
-            "more, or none (--labels none)"
-        )
-
+    shared = _shared_classes(train, test)
     features = {
         name: encode(method, images, progress=progress, scored=name != TRAIN) for name, images in sets.items()
     }
-    known, tested = features[TRAIN], features[TEST]
     spaces = _spaces(method, sets, features, seed)
-    read = {name: {**features[name], "inputs": images} for name, images in sets.items()}
-    reference: Mapping[str, Any] = read.pop(TRAIN)
-    drawn = draw(len(train), reference_size, seed)
-    if drawn is not None:
-        reference = {k: v[drawn] for k, v in features[TRAIN].items()} | {"inputs": train.subset(drawn)}
+    rows = draw(len(train), reference_size, seed)
+    rows = np.arange(len(train)) if rows is None else rows
+    free = _unlike_held_out(spaces["h"])
+    fitted = _fitted_rows(rows, free, train.name)
+    read = {name: {**of, "inputs": sets[name]} for name, of in features.items()}
+    if len(fitted) < len(train):
+        read[TRAIN] = {k: v[fitted] for k, v in features[TRAIN].items()} | {"inputs": train.subset(fitted)}
+    reference = read.pop(TRAIN)
     scores = label_free_scores(method, reference, read, seed=seed, gradients=jepa, progress=progress)
-    for space in ("random-init", "raw pixels"):
-        if space in spaces:
-            h = {name: {"h": of} for name, of in spaces[space].items()}
-            bank = h.pop(TRAIN)["h"]
-            bank = bank if drawn is None else bank[drawn]
-            scores[f"knn, {space}"] = columns(KNNScore(seed=seed), {"h": bank}, h)["knn"]
-    uncertain = {name: uncertainty(method, features[name]) for name in dropped}
-    by_row = _rows(method, {name: sets[name] for name in dropped}, features, scores, uncertain, shared)
+    scores |= _baseline_scores(spaces, rows, seed)
+    measures = {name: uncertainty(method, features[name]) for name in dropped}
+    votes = {} if shared is None else _votes(features, shared)
+    by_row = _rows(method, {name: sets[name] for name in dropped}, scores, measures, votes, shared)
     decisions = flagged_rates(scores, seed=seed)
     for by_set in scores.values():
         by_set.pop(CALIBRATION, None)
-    shown = {name: sets[name] for name in dropped if name != CALIBRATION}
     draws: dict[str, Any] = {"n_bootstrap": n_bootstrap, "seed": seed}
-    outside = {
-        name: {
-            score: {k: asdict(x) for k, x in metrics.ood_metrics(of[TEST], of[name], **draws).items()}
-            for score, of in scores.items()
-        }
-        for name in shown
-        if name != TEST
-    }
-    accuracy, balanced = ({}, {}) if shared is None else _accuracies(spaces, shared, seed)
+    outside = _detection(scores, draws)
+    tested = features[TEST]
+    accuracy, balanced = ({}, {}) if shared is None else _accuracies(spaces, shared, votes[TEST][0], seed)
     result: dict[str, Any] = {
         **provenance(),
         "settings": {
@@ -176,7 +153,8 @@ def evaluate(
             "seed": seed,
             "n_bootstrap": n_bootstrap,
             **method.encoding.record(),
-            "kNN detector's k": knn_neighbour(len(reference["h"])),
+            "reference rows of scores": len(fitted),
+            "kNN detector's k": knn_neighbour(len(fitted)),
         },
         "train": train.name,
         "test": test.name,
@@ -196,29 +174,16 @@ def evaluate(
         result["openood"] = openood_summary(
             {name: outside[name] for name in openood}, counts, method.preprocess.config(), reencode
         )
-    measures = uncertain[TEST]
-    if set(_POSTERIOR.values()) <= set(measures):
-        result["variance"] = {key: float(measures[name].mean()) for key, name in _POSTERIOR.items()}
+    if set(_POSTERIOR.values()) <= set(measures[TEST]):
+        result["variance"] = {key: float(measures[TEST][name].mean()) for key, name in _POSTERIOR.items()}
         result["variance"]["kl_per_dimension"] /= method.embedding_dim
     predicted: dict[str, Any] | None = None
     if isinstance(method, PredictsTokens):
         result["predictive"], predicted = evaluate_predictions(method, test, **draws)
-    classes = np.unique(test.labels[labelled_rows(test)]) if test.labels is not None else ()
-    if measures and test.labels is not None and labelled_rows(test).sum() >= 3 and len(classes) > 1:
-        density = {"nll": -scores["likelihood"][TEST]} if "likelihood" in scores else {}
-        result["geometry"] = metrics.uncertainty_geometry(
-            tested.get("mu", tested["h"]), test.labels, {**density, **measures}, **draws
-        )
+    if geometry := _geometry(test, tested, scores, measures[TEST], draws):
+        result["geometry"] = geometry
     if shared is not None:
-        bank, rows = shared.known != UNLABELLED, shared.asked != UNLABELLED
-        result["selective"] = selective_prediction(
-            known["h"][bank],
-            shared.known[bank],
-            tested["h"][rows],
-            shared.asked[rows],
-            scores={name: of[TEST][rows.numpy()] for name, of in scores.items()},
-            measures={name: of[rows.numpy()] for name, of in measures.items()},
-        )
+        result["selective"] = _selective(spaces["h"], shared, free, votes[TEST], scores, measures[TEST])
     arrays = {
         "scores": scores,
         "embeddings": tested["h"].numpy(),
@@ -231,8 +196,47 @@ def evaluate(
         "rows": by_row,
     }
     if jepa:
-        arrays |= _jacobian_arrays(method, shown)
+        arrays |= _jacobian_arrays(method, {name: sets[name] for name in (TEST, *outside)})
     return Evaluation(result, arrays)
+
+
+def _held_out_sets(
+    method: Method, given: Mapping[str, Any], reencode: str | None
+) -> tuple[dict[str, Images], dict[str, int]]:
+    """Open all sets; the others without the images of the reference, and how many each of them had."""
+    sets = {name: method.open(of) for name, of in given.items()}
+    if reencode is not None:
+        sets = {name: through_codec(images, reencode) for name, images in sets.items()}
+    sets, dropped = _without_train(sets)
+    if CALIBRATION in sets:
+        refuse_overlap(sets[TEST], sets[CALIBRATION], CALIBRATION, of="test images")
+    return sets, dropped
+
+
+def _shared_classes(train: Images, test: Images) -> SharedLabels | None:
+    """Read the labels of both sets, see ``shared_labels``; DataError for one class alone."""
+    shared = shared_labels(train, test)
+    if shared is not None and len(shared.names) == 1:
+        only = next(iter(shared.names.values()))
+        raise DataError(
+            f"{train.name} has one class alone, '{short(only)}', and accuracy needs two: give labels of "
+            "more, or none (--labels none)"
+        )
+    return shared
+
+
+def _check_names(outside: Sequence[str]) -> None:
+    """Raise ConfigError for an OOD set that is called like another set."""
+    reserved = {
+        TRAIN: "the reference set",
+        TEST: "the in-distribution set",
+        CALIBRATION: "the calibration set",
+    }
+    given = [*reserved, *outside]
+    twice = next((name for name in given if given.count(name) > 1), None)
+    if twice is not None:
+        taken = reserved.get(twice, "an OpenOOD set")
+        raise ConfigError(f"'{twice}' is the name of {taken}: name the OOD set differently")
 
 
 def _without_train(sets: Mapping[str, Images]) -> tuple[dict[str, Images], dict[str, int]]:
@@ -248,6 +252,115 @@ def _without_train(sets: Mapping[str, Images]) -> tuple[dict[str, Images], dict[
         if dropped[name]:
             kept[name] = images.subset(~seen)
     return kept, dropped
+
+
+def _unlike_held_out(of: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    """Return a mask of the reference's rows: whose features no row of another set equals.
+
+    Different images may have equal features, if an encoder does not see all of them; such a row would be its
+    own nearest neighbour.
+    """
+    known, free = FittedRows(of[TRAIN]), np.ones(len(of[TRAIN]), dtype=np.bool_)
+    for name, rows in of.items():
+        if name != TRAIN and known.among(rows).any():
+            free &= ~FittedRows(rows).among(of[TRAIN])
+    return free
+
+
+def _fitted_rows(rows: Rows, free: npt.NDArray[np.bool_], name: str) -> Rows:
+    """Return those rows of the reference that are ``free``: warn of the others; DataError for none."""
+    fitted = rows[free[rows]]
+    if not len(fitted):
+        raise DataError(f"every embedding of {name} is that of a held-out image too: the encoder collapsed")
+    if alike := len(rows) - len(fitted):
+        warnings.warn(
+            f"images of {name} that have the embedding of a held-out one: {alike}. Scores are fitted "
+            "without them",
+            ProbjepaWarning,
+            stacklevel=3,
+        )
+    return fitted
+
+
+def _baseline_scores(spaces: Spaces, rows: Rows, seed: int) -> Scores:
+    """The kNN detector on a random initialisation and on raw pixels, where these are among the spaces."""
+    found: Scores = {}
+    for space in ("random-init", "raw pixels"):
+        if space not in spaces:
+            continue
+        sets = {name: {"h": of} for name, of in spaces[space].items()}
+        bank, fitted = sets.pop(TRAIN)["h"], rows[_unlike_held_out(spaces[space])[rows]]
+        if len(fitted):
+            bank = bank if len(fitted) == len(bank) else bank[fitted]
+            found[f"knn, {space}"] = columns(KNNScore(seed=seed), {"h": bank}, sets)["knn"]
+    return found
+
+
+def _votes(features: Mapping[str, Mapping[str, Tensor]], shared: SharedLabels) -> dict[str, Vote]:
+    """Return what kNN (k = 20, majority) says of every set but the reference, and its share of the vote."""
+    k = min(_NEIGHBOURS, int((shared.known != UNLABELLED).sum()))
+    bank = features[TRAIN]["h"]
+    return {
+        name: metrics.knn_vote(bank, shared.known, of["h"], k=k)
+        for name, of in features.items()
+        if name != TRAIN
+    }
+
+
+def _detection(scores: Scores, draws: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return set → score → metric → figure of telling each set from the test set."""
+    names = [name for name in next(iter(scores.values())) if name != TEST]
+    return {
+        name: {
+            score: {k: asdict(x) for k, x in metrics.ood_metrics(of[TEST], of[name], **draws).items()}
+            for score, of in scores.items()
+        }
+        for name in names
+    }
+
+
+def _geometry(
+    test: Images,
+    tested: Mapping[str, Tensor],
+    scores: Scores,
+    measures: Mapping[str, Any],
+    draws: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """Return how uncertainty lies among the classes; None without a measure, two classes, or three labels."""
+    if not measures or test.labels is None:
+        return None
+    labelled = labelled_rows(test)
+    if labelled.sum() < 3 or len(np.unique(test.labels[labelled])) < 2:
+        return None
+    density = {"nll": -scores["likelihood"][TEST]} if "likelihood" in scores else {}
+    found: dict[str, Any] = metrics.uncertainty_geometry(
+        tested.get("mu", tested["h"]), test.labels, {**density, **measures}, **draws
+    )
+    return found
+
+
+def _selective(
+    h: Mapping[str, Tensor],
+    shared: SharedLabels,
+    free: npt.NDArray[np.bool_],
+    vote: Vote,
+    scores: Scores,
+    measures: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Return ``selective_prediction`` of the labelled test rows; distances are to ``free`` reference rows."""
+    bank, rows = (shared.known != UNLABELLED) & torch.from_numpy(free), shared.asked != UNLABELLED
+    if not bank.any():
+        return {}
+    predicted, share = (of[rows.numpy()] for of in vote)
+    return selective_prediction(
+        h[TRAIN][bank],
+        shared.known[bank],
+        h[TEST][rows],
+        shared.asked[rows],
+        vote=(predicted, share),
+        scores={name: of[TEST][rows.numpy()] for name, of in scores.items()},
+        measures={name: of[rows.numpy()] for name, of in measures.items()},
+    )
 
 
 def _spaces(
@@ -310,8 +423,13 @@ def _labels_said(train: Images, test: Images, shared: SharedLabels | None) -> di
     }
 
 
-def _accuracies(spaces: Spaces, shared: SharedLabels, seed: int) -> tuple[_Figures, _Figures]:
-    """Accuracy by space and probe over the labelled rows, with a Wilson interval, and class-balanced."""
+def _accuracies(
+    spaces: Spaces, shared: SharedLabels, answers: npt.NDArray[Any], seed: int
+) -> tuple[_Figures, _Figures]:
+    """Accuracy by space and probe over the labelled rows, with a Wilson interval, and class-balanced.
+
+    ``answers`` are those of ``_votes`` on the test set.
+    """
     known, truth = shared.known, shared.asked.numpy()
     asked = truth != UNLABELLED
     truth = truth[asked]
@@ -321,9 +439,13 @@ def _accuracies(spaces: Spaces, shared: SharedLabels, seed: int) -> tuple[_Figur
     for space, of in spaces.items():
         bank, queries = of[TRAIN], of[TEST] if asked.all() else of[TEST][asked]
         found = {}
-        for most, temperature in ((200, 0.1), (20, None)):
+        for most, temperature in ((200, 0.1), (_NEIGHBOURS, None)):
             k = min(most, count)
-            found[f"knn{k}"] = metrics.knn_predict(bank, known, queries, k=k, temperature=temperature)
+            found[f"knn{k}"] = (
+                answers[asked]
+                if space == "h" and temperature is None
+                else metrics.knn_predict(bank, known, queries, k=k, temperature=temperature)
+            )
         found = dict(reversed(found.items()))
         if bank.shape[1] <= _WIDEST_PROBE:
             found["linear"] = metrics.linear_predict(bank, known, queries, seed=seed)
@@ -337,9 +459,9 @@ def _accuracies(spaces: Spaces, shared: SharedLabels, seed: int) -> tuple[_Figur
 def _rows(
     method: Method,
     sets: Mapping[str, Images],
-    features: Mapping[str, Mapping[str, Tensor]],
     scores: Mapping[str, Mapping[str, Any]],
     measures: Mapping[str, Mapping[str, Any]],
+    votes: Mapping[str, Vote],
     shared: SharedLabels | None,
 ) -> pa.Table:
     """A row an image of every set: id, set, label, kNN's prediction, uncertainty, and all scores."""
@@ -350,10 +472,7 @@ def _rows(
         label = as_column(columns.pop("label", [None] * len(images))).cast(pa.string())
         columns |= {"set": [name] * len(images), "label": label}
         if shared is not None:
-            bank, codes = features[TRAIN]["h"], shared.known
-            k = min(20, int((codes != UNLABELLED).sum()))
-            found = metrics.knn_predict(bank, codes, features[name]["h"], k=k)
-            columns["prediction"] = [shared.names[code] for code in found.tolist()]
+            columns["prediction"] = [shared.names[code] for code in votes[name][0].tolist()]
         if main in measures[name]:
             columns["uncertainty"] = measures[name][main]
         columns |= {score: of[name] for score, of in scores.items()}

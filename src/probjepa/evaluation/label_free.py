@@ -48,7 +48,8 @@ def label_free_scores(
             table[name] = {of: values[name] for of, values in own.items()}
         elif name not in table:  # as a column of another score
             score = kinds[name](model, seed=seed, progress=progress)
-            table |= columns(score, reference, sets)
+            found = columns(score, reference, sets)
+            table |= {name if column == score.name else column: of for column, of in found.items()}
     return table
 
 

@@ -17,11 +17,11 @@ from probjepa._arrays import fingerprints
 from probjepa.data.overlap import refuse_fitted_rows
 from probjepa.detectors import KNN
 from probjepa.evaluation.figures import figure
+from probjepa.metrics.selective import COVERAGES
 
 _NEIGHBOURS = 20  # of the classifier of images, as in the accuracy table, and of the distances
 _LARGEST_BANK = 10_000  # rows of a table; more make the neighbours' search the longest part
 _POINTS = 200  # of a curve of images in a result
-GRID = tuple(round(0.01 * percent, 2) for percent in range(5, 101))  # coverages of a curve of tables
 # sources of uncertainty
 UNCERTAINTY, DECODED = "model uncertainty", "model uncertainty, decoded"
 PREDICTIVE = "model uncertainty, predictive"
@@ -58,6 +58,7 @@ def selective_prediction(
     *,
     scores: Mapping[str, Column],
     measures: Mapping[str, Column],
+    vote: tuple[npt.NDArray[Any], Column] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the risk–coverage curve of the kNN classifier (k = 20, majority) by each source of uncertainty.
 
@@ -70,6 +71,8 @@ def selective_prediction(
     measures
         measures of uncertainty (N,): the highest are withheld first. One that puts the images in the order of
         a score, or in its reverse (σ²'s trace beside its mean), is that score and is left out
+    vote
+        what ``metrics.knn_vote`` says of the test rows, if it is known; None: it is asked
 
     Returns
     -------
@@ -79,7 +82,7 @@ def selective_prediction(
         and "random", the expectation of withholding at random
     """
     k = min(_NEIGHBOURS, len(bank))
-    predicted, share = metrics.knn_vote(bank, bank_labels, test, k=k)
+    predicted, share = metrics.knn_vote(bank, bank_labels, test, k=k) if vote is None else vote
     refuse_fitted_rows("KNN", bank, test)
     confidence = {"kNN vote share": share, "kNN distance": KNN(k).fit(bank).score_samples(test), **scores}
     known = [_ranks(values) for values in scores.values()]
@@ -121,6 +124,7 @@ def table_uncertainty(
     found: dict[str, Column] = {}
     if hasattr(model, "uncertainty"):
         found[UNCERTAINTY] = model.uncertainty(test)
+    if hasattr(model, "uncertainty_features"):  # with them come the other ways to sum them up
         found[PREDICTIVE] = model.uncertainty(test, "predictive")
         found[DECODED] = model.uncertainty(test, "decoded")
     if hasattr(model, "score_samples"):
@@ -153,14 +157,14 @@ def selection_figures(
     Returns
     -------
     selective
-        source → {"aurc", "excess_aurc", "accuracy_at", "risk": at the coverages ``GRID``}, as of ``withheld``
+        source → {"aurc", "excess_aurc", "accuracy_at", "risk": at the ``COVERAGES``}, as of ``withheld``
     calibration
         source → {"spearman": of the uncertainty with being wrong, "accuracy": of each tenth of the rows from
         the least to the most uncertain}, without the sources that do not vary
     """
     selective, calibration = {}, {}
     n = len(correct)
-    at = np.array([max(1, math.ceil(share * n - 1e-9)) - 1 for share in GRID])
+    at = np.array([max(1, math.ceil(share * n - 1e-9)) - 1 for share in COVERAGES])
     for source, values in uncertainty.items():
         found = withheld(-values, correct, at)
         selective[source] = {

@@ -216,7 +216,7 @@ def evaluate_table(
     arrays["rows"] = pa.table(rows | {name: of[TEST] for name, of in scores.items()})
     if UNCERTAINTY in sources:
         arrays["uncertainty"] = sources[UNCERTAINTY]
-    if LIKELIHOOD in sources:
+    if LIKELIHOOD in sources and hasattr(last["model"], "score_features"):
         arrays |= {"score": -sources[LIKELIHOOD], "surprise": last["model"].score_features(features)}
     return Evaluation(result, arrays)
 

@@ -1,4 +1,4 @@
-"""Log-volumes from a few rows of each Jacobian, by what the exact ones of some of the inputs teach.
+"""Estimate log-volumes from a few Jacobian rows, by a regression on inputs measured exactly.
 
 On p random output directions Q (K, p) the Jacobian has the Gram matrix QᵀJJᵀQ. Its log-spectrum says how
 large the whole log-volume is, as far as the spectra of one encoder are alike: a ridge regression from one to
@@ -167,7 +167,7 @@ def _features(spectra: Tensor, live: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ridge:
-    """Ridge regression of y (N,) on features (N, F), F ≥ N, with an intercept; ``error`` is left-one-out."""
+    """Ridge regression of y (N,) on features (N, F), F ≥ N, with an intercept; ``error`` is leave-one-out."""
 
     centre: Tensor
     rows: Tensor

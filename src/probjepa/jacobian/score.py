@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
 from rich.progress import Progress
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from probjepa.data import Images
 from probjepa.draws import forked
-from probjepa.errors import ConfigError, short
+from probjepa.errors import ConfigError, short, unknown_name
 from probjepa.jacobian import calibrated, estimators
 from probjepa.jacobian.encoders import Encoder, as_encoder, exact_gradients
 from probjepa.jacobian.estimators import Rank, Settings, Volumes, check_count
@@ -28,6 +29,31 @@ from probjepa.typed import settings_checked
 T = TypeVar("T")
 Measure = Callable[[Encoder, Tensor], Volumes]
 _SMALLER = "use estimator='sketch' (an eighth of the memory), smaller inputs, or another device"
+
+
+class _Draws(TypedDict, total=False):
+    """What the approximate estimators take: see ``jepa_score``."""
+
+    sketch_size: int | None
+    probes: int
+    steps: int
+    directions: int | None
+    tolerance: float
+    seed: int
+
+
+class MoreSettings(_Draws, total=False):
+    """Further keywords of ``jepa_score``: see there."""
+
+    progress: bool
+
+
+class EstimatorSettings(_Draws, total=False):
+    """The keywords of ``jepa_score`` that are of its estimator: see there."""
+
+    estimator: str
+    rank: Rank
+    eps: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +97,7 @@ def jepa_score(
     n_transforms: int = 1,
     chunk_size: int | None = None,
     eps: float = 1e-6,
-    **more: Any,
+    **more: Unpack[MoreSettings],
 ) -> Tensor:
     r"""Score inputs by the density that the encoder f: R^P → R^K has learned: higher = more typical.
 
@@ -131,7 +157,7 @@ def jepa_score(
     -----
     With ``tolerance=0.02`` and more than 64 inputs, 32 of them, drawn by ``seed``, are scored exactly. They
     teach how to tell a score from the fewest of K/32 … K/2 random output directions with which the root mean
-    square error, left-one-out, is at most 0.02 times the standard deviation of the 32 scores (without the
+    square error, leave-one-out, is at most 0.02 times the standard deviation of the 32 scores (without the
     latent term); the other inputs are scored by these. Where K/2 do not do, all are exact. What ran and its
     error are in ``jepa_score_details``: ``estimator``, ``reason`` and ``standard_error``, of each score. Such
     scores depend, within that error, on the inputs that they were asked for with.
@@ -139,8 +165,8 @@ def jepa_score(
     Raises
     ------
     ConfigError
-        for an unknown estimator, a setting out of its range, or an encoder that is not a differentiable map
-        of each input by itself
+        for an unknown estimator or setting, a setting out of its range, or an encoder that is not a
+        differentiable map of each input by itself
     DataError
         for inputs of a wrong type or with NaN, or derivatives that are not finite
 
@@ -176,9 +202,13 @@ def jepa_score_details(
     n_transforms: int = 1,
     chunk_size: int | None = None,
     progress: bool = False,
-    **settings: Any,
+    **settings: Unpack[EstimatorSettings],
 ) -> JepaScores:
     """Score inputs as ``jepa_score`` does, by the same arguments, and return what the scores are made of."""
+    for name in settings:
+        if name not in EstimatorSettings.__annotations__:
+            known = {*inspect.signature(jepa_score).parameters, *MoreSettings.__annotations__}
+            raise unknown_name("setting of jepa_score", name, known - {"encoder", "images", "more"})
     how = Settings(**settings)
     check_count("n_transforms", n_transforms)
     check_count("chunk_size", chunk_size)

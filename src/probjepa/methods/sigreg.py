@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probjepa.distributions.base import at_least_float32, full_precision
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, DataError
 
 _WIDEST_STEP = 9 / 16  # between frequencies; beyond, the points repeat themselves within the data's range
 
@@ -58,11 +58,13 @@ def sigreg(
 
     Raises
     ------
+    DataError
+        for another shape
     ConfigError
-        for another shape, no direction, no resolution, or frequencies further apart than 9/16
+        for no direction, no resolution, or frequencies further apart than 9/16
     """
     if embeddings.ndim != 2 or len(embeddings) == 0:
-        raise ConfigError(f"SIGReg: embeddings have shape {tuple(embeddings.shape)}: give (N, K), N ≥ 1")
+        raise DataError(f"SIGReg: embeddings have shape {tuple(embeddings.shape)}: give (N, K), N ≥ 1")
     if n_directions < 1:
         raise ConfigError(f"SIGReg: n_directions is {n_directions}: use at least 1")
     largest = 3 * resolution if largest_frequency is None else largest_frequency

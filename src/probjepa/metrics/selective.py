@@ -12,6 +12,9 @@ from probjepa._arrays import ArrayInput, as_scores
 from probjepa.errors import DataError
 from probjepa.metrics.intervals import as_correct
 
+#: of a curve that results of tables hold: 5 %, 6 %, …, 100 %
+COVERAGES = tuple(round(0.01 * percent, 2) for percent in range(5, 101))
+
 
 @dataclass(frozen=True)
 class RiskCoverage:

@@ -1,1 +1,1 @@
-"""Pure functions from arrays to pictures, and from pictures to one self-contained HTML page."""
+"""Self-contained HTML pages of what was measured: sections of text, tables and pictures."""

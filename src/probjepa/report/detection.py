@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from probjepa import plots
+from probjepa.evaluation.decisions import TEST
 from probjepa.report.figures import left_out, picture
 from probjepa.report.page import Figure, Section, Table, Value, grid
 
-TEST = "test"  # the key of the in-distribution set among a score's arrays
 _METRICS = {
     "auroc": "AUROC ↑",
     "aupr_out": "AUPR-out ↑",

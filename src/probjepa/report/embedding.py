@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probjepa import plots
+from probjepa.evaluation.decisions import TEST
 from probjepa.plots.style import INK, MUTED, finite_rows
-from probjepa.report.detection import TEST
 from probjepa.report.figures import left_out, picture
 from probjepa.report.page import Gallery, Section, Table, Value
 from probjepa.report.sections import named

@@ -11,13 +11,8 @@ from typing import Any
 import numpy as np
 
 from probjepa import plots
-from probjepa.report.detection import (
-    TEST,
-    decisions_section,
-    detection_section,
-    openood_section,
-    scores_section,
-)
+from probjepa.evaluation.decisions import TEST
+from probjepa.report.detection import decisions_section, detection_section, openood_section, scores_section
 from probjepa.report.embedding import (
     geometry_section,
     has_rows,

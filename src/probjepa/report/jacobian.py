@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probjepa import plots
-from probjepa.report.detection import TEST, histograms
+from probjepa.evaluation.decisions import TEST
+from probjepa.report.detection import histograms
 from probjepa.report.embedding import pixels
 from probjepa.report.figures import picture
 from probjepa.report.page import Gallery, Section

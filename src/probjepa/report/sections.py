@@ -10,6 +10,7 @@ import numpy as np
 from probjepa import plots
 from probjepa.errors import few
 from probjepa.metrics.collapse import collapse_advice
+from probjepa.metrics.selective import COVERAGES
 from probjepa.report.figures import picture
 from probjepa.report.page import Figure, Section, Table, Tone, Value, grid
 
@@ -124,7 +125,7 @@ def selective_section(selective: Result, features: str = "embedding") -> Section
     ----------
     selective
         classifier → source of uncertainty → {"aurc", "excess_aurc", "accuracy_at": {"1.0": ..., "0.9": ...},
-        and "curve": {"coverage", "risk"}, or "risk" at coverages from 5 % to 100 %}, as
+        and "curve": {"coverage", "risk"}, or "risk" at ``COVERAGES``}, as
         ``metrics.risk_coverage`` measures them
     features
         what the classifiers read
@@ -150,7 +151,7 @@ def _curve(of: Result) -> tuple[Any, Any] | None:
     curve = of.get("curve") or {}
     if curve.get("coverage"):
         return curve["coverage"], curve["risk"]
-    return (np.linspace(0.05, 1, len(of["risk"])), of["risk"]) if of.get("risk") else None
+    return (COVERAGES, of["risk"]) if of.get("risk") else None
 
 
 def _risk_coverage(selective: Result) -> Figure:

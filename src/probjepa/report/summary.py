@@ -29,7 +29,8 @@ def write_evaluation(result: Evaluation, out: Path) -> None:
 def write_pages(result: Evaluation, out: Path, page: str) -> None:
     """Write the figures of an evaluation, its scores by row and its page into ``out``: all or none."""
     with staged_directory(out, last="report.html") as stage:
-        pq.write_table(result.arrays["rows"], stage / "scores.parquet")
+        with open(stage / "scores.parquet", "wb") as file:
+            pq.write_table(result.arrays["rows"], file)
         write_text(stage / "metrics.json", json.dumps(result.metrics, indent=2) + "\n")
         write_text(stage / "report.html", page)
 

@@ -64,16 +64,16 @@ class Combined(Score):
                 f"the score '{self.name}' holds out a part of its reference, and {len(h)} rows leave none "
                 "that differs from the rest: give more"
             )
-        kinds = list(available(self.model, but=Combined).values())
+        kinds = available(self.model, but=Combined)
         rest, asked = _rows(reference, known), _rows(reference, held)
-        if "inputs" in reference and any(issubclass(kind, Own) for kind in kinds):
+        if "inputs" in reference and any(issubclass(kind, Own) for kind in kinds.values()):
             inputs = reference["inputs"]
             of = inputs.iloc[held] if hasattr(inputs, "iloc") else inputs.subset(held)
             asked = {name: values.cpu() for name, values in self.model.features(of).items()}
         self._fitted_rows, self._scores, self._last = FittedRows(h), {}, None
-        for kind in kinds:
+        for name, kind in kinds.items():
             score = kind(self.model, seed=self.seed).fit(rest)
-            self._scores[kind.name] = score, np.sort(score.score(asked))
+            self._scores[name] = score, np.sort(score.score(asked))
         return self
 
     def score(self, features: Features) -> Values:

@@ -108,21 +108,26 @@ def score_jepa(
             bar.update(task, advance=rows.stop - rows.start)
 
     def whole(which: str) -> pa.Table:
-        return pa.concat_tables(
-            [pq.read_table(place) for place, (name, _) in pieces.items() if name == which]
-        )
+        return pa.concat_tables([_read(place) for place, (name, _) in pieces.items() if name == which])
 
     scored, flagged = whole(""), None
     if calibration is not None:
         scores = (scored["score"].to_numpy(), whole("calibration")["score"].to_numpy())
-        for name, values in rule.decide(*scores).items():
+        decided = rule.decide(*scores)
+        for name, values in decided.items():
             scored = scored.append_column(name, pa.array(values))
-        flagged = int(values.sum())
+        flagged = int(decided["flagged"].sum())
     with staged_file(out) as stage:
-        pq.write_table(scored, stage)
+        with open(stage, "wb") as file:
+            pq.write_table(scored, file)
         (parts / RECORD).unlink()  # from here on they are dropped beside ``out``, and taken without it
     shutil.rmtree(parts)
     return sum(count for place, count in done.items() if not pieces[place][0]), flagged
+
+
+def _read(place: Path) -> pa.Table:
+    with open(place, "rb") as file:  # Arrow takes no path with bytes that are no text
+        return pq.read_table(file)
 
 
 def rows_a_part(how: Settings) -> int:

@@ -74,8 +74,9 @@ class TableModel:
             if hasattr(self.estimator, "uncertainty_features"):
                 expected = np.asarray(self.estimator.uncertainty_features(table), dtype=np.float64)
                 found["predictive_entropy"] = expected.mean(1)
-            surprise = self.estimator.score_features(table)
-            found |= {f"surprise.{name}": surprise[name].to_numpy() for name in surprise.columns}
+            if hasattr(self.estimator, "score_features"):
+                surprise = self.estimator.score_features(table)
+                found |= {f"surprise.{name}": surprise[name].to_numpy() for name in surprise.columns}
         return found
 
 

@@ -54,7 +54,8 @@ def read_record(place: str) -> dict[str, Any] | None:
             with system.open(name, "rb") as file:
                 metadata = pq.read_metadata(file).metadata
         else:
-            metadata = pq.read_metadata(place).metadata
+            with open(place, "rb") as file:  # Arrow takes no path with bytes that are no text
+                metadata = pq.read_metadata(file).metadata
         record = json.loads((metadata or {})[KEY])
         return record if isinstance(record, dict) else None
     except FileNotFoundError:
@@ -276,7 +277,7 @@ def run_shards(
     mine = plan.shards[share[0] - 1 :: share[1]]
     # a complaint about what is there comes before any work
     wanted = [shard for shard in mine if plan.task.is_left(shard)]
-    plan.task.worker.marks  # noqa: B018  # opens the model, with its complaints, before the bar
+    plan.task.worker.open()  # its complaints come before the bar
     skipped: dict[str, str] = {}
     counts = {"written": 0, "finished": len(mine) - len(wanted), "busy": 0}
     try:

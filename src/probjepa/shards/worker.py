@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from probjepa import __version__
-from probjepa.data.rows import TableWriter
+from probjepa.data.rows import written
 from probjepa.data.shard_files import Shard, ShardError, file_mark, filesystem, is_remote
 from probjepa.errors import ArtifactError
 from probjepa.files import first_line, staged_file
@@ -43,13 +43,16 @@ class ShardWorker:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self._opened: Opened | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"job": self.job}
+        return {"job": self.job, "_opened": None}
 
-    @cached_property
-    def _model(self) -> Opened:
-        return kind_of(self.job).open(self.job)
+    def open(self) -> Opened:
+        """Return the model and what goes with it, opened by the first call, with its complaints."""
+        if self._opened is None:
+            self._opened = kind_of(self.job).open(self.job)
+        return self._opened
 
     @cached_property
     def marks(self) -> dict[str, str]:
@@ -57,10 +60,11 @@ class ShardWorker:
         # a reference and calibration rows count by what they hold
         free = {"model", "device", "on_error", "reference", "calibration", "precision"}
         settings = {name: value for name, value in asdict(self.job).items() if name not in free}
-        settings |= {"version": __version__, **self._model.reference}
+        model = self.open()
+        settings |= {"version": __version__, **model.reference}
         return {
-            "model": self._model.mark, "settings": hashed(settings), "what": self.job.what,
-            "precision": self._model.encoding.precision,
+            "model": model.mark, "settings": hashed(settings), "what": self.job.what,
+            "precision": model.encoding.precision,
         }  # fmt: skip
 
     def __call__(self, shard: Shard, place: str) -> dict[str, Any]:
@@ -79,27 +83,23 @@ class ShardWorker:
         ArtifactError
             if the output cannot be written
         """
-        marks = self.marks  # opens the model, which is no time of the shard's
+        model, marks = self.open(), self.marks  # no time of the shard's
         start, before = time.perf_counter(), file_mark(shard.path)
         failed: list[str] = []
         rows = 0
-        with placed(place) as stage:
-            writer = TableWriter(stage)
-            try:
-                for written in self._model.read(shard, failed):
-                    writer.write(written.columns)
-                    rows += written.rows
-                if not rows:
-                    writer.write(self._model.empty(shard))
-                if file_mark(shard.path) != before:
-                    raise ShardError(f"'{shard.path}' changed while it was read: run the command again")
-                record = {
-                    **marks, **self._model.encoding.record(), "input": before, "rows": rows, "failed": failed,
-                    "seconds": round(time.perf_counter() - start, 3),
-                }  # fmt: skip
-                writer.note(KEY, json.dumps(record))
-            finally:
-                writer.close()
+        with placed(place) as stage, written(stage) as table:
+            for part in model.read(shard, failed):
+                table.write(part.columns)
+                rows += part.rows
+            if not rows:
+                table.write(model.empty(shard))
+            if file_mark(shard.path) != before:
+                raise ShardError(f"'{shard.path}' changed while it was read: run the command again")
+            record = {
+                **marks, **model.encoding.record(), "input": before, "rows": rows, "failed": failed,
+                "seconds": round(time.perf_counter() - start, 3),
+            }  # fmt: skip
+            table.note(KEY, json.dumps(record))
         return record
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,13 @@ class Copula(nn.Module):
         self.register_buffer("precision", torch.eye(width, dtype=torch.float64))
         self.mean: Tensor
         self.precision: Tensor
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        sound = self.mean.isfinite().all() and not torch.linalg.cholesky_ex(self.precision).info
+        if not (sound and self.precision.isfinite().all()):
+            errors: list[str] = args[-1]
+            errors.append("precision of the copula is not positive definite")
 
     def fit(self, rows: Rows) -> None:
         """Fit to rows, of which the first 20,000 are read."""

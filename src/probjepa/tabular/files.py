@@ -10,12 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probjepa.errors import DataError, short
+from probjepa.errors import ConfigError, DataError, short
 from probjepa.files import first_line
 from probjepa.tabular.frames import as_text, guess_type, instants, labels_of, named, numbers, pandas
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".feather", ".arrow")
 _SEPARATORS = (";", "\t", "|")
+
+
+def _check_marks(text: Mapping[str, Any]) -> None:
+    """Raise ConfigError for separators and signs that are no single character, or that would be one."""
+    for name in ("sep", "decimal", "thousands"):
+        if name in text and len(text[name]) != 1:
+            raise ConfigError(f"{name} is '{short(text[name])}': give one character")
+    if text.get("decimal", ".") == text.get("thousands"):
+        raise ConfigError(f"decimal and thousands are both '{text['thousands']}': give two that differ")
 
 
 def read_table(source: str | Path, **text: Any) -> Any:
@@ -30,6 +39,8 @@ def read_table(source: str | Path, **text: Any) -> Any:
 
     Raises
     ------
+    ConfigError
+        for a separator or sign of more than one character, or one sign for two things
     DataError
         if there is no such file, it is of another kind, cannot be read, has no rows or columns, has one
         column whose name holds a separator, or holds images
@@ -40,10 +51,12 @@ def read_table(source: str | Path, **text: Any) -> Any:
     if kind is None:
         raise DataError(f"'{path}' is no table: give a file that ends in {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise DataError(f"no such table: '{path}': check the path")
+        why = "it is no regular file" if path.exists() and not path.is_dir() else "check the path"
+        raise DataError(f"no such table: '{path}': {why}")
     written = kind.startswith((".csv", ".tsv"))
     if text and not written:
         raise DataError(f"'{path}' is no text: leave {', '.join(text)} out")
+    _check_marks(text)
     try:
         if written:
             frame = pd.read_csv(path, **{"sep": "\t" if kind.startswith(".tsv") else ",", **text})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -358,6 +358,13 @@ class TableSchema:
 
     @classmethod
     def from_json(cls, features: Sequence[Mapping[str, Any]]) -> TableSchema:
-        """Make it again from ``to_json``'s value, also after JSON has turned its tuples into lists."""
-        # ``low`` must be there: of an older model, None would say that its columns were empty
-        return cls([checked("schema", dict(feature, low=feature["low"]), Feature) for feature in features])
+        """Make it again from ``to_json``'s value, also after JSON has turned its tuples into lists.
+
+        Raises
+        ------
+        KeyError
+            for a field that is missing: its default would change what is read from a table
+        """
+        names = [field.name for field in fields(Feature)]
+        whole = [{name: feature[name] for name in names} | dict(feature) for feature in features]
+        return cls([checked("schema", feature, Feature) for feature in whole])
