@@ -121,17 +121,14 @@ def open_encoder(
 
 
 def is_of_tables(source: str | Path) -> bool:
-    """Whether a model, on this disk or on the hub, is of tables, by its config.json.
-
-    Raises
-    ------
-    ArtifactError
-        if there is no model, or its config.json is damaged
-    """
+    """Whether a model, on this disk or on the hub, is of tables; False where it cannot be read."""
     name = str(source)
     if name.startswith(HUBS) or (name.partition(":")[0] in BACKBONES and not Path(source).exists()):
         return False
-    return "estimator" in read_config(model_folder(source, {}))
+    try:
+        return "estimator" in read_config(model_folder(source, {}))
+    except ArtifactError:
+        return False
 
 
 def target_of(source: str | Path) -> str | None:

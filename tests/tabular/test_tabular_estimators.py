@@ -185,7 +185,7 @@ def test_before_fit(table, tmp_path):
         ({"max_steps": -5}, "max_steps is -5"),
         ({"max_steps": 0.5}, "max_steps takes a whole number or null"),
         ({"embedding": "mean"}, "embedding is 'mean'"),
-        ({"device": "abacus"}, "device is 'abacus'"),
+        ({"device": "abacus"}, "unknown device 'abacus'"),
         ({"alpha_sx": -1.0}, "use numbers from 0"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1: use numbers from 0"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1: use numbers from 0"),

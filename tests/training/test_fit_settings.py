@@ -13,6 +13,7 @@ from torch import nn
 import probjepa as pj
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.training import FitSettings, Module
+from probjepa.training.optim import OPTIMIZERS, make_optimizer
 from probjepa.training.settings import LoopSettings
 
 HUGE = 10**5000  # Python does not even write it out
@@ -187,6 +188,19 @@ def test_a_fit_in_another_type_of_weights_works_and_leaves_the_default_type(prec
     assert model.dtype == wanted
     assert model.embed(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).isfinite().all()
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_a_step_moves_every_weight_in_every_type(name, dtype):
+    layer = torch.nn.Linear(37, 41).to(dtype)
+    before = [weight.detach().clone() for weight in layer.parameters()]
+    optimizer = make_optimizer(name, layer, learning_rate=0.5, weight_decay=0.0)
+    for _ in range(2):
+        for weight in layer.parameters():
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert all((weight != was).all() for weight, was in zip(layer.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("clipped_by", [{"gradient_clip_val": 0.1}, {"gradient_clip_algorithm": "value"}])
