@@ -122,8 +122,7 @@ def open_encoder(
 
 def is_of_tables(source: str | Path) -> bool:
     """Whether a model, on this disk or on the hub, is of tables; False where it cannot be read."""
-    name = str(source)
-    if name.startswith(HUBS) or (name.partition(":")[0] in BACKBONES and not Path(source).exists()):
+    if str(source).startswith(HUBS) or _names_backbone(source):
         return False
     try:
         return "estimator" in read_config(model_folder(source, {}))
@@ -145,11 +144,16 @@ def target_of(source: str | Path) -> str | None:
     return found
 
 
+def _names_backbone(source: str | Path) -> bool:
+    """Whether a source that is no file or folder begins with a registered backbone's name."""
+    return str(source).partition(":")[0] in BACKBONES and not Path(source).exists()
+
+
 def _checkpoint(source: str | Path) -> tuple[str, str] | None:
     """The backbone and the file of ``BACKBONE:FILE``; ConfigError for a backbone alone."""
-    name, _, file = str(source).partition(":")
-    if name not in BACKBONES or Path(source).exists():
+    if not _names_backbone(source):
         return None
+    name, _, file = str(source).partition(":")
     if not file:
         raise ConfigError(f"the backbone '{name}' alone has no weights: give '{name}:FILE'")
     return name, file

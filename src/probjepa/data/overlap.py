@@ -5,7 +5,7 @@ Images are compared by their pixels, and embeddings, which different images may 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,6 +122,20 @@ class FittedRows:
                 f"on ({_first(seen)}): score held-out rows, or drop the ones that "
                 "was_fitted_on(embeddings, fitted) marks"
             )
+
+
+def unlike(reference: ArrayInput, others: Iterable[ArrayInput]) -> npt.NDArray[np.bool_]:
+    """Return a mask (M,) of the reference's rows (M, D) that no row of the others (N, D) equals, bit for bit.
+
+    Different inputs may have equal features, if an encoder does not see all of them; a row that is in both
+    would be its own nearest neighbour.
+    """
+    known = FittedRows(reference)
+    free = np.ones(len(known._hashes), dtype=np.bool_)
+    for rows in others:
+        if known.among(rows).any():
+            free &= ~FittedRows(rows).among(reference)
+    return free
 
 
 def refuse_fitted_rows(detector: str, fitted: ArrayInput, embeddings: ArrayInput) -> None:

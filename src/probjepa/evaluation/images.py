@@ -24,7 +24,7 @@ from probjepa.data.bank import map_rows
 from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
 from probjepa.data.labels import SharedLabels, labelled_rows, shared_labels
-from probjepa.data.overlap import FittedRows, overlap, refuse_overlap
+from probjepa.data.overlap import overlap, refuse_overlap, unlike
 from probjepa.data.records import UNLABELLED
 from probjepa.data.rows import as_column, identity
 from probjepa.errors import ConfigError, DataError, ProbjepaWarning, short
@@ -255,16 +255,8 @@ def _without_train(sets: Mapping[str, Images]) -> tuple[dict[str, Images], dict[
 
 
 def _unlike_held_out(of: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
-    """Return a mask of the reference's rows: whose features no row of another set equals.
-
-    Different images may have equal features, if an encoder does not see all of them; such a row would be its
-    own nearest neighbour.
-    """
-    known, free = FittedRows(of[TRAIN]), np.ones(len(of[TRAIN]), dtype=np.bool_)
-    for name, rows in of.items():
-        if name != TRAIN and known.among(rows).any():
-            free &= ~FittedRows(rows).among(of[TRAIN])
-    return free
+    """Return a mask of the reference's rows whose features no row of another set equals."""
+    return unlike(of[TRAIN], (rows for name, rows in of.items() if name != TRAIN))
 
 
 def _fitted_rows(rows: Rows, free: npt.NDArray[np.bool_], name: str) -> Rows:
@@ -348,18 +340,19 @@ def _selective(
     measures: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """Return ``selective_prediction`` of the labelled test rows; distances are to ``free`` reference rows."""
-    bank, rows = (shared.known != UNLABELLED) & torch.from_numpy(free), shared.asked != UNLABELLED
+    bank, asked = (shared.known != UNLABELLED) & torch.from_numpy(free), shared.asked != UNLABELLED
     if not bank.any():
         return {}
-    predicted, share = (of[rows.numpy()] for of in vote)
+    rows = asked.numpy()
+    predicted, share = (of[rows] for of in vote)
     return selective_prediction(
         h[TRAIN][bank],
         shared.known[bank],
-        h[TEST][rows],
-        shared.asked[rows],
+        h[TEST][asked],
+        shared.asked[asked],
         vote=(predicted, share),
-        scores={name: of[TEST][rows.numpy()] for name, of in scores.items()},
-        measures={name: of[rows.numpy()] for name, of in measures.items()},
+        scores={name: of[TEST][rows] for name, of in scores.items()},
+        measures={name: of[rows] for name, of in measures.items()},
     )
 
 

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 from sklearn.metrics import f1_score
 
 from probjepa import metrics
 from probjepa._arrays import check_classes
-from probjepa.data.overlap import FittedRows, refuse_seen
+from probjepa.data.overlap import refuse_seen, unlike
 from probjepa.errors import ConfigError, DataError, MissingExtraError, ProbjepaWarning, unknown_name
 from probjepa.evaluation.decisions import CALIBRATION, TEST, flagged_rates
 from probjepa.evaluation.figures import Evaluation, balanced_accuracy, figure, over_seeds, provenance
@@ -319,7 +318,7 @@ def _scores(
     subject = TableModel(model)
     read = {name: {**subject.features(of), "inputs": of} for name, of in sets.items()}
     known = subject.features(reference, scored=False)["h"]
-    kept = ~FittedRows(torch.cat([of["h"] for of in read.values()])).among(known)
+    kept = unlike(known, (of["h"] for of in read.values()))
     if not kept.any():
         return {}
     return label_free_scores(subject, {"h": known[kept], "inputs": reference[kept]}, read, seed=seed)
