@@ -19,10 +19,10 @@ from probjepa import metrics
 from probjepa.data import Images
 from probjepa.detectors import KNN, Mahalanobis
 from probjepa.errors import ProbjepaWarning
+from probjepa.evaluation.decisions import TEST
 from probjepa.jacobian import jacobian_spectrum
 from probjepa.jacobian.latent import fit_normal, latent_term
 from probjepa.loading import open_encoder
-from probjepa.report.detection import TEST
 from probjepa.report.jacobian import jacobian_sections
 from probjepa.report.page import Section
 from probjepa.scores.detectors import knn_neighbour
