@@ -198,7 +198,7 @@ def run(cell: Cell, data: Data, folder: Path, budget: Budget, progress: bool) ->
         draws.append(posterior.mean + posterior.stddev * noise)
         variance = posterior.variance.mean()
     with evaluating(model):
-        bound = model.score_samples(new.x, new.y, draws=1, seed=cell.seed).mean()
+        bound = model.score_samples(new.x, new.y, draws=256, seed=cell.seed).mean()
     labels = (known.component, new.component)
     return Measured(
         {

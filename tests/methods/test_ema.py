@@ -137,3 +137,27 @@ def test_it_stays_in_evaluation_mode_inside_a_training_model():
 def test_momentum_out_of_range(momentum):
     with pytest.raises(ConfigError, match=r"\[0, 1\]"):
         EMA(student(), momentum)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("cast", ["before", "after"])
+def test_the_gap_closes_by_the_product_of_the_momenta_in_every_type(dtype, cast):
+    source = nn.Linear(32, 32)
+    if cast == "before":
+        source = source.to(dtype)
+    ema = EMA(source, momentum=0.996)
+    whole = nn.ModuleList([source, ema]).to(dtype)
+    assert whole[0].weight.dtype == dtype
+    before = ema.module.weight.detach().double().clone()
+    with torch.no_grad():
+        source.weight.add_(0.25)
+    moved = source.weight.detach().double().clone()
+    for step in range(1, 101):
+        ema.update(source, step, 1000)
+    left = math.prod(ema.momentum_at(step, 1000) for step in range(1, 101))
+    assert 0.6 < left < 0.7
+    torch.testing.assert_close(ema.module.weight.double(), moved + left * (before - moved), rtol=0, atol=1e-5)
+    assert ema.module.weight.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(
+        ema(torch.ones(3, 32, dtype=dtype)), ema.module(torch.ones(3, 32, dtype=ema.module.weight.dtype))
+    )

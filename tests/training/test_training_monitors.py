@@ -11,6 +11,7 @@ from torch import nn
 from probjepa.data import ImageSet
 from probjepa.errors import ConfigError, ProbjepaError, ProbjepaWarning
 from probjepa.methods.ijepa import IJEPA
+from probjepa.methods.vi_simsiam import VISimSiam
 from probjepa.methods.vje import VJE
 from probjepa.training.callbacks import MetricsTable
 from probjepa.training.loader import EpochLoader
@@ -182,6 +183,18 @@ def test_collapse_monitor_measures_spread_and_posterior():
     assert values["std_min"] == pytest.approx(h.std(0, correction=0).min().item(), rel=1e-4)
     assert values["mean_variance"] == pytest.approx(posterior.variance.mean().item(), rel=1e-4)
     assert values["kl_per_dim"] == pytest.approx(kl.mean().item(), rel=1e-4)
+
+
+def test_the_divergence_is_per_dimension_of_the_posterior_not_of_the_embedding():
+    torch.manual_seed(0)
+    sizes = {"channels": 1, "image_size": 8, "mean": (0.5,), "std": (0.25,)}
+    method = VISimSiam("convnet", backbone_options={"widths": (4, 8)}, projector_dim=32, **sizes)
+    pixels = torch.randint(0, 256, (30, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ProbjepaWarning)
+        values = CollapseMonitor(image_set(30, pixels=pixels)).measure(method)
+    kl = method.uncertainty(pixels.to(torch.uint8))["kl"].mean().item()
+    assert values["kl_per_dim"] == pytest.approx(kl / 32, rel=1e-4)
     assert 1 <= values["effective_rank"] <= 8
 
 

@@ -124,7 +124,7 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
     def targets(self, images: Tensor) -> Tensor:
         """The teacher's tokens of prepared images, layer-normed without affine: (N, T, D), no gradient."""
         with torch.no_grad():
-            tokens: Tensor = self.teacher.module.tokens(images)  # type: ignore[operator]
+            tokens: Tensor = self.teacher.module.tokens(self.teacher.typed(images))  # type: ignore[operator]
         with full_precision(tokens):
             return F.layer_norm(at_least_float32(tokens), tokens.shape[-1:])
 

@@ -314,7 +314,8 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         """Evidence lower bound (N,) float64, in nats: of log p(x), or of log p(x, y) where y is given.
 
         Higher = more typical. The plain bound, whatever the weights α. The expectation is a mean over
-        ``draws``, the same for the same ``seed``.
+        ``draws`` of the noise, which all rows share: a row's bound is the same among other rows, and for the
+        same ``seed``. The mean of many rows is as exact as its draws are many.
 
         Raises
         ------
@@ -441,7 +442,8 @@ def _draw(q: Gaussian, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         noise = drawn(torch.randn, mean.shape, **of)
     else:
-        noise = torch.randn(mean.shape, generator=generator, **of)
+        # the same for every row, so that a row's bound does not depend on its place among others
+        noise = torch.randn(mean.shape[1:], generator=generator, **of)
     return mean + torch.exp(0.5 * log_variance) * noise
 
 

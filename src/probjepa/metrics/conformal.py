@@ -30,6 +30,8 @@ _STATISTICS: dict[str, Callable[[_Array], _Array]] = {
     "harmonic": lambda p: -(1 / p).sum(-1),
 }
 _AT_A_TIME = 1 << 22  # numbers of one block
+# p-values are whole numbers over n + 1, so that what is closer than this is equal but for rounding
+_ROUNDING = 1e-12
 
 
 @settings_checked
@@ -107,12 +109,11 @@ def threshold_rank(rows: int, alpha: float, name: str = "alpha") -> int:
     """Return k: the threshold is the k-th smallest score of so many calibration rows; see ``threshold``."""
     if not 0 < alpha < 1:
         raise ConfigError(f"{name} is {alpha}: give a rate between 0 and 1, such as 0.05")
-    exact = Fraction(str(float(alpha)))  # 0.29 · 100 is 28.999… in floating point
-    rank = math.floor(exact * (rows + 1))
+    rank = math.floor(alpha * (rows + 1) * (1 + _ROUNDING))  # 0.29 · 100 is 28.999… in floating point
     if rank < 1:
         raise DataError(
             f"{rows} calibration rows are too few for {name} = {alpha}: give at least "
-            f"{math.ceil(1 / exact) - 1}, or a larger {name}"
+            f"{math.ceil(Fraction(1 - _ROUNDING) / Fraction(alpha)) - 1}, or a larger {name}"
         )
     return rank
 
@@ -144,8 +145,7 @@ class Rule:
         p = conformal_p_values(scores, calibration)
         q = false_discovery_control(p)
         if self.fdr is not None:
-            # the p-values are whole numbers over n + 1, so that rounding could decide
-            flagged = q <= self.fdr * (1 + 1e-12)
+            flagged = q <= self.fdr * (1 + _ROUNDING)
         else:
             flagged = as_scores(scores, "the scores") < threshold(calibration, self.alpha)
         return {"p_value": p, "q_value": q, "flagged": flagged}
@@ -188,6 +188,7 @@ def combined_p_values(
     statistic, n = _STATISTICS[combine], len(known)
     ranks = _ranks(known, known)
     own = statistic((1 + _ranks(found, known)) / (n + 1))
+    own += _ROUNDING * np.abs(own)  # statistics that are equal differ by the order of their sum
     p = np.empty(len(found))
     step = max(1, _AT_A_TIME // known.size)
     for start in range(0, len(found), step):

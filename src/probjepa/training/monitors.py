@@ -156,7 +156,8 @@ class CollapseMonitor(Monitor):
             if "mean_variance" in uncertainty:
                 values["mean_variance"] = float(uncertainty["mean_variance"].mean())
             if "kl" in uncertainty:
-                values["kl_per_dim"] = float(uncertainty["kl"].mean()) / h.shape[1]
+                posterior = method.posterior_of_features(features)  # which may be over other space than h
+                values["kl_per_dim"] = float(uncertainty["kl"].mean()) / posterior.event_shape.numel()
         self._warn(values, h.shape[1], getattr(method, "settings", ()))
         return values
 
