@@ -32,6 +32,7 @@ def _averaged(momentum: float, target: str = "ema", how: str = "") -> Row:
 
 
 VJE, VICREG = _row("VJE"), Row("VICReg", "vicreg", fit={"learning_rate": MEDIUM.rates["vicreg"]})
+SOLARISED = {"view_recipe": "byol-32-solarised"}
 #: what is changed → rows of VJE with another value of it
 CHANGED = {
     "schedule or optimiser": (
@@ -56,6 +57,7 @@ CHANGED = {
         _row("KL weight 4", {"kl_weight": 4.0}),
         _row("KL weight 16", {"kl_weight": 16.0}),
     ),
+    "augmentation": (_row("solarised", SOLARISED),),
 }
 LONG = {row.label: replace(row, label=f"{row.label}{LONG_AFTER}", fit={**row.fit, "epochs": LONGER})
         for row in (VJE, VICREG)}  # fmt: skip
@@ -104,7 +106,8 @@ STUDY = image_study(
     name="vje-reasons",
     title="Why VJE is behind in a short run",
     question="VICReg is ahead of VJE in a short run: is it VJE's schedule, target, likelihood or length?",
-    rows=(VJE, VICREG, *(row for rows in CHANGED.values() for row in rows), *LONG.values(), *FLOORS),
+    rows=(VJE, VICREG, *(row for rows in CHANGED.values() for row in rows),
+          replace(VICREG, label="VICReg, solarised", settings=SOLARISED), *LONG.values(), *FLOORS),
     columns=(
         *LEARNED,
         Column(FIRST, "mean variance, epoch 1", limits=(0, None)),

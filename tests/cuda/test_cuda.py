@@ -71,7 +71,7 @@ def table(out):
         return [{k: float(v) for k, v in row.items() if k != "seconds" and v} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("recipe", ["byol-32", "byol-224", "digits", "ijepa"])
+@pytest.mark.parametrize("recipe", ["byol-32", "byol-32-solarised", "byol-224", "digits", "ijepa"])
 def test_the_same_seed_gives_the_same_views(recipe):
     make = views(recipe, size=16, channels=3, mean=[0.5] * 3, std=[0.25] * 3)
     here, there = make(pixels(), 3), make.to(DEVICE)(pixels().to(DEVICE), 3)

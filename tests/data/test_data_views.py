@@ -233,6 +233,22 @@ def test_byol_224_blurs_the_first_view_only_sometimes_the_second():
     assert rough[0] < 0.5 * rough[1]
 
 
+def test_a_fifth_of_the_second_views_is_solarised():
+    images = random_images(2000, 3, 16, 16)
+    plain, solarised = (
+        views(recipe, size=16, channels=3, **PLAIN[3])(images, generator_seed=0)
+        for recipe in ("byol-32", "byol-32-solarised")
+    )
+    assert torch.equal(solarised[0], plain[0])
+    inverted = torch.where(plain[1] >= 0.5, 1 - plain[1], plain[1])
+    as_it_was, turned = ((solarised[1] == other).flatten(1).all(1) for other in (plain[1], inverted))
+    assert (as_it_was | turned).all()
+    bright = (plain[1] >= 0.5).flatten(1).any(1)
+    assert abs(int((turned & bright).sum()) - 0.2 * int(bright.sum())) < binomial_bounds(
+        int(bright.sum()), 0.2
+    )
+
+
 def test_ijepa_crops_at_least_three_tenths_and_flips_half():
     images = torch.arange(64, dtype=torch.uint8).mul(3).view(1, 1, 1, 64).expand(2000, 1, 64, 64)
     (view,) = views("ijepa", size=16, channels=1, **PLAIN[1])(images, generator_seed=0)

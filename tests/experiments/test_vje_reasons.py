@@ -21,16 +21,19 @@ def _cells():
 
 def test_every_row_changes_something_and_only_what_its_kind_says():
     cells = _cells()
-    assert len({cell.key for cell in cells.values()}) == len(cells) == 20
+    assert len({cell.key for cell in cells.values()}) == len(cells) == 22
     plain = cells["VJE"]
     for row in CHANGED["schedule or optimiser"]:
         assert cells[row.label].settings == plain.settings and cells[row.label].fit != plain.fit
-    for row in CHANGED["likelihood or posterior"]:
+    for row in (*CHANGED["likelihood or posterior"], *CHANGED["augmentation"]):
         assert cells[row.label].fit == plain.fit
         different = {key for key, value in plain.settings.items() if cells[row.label].settings[key] != value}
         assert different == set(row.settings) and len(different) == 1
     for row in CHANGED["averaged target"]:
         assert {**cells[row.label].fit, "learning_rate": 0} == {**plain.fit, "learning_rate": 0}
+    other = cells["VICReg, solarised"]
+    assert other.settings == cells["VICReg"].settings | {"view_recipe": "byol-32-solarised"}
+    assert other.fit == cells["VICReg"].fit
     for name, row in LONG.items():
         assert cells[row.label].fit == {**cells[name].fit, "epochs": 30}
         assert cells[row.label].settings == cells[name].settings
@@ -80,11 +83,11 @@ def test_findings_ask_every_row_of_a_kind():
             raise NotMeasuredError
         return figures[row, column]
 
-    assert [finding.holds(look) for finding in STUDY.findings] == [True] * 6
+    assert [finding.holds(look) for finding in STUDY.findings] == [True] * 7
     figures["KL weight 16", H] = 0.38
     figures["VJE", FIRST] = 0.9
     figures[LONG["VJE"].label, H] = 0.34
-    assert [finding.holds(look) for finding in STUDY.findings] == [True, True, True, False, False, False]
+    assert [finding.holds(look) for finding in STUDY.findings] == [True, True, True, False, True, False, False]
     del figures["ν = 3", H]
     with pytest.raises(NotMeasuredError):
         STUDY.findings[3].holds(look)

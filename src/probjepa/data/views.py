@@ -29,6 +29,7 @@ RECIPES = Registry(
     "view recipe",
     {
         "byol-32": "probjepa.data.views:byol_32",
+        "byol-32-solarised": "probjepa.data.views:byol_32_solarised",
         "byol-224": "probjepa.data.views:byol_224",
         "digits": "probjepa.data.views:digits",
         "ijepa": "probjepa.data.views:ijepa",
@@ -160,6 +161,12 @@ def default_recipe(size: int, channels: int) -> str:
 def byol_32(size: int, channels: int) -> list[list[nn.Module]]:
     """BYOL's views at CIFAR size: crop, flip, colours, grey; no blur (Grill et al. 2020, appendix B)."""
     return [_colourful(size, channels) for _ in range(2)]
+
+
+def byol_32_solarised(size: int, channels: int) -> list[list[nn.Module]]:
+    """As byol-32, and solarise with p = 0 / 0.2 in the two views."""
+    first, second = byol_32(size, channels)
+    return [first, [*second, RandomSolarise(0.2)]]
 
 
 def byol_224(size: int, channels: int) -> list[list[nn.Module]]:
