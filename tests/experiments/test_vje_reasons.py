@@ -87,7 +87,15 @@ def test_findings_ask_every_row_of_a_kind():
     figures["KL weight 16", H] = 0.38
     figures["VJE", FIRST] = 0.9
     figures[LONG["VJE"].label, H] = 0.34
-    assert [finding.holds(look) for finding in STUDY.findings] == [True, True, True, False, True, False, False]
+    assert [finding.holds(look) for finding in STUDY.findings] == [
+        True,
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
     del figures["ν = 3", H]
     with pytest.raises(NotMeasuredError):
         STUDY.findings[3].holds(look)
