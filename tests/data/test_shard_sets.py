@@ -351,7 +351,7 @@ def test_links_in_a_tar_are_read_shard_by_shard_and_from_any_place(tmp_path, for
     assert failed == [f"{path}, {line}" for line in LEFT_OUT]
     with pytest.warns(ProbjepaWarning, match=r"left out: .*y/gone\.png is a link .*--on-error skip"):
         list(read_shard(shard, read_layout(shard), Decoder(10, 3), 3))
-    monkeypatch.setattr("probjepa.data.shards._SPACING", 2)
+    monkeypatch.setattr("probjepa.data.shard_readers._SPACING", 2)
     stream = open_training(path, size=10)
     assert len(stream) == len(names) and stream.skipped == failed
     pieces = [image for piece in stream.pieces(0, 1, range(len(names))) for image in piece.pixels]

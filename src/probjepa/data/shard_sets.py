@@ -15,7 +15,8 @@ from typing import Any
 from probjepa.data.decode import Payload, as_payload
 from probjepa.data.records import Records, encode_labels
 from probjepa.data.shard_files import ShardError, file_mark, find_files, is_remote
-from probjepa.data.shards import layout_of, open_shard, reading
+from probjepa.data.shard_readers import open_shard, reading
+from probjepa.data.shards import layout_of
 from probjepa.data.tables import chosen_ids, class_names, one_split
 from probjepa.errors import DataError
 from probjepa.files import sweep, temporary_name
