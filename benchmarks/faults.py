@@ -45,7 +45,7 @@ import probjepa.report.evaluation
 import probjepa.scores.jepa_parts
 import probjepa.training
 from probjepa import demo
-from probjepa.files import write_checkpoint
+from probjepa.model_files import write_checkpoint
 from probjepa.report.page import Figure
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import probjepa as pj
-from probjepa import files
+from probjepa import model_files
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.loading import target_of
 from probjepa.methods import METHODS, Method
@@ -160,7 +160,7 @@ def test_config_is_strict_json(settings, tmp_path):
 
     small(**settings).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(), parse_constant=refuse)
-    assert config["format_version"] == files.FORMAT_VERSION
+    assert config["format_version"] == model_files.FORMAT_VERSION
     assert config["probjepa_version"] == pj.__version__
     assert config["method"] == "vje"
 

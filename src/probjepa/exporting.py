@@ -20,10 +20,11 @@ from probjepa.backbones import HUBS
 from probjepa.distributions.base import unchecked
 from probjepa.draws import forked, reseed
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError, short, unknown_name
-from probjepa.files import first_line, quiet, refuse_existing, staged_file
+from probjepa.files import first_line, refuse_existing, staged_file
 from probjepa.loading import load, open_encoder
 from probjepa.methods.base import evaluating
 from probjepa.methods.pretrained import Pretrained
+from probjepa.model_files import quiet
 from probjepa.registry import required
 
 #: what can be exported → the names of the graph's outputs

@@ -1,36 +1,25 @@
-"""Files: written under a temporary name and renamed, and read without running code.
-
-Saved models are a folder of model.safetensors and config.json; checkpoints hold tensors and plain values.
-"""
+"""Files: written under a temporary name and renamed."""
 
 from __future__ import annotations
 
 import atexit
 import errno
-import io
-import json
-import logging
 import os
 import re
 import secrets
 import shutil
 import socket
 import stat
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from probjepa import __version__
-from probjepa.errors import ArtifactError, short
+from probjepa.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
-FORMAT_VERSION = 1
-WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 LOCK = ".probjepa.lock"
 RECORD = "settings.json"
@@ -247,181 +236,3 @@ def refuse_foreign(folder: Path, own: str = "report.html") -> None:
     """Raise ArtifactError where a folder to be overwritten has files, but not ``own``, which is ours."""
     if folder.is_dir() and not is_free(folder) and not (folder / own).exists():
         raise ArtifactError(f"{folder} has files of something else, and no {own}: choose another --out")
-
-
-# --- checkpoints ----------------------------------------------------------------------------------------
-
-
-_SEAL = b"\x08\x00"  # the length of the zip file's comment, which is a check sum: torch.load makes none
-
-
-def write_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values as :func:`write_atomic` does, with a check sum."""
-    import torch
-
-    # through memory: torch.save turns an OSError of its file into a RuntimeError about zip offsets
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with buffer.getbuffer() as whole:  # a view: a checkpoint may take much of the memory
-        plain = whole[: -len(_SEAL)]
-        with staged_file(Path(path), sync=True) as stage, open(stage, "wb") as file:
-            file.write(plain)
-            file.write(_SEAL + b"%08x" % zlib.crc32(plain))
-        plain.release()
-
-
-def read_checkpoint(
-    path: str | os.PathLike[str], advice: str, *, keys: Sequence[str] = (), map_location: Any = "cpu"
-) -> dict[str, Any]:
-    """Read what ``write_checkpoint`` wrote, with ``weights_only=True``: a pickle with code in it is refused.
-
-    Raises
-    ------
-    ArtifactError
-        if the file is damaged, holds more than tensors and plain values, or lacks one of ``keys``; with
-        ``advice``, what to do
-    """
-    import torch
-
-    try:
-        sealed = regular(path).read_bytes()
-        plain, seal = sealed[:-10], sealed[-10:]
-        if seal != _SEAL + b"%08x" % zlib.crc32(plain):
-            raise ValueError("another check sum")
-        content: dict[str, Any] = torch.load(io.BytesIO(sealed), map_location=map_location, weights_only=True)
-        for key in keys:
-            content[key]
-    except Exception as error:  # whatever a damaged file makes of the reader
-        raise ArtifactError(
-            f"cannot read the checkpoint {path}: it is damaged or not one that probjepa wrote; {advice}"
-        ) from error
-    return content
-
-
-def check_format(found: object, version: object, where: Path) -> None:
-    """Raise ArtifactError if something was written in another format than this version's."""
-    if found != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{where} was written by probjepa {short(version or '(unknown)')} in format {short(found)}, and "
-            f"this is {__version__} with format {FORMAT_VERSION}: install that version, or train again"
-        )
-
-
-# --- saved models ---------------------------------------------------------------------------------------
-
-
-def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], what: str) -> None:
-    """Write model.safetensors and config.json, signed with format and version, into ``folder``.
-
-    Raises
-    ------
-    ArtifactError
-        if ``config`` is no JSON; the message calls it ``what``
-    """
-    from safetensors.torch import save
-
-    signed = {"format_version": FORMAT_VERSION, "probjepa_version": __version__, **config}
-    try:
-        text = json.dumps(signed, indent=2, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{what} are no JSON ({first_line(error)}): use plain numbers, strings, lists and mappings"
-        ) from error
-    # copies: safetensors refuses tensors that share memory, as the tied weights of a user's backbone do
-    tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in weights.items()}
-    # its save_file raises an error of its own, not OSError, when the disk is full
-    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the config.json of a saved model, of this version's format.
-
-    Raises
-    ------
-    ArtifactError
-        if it is damaged, or in another format
-    """
-    try:
-        config = json.loads(regular(folder / CONFIG).read_text(encoding="utf-8"))
-        check_format(config.get("format_version"), config.get("probjepa_version"), folder)
-    except ArtifactError:
-        raise
-    except (OSError, *DAMAGES) as error:
-        raise damaged(folder, error) from error
-    found: dict[str, Any] = config
-    return found
-
-
-def read_weights(folder: Path, load: Any) -> None:
-    """Hand the tensors of model.safetensors to ``load`` (a ``load_state_dict``).
-
-    Raises
-    ------
-    ArtifactError
-        if the file is damaged, or its tensors are not those that ``load`` wants
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        load(load_file(regular(folder / WEIGHTS)))
-    except (SafetensorError, OSError, *DAMAGES) as error:
-        # load_state_dict says in its second line what is missing, maybe of hundreds of names
-        reason = shorten(" ".join(str(error).splitlines()[:2]), 300, placeholder=" …")
-        raise ArtifactError(f"{folder / WEIGHTS} does not fit its config: {reason}") from error
-
-
-def damaged(folder: Path, error: Exception) -> ArtifactError:
-    """Return the error of a config.json that describes no model."""
-    reason = short(f"no {error}" if isinstance(error, KeyError) else first_line(error), 200)
-    return ArtifactError(f"{folder / CONFIG} is damaged ({reason}): save the model again")
-
-
-@contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Keep loggers from saying less than errors: the hub's client would log each of its tries."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def model_folder(source: str | Path, hub: Mapping[str, Any]) -> Path:
-    """Return the folder of a run's model, a saved model, or a hub repository (downloaded as ``hub`` says).
-
-    Raises
-    ------
-    ArtifactError
-        if there is none
-    """
-    path = Path(source)
-    if (path / "model" / CONFIG).is_file():
-        return path / "model"  # a run folder
-    if path.exists():
-        if not path.is_dir() or not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
-            raise ArtifactError(
-                f"{source} holds no model: expected a run folder, or a folder with {CONFIG} and {WEIGHTS} "
-                "(training that was cut short leaves none: finish it with --resume)"
-            )
-        return path
-    name = str(source)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ArtifactError(
-            f"no such model: {source} (give a run folder, a model folder or a hub repository)"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        with quiet("huggingface_hub"):
-            return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **hub))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ArtifactError(
-            f"no model at {source}, on this disk or on the hub: {first_line(error)}"
-        ) from error

@@ -11,9 +11,9 @@ from torch import nn
 
 from probjepa.backbones import BACKBONES, HUBS
 from probjepa.errors import ArtifactError, ConfigError, unknown_name
-from probjepa.files import damaged, model_folder, read_config
 from probjepa.methods import METHODS, MODELS, Method
 from probjepa.methods.opened import OpenedEncoder
+from probjepa.model_files import damaged, model_folder, read_config
 from probjepa.tabular import TABLE_METHODS
 from probjepa.typed import checked
 from probjepa.yaml_files import read_mapping

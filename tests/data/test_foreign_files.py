@@ -25,7 +25,8 @@ from probjepa.data import decode as decode_module
 from probjepa.data.decode import Decoder, Unreadable
 from probjepa.data.preprocess import resize_centre
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError
-from probjepa.files import read_checkpoint, read_config, regular
+from probjepa.files import regular
+from probjepa.model_files import read_checkpoint, read_config
 from probjepa.report.training import read_metrics
 from probjepa.tabular.files import read_table
 from probjepa.yaml_files import read_yaml

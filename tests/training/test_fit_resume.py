@@ -16,8 +16,8 @@ from PIL import Image
 
 from probjepa.data import open_images
 from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, ProbjepaWarning
-from probjepa.files import read_checkpoint, write_checkpoint
 from probjepa.methods.vje import VJE
+from probjepa.model_files import read_checkpoint, write_checkpoint
 from probjepa.training import Interrupted, fit, runs
 from processes import wait_for_file
 

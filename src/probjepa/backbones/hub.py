@@ -14,7 +14,8 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from probjepa.errors import ArtifactError, ConfigError
-from probjepa.files import first_line, quiet, regular
+from probjepa.files import first_line, regular
+from probjepa.model_files import quiet
 from probjepa.registry import required
 
 # an encoder, and the arguments of a ``Preprocess`` for it; None: its folder says nothing of that

@@ -21,8 +21,8 @@ from probjepa.backbones.hub import UnpreparedError, pinned, remade, source_of, w
 from probjepa.data import Preprocess, channel_statistics, default_recipe
 from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, DataError, short
-from probjepa.files import read_weights
 from probjepa.methods.pretrained import Pretrained
+from probjepa.model_files import read_weights
 from probjepa.registry import LOADERS
 from probjepa.typed import check_settings, types_of
 

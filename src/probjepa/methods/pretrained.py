@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
-from probjepa import files
+from probjepa import files, model_files
 from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.methods import card
@@ -186,7 +186,7 @@ class Pretrained(
         config, weights = self._saved()
         if self.run_record:
             config["run"] = dict(self.run_record)
-        files.write_model(save_directory, config, weights, what)
+        model_files.write_model(save_directory, config, weights, what)
         if self.card_text is not None:
             (save_directory / "README.md").write_text(self.card_text, encoding="utf-8")
 
@@ -224,7 +224,7 @@ class Pretrained(
         try:
             wanted = cls._wanted_modules(folder, config, modules)
         except (KeyError, TypeError, AttributeError) as error:
-            raise files.damaged(folder, error) from error
+            raise model_files.damaged(folder, error) from error
         try:
             model = cls.from_config(config, **wanted)
         except ArtifactError as error:
@@ -232,7 +232,7 @@ class Pretrained(
         except files.DAMAGES as error:
             if wanted and isinstance(error, ConfigError):
                 raise  # of the module that was passed
-            raise files.damaged(folder, error) from error
+            raise model_files.damaged(folder, error) from error
         model._restore(folder, config)
         model.run_record, model.card_text = (
             card.plain_record(config.get("run")),
@@ -242,7 +242,7 @@ class Pretrained(
 
     def _restore(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Fill the model with the weights of a folder; ArtifactError where they do not fit."""
-        files.read_weights(folder, self.load_state_dict)
+        model_files.read_weights(folder, self.load_state_dict)
 
     @classmethod
     def _wanted_modules(

@@ -17,7 +17,8 @@ from probjepa.data.overlap import refuse_seen
 from probjepa.data.rows import as_column
 from probjepa.data.shard_files import Shard, ShardError, as_shards, files_below, filesystem, is_remote
 from probjepa.errors import ConfigError, DataError
-from probjepa.files import WEIGHTS, first_line, model_folder, read_config
+from probjepa.files import first_line
+from probjepa.model_files import WEIGHTS, model_folder, read_config
 from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
 from probjepa.tabular.files import SUFFIXES, read_table, stands_in, table_sha256
 from probjepa.tabular.rows import embedded_rows, named_rows

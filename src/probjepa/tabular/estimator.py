@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
-from probjepa import files
+from probjepa import files, model_files
 from probjepa.detectors import NotFittedError
 from probjepa.distributions.base import full_precision
 from probjepa.draws import forked
@@ -374,7 +374,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         """
         try:
             model = cls.from_config(config)
-            files.read_weights(folder, model.network_.load_state_dict)
+            model_files.read_weights(folder, model.network_.load_state_dict)
         except files.DAMAGES as error:
             raise ArtifactError(
                 f"{folder} is damaged ({files.first_line(error)}): save the model again"
@@ -395,7 +395,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         config = self.config()
         with files.staged_directory(Path(directory)) as stage:
             what = f"the parameters of this {type(self).__name__}"
-            files.write_model(stage, config, self.network_.state_dict(), what)
+            model_files.write_model(stage, config, self.network_.state_dict(), what)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -407,11 +407,11 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             if there is none, it is damaged, another estimator's, or in another format
         """
         folder = Path(directory)
-        if not (folder / files.CONFIG).is_file() or not (folder / files.WEIGHTS).is_file():
+        if not (folder / files.CONFIG).is_file() or not (folder / model_files.WEIGHTS).is_file():
             raise ArtifactError(
-                f"{folder} holds no {cls.__name__}: expected {files.CONFIG} and {files.WEIGHTS} there"
+                f"{folder} holds no {cls.__name__}: expected {files.CONFIG} and {model_files.WEIGHTS} there"
             )
-        config = files.read_config(folder)
+        config = model_files.read_config(folder)
         found = config.get("estimator") or config.get("method")
         if found != cls.__name__:
             raise ArtifactError(f"{folder} holds a {found}, not a {cls.__name__}: load it with that")

@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from probjepa.errors import ArtifactError
-from probjepa.files import read_checkpoint, write_atomic, write_checkpoint
+from probjepa.files import write_atomic
+from probjepa.model_files import read_checkpoint, write_checkpoint
 from probjepa.training.checkpoint import TimedWriter
 from probjepa.training.folder import metrics_csv
 from probjepa.training.interrupt import Interrupted, StopRequest
@@ -87,7 +88,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write ``checkpoint`` to ``path``; see :func:`probjepa.files.write_checkpoint`."""
+        """Write ``checkpoint`` to ``path``; see :func:`probjepa.model_files.write_checkpoint`."""
         write_checkpoint(path, checkpoint)
 
     def load_checkpoint(

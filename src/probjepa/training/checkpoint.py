@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from probjepa import __version__, files
+from probjepa import __version__, files, model_files
 from probjepa.errors import ArtifactError, ProbjepaWarning, short
 
 CHECKPOINT_FORMAT = 1
@@ -137,7 +137,7 @@ class FitCheckpoint:
         """
         if not self.resume or not self.path.is_file():
             return None
-        content = files.read_checkpoint(
+        content = model_files.read_checkpoint(
             self.path, "fit again (--overwrite), or remove it", keys=(_SIGNATURE, "state")
         )
         check_signature(content, self.fingerprint, f"fit again (--overwrite), or remove {self.path}")
@@ -170,5 +170,5 @@ class FitCheckpoint:
     def _save(self, state: Mapping[str, Any]) -> None:
         content = {"state": dict(state)}
         sign(content, self.fingerprint)
-        files.write_checkpoint(self.path, content)
+        model_files.write_checkpoint(self.path, content)
         self.holds = True

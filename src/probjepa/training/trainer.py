@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchSyncBatchNorm
 
 from probjepa.errors import ConfigError, MissingExtraError, short, unknown_name
-from probjepa.files import quiet
+from probjepa.model_files import quiet
 from probjepa.training.callbacks import AtomicCheckpointIO
 from probjepa.training.folder import RunFolder
 from probjepa.training.processes import SyncBatchNorm
