@@ -19,9 +19,9 @@ import torch
 
 import probjepa as pj
 from harness import ROOT, environment
+from probjepa.backbones.frozen import evaluating
 from probjepa.data import ImageSet
 from probjepa.files import write_text
-from probjepa.methods.base import evaluating
 from probjepa.metrics import knn_accuracy
 
 TARGETS = ("stop-gradient", "averaged", "batch", "copied")

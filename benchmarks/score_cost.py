@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from harness import Result, arguments, compare, parse, write
+from probjepa.backbones.frozen import evaluating
 from probjepa.heads import HEADS
 from probjepa.heads.base import NoDensityError
-from probjepa.methods.base import evaluating
 from probjepa.methods.ijepa import IJEPA
 
 SIZE = 32

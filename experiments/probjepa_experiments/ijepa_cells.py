@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from probjepa import metrics
+from probjepa.backbones.frozen import evaluating
 from probjepa.data import ImageSet, split
 from probjepa.evaluation.predictive import evaluate_predictions, target_std
-from probjepa.methods.base import evaluating
 from probjepa.methods.ijepa import IJEPA
 from probjepa_experiments import curves
 from probjepa_experiments.cost import in_turns, quartiles, stepper, timed

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from probjepa import metrics
+from probjepa.backbones.frozen import evaluating
 from probjepa.data import Images
 from probjepa.data.labels import shared_labels
 from probjepa.data.records import UNLABELLED
 from probjepa.errors import ProbjepaError
 from probjepa.evaluation.label_free import columns, label_free_scores
-from probjepa.methods.base import Method, ProbabilisticMethod, evaluating
+from probjepa.methods.base import Method
 from probjepa.methods.ema import EMA
+from probjepa.methods.probabilistic import ProbabilisticMethod
 from probjepa.methods.vje import VJE
 from probjepa.scores import encode
 from probjepa.scores.detectors import KNNScore, MahalanobisScore

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from probjepa.methods.base import evaluating
+from probjepa.backbones.frozen import evaluating
 from probjepa.methods.var_jepa import VarJEPA
 from probjepa.metrics import linear_probe
 from probjepa.training.schedules import step_seed

@@ -17,12 +17,12 @@ from torch.overrides import TorchFunctionMode
 
 from probjepa import __version__
 from probjepa.backbones import HUBS
+from probjepa.backbones.frozen import evaluating
 from probjepa.distributions.base import unchecked
 from probjepa.draws import forked, reseed
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError, short, unknown_name
 from probjepa.files import first_line, refuse_existing, staged_file
 from probjepa.loading import load, open_encoder
-from probjepa.methods.base import evaluating
 from probjepa.methods.pretrained import Pretrained
 from probjepa.model_files import quiet
 from probjepa.registry import required

@@ -12,7 +12,7 @@ import probjepa as pj
 from probjepa.data.views import views
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods import METHODS
-from probjepa.methods.base import mean_of, other_views
+from probjepa.methods.losses import mean_of, other_views
 from probjepa.methods.vi_simsiam import kl_to_uniform, power_spherical
 from probjepa.training import fit
 

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from probjepa import IJEPA, VJE, distributed, jepa_score, provenance
+from probjepa.backbones.frozen import evaluating
 from probjepa.data import Preprocess
 from probjepa.errors import ConfigError, DataError
 from probjepa.methods import Method
-from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluating, views_of
+from probjepa.methods.base import EncoderSettings
+from probjepa.methods.losses import views_of
+from probjepa.methods.probabilistic import ProbabilisticMethod
 
 
 class Encoder(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from probjepa import metrics
+from probjepa.backbones.frozen import evaluating
 from probjepa.data import Images
 from probjepa.draws import forked
 from probjepa.errors import DataError
@@ -19,7 +20,6 @@ from probjepa.heads.base import gaussian_log_density
 from probjepa.heads.gaussian import GaussianPrediction
 from probjepa.heads.mixture import MixturePrediction
 from probjepa.heads.realnvp import FlowPrediction
-from probjepa.methods.base import evaluating
 from probjepa.methods.token_measures import if_there
 
 _BATCH = 64  # images

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from probjepa.registry import Registry, lazy
 
 if TYPE_CHECKING:
-    from probjepa.methods.base import Method, ProbabilisticMethod
+    from probjepa.methods.base import Method
+    from probjepa.methods.probabilistic import ProbabilisticMethod
 
 METHODS = Registry(
     "method",
@@ -32,4 +33,4 @@ MODELS = Registry(
 
 __all__ = ["METHODS", "MODELS", "Method", "ProbabilisticMethod"]
 
-__getattr__ = lazy(__name__, {"Method": "base", "ProbabilisticMethod": "base"})
+__getattr__ = lazy(__name__, {"Method": "base", "ProbabilisticMethod": "probabilistic"})

@@ -13,15 +13,8 @@ from torch import Tensor, nn
 from probjepa.distributed import gather
 from probjepa.heads.base import at_least_float32, far_scale, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import (
-    EncoderSettings,
-    Method,
-    check_pairs,
-    check_weights,
-    encoded,
-    mean_of,
-    views_of,
-)
+from probjepa.methods.base import EncoderSettings, Method
+from probjepa.methods.losses import check_pairs, check_weights, encoded, mean_of, views_of
 
 _VARIANCE_FLOOR = 1e-5  # BatchNorm's, with which the authors' code standardises
 

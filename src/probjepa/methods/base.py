@@ -1,22 +1,18 @@
-"""What every method is: an encoder, a loss over views, embeddings; and what a probabilistic one adds."""
+"""What every method is: an encoder, a loss over views, embeddings."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from probjepa.backbones import HUBS, embedding_dim_of, encoder_of, is_trained
 from probjepa.backbones.encoding import Encoding
-from probjepa.backbones.frozen import Frozen
-from probjepa.backbones.frozen import evaluating as evaluating
+from probjepa.backbones.frozen import Frozen, evaluating
 from probjepa.backbones.hub import UnpreparedError, pinned, remade, source_of, weights_sha256
 from probjepa.data import Preprocess, channel_statistics, default_recipe
 from probjepa.draws import forked
@@ -436,114 +432,3 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         side = opened if isinstance(opened, int) else opened.side
         shape = (count, self.preprocess.channels, side, side)
         return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-
-
-def views_of(method: Method, batch: Sequence[Tensor]) -> list[Tensor]:
-    """Return the V views (N, C, …) of a batch, in the encoder's type, or raise DataError."""
-    if not 2 <= len(batch) <= method.most_views or any(v.shape[:2] != batch[0].shape[:2] for v in batch):
-        wanted = "two views" if method.most_views == 2 else "two or more views"
-        raise DataError(
-            f"the loss of {type(method).__name__} takes {wanted} of the same images, got "
-            f"{[tuple(view.shape) for view in batch]}: make them with the view recipe '{method.view_recipe}'"
-        )
-    if not len(batch[0]):
-        raise DataError(
-            f"the loss of {type(method).__name__} got views without rows, {tuple(batch[0].shape)}: "
-            "give at least one image a batch"
-        )
-    if any(view.is_complex() for view in batch):
-        raise DataError(f"the loss of {type(method).__name__} got complex views: give real numbers")
-    return [view.to(method.dtype) for view in batch]
-
-
-def encoded(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
-    """Return the embeddings (V·N, …) of V views, view after view; neighbours of one size take one pass."""
-    if all(view.shape == views[0].shape for view in views):
-        return encoder(torch.cat([*views]))  # type: ignore[no-any-return]
-    return torch.cat([encoder(torch.cat([*alike])) for _, alike in groupby(views, lambda view: view.shape)])
-
-
-def other_views(rows: Tensor, views: int) -> list[Tensor]:
-    """Return V − 1 turns of rows (V·N, …), view after view: each puts another view in the place of each."""
-    return [torch.cat([*rows.chunk(views)[turn:], *rows.chunk(views)[:turn]]) for turn in range(1, views)]
-
-
-def mean_of(terms: Sequence[Tensor]) -> Tensor:
-    """Return the mean of scalars, at least one; of one and of two it is exact to the last bit."""
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total / len(terms)
-
-
-def check_pairs(z: Tensor, name: str) -> None:
-    """Raise DataError for fewer than two rows of z (N, D), which have no variance; ``name`` is the loss's."""
-    if len(z) < 2:
-        raise DataError(f"the {name} loss needs at least 2 images a batch, got {len(z)}: use a larger batch")
-
-
-def check_weights(weights: Mapping[str, float]) -> None:
-    """Raise ConfigError unless the weights of a loss, by the name of their setting, are finite and ≥ 0."""
-    for name, value in weights.items():
-        if not 0 <= value < math.inf:
-            raise ConfigError(f"{name} must be a finite number ≥ 0, got {value}")
-
-
-class ProbabilisticMethod(Method):
-    """A method with a posterior over embeddings and a likelihood of its own.
-
-    A subclass writes ``posterior_of_features``, ``score_features`` and ``uncertainty_of_features``; what they
-    read is ``features``, so that a set is encoded once for all of them. Images are given as to ``open``.
-
-    Attributes
-    ----------
-    main_uncertainty
-        the name of the measure of ``uncertainty_of_features`` to rank inputs by, higher = less certain; "":
-        none
-    """
-
-    main_uncertainty: ClassVar[str] = ""
-
-    def posterior(self, x: Any) -> Distribution:
-        """Posterior over the latent of each of N images: batch shape (N,), event shape (D,)."""
-        return self.posterior_of_features(self.features(x))
-
-    def posterior_of_features(self, features: Mapping[str, Tensor]) -> Distribution:
-        """Posterior over the latent of each encoded image."""
-        raise NotImplementedError
-
-    def outputs(self, pixels: Tensor, what: str) -> tuple[Tensor, ...]:
-        """Return what ``probjepa.export`` traces, see ``Method``."""
-        if what == "embed":
-            return super().outputs(pixels, what)
-        features = self.features_of(self(pixels).float())
-        if what == "likelihood":
-            return (self.score_features(features),)
-        posterior = self.posterior_of_features(features)
-        return posterior.mean, posterior.variance
-
-    def score_features(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Score (N,) float64 of encoded images: higher = more typical of the training data."""
-        raise NotImplementedError
-
-    def uncertainty_of_features(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Named measures of uncertainty of encoded images, each (N,) float64."""
-        raise NotImplementedError
-
-    def ood_scores(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every label-free score of encoded images by name, each (N,) float64, higher = more typical."""
-        return {"likelihood": self.score_features(features)}
-
-    def score_names(self) -> list[str]:
-        """Names of ``ood_scores``, read off one blank image."""
-        size, channels = self.preprocess.size, self.preprocess.channels
-        with torch.no_grad(), self._encoding_in("float32"):
-            return list(self.ood_scores(self.features(torch.zeros(1, channels, size, size).byte())))
-
-    def score_samples(self, x: Any) -> Tensor:
-        """Score (N,) float64 of N images: higher = more typical of the training data."""
-        return self.score_features(self.features(x))
-
-    def uncertainty(self, x: Any) -> dict[str, Tensor]:
-        """Named measures of uncertainty, each (N,) float64, of N images."""
-        return self.uncertainty_of_features(self.features(x))

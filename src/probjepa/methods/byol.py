@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Unpack
 from torch import Tensor, nn
 
 from probjepa.heads.projectors import projector
-from probjepa.methods.base import EncoderSettings, Method, encoded, views_of
+from probjepa.methods.base import EncoderSettings, Method
 from probjepa.methods.ema import EMA
+from probjepa.methods.losses import encoded, views_of
 from probjepa.methods.simsiam import direction_spread, simsiam_loss
 
 

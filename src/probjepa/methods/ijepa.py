@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
+from probjepa.backbones.frozen import evaluating
 from probjepa.data.masks import MultiBlockMasks
 from probjepa.distributed import standard_deviation
 from probjepa.draws import drawn_rows, forked
 from probjepa.errors import ConfigError, DataError
 from probjepa.heads.base import MEAN_DRAWS, at_least_float32, full_precision
-from probjepa.methods.base import EncoderSettings, ProbabilisticMethod, evaluating
+from probjepa.methods.base import EncoderSettings
 from probjepa.methods.ema import EMA
 from probjepa.methods.ijepa_predictor import Predictor, build_head
 from probjepa.methods.ijepa_presets import PRESETS as PRESETS
+from probjepa.methods.probabilistic import ProbabilisticMethod
 from probjepa.methods.token_measures import Measured, by_image, joined, likeness, measures, moments
 
 _SMALLEST_SCALE = 1e-6

@@ -13,7 +13,8 @@ from probjepa.distributed import gather, shared_seed
 from probjepa.errors import ConfigError
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import projector
-from probjepa.methods.base import EncoderSettings, Method, encoded, views_of
+from probjepa.methods.base import EncoderSettings, Method
+from probjepa.methods.losses import encoded, views_of
 from probjepa.methods.sigreg import sigreg
 
 

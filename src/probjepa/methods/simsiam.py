@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from probjepa.distributed import standard_deviation
 from probjepa.heads.base import at_least_float32, far_scale, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import EncoderSettings, Method, encoded, mean_of, views_of
+from probjepa.methods.base import EncoderSettings, Method
+from probjepa.methods.losses import encoded, mean_of, views_of
 
 _NEAR = 1e-4  # far above PyTorch's floors of a norm, 1e-8 and 1e-12
 

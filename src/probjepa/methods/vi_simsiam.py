@@ -16,15 +16,9 @@ from probjepa.distributions.student_t import unit_direction
 from probjepa.errors import ConfigError
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import (
-    EncoderSettings,
-    ProbabilisticMethod,
-    check_weights,
-    encoded,
-    mean_of,
-    other_views,
-    views_of,
-)
+from probjepa.methods.base import EncoderSettings
+from probjepa.methods.losses import check_weights, encoded, mean_of, other_views, views_of
+from probjepa.methods.probabilistic import ProbabilisticMethod
 from probjepa.methods.simsiam import direction_spread, in_range
 
 _CONCENTRATION_FLOOR = 1e-3

@@ -14,15 +14,8 @@ from probjepa.distributed import gather
 from probjepa.heads.base import at_least_float32, full_precision
 from probjepa.heads.deterministic import variances_and_off_diagonal
 from probjepa.heads.projectors import equal_widths, projector
-from probjepa.methods.base import (
-    EncoderSettings,
-    Method,
-    check_pairs,
-    check_weights,
-    encoded,
-    mean_of,
-    views_of,
-)
+from probjepa.methods.base import EncoderSettings, Method
+from probjepa.methods.losses import check_pairs, check_weights, encoded, mean_of, views_of
 
 
 def vicreg_loss(

@@ -16,15 +16,10 @@ from probjepa.draws import drawn
 from probjepa.errors import ConfigError, DataError, unknown_name
 from probjepa.heads import InferenceNetwork
 from probjepa.heads.base import at_least_float32
-from probjepa.methods.base import (
-    EncoderSettings,
-    ProbabilisticMethod,
-    encoded,
-    mean_of,
-    other_views,
-    views_of,
-)
+from probjepa.methods.base import EncoderSettings
 from probjepa.methods.ema import EMA
+from probjepa.methods.losses import encoded, mean_of, other_views, views_of
+from probjepa.methods.probabilistic import ProbabilisticMethod
 
 _EMA_MOMENTUM = 0.996
 

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from probjepa.backbones.frozen import evaluating
 from probjepa.data import Images
 from probjepa.errors import ConfigError, DataError
 from probjepa.files import DAMAGES, write_text
-from probjepa.methods.base import Method, evaluating
+from probjepa.methods.base import Method
 from probjepa.training.folder import weights_fingerprint
 from probjepa.training.interrupt import Interrupted, StopRequest
 from probjepa.training.progress import ProgressBar

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probjepa.backbones.frozen import evaluating
 from probjepa.data.labels import labelled_rows, shared_labels
 from probjepa.data.records import UNLABELLED
 from probjepa.draws import forked
 from probjepa.errors import ConfigError, ProbjepaWarning
-from probjepa.methods.base import ProbabilisticMethod, evaluating
+from probjepa.methods.probabilistic import ProbabilisticMethod
 from probjepa.training.module import Module
 from probjepa.training.schedules import step_seed
 
