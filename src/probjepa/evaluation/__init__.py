@@ -9,7 +9,7 @@ from probjepa.registry import lazy
 if TYPE_CHECKING:
     from probjepa.evaluation.any_model import evaluate as evaluate
     from probjepa.evaluation.figures import Evaluation as Evaluation
-    from probjepa.evaluation.images import describe as describe
+    from probjepa.evaluation.image_sets import describe as describe
     from probjepa.evaluation.openood import openood_sets as openood_sets
     from probjepa.evaluation.openood import openood_summary as openood_summary
     from probjepa.evaluation.selective import selective_prediction as selective_prediction
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # name → module it lives in
 _LAZY = {
-    "Evaluation": "figures", "describe": "images", "evaluate": "any_model", "evaluate_table": "tables",
+    "Evaluation": "figures", "describe": "image_sets", "evaluate": "any_model", "evaluate_table": "tables",
     "openood_sets": "openood", "openood_summary": "openood", "selective_prediction": "selective",
 }  # fmt: skip
 

@@ -1,0 +1,117 @@
+"""The sets of images of an evaluation: held out from each other, with labels that both sides share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from probjepa.data import Images
+from probjepa.data.codec import reencode as through_codec
+from probjepa.data.fingerprint import fingerprint
+from probjepa.data.labels import SharedLabels, labelled_rows, shared_labels
+from probjepa.data.overlap import overlap, refuse_overlap, unlike
+from probjepa.errors import ConfigError, DataError, ProbjepaWarning, short
+from probjepa.evaluation.decisions import CALIBRATION, TEST
+from probjepa.methods import Method
+
+TRAIN = "train"
+Rows = npt.NDArray[np.intp]
+
+
+def held_out_sets(
+    method: Method, given: Mapping[str, Any], reencode: str | None
+) -> tuple[dict[str, Images], dict[str, int]]:
+    """Open all sets; the others without the images of the reference, and how many each of them had."""
+    sets = {name: method.open(of) for name, of in given.items()}
+    if reencode is not None:
+        sets = {name: through_codec(images, reencode) for name, images in sets.items()}
+    sets, dropped = _without_train(sets)
+    if CALIBRATION in sets:
+        refuse_overlap(sets[TEST], sets[CALIBRATION], CALIBRATION, of="test images")
+    return sets, dropped
+
+
+def shared_classes(train: Images, test: Images) -> SharedLabels | None:
+    """Read the labels of both sets, see ``shared_labels``; DataError for one class alone."""
+    shared = shared_labels(train, test)
+    if shared is not None and len(shared.names) == 1:
+        only = next(iter(shared.names.values()))
+        raise DataError(
+            f"{train.name} has one class alone, '{short(only)}', and accuracy needs two: give labels of "
+            "more, or none (--labels none)"
+        )
+    return shared
+
+
+def check_names(outside: Sequence[str]) -> None:
+    """Raise ConfigError for an OOD set that is called like another set."""
+    reserved = {
+        TRAIN: "the reference set",
+        TEST: "the in-distribution set",
+        CALIBRATION: "the calibration set",
+    }
+    given = [*reserved, *outside]
+    twice = next((name for name in given if given.count(name) > 1), None)
+    if twice is not None:
+        taken = reserved.get(twice, "an OpenOOD set")
+        raise ConfigError(f"'{twice}' is the name of {taken}: name the OOD set differently")
+
+
+def _without_train(sets: Mapping[str, Images]) -> tuple[dict[str, Images], dict[str, int]]:
+    """Return the sets without the images of the reference, and how many each of the others had."""
+    kept, dropped, train = dict(sets), {}, sets[TRAIN]
+    for name, images in sets.items():
+        if name == TRAIN:
+            continue
+        seen = overlap(images, train)
+        dropped[name] = int(seen.sum())
+        if seen.all():
+            raise DataError(f"every image of {images.name} is also in {train.name}: give a held-out set")
+        if dropped[name]:
+            kept[name] = images.subset(~seen)
+    return kept, dropped
+
+
+def unlike_held_out(of: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    """Return a mask of the reference's rows whose features no row of another set equals."""
+    return unlike(of[TRAIN], (rows for name, rows in of.items() if name != TRAIN))
+
+
+def fitted_rows(rows: Rows, free: npt.NDArray[np.bool_], name: str) -> Rows:
+    """Return those rows of the reference that are ``free``: warn of the others; DataError for none."""
+    fitted = rows[free[rows]]
+    if not len(fitted):
+        raise DataError(f"every embedding of {name} is that of a held-out image too: the encoder collapsed")
+    if alike := len(rows) - len(fitted):
+        warnings.warn(
+            f"images of {name} that have the embedding of a held-out one: {alike}. Scores are fitted "
+            "without them",
+            ProbjepaWarning,
+            stacklevel=3,
+        )
+    return fitted
+
+
+def labels_said(train: Images, test: Images, shared: SharedLabels | None) -> dict[str, Any]:
+    """How many rows have no label, of the sets that have labels, and the test classes that train lacks."""
+    sets = {TRAIN: train, TEST: test}
+    return {
+        "unlabelled": {
+            name: int((~labelled_rows(of)).sum()) for name, of in sets.items() if of.labels is not None
+        },
+        "classes_not_in_train": [] if shared is None else shared.absent,
+    }
+
+
+def describe(images: Images) -> dict[str, Any]:
+    """Name, size, and the hash of ids and pixels of a set: a result says exactly what it was computed on."""
+    return {
+        "name": images.name,
+        "images": len(images),
+        "shape": list(images.shape),
+        "sha256": fingerprint(images),
+    }
