@@ -12,6 +12,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+import fault_cases
+import fault_files
 import faults
 from saved_models import small
 
@@ -30,18 +32,18 @@ def case(tmp_path, request):
         for i in range(3):
             image = (tmp_path / "data" / f"{i}.png").read_bytes()
             pq.write_table(pa.table({"image": [image]}), data / f"{i}.parquet")
-    made = faults.Case(
+    made = fault_cases.Case(
         "embed", ["embed", f"{tmp_path / 'model'}", "--data", f"{data}", "--out", out, "-q"], out
     )
     made.place(tmp_path / "sandbox")
-    ended = faults.command(made.arguments, tmp_path / "sandbox")
+    ended = fault_cases.command(made.arguments, tmp_path / "sandbox")
     assert ended.code == 0, ended.err
-    made.whole, made.operations = faults.content(tmp_path / "sandbox" / out), ended.operations
+    made.whole, made.operations = fault_cases.content(tmp_path / "sandbox" / out), ended.operations
     return made
 
 
 def test_a_command_stands_kills_and_a_full_disk(case, tmp_path):
-    tally = faults.Tally()
+    tally = fault_cases.Tally()
     faults.kills(case, tmp_path, tally, every=case.operations - 1)
     faults.full_disks(case, tmp_path, tally, every=99)
     assert not tally.failures
@@ -55,12 +57,12 @@ def test_what_is_wrong_is_seen(case, tmp_path):
     wrong = case.recovered(root)
     assert any("ends otherwise" in line for line in wrong)
     assert any("left behind" in line for line in wrong)
-    assert faults.misbehaved(faults.Ended(1, "", "Traceback", 0), [0]) != []
-    assert faults.misbehaved(faults.Ended(2, "", "probjepa: one line", 0), [0, 2]) == []
+    assert fault_cases.misbehaved(fault_cases.Ended(1, "", "Traceback", 0), [0]) != []
+    assert fault_cases.misbehaved(fault_cases.Ended(2, "", "probjepa: one line", 0), [0, 2]) == []
 
 
 def test_damages_are_seeded():
     whole = bytes(range(256)) * 4
-    assert faults.damaged(random.Random(1), whole) == faults.damaged(random.Random(1), whole)
-    assert len({faults.damaged(random.Random(i), whole) for i in range(20)}) > 15
-    assert faults.mistyped(random.Random(0), {"a": {"b": [1, 2]}}) != {"a": {"b": [1, 2]}}
+    assert fault_files.damaged(random.Random(1), whole) == fault_files.damaged(random.Random(1), whole)
+    assert len({fault_files.damaged(random.Random(i), whole) for i in range(20)}) > 15
+    assert fault_files.mistyped(random.Random(0), {"a": {"b": [1, 2]}}) != {"a": {"b": [1, 2]}}
