@@ -216,3 +216,11 @@ def test_passes_are_plain_unless_something_else_is_found_out() -> None:
     plain = Passes()
     assert JacobianRows(as_encoder(curved), double(1, 7), plain).copies == 1
     assert astuple(plain) == (1, None, False, False, False)
+
+
+def test_rows_of_zeros_have_singular_values_of_zero() -> None:
+    rows = 1e4 * torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(0)).double()
+    rows[:, 5:] = 0
+    rows[1, 2] = 0
+    sigma = singular_values(rows @ rows.transpose(1, 2))
+    assert (sigma > 0).sum(1).tolist() == [5, 4, 5]

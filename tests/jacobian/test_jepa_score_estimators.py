@@ -171,3 +171,11 @@ def test_auto_is_exact_as_soon_as_one_jacobian_fits(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("probjepa.jacobian.memory.free_memory", lambda device: high)
     assert jepa_score_details(f, x, estimator="auto").chunk_size == 1
     assert high >= 2 * 5 * 48 * 4  # the Jacobian in float32 fills half of it at most
+
+
+def test_rows_that_are_zero_leave_slq_independent_of_the_batch() -> None:
+    torch.manual_seed(0)
+    f = nn.Sequential(nn.Linear(30, 16), nn.ReLU()).eval()
+    x = torch.randn(9, 30)
+    alone = jepa_score(f, x, estimator="slq", chunk_size=1)
+    torch.testing.assert_close(jepa_score(f, x, estimator="slq"), alone, rtol=0, atol=1e-2)

@@ -312,7 +312,7 @@ def slq(encoder: Encoder, x: Tensor, how: Settings) -> Volumes:
     for _ in range(how.probes):
         signs = torch.randint(2, (dim,), generator=generator).double() * 2 - 1
         start = (signs / math.sqrt(dim)).to(x.device).expand(batch, dim)
-        values, weights = _lanczos(multiply, start, min(how.steps, dim))
+        values, weights = _lanczos(multiply, start, min(how.steps, dim), torch.finfo(out.dtype).eps)
         logs = (0.5 * values.clamp(min=0).log()).clamp(min=math.log(how.eps))  # eps² might be 0
         estimates.append(dim * (weights * logs).sum(1))
         largest.append(values[:, -1])
@@ -331,12 +331,19 @@ def slq(encoder: Encoder, x: Tensor, how: Settings) -> Volumes:
     )
 
 
-def _lanczos(multiply: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Ritz values (B, S), rising, and their weights in the quadrature, of a symmetric operator on (B, K)."""
+def _lanczos(
+    multiply: Callable[[Tensor], Tensor], start: Tensor, steps: int, rounding: float
+) -> tuple[Tensor, Tensor]:
+    """Ritz values (B, S), rising, and their weights in the quadrature, of a symmetric operator on (B, K).
+
+    Values within ten times the operator's relative ``rounding`` of 0 are 0: they would depend on the batch.
+    """
     basis = [start]
     tridiagonal = start.new_zeros(len(start), steps, steps)
+    largest = torch.zeros_like(start[:, 0])  # a bound from below of the operator's norm
     for step in range(steps):
         product = multiply(basis[step])
+        largest = torch.maximum(largest, product.norm(dim=1))
         tridiagonal[:, step, step] = (product * basis[step]).sum(1)
         if step + 1 == steps:
             break
@@ -350,4 +357,5 @@ def _lanczos(multiply: Callable[[Tensor], Tensor], start: Tensor, steps: int) ->
         tridiagonal[:, step, step + 1] = tridiagonal[:, step + 1, step] = beta
         basis.append(torch.where(beta[:, None] > 0, product / beta.clamp(min=1e-300)[:, None], 0.0))
     values, vectors = torch.linalg.eigh(tridiagonal)
+    values = torch.where(values > 10 * rounding * largest[:, None], values, 0.0)
     return values, vectors[:, 0].square()

@@ -222,7 +222,7 @@ def refuse_infinite(squares: Tensor) -> None:
 
 
 def singular_values(gram_matrix: Tensor) -> Tensor:
-    """σ (B, m), falling, of the rows behind a Gram matrix (B, m, m).
+    """σ (B, m), falling, of the rows behind a Gram matrix (B, m, m); as many are 0 as rows are.
 
     Raises
     ------
@@ -230,5 +230,7 @@ def singular_values(gram_matrix: Tensor) -> Tensor:
         if a derivative is NaN or infinite, or its square is
     """
     refuse_infinite(gram_matrix)
-    values: Tensor = torch.linalg.eigvalsh(gram_matrix)
-    return values.clamp(min=0).sqrt().flip(1)
+    values = torch.linalg.eigvalsh(gram_matrix).clamp(min=0).sqrt().flip(1)
+    live = (gram_matrix.diagonal(dim1=1, dim2=2) > 0).sum(1, keepdim=True)
+    # where a row is 0 a value is rounding of the largest
+    return torch.where(torch.arange(values.shape[1], device=values.device) < live, values, 0.0)
