@@ -12,7 +12,8 @@ from tabular_cases import TINY, mixed_table
 
 from probjepa.errors import DataError, ProbjepaWarning
 from probjepa.tabular import TableSchema, VarTJEPA
-from probjepa.tabular.frames import as_frame, datetime_parts, numbers
+from probjepa.tabular.dates import datetime_parts
+from probjepa.tabular.frames import as_frame, numbers
 
 
 class OnlyStream:

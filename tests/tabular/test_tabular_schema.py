@@ -13,7 +13,7 @@ from sklearn.preprocessing import QuantileTransformer, StandardScaler
 from tabular_cases import mixed_table
 
 from probjepa.errors import ConfigError, DataError, MissingExtraError
-from probjepa.tabular import TableSchema, frames
+from probjepa.tabular import TableSchema, dates
 from probjepa.tabular.schema import Feature
 
 
@@ -106,13 +106,13 @@ def test_numbers_are_transformed_as_scikit_learn_does(transform):
 
 def test_datetime_parts():
     when = pd.Timestamp("2024-03-09 18:30")  # a Saturday
-    parts = frames.datetime_parts("t", pd.Series([when, pd.NaT]))
+    parts = dates.datetime_parts("t", pd.Series([when, pd.NaT]))
     assert {name: values[0] for name, values in parts.items()} == {
         "days": when.value / 86400e9, "month": 3, "weekday": 5, "hour": 18.5
     }  # fmt: skip
     assert all(np.isnan(values[1]) for values in parts.values())
     zoned = pd.Series([when.tz_localize("Asia/Tokyo")])
-    assert frames.datetime_parts("t", zoned)["hour"][0] == 9.5
+    assert dates.datetime_parts("t", zoned)["hour"][0] == 9.5
 
 
 @pytest.mark.parametrize("transform", ["standard", "quantile"])

@@ -127,8 +127,8 @@ class TableModel:
         calibration = None if options.calibration is None else self.read(options.calibration)[0]
         if calibration is not None:
             rule.check(len(calibration))
-            frame = self.model.schema_.frame
-            refuse_seen(stands_in(frame(features), frame(calibration)), "calibration", "rows to score")
+            dated = self.model.schema_.dated
+            refuse_seen(stands_in(dated(features), dated(calibration)), "calibration", "rows to score")
         reference = None if options.reference is None else self.read(options.reference)[0]
         scorer = SetScorer(
             self.model,

@@ -152,14 +152,19 @@ def evaluate_table(
     absent = check_classes(asked, classes.tolist(), f"the column '{target}' of {names[1]}")
     for name, frame in zip(names, (train, test), strict=True):
         _check_columns(frame.columns.drop(target), expected, name)
-    seen = stands_in(test[expected], train[expected])
+    dated = getattr(getattr(model, "schema_", None), "dated", lambda frame: frame)
+
+    def in_both(rows: Any, others: Any) -> npt.NDArray[np.bool_]:
+        return stands_in(dated(rows[expected]), dated(others[expected]))
+
+    seen = in_both(test, train)
     if seen.all():
         raise DataError(f"every row of {names[1]} also stands in {names[0]}: give held-out rows")
     test = test[~seen]
     if calibration is not None:
         calibration = as_frame(calibration).drop(columns=target, errors="ignore")
         _check_columns(calibration.columns, expected, "the calibration table")
-        refuse_seen(stands_in(test[expected], calibration[expected]), "calibration", "test rows")
+        refuse_seen(in_both(test, calibration), "calibration", "test rows")
     if validation is not None:
         validation = _labelled(as_frame(validation), target, "validation")[0]
     outcomes: list[Evaluation] = []
@@ -255,12 +260,14 @@ def evaluate_once(
         model = model(seed).fit(tables[0])
     if column_types is None and model is not None:
         column_types = {feature.column: feature.type for feature in model.schema_.features}
-    raw = RawFeatures(column_types).fit(tables[0])
+    dated = getattr(getattr(model, "schema_", None), "dated", lambda frame: frame)
+    plain = [dated(table) if len(table) else table for table in tables]  # dates as the model reads them
+    raw = RawFeatures(column_types).fit(plain[0])
     empty = np.zeros((0, 0), np.float32)
     # a frame where ``set_output`` asks for one
     spaces: dict[str, list[Features]] = {
-        name: [np.asarray(of.transform(table)) if len(table) else empty for table in tables]
-        for name, of in {"raw": raw, "embedding": model}.items()
+        name: [np.asarray(of.transform(table)) if len(table) else empty for table in of_kind]
+        for name, of, of_kind in (("raw", raw, plain), ("embedding", model, tables))
         if of is not None
     }
     if model is not None:

@@ -90,7 +90,7 @@ class _Table:
         if (held_out := self._held("calibration", job.calibration)) is not None:
             job.rule.check(len(held_out))
             self._known = self._scorer(held_out, calibration=True)[0]
-            self._held_out = self.model.schema_.frame(held_out)
+            self._held_out = self.model.schema_.dated(held_out)
 
     def _held(self, name: str, source: str | None) -> Any:
         """The features of a table that is read once, whose fingerprint an output has."""
@@ -106,7 +106,7 @@ class _Table:
             if _is_empty(place):
                 return
             features, columns = self._rows(place, f"{PurePosixPath(shard.path).name}:")
-            frame = self.model.schema_.frame(features)
+            frame = self.model.schema_.dated(features)
             seen = None if self._known is None else stands_in(frame, self._held_out)
             columns |= self._made(features)
         if seen is not None:

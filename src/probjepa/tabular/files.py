@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from probjepa.errors import ConfigError, DataError, short
 from probjepa.files import first_line
-from probjepa.tabular.frames import as_text, guess_type, instants, labels_of, named, numbers, pandas
+from probjepa.tabular.dates import day_first, instants
+from probjepa.tabular.frames import as_text, guess_type, labels_of, named, numbers, pandas
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".feather", ".arrow")
 _SEPARATORS = (";", "\t", "|")
@@ -125,6 +126,7 @@ def stands_in(rows: Any, known: Any) -> npt.NDArray[np.bool_]:
 
     Cells are compared by what they mean, since two files of one table may be read in different types: True is
     "True" and 1, 1 is 1.0 and "1", a date is its text, and 0.1 is 0.1 in float32. Missing cells are equal.
+    Where a model was fitted, give what ``TableSchema.dated`` returns: it knows whether the day stands first.
 
     Raises
     ------
@@ -146,7 +148,9 @@ def _together(column: str, *both: Any) -> npt.NDArray[Any]:
     kinds = {guess_type(column, of) for of in both if of.notna().any()}
     if "datetime" in kinds:
         try:
-            when = [instants(column, of).dt.tz_localize(None).to_numpy() for of in both]
+            when = [
+                instants(column, of, day_first(column, of)).dt.tz_localize(None).to_numpy() for of in both
+            ]
             return np.concatenate([of.astype("datetime64[us]") for of in when])
         except DataError:  # the other column holds no dates
             pass

@@ -1,4 +1,4 @@
-"""From any table to checked columns of a pandas DataFrame: numbers, datetime parts, categories."""
+"""From any table to checked columns of a pandas DataFrame: numbers and categories."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from probjepa.registry import importing, required
 
 ColumnType = Literal["numeric", "categorical", "boolean", "datetime"]
 Scalar = str | int | float | bool
-DATETIME_PARTS = ("days", "month", "weekday", "hour")
-_TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # the types of pandas that hold a missing cell beside whole numbers and booleans
 _NULLABLE = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "boolean")
 
@@ -146,7 +144,8 @@ def guess_type(column: str, series: Any) -> ColumnType:
     return "categorical"
 
 
-def _not_of_type(column: str, series: Any, bad: Any, type_: str) -> DataError:
+def not_of_type(column: str, series: Any, bad: Any, type_: str) -> DataError:
+    """Return the error of a column with cells (N,) bool that are not of its type."""
     row = int(np.flatnonzero(np.asarray(bad))[0])
     return DataError(
         f"column {column!r} is {type_} and holds {str(series.iloc[row])[:60]!r} in row {row} "
@@ -167,45 +166,10 @@ def numbers(column: str, series: Any) -> npt.NDArray[np.float64]:
         raise DataError(f"Complex data not supported: column {column!r} is {parsed.dtype}: split it in two")
     values: npt.NDArray[np.float64] = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
     if (bad := np.isnan(values) & ~missing).any():
-        raise _not_of_type(column, series, bad, "numeric")
+        raise not_of_type(column, series, bad, "numeric")
     if n := int(np.isinf(values).sum()):
         raise DataError(f"column {column!r} holds {n} infinity (Inf) values: make them missing, or finite")
     return values
-
-
-def instants(column: str, series: Any) -> Any:
-    """Return a datetime column (N,) in UTC, in the unit that holds its range, or raise."""
-    pd = pandas()
-    missing = series.isna().to_numpy()
-    if pd.api.types.is_numeric_dtype(series.dtype) and not missing.all():
-        raise _not_of_type(column, series, ~missing, "datetime")
-    parsed = pd.to_datetime(series, errors="coerce", utc=True)
-    if len(other := np.flatnonzero(parsed.isna().to_numpy() & ~missing)):  # not in the form of the first
-        parsed = parsed.copy()
-        parsed.iloc[other] = pd.to_datetime(series.iloc[other], errors="coerce", utc=True, format="ISO8601")
-    if (bad := parsed.isna().to_numpy() & ~missing).any():
-        raise _not_of_type(column, series, bad, "datetime")
-    return parsed
-
-
-def datetime_parts(column: str, series: Any) -> dict[str, npt.NDArray[np.float64]]:
-    """Return a datetime column's parts by name, each (N,), NaN where missing: UTC if it has a time zone.
-
-    "days": since 1970-01-01, with fraction; "month": 1 to 12; "weekday": 0 (Monday) to 6; "hour": 0 to 24.
-    """
-    when = instants(column, series).dt.tz_localize(None).to_numpy()
-    missing = np.isnat(when)
-    day, month = when.astype("datetime64[D]"), when.astype("datetime64[M]")
-    second = (when - day).astype("timedelta64[s]").astype(np.int64)
-    ticks = when.astype(np.int64) - day.astype(when.dtype).astype(np.int64)
-    a_day = 86_400 * _TICKS[np.datetime_data(when.dtype)[0]]
-    parts = {
-        "days": day.astype(np.int64) + ticks / a_day,
-        "month": month.astype(np.int64) % 12 + 1,
-        "weekday": (day.astype(np.int64) + 3) % 7,
-        "hour": second // 3600 + second // 60 % 60 / 60 + second % 60 / 3600,
-    }
-    return {name: np.where(missing, np.nan, parts[name]) for name in DATETIME_PARTS}
 
 
 def _label(value: Any) -> Scalar:
@@ -248,7 +212,7 @@ def category_labels(column: str, series: Any, *, boolean: bool, most: int) -> tu
     if boolean:
         bad = np.array([label not in (False, True) for label in labels] + [False])
         if bad.any():
-            raise _not_of_type(column, series, bad[codes], "boolean")
+            raise not_of_type(column, series, bad[codes], "boolean")
         return (False, True)
     counts: dict[Scalar, int] = {}
     for label, count in zip(labels, np.bincount(codes[codes >= 0], minlength=len(labels)), strict=True):

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from probjepa._arrays import power_of_two
 from probjepa.errors import ConfigError, DataError
 from probjepa.registry import importing
+from probjepa.tabular.dates import datetime_parts, day_first, instants
 from probjepa.tabular.frames import ColumnType as ColumnType
 from probjepa.tabular.frames import (
     Scalar,
     as_frame,
     category_codes,
     category_labels,
-    datetime_parts,
     guess_type,
     named,
     numbers,
@@ -68,6 +68,8 @@ class Feature:
         of the numbers that were seen; None: none were, the column was empty
     whole
         whether they were whole numbers
+    day_first
+        of a date's part: whether texts have the day before the month; None: none of the fit's depended on it
     """
 
     name: str
@@ -82,6 +84,7 @@ class Feature:
     low: float | None = None
     high: float | None = None
     whole: bool = False
+    day_first: bool | None = None
 
     @property
     def numeric(self) -> bool:
@@ -181,8 +184,11 @@ def _column_features(
     if type_ in ("categorical", "boolean"):
         categories = category_labels(column, series, boolean=type_ == "boolean", most=max_categories)
         return [Feature(column, column, type_, categories=categories)]
+    order = day_first(column, series) if type_ == "datetime" else None
     parts: list[tuple[str | None, npt.NDArray[np.float64]]] = (
-        [(None, numbers(column, series))] if type_ == "numeric" else [*datetime_parts(column, series).items()]
+        [(None, numbers(column, series))]
+        if type_ == "numeric"
+        else [*datetime_parts(column, series, order).items()]
     )
     features = []
     for part, values in parts:
@@ -195,7 +201,7 @@ def _column_features(
             grid = tuple((np.maximum.accumulate(np.quantile(seen / unit, levels)) * unit).tolist())
         name = column if part is None else f"{column}.{part}"
         tail = 0.5 / max(len(seen), 1)
-        feature = Feature(name, column, type_, part, location, scale, grid, tail)
+        feature = Feature(name, column, type_, part, location, scale, grid, tail, day_first=order)
         if len(seen):
             whole = bool((seen == np.round(seen)).all())
             feature = replace(feature, low=float(seen.min()), high=float(seen.max()), whole=whole)
@@ -263,8 +269,9 @@ class TableSchema:
         Raises
         ------
         DataError
-            for an empty table, Inf, complex or nested values, values that are not of their column's type, or
-            a column that is called like a part of a date
+            for an empty table, Inf, complex or nested values, values that are not of their column's type,
+            dates of which the day or the month may stand first, or a column that is called like a part of a
+            date
         ConfigError
             for an unknown type, or the type of a column that is not there
         """
@@ -316,6 +323,15 @@ class TableSchema:
             )
         return frame[list(self.columns)]
 
+    def dated(self, table: Any) -> Any:
+        """Return ``frame`` of a table with its dates read, so that another reader takes them for the same."""
+        frame = self.frame(table)
+        for feature in self.features:
+            if feature.part == "days":
+                when = instants(feature.column, frame[feature.column], feature.day_first)
+                frame = frame.assign(**{feature.column: when})
+        return frame
+
     def encode(self, table: Any) -> EncodedTable:
         """Encode a table of N rows; a category that the fit did not know is coded 1, "unknown".
 
@@ -337,7 +353,7 @@ class TableSchema:
                 values = numbers(feature.column, series)
             else:
                 if feature.column not in parts:
-                    parts[feature.column] = datetime_parts(feature.column, series)
+                    parts[feature.column] = datetime_parts(feature.column, series, feature.day_first)
                 values = parts[feature.column][feature.part]
             missing[:, k] = np.isnan(values)
             numeric[~missing[:, k], k] = feature.forward(values[~missing[:, k]])

@@ -1,0 +1,93 @@
+"""Dates as texts: in which order day and month stand is decided by the fit's column, once."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from probjepa.errors import DataError
+from probjepa.evaluation.tables import evaluate_once
+from probjepa.tabular import TableSchema
+from probjepa.tabular.dates import instants
+from probjepa.tabular.files import stands_in
+
+WHEN = pd.to_datetime(["2021-04-03", "2021-04-25", "2021-12-31"])
+FORMS = {
+    "31/12/2021": ("%d/%m/%Y", True), "12/31/2021": ("%m/%d/%Y", False), "31.12.21": ("%d.%m.%y", True),
+    "12-31-2021 11:30 PM": ("%m-%d-%Y %I:%M %p", False), "2021-12-31": ("%Y-%m-%d", None),
+    "31 December 2021": ("%d %B %Y", None),
+}  # fmt: skip
+
+
+def schema_of(cells):
+    return TableSchema.infer(pd.DataFrame({"t": cells}), column_types={"t": "datetime"})
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_is_read_alike_beside_any_others(form):
+    written, order = FORMS[form]
+    cells = WHEN.strftime(written)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schema = TableSchema.from_json(schema_of(cells[::-1]).to_json())
+        assert {feature.day_first for feature in schema.features} == {order}
+        for rows in ([0], [1], [0, 1, 2], [2, 0]):
+            found = schema.dated(pd.DataFrame({"t": cells[rows]}))["t"].dt.tz_localize(None)
+            assert found.tolist() == WHEN[rows].tolist()
+            np.testing.assert_array_equal(
+                schema.encode(pd.DataFrame({"t": cells[rows]})).numeric,
+                schema.encode(pd.DataFrame({"t": cells})).numeric[rows],
+            )
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["03/04/2021", "04/04/2021", None], "'03/04/2021', of which the day or the month may stand first: write"),
+        (["25/12/2021", "12/25/2021"], "with the day first .'25/12/2021'. and with the month first .'12/25/2021'."),
+        (["2021-01-01", "10:30"], "holds '10:30' in row 1"),  # it would be of today
+        (["2021-01-01", "03-04/2021"], "holds '03-04/2021' in row 1"),
+    ],
+)  # fmt: skip
+def test_dates_that_may_be_two_are_refused(cells, said):
+    with pytest.raises(DataError, match=said):
+        schema_of(cells)
+
+
+def test_a_later_table_is_held_to_the_order_of_the_fit():
+    assert schema_of(["04/04/2021"]).features[0].day_first is None
+    with pytest.raises(DataError, match="may stand first"):
+        schema_of(["2021-04-04"]).encode(pd.DataFrame({"t": ["03/04/2021"]}))
+    with pytest.raises(
+        DataError, match=r"datetime \(day first, as in the fit\) and holds '12/25/2021' in row 1"
+    ):
+        instants("t", pd.Series(["03/04/2021", "12/25/2021"]), True)
+
+
+def test_rows_of_one_date_are_found_however_it_is_written():
+    day, month = (
+        pd.DataFrame({"t": WHEN.strftime("%d/%m/%Y")}),
+        pd.DataFrame({"t": WHEN.strftime("%Y-%m-%d")}),
+    )
+    schema = schema_of(day["t"])
+    assert stands_in(schema.dated(day[:1]), schema.dated(month)).tolist() == [True]
+    assert stands_in(day, pd.DataFrame({"t": WHEN[1:]})).tolist() == [False, True, True]
+
+
+def test_raw_features_read_dates_as_the_model_does():
+    when = pd.Series(pd.date_range("2021-01-01", periods=120)[np.arange(120) % 119])
+    table = pd.DataFrame({"t": when.dt.strftime("%d/%m/%Y"), "y": ["a", "b"] * 60})
+    early = table[[int(text[:2]) <= 12 for text in table["t"]]]  # of which both orders read each
+    model = schema_of(table["t"])
+
+    class Fitted:
+        schema_ = model
+
+        def transform(self, X):
+            return model.encode(X).numeric
+
+    with pytest.raises(DataError, match="may stand first"):
+        evaluate_once(None, *[early] * 3, "y", seed=0, predictors=["MLP"], column_types={"t": "datetime"})
+    found = evaluate_once(Fitted(), early, early, early, "y", seed=0, predictors=["MLP"])
+    assert set(found.metrics["accuracy"]) == {"majority class", "raw", "embedding", "raw + embedding"}
