@@ -23,6 +23,17 @@ def reseed(seed: int, device: torch.device | None = None) -> None:
         torch.mps.manual_seed(seed)
 
 
+def sklearn_seed(seed: int) -> int:
+    """Return the seed that scikit-learn, which takes 32 bits, gets for one of this library's.
+
+    Examples
+    --------
+    >>> sklearn_seed(7), sklearn_seed(2**32 + 7)
+    (7, 7)
+    """
+    return seed % 2**32
+
+
 def random_state(device: torch.device) -> list[Tensor]:
     """Return the states of the generators that draws and dropout on ``device`` come from."""
     states = [torch.get_rng_state()]

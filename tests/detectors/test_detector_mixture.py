@@ -102,3 +102,10 @@ def test_gaussian_mixture_in_a_large_unit(scale, kind, mapped):
 def test_in_a_small_unit_the_variance_is_what_is_added_to_it(scale):
     found = GaussianMixture(reg_covar=1e-6).fit(FIT * scale).score_samples(TEST * scale)
     np.testing.assert_allclose(found, stats.multivariate_normal(np.zeros(5), 1e-6).logpdf(np.zeros(5)))
+
+
+def test_a_mixture_takes_seeds_that_scikit_learn_does_not():
+    found = GaussianMixture(3, seed=2**32 + 5).fit(FIT).score_samples(TEST)
+    np.testing.assert_array_equal(found, GaussianMixture(3, seed=5).fit(FIT).score_samples(TEST))
+    with pytest.raises(ConfigError, match="the setting seed takes a whole number from 0"):
+        GaussianMixture(3, seed=-1).fit(FIT)

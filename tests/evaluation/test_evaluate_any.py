@@ -55,11 +55,10 @@ def test_tables_and_their_files(places):
     by_frame = pj.evaluate(pj.load(places / "table"), *frames, target="y", predictors=["logistic regression"])
     assert by_file.metrics["accuracy"] == by_frame.metrics["accuracy"]
     more = {"target": "y", "predictors": ["logistic regression", "MLP"]}
-    held = places / "held.csv"
     model = pj.load(places / "table")
     validated, as_frame = (
-        pj.evaluate(model, frames[0], held, validation=of, **more).metrics["accuracy"]
-        for of in (held, frames[1])
+        pj.evaluate(model, *frames, validation=of, **more).metrics["accuracy"]
+        for of in (places / "rows.csv", frames[0])
     )
     assert validated == as_frame
 

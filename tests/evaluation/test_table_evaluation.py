@@ -245,6 +245,45 @@ def test_a_calibration_table_gives_the_thresholds():
         evaluate_table(model, train, test, "y", calibration=test[["noise"]], **options)
 
 
+def test_calibration_rows_of_train_are_left_out_and_counted():
+    model = factory(0).fit(table(160).drop(columns="y"))
+    train, test, held_out = table(120, seed=1), table(40, seed=2), table(50, seed=3)
+    options = {"predictors": ["logistic regression"]}
+    both = pd.concat([train[:7], held_out], ignore_index=True)
+    with pytest.warns(ProbjepaWarning, match="stand in train: 7 of 57. They are left out"):
+        found = evaluate_table(model, train, test, "y", calibration=both, **options)
+    assert found.metrics["decisions"]["rows"]["calibration"] == 50
+    assert found.metrics["sets"]["calibration"]["rows"] == 50
+    assert found.metrics["calibration_left_out_as_in_train"] == 7
+    alone = evaluate_table(model, train, test, "y", calibration=held_out, **options)
+    assert found.metrics["decisions"] == alone.metrics["decisions"]
+    with pytest.raises(DataError, match="every calibration row also stands in train"):
+        evaluate_table(model, train, test, "y", calibration=train, **options)
+
+
+def test_scores_that_a_collapsed_encoder_leaves_out_are_said():
+    class Collapsed(VarTJEPA):
+        def transform(self, X):
+            return np.zeros_like(super().transform(X))
+
+    train, test = table(120, seed=1), table(40, seed=2)
+    model = Collapsed(random_state=0, **TINY).fit(train.drop(columns="y"))
+    with pytest.warns(ProbjepaWarning, match="a held-out one: 105. There is no other: no score"):
+        found = evaluate_table(model, train, test, "y", predictors=["logistic regression"])
+    assert found.metrics["decisions"] == {}
+
+
+def test_test_rows_do_not_choose_an_epoch():
+    train, test, held_out = table(120, seed=1), table(40, seed=2), table(50, seed=3)
+    options = {"predictors": ["logistic regression"]}
+    evaluate_table(None, train, test, "y", validation=held_out, **options)
+    both = pd.concat([held_out, test[:3]])
+    with pytest.raises(DataError, match="3 of 40 test rows are in the validation set"):
+        evaluate_table(None, train, test, "y", validation=both, **options)
+    with pytest.raises(DataError, match="the validation table has other columns"):
+        evaluate_table(None, train, test, "y", validation=held_out[["noise", "y"]], **options)
+
+
 def test_rows_keep_their_names():
     train, test = table(120, seed=1), table(30, seed=2)
     test = pd.concat([train[:2], test]).set_axis([f"r{i}" for i in range(32)])
@@ -338,6 +377,27 @@ def test_intervals_over_seeds_stay_within_their_figures():
     assert found["selective"]["s"]["accuracy_at"]["0.5"]["high"] == found["spearman"]["high"] == 1
     assert found["other"]["high"] > 1 and found["mcnemar"]["lost"]["high"] > 1
     assert over_seeds([one(x) for x in (0.0, 0.0, 1.0)])["mcnemar"]["lost"]["low"] == 0
+
+
+def test_a_figure_that_a_seed_lacks_is_of_the_others():
+    def of(x):
+        return {"value": x, "low": None, "high": None}
+
+    with_both, without = {"a": {"spearman": of(0.5)}, "b": of(1.0)}, {"b": of(2.0)}
+    found = over_seeds([with_both, without])
+    assert found["a"]["spearman"]["seeds"] == [0.5] and found["b"]["seeds"] == [1.0, 2.0]
+    assert over_seeds([without, with_both])["a"] == found["a"]
+    assert over_seeds([{"a": None}, {"a": None}]) == {"a": None}
+
+
+def test_seeds_of_64_bits():
+    options = {"predictors": ["logistic regression", "MLP"]}
+    train, test = table(80), table(30, seed=1)
+    one, other = (
+        evaluate_once(None, train, train[:20], test, "y", seed=seed, **options).metrics
+        for seed in (5, 2**32 + 5)
+    )
+    assert one["accuracy"] == other["accuracy"]
 
 
 def test_the_ps_of_several_seeds_have_no_mean():

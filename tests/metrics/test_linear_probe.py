@@ -135,3 +135,28 @@ def test_errors(change, error, message):
     with pytest.raises(error, match=message) as caught:
         linear_probe(**{**arguments, **change})
     assert "\n" not in str(caught.value)
+
+
+def test_two_classes_minimise_the_same_objective_as_more():
+    rng = np.random.default_rng(0)
+    x, tested = rng.normal(size=(40, 8)), rng.normal(size=(4000, 8))
+    y = (x[:, 0] + rng.normal(size=40) > 0.8).astype(int)
+    scaler = StandardScaler().fit(x)
+    rows, codes = torch.from_numpy(scaler.transform(x)), torch.from_numpy(y)
+    weight = torch.zeros(2, 8, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def objective():
+        solver.zero_grad()
+        entropy = torch.nn.functional.cross_entropy(rows @ weight.T + bias, codes)
+        loss = entropy + 0.5 * 0.3 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(objective)
+    logits = torch.from_numpy(scaler.transform(tested)) @ weight.T + bias
+    found = linear_predict(x, y, tested, weight_decay=0.3)
+    assert (found != logits.argmax(1).numpy()).mean() < 5e-4

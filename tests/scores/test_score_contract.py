@@ -420,3 +420,9 @@ def test_what_a_table_cannot_be_scored_by(score, said):
     model = TJEPA(random_state=0, **TINY).fit(table(80, 0))
     with pytest.raises(ConfigError, match=said):
         score_set(model, table(9, 1), score)
+
+
+def test_scikit_learns_detectors_take_any_seed():
+    kind = score_class(Forest)
+    found, same = (kind(seed=seed).fit(reference()).score(features(20, 2)) for seed in (2**32 + 7, 7))
+    np.testing.assert_array_equal(found, same)

@@ -18,9 +18,11 @@ from probjepa.detectors.base import (
     spaced,
     unit_of,
 )
+from probjepa.draws import sklearn_seed
 from probjepa.errors import ConfigError, DataError
 from probjepa.metrics.moments import mixture_step
 from probjepa.registry import importing
+from probjepa.typed import check_plain
 
 with importing():
     from sklearn.exceptions import ConvergenceWarning
@@ -78,7 +80,7 @@ class GaussianMixture(Detector):
             self.n_components,
             covariance_type=self.covariance_type,
             reg_covar=self.reg_covar / unit / unit,
-            random_state=self.seed,
+            random_state=sklearn_seed(check_plain("seed", self.seed, int)),
         )
         try:
             mapped = isinstance(rows, np.memmap)

@@ -67,8 +67,9 @@ def over_seeds(each: Sequence[Any], limits: _Limits = (None, None)) -> Any:
 
     Intervals stay within a figure's ``limits``. They are over seeds alone: all have the same test rows, and
     what other rows would change is left out. Seeds that agree give none. Of several tests' "p" there is no
-    mean, which would be no p.
+    mean, which would be no p. A figure that some seeds lack is of the others.
     """
+    each = [one for one in each if one is not None] or [None]
     first = each[0]
     if isinstance(first, list):
         return np.mean(np.asarray(each, dtype=np.float64), 0).tolist()
@@ -78,8 +79,8 @@ def over_seeds(each: Sequence[Any], limits: _Limits = (None, None)) -> Any:
         return {
             key: _ps([one[key]["value"] for one in each])
             if key == "p" and len(each) > 1
-            else over_seeds([one[key] for one in each], _LIMITS.get(key, limits))
-            for key in first
+            else over_seeds([one.get(key) for one in each], _LIMITS.get(key, limits))
+            for key in dict.fromkeys(key for one in each for key in one)
         }
     own = (first["low"], first["high"]) if len(each) == 1 else None
     found = metrics.seed_interval([one["value"] for one in each], own, limits)

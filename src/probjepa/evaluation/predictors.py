@@ -15,6 +15,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from probjepa.draws import sklearn_seed
 from probjepa.registry import required
 from probjepa.tabular.schema import ColumnType, TableSchema
 
@@ -60,7 +61,8 @@ class RawFeatures:
 
 def logistic_regression(x: Features, y: Codes, x_val: Features, y_val: Codes, seed: int) -> Probabilities:
     """Fit multinomial logistic regression (C = 1, at most 300 steps of L-BFGS) on standardised features."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, random_state=seed))
+    regression = LogisticRegression(max_iter=300, random_state=sklearn_seed(seed))
+    model = make_pipeline(StandardScaler(), regression)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(x, y)
@@ -77,7 +79,7 @@ def mlp(x: Features, y: Codes, x_val: Features, y_val: Codes, seed: int) -> Prob
     x = scaler.transform(x)
     classes = np.arange(int(y.max()) + 1)
     # a generator, not a number: each epoch's shuffle is another
-    network = MLPClassifier((128, 128), random_state=np.random.RandomState(seed))
+    network = MLPClassifier((128, 128), random_state=np.random.RandomState(sklearn_seed(seed)))
     watched = np.flatnonzero(y_val < len(classes))
     best, kept, since = np.inf, None, 0
     watched_x = scaler.transform(x_val[watched]) if len(watched) else None
@@ -112,8 +114,9 @@ def xgboost(x: Features, y: Codes, x_val: Features, y_val: Codes, seed: int) -> 
     import torch
 
     model = library.XGBClassifier(
-        n_estimators=100, max_depth=3, learning_rate=0.1, random_state=seed, n_jobs=torch.get_num_threads()
-    )
+        n_estimators=100, max_depth=3, learning_rate=0.1, random_state=sklearn_seed(seed),
+        n_jobs=torch.get_num_threads(),
+    )  # fmt: skip
     return _probabilities(model.fit(x, y))
 
 

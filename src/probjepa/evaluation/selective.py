@@ -16,6 +16,7 @@ from probjepa import metrics
 from probjepa._arrays import fingerprints
 from probjepa.data.overlap import refuse_fitted_rows
 from probjepa.detectors import KNN
+from probjepa.draws import sklearn_seed
 from probjepa.evaluation.figures import figure
 from probjepa.metrics.selective import COVERAGES
 
@@ -133,7 +134,7 @@ def table_uncertainty(
     if "embedding" in spaces:
         found["kNN distance, embedding"] = _distance(*spaces["embedding"], seed, normalize=True)
     found["kNN distance, raw"] = _distance(bank, queries, seed, normalize=False)
-    forest = IsolationForest(random_state=seed).fit(bank)
+    forest = IsolationForest(random_state=sklearn_seed(seed)).fit(bank)
     found["Isolation Forest, raw"] = -forest.score_samples(queries)
     found["random"] = np.zeros(len(queries))
     return found

@@ -84,6 +84,19 @@ def _labelled(frame: Any, target: str, name: str) -> tuple[Any, int]:
     return frame[known], int((~known).sum())
 
 
+def _not_in_train(calibration: Any, seen: npt.NDArray[np.bool_], name: str) -> Any:
+    """The calibration rows that were not seen in the training table; warn of the others."""
+    if seen.all():
+        raise DataError(f"every calibration row also stands in {name}: give held-out rows")
+    if seen.any():
+        warnings.warn(
+            f"calibration rows that also stand in {name}: {seen.sum()} of {len(seen)}. They are left out",
+            ProbjepaWarning,
+            stacklevel=3,
+        )
+    return calibration[~seen]
+
+
 def evaluate_table(
     model: Any,
     train: Any,
@@ -114,14 +127,15 @@ def evaluate_table(
         of the encoder (a factory's), the predictors, and the eighth of ``train`` that is held out to stop
         the network early. Intervals over several leave out what other test rows would change
     validation
-        that eighth, if given: ``train`` is then used whole
+        that eighth, if given, without test rows: ``train`` is then used whole
     predictors
         of ``PREDICTORS``; None: all. One whose library is not installed is "not run"
     column_types
         of the raw features, as of ``TableSchema.infer``; None: the model's
     calibration
-        held-out typical rows, none of them in ``test``, that thresholds are read off; None: a half of
-        ``test``, of which the other half is then counted. See ``flagged_rates``
+        held-out typical rows, none of them in ``test``, that thresholds are read off, without those that
+        also stand in ``train``; None: a half of ``test``, of which the other half is then counted. See
+        ``flagged_rates``
     names
         what messages and reports call the two tables
 
@@ -129,7 +143,8 @@ def evaluate_table(
     ------
     DataError
         for a target that is not there, missing in all rows, continuous or with one class in ``train``; for
-        tables with other columns than the model's or no class in common; or if no test row is held out
+        tables with other columns than the model's or no class in common; if no test row, or none for
+        calibration, is held out; or if test rows are in ``validation`` or ``calibration``
     ConfigError
         for an unknown predictor, or no seed
     """
@@ -161,12 +176,18 @@ def evaluate_table(
     if seen.all():
         raise DataError(f"every row of {names[1]} also stands in {names[0]}: give held-out rows")
     test = test[~seen]
+    left_out = 0
     if calibration is not None:
         calibration = as_frame(calibration).drop(columns=target, errors="ignore")
         _check_columns(calibration.columns, expected, "the calibration table")
-        refuse_seen(in_both(test, calibration), "calibration", "test rows")
+        refuse_seen(in_both(test, calibration), CALIBRATION, "test rows")
+        given = len(calibration)
+        calibration = _not_in_train(calibration, in_both(calibration, train), names[0])
+        left_out = given - len(calibration)
     if validation is not None:
         validation = _labelled(as_frame(validation), target, "validation")[0]
+        _check_columns(validation.columns.drop(target, errors="ignore"), expected, "the validation table")
+        refuse_seen(in_both(test, validation), "validation", "test rows")
     outcomes: list[Evaluation] = []
     for seed in tracked(seeds, "evaluating", len(seeds), shown=progress):
         fit, held = train, validation
@@ -186,6 +207,8 @@ def evaluate_table(
             )
         )
     last = outcomes[-1].arrays
+    described = [("train", names[0], train), (TEST, names[1], test)]
+    described += [] if calibration is None else [(CALIBRATION, CALIBRATION, calibration)]
     sets = {TEST: test[expected]} | ({} if calibration is None else {CALIBRATION: calibration})
     scores = _scores(last["model"], fit[expected], sets, seeds[-1])
     result: dict[str, Any] = {
@@ -197,9 +220,10 @@ def evaluate_table(
         "classes": dict(zip(classes.tolist(), counts.tolist(), strict=True)),
         "sets": {
             role: {"name": name, "rows": len(frame), "columns": len(expected), "sha256": table_sha256(frame)}
-            for role, name, frame in zip(("train", "test"), names, (train, test), strict=True)
+            for role, name, frame in described
         },
         "left_out_as_in_train": int(seen.sum()),
+        "calibration_left_out_as_in_train": left_out,
         "labels": {
             "unlabelled": {"train": unlabelled, "test": unlabelled_test},
             "classes_not_in_train": absent,
@@ -326,6 +350,13 @@ def _scores(
     read = {name: {**subject.features(of), "inputs": of} for name, of in sets.items()}
     known = subject.features(reference, scored=False)["h"]
     kept = unlike(known, (of["h"] for of in read.values()))
+    if alike := int((~kept).sum()):
+        without = "Scores are fitted without them" if kept.any() else "There is no other: no score is fitted"
+        warnings.warn(
+            f"training rows that have the embedding of a held-out one: {alike}. {without}",
+            ProbjepaWarning,
+            stacklevel=3,
+        )
     if not kept.any():
         return {}
     return label_free_scores(subject, {"h": known[kept], "inputs": reference[kept]}, read, seed=seed)

@@ -66,7 +66,7 @@ def linear_predict(
         where it did not come to it, in 2,000 steps);
         "sgd": momentum 0.9 and a cosine schedule to 0, from zero weights
     weight_decay
-        None: 1/N for "lbfgs" (scikit-learn's C = 1), 0 for "sgd"
+        None: for "lbfgs" scikit-learn's C = 1, which is 1/N (2/N for two classes), 0 for "sgd"
     epochs, learning_rate, batch_size, seed
         of "sgd" only; ``seed`` fixes the order of the rows
 
@@ -146,6 +146,8 @@ def _lbfgs(
 
     decay = 1 / len(x) if weight_decay is None else weight_decay
     inverse = 1 / (decay * len(x)) if decay > 0 else math.inf
+    if weight_decay is not None and codes.max() == 1:
+        inverse *= 2  # one vector for two classes is the difference of softmax's: w, −w of half the norm²
     model = LogisticRegression(C=inverse, max_iter=_STEPS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

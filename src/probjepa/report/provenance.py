@@ -17,7 +17,7 @@ def provenance_section(result: Mapping[str, Any], text: str) -> Section | None:
     sets, classes, settings = (result.get(key) or {} for key in ("sets", "classes", "settings"))
     left_out = result.get("left_out_as_in_train") or {}
     if isinstance(left_out, int):  # of a table, the test rows
-        left_out = {"test": left_out}
+        left_out = {"test": left_out, "calibration": result.get("calibration_left_out_as_in_train")}
     skipped = result.get("skipped") or {}
     items = [sets_table(sets, left_out, skipped)] if sets else []
     if any(not isinstance(lines, int) and lines for lines in skipped.values()):

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from probjepa.draws import sklearn_seed
 from probjepa.scores.base import Features, Score
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Detector(Score):
     def make(self, count: int) -> Any:
         """Return an unfitted detector for ``count`` rows."""
         known = inspect.signature(self.kind).parameters
-        return self.kind(**{name: self.seed for name in ("seed", "random_state") if name in known})
+        seeds = {"seed": self.seed, "random_state": sklearn_seed(self.seed)}
+        return self.kind(**{name: seed for name, seed in seeds.items() if name in known})
 
     def fit(self, reference: Features) -> Self:
         """Fit to the embeddings of a reference set."""
