@@ -1,14 +1,20 @@
 """Tables from files as people have them: kinds of file, ways of writing, the schema that is printed, the traps."""
 
+import re
+import shlex
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from probjepa.cli import run
+from probjepa.cli.settings import parse_assignments
 from probjepa.errors import DataError
 from probjepa.tabular import VarTJEPA
+from probjepa.tabular.described import refuse_traps
 from probjepa.tabular.files import read_table
+from probjepa.tabular.rows import named_rows
 
 SMALL = ["--epochs", "1", "--device", "cpu"]
 for _setting in ("dim=8", "n_layers=1", "n_heads=2", "ff_dim=8"):
@@ -88,29 +94,79 @@ def test_how_a_text_is_written_and_what_it_is_read_as(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("column", "said"),
+    ("column", "said", "reading"),
     [
-        (["1", "2", "?", "4"], "holds numbers and was read as text ('?' in row 2): pass --na '?'"),
-        (["1", "2", "-", "4", "missing"], "pass --na '-' --na 'missing'"),
-        (["1,234", "12", "1,000.5"], "('1,234' in row 0): pass --thousands ,"),
-        (["1,5", "2,25", "3"], "pass --decimal ,"),
-        (["1", "not known", "1,000", "2"], "pass --na 'not known' --thousands ,"),
-        (["2020-01-02", "2021-03-04 12:00", None], "holds dates and was read as text ('2020-01-02' in row 0): pass --set 'column_types={c: datetime}'"),
-        (["1/2/2020", "31/12/2021"], "holds dates"),
-        (["a", "b", "1"], None),
-        (["1", "2", "3", *"abcdef"], None),
-        (["7", "8", "9", "9", "9", "9", "9", "9", "A1", "A2", "A3", "A4", "A5", "A6"], None),
+        (["1", "2", "?", "4"], "holds numbers and was read as text ('?' in row 2): pass --na '?'", []),
+        (["1", "2", "-", "4", "missing"], "pass --na - --na missing", []),
+        (["1,234", "12", "1,000.5"], "('1,234' in row 0): pass --thousands ,", []),
+        (["1,5", "2,25", "3"], "pass --decimal ,", []),
+        (["1", "not known", "1,000", "2"], "pass --na 'not known' --thousands ,", []),
+        (["2020-01-02", "2021-03-04 12:00", None], "holds dates and was read as text ('2020-01-02' in row 0): pass --set 'column_types={c: datetime}'", []),
+        (["1/2/2020", "31/12/2021"], "holds dates", []),
+        (["01.02.2020", "13.02.2020"], "holds dates", ["--decimal", ",", "--thousands", "."]),
+        (["4.402", "3.629", "12"], "('4.402' in row 0): pass --thousands .,", ["--decimal", ","]),
+        (["1.234,5", "2.000", "?"], "pass --na '?',", ["--decimal", ",", "--thousands", "."]),
+        (["1.234,5", "2.000", "?"], "pass --na '?' --thousands .,", ["--decimal", ","]),
+        (["192.168.1.1", "10.0.0.1"], None, ["--decimal", ",", "--thousands", "."]),
+        (["a", "b", "1"], None, []),
+        (["1", "2", "3", *"abcdef"], None, []),
+        (["7", "8", "9", "9", "9", "9", "9", "9", "A1", "A2", "A3", "A4", "A5", "A6"], None, []),
     ],
 )  # fmt: skip
-def test_numbers_and_dates_that_were_read_as_text(tmp_path, capsys, column, said):
+def test_numbers_and_dates_that_were_read_as_text(tmp_path, capsys, column, said, reading):
     pd.DataFrame({"c": column, "other": "x"}).to_csv(tmp_path / "t.csv", index=False)
     command = ["train", "t-jepa", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "run"), *SMALL]
+    command += reading
     assert run(command) == (2 if said else 0)
     error = capsys.readouterr().err
     if said:
         assert said in error and len(error.strip().splitlines()) == 1
         assert not (tmp_path / "run").exists()
         assert run([*command, "--set", "column_types={c: categorical}", "-q"]) == 0
+
+
+@pytest.mark.parametrize("name", ["no", "ON", "a: b, c", "x}y", "it's", "größe", "a b", "1", 'q"q', "~", "c"])
+def test_what_is_advised_can_be_pasted(name):
+    days = pd.DataFrame({name: ["2020-01-02", "2021-03-04"]})
+    with pytest.raises(DataError) as error:
+        refuse_traps(days, "t.csv")
+    words = shlex.split(re.search(r"pass (.*), or --set", str(error.value))[1])
+    assert words[0] == "--set" and parse_assignments(words[1:]) == {"column_types": {name: "datetime"}}
+
+
+def test_thousands_count_between_groups_of_three_digits(tmp_path):
+    text = (
+        "d;v;ip;plain;none\n01.02.2020;1.234,5;192.168.1.1;7;\n13.02.2020;-12.234.567;10.0.0.1;1234;\n;;;;\n"
+    )
+    (tmp_path / "t.csv").write_text(text)
+    found = read_table(tmp_path / "t.csv", sep=";", decimal=",", thousands=".")
+    assert found["d"].tolist()[:2] == ["01.02.2020", "13.02.2020"]
+    assert found["ip"].tolist()[:2] == ["192.168.1.1", "10.0.0.1"]
+    assert found["v"].tolist()[:2] == [1234.5, -12234567] and found["v"].isna()[2]
+    assert found["plain"].tolist()[:2] == [7, 1234] and found["none"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["01", "1", "2"], ["01", "1", "2"]),
+        (["1", "2", ""], [1.0, 2.0, None]),
+        (["9007199254740993", "9007199254740995", ""], ["9007199254740993", "9007199254740995", None]),
+        (["1.0", "2.0", "1.0"], [1.0, 2.0, 1.0]),
+        (["1.5", "1.50", "2"], [1.5, 1.5, 2.0]),  # no classes
+        (["True", "False", "True"], [True, False, True]),
+        (["a", "1", "a"], ["a", "1", "a"]),
+    ],
+)
+def test_ids_and_classes_are_as_they_are_written(tmp_path, cells, expected):
+    pd.DataFrame({"x": [1, 2, 3], "ID": ["0200", "9007199254740993", ""], "y": cells}).to_csv(
+        tmp_path / "t.csv", index=False
+    )
+    found = read_table(tmp_path / "t.csv", "y")
+    assert [None if pd.isna(cell) else cell for cell in found["y"]] == expected
+    features, rows = named_rows(found, ["x"], "y")
+    assert list(features) == ["x"] and rows["id"] == ["0200", "9007199254740993", ""]
+    assert read_table(tmp_path / "t.csv", "y", ["ID", "y"])["ID"].dtype.kind == "f"
 
 
 @pytest.mark.parametrize(

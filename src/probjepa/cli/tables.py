@@ -69,7 +69,7 @@ class TableModel:
         kind = TABLE_METHODS[method]
         types = {name: of for name, of in types_of(kind).items() if name != "verbose"}
         given = check_settings({"random_state": 0} | given, types)
-        frame = read_table(data, **options.text)
+        frame = read_table(data, target, **options.text)
         if target is not None and target not in frame.columns:
             raise DataError(
                 f"'{data}' has no column '{target}' to leave out (columns: {named(list(frame.columns))})"
@@ -85,7 +85,8 @@ class TableModel:
             "data_sha256": table_sha256(features)[:16],
         }
         model = kind(**given, verbose=not options.quiet)
-        refuse_traps(features, data, model.column_types)
+        signs = {name: options.text[name] for name in ("decimal", "thousands") if name in options.text}
+        refuse_traps(features, data, model.column_types, **signs)
         if not options.quiet:
             of_schema = ("column_types", "numeric_transform", "max_categories")
             schema = TableSchema.infer(features, **{name: getattr(model, name) for name in of_schema})
@@ -103,7 +104,9 @@ class TableModel:
 
     def read(self, data: str) -> tuple[Any, Columns]:
         """A table's features, and the columns that name its rows: "id", "label" if the target is there."""
-        return named_rows(read_table(data, **self.shared.text), self.columns, self.target)
+        return named_rows(
+            read_table(data, self.target, self.columns, **self.shared.text), self.columns, self.target
+        )
 
     def _say_unknown(self, features: Any) -> None:
         schema = self.model.schema_
@@ -162,7 +165,7 @@ class TableModel:
             )
 
         def opened(path: str) -> Any:
-            frame = read_table(path, **self.shared.text)
+            frame = read_table(path, target, self.columns, **self.shared.text)
             names = id_column(frame, [*self.columns, target])
             return frame if names is None else frame.set_index(names)
 

@@ -60,5 +60,9 @@ def evaluate(
         raise ConfigError("an evaluation on tables needs target=, the column of classes to predict")
     others = {name: options.pop(name, None) for name in ("validation", "calibration")}
     given = {"train": train, "test": test, **others}
-    opened = {name: read_table(of) if isinstance(of, str | Path) else of for name, of in given.items()}
+    columns = getattr(getattr(model, "schema_", None), "columns", ())
+    opened = {
+        name: read_table(of, options["target"], columns) if isinstance(of, str | Path) else of
+        for name, of in given.items()
+    }
     return evaluate_table(model, **opened, **options)

@@ -114,7 +114,8 @@ class _Table:
         yield Written(columns, len(features))
 
     def _rows(self, source: str, before: str = "") -> tuple[Any, Columns]:
-        return named_rows(read_table(source, **self.job.text or {}), self.columns, self.target, before)
+        frame = read_table(source, self.target, self.columns, **self.job.text or {})
+        return named_rows(frame, self.columns, self.target, before)
 
     def _made(self, features: Any) -> Columns:
         if self._scorer is None:

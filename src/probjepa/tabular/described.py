@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from probjepa.errors import DataError
+from probjepa.tabular.files import number_pattern
 from probjepa.tabular.frames import pandas
 from probjepa.tabular.schema import Feature, TableSchema
 
 _MOST_LINES = 60
 _FEW_ROWS = 20  # so few differ by chance
+_YAML = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")  # YAML's own words
 _PLACEHOLDERS = 5  # more kinds of words among numbers are categories
 _DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?"
-_GROUPED = r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?"
-_COMMA = r"[-+]?[\d.]*,\d+"
 
 
-def refuse_traps(frame: Any, source: str, column_types: Mapping[str, Any] | None = None) -> None:
+def _typed(name: str, type_: str) -> str:
+    """The option that gives a column a type, as a shell takes it and YAML reads it."""
+    key = (
+        name
+        if re.fullmatch(r"[^\W\d]\w*", name) and name.lower() not in _YAML
+        else json.dumps(name, ensure_ascii=False)
+    )
+    return f"--set {shlex.quote(f'column_types={{{key}: {type_}}}')}"
+
+
+def refuse_traps(
+    frame: Any, source: str, column_types: Mapping[str, Any] | None = None, decimal: str = ".",
+    thousands: str | None = None,
+) -> None:  # fmt: skip
     """Raise DataError where a column is not what it was meant to be; those with a type of their own may be.
 
-    The traps: an index that was written along, numbers and dates that were read as text.
+    The traps: an index that was written along, numbers and dates that were read as text; ``decimal`` and
+    ``thousands`` are the signs that it was read with.
     """
     pd = pandas()
     for name in frame.columns:
@@ -34,29 +51,34 @@ def refuse_traps(frame: Any, source: str, column_types: Mapping[str, Any] | None
         raise DataError(
             f"'{source}' has the column '{name}', an index that was written along: write the table without it"
         )
+    other = "," if decimal == "." else "."
+    point, comma_ = re.escape(decimal), re.escape(other)
     for name in frame.columns:
         if name in (column_types or {}) or pd.api.types.infer_dtype(frame[name], skipna=True) != "string":
             continue
         cells = frame[name].reset_index(drop=True).dropna().str.strip()
-        number = pd.to_numeric(cells, errors="coerce").notna()
-        grouped, comma = cells.str.fullmatch(_GROUPED), cells.str.fullmatch(_COMMA)
+        number = cells.str.fullmatch(number_pattern(decimal, thousands))
+        if decimal == ".":
+            number |= pd.to_numeric(cells, errors="coerce").notna()
+        grouped = cells.str.fullmatch(rf"[-+]?\d{{1,3}}({comma_}\d{{3}})+({point}\d+)?")
+        comma = cells.str.fullmatch(rf"[-+]?[\d{point}]*{comma_}\d+")
         others = cells[~number]
         words = others[~(grouped | comma)[~number]].unique()
         if cells.str.fullmatch(_DATE).mean() > 0.9:
-            what, advice = "dates", f"--set 'column_types={{{name}: datetime}}'"
+            what, advice = "dates", _typed(name, "datetime")
         elif others.empty or (number | grouped | comma).mean() <= 0.5 or len(words) > _PLACEHOLDERS:
             continue
         else:
-            what, options = "numbers", [f"--na '{word}'" for word in words]
-            if (comma & ~grouped).any():
-                options.append("--decimal ,")
-            elif grouped.any():
-                options.append("--thousands ,")
+            what, options = "numbers", [f"--na {shlex.quote(word)}" for word in words]
+            if (comma & ~grouped & ~number).any():
+                options.append(f"--decimal {other}")
+            elif (grouped & ~number).any():
+                options.append(f"--thousands {other}")
             advice = " ".join(options)
         row = others.index[0]
         raise DataError(
             f"column '{name}' of '{source}' holds {what} and was read as text ('{others[row][:60]}' in row "
-            f"{row}): pass {advice}, or --set 'column_types={{{name}: categorical}}' if it is meant so"
+            f"{row}): pass {advice}, or {_typed(name, 'categorical')} if it is meant so"
         )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from probjepa.errors import ConfigError, DataError, short
 from probjepa.files import first_line
 from probjepa.tabular.dates import day_first, instants
 from probjepa.tabular.frames import as_text, guess_type, labels_of, named, numbers, pandas
+from probjepa.tabular.rows import id_column
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".feather", ".arrow")
 _SEPARATORS = (";", "\t", "|")
+_TRUTH = ("True", "TRUE", "true", "False", "FALSE", "false")
 
 
 def _check_marks(text: Mapping[str, Any]) -> None:
@@ -28,15 +31,31 @@ def _check_marks(text: Mapping[str, Any]) -> None:
         raise ConfigError(f"decimal and thousands are both '{text['thousands']}': give two that differ")
 
 
-def read_table(source: str | Path, **text: Any) -> Any:
+def number_pattern(decimal: str = ".", thousands: str | None = None) -> str:
+    """Return the pattern of a number with these signs, ``thousands`` between groups of three digits alone."""
+    point = re.escape(decimal)
+    grouped = "" if thousands is None else rf"|\d{{1,3}}({re.escape(thousands)}\d{{3}})+"
+    return rf"\s*[-+]?((\d+{grouped})({point}\d*)?|{point}\d+)([eE][-+]?\d+)?\s*"
+
+
+def read_table(
+    source: str | Path, target: str | None = None, features: Sequence[str] = (), **text: Any
+) -> Any:
     """Return a file as a DataFrame with string names; its suffix, one of ``SUFFIXES``, says of which kind.
+
+    In a text file, a column called id keeps its cells as they are written, as does the target, if the cells
+    are no numbers, or would be others as numbers (01, and those beyond 2^53).
 
     Parameters
     ----------
     source
         the path
+    target
+        the column of classes
+    features
+        columns that are neither ids nor classes, whatever they are called
     text
-        of a text file: ``sep``, ``decimal``, ``thousands`` and ``na_values``, as pandas has them
+        of a text file: ``sep``, ``decimal`` and ``na_values``, as pandas has them, and ``thousands``
 
     Raises
     ------
@@ -60,7 +79,16 @@ def read_table(source: str | Path, **text: Any) -> Any:
     _check_marks(text)
     try:
         if written:
-            frame = pd.read_csv(path, **{"sep": "\t" if kind.startswith(".tsv") else ",", **text})
+            how = {"sep": "\t" if kind.startswith(".tsv") else ",", **text}
+            thousands = how.pop("thousands", None)
+            names = id_column(pd.read_csv(path, **how, nrows=0), [*features, str(target)])
+            kept = [name for name in (names, target) if name is not None and name not in features]
+            frame = pd.read_csv(path, **how, low_memory=False, dtype=dict.fromkeys(kept, str))
+            decimal = text.get("decimal", ".")
+            for name in () if thousands is None else frame.columns.difference(kept):
+                frame[name] = _without_thousands(frame[name], decimal, thousands)
+            if target in frame.columns and target in kept:
+                frame[target] = _classes(frame[target], decimal, thousands)
         else:
             frame = pd.read_parquet(path) if kind == ".parquet" else _read_arrow(path)
     except pd.errors.EmptyDataError:
@@ -92,6 +120,36 @@ def read_table(source: str | Path, **text: Any) -> Any:
             "numbers, categories and dates"
         )
     return frame
+
+
+def _without_thousands(series: Any, decimal: str, thousands: str) -> Any:
+    """A column of texts as numbers, if each is one; as it is otherwise."""
+    pd = pandas()
+    if not pd.api.types.is_object_dtype(series.dtype) and not pd.api.types.is_string_dtype(series.dtype):
+        return series
+    cells = series.dropna().astype(str)
+    if not len(cells) or not cells.str.fullmatch(number_pattern(decimal, thousands)).all():
+        return series
+    plain = cells.str.replace(thousands, "", regex=False).str.replace(decimal, ".", regex=False)
+    return pd.to_numeric(plain).reindex(series.index)
+
+
+def _classes(series: Any, decimal: str, thousands: str | None) -> Any:
+    """The cells of a target as truth values or numbers, unless they are classes that would be others then."""
+    pd = pandas()
+    cells = series.dropna()
+    if len(cells) and cells.isin(_TRUTH).all():
+        return (cells.str.lower() == "true").reindex(series.index)
+    if not len(cells) or not cells.str.fullmatch(rf"{number_pattern(decimal, thousands)}|[-+]?inf").all():
+        return series
+    plain = cells if thousands is None else cells.str.replace(thousands, "", regex=False)
+    values = pd.to_numeric(plain.str.replace(decimal, ".", regex=False))
+    if values.dtype.kind == "f" and (values % 1 != 0).any():  # of no class
+        return values.reindex(series.index)
+    rounded = values.abs().max() >= 2**53 and (values.dtype.kind not in "iu" or len(cells) < len(series))
+    led = cells.str.contains(r"^\s*[-+]?0\d").any()
+    same = not rounded and not led and values.nunique() == cells.nunique()
+    return values.reindex(series.index) if same else series
 
 
 def _read_arrow(path: Path) -> Any:

@@ -26,8 +26,13 @@ def named_rows(
         stands before the number that is the id of a row where no column is called id
     """
     names = id_column(frame, columns)
-    ids = [f"{before}{row}" for row in range(len(frame))] if names is None else map(str, frame[names])
-    rows: dict[str, Any] = {"id": list(ids)}
+    if names is None:
+        ids = [f"{before}{row}" for row in range(len(frame))]
+    else:
+        ids = [
+            "" if none else str(cell) for cell, none in zip(frame[names], frame[names].isna(), strict=True)
+        ]
+    rows: dict[str, Any] = {"id": ids}
     spare = [name for name in (names, target) if name in frame.columns and name not in columns]
     if target in spare:
         rows["label"] = frame[target].to_numpy()
