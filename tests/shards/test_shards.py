@@ -395,3 +395,31 @@ def test_batches_of_a_shard_do_not_end_at_its_row_groups(model, tmp_path, monkey
     embed(model, data, tmp_path / "whole")
     one, whole = (np.array(rows(tmp_path / n)["embedding"].to_pylist()) for n in ("out", "whole"))
     np.testing.assert_allclose(one, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_no_output_stays_of_a_shard_that_is_skipped_or_gone(model, tmp_path):
+    data, out = write_shards(tmp_path / "in"), tmp_path / "out"
+    assert embed(model, data, out)["without_input"] == []
+    pq.write_table(pa.table({"a": [1]}), out / "other.parquet")  # of nobody here
+    (data / "part-1.parquet").write_bytes(b"PAR1")
+    (data / "part-2.parquet").unlink()
+    with pytest.raises(DataError, match=r"part-1\.parquet"):
+        embed(model, data, out)
+    assert (out / "part-1.parquet").exists()
+    found = embed(model, data, out, on_error="skip")
+    assert list(found["skipped"]) == ["part-1.parquet"] and not (out / "part-1.parquet").exists()
+    assert found["without_input"] == ["part-2.parquet"] and (out / "part-2.parquet").exists()
+    assert json.loads((out / "manifest.json").read_text())["without_input"] == ["part-2.parquet"]
+
+
+@pytest.mark.parametrize("share", [(0, 2), (3, 2), (1, 0), (1,), "1/2"])
+def test_a_share_that_is_none_is_one_line(model, tmp_path, share):
+    data = write_shards(tmp_path / "in", (2,))
+    with pytest.raises(ConfigError, match="share"):
+        embed(model, data, tmp_path / "out", share=share)
+
+
+@pytest.mark.parametrize("setting", [{"what": "x"}, {"alpha": "0.1", "calibration": "x"}, {"seed": 1.5}])
+def test_settings_of_a_job_are_of_their_type(setting):
+    with pytest.raises(ConfigError, match=f"the setting {next(iter(setting))} takes"):
+        Job("model", **setting)

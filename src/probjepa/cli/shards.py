@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probjepa.cli.options import Curating, Scoring, Sharding, Shared
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, short
 from probjepa.terminal import say
 
 if TYPE_CHECKING:
@@ -96,6 +96,11 @@ def run(job: Job, data: str, out: str, sharding: Sharding, shared: Shared) -> No
     shards = found["shards"]
     for name, reason in found["skipped"].items():
         say(f"skipped {name}: {reason}")
+    if without := found["without_input"]:
+        say(
+            f"outputs in {out} whose shards are gone: {len(without):,}, {short(without[0])} the first; "
+            f"delete those that {MANIFEST} lists in without_input"
+        )
     failed = f", {found['failed_rows']:,} rows failed" if found["failed_rows"] else ""
     say(
         f"wrote {found['written']:,} shards, {found['finished']:,} were finished, {shards['skipped']:,} "

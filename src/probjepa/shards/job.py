@@ -13,6 +13,7 @@ from probjepa.data.shard_files import Shard
 from probjepa.data.shards import Layout
 from probjepa.errors import ConfigError
 from probjepa.metrics.conformal import Rule
+from probjepa.typed import check_arguments, types_of
 
 Columns = dict[str, Any]  # name → a value a row
 
@@ -45,7 +46,7 @@ class Job:
     layout
         the columns that every shard of images must have; None: those of the first
     text
-        of tables: how those that are text are written, as ``read_table`` has it
+        of tables: how those that are text are written, as ``read_table`` has it; None: as the run's was
     """
 
     model: str
@@ -71,7 +72,8 @@ class Job:
     text: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a precision that each process would settle for itself, or a rate alone."""
+        """Raise ConfigError for another type, a precision that processes would settle, or a rate alone."""
+        check_arguments(vars(self), types_of(Job))
         if self.precision == "auto":
             raise ConfigError("the precision of shards is the same in all processes: name float32 or bf16")
         if self.alpha is not None and self.calibration is None:

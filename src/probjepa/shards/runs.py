@@ -21,6 +21,7 @@ from probjepa.data.shard_files import (
     ShardError,
     content_of,
     file_mark,
+    files_below,
     filesystem,
     is_remote,
 )
@@ -29,6 +30,7 @@ from probjepa.shards.job import Job
 from probjepa.shards.worker import KEY, ShardWorker, kind_of, placed
 from probjepa.terminal import tracked
 from probjepa.training.interrupt import Interrupted
+from probjepa.typed import check_plain
 
 MANIFEST = "manifest.json"
 Outcome = Literal["written", "finished", "busy"] | ShardError
@@ -108,12 +110,34 @@ class Task:
             with nullcontext() if is_remote(place) else claimed(Path(place)):
                 if not self.overwrite and self.record(shard) is not None:
                     return "finished"
-                self.worker(shard, place)
+                try:
+                    self.worker(shard, place)
+                except ShardError:
+                    self._discard(place)
+                    raise
         except ClaimedError:
             return "busy"
         except ShardError as error:
             return error
         return "written"
+
+    def _discard(self, place: str) -> None:
+        """Remove what an earlier run wrote of a shard that is skipped: it would pass for the shard's."""
+        if self.worker.job.on_error != "skip" or not self.wrote(place):
+            return
+        if is_remote(place):
+            system, name = filesystem(place)
+            system.rm_file(name)
+        else:
+            Path(place).unlink()
+
+    def wrote(self, place: str) -> bool:
+        """Whether a file is the output of this command for some input."""
+        try:
+            found = read_record(place)
+        except ArtifactError:
+            return False
+        return found is not None and found.get("what") == self.worker.job.what
 
     def place(self, shard: Shard) -> str:
         """Return where the output of a shard is."""
@@ -201,13 +225,28 @@ class Plan:
             skipped = {**earlier, **skipped}
         except Exception:  # none yet, or a damaged one
             pass
+        without_input = self._without_input()
         manifest, written = dict[str, Any](), None
         while (records := {shard.name: task.record(shard) for shard in self.shards}) != written:
             manifest, written = _manifest(task.worker, self.shards, records, skipped), records
+            manifest["without_input"] = without_input
             text = json.dumps(manifest, indent=2) + "\n"
             with placed(place) as stage:
                 stage.write_text(text, encoding="utf-8")
         return manifest
+
+    def _without_input(self) -> list[str]:
+        """Return the names of outputs whose shards are gone."""
+        known = {shard.name for shard in self.shards}
+        try:
+            there = files_below(self.task.out)
+        except DataError:  # nothing was written
+            return []
+        return sorted(
+            name
+            for name, place in there.items()
+            if name.endswith(".parquet") and name not in known and self.task.wrote(place)
+        )
 
 
 def _manifest(
@@ -266,15 +305,20 @@ def run_shards(
     Returns
     -------
     dict
-        what manifest.json holds, "written" and "finished": how many shards this run wrote, and found
+        what manifest.json holds ("without_input": outputs whose shards are gone), "written" and "finished":
+        how many shards this run wrote, and found
 
     Raises
     ------
     DataError, ConfigError, ArtifactError
-        as ``ShardWorker``; with ``on_error="skip"``, shards that cannot be read are counted
+        as ``ShardWorker``; with ``on_error="skip"``, shards that cannot be read are counted, and what an
+        earlier run wrote of them is removed
     """
+    first, count = check_plain("share", share, tuple[int, int])
+    if not 1 <= first <= count:
+        raise ConfigError(f"share is ({first}, {count}): give (I, N), the I-th of N, from (1, N) to (N, N)")
     plan = Plan.of(job, data, out, overwrite=overwrite)
-    mine = plan.shards[share[0] - 1 :: share[1]]
+    mine = plan.shards[first - 1 :: count]
     # a complaint about what is there comes before any work
     wanted = [shard for shard in mine if plan.task.is_left(shard)]
     plan.task.worker.open()  # its complaints come before the bar
