@@ -144,6 +144,14 @@ def target_of(source: str | Path) -> str | None:
     return found
 
 
+def text_of(source: str | Path) -> dict[str, Any]:
+    """Return how the text that the run of a model of tables was fitted to is written; {}: no run says it."""
+    from probjepa.tabular.files import recorded_text
+
+    folder = model_folder(source, {})
+    return recorded_text(folder.parent / "config.yaml") if folder.name == "model" else {}
+
+
 def _names_backbone(source: str | Path) -> bool:
     """Whether a source that is no file or folder begins with a registered backbone's name."""
     return str(source).partition(":")[0] in BACKBONES and not Path(source).exists()

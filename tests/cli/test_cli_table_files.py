@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import yaml
 
 from probjepa.cli import run
 from probjepa.cli.settings import parse_assignments
@@ -123,6 +124,55 @@ def test_numbers_and_dates_that_were_read_as_text(tmp_path, capsys, column, said
         assert said in error and len(error.strip().splitlines()) == 1
         assert not (tmp_path / "run").exists()
         assert run([*command, "--set", "column_types={c: categorical}", "-q"]) == 0
+
+
+def test_a_run_keeps_how_its_text_was_written(tmp_path, capsys):
+    sizes = table()["size"].map("{:,.2f}".format).str.translate(str.maketrans(",.", ".,"))
+    (tmp_path / "shards").mkdir()
+    text = table().assign(size=sizes, y=np.resize(["a", "b", "?"], 30))
+    for name in ("t.csv", "shards/part.csv"):
+        text.to_csv(tmp_path / name, sep=";", index=False)
+    table().to_parquet(tmp_path / "t.parquet")
+    reading = ["--sep", ";", "--decimal", ",", "--thousands", ".", "--na", "?"]
+    train = ["train", "var-t-jepa", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "run"), *SMALL]
+    assert run([*train, *reading, "--target", "y"]) == 0
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["text"] == {"sep": ";", "decimal": ",", "thousands": ".", "na_values": ["?"]}
+    assert run([*train, "--resume"]) == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["text"] == config["text"]
+    tables = {}
+    for name, given in {"said": reading, "kept": [], "t.parquet": [], "shards": []}.items():
+        data = tmp_path / (name if name in ("t.parquet", "shards") else "t.csv")
+        out = tmp_path / ("out" if name == "shards" else f"{name}.out.parquet")
+        assert run(["score", str(tmp_path / "run"), "--data", str(data), "--out", str(out), *given]) == 0
+        tables[name] = pd.read_parquet(out / "part.parquet" if name == "shards" else out)
+    pd.testing.assert_frame_equal(tables["said"], tables["kept"])
+    for name in ("t.parquet", "shards"):
+        np.testing.assert_allclose(tables[name]["score"], tables["kept"]["score"])
+    capsys.readouterr()
+    wrong = ["score", str(tmp_path / "run"), "--data", str(tmp_path / "t.csv"), "--sep", ";"]
+    assert run([*wrong, "--out", str(tmp_path / "s.parquet")]) == 2  # what is given is all that counts
+    half = [
+        "evaluate",
+        str(tmp_path / "run"),
+        "--train",
+        str(tmp_path / "t.csv"),
+        "--test",
+        str(tmp_path / "h.csv"),
+    ]
+    text.assign(size="2.000,5").to_csv(tmp_path / "h.csv", sep=";", index=False)
+    assert run([*half, "--out", str(tmp_path / "e"), "-q"]) == 0
+
+
+def test_values_that_the_fit_did_not_know_are_said_once(tmp_path, capsys):
+    table().to_csv(tmp_path / "t.csv", index=False)
+    train = ["train", "var-t-jepa", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "run"), *SMALL]
+    assert run(train) == 0
+    table().assign(place="nowhere").to_csv(tmp_path / "new.csv", index=False)
+    capsys.readouterr()
+    score = ["score", str(tmp_path / "run"), "--data", str(tmp_path / "new.csv")]
+    assert run([*score, "--out", str(tmp_path / "s.parquet")]) == 0
+    assert capsys.readouterr().err.count("most values of") == 1
 
 
 @pytest.mark.parametrize("name", ["no", "ON", "a: b, c", "x}y", "it's", "größe", "a b", "1", 'q"q', "~", "c"])

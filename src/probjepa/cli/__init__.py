@@ -97,10 +97,13 @@ def _run(arguments: list[str]) -> int:
     # typer either depends on click or carries it: its base error is reached through typer's own
     usage_error: type[Exception] = typer.BadParameter.__mro__[2]
     show, hook = warnings.showwarning, sys.excepthook
+    said = set[str]()  # of one table the same is found again and again
 
     def show_warning(message: Warning | str, category: type[Warning], *rest: object) -> None:
         if issubclass(category, ProbjepaWarning):
-            say(f"warning: {message}", error=True)
+            if str(message) not in said:
+                say(f"warning: {message}", error=True)
+            said.add(str(message))
         else:
             show(message, category, *rest)  # type: ignore[arg-type]
 

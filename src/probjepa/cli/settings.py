@@ -17,7 +17,7 @@ _RECORDED = {
     "data_images", "data_sha256", "data_pixels", "data_files", "val_images", "val_sha256", "data_skipped",
     "val_skipped", "hardware", "versions", "processes", "global_batch_size", "on_error", "convert", "data",
     "val", "data_rows", "row_names", "encoder_sha256", "fitted_with", "best_epoch", "auto",
-    "data_shards", "stream_lanes",
+    "data_shards", "stream_lanes", "text",
 }  # fmt: skip
 # arguments of lightning.Trainer that a run may set
 _TRAINER: dict[str, Any] = {

@@ -14,7 +14,7 @@ from probjepa.errors import ConfigError, DataError
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.described import described, refuse_traps, unknown_line
-from probjepa.tabular.files import read_table, stands_in, table_sha256
+from probjepa.tabular.files import read_table, recorded_text, stands_in, table_sha256, text_for
 from probjepa.tabular.frames import named
 from probjepa.tabular.rows import embedded_rows, id_column, named_rows
 from probjepa.tabular.runs import fit_run
@@ -38,7 +38,7 @@ class TableModel:
     unit = "rows"
 
     def __init__(self, source: str, shared: Shared) -> None:
-        from probjepa.loading import load, target_of
+        from probjepa.loading import load, target_of, text_of
 
         refuse_of_images(shared)
         device = resolve_device(shared.device)
@@ -47,6 +47,7 @@ class TableModel:
         self.model.network_.to(device)
         self.columns: Sequence[str] = self.model.schema_.columns
         self.target = target_of(source)
+        self._text = text_of(source)
 
     @staticmethod
     def train(method: str, data: str, options: Training) -> str:
@@ -69,7 +70,9 @@ class TableModel:
         kind = TABLE_METHODS[method]
         types = {name: of for name, of in types_of(kind).items() if name != "verbose"}
         given = check_settings({"random_state": 0} | given, types)
-        frame = read_table(data, target, **options.text)
+        config = options.config or (folder.config if options.resume else None)
+        text = text_for(data, options.text, {} if config is None else recorded_text(config))
+        frame = read_table(data, target, **text)
         if target is not None and target not in frame.columns:
             raise DataError(
                 f"'{data}' has no column '{target}' to leave out (columns: {named(list(frame.columns))})"
@@ -82,10 +85,11 @@ class TableModel:
             "data_rows": len(features),
             "target": target,
             "row_names": names,
+            "text": text or None,
             "data_sha256": table_sha256(features)[:16],
         }
         model = kind(**given, verbose=not options.quiet)
-        signs = {name: options.text[name] for name in ("decimal", "thousands") if name in options.text}
+        signs = {name: text[name] for name in ("decimal", "thousands") if name in text}
         refuse_traps(features, data, model.column_types, **signs)
         if not options.quiet:
             of_schema = ("column_types", "numeric_transform", "max_categories")
@@ -104,9 +108,10 @@ class TableModel:
 
     def read(self, data: str) -> tuple[Any, Columns]:
         """A table's features, and the columns that name its rows: "id", "label" if the target is there."""
-        return named_rows(
-            read_table(data, self.target, self.columns, **self.shared.text), self.columns, self.target
-        )
+        return named_rows(self._table(data, self.target), self.columns, self.target)
+
+    def _table(self, path: str, target: str | None) -> Any:
+        return read_table(path, target, self.columns, **text_for(path, self.shared.text, self._text))
 
     def _say_unknown(self, features: Any) -> None:
         schema = self.model.schema_
@@ -165,7 +170,7 @@ class TableModel:
             )
 
         def opened(path: str) -> Any:
-            frame = read_table(path, target, self.columns, **self.shared.text)
+            frame = self._table(path, target)
             names = id_column(frame, [*self.columns, target])
             return frame if names is None else frame.set_index(names)
 

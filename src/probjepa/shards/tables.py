@@ -20,7 +20,7 @@ from probjepa.errors import ConfigError, DataError
 from probjepa.files import first_line
 from probjepa.model_files import WEIGHTS, model_folder, read_config
 from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
-from probjepa.tabular.files import SUFFIXES, read_table, stands_in, table_sha256
+from probjepa.tabular.files import SUFFIXES, read_table, stands_in, table_sha256, text_for
 from probjepa.tabular.rows import embedded_rows, named_rows
 
 _FORMATS = {".parquet": "parquet", ".feather": "ipc", ".arrow": "ipc"}
@@ -60,7 +60,7 @@ class _Table:
     """A fitted estimator, and a score that is fitted to its reference once."""
 
     def __init__(self, job: Job) -> None:
-        from probjepa.loading import load, target_of
+        from probjepa.loading import load, target_of, text_of
         from probjepa.training.device import resolve_device
 
         self.job, self.encoding = job, Encoding()
@@ -71,7 +71,8 @@ class _Table:
         folder = model_folder(job.model, {})
         weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         self.mark = hashed({"config": read_config(folder), "weights": weights})
-        self.reference: dict[str, Any] = {"target": self.target}
+        self._text = text_of(job.model)
+        self.reference: dict[str, Any] = {"target": self.target, "text": self._text}
         self._scorer: Any = None
         self._known: Any = None  # the scores of the calibration rows
         if job.what != "embed":
@@ -114,7 +115,8 @@ class _Table:
         yield Written(columns, len(features))
 
     def _rows(self, source: str, before: str = "") -> tuple[Any, Columns]:
-        frame = read_table(source, self.target, self.columns, **self.job.text or {})
+        text = text_for(source, self.job.text or {}, self._text)
+        frame = read_table(source, self.target, self.columns, **text)
         return named_rows(frame, self.columns, self.target, before)
 
     def _made(self, features: Any) -> Columns:

@@ -16,9 +16,12 @@ from probjepa.files import first_line
 from probjepa.tabular.dates import day_first, instants
 from probjepa.tabular.frames import as_text, guess_type, labels_of, named, numbers, pandas
 from probjepa.tabular.rows import id_column
+from probjepa.typed import check_settings, checked
+from probjepa.yaml_files import read_mapping
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".feather", ".arrow")
 _SEPARATORS = (";", "\t", "|")
+_TEXTS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _TRUTH = ("True", "TRUE", "true", "False", "FALSE", "false")
 
 
@@ -29,6 +32,21 @@ def _check_marks(text: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} is '{short(text[name])}': give one character")
     if text.get("decimal", ".") == text.get("thousands"):
         raise ConfigError(f"decimal and thousands are both '{text['thousands']}': give two that differ")
+
+
+def recorded_text(settings: Path) -> dict[str, Any]:
+    """Return how a run's text was written, by its config.yaml, as ``read_table`` takes it; {}: not said."""
+    try:
+        text = read_mapping(settings).get("text")
+    except ConfigError:  # of no run
+        return {}
+    types = {"sep": str, "decimal": str, "thousands": str, "na_values": list[str]}
+    return check_settings(checked(f"text, in {settings},", text or {}, dict[str, Any]), types)
+
+
+def text_for(source: str | Path, given: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a file is written: as is given, or where nothing is, and it is text, as the run's was."""
+    return dict(given or (run if str(source).lower().endswith(_TEXTS) else {}))
 
 
 def number_pattern(decimal: str = ".", thousands: str | None = None) -> str:

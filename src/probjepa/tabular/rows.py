@@ -35,7 +35,11 @@ def named_rows(
     rows: dict[str, Any] = {"id": ids}
     spare = [name for name in (names, target) if name in frame.columns and name not in columns]
     if target in spare:
-        rows["label"] = frame[target].to_numpy()
+        cells = frame[target]
+        words = cells.to_numpy().dtype.kind == "O"
+        rows["label"] = (
+            cells.astype(object).where(cells.notna(), None).to_numpy() if words else cells.to_numpy()
+        )
     return frame.drop(columns=spare), rows
 
 
