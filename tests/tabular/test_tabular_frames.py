@@ -177,3 +177,14 @@ def test_durations_are_seconds(dtype):
     table = pd.DataFrame({"c": series})
     assert [feature.type for feature in TableSchema.infer(table).features] == ["numeric"]
     np.testing.assert_array_equal(numbers("c", series), [20_000 * 86400, 1, np.nan])
+
+
+def test_categories_that_are_no_text_are_known_to_a_saved_model(tmp_path):
+    table = pd.DataFrame({"s": pd.Series(["a\ud800", "b"] * 20, dtype=object), "x": np.arange(40.0)})
+    model = VarTJEPA(**TINY).fit(table)
+    assert model.schema_.features[0].categories == ("a?", "b")
+    model.save(tmp_path / "m")
+    loaded = VarTJEPA.load(tmp_path / "m")
+    assert (loaded.schema_.encode(table).codes[:2] == [[2], [3]]).all()
+    np.testing.assert_array_equal(loaded.transform(table), model.transform(table))
+    assert model.impute(table, table.isna() | [True, False]).table["s"].isin(table["s"]).all()

@@ -163,3 +163,17 @@ def test_decimals_have_the_columns_digits():
         assert all(isinstance(of, Decimal) and of == round(of, 3) for of in filled[name])
     empty = table[:4].assign(arrow=pd.Series([None] * 4, dtype=arrow.dtype))
     assert model.impute(empty).table["arrow"].dtype == arrow.dtype
+
+
+def test_what_is_hidden_in_one_row_changes_no_other():
+    codes = 2**60 + 1 + 3 * (np.arange(_N) % 4)  # beyond what float64 tells apart
+    table = pd.DataFrame({"code": codes, "x": np.arange(_N) % 4 * 5.0, "small": np.arange(_N, dtype="uint8")})
+    model = VarTJEPA(**TINY, column_types={"code": "categorical"}).fit(table)
+    mask = np.zeros(table.shape, dtype=bool)
+    mask[:9, 1] = True
+    alone = model.impute(table, mask).cells
+    mask[-1, [0, 2]] = True
+    both = model.impute(table, mask)
+    pd.testing.assert_frame_equal(both.cells[both.cells["row"] < 9].reset_index(drop=True), alone)
+    assert both.table.dtypes.tolist() == table.dtypes.tolist()
+    assert both.table["code"].tolist()[:-1] == table["code"].tolist()[:-1]

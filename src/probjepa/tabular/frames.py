@@ -180,7 +180,9 @@ def _label(value: Any) -> Scalar:
         if not math.isfinite(value):
             return str(value)
         return int(value) if value.is_integer() else value
-    return value if isinstance(value, str | int) else str(value)
+    if isinstance(value, int):
+        return value
+    return str(value).encode("utf-8", "replace").decode()  # a lone surrogate is no text that JSON can hold
 
 
 def as_text(value: Any) -> str:

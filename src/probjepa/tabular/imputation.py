@@ -67,6 +67,18 @@ def hidden_cells(mask: Any, given: Any) -> npt.NDArray[np.bool_]:
     return hide
 
 
+def without(table: Any, hide: npt.NDArray[np.bool_]) -> Any:
+    """Return a frame (N, C) without the cells to hide (N, C); whole numbers stay the ones that they are."""
+    pd = pandas()
+    out = table.copy()
+    for column, cells in zip(table.columns, hide.T, strict=True):
+        series = table[column]
+        if cells.any() and getattr(series.dtype, "kind", "O") in "iu":  # of NumPy, which has no missing ones
+            series = pd.Series(pd.array(series.to_numpy()), index=series.index)
+        out[column] = series.mask(cells)
+    return out
+
+
 def described(schema: TableSchema, cells: CellDistribution, hidden: Tensor, reach: Tensor, start: int) -> Any:
     """Return the hidden cells' distributions as rows of ``Imputation.cells``, without ``marginal``.
 

@@ -18,7 +18,7 @@ from probjepa.tabular.copula import bins_for
 from probjepa.tabular.estimator import TableTransformer, rows_at_a_time
 from probjepa.tabular.fitting import split_rows, stretched
 from probjepa.tabular.frames import as_frame, named, pandas
-from probjepa.tabular.imputation import Imputation, described, filled, hidden_cells
+from probjepa.tabular.imputation import Imputation, described, filled, hidden_cells, without
 from probjepa.tabular.schema import ColumnType, NumericTransform
 from probjepa.tabular.skill import Skill
 from probjepa.tabular.tokens import Layout, Rows
@@ -476,7 +476,7 @@ class VarTJEPA(Thresholded, TableTransformer):
         called = as_frame(X, self.schema_.columns)
         hide = None if mask is None else hidden_cells(mask, called)
         given = self._by_position(called)
-        frame = self.schema_.frame(given if hide is None else given.mask(hide))
+        frame = self.schema_.frame(given if hide is None else without(given, hide))
         parts, start = [], 0
         for rows in self._batches(frame):
             with torch.no_grad():
