@@ -251,3 +251,12 @@ def test_what_a_signal_left_that_came_while_it_was_removed_goes_at_the_end(kind,
     files._discard_stages()
     assert list(tmp_path.iterdir()) == [parents]
     assert list(files._STAGES) == [parents]
+
+
+def test_a_model_is_not_saved_over_a_file(tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"x is a file: give the name of a folder$"):
+        small().save_pretrained(tmp_path / "x")
+    assert (tmp_path / "x").read_text() == "mine"
+    with pytest.raises(ArtifactError, match=r"File exists; choose another place$"):
+        files.write_text(tmp_path / "x" / "y", "text")

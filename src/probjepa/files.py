@@ -56,7 +56,10 @@ def regular(path: str | os.PathLike[str]) -> Path:
 def cannot_write(path: Path, error: OSError) -> ArtifactError:
     """Return the error of a file that cannot be written."""
     reason = error.strerror or first_line(error)
-    return ArtifactError(f"cannot write {path}: {reason}; free some space or choose another place")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return ArtifactError(
+        f"cannot write {path}: {reason}; {'free some space or ' if full else ''}choose another place"
+    )
 
 
 # a temporary name says whose it is: .NAME.HOST-PID-PROCESS-RANDOM.tmp; PROCESS tells two processes of one
@@ -171,6 +174,8 @@ def staged_directory(path: Path, last: str = CONFIG) -> Iterator[Path]:
     never leaves one model's weights under another's settings.
     """
     path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_dir():
+        raise ArtifactError(f"{path} is a file: give the name of a folder")
     try:
         fresh = not path.exists() or (not any(path.iterdir()) and os.access(path.parent, os.W_OK))
         stage = _stage_in(path.parent if fresh else path, path.name)
