@@ -244,7 +244,7 @@ def test_lanczos_has_the_moments_of_the_operator(steps: int, inputs: int) -> Non
     root = double(inputs, 8, 8)
     a, start = root @ root.mT, double(inputs, 8)
     start /= start.norm(dim=1, keepdim=True)
-    values, weights = _lanczos(lambda v: (a @ v[:, :, None])[:, :, 0], start, steps)
+    values, weights = _lanczos(lambda v: (a @ v[:, :, None])[:, :, 0], start, steps, 0.0)
     assert values.shape == weights.shape == (inputs, steps)
     assert bool((values.diff() >= 0).all())
     power = start
@@ -257,7 +257,7 @@ def test_lanczos_of_an_exhausted_space_gives_what_follows_no_weight() -> None:
     a = torch.diag(torch.tensor([4.0, 4.0, 1.0, 1.0, 9.0, 9.0])).double()
     start = torch.tensor([[1.0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]).double()
     start /= start.norm(dim=1, keepdim=True)
-    values, weights = _lanczos(lambda v: v @ a, start, 5)
+    values, weights = _lanczos(lambda v: v @ a, start, 5, 0.0)
     logs = torch.where(weights > 1e-12, values.clamp(min=1e-3).log(), 0.0)
     torch.testing.assert_close((weights * logs).sum(1), torch.tensor([math.log(4) / 2, math.log(9)]).double())
     torch.testing.assert_close(weights.sum(1), torch.ones(2).double())
@@ -268,7 +268,7 @@ def test_lanczos_keeps_its_vectors_orthogonal() -> None:
     basis = torch.linalg.qr(double(24, 24))[0]
     spectrum = torch.logspace(-8, 0, 24, dtype=torch.float64)
     a = basis @ torch.diag(spectrum) @ basis.T
-    values, _ = _lanczos(lambda v: v @ a, torch.full((1, 24), 24**-0.5).double(), 24)
+    values, _ = _lanczos(lambda v: v @ a, torch.full((1, 24), 24**-0.5).double(), 24, 0.0)
     torch.testing.assert_close(values[0], spectrum, rtol=1e-3, atol=1e-15)
 
 
@@ -385,7 +385,10 @@ def test_settings_that_are_refused(options: dict[str, Any], text: str) -> None:
     [
         {"rank": 1},
         {"rank": "auto"},
-        {"sketch_size": 1, "probes": 1, "steps": 1, "directions": 1},
+        {"estimator": "sketch", "sketch_size": 1},
+        {"estimator": "auto", "sketch_size": 1},
+        {"estimator": "slq", "probes": 1, "steps": 1},
+        {"estimator": "subspace", "directions": 1},
         {"estimator": "auto", "tolerance": 0.999},
         {"estimator": "sketch", "rank": "auto"},
         {"estimator": "folded", "rank": 3},
@@ -399,3 +402,19 @@ def test_settings_that_are_taken(options: dict[str, Any]) -> None:
 def test_one_step_and_one_probe_are_taken() -> None:
     f = nn.Linear(6, 4).double()
     assert torch.isfinite(jepa_score(f, double(2, 6), estimator="slq", steps=1, probes=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("setting", "of"),
+    [
+        ({"sketch_size": 64}, "sketch"),
+        ({"probes": 8}, "slq"),
+        ({"steps": 3}, "slq"),
+        ({"directions": 8}, "subspace"),
+    ],
+)
+def test_a_setting_of_another_estimator_is_refused(setting: dict[str, int], of: str) -> None:
+    Settings(estimator=of, **setting)  # type: ignore[arg-type]
+    for other in ("exact", "folded"):
+        with pytest.raises(ConfigError, match=f"{next(iter(setting))} goes with estimator='{of}'"):
+            Settings(estimator=other, **setting)  # type: ignore[arg-type]

@@ -91,3 +91,8 @@ def test_batch_norm_in_training_mode_is_refused_and_left_alone() -> None:
     with pytest.raises(ConfigError, match="training mode"):
         singular_vectors(model, torch.rand(4, 1, 6, 6), count=1)
     assert torch.equal(model[1].running_mean, torch.zeros(2))
+
+
+def test_a_count_is_a_whole_number() -> None:
+    with pytest.raises(ConfigError, match="the setting count takes a whole number"):
+        singular_vectors(nn.Linear(4, 3), torch.randn(2, 4), 2.5)  # type: ignore[arg-type]

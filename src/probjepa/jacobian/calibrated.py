@@ -144,9 +144,10 @@ class Calibration:
         spectra = torch.stack([_log_spectrum(one, self.how.eps) for one in square])
         each, error = self.line.predict(_features(spectra, live))
         few = live < p
+        most = min(self.how.rank, dim) if isinstance(self.how.rank, int) else dim
         return Volumes(
             log_volume=torch.where(few, whole.log_volume, _zero_rows(self.how, dim, live) + live * each),
-            used=torch.where(few, whole.used, dim),
+            used=torch.where(few, whole.used, most),
             rank=torch.where(few, whole.rank, -1),
             sigma_max=sigma[:, 0],
             sigma_min=sigma[:, -1],

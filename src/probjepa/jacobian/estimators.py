@@ -53,6 +53,10 @@ ESTIMATORS = ("exact", "folded", "sketch", "slq", "subspace", "auto")
 # a LayerNorm's eps (1e-5 or 1e-6) leaves of the direction it normalises away.
 RANK_TOLERANCE = 1e-4
 SKETCH_ROW_BLOCKS = 8  # the sketch holds an eighth of J at a time
+# "auto" may come to a sketch
+_SETTING_OF = {
+    "sketch_size": ("sketch", "auto"), "probes": ("slq",), "steps": ("slq",), "directions": ("subspace",)
+}  # fmt: skip
 _SKETCH_COLUMNS = 4096  # of the input, drawn at a time: part of what a seed means
 
 
@@ -97,6 +101,11 @@ class Settings:
             raise ConfigError(f"tolerance is {self.tolerance}: use a share of the scores' spread, as 0.02")
         if self.tolerance > 0 and self.estimator != "auto":
             raise ConfigError(f"tolerance goes with estimator='auto': '{self.estimator}' has no choice")
+        for name, of in _SETTING_OF.items():
+            if self.estimator not in of and getattr(self, name) != getattr(Settings, name):
+                raise ConfigError(
+                    f"{name} goes with estimator='{of[0]}': '{self.estimator}' has no use for it"
+                )
         if self.estimator in ("slq", "subspace") and rank is not None:
             raise ConfigError(
                 f"estimator='{self.estimator}' sees no single direction: use rank=None, or 'exact'"

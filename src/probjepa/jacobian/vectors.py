@@ -10,8 +10,10 @@ from torch import Tensor
 from probjepa.errors import ConfigError, DataError
 from probjepa.jacobian.encoders import as_encoder, exact_gradients, refuse_batch_dependence
 from probjepa.jacobian.rows import JacobianRows, Passes
+from probjepa.typed import settings_checked
 
 
+@settings_checked
 def singular_vectors(encoder: Any, images: Any, count: int = 4) -> tuple[Tensor, Tensor]:
     """Return each input's largest singular values (N, count) and right singular vectors (N, count, …).
 
