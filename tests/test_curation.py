@@ -186,6 +186,9 @@ def test_no_duplicates_is_no_error_and_a_bad_cosine_one_line(tmp_path):
     for wrong in ({"duplicates": 1.5}, {"against": some}):
         with pytest.raises(ConfigError, match=r"0\.96"):
             curate(flat(), some, tmp_path / "x", **wrong, **options)
+    for name in ("drop", "review", "duplicates"):
+        with pytest.raises(ConfigError, match=f"the setting {name} takes a number"):
+            curate(flat(), some, tmp_path / "x", **{name: "0.9"}, **options)
     assert not (tmp_path / "x").exists()
 
 

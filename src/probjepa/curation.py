@@ -24,6 +24,7 @@ from probjepa.report.sections import named
 from probjepa.scores import SetScorer, encode
 from probjepa.scores.table import leaves_one_out
 from probjepa.terminal import printable
+from probjepa.typed import check_plain
 
 _TEXTS = {
     "drop": "The least typical images: look here for files that do not belong in the set.",
@@ -131,6 +132,9 @@ def curate(
     ConfigError, DataError
         as ``score_set``, ``sort_out`` and ``duplicate_groups``; for ``against`` without ``duplicates``
     """
+    check_plain("drop", drop, float)
+    check_plain("review", review, float)
+    check_plain("duplicates", duplicates, float | None)
     check_shares(drop, review)
     if duplicates is not None:
         check_cosine(duplicates)

@@ -8,7 +8,7 @@ from detector_rows import FIT, TEST
 from scipy.spatial.distance import cdist
 from sklearn.covariance import LedoitWolf, ShrunkCovariance
 
-from probjepa.detectors import Mahalanobis
+from probjepa.detectors import KNN, Mahalanobis
 from probjepa.errors import ConfigError, DataError
 
 
@@ -128,3 +128,20 @@ def test_a_row_too_far_for_float64_has_the_lowest_score():
     detector = Mahalanobis().fit(FIT)
     for far in (1e160, 1e307):
         assert detector.score_samples(FIT[:3] * far).tolist() == [-np.inf] * 3
+
+
+def test_mahalanobis_says_what_helps():
+    with pytest.raises(DataError, match="the 1 sample to fit do not vary: give more"):
+        Mahalanobis("ledoit-wolf").fit(FIT[:1])
+    pair = np.array([[0.0, 1.0], [1.0, 1.0]])
+    with pytest.raises(ConfigError, match=r"singular .*: use shrinkage='ledoit-wolf'"):
+        Mahalanobis(0.0).fit(np.concatenate([pair, pair]))
+    with pytest.raises(ConfigError, match=r"singular .*: give more different rows"):
+        Mahalanobis("ledoit-wolf").fit(np.concatenate([pair, pair]))
+
+
+def test_mahalanobis_in_parts_takes_what_fit_takes():
+    with pytest.raises(ConfigError, match="the setting contamination takes a number"):
+        Mahalanobis(contamination="x").partial_fit(FIT)
+    with pytest.raises(ConfigError, match="merge takes another Mahalanobis, got a KNN"):
+        Mahalanobis().fit(FIT).merge(KNN().fit(FIT))

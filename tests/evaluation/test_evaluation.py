@@ -107,6 +107,15 @@ def test_the_name_test_is_taken(model):
         evaluate(model, images(60, 0), images(40, 1), {"test": images(30, 2)})
 
 
+def test_settings_are_of_their_type(model):
+    sets = images(9, 1), images(9, 2)
+    for name, value in (("n_bootstrap", "x"), ("reference_size", "12"), ("reference_size", 12.5)):
+        with pytest.raises(ConfigError, match=f"the setting {name} takes a whole number"):
+            evaluate(model, *sets, **{name: value})
+    with pytest.raises(ConfigError, match="ood is a list: give a mapping, name → set"):
+        evaluate(model, *sets, [sets[1]])
+
+
 def test_without_labels_there_are_no_accuracies(model):
     found = evaluate(model, images(60, 0, labels=False), images(40, 1), n_bootstrap=10)
     assert found.metrics["accuracy"] == {}

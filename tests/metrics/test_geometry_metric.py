@@ -156,3 +156,8 @@ def test_no_resamples_are_refused():
     mean, labels = clusters()
     with pytest.raises(ConfigError, match="n_bootstrap is 0"):
         uncertainty_geometry(mean, labels, {}, n_bootstrap=0)
+
+
+def test_measures_have_names():
+    with pytest.raises(ConfigError, match="the measures are a list: give a mapping"):
+        uncertainty_geometry(np.eye(4), [0, 0, 1, 1], [1])

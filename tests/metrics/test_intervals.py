@@ -94,3 +94,8 @@ def test_mcnemar_needs_the_same_rows():
         mcnemar([1, 0, 1], [1, 0])
     with pytest.raises(DataError, match="other than 0 and 1"):
         mcnemar([1, 0, 2], [1, 0, 1])
+
+
+def test_an_interval_of_infinite_values_has_ends():
+    found = bootstrap_interval([1.0, 2.0, -math.inf], np.median, n_bootstrap=200)
+    assert (found.low, found.high) == (-math.inf, 2.0)

@@ -364,6 +364,9 @@ def test_a_part_of_the_reference_is_the_score_of_those_rows():
     assert len(draw(40, 2, 0)) == 2  # the least
     assert len(set(draw(40, 39, 0).tolist())) == 39
     assert draw(40, 40, 0) is draw(40, None, 0) is None  # all
+    for size in ("12", 12.5):
+        with pytest.raises(ConfigError, match="the setting reference_size takes a whole number or null"):
+            draw(40, size, 0)
     expected, _ = SetScorer(encoder, "knn", reference=known[rows])(asked)
     np.testing.assert_array_equal(found, expected)
     whole, _ = SetScorer(encoder, "knn", reference=known, reference_size=40)(asked)

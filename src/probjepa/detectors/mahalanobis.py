@@ -23,6 +23,7 @@ from probjepa.detectors.base import (
 )
 from probjepa.errors import ConfigError, DataError
 from probjepa.metrics.moments import Moments
+from probjepa.typed import check_arguments, types_of
 
 
 class Mahalanobis(Detector):
@@ -62,6 +63,7 @@ class Mahalanobis(Detector):
         DataError, ConfigError
             as ``fit``; and where some parts have labels and others have none
         """
+        check_arguments(self.get_params(), types_of(type(self)))
         self._check_contamination()
         rows = self._checked(X, "the embeddings to fit", reset=not self.__sklearn_is_fitted__())
         self._join(self._moments_of(rows, *classes_of(y, len(rows))), threshold_rows(rows))
@@ -69,6 +71,8 @@ class Mahalanobis(Detector):
 
     def merge(self, other: Mahalanobis) -> Self:
         """Add the embeddings that another was fitted to, by another process say; errors as there."""
+        if not isinstance(other, Mahalanobis):
+            raise ConfigError(f"merge takes another Mahalanobis, got a {type(other).__name__}")
         if not other.__sklearn_is_fitted__():
             raise NotFittedError("the Mahalanobis to merge is not fitted: call fit(embeddings) first")
         if self.__sklearn_is_fitted__() and self.n_features_in_ != other.n_features_in_:
@@ -123,13 +127,14 @@ class Mahalanobis(Detector):
         eps = np.finfo(np.float64).eps
         # the mean of n equal numbers may miss them by rounding of this size
         if eigenvalues[-1] <= (n * eps * moments.largest) ** 2:
-            raise DataError(
-                f"Mahalanobis: the {counted(n)} to fit do not vary: the encoder collapsed, train it again"
-            )
+            why = "give more, different ones" if n == 1 else "the encoder collapsed, train it again"
+            raise DataError(f"Mahalanobis: the {counted(n)} to fit do not vary: {why}")
         if eigenvalues[0] <= dim * eps * eigenvalues[-1]:
+            given = self.shrinkage == "ledoit-wolf"  # of few rows it may shrink nothing
+            advice = "give more different rows" if given else "use shrinkage='ledoit-wolf'"
             raise ConfigError(
                 f"Mahalanobis: the covariance of these {n} embeddings is singular (constant or "
-                "dependent features): use shrinkage='ledoit-wolf', or drop those features"
+                f"dependent features): {advice}, or drop those features"
             )
         self._whitening = vectors / np.sqrt(eigenvalues)
         self._origin, self._unit = moments.means[0], moments.unit

@@ -21,6 +21,7 @@ from probjepa.data import Images
 from probjepa.data.labels import SharedLabels, labelled_rows
 from probjepa.data.records import UNLABELLED
 from probjepa.data.rows import as_column, identity
+from probjepa.errors import ConfigError
 from probjepa.evaluation.decisions import CALIBRATION, TEST, flagged_rates
 from probjepa.evaluation.figures import Evaluation, provenance
 from probjepa.evaluation.image_sets import (
@@ -43,12 +44,14 @@ from probjepa.scores import encode
 from probjepa.scores.detectors import knn_neighbour
 from probjepa.scores.own import uncertainty
 from probjepa.scores.sets import draw
+from probjepa.typed import settings_checked
 
 _SPECTRA = 64  # images of each set whose spectra are drawn
 _VECTORS = 6  # test images, and singular vectors of each, that are drawn
 _POSTERIOR = {"mean": "mean_variance", "kl_per_dimension": "kl", "anisotropy": "anisotropy"}
 
 
+@settings_checked
 def evaluate(
     method: Method,
     train: Any,
@@ -102,11 +105,14 @@ def evaluate(
     Raises
     ------
     ConfigError
-        for a name that two sets share, or an unknown codec
+        for a name that two sets share, an unknown codec, or a setting of another type
     DataError
         if a set has no row that is not in ``train``, the classes of ``test`` are not those of ``train``,
         test images are in ``calibration``, or every image of ``train`` has the embedding of a held-out one
     """
+    for role, named in {"ood": ood, "openood": openood}.items():
+        if named is not None and not isinstance(named, Mapping):
+            raise ConfigError(f"{role} is a {type(named).__name__}: give a mapping, name → set")
     check_names([*(ood or {}), *(openood or {})])
     held_out = {} if calibration is None else {CALIBRATION: calibration}
     given = {TRAIN: train, TEST: test, **held_out, **(ood or {}), **(openood or {})}

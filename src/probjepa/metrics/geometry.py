@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from probjepa._arrays import ArrayInput, as_features, as_labels, as_scores, directions
-from probjepa.errors import DataError
+from probjepa.errors import ConfigError, DataError
 from probjepa.metrics.intervals import check_bootstrap, percentile_interval
 from probjepa.typed import settings_checked
 
@@ -64,8 +64,10 @@ def uncertainty_geometry(
         for fewer than three rows or two classes, lengths that do not match, NaN or Inf (counted), or zero
         means, which have no direction
     ConfigError
-        for ``n_bootstrap`` < 1
+        for ``n_bootstrap`` < 1, or measures without names
     """
+    if not isinstance(measures, Mapping):
+        raise ConfigError(f"the measures are a {type(measures).__name__}: give a mapping, name → (N,)")
     check_bootstrap(n_bootstrap, 0.95)
     features = as_features(mean, "the posterior means")
     known, labelled = as_labels(labels, "the labels", rows=len(features))

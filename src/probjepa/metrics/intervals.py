@@ -50,7 +50,9 @@ def check_bootstrap(n_bootstrap: int, confidence: float) -> None:
 def percentile_interval(value: float, resampled: npt.NDArray[np.float64], confidence: float) -> Interval:
     """Return ``value`` with the central ``confidence`` share of its resampled values (B,)."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
+    # between infinities there is nothing to interpolate
+    method: Any = "linear" if np.isfinite(resampled).all() else "inverted_cdf"
+    low, high = np.quantile(resampled, [tail, 1 - tail], method=method)
     return Interval(float(value), float(low), float(high))
 
 

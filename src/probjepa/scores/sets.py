@@ -19,6 +19,7 @@ from probjepa.scores.base import Score
 from probjepa.scores.own import Own, own_names, uncertainty
 from probjepa.scores.table import leaves_one_out, score_class
 from probjepa.terminal import tracked
+from probjepa.typed import check_plain
 
 if TYPE_CHECKING:
     from probjepa.scores.base import Values
@@ -215,8 +216,9 @@ def draw(count: int, size: int | None, seed: int) -> npt.NDArray[np.intp] | None
     Raises
     ------
     ConfigError
-        for a size below 2
+        for a size below 2, or that is no whole number
     """
+    check_plain("reference_size", size, int | None)
     if size is not None and size < 2:
         raise ConfigError(f"reference_size is {size}: give at least 2 rows")
     if size is None or size >= count:
