@@ -423,3 +423,4 @@ def test_a_share_that_is_none_is_one_line(model, tmp_path, share):
 def test_settings_of_a_job_are_of_their_type(setting):
     with pytest.raises(ConfigError, match=f"the setting {next(iter(setting))} takes"):
         Job("model", **setting)
+    assert Job("a\udc80", reference="b\udc80").model == "a\udc80"  # a file's name that is no text

@@ -73,7 +73,9 @@ class Job:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for another type, a precision that processes would settle, or a rate alone."""
-        check_arguments(vars(self), types_of(Job))
+        types = types_of(Job).items()
+        # names of files may be no text
+        check_arguments(vars(self), {name: kind for name, kind in types if kind not in (str, str | None)})
         if self.precision == "auto":
             raise ConfigError("the precision of shards is the same in all processes: name float32 or bf16")
         if self.alpha is not None and self.calibration is None:
