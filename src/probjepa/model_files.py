@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from probjepa import __version__
 from probjepa.errors import ArtifactError, short
+from probjepa.files import CONFIG, DAMAGES, first_line, regular, staged_file
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-from probjepa.files import CONFIG, DAMAGES, first_line, regular, staged_file
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -35,18 +34,46 @@ _SEAL = b"\x08\x00"  # the length of the zip file's comment, which is a check su
 
 
 def write_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values as :func:`write_atomic` does, with a check sum."""
+    """Write tensors and plain values as :func:`write_atomic` does, with a check sum.
+
+    NumPy's numbers become Python's. Raises ArtifactError, before a file is touched, for values that
+    ``read_checkpoint`` would refuse, such as objects in the state of a user's callback.
+    """
     import torch
+
+    content = _without_numpy(content)
 
     # through memory: torch.save turns an OSError of its file into a RuntimeError about zip offsets
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, map_location="meta", weights_only=True)
+    except Exception as error:  # of its pickle; the second line names the type
+        reason = short(" ".join(str(error).splitlines()[:2]), 300)
+        raise ArtifactError(
+            f"{path} cannot hold what is neither a tensor nor a plain value ({reason}): give plain numbers "
+            "and tensors in the state of callbacks, loggers and settings"
+        ) from error
     with buffer.getbuffer() as whole:  # a view: a checkpoint may take much of the memory
         plain = whole[: -len(_SEAL)]
         with staged_file(Path(path), sync=True) as stage, open(stage, "wb") as file:
             file.write(plain)
             file.write(_SEAL + b"%08x" % zlib.crc32(plain))
         plain.release()
+
+
+def _without_numpy(value: Any) -> Any:
+    """A value with the NumPy numbers that dicts, lists and tuples in it hold as Python's."""
+    import numpy as np
+
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {_without_numpy(key): _without_numpy(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_without_numpy, value))
+    return value
 
 
 def read_checkpoint(

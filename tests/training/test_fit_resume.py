@@ -10,12 +10,14 @@ import sys
 import time
 
 import lightning.pytorch as L
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from probjepa.data import open_images
 from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, ProbjepaWarning
+from probjepa.methods.ijepa import IJEPA
 from probjepa.methods.vje import VJE
 from probjepa.model_files import read_checkpoint, write_checkpoint
 from probjepa.training import Interrupted, fit, runs
@@ -248,8 +250,74 @@ def test_a_count_that_is_none_is_seen_before_a_step(odd, tmp_path):
     loops = content["loops"]["fit_loop"]
     loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"] = odd
     write_checkpoint(place, content)
-    with pytest.raises(ArtifactError, match=r"does not fit this run \(the count completed is "):
+    with pytest.raises(ArtifactError, match=r"does not fit this run \(ValueError: the count completed is "):
         train(out, epochs=2, resume=True)
+
+
+class Fails(L.Callback):
+    def on_train_start(self, trainer, pl_module):
+        raise ValueError("a bug of my own")
+
+
+def test_an_error_of_a_callback_is_not_the_checkpoints(tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", callbacks=[SignalAt(2)], epochs=2)
+    with pytest.raises(ValueError, match=r"^a bug of my own$"):
+        train(tmp_path / "run", callbacks=[Fails()], epochs=2, resume=True)
+
+
+class Best(L.Callback):
+    def __init__(self, value):
+        self.value = value
+
+    def state_dict(self):
+        return {"best": [self.value]}
+
+
+def test_numbers_of_numpy_in_a_callbacks_state_are_kept_and_objects_refused_at_once(tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", callbacks=[Best(np.float64(0.5)), SignalAt(2)], epochs=2)
+    train(tmp_path / "run", callbacks=[Best(np.float64(0.5))], epochs=2, resume=True)
+    with pytest.raises(ArtifactError, match="cannot hold what is neither a tensor nor a plain value"):
+        train(tmp_path / "other", callbacks=[Best(object())], epochs=1)
+
+
+@pytest.mark.parametrize("precision", [32, "32-true"])
+def test_a_precision_that_is_a_number_is_resumed(tmp_path, precision):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", callbacks=[SignalAt(2)], epochs=2, precision=precision)
+    train(tmp_path / "run", epochs=2, precision=precision, resume=True)
+
+
+@pytest.mark.parametrize("option", [{"limit_train_batches": 2}, {"gradient_clip_algorithm": "value"}])
+def test_a_resume_without_an_option_of_the_trainer_is_refused(tmp_path, option):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", callbacks=[SignalAt(2)], **option)
+    with pytest.raises(ArtifactError, match=f"was made with {next(iter(option))}="):
+        train(tmp_path / "run", resume=True)
+    train(tmp_path / "run", resume=True, **option)
+
+
+def test_an_interruption_in_the_last_step_is_told_once_the_run_is_complete(tmp_path, whole):
+    with pytest.raises(Interrupted, match="the run is complete"):
+        train(tmp_path / "run", callbacks=[SignalAt(EPOCHS * STEPS - 1)])
+    assert_same_weights(whole[1], VJE.from_pretrained(tmp_path / "run" / "model"))
+
+
+@pytest.mark.parametrize("dtype", ["bf16-true", "64-true"])
+def test_constants_of_an_averaged_encoder_are_those_of_a_run_without_a_break(tmp_path, dtype):
+    def method():
+        torch.manual_seed(0)
+        sizes = {"patch_size": 8, "width": 24, "depth": 1, "heads": 2}
+        return IJEPA("vit", backbone_options=sizes, channels=1, image_size=32)
+
+    data = torch.randint(0, 256, (24, 1, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    kept = train(None, method(), data, precision=dtype)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", method(), data, precision=dtype, callbacks=[SignalAt(4)])
+    assert_same_weights(kept, train(tmp_path / "run", method(), data, precision=dtype, resume=True))
+    for mine, plain in zip(kept.teacher.module.buffers(), method().encoder.buffers(), strict=True):
+        assert torch.equal(mine, plain.to(mine.dtype))
 
 
 def test_an_existing_run_is_not_overwritten_unasked(tmp_path, whole):

@@ -107,7 +107,10 @@ class EMA(nn.Module):
         torch._foreach_lerp_(mine, theirs, weight)  # in one go, which a GPU needs
         if self.statistics == "batch":
             return
-        for kept, current in zip(self.module.buffers(), source.buffers(), strict=True):
+        saved = self.module.state_dict(keep_vars=True)  # other buffers are constants, such as positions
+        for (name, kept), current in zip(self.module.named_buffers(), source.buffers(), strict=True):
+            if name not in saved:
+                continue
             if kept.is_floating_point():
                 kept.lerp_(current.to(kept.dtype), weight)
             else:

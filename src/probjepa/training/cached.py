@@ -105,6 +105,8 @@ class CachedViews:
             after a signal; what is embedded is kept, where there is a folder
         """
         n, count, dim = self.shape
+        if isinstance(self._views, nn.Module):
+            self._views.to(self._method.device)
         if self._folder is None:
             values = np.empty(self.shape, np.float16)
             for start, part in self._parts(0, stop, progress):
@@ -113,6 +115,8 @@ class CachedViews:
             return
         path, key = self._folder / VIEWS_FILE, self._fingerprint(key)
         done = self._done(path, key)
+        if done and not self._are_first(path):
+            done = 0
         if done < n:
             self._folder.mkdir(parents=True, exist_ok=True)
             if not done:  # another set's count must not stand beside the first rows of this one
@@ -142,8 +146,6 @@ class CachedViews:
     def _parts(self, done: int, stop: StopRequest, progress: bool) -> Any:
         """The first row of each batch that is not done, and its embeddings (B, K, D)."""
         n = len(self)
-        if isinstance(self._views, nn.Module):
-            self._views.to(self._method.device)
         with ProgressBar(progress) as bar, evaluating(self._method):
             bar.start(n, done, "embedding views")
             for start in range(done, n, _ROWS_AT_A_TIME):
@@ -185,6 +187,14 @@ class CachedViews:
         except (OSError, *DAMAGES):
             return 0
         return rows if 0 <= rows <= len(self) and size >= rows * self.shape[1] * self.shape[2] * 2 else 0
+
+    def _are_first(self, path: Path) -> bool:
+        """Whether the first rows of the file are what is embedded now: a module's settings have no name."""
+        rows = min(_ROWS_AT_A_TIME, len(self))
+        with evaluating(self._method):
+            made = self._embedded(self.images.get(torch.arange(rows)).to(self._method.device), 0)
+        kept = np.fromfile(path, np.float16, made.size)
+        return kept.size == made.size and bool(np.allclose(kept, made.reshape(-1), rtol=1e-2, atol=1e-2))
 
     def _fingerprint(self, key: str) -> str:
         of = (key, self.shape, self._seed, weights_fingerprint(self._method.encoder))

@@ -110,6 +110,14 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
+class Restored(L.Callback):
+    """Take what a checkpoint holds before other callbacks start: their errors are not its fault."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at what was restored."""
+        cast(Module, pl_module).accept_restored()
+
+
 class Checkpointer(Checkpoint):
     """Write ``path`` at the end of every epoch, every ``every_seconds`` between, and at a requested stop.
 

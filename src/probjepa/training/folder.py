@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -134,6 +135,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, (str, Path)):
         return str(value)
+    if isinstance(value, np.generic):  # among them float64, which is a float
+        value = value.item()
     return value if isinstance(value, (int, float, type(None))) else f"<{type(value).__qualname__}>"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
 from probjepa.distributions.base import full_precision, unchecked
@@ -108,7 +109,10 @@ class Module(L.LightningModule):
                 "layer_decay is of an encoder's layers, and this one's are frozen: leave it out"
             )
         # fit adds what it knows of the data; a resume compares it all
-        self.fingerprint: dict[str, Any] = dict(self.settings)
+        self.fingerprint: dict[str, Any] = self.settings | {
+            "method": getattr(method, "name", type(method).__name__),
+            **{f"method.{key}": value for key, value in getattr(method, "settings", {}).items()},
+        }
         self.terms: dict[str, float] = {}
         self.restored = False
         self.logs = True  # fit logs where somebody listens: it takes longer than all else between two steps
@@ -146,10 +150,7 @@ class Module(L.LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """Look at the optimiser's state and the loop's counts, which a checkpoint may have given.
-
-        Warns of a Trainer that trains for more epochs than the schedule spans.
-        """
+        """Warn of a Trainer that trains for more epochs than the schedule spans; see ``accept_restored``."""
         epochs = int(self.settings["epochs"])
         if (self.trainer.max_epochs or 0) > epochs:
             warnings.warn(
@@ -158,16 +159,19 @@ class Module(L.LightningModule):
                 ProbjepaWarning,
                 stacklevel=2,
             )
+        self.accept_restored()
+
+    def accept_restored(self) -> None:
+        """Look at the optimiser's state and the loop's counts, which a checkpoint may have given."""
         check_state(self.trainer.optimizers[0])
         loops = self.trainer.fit_loop.state_dict()
         check_counts({name: state for name, state in loops.items() if name.endswith("progress")})
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Note that all that a checkpoint holds has been restored."""
         self.restored = True
 
     def on_fit_start(self) -> None:
         """Put the method in training mode, since Lightning keeps the mode that it finds; compile its loss."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            refuse_changing_steps(callback)
         self.method.train()
         if self._compile:
             # a step's kernels in one launch; gradients that add up would be overwritten by the next one's
@@ -276,6 +280,18 @@ class Module(L.LightningModule):
             naming the first thing that differs
         """
         check_signature(checkpoint, self.fingerprint)
+        trainer = getattr(self, "_trainer", None)
+        if trainer is not None and trainer.precision == "64-true":
+            self.method.double()  # Lightning restores the state before it makes the module so
+
+
+def refuse_changing_steps(callback: L.Callback) -> None:
+    """Raise ConfigError for a callback that changes how many steps a run has, and so the schedule."""
+    if isinstance(callback, GradientAccumulationScheduler):
+        raise ConfigError(
+            "a GradientAccumulationScheduler changes how many steps the learning rate's schedule has: give "
+            "accumulate_grad_batches=N"
+        )
 
 
 def _recipe(method: Method | VarJEPA) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.plugins import LayerSync, TorchSyncBatchNorm
 from torch import Tensor, nn
 
 from probjepa.distributed import summed
@@ -45,7 +45,9 @@ def lost_another(error: Exception) -> bool:
 class SyncBatchNorm(LayerSync):
     """Lightning plugin: batch normalisation by the rows of all processes, on a CPU; PyTorch's takes GPUs.
 
-    The layers stay the objects that they are, and are their old selves again when training ends.
+    The layers stay the objects that they are, and are their old selves again when training ends. One with a
+    forward pass of its own (timm's, with an activation) is as it was in evaluation mode, and is refused where
+    it is trained.
     """
 
     def __init__(self) -> None:
@@ -54,9 +56,9 @@ class SyncBatchNorm(LayerSync):
     def apply(self, model: nn.Module) -> nn.Module:
         """Synchronise every layer of batch normalisation."""
         for layer in model.modules() if torch.distributed.get_world_size() > 1 else ():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and type(layer) is not _Synchronised:
-                self._before[layer] = type(layer)
-                layer.__class__ = _Synchronised
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, _Synchronised):
+                kind = self._before[layer] = type(layer)
+                layer.__class__ = type(kind.__name__, (_Synchronised, kind), {"kind": kind})
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
@@ -67,13 +69,37 @@ class SyncBatchNorm(LayerSync):
         return model
 
 
+class TorchSync(TorchSyncBatchNorm):
+    """Lightning's plugin for GPUs; it would drop what a layer's own forward pass does beside."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Synchronise every layer of batch normalisation; ConfigError for one of the user's own."""
+        for layer in model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                _refuse_own(type(layer))
+        converted: nn.Module = super().apply(model)
+        return converted
+
+
+def _refuse_own(kind: type[nn.Module]) -> None:
+    """Raise ConfigError for a kind of batch normalisation whose forward pass is not PyTorch's."""
+    if not kind.forward.__module__.startswith("torch.nn."):
+        raise ConfigError(
+            f"a {kind.__name__} has a forward pass of its own, which several processes cannot synchronise: "
+            "pass sync_batchnorm=False, train in one process, or freeze the encoder"
+        )
+
+
 class _Synchronised(nn.modules.batchnorm._BatchNorm):
+    kind: type[nn.Module]
+
     def _check_input_dim(self, input: Tensor) -> None:
         """Take what the layer has taken so far."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(x)
+            return super().forward(x)  # the layer's own
+        _refuse_own(self.kind)
         axes = [axis for axis in range(x.ndim) if axis != 1]
         with torch.autocast(x.device.type, enabled=False):
             wide = x.float() if x.dtype.itemsize < 4 else x

@@ -15,6 +15,9 @@ from probjepa.methods.card import plain_record
 from probjepa.training.folder import left_out, weights_fingerprint
 from probjepa.training.settings import FitSettings
 
+# options of a Trainer that change the numbers, beside those that are always compared
+_CHANGING = ("limit_train_batches", "gradient_clip_algorithm", "sync_batchnorm")
+
 
 def of_data(images: Images | Stream, held_out: Images | None) -> dict[str, Any]:
     """Return where a run's images are from, and how many of them were left out."""
@@ -30,9 +33,11 @@ def of_settings(settings: FitSettings) -> dict[str, Any]:
     return {"channels_last": settings.channels_last, "compile": settings.compile} | unusual
 
 
-def fingerprint(method: Method, views: Any, trainer: L.Trainer, settings: FitSettings) -> dict[str, Any]:
+def fingerprint(
+    method: Method, views: Any, trainer: L.Trainer, settings: FitSettings, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a resumed run must have in common with the interrupted one, besides its settings."""
-    given: dict[str, Any] = {}
+    given = {name: options[name] for name in _CHANGING if options.get(name) is not None}
     if views is not None:
         named = getattr(views, "__qualname__", type(views).__name__)  # a function's own name, a module's type
         given["views"] = views if isinstance(views, str | int) else named

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as L
+import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from probjepa.data import Images, ImageSet
@@ -25,7 +27,7 @@ from probjepa.methods.base import Method
 from probjepa.terminal import say
 from probjepa.training.auto import choose, remembered, using_threads
 from probjepa.training.cached import CachedViews, drawn_views
-from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine
+from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine, Restored
 from probjepa.training.device import resolve_device
 from probjepa.training.folder import RunFolder, data_fingerprint
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
@@ -34,7 +36,7 @@ from probjepa.training.module import Module, views_for
 from probjepa.training.monitors import CollapseMonitor, Monitor, OnlineKNN, sample_rows
 from probjepa.training.processes import batch_size_of_each, lost_another
 from probjepa.training.record import fingerprint, for_the_card, of_data, of_settings
-from probjepa.training.settings import FitSettings, split_settings, with_settings
+from probjepa.training.settings import FitSettings, check_epochs, split_settings, with_settings
 from probjepa.training.trainer import (
     as_list,
     check_options,
@@ -43,6 +45,7 @@ from probjepa.training.trainer import (
     make_trainer,
     quiet_lightning,
 )
+from probjepa.typed import checked
 
 M = TypeVar("M", bound=Method)
 
@@ -131,9 +134,14 @@ def fit(
         if a loss or gradient is not finite
     """
     _check_trains(method)
+    epochs = checked("epochs", epochs, int)
+    check_epochs(epochs)
+    precision = str(checked("precision", precision, str | int))
     settings, trainer_options = split_settings(FitSettings, options)
     processes = started()
     check_options(trainer_options, inspect.signature(fit).parameters)
+    trainer_options |= {k: v.item() for k, v in trainer_options.items() if isinstance(v, np.generic)}
+    _refuse_stream(data, settings)
     device = resolve_device(settings.device)
     folder = _run_folder(out, resume=resume, overwrite=overwrite)
     loggers = [make_logger(logger, folder) for logger in settings.loggers]
@@ -183,6 +191,7 @@ def fit(
     ):
         table = MetricsTable(folder.metrics if folder else None)
         callbacks = [
+            Restored(),
             *_monitors(images, held_out, epochs, settings, frozen=method.frozen),
             table,
             *([ProgressLine()] if progress else []),
@@ -198,7 +207,7 @@ def fit(
             settings = dataclasses.replace(settings, batch_size=each)
         batch = {"batch_size": settings.batch_size, "processes": trainer.world_size}
         module.fingerprint |= {"global_batch_size": math.prod(batch.values()), "precision": precision}
-        module.fingerprint |= fingerprint(method, views, trainer, settings)
+        module.fingerprint |= fingerprint(method, views, trainer, settings, trainer_options)
         if isinstance(source, Stream):
             module.fingerprint["stream_lanes"] = lane_count(trainer.world_size)
         if folder is not None:
@@ -213,15 +222,15 @@ def fit(
                 module.on_load_checkpoint(AtomicCheckpointIO().load_checkpoint(folder.checkpoint))
             method.to(device)
             seen = {k: v for k, v in module.fingerprint.items() if k.startswith(("data_", "views"))}
-            recipe = (method.view_recipe, method.preprocess.config())
+            recipe = (method.view_recipe, method.preprocess.config(), method.settings | method.source)
             cached.make(stop, key=repr((seen, recipe)), progress=progress)
-        if resume and precision == "64-true":
-            method.double()  # Lightning restores the state before it makes the module so
         _train(trainer, module, cached or source, settings, folder, stop, resume=resume)
     method.eval().to(device)
     method.card_text, method.run_record = None, for_the_card(source, batch | module.fingerprint, table.rows)
     if folder is not None and trainer.is_global_zero:
         method.save_pretrained(folder.model)
+    if stop:  # in the last step or after it
+        raise Interrupted("interrupted after the last step: the run is complete")
     return method
 
 
@@ -246,6 +255,8 @@ def _run_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> Run
         if resume or overwrite:
             raise ConfigError("resume and overwrite are about a run folder: give its path as out")
         return None
+    if not isinstance(out, str | Path):
+        raise ConfigError(f"out takes the path of a folder, got {short(repr(out))}")
     folder = RunFolder(out)
     if is_first_process():  # a second process of a distributed run finds the folder that the first has made
         folder.check(resume=resume, overwrite=overwrite)
@@ -302,9 +313,12 @@ def _train(
         if checkpoint is None or module.restored or isinstance(error, ProbjepaError):
             raise
         raise ArtifactError(
-            f"the checkpoint {checkpoint} does not fit this run ({short(first_line(error), 100)}): start "
-            "from scratch with overwrite"
+            f"the checkpoint {checkpoint} does not fit this run ({type(error).__name__}: "
+            f"{short(first_line(error), 100)}): if it is the checkpoint's fault, start from scratch with "
+            "overwrite"
         ) from error
+    except MisconfigurationException as error:
+        raise ConfigError(f"Lightning cannot train with these settings: {short(error, 200)}") from error
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         if not stop:
             raise
@@ -323,6 +337,15 @@ def _open(method: Method, source: Any, settings: FitSettings) -> Images | Stream
         source, stream=settings.stream, buffer=settings.stream_buffer, seed=settings.seed, size=size,
         channels=method.preprocess.channels, on_error=settings.on_error, convert=convert,
     )  # fmt: skip
+
+
+def _refuse_stream(data: Any, settings: FitSettings) -> None:
+    """Raise ConfigError where data that are opened already are not streamed as is asked."""
+    if isinstance(data, Images | Stream) and settings.stream not in ("auto", isinstance(data, Stream)):
+        raise ConfigError(
+            f"stream={settings.stream} is for data that fit opens, and this is a {type(data).__name__}: "
+            "leave it out"
+        )
 
 
 def _sample(images: Images | Stream) -> Images:

@@ -14,13 +14,13 @@ import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins import TorchSyncBatchNorm
 
 from probjepa.errors import ConfigError, MissingExtraError, short, unknown_name
 from probjepa.model_files import quiet
 from probjepa.training.callbacks import AtomicCheckpointIO
 from probjepa.training.folder import RunFolder
-from probjepa.training.processes import SyncBatchNorm
+from probjepa.training.module import refuse_changing_steps
+from probjepa.training.processes import SyncBatchNorm, TorchSync
 from probjepa.typed import checked
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -39,6 +39,14 @@ def check_options(options: Mapping[str, Any], others: Iterable[str]) -> None:
     accumulate = checked("accumulate_grad_batches", options.get("accumulate_grad_batches", 1), int)
     if accumulate < 1:
         raise ConfigError(f"accumulate_grad_batches must be 1 or more, got {accumulate}")
+    if options.get("overfit_batches"):
+        raise ConfigError("overfit_batches would take other images each epoch: give fit fewer images")
+    if options.get("limit_train_batches") == 0:
+        raise ConfigError("limit_train_batches is 0, which trains nothing: leave it out")
+    for callback in as_list(options.get("callbacks")):
+        if not isinstance(callback, L.Callback):
+            raise ConfigError(f"callbacks takes callbacks of lightning.pytorch, got {short(repr(callback))}")
+        refuse_changing_steps(callback)
 
 
 def as_list(given: Any) -> list[Any]:
@@ -48,19 +56,23 @@ def as_list(given: Any) -> list[Any]:
 
 @contextmanager
 def deterministic_as_before() -> Iterator[None]:
-    """Put back, after the block, what a Trainer with ``deterministic`` or ``benchmark`` sets in a process."""
+    """Put back, after the block, what a Trainer sets in a process: determinism, benchmarks, gradients."""
     asked, warns = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     cudnn, workspace = torch.backends.cudnn.benchmark, os.environ.get(_WORKSPACE)
+    gradients = torch.is_grad_enabled()
     try:
         yield
     finally:
+        torch.set_grad_enabled(gradients)
         torch.use_deterministic_algorithms(asked, warn_only=warns)
         torch.backends.cudnn.benchmark = cudnn
         if workspace is None:
             os.environ.pop(_WORKSPACE, None)
+        else:
+            os.environ[_WORKSPACE] = workspace
 
 
 def make_logger(logger: str | Logger, folder: RunFolder | None) -> Logger:
@@ -89,7 +101,7 @@ def make_trainer(device: torch.device, options: Mapping[str, Any]) -> L.Trainer:
     }
     plugins = [*as_list(options.get("plugins")), AtomicCheckpointIO()]
     if options.get("sync_batchnorm", True):
-        plugins.append(TorchSyncBatchNorm() if device.type == "cuda" else SyncBatchNorm())
+        plugins.append(TorchSync() if device.type == "cuda" else SyncBatchNorm())
     try:
         return L.Trainer(**{**ours, **options, "sync_batchnorm": False, "plugins": plugins})
     except (TypeError, ValueError, MisconfigurationException) as error:
