@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from probjepa.draws import sklearn_seed
 from probjepa.scores.base import Features, Score
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ class Detector(Score):
 
     def make(self, count: int) -> Any:
         """Return an unfitted detector for ``count`` rows."""
+        from probjepa.draws import sklearn_seed  # with torch, which the table of scores does without
+
         known = inspect.signature(self.kind).parameters
         seeds = {"seed": self.seed, "random_state": sklearn_seed(self.seed)}
         return self.kind(**{name: seed for name, seed in seeds.items() if name in known})
