@@ -228,3 +228,28 @@ def test_another_target_is_done_again(places, tmp_path):
     (copy / "config.yaml").unlink()  # which said that y is no feature
     with pytest.raises(DataError, match="'y'"):
         embed(copy)
+
+
+def test_categories_that_look_like_numbers_in_one_part_are_texts_there_too(tmp_path):
+    random = np.random.default_rng(0)
+    codes = random.choice(["01", "02", "2A"], size=90)
+    frame = pd.DataFrame({"x": random.normal(size=90), "code": codes})
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    settings += ["--set", "column_types={code: categorical}"]
+    made = ["--out", str(tmp_path / "run"), "--epochs", "2", "--device", "cpu", "-q", *settings]
+    assert run(["train", "t-jepa", "--data", str(tmp_path / "train.csv"), *made]) == 0
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rest = frame.sort_values("code", ignore_index=True)
+    digits = rest["code"] != "2A"
+    rest[digits].to_csv(folder / "a.csv", index=False)
+    rest[~digits].to_csv(folder / "b.csv", index=False)
+    rest.to_csv(tmp_path / "all.csv", index=False)
+    for data, out in (("all.csv", "one.parquet"), ("in", "out")):
+        words = ["embed", str(tmp_path / "run"), "--data", str(tmp_path / data), "--device", "cpu", "-q"]
+        assert run([*words, "--out", str(tmp_path / out)]) == 0
+    one = pq.read_table(tmp_path / "one.parquet")["embedding"].to_pylist()
+    parts = [pq.read_table(tmp_path / "out" / f"{name}.parquet")["embedding"] for name in "ab"]
+    found = [row for of in parts for row in of.to_pylist()]
+    np.testing.assert_allclose(found, one, atol=1e-5)

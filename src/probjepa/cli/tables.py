@@ -111,7 +111,8 @@ class TableModel:
         return named_rows(self._table(data, self.target), self.columns, self.target)
 
     def _table(self, path: str, target: str | None) -> Any:
-        return read_table(path, target, self.columns, **text_for(path, self.shared.text, self._text))
+        text = text_for(path, self.shared.text, self._text)
+        return read_table(path, target, self.columns, self.model.schema_.texts, **text)
 
     def _say_unknown(self, features: Any) -> None:
         schema = self.model.schema_

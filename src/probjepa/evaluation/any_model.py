@@ -60,9 +60,10 @@ def evaluate(
         raise ConfigError("an evaluation on tables needs target=, the column of classes to predict")
     others = {name: options.pop(name, None) for name in ("validation", "calibration")}
     given = {"train": train, "test": test, **others}
-    columns = getattr(getattr(model, "schema_", None), "columns", ())
+    schema = getattr(model, "schema_", None)
+    known = [getattr(schema, name, ()) for name in ("columns", "texts")]
     opened = {
-        name: read_table(of, options["target"], columns) if isinstance(of, str | Path) else of
+        name: read_table(of, options["target"], *known) if isinstance(of, str | Path) else of
         for name, of in given.items()
     }
     return evaluate_table(model, **opened, **options)

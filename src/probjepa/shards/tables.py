@@ -116,7 +116,7 @@ class _Table:
 
     def _rows(self, source: str, before: str = "") -> tuple[Any, Columns]:
         text = text_for(source, self.job.text or {}, self._text)
-        frame = read_table(source, self.target, self.columns, **text)
+        frame = read_table(source, self.target, self.columns, self.model.schema_.texts, **text)
         return named_rows(frame, self.columns, self.target, before)
 
     def _made(self, features: Any) -> Columns:

@@ -57,7 +57,11 @@ def number_pattern(decimal: str = ".", thousands: str | None = None) -> str:
 
 
 def read_table(
-    source: str | Path, target: str | None = None, features: Sequence[str] = (), **text: Any
+    source: str | Path,
+    target: str | None = None,
+    features: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    **text: Any,
 ) -> Any:
     """Return a file as a DataFrame with string names; its suffix, one of ``SUFFIXES``, says of which kind.
 
@@ -72,6 +76,8 @@ def read_table(
         the column of classes
     features
         columns that are neither ids nor classes, whatever they are called
+    texts
+        columns whose cells are texts, whatever they look like: 01 in this file and 2A in another
     text
         of a text file: ``sep``, ``decimal`` and ``na_values``, as pandas has them, and ``thousands``
 
@@ -101,6 +107,7 @@ def read_table(
             thousands = how.pop("thousands", None)
             names = id_column(pd.read_csv(path, **how, nrows=0), [*features, str(target)])
             kept = [name for name in (names, target) if name is not None and name not in features]
+            kept += [name for name in texts if name not in kept]
             frame = pd.read_csv(path, **how, low_memory=False, dtype=dict.fromkeys(kept, str))
             decimal = text.get("decimal", ".")
             for name in () if thousands is None else frame.columns.difference(kept):

@@ -242,6 +242,12 @@ class TableSchema:
                 f"column {twice[0].name!r} is called like a part of the date {twice[0].column!r}: rename it"
             )
         self.columns = tuple(dict.fromkeys(feature.column for feature in features))
+        #: columns whose categories are texts; a file in which all of them look like numbers holds them too
+        self.texts = tuple(
+            feature.column
+            for feature in features
+            if feature.categories and all(isinstance(known, str) for known in feature.categories)
+        )
 
     @classmethod
     def infer(
