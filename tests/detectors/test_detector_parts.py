@@ -92,7 +92,7 @@ def test_parts_that_do_not_fit_together_are_one_line():
         "give all, or none": lambda: parts.partial_fit(FIT, np.arange(400) % 2),
         "not fitted": lambda: parts.merge(Mahalanobis()),
         "at least 6 rows": lambda: Mahalanobis().partial_fit(FIT[:5]).score_samples(TEST),
-        "shrinkage is 'oas': use None, a number": lambda: (
+        "the setting shrinkage takes a number or 'ledoit-wolf' or null": lambda: (
             Mahalanobis("oas").partial_fit(FIT).score_samples(TEST)
         ),
     }.items():

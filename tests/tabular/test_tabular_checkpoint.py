@@ -180,7 +180,7 @@ def test_writing_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
         written.append(clock[0])
         clock[0] += 1.0
 
-    monkeypatch.setattr(module.files, "write_checkpoint", slow)
+    monkeypatch.setattr(module.model_files, "write_checkpoint", slow)
     checkpoint = FitCheckpoint(tmp_path / "fit.ckpt")
     for _ in range(50):
         clock[0] += 1.0
