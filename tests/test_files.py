@@ -116,7 +116,9 @@ def test_a_place_that_cannot_be_written(tmp_path):
         lambda: small().save_pretrained(tmp_path / "file" / "model"),
         lambda: files.write_text(tmp_path / "file" / "x.json", ""),
     ):
-        with pytest.raises(ArtifactError, match=r"cannot write|is a file: give the name of a folder") as error:
+        with pytest.raises(
+            ArtifactError, match=r"cannot write|is a file: give the name of a folder"
+        ) as error:
             write()
         assert "\n" not in str(error.value)
 
