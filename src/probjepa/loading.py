@@ -132,10 +132,9 @@ def is_of_tables(source: str | Path) -> bool:
 
 def target_of(source: str | Path) -> str | None:
     """Return the column that the run of a model of tables left out as its target; None: no run says any."""
-    folder = model_folder(source, {})
-    if folder.name != "model":
-        return None  # of no run
-    settings = folder.parent / "config.yaml"
+    settings = _run_settings(source)
+    if settings is None:
+        return None
     try:
         target = read_mapping(settings).get("target")
     except ConfigError:
@@ -148,8 +147,14 @@ def text_of(source: str | Path) -> dict[str, Any]:
     """Return how the text that the run of a model of tables was fitted to is written; {}: no run says it."""
     from probjepa.tabular.files import recorded_text
 
+    settings = _run_settings(source)
+    return {} if settings is None else recorded_text(settings)
+
+
+def _run_settings(source: str | Path) -> Path | None:
+    """Where the run that a model is of would say its settings; None: it stands in no run's folder."""
     folder = model_folder(source, {})
-    return recorded_text(folder.parent / "config.yaml") if folder.name == "model" else {}
+    return folder.parent / "config.yaml" if folder.name == "model" else None
 
 
 def _names_backbone(source: str | Path) -> bool:

@@ -179,9 +179,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """A value with its NaN and infinities as text, and NumPy's numbers as Python's."""
-    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-        value = value.item()
+    """A value with its NaN and infinities as text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return _inside(_finite, value)

@@ -66,18 +66,15 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
 
 
 def test_a_trainer_of_ones_own_refuses_them_too():
-    trainer = L.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})],
-    )  # fmt: skip
+    trainer = own_trainer(2, callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})])
     with pytest.raises(ConfigError, match="give accumulate_grad_batches=N"):
         trainer.fit(Module(method(), epochs=2), make_loader(pj.open_images(images()), 8, seed=0))
 
 
-def own_trainer(epochs, precision="32-true"):
+def own_trainer(epochs, precision="32-true", **more):
     return L.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, precision=precision,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, **more,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ takes a split as it is, as published tables do: see ``tabular.files.stands_in`` 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -82,6 +82,12 @@ def _labelled(frame: Any, target: str, name: str) -> tuple[Any, int]:
     if not known.any():
         raise DataError(f"the target column '{target}' of {name} is missing in every row: give labelled rows")
     return frame[known], int((~known).sum())
+
+
+def _dates_as(model: Any) -> Callable[[Any], Any]:
+    """What reads the dates of a table as a fitted model does; nothing, where there is none."""
+    read: Callable[[Any], Any] = getattr(getattr(model, "schema_", None), "dated", lambda frame: frame)
+    return read
 
 
 def _not_in_train(calibration: Any, seen: npt.NDArray[np.bool_], name: str) -> Any:
@@ -167,7 +173,7 @@ def evaluate_table(
     absent = check_classes(asked, classes.tolist(), f"the column '{target}' of {names[1]}")
     for name, frame in zip(names, (train, test), strict=True):
         _check_columns(frame.columns.drop(target), expected, name)
-    dated = getattr(getattr(model, "schema_", None), "dated", lambda frame: frame)
+    dated = _dates_as(model)
 
     def in_both(rows: Any, others: Any) -> npt.NDArray[np.bool_]:
         return stands_in(dated(rows[expected]), dated(others[expected]))
@@ -284,7 +290,7 @@ def evaluate_once(
         model = model(seed).fit(tables[0])
     if column_types is None and model is not None:
         column_types = {feature.column: feature.type for feature in model.schema_.features}
-    dated = getattr(getattr(model, "schema_", None), "dated", lambda frame: frame)
+    dated = _dates_as(model)
     plain = [dated(table) if len(table) else table for table in tables]  # dates as the model reads them
     raw = RawFeatures(column_types).fit(plain[0])
     empty = np.zeros((0, 0), np.float32)

@@ -19,9 +19,9 @@ from probjepa.tabular.rows import id_column
 from probjepa.typed import check_settings, checked
 from probjepa.yaml_files import read_mapping
 
-SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".feather", ".arrow")
-_SEPARATORS = (";", "\t", "|")
 _TEXTS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+SUFFIXES = (*_TEXTS, ".parquet", ".feather", ".arrow")
+_SEPARATORS = (";", "\t", "|")
 _TRUTH = ("True", "TRUE", "true", "False", "FALSE", "false")
 
 
@@ -97,7 +97,7 @@ def read_table(
     if not path.is_file():
         why = "it is no regular file" if path.exists() and not path.is_dir() else "check the path"
         raise DataError(f"no such table: '{path}': {why}")
-    written = kind.startswith((".csv", ".tsv"))
+    written = kind in _TEXTS
     if text and not written:
         raise DataError(f"'{path}' is no text: leave {', '.join(text)} out")
     _check_marks(text)

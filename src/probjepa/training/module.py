@@ -21,7 +21,7 @@ from probjepa.training.checkpoint import check_signature, sign
 from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
 from probjepa.training.schedules import step_seed, warmup_cosine
 from probjepa.training.settings import LoopSettings, check_epochs, split_settings, with_settings
-from probjepa.typed import checked
+from probjepa.typed import check_plain
 
 if TYPE_CHECKING:
     from probjepa.methods.base import Method
@@ -93,7 +93,7 @@ class Module(L.LightningModule):
         **settings: Any,
     ) -> None:
         super().__init__()
-        epochs = checked("epochs", epochs, int)
+        epochs = check_plain("epochs", epochs, int)
         check_epochs(epochs)
         loop, unknown = split_settings(LoopSettings, settings)
         for name in unknown:

@@ -36,7 +36,7 @@ def of_settings(settings: FitSettings) -> dict[str, Any]:
 def fingerprint(
     method: Method, views: Any, trainer: L.Trainer, settings: FitSettings, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a resumed run must have in common with the interrupted one, besides its settings."""
+    """What a resumed run must have in common with the interrupted one, besides what its ``Module`` says."""
     given = {name: options[name] for name in _CHANGING if options.get(name) is not None}
     if views is not None:
         named = getattr(views, "__qualname__", type(views).__name__)  # a function's own name, a module's type
@@ -50,8 +50,7 @@ def fingerprint(
         given |= {"method.mean": prepared["mean"], "method.std": prepared["std"]}
     return {
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "method": method.name,
-        **{f"method.{key}": value for key, value in (method.settings | method.source).items()},
+        **{f"method.{key}": value for key, value in method.source.items()},
         **given,
     }
 

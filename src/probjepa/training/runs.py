@@ -40,12 +40,12 @@ from probjepa.training.settings import FitSettings, check_epochs, split_settings
 from probjepa.training.trainer import (
     as_list,
     check_options,
-    deterministic_as_before,
     make_logger,
     make_trainer,
+    process_as_before,
     quiet_lightning,
 )
-from probjepa.typed import checked
+from probjepa.typed import check_plain
 
 M = TypeVar("M", bound=Method)
 
@@ -134,9 +134,9 @@ def fit(
         if a loss or gradient is not finite
     """
     _check_trains(method)
-    epochs = checked("epochs", epochs, int)
+    epochs = check_plain("epochs", epochs, int)
     check_epochs(epochs)
-    precision = str(checked("precision", precision, str | int))
+    precision = str(check_plain("precision", precision, str | int))
     settings, trainer_options = split_settings(FitSettings, options)
     processes = started()
     check_options(trainer_options, inspect.signature(fit).parameters)
@@ -185,7 +185,7 @@ def fit(
     with (
         stop_on_signal() as stop,
         quiet_lightning(),
-        deterministic_as_before(),
+        process_as_before(),
         forked(device),
         using_threads(how.threads),
     ):

@@ -21,7 +21,7 @@ from probjepa.training.callbacks import AtomicCheckpointIO
 from probjepa.training.folder import RunFolder
 from probjepa.training.module import refuse_changing_steps
 from probjepa.training.processes import SyncBatchNorm, TorchSync
-from probjepa.typed import checked
+from probjepa.typed import check_plain
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -36,7 +36,7 @@ def check_options(options: Mapping[str, Any], others: Iterable[str]) -> None:
             raise ConfigError(f"{name} is set by {taken[name]}: give that instead")
         if name not in own:
             raise unknown_name("setting", name, {*own, *others} - {"self", "trainer_options", *taken})
-    accumulate = checked("accumulate_grad_batches", options.get("accumulate_grad_batches", 1), int)
+    accumulate = check_plain("accumulate_grad_batches", options.get("accumulate_grad_batches", 1), int)
     if accumulate < 1:
         raise ConfigError(f"accumulate_grad_batches must be 1 or more, got {accumulate}")
     if options.get("overfit_batches"):
@@ -55,7 +55,7 @@ def as_list(given: Any) -> list[Any]:
 
 
 @contextmanager
-def deterministic_as_before() -> Iterator[None]:
+def process_as_before() -> Iterator[None]:
     """Put back, after the block, what a Trainer sets in a process: determinism, benchmarks, gradients."""
     asked, warns = (
         torch.are_deterministic_algorithms_enabled(),
