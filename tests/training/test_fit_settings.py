@@ -97,9 +97,21 @@ def test_the_adapter_checks_the_same_and_says_the_nearest_name():
         ({"learning_rate": "fast"}, "learning_rate takes a number or null, got 'fast'"),
         ({"learning_rat": 1.0}, "unknown setting 'learning_rat', did you mean 'learning_rate'"),
         ({"batch_size": 8}, "unknown setting 'batch_size'"),
+        ({"channels_last": "yes"}, "channels_last takes true or false, got 'yes'"),
+        ({"compile": "no"}, "compile takes true or false, got 'no'"),
     ]:
         with pytest.raises(ConfigError, match=message):
             Module(method(), epochs=1, **settings)
+
+
+def test_the_adapter_takes_methods_alone():
+    for what, message in [
+        ("vje", "method is a module such as pj.VJE.backbone., got 'vje'"),
+        (pj.VJE, "method is a module such as pj.VJE.backbone., got <class"),
+        (nn.Linear(2, 2), "a Linear has no loss and no after_step"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            Module(what, epochs=1)
 
 
 def test_numpy_numbers_and_devices_are_taken():

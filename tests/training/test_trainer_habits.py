@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import probjepa as pj
 from probjepa.data import ImageSet
-from probjepa.errors import ArtifactError, ConfigError, ProbjepaWarning
+from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning
 from probjepa.training import Interrupted, Module
 from probjepa.training.checkpoint import check_signature, sign
 from probjepa.training.loader import _read_ahead
@@ -195,6 +195,20 @@ def test_a_trainer_of_one_s_own_is_told_of_a_loader_without_a_length_and_of_too_
     L.Trainer(max_epochs=1, limit_train_batches=2, **QUIET).fit(Module(method(), epochs=1), loader(Endless()))
     with pytest.warns(ProbjepaWarning, match="the schedule ends after 1 epochs, and the Trainer goes on"):
         L.Trainer(max_epochs=2, **QUIET).fit(Module(method(), epochs=1), loader())
+
+
+@pytest.mark.parametrize(
+    ("batch", "what"),
+    [
+        ({"image": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, "a dict of image"),
+        ("a name", "a str"),
+        ((), "a tuple"),
+        (([torch.zeros(2, 1, 8, 8, dtype=torch.uint8)], 0), "a list"),
+    ],
+)
+def test_batches_without_images_first_are_one_line(batch, what):
+    with pytest.raises(DataError, match=f"the loader gave {what} for images: give batches that are a tensor"):
+        Module(method(), epochs=1).terms_of(batch, 0)
 
 
 def test_a_checkpoint_of_a_streamed_fit_is_refused_by_another_trainer():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from probjepa.distributions.base import full_precision, unchecked
 from probjepa.draws import reseed, shared_draws
-from probjepa.errors import ConfigError, ProbjepaError, ProbjepaWarning, short, unknown_name
+from probjepa.errors import ConfigError, DataError, ProbjepaError, ProbjepaWarning, short, unknown_name
 from probjepa.training.checkpoint import check_signature, sign
 from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
 from probjepa.training.schedules import step_seed, warmup_cosine
@@ -78,7 +78,7 @@ class Module(L.LightningModule):
     Raises
     ------
     ConfigError
-        for an unknown setting, or one of the wrong type or out of its range
+        for a method without a ``loss``, an unknown setting, or one of the wrong type or out of its range
     """
 
     @with_settings(LoopSettings)
@@ -93,6 +93,9 @@ class Module(L.LightningModule):
         **settings: Any,
     ) -> None:
         super().__init__()
+        _check_method(method)
+        channels_last = check_plain("channels_last", channels_last, bool)
+        compile = check_plain("compile", compile, bool)
         epochs = check_plain("epochs", epochs, int)
         check_epochs(epochs)
         loop, unknown = split_settings(LoopSettings, settings)
@@ -205,7 +208,7 @@ class Module(L.LightningModule):
         reseed(step_seed(seed, 0), self.device)  # not the views' stream: their draws would repeat in the loss
         views = batch
         if self.views is not None:
-            images = batch[0] if isinstance(batch, Sequence) else batch
+            images = _images_of(batch)
             # colour and blur in bfloat16 would quantise the images
             with torch.no_grad(), full_precision(images), shared_draws(common, rank, processes):
                 views = self.views(images, seed)
@@ -292,6 +295,33 @@ def refuse_changing_steps(callback: L.Callback) -> None:
             "a GradientAccumulationScheduler changes how many steps the learning rate's schedule has: give "
             "accumulate_grad_batches=N"
         )
+
+
+def _check_method(method: Any) -> None:
+    """Raise ConfigError unless it is a module with what a method of training needs."""
+    if not isinstance(method, nn.Module):
+        raise ConfigError(f"method is a module such as pj.VJE(backbone), got {short(repr(method))}")
+    lacks = [name for name in ("loss", "after_step") if not callable(getattr(method, name, None))]
+    if lacks:
+        raise ConfigError(
+            f"a {type(method).__name__} has no {' and no '.join(lacks)}: a method has both, as pj.VJE(backbone)"
+        )
+
+
+def _images_of(batch: Any) -> Tensor:
+    """The images of a loader's batch: the batch, or what stands first in it."""
+    first = batch[0] if isinstance(batch, Sequence) and not isinstance(batch, str) and batch else batch
+    if isinstance(first, Tensor):
+        return first
+    got = (
+        f"a dict of {short(', '.join(map(str, first)))}"
+        if isinstance(first, Mapping)
+        else f"a {type(first).__name__}"
+    )
+    raise DataError(
+        f"the loader gave {got} for images: give batches that are a tensor (N, C, H, W), or a tuple that "
+        "starts with one"
+    )
 
 
 def _recipe(method: Method | VarJEPA) -> Mapping[str, Any]:
