@@ -303,9 +303,8 @@ def _check_method(method: Any) -> None:
         raise ConfigError(f"method is a module such as pj.VJE(backbone), got {short(repr(method))}")
     lacks = [name for name in ("loss", "after_step") if not callable(getattr(method, name, None))]
     if lacks:
-        raise ConfigError(
-            f"a {type(method).__name__} has no {' and no '.join(lacks)}: a method has both, as pj.VJE(backbone)"
-        )
+        what = f"a {type(method).__name__} has no {' and no '.join(lacks)}"
+        raise ConfigError(f"{what}: a method has both, as pj.VJE(backbone)")
 
 
 def _images_of(batch: Any) -> Tensor:
