@@ -31,11 +31,19 @@ def files(text):
 
 @cache
 def several(file):
-    """Return the values of every figure of a metrics.json that has several seeds; none of other files."""
-    tables = json.loads((RESULTS / file).read_text(encoding="utf-8")).get("tables", {}).values()
-    figures = [figure for table in tables for row in table["rows"] for figure in row["values"].values()]
-    known = [[of for of in figure["seeds"] if of is not None] for figure in figures]
+    """Return the values of every figure of a result that has several seeds."""
+    known = [
+        [of for of in seeds if of is not None] for seeds in _seeds(json.loads((RESULTS / file).read_text()))
+    ]
     return [of for of in known if len(of) > 1]
+
+
+def _seeds(found):
+    """Yield the list "seeds" of every figure, at any depth: beside each is its "value" or "mean"."""
+    for value in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
+        yield from _seeds(value)
+    if isinstance(found, dict) and isinstance(found.get("seeds"), list) and {"value", "mean"} & found.keys():
+        yield found["seeds"]
 
 
 def test_every_claim_has_a_verdict_of_the_list():
