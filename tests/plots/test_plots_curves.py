@@ -59,10 +59,10 @@ def test_a_curve_of_few_answers_can_be_seen(confidence: list[float]) -> None:
 
 
 def test_more_names_than_colours_stay_apart() -> None:
-    many = {f"source {i}": curve(np.random.default_rng(i).normal(size=200)) for i in range(11)}
+    many = {f"source {i}": curve(np.random.default_rng(i).normal(size=200)) for i in range(20)}
     plots.risk_coverage(axis := axes(), many, colours=plots.palette(many))
-    looks = {(line.get_color(), line.get_linestyle()) for line in axis.lines[:-1]}
-    assert len({colour for colour, _ in looks}) == 8 and len(looks) == 11
+    looks = {(line.get_color(), str(line._dash_pattern)) for line in axis.lines[:-1]}
+    assert len({colour for colour, _ in looks}) == 8 and len(looks) == 20
 
 
 def test_calibration_draws_the_accuracy_of_every_part() -> None:

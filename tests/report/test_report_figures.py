@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from probjepa import plots
-from probjepa.report.detection import histograms, scores_section
+from probjepa.report.detection import detection_section, histograms, scores_section
 from probjepa.report.embedding import map_section, variance_section
 from probjepa.report.figures import left_out, picture
 from probjepa.report.page import Figure
@@ -62,6 +62,37 @@ def test_panels_stand_side_by_side_on_one_scale() -> None:
     figure = picture("T", draw, panels=2)
     text_of(figure)
     assert figure.alt == "T: two lines" and 'viewBox="0 0 820 300"' in figure.image.decode()
+
+
+@pytest.mark.parametrize("width", ["full", "half", "third"])
+@pytest.mark.parametrize("name", ["a", "describable_textures, 47 classes", "W" * 60])
+def test_a_title_ends_within_the_picture(width: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("probjepa.report.figures._svg", lambda figure: drawn.append(figure) or "")
+    rows = {"JEPA-SCORE + latent": (0.9, 0.8, 1.0)}
+    figure = picture(name, lambda axis: plots.dots(axis, rows, written=True), width=width)
+    (axis,) = drawn[0].axes
+    drawn[0].draw_without_rendering()
+    text = axis.get_title("left")
+    assert axis._left_title.get_window_extent().x1 <= drawn[0].bbox.x1
+    assert text == name or ("…" in text and text[0] == name[0] and text[-5:] == name[-5:])
+    assert figure.alt.startswith(f"{name}: ")
+
+
+def test_the_auroc_of_a_set_stands_under_its_name_in_its_colour() -> None:
+    by_score = {"knn": {"auroc": {"value": 0.9, "low": 0.8, "high": 0.95}}}
+    section = detection_section({"far": by_score}, "photos", {"far": plots.palette("ab")["b"]})
+    assert section is not None
+    dots = section.items[0]
+    assert isinstance(dots, Figure)
+    (title,) = re.findall(r"<text style=\"([^\"]*)\"[^>]*>far</text>", dots.image.decode())
+    assert "fill: var(--c5)" in title  # the second of the colours, after the four neutral ones
+
+
+def test_the_text_is_in_the_pages_font_and_says_what_it_said() -> None:
+    raw = picture("#0067a5 font-family: x", lambda axis: plots.histogram(axis, [1.0, 2.0])).image.decode()
+    assert "DejaVu" not in raw and "system-ui" in raw
+    assert ">#0067a5 font-family: x</text>" in raw
 
 
 def test_values_that_are_left_out_are_counted() -> None:

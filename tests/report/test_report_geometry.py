@@ -139,6 +139,18 @@ def test_withholding_at_random_is_the_dashed_line_and_no_rival():
     assert rows["random"] == result["random"]["aurc"] == pytest.approx(0.25)
 
 
+def test_the_names_of_many_sources_are_all_within_the_picture(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("probjepa.report.figures._svg", lambda figure: drawn.append(figure) or "")
+    section_of(**{f"source {i}": np.arange(200) % (i + 3) for i in range(20)}, random=np.zeros(200))
+    (axis,) = drawn[0].axes
+    drawn[0].draw_without_rendering()
+    names = axis.get_legend().get_window_extent()
+    assert len(axis.get_legend().get_texts()) == 21
+    assert names.y0 >= 0 and names.x1 <= drawn[0].bbox.x1
+    assert axis.bbox.height > 0.6 * drawn[0].bbox.height
+
+
 def test_images_and_tables_write_the_same_section():
     of_images = selective(ORDERS["probe"], RIGHT)
     grid = np.array([max(1, round(200 * share)) - 1 for share in np.linspace(0.05, 1, 96)])

@@ -24,6 +24,7 @@ from probjepa.plots.style import (
 
 LEAST_COVERAGE = 0.05  # with fewer answers the risk is that of a handful
 _MOST_POINTS = 400  # more than there are pixels only adds bytes
+_STROKES: Sequence[Any] = ("-", (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # of names that share a colour
 
 
 def training_curve(axis: Axis, epochs: ArrayLike, values: ArrayLike) -> str:
@@ -59,13 +60,13 @@ def lines(
 ) -> str:
     """Draw a line a name, name → (x (N,), y (N,)), labelled for a legend; ``style`` goes to ``plot``.
 
-    Names beyond the number of colours are dotted, by their place in ``colours``.
+    Names beyond the number of colours are dotted, then dash-dotted, by their place in ``colours``.
     """
     colours = colours or palette(curves)
     order = list(colours)
     for name, (x, y) in curves.items():
-        dotted = order.index(name) >= len(LIGHT)
-        axis.plot(x, y, color=colours[name], label=label(name), ls=(0, (1, 1.2)) if dotted else "-", **style)
+        stroke = _STROKES[order.index(name) // len(LIGHT) % len(_STROKES)]
+        axis.plot(x, y, color=colours[name], label=label(name), ls=stroke, **style)
     return "at the end: " + listed({name: float(np.asarray(y)[-1]) for name, (_, y) in curves.items()})
 
 

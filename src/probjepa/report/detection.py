@@ -69,7 +69,7 @@ def _auroc_dots(name: str, auroc: Mapping[str, Value], least: float, colour: str
         words = plots.dots(axis, rows, colour=colour, chance=0.5, written=True, name_limit=19)
         axis.set_xlim(max(-0.03, least - 0.05), 1)  # one axis for all sets: they compare
         axis.locator_params(axis="x", nbins=3)
-        axis.title.set_color(colour)
+        axis.set_title(axis.get_title("left"), color=colour)
         return words
 
     return picture(name, draw, width="third", height=62 + 20 * len(rows), xlabel="AUROC")

@@ -178,6 +178,7 @@ def _risk_coverage(selective: Result) -> Figure:
         draw,
         "Error of the answers given, by coverage: the share of the inputs answered, the least uncertain "
         "first. Dashed: the error of all answers, which withholding at random leaves.",
+        height=max(300, 64 + 17 * len(sources)),  # the legend has a line a source
         panels=len(selective),
     )
 
