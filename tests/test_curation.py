@@ -73,6 +73,16 @@ def test_what_was_left_out_is_on_a_list_and_on_the_page(tmp_path):
     assert (tmp_path / "skipped.txt").read_text() == ""
 
 
+def test_a_list_of_more_than_is_shown_says_so(tmp_path):
+    torch.manual_seed(0)
+    curate(METHODS["mean_variance"]().eval(), images(120, 1), tmp_path, drop=0.5, review=0)
+    page = (tmp_path / "report.html").read_text()
+    assert "drop: 60 images, by likelihood (the first 48 are shown)" in page
+    curate(METHODS["mean_variance"]().eval(), images(48, 1), tmp_path, drop=1, review=0)
+    page = (tmp_path / "report.html").read_text()
+    assert "drop: 48 images, by likelihood<" in page
+
+
 def test_a_score_of_another_package_sorts(tmp_path):
     class Distance:
         def fit(self, h):

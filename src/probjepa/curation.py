@@ -223,6 +223,7 @@ def _duplicates(
     shown = zip(number[:_THUMBNAILS], members[:_THUMBNAILS], strict=True)
     captions = [f"group {n}: {images.ids[i]}" for n, i in shown]
     title = f"{len(of):,} groups of {len(members):,} images, the most typical of each first"
+    title += _first(_THUMBNAILS, len(members))
     galleries.insert(0, Gallery(pixels(images, members[:_THUMBNAILS]), captions, title))
     return surplus, tables, galleries
 
@@ -234,8 +235,13 @@ def _identity(images: Images, rows: npt.NDArray[np.intp]) -> dict[str, Any]:
 
 def _gallery(images: Images, title: str, rows: npt.NDArray[np.intp], values: Column) -> Gallery:
     shown = rows[:_THUMBNAILS]
-    captions = [f"{images.ids[i]}: {values[i]:.4g}" for i in shown]
-    return Gallery(pixels(images, shown), captions, title)
+    captions = [f"{images.ids[i]}: " + f"{values[i]:.4g}".replace("-", "−") for i in shown]
+    return Gallery(pixels(images, shown), captions, title + _first(_THUMBNAILS, len(rows)))
+
+
+def _first(shown: int, count: int) -> str:
+    """The words on a gallery that does not show all, or none."""
+    return f" (the first {shown} are shown)" if count > shown else ""
 
 
 def _pairs(
@@ -251,4 +257,5 @@ def _pairs(
         for caption in (f"{images.ids[i]}: {similarity[i]:.4g}", f"{others.ids[twin[i]]}, of {others.name}")
     ]
     title = f"{len(rows):,} images with a twin in {others.name}, each beside it"
+    title += _first(_THUMBNAILS // 2, len(rows))
     return Gallery(np.stack(sides, 1).reshape(-1, *sides[0].shape[1:]), captions, title)

@@ -145,3 +145,6 @@ def test_advice_says_what_was_measured_and_no_more():
     assert collapse_advice({"std_mean": 2e-3}) is None  # judged as if D were 10,000
     assert collapse_advice({"std_mean": 2e-3}, 64) is not None
     assert collapse_advice({}) is None
+    assert collapse_advice({"effective_rank": 1.0, "std_mean": 0.0}, rows=9) is None
+    assert collapse_advice({"effective_rank": 1.0, "std_mean": 0.0}, rows=10) is not None
+    assert "to a point" in collapse_advice({"mean_variance": 1e-5}, rows=1)

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from probjepa.errors import ArtifactError
+from probjepa.metrics import collapse_summary
 from probjepa.report.detection import detection_section
-from probjepa.report.evaluation import evaluation_report
+from probjepa.report.evaluation import evaluation_report, table_report
 from probjepa.report.page import Section
 from probjepa.report.provenance import flatten
 from probjepa.report.sections import accuracy_section, collapse_section, diagnosis
@@ -274,6 +275,16 @@ def test_a_collapse_is_named_with_its_remedy(values: dict[str, float], tone: str
     assert found == tone
     assert word in text
     assert ("have collapsed" in text or "the posterior has" in text.lower()) == (tone == "warn")
+
+
+@pytest.mark.parametrize(("rows", "tone"), [(1, "plain"), (3, "plain"), (300, "warn")])
+def test_a_few_rows_are_no_collapse(rows: int, tone: str) -> None:
+    h = np.random.default_rng(0).normal(size=(min(rows, 3), 64))
+    result = {"collapse": collapse_summary(h), "sets": {"test": {"name": "a", "images": rows, "rows": rows}}}
+    for page in (evaluation_report(result), table_report(result)):
+        assert ("have collapsed" in page) == (tone == "warn")
+        assert ("do not tell" in page) == (tone == "plain")
+        assert f'class="card {tone}"' in page
 
 
 def test_a_posterior_without_information_is_found_in_an_evaluation() -> None:

@@ -134,6 +134,7 @@ def test_the_map_says_how_much_it_shows() -> None:
     assert "<b>" in text_of(by_class)
     assert "less typical" in text_of(by_score)
     assert map_section({"embeddings": x}, None) is None
+    assert map_section({"embeddings": x[:2], "labels": [0, 1]}, x[:2, 0]) is None
     assert map_section({"embeddings": x * NAN, "labels": np.zeros(300)}, None) is None
 
 

@@ -1,6 +1,7 @@
 """The JEPA-SCORE sections: what is there is drawn, what is not is left out."""
 
 import numpy as np
+import pytest
 
 from probjepa.report.jacobian import jacobian_sections
 from probjepa.report.page import Gallery
@@ -38,6 +39,15 @@ def test_sections_and_order_of_the_galleries():
     assert isinstance(vectors, Gallery)
     assert len(vectors.images) == 4  # the image and three directions
     assert vectors.images[1:].max() == 255 or vectors.images[1:].min() == 0  # each fills its range
+
+
+@pytest.mark.parametrize(("count", "says"), [(10, ""), (20, " (the first 10 of 20)")])
+def test_galleries_are_of_the_classes_that_the_text_says(count, says):
+    section = jacobian_sections(arrays(labels=np.arange(40) % count, classes=None))[1]
+    assert section.text == f"For each class{says}, its images with the highest and the lowest JEPA-SCORE."
+    assert len(section.items) == 10
+    captions = [caption for gallery in section.items for caption in gallery.captions]
+    assert any("−" in caption for caption in captions) and not any("-" in caption for caption in captions)
 
 
 def test_a_vector_without_change_is_grey():

@@ -57,6 +57,19 @@ def test_sets_of_tables_stand_in_the_same_table() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("count", "says"), [(50, ""), (60, " The first 50 of 60.")])
+def test_classes_that_are_not_shown_are_said(count: int, says: str) -> None:
+    result = {"classes": {f"c{i}": 7 for i in range(count)}, "sets": SETS}
+    assert f"<caption>Classes of the target.{says}</caption>" in evaluation_report(result)
+
+
+def test_a_set_outside_that_is_called_like_the_test_set_keeps_it_apart() -> None:
+    scores = {"knn": {"test": np.arange(9.0), "a.npz": np.arange(9.0) - 20}}
+    result = {"test": "a.npz", "ood": {"a.npz": {"knn": metrics(0.9)}}}
+    html = evaluation_report(result, {"scores": scores})
+    assert "medians: a.npz, held out 4, a.npz −16" in html
+
+
 def test_provenance_reaches_the_page_escaped() -> None:
     html = evaluation_report({"sets": SETS, "left_out_as_in_train": {"test": 7}, "skipped": {}})
     assert all(about["sha256"] in html for about in SETS.values())

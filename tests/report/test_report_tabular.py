@@ -117,6 +117,12 @@ def seeded(values: list[float | None]) -> dict[str, Any]:
     return over_seeds([{"value": x, "low": None, "high": None} for x in values])  # type: ignore[no-any-return]
 
 
+def test_rows_gained_and_lost_are_counts() -> None:
+    of = {"gained": seeded([19.0]), "lost": seeded([0.0]), "p": seeded([0.25])}
+    html = text_of(table_report({"mcnemar": {"embedding": {"MLP": of}}}))
+    assert "embedding, MLP 19 0 0.250" in html
+
+
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_several_seeds_are_shown_as_such(seeds: int, capsys: pytest.CaptureFixture[str]) -> None:
     ps = over_seeds([{"p": {"value": p}} for p in (0.01, 0.2, 0.5)[:seeds]])

@@ -12,6 +12,7 @@ from probjepa._arrays import ArrayInput, as_features, directions, power_of_two
 
 _Matrix = npt.NDArray[np.float64]
 _SETTLED = 10  # epochs
+LEAST_ROWS = 10  # that tell a collapse
 
 
 def _matrix(embeddings: ArrayInput) -> _Matrix:
@@ -85,6 +86,7 @@ def collapse_advice(
     *,
     epochs: int | None = None,
     settings: Collection[str] = (),
+    rows: int | None = None,
 ) -> str | None:
     """Return what to do about the collapse that diagnostics show, or None for none.
 
@@ -104,6 +106,9 @@ def collapse_advice(
         trained so far; None: to the end
     settings
         names of the method's settings: only these are advised
+    rows
+        how many were embedded; of fewer than ten, spread and rank are not judged: n rows have a rank of n − 1
+        at most
     """
     early = epochs is not None and epochs < _SETTLED
     known = {name: float(x) for name, x in values.items() if x is not None and math.isfinite(x)}
@@ -115,6 +120,8 @@ def collapse_advice(
             f"the posterior has fallen back to the prior (mean variance {variance:.3f}, KL {kl:.1e} a "
             "dimension): lower kl_weight, or keep the directional term"
         )
+    if rows is not None and rows < LEAST_ROWS:
+        return None
     rank, spread = known.get("effective_rank", math.inf), known.get("std_mean", math.inf)
     even = (dim or 10_000) ** -0.5
     if rank >= (1.1 if early else 2) and spread >= (0.01 if early else 0.1) * even:

@@ -67,7 +67,7 @@ def map_section(arrays: Mapping[str, Any], score: Any) -> Section | None:
         return None
     embeddings = np.asarray(arrays["embeddings"], np.float64)
     keep = np.flatnonzero(finite_rows(embeddings)[1])
-    if not len(keep):
+    if len(keep) < 3:  # two points have one direction, and one has none
         return None
     if len(keep) > _POINTS:
         keep = np.sort(np.random.default_rng(0).choice(keep, _POINTS, replace=False))
@@ -80,8 +80,8 @@ def map_section(arrays: Mapping[str, Any], score: Any) -> Section | None:
             picture(
                 "Class",
                 lambda axis: plots.class_map(axis, coords, np.asarray(labels)[keep], classes),
-                "Each point is a held-out image, coloured by its class; up to twenty classes are named, each "
-                "at its median.",
+                "Each point is a held-out image, coloured by its class; where there are up to twenty, each is "
+                "named at its median.",
                 width="half",
                 height=430,
             )

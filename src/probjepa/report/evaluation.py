@@ -64,6 +64,8 @@ def evaluation_report(
     """
     arrays = arrays or {}
     test = str(result.get("test", TEST))
+    if test in (result.get("ood") or {}):  # a set outside that is called like the test set's source
+        test += ", held out"
     accuracy, ood, collapse = (result.get(key) or {} for key in ("accuracy", "ood", "collapse"))
     ood = {s: {named(d): metrics for d, metrics in by.items()} for s, by in ood.items()}
     scores = {named(d): by_set for d, by_set in (arrays.get("scores") or {}).items()}
@@ -73,7 +75,8 @@ def evaluation_report(
     known = [*scores, *(d for by_score in ood.values() for d in by_score)]
     score = next((d for d in ("predictive", "likelihood", *known) if d in known), "")
     posterior, settings = (result.get(key) or {} for key in ("variance", "settings"))
-    collapsed, tone = collapse_section(collapse, posterior, "the held-out images", dim, settings)
+    rows = ((result.get("sets") or {}).get(TEST) or {}).get("images")
+    collapsed, tone = collapse_section(collapse, posterior, "the held-out images", dim, settings, rows)
     own = accuracy.get("h") or {}
     knn = next((key for key in own if key.startswith("knn")), "knn20")
     against = {s: Value.of((by_score.get(score) or {}).get("auroc")) for s, by_score in ood.items()}
@@ -119,7 +122,8 @@ def table_report(result: Result, arrays: Mapping[str, Any] | None = None) -> str
     )
     space = "embedding" if "embedding" in selective else "raw"
     selective, calibration = selective.get(space) or {}, calibration.get(space) or {}
-    collapsed, tone = collapse_section(collapse, {}, "the test rows")
+    rows = ((result.get("sets") or {}).get(TEST) or {}).get("rows")
+    collapsed, tone = collapse_section(collapse, {}, "the test rows", rows=rows)
     cards = [
         _best_card("embedding", accuracy.get("embedding") or {}),
         _best_card("raw features", accuracy.get("raw") or {}),

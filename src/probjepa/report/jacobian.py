@@ -53,7 +53,8 @@ def jacobian_sections(arrays: Mapping[str, Any]) -> list[Section]:
         ),
         Section(
             "Typical images of every class",
-            "For each class, its images with the highest and the lowest JEPA-SCORE.",
+            f"For each class{_more_classes(arrays.get('labels'))}, its images with the highest and the lowest "
+            "JEPA-SCORE.",
             _by_class(scores[TEST], arrays),
         ),
         Section(
@@ -66,6 +67,11 @@ def jacobian_sections(arrays: Mapping[str, Any]) -> list[Section]:
     return [section for section in sections if section.items]
 
 
+def _more_classes(labels: Any) -> str:
+    count = 0 if labels is None else len(np.unique(labels))
+    return f" (the first {_CLASSES} of {count:,})" if count > _CLASSES else ""
+
+
 def _by_class(scores: NDArray[np.float64], arrays: Mapping[str, Any]) -> list[Gallery]:
     labels, classes, images = arrays.get("labels"), arrays.get("classes"), arrays.get("images")
     if labels is None or images is None:
@@ -76,7 +82,7 @@ def _by_class(scores: NDArray[np.float64], arrays: Mapping[str, Any]) -> list[Ga
         order = rows[np.argsort(-scores[rows], kind="stable")]
         shown = np.concatenate([order[:_EACH], order[-_EACH:]]) if len(order) > 2 * _EACH else order
         name = "unlabelled" if value == -1 else classes[int(value)] if classes else value
-        captions = [f"{scores[row]:.1f}" for row in shown]
+        captions = [f"{scores[row]:.1f}".replace("-", "−") for row in shown]
         galleries.append(
             Gallery(pixels(images, shown), captions, f"{name}: most typical, then least typical")
         )

@@ -9,6 +9,7 @@ from probjepa.report.page import Section, Table
 
 _SHORT = 8  # rows; a longer table of settings is set in two columns
 _MOST = 200  # skipped files shown: metrics.json and skipped.txt have all
+_CLASSES = 50  # of a target shown: metrics.json has all
 _HASH = 16  # hex digits shown: metrics.json has all
 
 
@@ -24,7 +25,8 @@ def provenance_section(result: Mapping[str, Any], text: str) -> Section | None:
         items.append(skipped_table(skipped))
     if classes:
         rows = [[name, count] for name, count in classes.items()]
-        items.append(Table(["class", "training rows"], rows[:50], "Classes of the target.", folded="Classes"))
+        caption = f"Classes of the target.{_first(_CLASSES, len(rows))}"
+        items.append(Table(["class", "training rows"], rows[:_CLASSES], caption, folded="Classes"))
     if settings:
         items += settings_tables(settings, "Settings of the model and of this evaluation")
     if "reencode" in result:
@@ -96,8 +98,7 @@ def sets_table(
 def skipped_table(skipped: Mapping[str, Any]) -> Table:
     """Return a row for each file that was left out of a set (name → a line each), the first 200."""
     rows = [[name, line] for name, lines in skipped.items() if not isinstance(lines, int) for line in lines]
-    more = f" The first {_MOST} of {len(rows):,}." if len(rows) > _MOST else ""
-    text = f"What was left out of each set when it was opened, and why.{more}"
+    text = f"What was left out of each set when it was opened, and why.{_first(_MOST, len(rows))}"
     return Table(("set", "file and reason"), rows[:_MOST], text, folded="Skipped files")
 
 
@@ -109,6 +110,10 @@ def codec_note(reencode: str | None) -> str:
         "The sets were not re-encoded: where some come from JPEG files and others do not, a score may tell "
         "them apart by the codec alone, which --reencode jpeg:75 rules out."
     )
+
+
+def _first(shown: int, count: int) -> str:
+    return f" The first {shown} of {count:,}." if count > shown else ""
 
 
 def _shape(about: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from probjepa import plots
 from probjepa.errors import few
-from probjepa.metrics.collapse import collapse_advice
+from probjepa.metrics.collapse import LEAST_ROWS, collapse_advice
 from probjepa.metrics.selective import COVERAGES
 from probjepa.report.figures import picture
 from probjepa.report.page import Figure, Section, Table, Tone, Value, grid
@@ -205,6 +205,7 @@ def collapse_section(
     what: str,
     dim: int | None = None,
     settings: Collection[str] = (),
+    rows: int | None = None,
 ) -> tuple[Section | None, Tone]:
     """Return the collapse diagnostics with what to do about a collapse, and the tone of their card.
 
@@ -220,11 +221,13 @@ def collapse_section(
         size D of the embedding
     settings
         names of the method's settings, of which the advice is
+    rows
+        how many rows were embedded
     """
     found = {key: Value.of(entry).value for key, entry in collapse.items()}
     posterior = {"mean_variance" if k == "mean" else k: Value.of(of).value for k, of in variance.items()}
     kl = {"kl_per_dim": posterior.get("kl_per_dimension")}
-    text, tone = diagnosis({**found, **posterior, **kl}, dim, settings=settings)
+    text, tone = diagnosis({**found, **posterior, **kl}, dim, settings=settings, rows=rows)
     tables = [
         Table(("diagnostic", "value"), [[named(k), v] for k, v in of.items()], caption, width="half")
         for of, caption in ((found, f"Embeddings of {what}"), (posterior, "Their posteriors"))
@@ -239,15 +242,18 @@ def diagnosis(
     *,
     epochs: int | None = None,
     settings: Collection[str] = (),
+    rows: int | None = None,
 ) -> tuple[str, Tone]:
     """Return what to do about a collapse, or else how to read the diagnostics, and a tone."""
-    advice = collapse_advice(values, dim, epochs=epochs, settings=settings)
+    advice = collapse_advice(values, dim, epochs=epochs, settings=settings, rows=rows)
     if advice:
         return f"{advice[0].upper()}{advice[1:]}.", "warn"
     text = (
         "An effective rank near 1, or a feature std near 0, is a collapse of the embeddings. A mean σ² near "
         "0 is a posterior that has shrunk to a point; near 1 with a KL near 0, it is the prior."
     )
+    if rows is not None and rows < LEAST_ROWS:
+        return f"{text} Fewer than {LEAST_ROWS} rows do not tell whether the embeddings collapsed.", "plain"
     if any(Value.of(values.get(key)).known for key in ("effective_rank", "std_mean")):
         return text, "good"
     return f"{text} The spread was not recorded, so a collapse cannot be ruled out.", "plain"

@@ -60,7 +60,7 @@ def calibration_section(calibration: Mapping[str, Any]) -> Section | None:
 def mcnemar_section(tests: Mapping[str, Any]) -> Section | None:
     """Return what features gain beside raw ones, features → classifier → {"gained", "lost", "p"}, or None."""
     rows = {
-        f"{space}, {name}": {**of, "p": _p(of["p"])}
+        f"{space}, {name}": {**{key: _count(x) for key, x in of.items()}, "p": _p(of["p"])}
         for space, row in tests.items()
         for name, of in row.items()
     }
@@ -79,6 +79,11 @@ def mcnemar_section(tests: Mapping[str, Any]) -> Section | None:
         "one test in twenty where it does not. The p of several seeds have no mean: they are listed."
     )
     return Section("Beside raw features", text, [table])
+
+
+def _count(of: Mapping[str, Any]) -> Any:
+    """Rows of one seed as a whole number; a mean of several with its interval, if it has one."""
+    return of if of.get("low") is not None else of.get("value")
 
 
 def _p(of: Mapping[str, Any]) -> Any:

@@ -49,7 +49,7 @@ def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> st
     found = {name: latest[column] for name, column in diagnostic_columns(metrics).items()}
     method = config.get("method")
     settings = method if isinstance(method, dict) else {}
-    text, tone = diagnosis(found, epochs=epochs, settings=settings)
+    text, tone = diagnosis(found, epochs=epochs, settings=settings, rows=config.get("data_images"))
 
     cards = [Card("Epochs", f"{epochs:,}", _steps(latest, metrics.get("seconds", [])))]
     if "train/loss" in latest:

@@ -159,13 +159,14 @@ class CollapseMonitor(Monitor):
             if "kl" in uncertainty:
                 posterior = method.posterior_of_features(features)  # which may be over other space than h
                 values["kl_per_dim"] = float(uncertainty["kl"].mean()) / posterior.event_shape.numel()
-        self._warn(values, h.shape[1], getattr(method, "settings", ()))
+        self._warn(values, h, getattr(method, "settings", ()))
         return values
 
-    def _warn(self, values: dict[str, float], dim: int, settings: Collection[str]) -> None:
+    def _warn(self, values: dict[str, float], h: Tensor, settings: Collection[str]) -> None:
         from probjepa.metrics.collapse import collapse_advice
 
-        advice = collapse_advice(values, dim, epochs=self.epochs, settings=settings)
+        count, dim = h.shape
+        advice = collapse_advice(values, dim, epochs=self.epochs, settings=settings, rows=count)
         if advice and not self._warned:
             self._warned = True
             warnings.warn(advice, ProbjepaWarning, stacklevel=2)
