@@ -80,8 +80,8 @@ def map_section(arrays: Mapping[str, Any], score: Any) -> Section | None:
             picture(
                 "Class",
                 lambda axis: plots.class_map(axis, coords, np.asarray(labels)[keep], classes),
-                "Each point is a held-out image, coloured by its class; where there are up to twenty, each is "
-                "named at its median.",
+                "Each point is a held-out image, coloured by its class; where there are up to twenty, each "
+                "is named at its median.",
                 width="half",
                 height=430,
             )

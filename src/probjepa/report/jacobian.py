@@ -53,8 +53,8 @@ def jacobian_sections(arrays: Mapping[str, Any]) -> list[Section]:
         ),
         Section(
             "Typical images of every class",
-            f"For each class{_more_classes(arrays.get('labels'))}, its images with the highest and the lowest "
-            "JEPA-SCORE.",
+            f"For each class{_more_classes(arrays.get('labels'))}, its images with the highest and the "
+            "lowest JEPA-SCORE.",
             _by_class(scores[TEST], arrays),
         ),
         Section(
