@@ -112,8 +112,8 @@ def score(
 
 def evaluate(
     model: Model,
-    train: Annotated[str, typer.Option("--train", metavar="URI", help="reference images")],
-    test: Annotated[str, typer.Option("--test", metavar="URI", help="held-out images")],
+    train: Annotated[str, typer.Option("--train", metavar="URI", help="reference images, or a table")],
+    test: Annotated[str, typer.Option("--test", metavar="URI", help="held-out images, or a table")],
     out: OutFolder,
     options: Evaluating,
     shared: Shared,

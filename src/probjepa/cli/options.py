@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from probjepa.metrics.conformal import Rule
 
 Data = Annotated[
-    str, typer.Option("--data", metavar="URI", help="images: folder, shards, csv of paths, npy/npz, hf:, …")
+    str,
+    typer.Option(
+        "--data", metavar="URI", help="images: folder, shards, csv of paths, npy/npz, hf:, …; or a table"
+    ),
 ]
 OutTable = Annotated[
     str,
@@ -171,7 +174,9 @@ class Training(Reading):
 
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder")]
     val: Annotated[str | None, typer.Option("--val", metavar="URI", help="held-out images, for kNN")] = None
-    epochs: Annotated[int | None, typer.Option("--epochs", help="passes over the data  [200]")] = None
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="passes over the data  [200; of tables: the preset's]")
+    ] = None
     config: Annotated[Path | None, typer.Option("--config", metavar="F", help="YAML of settings")] = None
     settings: Annotated[
         list[str] | None,
