@@ -91,7 +91,7 @@ def _svg(figure: Any) -> str:
     names = {light: f"--c{i}" for i, light in enumerate(_SWAPS)}
 
     def follow(style: re.Match[str]) -> str:
-        # matplotlib 3.9 writes "font: 12px 'DejaVu Sans'"
+        # an older matplotlib writes "font: 12px 'DejaVu Sans'"
         css = re.sub(r"(font: [^';]*?px|font-family:) [^;\"]*", rf"\1 {_FONTS}", style[0])
         return re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var({names[m[0]]})" if m[0] in names else m[0], css)
 
