@@ -24,6 +24,12 @@ _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 # what an image processor may be asked to do: images are RGB as they are opened, and have no labels here
 _STEPS = {"do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb"}
 _OF_LABELS = {"do_convert_annotations", "do_reduce_labels"}
+_CLASS_TOKENS = {
+    "cls_token",
+    "class_embedding",
+    "cls_register_token",
+}  # the last is RADIO's, with its registers
+_OTHER_TOKENS = {"distillation_token", "register_tokens"}
 _OF_ONE_MODEL = {"include_top", "keep_aspect_ratio"}  # what changes images by another name
 
 
@@ -106,6 +112,26 @@ def weights_sha256(module: nn.Module) -> str:
     return hashlib.sha256(b"".join(sorted(parts))).hexdigest()[:16]
 
 
+def _image_tower(model: nn.Module) -> nn.Module:
+    """What of a model of transformers encodes images: CLIP's and the like's tower, a classifier's body."""
+    tower: nn.Module = getattr(model, "vision_model", getattr(model, "base_model", model))
+    # the ``base_model`` of DINOv3 is its blocks alone
+    return model if "hidden_states" in inspect.signature(tower.forward).parameters else tower
+
+
+def _prefix_tokens(model: nn.Module) -> dict[str, int]:
+    """How many tokens of each kind stand before the patches."""
+    if getattr(getattr(model, "config", None), "model_type", None) == "dinov3_convnext":
+        return {"cls_token": 1}  # the mean of its feature map, put before the map
+    counts = {}
+    for path, value in model.named_parameters():
+        *parents, name = path.split(".")
+        # that of a pooling head (AIMv2) or of a later stage (CvT) is not among the tokens that come out
+        if name in _CLASS_TOKENS | _OTHER_TOKENS and not {"head", "stages"} & set(parents):
+            counts[name] = value.shape[-2] if value.ndim > 1 else 1
+    return counts
+
+
 class TransformersEncoder(nn.Module):
     """A vision model of transformers: pixel values (N, C, H, W) → (N, K), the last hidden state pooled.
 
@@ -118,16 +144,13 @@ class TransformersEncoder(nn.Module):
     def __init__(self, model: nn.Module, pooling: str | None = None) -> None:
         super().__init__()
         self.source: Source | None = None
-        # CLIP, SigLIP and the like: the image tower; of a classifier: what stands below its head
-        self.model: nn.Module = getattr(model, "vision_model", getattr(model, "base_model", model))
+        self.model: nn.Module = _image_tower(model)
         takes = getattr(self.model, "main_input_name", "pixel_values")
         if takes != "pixel_values":
             raise ConfigError(f"{type(model).__name__} takes {takes}, not images: give a vision model")
-        parts = dict(self.model.named_parameters())
-        names = {name.rsplit(".", 1)[-1]: value for name, value in parts.items()}
-        has_class_token = "cls_token" in names or "class_embedding" in names
-        registers = names["register_tokens"].shape[1] if "register_tokens" in names else 0
-        self.prefix = has_class_token + ("distillation_token" in names) + registers
+        counts = _prefix_tokens(self.model)
+        has_class_token = bool(counts.keys() & _CLASS_TOKENS)
+        self.prefix = sum(counts.values())
         config = getattr(self.model, "config", None)
         if config is not None and getattr(config, "mask_ratio", None):
             config.mask_ratio = 0.0  # a masked autoencoder hides patches in evaluation too
@@ -140,9 +163,9 @@ class TransformersEncoder(nn.Module):
 
     def _order(self, pixels: Tensor) -> dict[str, Tensor]:
         """What keeps a masked autoencoder's patches in their places, which it shuffles to hide some."""
-        if "noise" not in inspect.signature(self.model.forward).parameters:
-            return {}
-        patch = int(self.model.config.patch_size)  # type: ignore[union-attr, arg-type]
+        patch: Any = getattr(getattr(self.model, "config", None), "patch_size", None)
+        if "noise" not in inspect.signature(self.model.forward).parameters or not isinstance(patch, int):
+            return {}  # Hiera takes it too, and shuffles nothing where it only encodes
         patches = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
         return {"noise": torch.arange(patches, device=pixels.device).float().expand(len(pixels), -1)}
 
