@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from probjepa.backbones import BACKBONES, HUBS
-from probjepa.errors import ArtifactError, ConfigError, unknown_name
+from probjepa.errors import ArtifactError, ConfigError, short, unknown_name
 from probjepa.methods import METHODS, MODELS, Method
 from probjepa.methods.opened import OpenedEncoder
 from probjepa.model_files import damaged, model_folder, read_config
@@ -159,11 +160,16 @@ def _run_settings(source: str | Path) -> Path | None:
 
 def _names_backbone(source: str | Path) -> bool:
     """Whether a source that is no file or folder begins with a registered backbone's name."""
-    return str(source).partition(":")[0] in BACKBONES and not Path(source).exists()
+    return str(source).partition(":")[0] in BACKBONES and not os.path.exists(source)
 
 
 def _checkpoint(source: str | Path) -> tuple[str, str] | None:
-    """The backbone and the file of ``BACKBONE:FILE``; ConfigError for a backbone alone."""
+    """The backbone and the file of ``BACKBONE:FILE``; ConfigError for a backbone alone, or for no name."""
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(
+            f"{short(repr(source))} is no name of a model: give a name, a folder or a torch module (weights "
+            "go with a backbone's name, open_encoder('resnet50', weights=…))"
+        )
     if not _names_backbone(source):
         return None
     name, _, file = str(source).partition(":")

@@ -207,9 +207,9 @@ def model_folder(source: str | Path, hub: Mapping[str, Any]) -> Path:
         if there is none
     """
     path = Path(source)
-    if (path / "model" / CONFIG).is_file():
+    if os.path.isfile(path / "model" / CONFIG):  # unlike Path's, false for a name that is too long
         return path / "model"  # a run folder
-    if path.exists():
+    if os.path.exists(path):
         if not path.is_dir() or not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
             raise ArtifactError(
                 f"{source} holds no model: expected a run folder, or a folder with {CONFIG} and {WEIGHTS} "
@@ -219,7 +219,7 @@ def model_folder(source: str | Path, hub: Mapping[str, Any]) -> Path:
     name = str(source)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ArtifactError(
-            f"no such model: {source} (give a run folder, a model folder or a hub repository)"
+            f"no such model: {short(source, 200)} (give a run folder, a model folder or a hub repository)"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -229,5 +229,5 @@ def model_folder(source: str | Path, hub: Mapping[str, Any]) -> Path:
             return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **hub))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ArtifactError(
-            f"no model at {source}, on this disk or on the hub: {first_line(error)}"
+            f"no model at {short(source, 200)}, on this disk or on the hub: {first_line(error)}"
         ) from error

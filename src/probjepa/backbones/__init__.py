@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probjepa.errors import ConfigError, ProbjepaWarning
+from probjepa.errors import ConfigError, ProbjepaWarning, short
 from probjepa.files import first_line
 from probjepa.registry import Registry
 
@@ -44,7 +45,7 @@ def is_trained(backbone: object) -> bool:
     if name in BACKBONES:
         return False
     weights = ":" in name and name.partition(":")[0] in BACKBONES  # BACKBONE:FILE
-    return weights or name.startswith(HUBS) or "/" in name or Path(name).exists()
+    return weights or name.startswith(HUBS) or "/" in name or os.path.exists(name)
 
 
 def encoder_of(
@@ -100,7 +101,9 @@ def encoder_of(
     if options:
         raise ConfigError("backbone_options go with a backbone's name, not with a module of your own")
     if not isinstance(backbone, nn.Module):
-        raise ConfigError(f"backbone is {backbone!r}: give a name of `probjepa list` or a torch module")
+        raise ConfigError(
+            f"backbone is {short(repr(backbone))}: give a name of `probjepa list` or a torch module"
+        )
     if is_transformers(backbone):
         return TransformersEncoder(backbone), {}
     _warn_of_classifier(backbone)
@@ -185,7 +188,7 @@ def embedding_dim_of(module: nn.Module, channels: int, image_size: int) -> int:
     declared = getattr(module, "embedding_dim", None)
     if isinstance(declared, int):
         return declared
-    like = next(module.parameters(), torch.empty(0))
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     images = torch.zeros(2, channels, image_size, image_size, dtype=like.dtype, device=like.device)
     shape = "x".join(map(str, images.shape))
     try:
@@ -195,7 +198,7 @@ def embedding_dim_of(module: nn.Module, channels: int, image_size: int) -> int:
         raise ConfigError(
             f"backbone {type(module).__name__} fails on images of shape {shape}: {first_line(error)}"
         ) from error
-    if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != len(images):
+    if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != len(images) or not out.shape[1]:
         found = f"a tensor {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
         raise ConfigError(
             f"backbone {type(module).__name__} returned {found} for images of shape {shape}: "

@@ -306,13 +306,14 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters, and of the preprocessing."""
-        return self.preprocess.mean.device
+        """Device of the encoder's parameters, where images are encoded."""
+        return next(self.encoder.parameters(), self.preprocess.mean).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the encoder's parameters, which images are given in; losses are float32 at least."""
-        return next((p.dtype for p in self.encoder.parameters()), torch.float32)
+        kinds = (p.dtype for p in self.encoder.parameters())
+        return next((kind for kind in kinds if kind.is_floating_point), torch.float32)
 
     @property
     def precision(self) -> str:

@@ -15,6 +15,7 @@ from probjepa.backbones.hub import UnpreparedError, load_pretrained, remade
 from probjepa.data import Preprocess
 from probjepa.draws import forked
 from probjepa.errors import ConfigError
+from probjepa.files import first_line
 from probjepa.methods.base import Method
 
 _CHANNELS = 3
@@ -48,8 +49,9 @@ class OpenedEncoder(Method):
     Raises
     ------
     ConfigError
-        for an encoder that does not say how its images are prepared, that fails on such images, or that gives
-        another embedding of one each time
+        for an encoder that does not say how its images are prepared, that fails on such images, whose
+        embeddings are not of its ``embedding_dim``, or that gives another embedding of an image each time or
+        in another batch
     MissingExtraError, ArtifactError
         where transformers or timm is not installed, or has no such model
     """
@@ -113,18 +115,34 @@ class OpenedEncoder(Method):
         self.preprocess = Preprocess(**settings)
         self.settings = own
         self.eval()
-        self._refuse_chance()
+        self._check_embeddings()
 
-    def _refuse_chance(self) -> None:
-        """Raise ConfigError for an encoder that gives another embedding of the same image each time."""
-        images = self.example_batch(1, torch.Generator().manual_seed(0)).to(self.device)
-        with torch.no_grad(), forked(seed=0):
-            first, second = (self(images).float() for _ in range(2))
+    def _check_embeddings(self) -> None:
+        """Raise ConfigError unless an image has one embedding, each time, whatever stands beside it."""
+        images = self.example_batch(2, torch.Generator().manual_seed(0))
+        images[1] //= 8  # a dark one, which would move the statistics of a batch
+        try:
+            with torch.no_grad(), forked(self.device, seed=0):
+                outs = [self(batch).cpu() for batch in (images[:1], images[:1], images)]
+        except Exception as error:  # whatever a user's own module makes of it
+            raise ConfigError(f"the encoder fails on its images: {first_line(error)}") from error
+        shapes = [tuple(out.shape) for out in outs]
+        if shapes != [(count, self.embedding_dim) for count in (1, 1, 2)] or outs[0].is_complex():
+            raise ConfigError(
+                f"the encoder gives {shapes[0]} for one image and {shapes[2]} for two ({outs[0].dtype}): "
+                f"each is to have one embedding of its embedding_dim, {self.embedding_dim} real numbers"
+            )
+        first, again, beside = (out.float() for out in outs)
         largest = float(first.nan_to_num().abs().max())
-        if not torch.allclose(first, second, rtol=0, atol=1e-2 * largest, equal_nan=True):
+        if not torch.allclose(first, again, rtol=0, atol=1e-2 * largest, equal_nan=True):
             raise ConfigError(
                 "two embeddings of the same image differ: the encoder draws random numbers in evaluation "
                 "mode (dropout, masking): turn that off first"
+            )
+        if not torch.allclose(first, beside[:1], rtol=0, atol=0.1 * largest, equal_nan=True):
+            raise ConfigError(
+                "the embedding of an image depends on the others of its batch: take the batch's statistics "
+                "out (batch normalisation: track_running_stats=True)"
             )
 
     @classmethod
