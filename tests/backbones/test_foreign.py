@@ -1,6 +1,7 @@
 """Weights of others: recognised by their names under any prefix, and what does not fit is listed."""
 
 import argparse
+import pickle
 import re
 import warnings
 
@@ -245,6 +246,15 @@ class Run:
         (lambda file: file.write_bytes(b"PK\x03\x04 and no more"), "cannot read the weights"),
         (lambda file: file.write_bytes(b""), "cannot read the weights"),
         (lambda file: file.mkdir(), "cannot read the weights"),
+        (
+            lambda file: file.write_bytes(pickle.dumps({"weight": [1.0]}, 4)),
+            "damaged, or neither what torch.save",
+        ),
+        (lambda file: save_file({"a": torch.ones(2)}, file), "damaged, or neither.*end in .safetensors"),
+        (
+            lambda file: torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(file),
+            "TorchScript.*state dict",
+        ),
         (lambda file: None, "cannot read the weights"),
     ],
 )
@@ -253,6 +263,53 @@ def test_what_cannot_be_read_is_one_line(tmp_path, write, message):
     with pytest.raises(ArtifactError, match=message) as error:
         read_tensors(tmp_path / "x.pth")
     assert "\n" not in str(error.value) and "x.pth" in str(error.value)
+    assert "weights_only" not in str(error.value)  # torch's advice is to unpickle it
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: (value * 50).to(torch.int8), r"100 tensors that are no plain floats: conv1\.\* \(1\)"),
+        (lambda value: value.to(torch.complex64), "no plain floats"),
+        (lambda value: value.to_sparse(), "no plain floats"),
+        (lambda value: value.to("meta"), "no plain floats"),
+        (lambda value: value.numpy(), "hold no tensors by name: give a state dict"),
+        (lambda value: value.half(), None),
+    ],
+)
+def test_weights_are_float_numbers(resnet, change, message):
+    """Whole numbers of a quantised network were taken for its weights."""
+    state = {k: change(v) if v.is_floating_point() else v for k, v in resnet.state_dict().items()}
+    if message is None:
+        assert foreign_encoder("resnet18", state, SMALL)
+        return
+    if "tensors by name" in message:
+        state = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
+    with pytest.raises((ConfigError, ArtifactError), match=message) as error:
+        foreign_encoder("resnet18", state, SMALL)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [nn.Module, list])
+def test_what_is_no_weights_is_one_line(resnet, kind):
+    """A module was printed, layer by layer."""
+    given = resnet if kind is nn.Module else [resnet.state_dict()]
+    for call in (pj.VJE, pj.open_encoder):
+        with pytest.raises(
+            ConfigError, match=r"weights is a (ResNet|list): give a file, or a state dict"
+        ) as error:
+            call("resnet18", weights=given)
+        assert "\n" not in str(error.value)
+
+
+def test_statistics_beside_weights_go_together(resnet):
+    """One of them alone went with the other of ImageNet's, as nowhere else."""
+    more = {"weights": resnet.state_dict(), "backbone_options": SMALL}
+    for one in ({"mean": [0.5] * 3}, {"std": [0.5] * 3}):
+        with pytest.raises(ConfigError, match="mean and std go together"):
+            pj.open_encoder("resnet18", **more, **one)
+    with pytest.raises(ConfigError, match="0 means and 0 stds for 3 channels"):
+        pj.open_encoder("resnet18", **more, mean=[], std=[])
 
 
 def test_weights_go_with_a_registered_backbone(tmp_path):

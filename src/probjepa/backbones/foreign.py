@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
 import warnings
 from collections import Counter
@@ -38,6 +39,9 @@ _HEADS = re.compile(
     r"|decoder\w*|pooler)(\.|$)"
 )
 _MOST_LISTED = 6
+_NO_WEIGHTS = (
+    "it is damaged, or neither what torch.save wrote nor safetensors, whose names end in .safetensors"
+)
 
 
 def read_tensors(source: Weights) -> State:
@@ -50,16 +54,22 @@ def read_tensors(source: Weights) -> State:
 
     Raises
     ------
+    ConfigError
+        for what is neither a file nor a mapping
     ArtifactError
         for a file that cannot be read, holds no tensors, or would have to be unpickled
     """
     from safetensors.torch import load_file
 
     if isinstance(source, Mapping):
-        return dict(_flat(source, ""))
+        return _named(source, "these weights hold")
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(
+            f"weights is a {type(source).__name__}: give a file, or a state dict (model.state_dict())"
+        )
     try:
         file = regular(source)
-        if file.suffix == ".safetensors":
+        if file.suffix.lower() == ".safetensors":
             return dict(load_file(file))
         with torch.serialization.safe_globals([argparse.Namespace]):  # plain values, in DINO's
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -70,10 +80,19 @@ def read_tensors(source: Weights) -> State:
                 f"{source} holds more than tensors and plain values ({found[1]}) and would have to be "
                 "unpickled, which runs its code: if you trust it, save its state dict alone with torch.save"
             ) from error
-        raise ArtifactError(f"cannot read the weights {source}: {first_line(error)}") from error
+        reason = first_line(error)
+        if "weights_only" in reason:  # torch advises to unpickle it
+            script = "TorchScript" in reason
+            reason = "it is a TorchScript program: give its state dict" if script else _NO_WEIGHTS
+        raise ArtifactError(f"cannot read the weights {source}: {reason}") from error
+    return _named(content, f"{source} holds")
+
+
+def _named(content: Any, what: str) -> State:
+    """All tensors of a content by name; ArtifactError if there are none."""
     tensors = dict(_flat(content, ""))
     if not tensors:
-        raise ArtifactError(f"{source} holds no tensors by name: give a state dict, or a checkpoint with one")
+        raise ArtifactError(f"{what} no tensors by name: give a state dict, or a checkpoint with one")
     return tensors
 
 
@@ -205,6 +224,11 @@ def _encoder_in(
     return prefix, {ours: tensors[key] for key, ours in inside.items() if key not in heads}, heads
 
 
+def _plain(value: Tensor) -> bool:
+    """Whether a tensor holds float numbers, which whole ones of a quantised layer are not."""
+    return value.is_floating_point() and value.layout == torch.strided and not value.is_meta
+
+
 def _check(own: State, given: State, fault: str) -> None:
     """Raise ConfigError that lists all differences, by block."""
     # checkpoints from before PyTorch 0.4.1 have no batch counters; batch norm fills them in
@@ -215,9 +239,12 @@ def _check(own: State, given: State, fault: str) -> None:
         for name in own
         if name in given and own[name].shape != given[name].shape
     ]
+    odd = [
+        name for name in own if name in given and own[name].is_floating_point() and not _plain(given[name])
+    ]
     problems = [
         f"{len(names)} tensors {kind}: {_listed(names, '')}"
-        for kind, names in (("missing", missing), ("unknown", unknown))
+        for kind, names in (("missing", missing), ("unknown", unknown), ("that are no plain floats", odd))
         if names
     ]
     if reshaped:

@@ -80,7 +80,10 @@ class OpenedEncoder(Method):
                 module = build_backbone(backbone, image_size=image_size or 0, **options)
             size = own["image_size"]
             side = size if size <= _SMALL else round(size / _CROP)
-            settings = {"size": size, "channels": _CHANNELS, "mean": mean or _MEAN, "std": std or _STD}
+            if (mean is None) != (std is None):
+                raise ConfigError("mean and std go together: give both or neither")
+            of_images = (_MEAN, _STD) if mean is None else (mean, std)
+            settings = {"size": size, "channels": _CHANNELS, "mean": of_images[0], "std": of_images[1]}
             settings["fit"] = {"size": size, "side": side}
             own |= {"pooling": None, "backbone_options": options}
         elif weights is not None or backbone_options or mean is not None or std is not None:
