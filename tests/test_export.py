@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 import probjepa as pj
 from probjepa import exporting as module
+from probjepa import provenance
 from probjepa.cli import run
 from probjepa.errors import ArtifactError, ConfigError, DataError, MissingExtraError
 from saved_models import small
@@ -176,6 +177,51 @@ def test_a_file_that_disagrees_is_not_left(tmp_path, monkeypatch):
     with pytest.raises(ArtifactError, match=r"embeddings of \d+ inputs is \(\d+, \d+\), and PyTorch's"):
         pj.export(small(), tmp_path / "x.pt2")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_onnx_computes_in_float32_whatever_the_weights_are(tmp_path, kind):
+    """Such models were refused, since ONNX has no runtime of their types or rounds otherwise."""
+    model = pj.SimSiam("convnet", seed=0, **CONVNET).to(kind).eval()
+    graph = runner(pj.export(model, tmp_path / "x.onnx"))
+    assert model.dtype == kind
+    inputs = model.example_batch(5, torch.Generator().manual_seed(3))
+    found, expected = graph(inputs)[0], model.float().embed(inputs)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("df", [1e7, float("inf")])
+def test_onnx_has_a_log1p_of_small_numbers(tmp_path, df):
+    """ONNX writes it as log(1 + x): a likelihood near the Gaussian's was refused."""
+    model = small(df=df).eval()
+    graph = runner(pj.export(model, tmp_path / "x.onnx", what="likelihood"))
+    inputs = model.example_batch(5, torch.Generator().manual_seed(3))
+    np.testing.assert_allclose(graph(inputs)[0], model.score_samples(inputs), rtol=1e-5)
+    x = torch.tensor([-0.9, -0.5, -1e-6, 0.0, 1e-9, 0.3, 0.5, 1e3, 1e30, float("inf")])
+    with module._Single():
+        found = torch.log1p(x)
+    torch.testing.assert_close(found.double(), torch.log1p(x.double()), rtol=1e-6, atol=0)
+
+
+def test_a_model_that_encodes_in_bf16_is_exported(tmp_path, monkeypatch):
+    """It was compared with its embeddings in bf16, and refused."""
+    monkeypatch.setattr(provenance, "cpu_flags", lambda: ["avx2", "avx512_bf16"])
+    model = pj.SimSiam("convnet", seed=0, **CONVNET)
+    model.precision = "bf16"
+    assert pj.export(model, tmp_path / "x.pt2").is_file() and model.precision == "bf16"
+
+
+def test_a_traced_module_is_exported_and_a_scripted_one_is_one_line(tmp_path):
+    """Its hooks, which TorchScript refuses, were a traceback."""
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    model = pj.open_encoder(torch.jit.trace(plain, torch.rand(2, 3, 8, 8)), image_size=8)
+    inputs = model.example_batch(5, torch.Generator().manual_seed(3))
+    graph = runner(pj.export(model, tmp_path / "x.pt2"))
+    np.testing.assert_allclose(graph(inputs)[0], model.embed(inputs), atol=1e-5)
+    with pytest.raises(ConfigError, match="cannot be exported") as caught:
+        pj.export(pj.open_encoder(torch.jit.script(plain), image_size=8), tmp_path / "y.pt2")
+    assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == ["x.pt2"]
 
 
 FULL_DISK = """

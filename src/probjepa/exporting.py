@@ -23,6 +23,7 @@ from probjepa.draws import forked, reseed
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError, short, unknown_name
 from probjepa.files import first_line, refuse_existing, staged_file
 from probjepa.loading import load, open_encoder
+from probjepa.methods import Method
 from probjepa.methods.pretrained import Pretrained
 from probjepa.model_files import quiet
 from probjepa.registry import required
@@ -48,9 +49,9 @@ def export(
     Its input "inputs" is uint8 pixels (N, C, S, S), any N: images as ``encoder.open`` gives them, resized
     already to the model's own size; normalisation is inside. (Of a ``VarJEPA``: vectors (N, x_dim).)
     Its outputs are those of ``embed``: "embeddings" (N, D); of ``posterior``: "posterior_mean" and
-    "posterior_variance", each (N, K); of ``score_samples``: "scores" (N,). An ONNX graph computes in float32.
-    Before it takes its name, the file is loaded and compared with the model on random batches, to 1e-4 of the
-    largest value.
+    "posterior_variance", each (N, K); of ``score_samples``: "scores" (N,). An ONNX graph computes in float32,
+    whatever the type of the weights, a .pt2 as the model does. Before it takes its name, the file is loaded
+    and compared with the model (in float32, for ONNX) on random batches, to 1e-4 of the largest value.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ def export(
         required(package, "onnx")
     model = _opened(encoder)
     with evaluating(model):
-        graph = copy.deepcopy(model).cpu() if model.device.type != "cpu" else model
+        graph = _on_cpu(model, single=as_onnx)
         with _quiet():
             program = _traced(graph, what, single=as_onnx)
         with staged_file(path) as stage:
@@ -104,6 +105,16 @@ def _opened(encoder: str | Path | nn.Module) -> Any:
     if not hasattr(model, "outputs"):
         raise ConfigError(f"{encoder} is a {type(model).__name__}: models of tables cannot be exported")
     return model
+
+
+def _on_cpu(model: Any, single: bool) -> Any:
+    """The model, or a copy where it is elsewhere, or ``single`` and of other floats than float32."""
+    values = (*model.parameters(), *model.buffers())
+    other = single and any(v.is_floating_point() and v.dtype != torch.float32 for v in values)
+    if model.device.type == "cpu" and not other:
+        return model
+    copied = copy.deepcopy(model).cpu()
+    return copied.float() if single else copied
 
 
 class _Graph(nn.Module):
@@ -127,6 +138,13 @@ class _Single(TorchFunctionMode):
             sides = [side.abs() for side in args]
             longer, shorter = torch.maximum(*sides), torch.minimum(*sides)
             return longer * (1 + (shorter / longer).square()).sqrt()
+        if func in (torch.log1p, torch.Tensor.log1p):  # ONNX's log(1 + x) loses a small x
+            x = args[0]
+            small = x.abs() < 0.5
+            near = torch.where(small, x, 0.0)
+            return torch.where(
+                small, 2 * torch.atanh(near / (2 + near)), torch.where(small, 1.0, 1 + x).log()
+            )
         if func in (torch.lgamma, torch.Tensor.lgamma):  # Stirling's series, from 8 on
             y = args[0] + 8
             series = (y - 0.5) * y.log() - y + math.log(2 * math.pi) / 2 + 1 / (12 * y) - 1 / (360 * y**3)
@@ -184,7 +202,7 @@ def _running(model: nn.Module) -> Iterator[list[str]]:
         handles.append(part.register_forward_hook(lambda *_: running.__delitem__(-1)))
 
     for name, part in model.named_modules():
-        if name:
+        if name and not isinstance(part, torch.jit.ScriptModule):  # which takes no hooks
             watch(name, part)
     try:
         yield running
@@ -251,12 +269,13 @@ def _check(model: Any, what: str, graph: Graph, path: Path) -> None:
 
 
 def _expected(model: Any, what: str, inputs: Tensor) -> list[Tensor]:
-    if what == "embed":
-        return [model.embed(inputs)]
-    if what == "likelihood":
-        return [model.score_samples(inputs)]
-    posterior = model.posterior(inputs)
-    return [posterior.mean, posterior.variance]
+    with model._encoding_in("float32") if isinstance(model, Method) else nullcontext():  # as the graph's
+        if what == "embed":
+            return [model.embed(inputs)]
+        if what == "likelihood":
+            return [model.score_samples(inputs)]
+        posterior = model.posterior(inputs)
+        return [posterior.mean, posterior.variance]
 
 
 @contextmanager
