@@ -78,7 +78,7 @@ def test_a_failed_upload_keeps_what_was_saved(hub, tmp_path, monkeypatch):
     assert same(pj.load(tmp_path / "model"), model)
 
 
-def test_loading_from_the_hub_asks_for_two_files(tmp_path, monkeypatch):
+def test_loading_from_the_hub_asks_for_three_files(tmp_path, monkeypatch):
     model = small()
     model.save_pretrained(tmp_path)
     asked = {}
@@ -90,7 +90,9 @@ def test_loading_from_the_hub_asks_for_two_files(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert same(pj.load("me/model", revision="v1", local_files_only=True), model)
     assert same(pj.VJE.from_pretrained("me/other", token="t"), model)
-    files = {"allow_patterns": ["config.json", "model.safetensors"]}  # no pickle, whatever else is there
+    files = {
+        "allow_patterns": ["config.json", "model.safetensors", "README.md"]
+    }  # no pickle, whatever else is there
     assert asked == {
         "me/model": {**files, "revision": "v1", "local_files_only": True},
         "me/other": {**files, "token": "t"},
@@ -169,6 +171,19 @@ def test_a_card_has_the_numbers_of_the_run_wherever_it_is_saved_next(tmp_path, h
     assert hub["me/model"]["README.md"].decode() == text
     (tmp_path / "run" / "model" / "README.md").unlink()  # as a download has it
     assert saved_card(pj.load(tmp_path / "run"), tmp_path / "again") == text
+
+
+def test_a_card_that_was_edited_on_the_hub_is_kept_and_pushed(tmp_path, hub, monkeypatch):
+    saved_card(small(), tmp_path / "there")
+    (tmp_path / "there" / "README.md").write_text("mine\n")
+
+    def download(repo_id, allow_patterns):
+        keep = shutil.ignore_patterns(*({p.name for p in (tmp_path / "there").iterdir()} - {*allow_patterns}))
+        return str(shutil.copytree(tmp_path / "there", tmp_path / "here", ignore=keep))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    pj.load("me/model").push_to_hub("me/copy")
+    assert hub["me/copy"]["README.md"] == b"mine\n"
 
 
 def test_a_card_that_was_edited_is_kept_and_pushed(tmp_path, hub):

@@ -327,8 +327,10 @@ def test_a_masked_autoencoder_hides_nothing(tmp_path):
     before = torch.get_rng_state()
     found = encoder.embed(pixels)
     assert torch.equal(found, encoder.embed(pixels)) and torch.equal(torch.get_rng_state(), before)
+    assert model.config.mask_ratio == 0.75  # to be trained on as it was
     with torch.no_grad():
         prepared, noise = encoder.preprocess(pixels), torch.rand(3, (SIDE // 4) ** 2)
+        model.config.mask_ratio = 0.0
         shuffled = model(prepared, noise=noise).last_hidden_state[:, 0]
     torch.testing.assert_close(found, shuffled)
     for row in range(0, SIDE, 4):

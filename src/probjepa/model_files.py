@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
+CARD = "README.md"
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------
@@ -226,7 +227,7 @@ def model_folder(source: str | Path, hub: Mapping[str, Any]) -> Path:
 
     try:
         with quiet("huggingface_hub"):
-            return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **hub))
+            return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, CARD], **hub))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ArtifactError(
             f"no model at {short(source, 200)}, on this disk or on the hub: {first_line(error)}"

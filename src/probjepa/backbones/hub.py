@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -132,6 +133,19 @@ def _prefix_tokens(model: nn.Module) -> dict[str, int]:
     return counts
 
 
+@contextmanager
+def _unmasked(config: Any) -> Iterator[None]:
+    """Let a masked autoencoder see all patches, of which it hides some in evaluation too."""
+    hidden = getattr(config, "mask_ratio", None)
+    if hidden:
+        config.mask_ratio = 0.0
+    try:
+        yield
+    finally:
+        if hidden:
+            config.mask_ratio = hidden
+
+
 class TransformersEncoder(nn.Module):
     """A vision model of transformers: pixel values (N, C, H, W) → (N, K), the last hidden state pooled.
 
@@ -151,14 +165,12 @@ class TransformersEncoder(nn.Module):
         counts = _prefix_tokens(self.model)
         has_class_token = bool(counts.keys() & _CLASS_TOKENS)
         self.prefix = sum(counts.values())
-        config = getattr(self.model, "config", None)
-        if config is not None and getattr(config, "mask_ratio", None):
-            config.mask_ratio = 0.0  # a masked autoencoder hides patches in evaluation too
         self.pooling = _choose(type(model).__name__, pooling, has_class_token)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the class token, or the mean of the patch tokens (or of a feature map)."""
-        hidden: Tensor = self.model(pixels, **self._order(pixels)).last_hidden_state
+        with _unmasked(getattr(self.model, "config", None)):
+            hidden: Tensor = self.model(pixels, **self._order(pixels)).last_hidden_state
         return hidden.mean((2, 3)) if hidden.ndim == 4 else _pool(hidden, self.pooling, self.prefix)
 
     def _order(self, pixels: Tensor) -> dict[str, Tensor]:

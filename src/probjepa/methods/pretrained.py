@@ -158,9 +158,9 @@ class Pretrained(
         folder = Path(save_directory)
         with files.staged_directory(folder) as stage:
             super().save_pretrained(stage, model_card_kwargs=model_card_kwargs)
-            if (folder / "README.md").exists():
-                (stage / "README.md").unlink()
-                self.card_text = _text_of(folder / "README.md")
+            if (folder / model_files.CARD).exists():
+                (stage / model_files.CARD).unlink()
+                self.card_text = _text_of(folder / model_files.CARD)
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **hub)
         return None
@@ -188,7 +188,7 @@ class Pretrained(
             config["run"] = dict(self.run_record)
         model_files.write_model(save_directory, config, weights, what)
         if self.card_text is not None:
-            (save_directory / "README.md").write_text(self.card_text, encoding="utf-8")
+            (save_directory / model_files.CARD).write_text(self.card_text, encoding="utf-8")
 
     def _saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What config.json and model.safetensors hold."""
@@ -236,7 +236,7 @@ class Pretrained(
         model._restore(folder, config)
         model.run_record, model.card_text = (
             card.plain_record(config.get("run")),
-            _text_of(folder / "README.md"),
+            _text_of(folder / model_files.CARD),
         )
         return model.eval()
 
