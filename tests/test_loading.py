@@ -133,6 +133,14 @@ def test_a_head_of_ones_own_is_filled(tmp_path):
     refused(tmp_path, "does not fit its config.*size mismatch", head=OwnHead(dim=31))
 
 
+@pytest.mark.parametrize("name", ["hf:facebook/dinov2-small", "timm:resnet18"])
+def test_encoders_of_hubs_are_another_door(name):
+    with pytest.raises(
+        ConfigError, match=f"{name} is an encoder, and no saved model: open it by open_encoder"
+    ):
+        pj.load(name)
+
+
 @pytest.mark.parametrize("kind", [pj.VarTJEPA, pj.TJEPA])
 def test_models_of_tables_are_loaded_too(tmp_path, kind):
     import numpy as np

@@ -52,6 +52,8 @@ def load(
     ------
     ArtifactError
         if there is no model, it is damaged, or it was written in another format
+    ConfigError
+        for the name of an encoder of a hub (``hf:NAME``), or an argument that has no place
     """
     if (named := _checkpoint(source)) is not None:
         for name, value in {"backbone": backbone, "head": head, "networks": networks, **hub}.items():
@@ -63,6 +65,8 @@ def load(
     of_hub = {name: value for name, value in hub.items() if name not in own}
     if unknown := sorted(set(of_hub) - _HUB):
         raise unknown_name("option of load", unknown[0], _HUB)
+    if str(source).startswith(HUBS):
+        raise ConfigError(f"{short(source, 200)} is an encoder, and no saved model: open it by open_encoder")
     folder = model_folder(source, of_hub)
     config = read_config(folder)
     given = {name: module for name, module in modules.items() if module is not None}
