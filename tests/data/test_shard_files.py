@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import warnings
 
 import fsspec
 import pyarrow as pa
@@ -14,6 +15,7 @@ from PIL import Image
 
 from probjepa.data.decode import Decoder
 from probjepa.data.shard_files import ShardError, file_mark, find_shards, holds_shards
+from probjepa.data.shards import read_layout, read_shard
 from probjepa.errors import ConfigError, DataError
 from shard_cases import png, read_all, table, write_shards, write_tar
 
@@ -117,6 +119,24 @@ def test_a_tar_that_ends_early_is_one_line(tmp_path, spoil):
     path.write_bytes(whole[: {"end": at + 100, "header": len(whole), "between": at}[spoil]])
     with pytest.raises(ShardError, match=r"x\.tar' cannot be read as \.tar \(unexpected end of data\)"):
         read_all(path)
+
+
+def test_what_is_said_of_frames_and_grey_levels_is_of_the_shard(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    stream, faint = io.BytesIO(), io.BytesIO()
+    frames[0].save(stream, "gif", save_all=True, append_images=frames[1:])
+    Image.new("I;16", (8, 8), 300).save(faint, "png")
+    decoder = Decoder(8, 3, convert=True)
+    for name, content in (("0", stream.getvalue()), ("1", png(1)), ("2", faint.getvalue()), ("3", png(3))):
+        write_tar(tmp_path / f"{name}.tar", {f"{name}.img": b"", f"{name}.png": content})
+    said = []
+    for shard in find_shards(str(tmp_path)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            list(read_shard(shard, read_layout(shard), decoder, 8))
+        said.append([str(warning.message) for warning in caught])
+    assert [len(lines) for lines in said] == [1, 0, 1, 0]
+    assert "several frames (GIF)" in said[0][0] and "1 of 256 grey levels" in said[2][0]
 
 
 def test_grey_rows_are_repeated_where_colour_is_wanted_and_not_all_are_grey(tmp_path):

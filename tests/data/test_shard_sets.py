@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 import torch
 
@@ -174,6 +177,33 @@ def test_class_names_of_the_hub_are_kept_in_every_arrow_file(tmp_path, limit):
 
 
 @pytest.mark.parametrize("limit", [None, 0])
+def test_numbers_of_classes_are_those_of_each_shard(tmp_path, limit):
+    for shard, names in enumerate([["cat", "dog"], ["dog", "cat", "cow"], None]):
+        rows = table(4 * shard, 4).set_column(1, "label", pa.array([0, 1, None, 1]))
+        about = json.dumps({"info": {"features": {"label": {"names": names}}}}) if names else "{}"
+        write_table(tmp_path / f"{shard}.parquet", rows.replace_schema_metadata({"huggingface": about}))
+    found = open_images(tmp_path, memory_limit=limit)
+    labels = [found.classes[label] if label >= 0 else None for label in found.labels]
+    # a shard without names has those of the first
+    assert labels == ["cat", "dog", None, "dog", "dog", "cat", None, "cat", "cat", "dog", None, "dog"]
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_rows_in_folders_have_ids_of_their_own_in_the_order_of_the_shard_commands(tmp_path, limit):
+    for number, folder in enumerate(["a-b", "a", "a/c"]):
+        write_shard(tmp_path / folder / "0.parquet", range(10 * number, 10 * number + 3))
+    found, ids, pixels = open_images(tmp_path, size=8, memory_limit=limit), [], []
+    for shard in find_shards(str(tmp_path)):
+        for part in read_shard(shard, read_layout(shard), Decoder(8, 3), 7):
+            ids += part.columns["id"].to_pylist()
+            pixels.append(part.images.images)
+    assert found.ids == ids and torch.equal(found.get(slice(None)), torch.cat(pixels))
+    assert ids == [f"{folder}/0.parquet:{row}" for folder in ("a-b", "a", "a/c") for row in range(3)]
+    some = open_images(f"{tmp_path}/a*/0.parquet", memory_limit=limit)
+    assert some.ids == ids[:6]
+
+
+@pytest.mark.parametrize("limit", [None, 0])
 def test_kinds_may_lie_beside_each_other_where_their_columns_agree(tmp_path, limit):
     for number, form in enumerate(["parquet", "tar", "arrow"]):
         write_shard(tmp_path / f"{number}.{form}", range(10 * number, 10 * number + 10))
@@ -277,7 +307,10 @@ def test_folders_of_images_and_of_shards_are_told_apart(tmp_path, form):
     write_shard(tmp_path / "b-1" / f"x.{form}", range(2, 4))
     (tmp_path / "README.md").write_text("notes")
     found = open_images(tmp_path)
-    np.testing.assert_array_equal(found.images, expected()[:4])  # by folder, then by name
+    # in the order of the shard commands, and of Arrow's data sets
+    np.testing.assert_array_equal(found.images, expected()[[2, 3, 0, 1]])
+    files = ds.dataset(tmp_path, format=form, exclude_invalid_files=True).files if form != "tar" else []
+    assert [Path(file).parent.name for file in files] == ["b-1", "b"][: len(files)]
     assert found.skipped == [f"{tmp_path / 'README.md'} is no image of a known format"]
     (tmp_path / "without-a-suffix").write_bytes(png(0))
     found = open_images(tmp_path)

@@ -13,7 +13,7 @@ from probjepa.data import streams as module
 from probjepa.data.shard_files import ShardError
 from probjepa.data.streams import LANES, Stream, lane_count, open_training
 from probjepa.errors import ConfigError, DataError
-from shard_cases import needs_litdata, numbered_png, opened, write_numbered, write_shards
+from shard_cases import needs_litdata, numbered_png, opened, write_numbered, write_shards, write_tar
 
 
 def number(image) -> int:
@@ -67,6 +67,16 @@ def test_an_epoch_has_every_row_once_in_an_order_that_one_number_decides_on(stre
     assert first != second
     assert first == epoch(stream, 1, 20)
     assert min(np.ptp(rows) for rows in first) > 100, "each batch is of all shards"
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5])
+def test_groups_of_several_images_in_a_tar_are_read_from_any_row(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr("probjepa.data.shard_readers._SPACING", 4)
+    names = [f"{row // rows:04d}.{row % rows}.png" for row in range(200)]
+    write_tar(tmp_path / "x.tar", {name: numbered_png(row) for row, name in enumerate(names)})
+    stream = opened(tmp_path, buffer=64)
+    assert sorted(flat(epoch(stream, 1, 20))) == list(range(200))
+    assert epoch(stream, 1, 20, 6) == epoch(stream, 1, 20)[6:]
 
 
 def test_what_fills_no_batch_differs_from_epoch_to_epoch(stream):

@@ -37,6 +37,11 @@ class Shard(NamedTuple):
     path: str
     name: str
 
+    @property
+    def file(self) -> str:
+        """What it is called itself, below the folder of inputs."""
+        return "/".join(PurePosixPath(self.path).parts[-1 - self.name.count("/") :])
+
 
 def is_remote(place: str) -> bool:
     """Whether a place is an address that fsspec opens."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 import posixpath
 import shutil
 import tarfile
@@ -20,8 +22,12 @@ from probjepa.errors import DataError, MissingExtraError, ProbjepaError
 from probjepa.files import first_line, regular
 
 _BUFFER = 1 << 20  # bytes of a parquet column that are read at a time
-_SPACING = 256  # rows of a tar file between two places that are kept
+_SPACING = 256  # rows of a tar file between two places that are kept, or more
 _LINKS = 40  # of a tar file that are followed to come to a file
+
+Places = tuple[
+    tuple[int, int], ...
+]  # of a tar file: a row, and where the group that it is the first of starts
 
 
 class Opened(NamedTuple):
@@ -34,7 +40,7 @@ class Opened(NamedTuple):
 
     schema: Any
     read: Callable[[int, list[str], int], Iterator[Any]]
-    length: Callable[[], tuple[int, tuple[int, ...]]]
+    length: Callable[[], tuple[int, Places]]
     skipped: Sequence[str] = ()
 
 
@@ -46,7 +52,7 @@ def _opened(path: str) -> Any:
     return system.open(name, "rb")
 
 
-def _parquet(path: str, places: Sequence[int] = ()) -> Opened:
+def _parquet(path: str, places: Places = ()) -> Opened:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(_opened(path), buffer_size=_BUFFER, pre_buffer=False)
@@ -64,7 +70,7 @@ def _parquet(path: str, places: Sequence[int] = ()) -> Opened:
     return Opened(file.schema_arrow, read, lambda: (about.num_rows, ()))
 
 
-def _arrow(path: str, places: Sequence[int] = ()) -> Opened:
+def _arrow(path: str, places: Places = ()) -> Opened:
     """A file of Arrow's, or a stream, as the Hugging Face Hub's libraries write it; batch by batch."""
     import pyarrow as pa
 
@@ -93,7 +99,7 @@ def _from_row(batches: Iterator[Any], rows: int, columns: list[str], start: int)
         start = max(0, start - batch.num_rows)
 
 
-def _tar(path: str, places: Sequence[int] = ()) -> Opened:
+def _tar(path: str, places: Places = ()) -> Opened:
     """The images of a tar file, which is read in one go: id, image, and label where there is one."""
     import pyarrow as pa
 
@@ -108,25 +114,25 @@ def _tar(path: str, places: Sequence[int] = ()) -> Opened:
             yield _members(path, file, place, columns, skipped)
 
     def read(rows: int, columns: list[str], start: int) -> Iterator[Any]:
-        known = min(start // _SPACING, len(places) - 1)
-        first, place = (known * _SPACING, places[known]) if known >= 0 else (0, 0)
+        known = bisect.bisect_right(places, (start, math.inf)) - 1
+        first, place = places[known] if known >= 0 else (0, 0)
         with members(place, columns) as found:
             wanted = islice(found, start - first, None)
             while held := [dict(zip(schema.names, row, strict=False)) for row in islice(wanted, rows)]:
                 yield pa.RecordBatch.from_pylist(held, schema).select(columns)
 
-    def count() -> tuple[int, tuple[int, ...]]:
+    def count() -> tuple[int, Places]:
         with members(0, ()) as found:
-            number, kept = -1, []
+            number, kept = -1, list[tuple[int, int]]()
             for number, (*_, place) in enumerate(found):
-                if number % _SPACING == 0 and place is not None:
-                    kept.append(place)
+                if place is not None and (not kept or number >= kept[-1][0] + _SPACING):
+                    kept.append((number, place))
         return number + 1, tuple(kept)
 
     return Opened(schema, read, count, skipped)
 
 
-# its name, its content, its label, and where its group starts in a file that is not compressed
+# its name, its content, its label, and where its group starts, of the first of a group that is not compressed
 _Member = tuple[str, bytes, str | None, int | None]
 
 
@@ -216,7 +222,7 @@ def _members(
                 continue
             stem = str(name.with_name(name.name.partition(".")[0]))
             if stem != key:
-                yield from ((x, pixels, label or _first_folder(x), place) for x, pixels in images)
+                yield from _group(images, label, place)
                 key, images, label = stem, [], ""
                 place = member.offset if tar.fileobj is file else None
             if name.suffix.lower() in IMAGE_SUFFIXES:
@@ -225,10 +231,16 @@ def _members(
             elif name.suffix.lower() == ".cls" and "label" in columns:
                 content = home.extractfile(held)
                 label = content.read().decode("utf-8", "backslashreplace").strip() if content else ""
-        yield from ((x, pixels, label or _first_folder(x), place) for x, pixels in images)
+        yield from _group(images, label, place)
         # two blocks of zeros end it: tarfile takes the rest of one that is cut off, or damaged, for its end
         if not (last := tar.fileobj.read(tarfile.BLOCKSIZE)) or any(last):
             raise tarfile.ReadError("unexpected end of data")
+
+
+def _group(images: Sequence[tuple[str, bytes]], label: str, place: int | None) -> Iterator[_Member]:
+    for name, pixels in images:
+        yield name, pixels, label or _first_folder(name), place
+        place = None
 
 
 def _first_folder(name: str) -> str | None:
@@ -236,12 +248,12 @@ def _first_folder(name: str) -> str | None:
     return parts[0] if len(parts) > 1 else None
 
 
-def _chunk(path: str, places: Sequence[int] = ()) -> Opened:
+def _chunk(path: str, places: Places = ()) -> Opened:
     schema, read, count = open_chunk(path)
     return Opened(schema, read, lambda: (count, ()))
 
 
-_READERS: dict[str, Callable[[str, Sequence[int]], Opened]] = {
+_READERS: dict[str, Callable[[str, Places], Opened]] = {
     ".parquet": _parquet, ".arrow": _arrow, ".feather": _arrow, ".ipc": _arrow,
     ".tar": _tar, ".tar.gz": _tar, ".tgz": _tar, ".bin": _chunk,
 }  # fmt: skip
@@ -264,7 +276,7 @@ def reading(
         ) from error
 
 
-def open_shard(path: str, places: Sequence[int] = ()) -> Opened:
+def open_shard(path: str, places: Places = ()) -> Opened:
     """Open a file of rows by the reader of its suffix, which may raise any error; ``places``: see Opened."""
     suffix = suffix_of(path)
     if suffix is None:

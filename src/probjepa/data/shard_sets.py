@@ -8,14 +8,14 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from probjepa.data.decode import Payload, as_payload
 from probjepa.data.records import Records, encode_labels
 from probjepa.data.shard_files import ShardError, file_mark, find_files, is_remote
-from probjepa.data.shard_readers import open_shard, reading
+from probjepa.data.shard_readers import Opened, open_shard, reading
 from probjepa.data.shards import layout_of
 from probjepa.data.tables import chosen_ids, class_names, one_split
 from probjepa.errors import DataError
@@ -38,46 +38,65 @@ def read_shards(source: str | Path, labels: str | None = None, ids: str | None =
     """
     place, skipped = str(source), list[str]()
     if glob.has_magic(place) and not is_remote(place) and not Path(place).exists():
-        paths = [path for match in glob.glob(place) for path in find_files(match)[0].values()]
+        paths = [path for match in sorted(glob.glob(place)) for path in find_files(match)[0].values()]
         if not paths:
             raise DataError(f"no shard matches '{place}': check the pattern")
+        home = os.path.commonpath([os.path.dirname(path) for path in paths])
+        found = {PurePosixPath(path).relative_to(home).as_posix(): path for path in paths}
     else:
         found, skipped = find_files(place)
         one_split(place, list(found))
-        paths = list(found.values())
-    records = ShardSet(place, sorted(paths, key=PurePosixPath), labels, ids)
+    records = ShardSet(place, found, labels, ids)
     records.skipped += [f"{path} is no image of a known format" for path in skipped]
     return records
 
 
 class ShardSet(Records):
-    """The image column of shards that have the columns of the first, read in order."""
+    """The image column of shards that have the columns of the first, read in order.
+
+    ``files``: what each is called in ids → its path.
+    """
 
     skipped: list[str]
 
     def __init__(
-        self, name: str, paths: Sequence[str], labels: str | None = None, ids: str | None = None
+        self, name: str, files: Mapping[str, str], labels: str | None = None, ids: str | None = None
     ) -> None:
+        paths = list(files.values())
         self.name, self.paths, self.marks = name, paths, [file_mark(path) for path in paths]
         with reading(paths[0], _ADVICE):
             schema = open_shard(paths[0]).schema
             layout = layout_of(schema, f"'{paths[0]}'", labels, ids)
         self.column, self.starts, self.ids, self.skipped = layout.image, [0], [], []
         columns: dict[str, list[Any]] = {name: [] for name in (layout.label, layout.id) if name is not None}
-        for path in paths:
+        classes = list[list[str] | None]()
+        for file, path in files.items():
             with reading(path, _ADVICE):
-                count, skipped = _read_columns(path, self.column, columns, paths[0])
+                opened = open_shard(path)
+                count, skipped = _read_columns(opened, path, self.column, columns, paths[0])
+                classes.append(class_names(opened.schema, layout.label))
             if not count and path == paths[0]:
                 raise DataError(f"'{path}' has no rows: remove it, or pass another file")
             self.starts.append(self.starts[-1] + count)
             self.skipped += skipped
-            file = PurePosixPath(path).name
             self.ids += [f"{file}:{row}" if len(paths) > 1 else str(row) for row in range(count)]
         if layout.id is not None:
             self.ids = chosen_ids(columns[layout.id], layout.id, ids, name) or self.ids
         if layout.label is not None:
-            names = class_names(schema, layout.label)
-            self.labels, self.classes = encode_labels(columns[layout.label], name, len(self), names)
+            values, names = columns[layout.label], classes[0]
+            if names and any(of not in (None, names) for of in classes):  # numbers of one class differ
+                values = self._as_texts(values, [of or names for of in classes])
+            self.labels, self.classes = encode_labels(values, name, len(self), names)
+
+    def _as_texts(self, values: Sequence[Any], classes: Sequence[list[str]]) -> list[str | None]:
+        """Return labels as their names, of which each shard has its own."""
+        texts = list[str | None]()
+        for path, names, start, stop in zip(self.paths, classes, self.starts, self.starts[1:], strict=False):
+            with reading(path, _ADVICE):
+                codes, known = encode_labels(values[start:stop], f"'{path}'", stop - start, names)
+            found = [] if codes is None else codes.tolist()
+            texts += [known[code] if known and code >= 0 else None for code in found or [-1] * (stop - start)]
+        return texts
 
     def where(self, row: int) -> str:
         """Name the shard and the row in it."""
@@ -114,10 +133,9 @@ class ShardSet(Records):
 
 
 def _read_columns(
-    path: str, image: str, columns: dict[str, list[Any]], first: str
+    opened: Opened, path: str, image: str, columns: dict[str, list[Any]], first: str
 ) -> tuple[int, Sequence[str]]:
     """Add a shard's values to those of each column; how many rows it has, and what it leaves out."""
-    opened = open_shard(path)
     if missing := {image, *columns} - set(opened.schema.names):
         raise DataError(f"'{path}' lacks the column {', '.join(sorted(missing))} of '{first}'")
     if not columns:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from probjepa.data.decode import Decoder, Payload, Unreadable, as_payload
@@ -15,7 +17,7 @@ from probjepa.data.images import ImageSet
 from probjepa.data.records import Check, Records, default_workers, each, encode_labels, stacked
 from probjepa.data.rows import as_column, identity
 from probjepa.data.shard_files import Shard, ShardError
-from probjepa.data.shard_readers import open_shard, reading
+from probjepa.data.shard_readers import Places, open_shard, reading
 from probjepa.data.tables import class_names, holds_images, id_column, image_column, label_column
 from probjepa.errors import ProbjepaWarning, few
 
@@ -90,9 +92,10 @@ class ShardRecords(Records):
 
     def __init__(
         self, shard: Shard, layout: Layout, labels: str | None, ids: str | None, *,
-        start: int = 0, places: Sequence[int] = (),
+        start: int = 0, places: Places = (),
     ) -> None:  # fmt: skip
         self.name, self.layout, self.known = shard.path, layout, dict[int, tuple[str, Any]]()
+        self._file = shard.file
         self._wanted_ids, self._rows = ids, start
         with reading(shard.path):
             self._opened = open_shard(shard.path, places)
@@ -111,7 +114,7 @@ class ShardRecords(Records):
     def __len__(self) -> int:
         return self._rows
 
-    def count(self) -> tuple[int, tuple[int, ...]]:
+    def count(self) -> tuple[int, Places]:
         """Return how many rows there are, and the places of some in a tar file."""
         with reading(self.name):
             return self._opened.length()
@@ -130,9 +133,7 @@ class ShardRecords(Records):
             columns = {name: None for name in layout[:3] if name is not None}
             for batch in self._opened.read(length, list(columns), self._rows):
                 count = batch.num_rows
-                ids = [
-                    f"{os.path.basename(self.name)}:{row}" for row in range(self._rows, self._rows + count)
-                ]
+                ids = [f"{self._file}:{row}" for row in range(self._rows, self._rows + count)]
                 if layout.id is not None:
                     for row, value in enumerate(batch.column(layout.id).to_pylist()):
                         if value is not None:
@@ -185,6 +186,7 @@ def read_shard(
         for an image that cannot be decoded, or of another size or another count of channels
     """
     records = ShardRecords(shard, layout, labels, ids)
+    decoder = replace(decoder, levels=np.zeros(256, np.bool_), animated=set())  # what is said is of this one
     check = Check(records, decoder, skip)
     check.skipped = [] if failed is None else failed
     workers = default_workers((decoder.size or 64) ** 2)

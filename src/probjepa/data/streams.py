@@ -37,6 +37,7 @@ from probjepa.data.shard_files import (
     is_remote,
     suffix_of,
 )
+from probjepa.data.shard_readers import Places
 from probjepa.data.shards import Layout, ShardRecords, read_layout
 from probjepa.data.sources import READERS, open_images, peek
 from probjepa.data.tables import one_split
@@ -56,7 +57,7 @@ class Part(NamedTuple):
     shard: Shard
     rows: int
     mark: str
-    places: tuple[int, ...]
+    places: Places
 
 
 class Piece(NamedTuple):

@@ -106,7 +106,7 @@ class _Table:
         with _local(shard.path) as place, _told(shard.path):
             if _is_empty(place):
                 return
-            features, columns = self._rows(place, f"{PurePosixPath(shard.path).name}:")
+            features, columns = self._rows(place, f"{shard.file}:")
             frame = self.model.schema_.dated(features)
             seen = None if self._known is None else stands_in(frame, self._held_out)
             columns |= self._made(features)
