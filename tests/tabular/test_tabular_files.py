@@ -4,11 +4,14 @@ import io
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from probjepa.errors import DataError
 from probjepa.evaluation import evaluate_table
-from probjepa.tabular.files import stands_in
+from probjepa.tabular.files import read_table, stands_in
+from probjepa.tabular.rows import named_rows
+from shard_cases import write_table
 
 DAYS = ["2020-01-01", "2020-02-01", "2020-03-01"]
 
@@ -47,6 +50,15 @@ def test_texts_and_large_numbers_that_differ_are_two():
         ([None, "a"], ["a", "b"]),
     ):
         assert stands_in(pd.DataFrame({"c": cells}), pd.DataFrame({"c": known})).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "feather", "stream.arrow"])
+def test_whole_numbers_of_ids_are_kept_beside_blanks(tmp_path, suffix):
+    held = pa.table({"ID": pa.array([2**53 + 1, None, 3], pa.int64()), "x": [1.0, 2.0, 3.0]})
+    write_table(tmp_path / f"x.{suffix}", held)
+    frame = read_table(tmp_path / f"x.{suffix}", None, ["x"])
+    assert named_rows(frame, ["x"])[1]["id"] == ["9007199254740993", "", "3"]
+    assert frame["x"].tolist() == [1.0, 2.0, 3.0]
 
 
 def test_nested_cells_are_one_line():

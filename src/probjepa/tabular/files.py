@@ -116,6 +116,9 @@ def read_table(
                 frame[target] = _classes(frame[target], decimal, thousands)
         else:
             frame = pd.read_parquet(path) if kind == ".parquet" else _read_arrow(path)
+            names = id_column(frame.rename(columns=str), [*features, str(target)])
+            if names is not None and frame[names].dtype.kind == "f":
+                frame[names] = _whole_numbers(path, kind, names)
     except pd.errors.EmptyDataError:
         raise DataError(
             f"'{path}' is empty: give a table with a line of names and at least one row"
@@ -177,15 +180,25 @@ def _classes(series: Any, decimal: str, thousands: str | None) -> Any:
     return values.reindex(series.index) if same else series
 
 
-def _read_arrow(path: Path) -> Any:
+def _read_arrow(path: Path, **how: Any) -> Any:
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
         try:
-            return pa.ipc.open_file(source).read_all().to_pandas()
+            return pa.ipc.open_file(source).read_all().to_pandas(**how)
         except pa.ArrowInvalid:  # a stream, as the Hugging Face Hub's libraries write it
             source.seek(0)
-            return pa.ipc.open_stream(source).read_all().to_pandas()
+            return pa.ipc.open_stream(source).read_all().to_pandas(**how)
+
+
+def _whole_numbers(path: Path, kind: str, column: str) -> Any:
+    """A column (N,) again, whose whole numbers stay these beside blanks: pandas makes float64 of them."""
+    import pyarrow.parquet as pq
+
+    how = {"integer_object_nulls": True}
+    if kind == ".parquet":
+        return pq.read_table(path, columns=[column]).column(column).to_pandas(**how).array
+    return _read_arrow(path, **how)[column].array
 
 
 def row_hashes(frame: Any) -> npt.NDArray[np.uint64]:
