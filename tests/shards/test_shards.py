@@ -167,6 +167,25 @@ def test_a_manifest_that_another_process_made_stale_is_written_again(model, tmp_
     assert json.loads((out / "manifest.json").read_text())["shards"]["done"] == 3
 
 
+def test_a_process_that_ends_does_not_wait_for_the_shards_of_others(model, tmp_path, monkeypatch):
+    data, out = write_shards(tmp_path / "in", (2,) * 6), tmp_path / "out"
+    placed, plan, times = (
+        runs_room.placed,
+        runs_room.Plan.of(Job(model, device="cpu"), str(data), str(out)),
+        [],
+    )
+
+    @contextmanager
+    def slow(place):  # another process ends a shard meanwhile
+        times.append(place)
+        plan.task(plan.shards[len(times)])
+        with placed(place) as stage:
+            yield stage
+
+    monkeypatch.setattr(runs_room, "placed", slow)
+    assert embed(model, data, out, share=(1, 6))["shards"]["left"] == 4 and len(times) == 2
+
+
 def test_the_lock_of_a_process_that_was_killed_after_the_rename_goes(model, tmp_path):
     data, out = write_shards(tmp_path / "in"), tmp_path / "out"
     embed(model, data, out)

@@ -216,7 +216,8 @@ class Plan:
     def write_manifest(self, skipped: dict[str, str]) -> dict[str, Any]:
         """Write manifest.json of all outputs that are there, and return it.
 
-        Another process may write it, too: what stands after the last one has written is whole.
+        Another process may write it, too: what stands after the last one has written is whole. While shards
+        are left, those that do them write it again, and nobody waits for them.
         """
         task = self.task
         place = _join(task.out, MANIFEST)
@@ -226,8 +227,11 @@ class Plan:
         except Exception:  # none yet, or a damaged one
             pass
         without_input = self._without_input()
-        manifest, written = dict[str, Any](), None
+        manifest, written, times = dict[str, Any](), None, 0
         while (records := {shard.name: task.record(shard) for shard in self.shards}) != written:
+            if times > 1 and manifest["shards"]["left"]:
+                break
+            times += 1
             manifest, written = _manifest(task.worker, self.shards, records, skipped), records
             manifest["without_input"] = without_input
             text = json.dumps(manifest, indent=2) + "\n"
