@@ -81,6 +81,15 @@ def gather(x: Tensor, dim: int = 0) -> Tensor:
     return joined
 
 
+def total(count: int) -> int:
+    """Add up a number of all processes, on whatever device these exchange tensors."""
+    if world_size() == 1:
+        return count
+    counts = [0] * world_size()
+    dist.all_gather_object(counts, count)
+    return sum(counts)
+
+
 def shared_seed(device: torch.device) -> int:
     """Draw a seed from torch's global generator, the same in all processes: the first one's.
 

@@ -63,6 +63,15 @@ def run(name, folder, processes, **options):
     return fit(model_of(name), digits(), **(settings | options))
 
 
+class Terminator(L.Callback):
+    """Ask the second process to end amid its third step, when the first waits for it."""
+
+    def on_before_backward(self, trainer, *_):
+        if trainer.global_step == 2 and trainer.global_rank == 1:
+            time.sleep(1.0)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Killer(L.Callback):
     """Kill a process some seconds after its so many-th step."""
 
@@ -118,6 +127,8 @@ def main(folder, what, *when):
     options = {"out": place / "killed", "checkpoint_seconds": 0.0}
     if what == "resume":
         run("vje", place, 2, **options, resume=True)
+    elif what == "terminate":
+        run("vje", place, 2, **options, callbacks=[Terminator()])
     elif what != "all":  # EPOCHS, and when which process is killed
         killer = [Killer(int(when[0]), int(when[1]), float(when[2]))] if when else []
         going_on = (place / "killed" / "checkpoints" / "last.ckpt").is_file()

@@ -46,7 +46,7 @@ def started_by_hand(folder, *words):
         )
         for rank in (0, 1)
     ]  # fmt: skip
-    said = [process.communicate()[1] for process in processes]
+    said = [process.communicate(timeout=300)[1] for process in processes]
     return list(zip(said, [process.returncode for process in processes], strict=True))
 
 
@@ -121,6 +121,15 @@ def test_a_run_whose_process_was_killed_goes_on_as_if_nothing_had_been(two, tmp_
     # one process takes the batches of both
     run(KILLED, tmp_path / "by one", 1, out=tmp_path / "by one" / "killed", batch_size=8, resume=True)
     assert losses(tmp_path / "by one" / "killed") == pytest.approx(losses(two / KILLED), rel=1e-4)
+
+
+def test_a_process_that_is_asked_to_end_ends_all_with_a_checkpoint(two, tmp_path):
+    for said, code in started_by_hand(tmp_path, "terminate"):
+        assert code == 1 and "interrupted after step 3: go on from" in said, said[-3000:]
+    said = torchrun(tmp_path, "resume")
+    assert said.returncode == 0, said.stderr[-3000:]
+    for name, value in weights(tmp_path / "killed").items():
+        assert torch.equal(value, weights(two / KILLED)[name]), name
 
 
 def test_processes_that_cannot_share_a_step_are_one_line(tmp_path):

@@ -2,11 +2,16 @@
 
 import os
 import shutil
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
 
 import pytest
 import test_fit_resume as resumed
 import torch
 import yaml
+from torch import distributed as dist
 
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning
 from probjepa.training import Interrupted
@@ -101,6 +106,34 @@ def test_rows_that_cannot_be_read_are_counted_and_shorten_no_epoch(tmp_path):
         train(out, data, on_error="skip", batch_size=7, callbacks=[resumed.SignalAt(4)])
     resumed.assert_same_weights(method, train(out, data, on_error="skip", batch_size=7, resume=True))
     assert resumed.table(out) == rows
+
+
+def left_out(rank, folder, store):
+    """How many rows a process of two counts in an epoch that is stopped half way, and goes on."""
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    stream = opened(folder, on_error="skip")
+    first, then = (StreamLoader(stream, 5, seed=0, rank=rank, world_size=2) for _ in range(2))
+    list(islice(first, 2))
+    states = [first.state_dict()]  # of all processes; the first one's is written
+    dist.broadcast_object_list(states)
+    list(first)
+    then.load_state_dict(states[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        list(then)
+    counts = [first.unreadable, then.unreadable]
+    dist.destroy_process_group()
+    return counts
+
+
+@pytest.mark.filterwarnings("ignore:.*another image is in its place")
+def test_rows_that_two_processes_leave_out_are_counted_once_after_a_resume(tmp_path):
+    data = write_numbered(tmp_path / "shards", (20, 22), spoil=range(3, 42, 3))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(left_out, rank, data, str(tmp_path / "store")) for rank in (0, 1)]
+        counts = [job.result() for job in jobs]
+    whole, resumed_ = (sum(of) for of in zip(*counts, strict=True))
+    assert whole == resumed_ > 0
 
 
 def test_what_a_stream_cannot_do_is_one_line(shards, tmp_path):

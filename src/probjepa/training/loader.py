@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from probjepa.data.streams import Stream, lane_count
+from probjepa.distributed import total
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError, ProbjepaWarning
 from probjepa.training.schedules import step_seed
 
@@ -187,13 +188,13 @@ class StreamLoader(EpochLoader):
         self.unreadable = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Return the place of the next batch, and the rows that were left out before it."""
-        return super().state_dict() | {"unreadable": self.unreadable}
+        """Return the place of the next batch, and the rows that all processes left out before it."""
+        return super().state_dict() | {"unreadable": total(self.unreadable)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a place that ``state_dict`` returned."""
+        """Go to a place that ``state_dict`` returned; the first process counts what all left out before."""
         super().load_state_dict(state)
-        self.unreadable = state["unreadable"]
+        self.unreadable = 0 if self.rank else state["unreadable"]
 
     def _from(self, epoch: int, start: int) -> Iterator[Tensor]:
         if start == 0:
