@@ -276,8 +276,7 @@ def test_a_page_answers_by_several_seeds_with_the_figures_of_its_claims(name):
     assert re.search(r"\*\* \(.* – .*: -?\d", claims[0])
     budget = re.search(r"With the budget \*\*(\w+)", answer)[1]
     several = [of.partition("\n")[0] for of in sections if "; seeds " in of]
-    # ijepa-heads: of its larger budget one head alone is run
-    assert budget == (several or ["small" if name == "ijepa-heads" else "medium"])[0]
+    assert budget == (several or ["medium"])[0]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
