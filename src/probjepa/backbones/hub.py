@@ -25,11 +25,8 @@ _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 # what an image processor may be asked to do: images are RGB as they are opened, and have no labels here
 _STEPS = {"do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb"}
 _OF_LABELS = {"do_convert_annotations", "do_reduce_labels"}
-_CLASS_TOKENS = {
-    "cls_token",
-    "class_embedding",
-    "cls_register_token",
-}  # the last is RADIO's, with its registers
+# the last is RADIO's, with its registers
+_CLASS_TOKENS = {"cls_token", "class_embedding", "cls_register_token"}
 _OTHER_TOKENS = {"distillation_token", "register_tokens"}
 _OF_ONE_MODEL = {"include_top", "keep_aspect_ratio"}  # what changes images by another name
 

@@ -25,9 +25,8 @@ _BUFFER = 1 << 20  # bytes of a parquet column that are read at a time
 _SPACING = 256  # rows of a tar file between two places that are kept, or more
 _LINKS = 40  # of a tar file that are followed to come to a file
 
-Places = tuple[
-    tuple[int, int], ...
-]  # of a tar file: a row, and where the group that it is the first of starts
+# of a tar file: a row, and where the group that it is the first of starts
+Places = tuple[tuple[int, int], ...]
 
 
 class Opened(NamedTuple):

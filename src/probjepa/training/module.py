@@ -312,11 +312,9 @@ def _images_of(batch: Any) -> Tensor:
     first = batch[0] if isinstance(batch, Sequence) and not isinstance(batch, str) and batch else batch
     if isinstance(first, Tensor):
         return first
-    got = (
-        f"a dict of {short(', '.join(map(str, first)))}"
-        if isinstance(first, Mapping)
-        else f"a {type(first).__name__}"
-    )
+    got = f"a {type(first).__name__}"
+    if isinstance(first, Mapping):
+        got = f"a dict of {short(', '.join(map(str, first)))}"
     raise DataError(
         f"the loader gave {got} for images: give batches that are a tensor (N, C, H, W), or a tuple that "
         "starts with one"
