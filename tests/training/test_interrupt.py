@@ -50,10 +50,25 @@ def test_a_signal_is_heeded_whatever_becomes_of_its_message(signum, stream, monk
 
 
 @pytest.mark.parametrize("signum", HEEDED)
-def test_a_signal_that_is_ignored_stays_ignored(signum):
+def test_a_handler_that_a_library_has_set_since_is_replaced(signum):
+    before = signal.getsignal(signum)
+    with stop_on_signal() as stop:
+        signal.signal(signum, lambda *_: pytest.fail("the library's handler was called"))
+        stop.listen()
+        os.kill(os.getpid(), signum)
+        assert stop.count == 1
+    assert signal.getsignal(signum) is before
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["", "and again"])
+@pytest.mark.parametrize("signum", HEEDED)
+def test_a_signal_that_is_ignored_stays_ignored(signum, again):
     before = signal.signal(signum, signal.SIG_IGN)
     try:
         with stop_on_signal() as stop:
+            if again:
+                signal.signal(signum, lambda *_: pytest.fail("the library's handler was called"))
+                stop.listen()
             os.kill(os.getpid(), signum)
             assert not stop
         assert signal.getsignal(signum) is signal.SIG_IGN

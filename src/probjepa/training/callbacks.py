@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -137,14 +135,12 @@ class Checkpointer(Checkpoint):
     def __init__(self, path: Path | None, stop: StopRequest, every_seconds: float = 30.0) -> None:
         self.path, self.stop = path, stop
         self._writer = TimedWriter(every_seconds)
-        self._handler = signal.getsignal(signal.SIGTERM)
         self._ended = False  # whether a callback (EarlyStopping) has ended the run
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a run that had been ended trains no more."""
         # Lightning's handler, set meanwhile, exchanges a tensor at once: amid a step all processes would hang
-        if self._handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._handler)
+        self.stop.listen()
         self._writer.start()
         trainer.should_stop = trainer.should_stop or self._ended
 
