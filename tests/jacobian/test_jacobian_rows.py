@@ -18,7 +18,7 @@ from probjepa.jacobian.rows import (
     Passes,
     derivatives,
     folded_gram,
-    forward_gram,
+    forward_columns,
     gram,
     live_rows,
     singular_values,
@@ -81,8 +81,10 @@ def test_products_with_the_jacobian_and_its_transpose(inputs: int) -> None:
 def test_columns_give_the_gram_of_the_transpose(inputs: int) -> None:
     x = double(inputs, 2, 1)
     tall = double(5, 2)
-    square, out = forward_gram(as_encoder(lambda z: torch.tanh(z.flatten(1) @ tall.T)), x)
+    columns, out = forward_columns(as_encoder(lambda z: torch.tanh(z.flatten(1) @ tall.T)), x)
     j = (1 - out.square())[:, :, None] * tall
+    torch.testing.assert_close(columns, j.mT)
+    square = gram(columns)
     torch.testing.assert_close(square, j.mT @ j)
     torch.testing.assert_close(out, torch.tanh(x.flatten(1) @ tall.T))
     assert square.shape == (inputs, 2, 2)

@@ -121,6 +121,27 @@ def test_fewer_columns_than_rows_are_taken_by_columns() -> None:
     assert counted.rows < 24  # the look at the encoder; rows would be 5 × 24
 
 
+@pytest.mark.parametrize(("width", "dim"), [(16, 32), (9, 12)])  # by columns, and by rows
+def test_zero_rows_of_few_columns_add_log_eps_whatever_the_batch(width: int, dim: int) -> None:
+    net = nn.Sequential(nn.Linear(width, dim), nn.ReLU()).double()
+    x = torch.randn(200, width, dtype=torch.float64)
+    live = (net(x) > 0).sum(1)
+    x, least = x[[int(live.argmax()), int(live.argmin())]], int(live.min())
+    assert live.max() >= width > least
+
+    def f(x: Tensor) -> Tensor:
+        return 1e5 * net(x)  # a null value's rounding is above eps
+
+    sigma = jacobian_spectrum(f, x)
+    assert (sigma > 0).sum(1).tolist() == [width, least]
+    alone = torch.cat([jepa_score(f, one[None]) for one in x])
+    torch.testing.assert_close(jepa_score(f, x), alone)
+    torch.testing.assert_close(jepa_score(f, x.flip(0)), alone.flip(0))
+    torch.testing.assert_close(
+        float(alone[1]), float(sigma[1, :least].log().sum()) + (width - least) * math.log(1e-6)
+    )
+
+
 def test_images_come_channels_last_where_the_encoder_takes_them() -> None:
     seen: list[bool] = []
 

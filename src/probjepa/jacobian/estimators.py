@@ -38,7 +38,7 @@ from probjepa.jacobian.rows import (
     JacobianRows,
     Passes,
     derivatives,
-    forward_gram,
+    forward_columns,
     gram,
     live_rows,
     refuse_infinite,
@@ -190,17 +190,25 @@ def exact_spectrum(encoder: Encoder, x: Tensor, passes: Passes) -> tuple[Tensor,
     A pass for each row of J that is not zero throughout, or for each column.
     """
     if passes.forward:
-        square, out = forward_gram(encoder, x)
-        return singular_values(square), out
+        columns, out = forward_columns(encoder, x)
+        return _of_live_rows(singular_values(gram(columns)), (columns != 0).any(1).sum(1)), out
     rows = JacobianRows(encoder, x, passes)
     dim = rows.embeddings.shape[1]
+    directions = torch.arange(dim, device=x.device).expand(len(x), dim)
+    live = torch.full_like(directions[:, 0], dim)
     if passes.skip_zero_rows:
-        directions = live_order(encoder, x)[1]
-    else:
-        directions = torch.arange(dim, device=x.device).expand(len(x), dim)
-    sigma = singular_values(rows.gram(directions))
+        live, directions = live_order(encoder, x)
+    sigma = _of_live_rows(singular_values(rows.gram(directions)), live)
     least = min(dim, x[0].numel())
     return F.pad(sigma, (0, least - sigma.shape[1])), rows.embeddings  # folded ones may be too many
+
+
+def _of_live_rows(sigma: Tensor, live: Tensor) -> Tensor:
+    """Return σ (B, R), falling, 0 beyond the number of rows of J that are not zero (B,).
+
+    Where P < K the Gram matrix is over the columns, and the values of zero rows are rounding there.
+    """
+    return torch.where(torch.arange(sigma.shape[1], device=sigma.device) < live[:, None], sigma, 0.0)
 
 
 def exact(encoder: Encoder, x: Tensor, how: Settings, passes: Passes) -> Volumes:

@@ -84,7 +84,8 @@ def make_plan(encoder: Encoder, x: Tensor, estimator: str, rank: Rank, chunk_siz
     live = _live_rows(encoder, x) if chosen in ("exact", "folded") else None
     # a column costs about as much as two rows
     forward = live is not None and 2 * width <= dim
-    skips = live is not None and not forward and not bool(live.all())
+    # of few columns another input's zero rows would not be seen either, see exact_spectrum
+    skips = live is not None and not forward and (width < dim or not bool(live.all()))
     if chosen == "slq" or forward or skips:
         activations *= 3  # the graph of the first derivative stays too
     if chunk_size is None:

@@ -167,12 +167,12 @@ def live_rows(encoder: Encoder, x: Tensor) -> Tensor:
     return live
 
 
-def forward_gram(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return JᵀJ (B, P, P) in float64 and f(x) (B, K), in P forward derivatives."""
+def forward_columns(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Jᵀ (B, P, K) and f(x) (B, K), in P forward derivatives."""
     out, _, forth = derivatives(encoder, x)
     unit = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
     columns = [forth(one.view(x.shape[1:]).expand_as(x)) for one in unit]
-    return gram(torch.stack(columns, 1)), out
+    return torch.stack(columns, 1), out
 
 
 def gram(rows: Tensor) -> Tensor:
