@@ -17,7 +17,13 @@ from torch import Tensor
 import probjepa
 from probjepa.data import open_images
 from probjepa.errors import ArtifactError, ConfigError, DataError, MissingExtraError
-from probjepa.jacobian import as_encoder, jacobian_spectrum, jepa_score, jepa_score_details
+from probjepa.jacobian import (
+    as_encoder,
+    jacobian_spectrum,
+    jepa_score,
+    jepa_score_details,
+    singular_vectors,
+)
 
 
 @pytest.fixture
@@ -91,6 +97,42 @@ def test_a_method_of_any_object_is_taken() -> None:
     assert encoder.name == "embed"
     assert as_encoder(Plain()).name == "Plain"
     torch.testing.assert_close(jepa_score(Plain().embed, x), jepa_score(torch.tanh, x))
+
+
+class Normalised(torch.nn.Module):
+    """A patch embedding of normalised images, which ``in_place`` changes the images themselves to."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.patches, self.out = torch.nn.Conv2d(3, 6, 2, 2), torch.nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sub_(0.4).div_(0.2) if self.in_place else (x - 0.4) / 0.2
+        return self.out(torch.tanh(self.patches(x)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"estimator": "auto"},
+        {"estimator": "sketch", "sketch_size": 50},
+        {"estimator": "slq"},
+        {"estimator": "subspace"},
+    ],
+)
+def test_an_encoder_may_work_in_place(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    encoder, plain = Normalised(in_place=True), Normalised(in_place=False)
+    plain.load_state_dict(encoder.state_dict())
+    x = torch.rand(3, 3, 4, 4)
+    before = x.clone()
+    torch.testing.assert_close(jepa_score(encoder, x, **options), jepa_score(plain, x, **options))
+    assert torch.equal(x, before)
+    for found, expected in zip(singular_vectors(encoder, x, 2), singular_vectors(plain, x, 2), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])

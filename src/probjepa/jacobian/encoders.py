@@ -233,7 +233,7 @@ def refuse_batch_dependence(encoder: Encoder, x: Tensor) -> None:
     pair = torch.cat([x, 0.5 * x]).requires_grad_()
     out = embeddings(encoder, pair)
     with torch.no_grad():
-        again = encoder.forward(pair)
+        again = encoder.forward(pair.clone())
     if not torch.allclose(out, again, rtol=1e-3, atol=1e-5 * float(out.detach().abs().max())):
         raise ConfigError(f"{encoder.name}: two runs on the same input differ (dropout?): {advice}")
     weights = torch.linspace(-1, 2, out.shape[1], device=out.device, dtype=out.dtype)
@@ -247,7 +247,11 @@ def refuse_batch_dependence(encoder: Encoder, x: Tensor) -> None:
 
 def embeddings(encoder: Encoder, x: Tensor) -> Tensor:
     """Return f(x) (N, K), with its graph, or raise a ConfigError if it is no such thing."""
-    out = encoder.forward(x)
+    return checked_embeddings(encoder, x, encoder.forward(x.clone()))  # f may work in place, as a ReLU can
+
+
+def checked_embeddings(encoder: Encoder, x: Tensor, out: Any) -> Tensor:
+    """Return what f made of x, if that is embeddings (N, K) with a graph; errors as ``embeddings``."""
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x) or not out.is_floating_point():
         found = f"a tensor {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         raise ConfigError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.errors import ConfigError
-from probjepa.jacobian.encoders import Encoder, embeddings, refuse_batch_dependence
+from probjepa.jacobian.encoders import Encoder, checked_embeddings, embeddings, refuse_batch_dependence
 from probjepa.jacobian.estimators import SKETCH_ROW_BLOCKS, Rank
 from probjepa.jacobian.memory import fitting
 from probjepa.jacobian.rows import Passes, live_rows, worthwhile_batch
@@ -178,17 +178,21 @@ def find_patchify(encoder: Encoder, x: Tensor) -> nn.Conv2d | None:
     calls: list[nn.Conv2d] = []
     of_x: list[nn.Conv2d] = []
     probe = x.detach().clone().requires_grad_()
+    given = probe.clone()
+    unchanged = given._version
 
     def watch(module: nn.Conv2d, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
         calls.append(module)
-        if not inputs or inputs[0].data_ptr() != probe.data_ptr() or inputs[0].shape != probe.shape:
+        if not inputs or inputs[0].data_ptr() != given.data_ptr() or inputs[0].shape != given.shape:
+            return None
+        if inputs[0]._version != unchanged:  # normalised in place, say
             return None
         of_x.append(module)
         return output.detach().requires_grad_()
 
     handles = [part.register_forward_hook(watch) for part in eligible]
     try:
-        out = embeddings(encoder, probe)
+        out = checked_embeddings(encoder, probe, encoder.forward(given))
     except ConfigError:
         return None
     finally:
