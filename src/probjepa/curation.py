@@ -47,6 +47,18 @@ def check_shares(drop: float, review: float) -> None:
         )
 
 
+def check_options(drop: float, review: float, duplicates: float | None, against: Any) -> None:
+    """Raise ConfigError for what cannot be curated by, whatever the images: before they are read."""
+    check_plain("drop", drop, float)
+    check_plain("review", review, float)
+    check_plain("duplicates", duplicates, float | None)
+    check_shares(drop, review)
+    if duplicates is not None:
+        check_cosine(duplicates)
+    elif against is not None:
+        raise ConfigError("--against goes with --duplicates COSINE: give both, 0.96 is a usual one")
+
+
 def sort_out(
     typicality: Column, uncertainty: Column | None, drop: float, review: float
 ) -> npt.NDArray[np.str_]:
@@ -132,14 +144,7 @@ def curate(
     ConfigError, DataError
         as ``score_set``, ``sort_out`` and ``duplicate_groups``; for ``against`` without ``duplicates``
     """
-    check_plain("drop", drop, float)
-    check_plain("review", review, float)
-    check_plain("duplicates", duplicates, float | None)
-    check_shares(drop, review)
-    if duplicates is not None:
-        check_cosine(duplicates)
-    elif against is not None:
-        raise ConfigError("--against goes with --duplicates COSINE: give both, 0.96 is a usual one")
+    check_options(drop, review, duplicates, against)
     images = method.open(images)
     if reference is None and leaves_one_out(score):
         reference = images

@@ -439,6 +439,9 @@ def test_without_arguments_the_help_is_shown_as_it_is(capsys):
         (["--set", "optimizer=adam"], "did you mean 'adamw'"),
         (["--set", "cache_views=4"], "frozen encoder"),
         (["--device", "nonsense"], "nonsense"),
+        (["--set", "learing_rate=0.1"], "unknown setting 'learing_rate', did you mean 'learning_rate'"),
+        (["--set", "backbone=vit", "--set", "dept=2"], "unknown setting 'dept', did you mean 'depth'"),
+        (["--set", "backbone=convnt"], "did you mean 'convnet'"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_before_its_data_are_read(tmp_path, monkeypatch, capsys, words, says):
@@ -450,6 +453,38 @@ def test_a_run_that_cannot_be_is_refused_before_its_data_are_read(tmp_path, monk
     assert run(["train", "vje", "--data", "sklearn:digits", *out, *words]) == 2
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["score", "--score", "knnn"], "unknown score 'knnn', did you mean 'knn'"),
+        (["score", "--score", "knn"], "--reference"),
+        (["score", "--reference", "x"], "uses no reference set"),
+        (["score", "--reference-size", "5"], "goes with a reference set"),
+        (["score", "--score", "knn", "--reference", "x", "--reference-size", "1"], "at least 2 rows"),
+        (["curate", "--score", "knnn"], "did you mean 'knn'"),
+        (["curate", "--score", "gmm"], "--reference"),
+        (["curate", "--drop", "1.5"], "drop 1.5 and review 0.05 are shares"),
+        (["curate", "--duplicates", "96"], "96"),
+        (["curate", "--against", "x"], "--against goes with --duplicates"),
+    ],
+)
+def test_a_ranking_that_cannot_be_is_refused_before_its_data_are_read(
+    places, tmp_path, monkeypatch, capsys, words, says
+):
+    monkeypatch.setattr("probjepa.cli.images.open_images", None)
+    what = [words[0], str(places / "run"), "--data", str(places / "ok"), "--out", str(tmp_path / "out"), "-q"]
+    assert run([*what, *words[1:]]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+
+
+def test_train_says_how_images_of_several_sizes_come_to_one(tmp_path, capsys):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    Image.new("RGB", (30, 24)).save(tmp_path / "b.png")
+    assert run(["train", "vje", "--data", str(tmp_path), "--out", str(tmp_path / "r"), "-q"]) == 2
+    assert "--set image_size=20" in capsys.readouterr().err
 
 
 def test_the_size_that_images_are_decoded_to_is_a_setting(tmp_path, monkeypatch):

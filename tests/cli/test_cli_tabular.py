@@ -230,6 +230,19 @@ def test_t_jepa_is_scored_by_distance(places, tmp_path):
     assert pq.read_table(tmp_path / "s.parquet").column_names == ["id", "label", "score"]
 
 
+def test_a_score_that_cannot_be_is_refused_before_the_table_is_read(places, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("probjepa.cli.tables.TableModel.read", None)
+    what = ["score", str(places / "run"), "--data", str(places / "test.csv"), "--out", str(tmp_path / "o")]
+    for words, says in (
+        (["--score", "likelyhood"], "did you mean 'likelihood'"),
+        (["--score", "knn"], "--score knn needs --reference"),
+        (["--reference", "x.csv"], "uses no reference set"),
+    ):
+        assert run([*what, *words]) == 2
+        said = capsys.readouterr().err
+        assert says in said and said.count("\n") == 1
+
+
 def test_evaluate_writes_figures_and_a_page(places, tmp_path, capsys):
     out = tmp_path / "evaluation"
     code = run(["evaluate", str(places / "run"), "--train", str(places / "train.parquet"), "--test",

@@ -147,11 +147,13 @@ class ImageModel:
     def score(self, data: str, out: Path, options: Scoring) -> Scored:
         """Write id, label, score and its parts, and decisions; JEPA-SCORE's part by part."""
         from probjepa.scores import SetScorer
+        from probjepa.scores.sets import check_score
 
         rule = options.rule
         if options.score == "jepa":
             return self._score_jepa(data, out, options)
         self.size = options.size
+        check_score(self.method, options.score, options.reference, options.reference_size)
         images = self.read(data)
         calibration = self._calibration(options, images, lambda uri: self.read(uri, labelled=False))
         reference = images if options.reference == data else None
@@ -226,13 +228,18 @@ class ImageModel:
 
     def curate(self, data: str, out: Path, options: Curating) -> dict[str, int]:
         """Write ranking, lists and page, and return how many images are on each list."""
+        from probjepa.curation import check_options, curate
+        from probjepa.scores.sets import check_score
+        from probjepa.scores.table import leaves_one_out
+
+        check_options(options.drop, options.review, options.duplicates, options.against)
+        itself = data if leaves_one_out(options.score) else None
+        check_score(self.method, options.score, options.reference or itself, options.reference_size)
         images = self.read(data)
         known, others = (
             None if uri is None else self.read(uri, labelled=False)
             for uri in (options.reference, options.against)
         )
-        from probjepa.curation import curate
-
         return curate(
             self.method, images, out, score=options.score, reference=known,
             reference_size=options.reference_size, drop=options.drop, review=options.review,

@@ -169,16 +169,32 @@ def image_types(method: str, backbone: str | None = None) -> dict[str, dict[str,
 
 
 def check_early(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings, checked as far as they are the method's or of ``fit``: before data are opened.
+    """Return the settings, checked before data are opened: the data may choose the backbone, and no more.
 
     Raises
     ------
     ConfigError
-        for one of another type
+        for one of another type, or a key that is neither the method's, nor of ``fit``, nor of a backbone that
+        the run may have
     """
-    types = image_types(method)
-    known = types["fit"] | types["method"]
-    return dict(settings) | check_settings({k: v for k, v in settings.items() if k in known}, known)
+    backbone = settings.get("backbone")
+    types: dict[str, Any] = {}
+    for possible in [backbone] if isinstance(backbone, str) and backbone else _of_data(method):
+        types |= image_types(method, possible)["backbone"]
+    early = image_types(method)
+    early = early["fit"] | early["method"]
+    later = types.keys() - early.keys()
+    return dict(settings) | check_settings(
+        {k: v for k, v in settings.items() if k not in later}, types | early
+    )
+
+
+def _of_data(method: str) -> list[str]:
+    """Return the backbones of which ``fill_in`` takes one by the data."""
+    from probjepa.methods import METHODS
+
+    own = inspect.signature(METHODS[method]).parameters["backbone"].default
+    return ["convnet", own] if own == "resnet18" else [own]
 
 
 def sort_settings(method: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -128,9 +128,11 @@ class TableModel:
     def score(self, data: str, out: Path, options: Scoring) -> Scored:
         """Write id, label, score and decisions; of the likelihood, also each cell's surprise."""
         from probjepa.scores import SetScorer
+        from probjepa.scores.sets import check_score
 
         _refuse({"--size": options.size})
         rule = options.rule
+        check_score(self.model, options.score, options.reference, options.reference_size)
         features, columns = self.read(data)
         self._say_unknown(features)
         calibration = None if options.calibration is None else self.read(options.calibration)[0]

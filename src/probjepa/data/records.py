@@ -289,9 +289,10 @@ class Check:
             self.side = side
         if side != self.side:
             (h, w), first = self.side, self.records.where(self.rows[0])
+            least = min(*self.side, *side)
             raise DataError(
                 f"{first} is {w}×{h} pixels and {self.records.where(row)} is {side[1]}×{side[0]}: "
-                f"pass a size to bring them to one (size={min(*self.side, *side)})"
+                f"pass a size to bring them to one (--set image_size={least}, size={least})"
             )
         if shape[0] > self.channels:
             self.channels, self._colour_row = shape[0], row

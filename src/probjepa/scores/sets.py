@@ -126,17 +126,7 @@ class SetScorer:
         self._open = model.open if isinstance(model, Method) else lambda data: data
         self._progress = progress
         self._subject = TableModel(model) if self._table else model
-        self._kind = kind = _kind(self._subject, score, self._table)
-        if (lacking := kind.lacking(self._subject)) is not None:
-            raise ConfigError(lacking)
-        if self._table and reference is None and "reference" in kind.needs:
-            raise ConfigError(f"--score {kind.name} needs --reference, a table of typical rows")
-        if reference is None and "reference" in kind.needs:
-            raise kind.unfitted()
-        if reference is not None and kind.fit is Score.fit:
-            raise ConfigError(f"the score '{kind.name}' uses no reference set: leave --reference out")
-        if reference is None and reference_size is not None:
-            raise ConfigError("reference_size goes with a reference set: give both, --reference URI")
+        self._kind = kind = check_score(model, score, reference, reference_size)
         self._reference: Any = None if reference is None else self._open(reference)
         if self._reference is not None and not len(self._reference):
             raise DataError("the reference set is empty: give typical inputs")
@@ -210,6 +200,41 @@ class SetScorer:
         return features
 
 
+def check_score(
+    model: Any, score: str | type, reference: Any = None, reference_size: int | None = None
+) -> type[Score]:
+    """Return the class of a model's score, checked without looking at any input: before data are read.
+
+    Of ``reference`` only whether there is one matters.
+
+    Raises
+    ------
+    ConfigError
+        as ``SetScorer``
+    """
+    table = hasattr(model, "transform")
+    subject = TableModel(model) if table else model
+    kind = _kind(subject, score, table)
+    if (lacking := kind.lacking(subject)) is not None:
+        raise ConfigError(lacking)
+    if table and reference is None and "reference" in kind.needs:
+        raise ConfigError(f"--score {kind.name} needs --reference, a table of typical rows")
+    if reference is None and "reference" in kind.needs:
+        raise kind.unfitted()
+    if reference is not None and kind.fit is Score.fit:
+        raise ConfigError(f"the score '{kind.name}' uses no reference set: leave --reference out")
+    if reference is None and reference_size is not None:
+        raise ConfigError("reference_size goes with a reference set: give both, --reference URI")
+    _check_size(reference_size)
+    return kind
+
+
+def _check_size(size: int | None) -> None:
+    check_plain("reference_size", size, int | None)
+    if size is not None and size < 2:
+        raise ConfigError(f"reference_size is {size}: give at least 2 rows")
+
+
 def draw(count: int, size: int | None, seed: int) -> npt.NDArray[np.intp] | None:
     """Return ``size`` of ``count`` rows, drawn at random, ascending; None where that is all of them.
 
@@ -218,9 +243,7 @@ def draw(count: int, size: int | None, seed: int) -> npt.NDArray[np.intp] | None
     ConfigError
         for a size below 2, or that is no whole number
     """
-    check_plain("reference_size", size, int | None)
-    if size is not None and size < 2:
-        raise ConfigError(f"reference_size is {size}: give at least 2 rows")
+    _check_size(size)
     if size is None or size >= count:
         return None
     rows: npt.NDArray[np.intp] = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
