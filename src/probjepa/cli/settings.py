@@ -131,14 +131,11 @@ def fill_in(method: str, settings: Mapping[str, Any], size: int, channels: int) 
     ConfigError
         where no patch divides the size
     """
-    from probjepa.methods import METHODS
-
     filled = {"channels": channels, **settings}
     side = settings.get("image_size") or min(max(size, 16), 224)
     if not settings.get("backbone"):
-        own = inspect.signature(METHODS[method]).parameters["backbone"].default
         small_grey = filled["channels"] == 1 and side <= 28
-        filled["backbone"] = "convnet" if own == "resnet18" and small_grey else own
+        filled["backbone"] = _default_backbones(method)[small_grey]
     if filled["backbone"] == "vit" and not {"patch_size", "weights"} & settings.keys():
         if not settings.get("image_size"):
             side -= side % (8 if side > 32 else 4)
@@ -177,24 +174,22 @@ def check_early(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         for one of another type, or a key that is neither the method's, nor of ``fit``, nor of a backbone that
         the run may have
     """
+    types = image_types(method)
+    known = types["fit"] | types["method"]
     backbone = settings.get("backbone")
-    types: dict[str, Any] = {}
-    for possible in [backbone] if isinstance(backbone, str) and backbone else _of_data(method):
-        types |= image_types(method, possible)["backbone"]
-    early = image_types(method)
-    early = early["fit"] | early["method"]
-    later = types.keys() - early.keys()
-    return dict(settings) | check_settings(
-        {k: v for k, v in settings.items() if k not in later}, types | early
-    )
+    possible = (backbone,) if backbone and isinstance(backbone, str) else _default_backbones(method)
+    of_backbones = {key: kind for of in possible for key, kind in image_types(method, of)["backbone"].items()}
+    # a backbone's own are checked by sort_settings, once it is chosen: here they are names to suggest
+    now = {key: value for key, value in settings.items() if key in known or key not in of_backbones}
+    return dict(settings) | check_settings(now, of_backbones | known)
 
 
-def _of_data(method: str) -> list[str]:
-    """Return the backbones of which ``fill_in`` takes one by the data."""
+def _default_backbones(method: str) -> tuple[str, str]:
+    """Return what a method takes where no backbone is given: in general, and for small grey images."""
     from probjepa.methods import METHODS
 
     own = inspect.signature(METHODS[method]).parameters["backbone"].default
-    return ["convnet", own] if own == "resnet18" else [own]
+    return own, "convnet" if own == "resnet18" else own
 
 
 def sort_settings(method: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
