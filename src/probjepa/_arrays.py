@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, TypeAlias
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from probjepa.errors import DataError, ProbjepaWarning, few, short
+from probjepa.errors import DataError, few, short, warn
 
 ArrayInput: TypeAlias = torch.Tensor | npt.ArrayLike
 _ROWS_AT_A_TIME = 65536
@@ -194,11 +193,7 @@ def check_classes(test: Sequence[Any], train: Sequence[Any], where: str = "the t
             f"({few([short(label) for label in train])}): name the classes of both sets alike"
         )
     if absent:
-        warnings.warn(
-            f"{where}: the training labels lack {few(absent)}, so that rows of these count as wrong",
-            ProbjepaWarning,
-            stacklevel=3,
-        )
+        warn(f"{where}: the training labels lack {few(absent)}, so that rows of these count as wrong")
     return absent
 
 

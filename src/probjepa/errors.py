@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import warnings
 from collections.abc import Iterable, Sequence
+
+# packages whose lines a warning does not point to: scikit-learn's wrappers and Lightning's hooks among them
+_CALLERS = ("probjepa", "sklearn", "lightning", "torch", "contextlib", "threading")
 
 
 class ProbjepaError(Exception):
@@ -38,6 +43,14 @@ class MissingExtraError(ProbjepaError, ImportError):
 
 class ProbjepaWarning(UserWarning):
     """A result that may mislead (a collapse, a fit with too few rows): the text says what to do."""
+
+
+def warn(message: str, category: type[Warning] = ProbjepaWarning) -> None:
+    """Warn, and point to the caller's line: the nearest that is neither ours nor of what calls us."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _CALLERS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def short(value: object, width: int = 60) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probjepa.errors import ConfigError, ProbjepaWarning, short
+from probjepa.errors import ConfigError, short, warn
 from probjepa.files import first_line
 from probjepa.registry import Registry
 
@@ -117,11 +116,9 @@ def _warn_of_classifier(module: nn.Module) -> None:
     *_, (name, last) = [("", module), *module.named_children()]
     layers = [part for part in last.modules() if isinstance(part, nn.Linear)]
     if name in _CLASSIFIERS and layers:
-        warnings.warn(
+        warn(
             f"the last layer of {type(module).__name__}, '{name}' gives {layers[-1].out_features} numbers, "
-            f"as a classifier does: for embeddings set its .{name} to torch.nn.Identity()",
-            ProbjepaWarning,
-            stacklevel=2,
+            f"as a classifier does: for embeddings set its .{name} to torch.nn.Identity()"
         )
 
 

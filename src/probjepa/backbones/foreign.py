@@ -6,7 +6,6 @@ import argparse
 import inspect
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from probjepa.backbones.foreign_names import (
     fit_resnet,
     fit_vit,
 )
-from probjepa.errors import ArtifactError, ConfigError, ProbjepaWarning, few, short
+from probjepa.errors import ArtifactError, ConfigError, few, short, warn
 from probjepa.files import first_line, regular
 
 Weights = str | Path | Mapping[str, Any]
@@ -192,7 +191,7 @@ def foreign_encoder(
     if heads or left:
         notes.append(f"left out: {_listed(heads + left, prefix)}")
     if notes:
-        warnings.warn(f"{what}: {'; '.join(notes)}", ProbjepaWarning, stacklevel=2)
+        warn(f"{what}: {'; '.join(notes)}")
     return encoder, options
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from probjepa._arrays import check_classes, is_labelled
 from probjepa.data.images import Images
 from probjepa.data.records import UNLABELLED
-from probjepa.errors import DataError, ProbjepaWarning, short
+from probjepa.errors import DataError, short, warn
 
 _SHOWN = 5
 
@@ -88,10 +87,8 @@ def _names(images: Images, codes: npt.NDArray[np.int64], others: list[str] | Non
             f"{images.name} has the labels {texts[0]} to {texts[-1]} without names, and the other set "
             f"{len(others)} names ({shown}…): give both sets names, or both numbers"
         )
-    warnings.warn(
+    warn(
         f"{images.name} has labels without names: {texts[0]} to {texts[-1]} are taken for places among "
-        f"the other set's {len(others)} class names",
-        ProbjepaWarning,
-        stacklevel=3,
+        f"the other set's {len(others)} class names"
     )
     return [others[code] for code in codes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from probjepa._arrays import is_labelled
 from probjepa.data.decode import FEW_LEVELS, Decoder, Payload, Unreadable, as_payload
-from probjepa.errors import DataError, ProbjepaWarning
+from probjepa.errors import DataError, warn
 from probjepa.files import regular
 from probjepa.provenance import usable_cpus
 from probjepa.registry import imported
@@ -311,19 +310,15 @@ class Check:
             raise self._mismatch(self.rows[0])
         if self.decoder.animated:
             formats = ", ".join(sorted(self.decoder.animated))
-            warnings.warn(
+            warn(
                 f"{self.records.name}: it has files of several frames ({formats}), "
-                "of which the first alone is read: save the others as files of their own",
-                ProbjepaWarning,
-                stacklevel=2,
+                "of which the first alone is read: save the others as files of their own"
             )
         levels = int(self.decoder.levels.sum())
         if 0 < levels < FEW_LEVELS:
-            warnings.warn(
+            warn(
                 f"{self.records.name}: its 16-bit images are left {levels} of 256 grey levels, for their "
-                "values reach a small part of 0..65535: save them scaled to it",
-                ProbjepaWarning,
-                stacklevel=2,
+                "values reach a small part of 0..65535: save them scaled to it"
             )
 
     def _mismatch(self, row: int) -> DataError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from probjepa.data.rows import as_column, identity
 from probjepa.data.shard_files import Shard, ShardError
 from probjepa.data.shard_readers import Places, open_shard, reading
 from probjepa.data.tables import class_names, holds_images, id_column, image_column, label_column
-from probjepa.errors import ProbjepaWarning, few
+from probjepa.errors import few, warn
 
 
 class Layout(NamedTuple):
@@ -206,11 +205,9 @@ def read_shard(
     if skip:
         check.skipped += records.skipped
     elif records.skipped:
-        warnings.warn(
+        warn(
             f"left out: {few(records.skipped, 2)}: pack the file, too, or have such links listed, --on-error "
-            "skip (on_error='skip')",
-            ProbjepaWarning,
-            stacklevel=2,
+            "skip (on_error='skip')"
         )
     if len(records):
         with reading(shard.path):

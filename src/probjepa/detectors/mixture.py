@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from probjepa.detectors.base import (
     unit_of,
 )
 from probjepa.draws import sklearn_seed
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError, DataError, warn
 from probjepa.metrics.moments import mixture_step
 from probjepa.registry import importing
 from probjepa.typed import check_plain
@@ -109,9 +108,8 @@ def _em(mixture: Any, rows: Matrix, unit: float) -> Any:
         if abs(found - before) < mixture.tol:
             return mixture
         before = found
-    warnings.warn(
+    warn(
         f"GaussianMixture: EM did not converge in {steps} steps: use fewer components or a larger reg_covar",
         ConvergenceWarning,
-        stacklevel=4,
     )
     return mixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
 from probjepa.data.labels import SharedLabels, labelled_rows, shared_labels
 from probjepa.data.overlap import overlap, refuse_overlap, unlike
-from probjepa.errors import ConfigError, DataError, ProbjepaWarning, short
+from probjepa.errors import ConfigError, DataError, short, warn
 from probjepa.evaluation.decisions import CALIBRATION, TEST
 from probjepa.methods import Method
 
@@ -87,11 +86,9 @@ def fitted_rows(rows: Rows, free: npt.NDArray[np.bool_], name: str) -> Rows:
     if not len(fitted):
         raise DataError(f"every embedding of {name} is that of a held-out image too: the encoder collapsed")
     if alike := len(rows) - len(fitted):
-        warnings.warn(
+        warn(
             f"images of {name} that have the embedding of a held-out one: {alike}. Scores are fitted "
-            "without them",
-            ProbjepaWarning,
-            stacklevel=3,
+            "without them"
         )
     return fitted
 

@@ -7,7 +7,6 @@ takes a split as it is, as published tables do: see ``tabular.files.stands_in`` 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,7 +19,7 @@ from sklearn.metrics import f1_score
 from probjepa import metrics
 from probjepa._arrays import check_classes
 from probjepa.data.overlap import refuse_seen, unlike
-from probjepa.errors import ConfigError, DataError, MissingExtraError, ProbjepaWarning, unknown_name
+from probjepa.errors import ConfigError, DataError, MissingExtraError, unknown_name, warn
 from probjepa.evaluation.decisions import CALIBRATION, TEST, flagged_rates
 from probjepa.evaluation.figures import Evaluation, balanced_accuracy, figure, over_seeds, provenance
 from probjepa.evaluation.label_free import label_free_scores
@@ -64,11 +63,9 @@ def check_labels(frame: Any, target: str, name: str) -> npt.NDArray[np.str_]:
             )
         column = column.astype(np.int64)
     elif many and column.dtype.kind in "iu":  # a code of many classes, or a count
-        warnings.warn(
+        warn(
             f"the target column '{target}' of {name} has {column.nunique()} different whole numbers, each of "
-            "them taken for a class: bin it first if it is a quantity",
-            ProbjepaWarning,
-            stacklevel=3,
+            "them taken for a class: bin it first if it is a quantity"
         )
     labels: npt.NDArray[np.str_] = column.astype(str).to_numpy(dtype=np.str_)
     return labels
@@ -95,11 +92,7 @@ def _not_in_train(calibration: Any, seen: npt.NDArray[np.bool_], name: str) -> A
     if seen.all():
         raise DataError(f"every calibration row also stands in {name}: give held-out rows")
     if seen.any():
-        warnings.warn(
-            f"calibration rows that also stand in {name}: {seen.sum()} of {len(seen)}. They are left out",
-            ProbjepaWarning,
-            stacklevel=3,
-        )
+        warn(f"calibration rows that also stand in {name}: {seen.sum()} of {len(seen)}. They are left out")
     return calibration[~seen]
 
 
@@ -358,11 +351,7 @@ def _scores(
     kept = unlike(known, (of["h"] for of in read.values()))
     if alike := int((~kept).sum()):
         without = "Scores are fitted without them" if kept.any() else "There is no other: no score is fitted"
-        warnings.warn(
-            f"training rows that have the embedding of a held-out one: {alike}. {without}",
-            ProbjepaWarning,
-            stacklevel=3,
-        )
+        warn(f"training rows that have the embedding of a held-out one: {alike}. {without}")
     if not kept.any():
         return {}
     return label_free_scores(subject, {"h": known[kept], "inputs": reference[kept]}, read, seed=seed)

@@ -19,7 +19,7 @@ from probjepa._arrays import (
     power_of_two,
 )
 from probjepa.distributions.base import full_precision
-from probjepa.errors import ConfigError, DataError, ProbjepaWarning
+from probjepa.errors import ConfigError, DataError, warn
 from probjepa.registry import importing
 from probjepa.typed import settings_checked
 
@@ -154,11 +154,9 @@ def _lbfgs(
         model.fit(x.cpu().numpy(), codes)
     for each in caught:
         if issubclass(each.category, ConvergenceWarning):
-            warnings.warn(
+            warn(
                 f"linear probe: L-BFGS ended after {model.n_iter_.max()} steps, before it had converged, and "
-                "its accuracy may be a little low: give it more weight_decay, or use method='sgd'",
-                ProbjepaWarning,
-                stacklevel=3,
+                "its accuracy may be a little low: give it more weight_decay, or use method='sgd'"
             )
         else:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)

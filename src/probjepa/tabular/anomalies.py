@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Self
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from probjepa.errors import ProbjepaWarning
+from probjepa.errors import warn
 from probjepa.tabular.frames import named
 from probjepa.tabular.tokens import CellDistribution, Rows
 from probjepa.tabular.var_network import VarTJEPANetwork
@@ -116,12 +115,10 @@ class Typical(NamedTuple):
         """Say of which features there were too few held-out cells."""
         few = [name for name, enough in zip(features, self.held_out, strict=True) if not enough]
         if few:
-            warnings.warn(
+            warn(
                 f"{len(few)} of {len(features)} columns ({named(few)}) had fewer than {_FEWEST_CELLS} "
                 "held-out cells: their surprise is standardised by that of the rows of the fit, which is "
-                "less than a new row's; fit to more rows, or use reduction='mean'",
-                ProbjepaWarning,
-                stacklevel=4,
+                "less than a new row's; fit to more rows, or use reduction='mean'"
             )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +19,7 @@ from probjepa import files, model_files
 from probjepa.detectors import NotFittedError
 from probjepa.distributions.base import full_precision
 from probjepa.draws import forked
-from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning, unknown_name
+from probjepa.errors import ArtifactError, ConfigError, DataError, unknown_name, warn
 from probjepa.tabular.fitting import FitLoop
 from probjepa.tabular.frames import as_frame, has_names, other_columns
 from probjepa.tabular.masks import check_share
@@ -259,11 +258,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
                 f"X has {len(frame.columns)} features, but {own} is expecting {len(columns)} features as "
                 "input: give the fit's columns"
             )
-        warnings.warn(
+        warn(
             f"X has feature names, but {own} was fitted without feature names: its columns are taken by "
-            "position",
-            ProbjepaWarning,
-            stacklevel=4,
+            "position"
         )
         return frame.set_axis(list(columns), axis=1)
 
@@ -447,9 +444,7 @@ def _warn_of_unknown(shares: Mapping[str, float], n_rows: int) -> None:
     most = [f"{column!r} ({share:.0%})" for column, share in shares.items() if share > 0.5]
     if most and n_rows > 1:
         others = " and others" if len(most) > 5 else ""
-        warnings.warn(
+        warn(
             f"most values of {', '.join(most[:5])}{others} were not among the fit's, and are read as "
-            "unknown: are they written as they were then?",
-            ProbjepaWarning,
-            stacklevel=4,
+            "unknown: are they written as they were then?"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, get_args
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from probjepa.detectors.base import Thresholded, threshold_sample
-from probjepa.errors import ConfigError, ProbjepaWarning
+from probjepa.errors import ConfigError, warn
 from probjepa.metrics.conformal import threshold, threshold_rank
 from probjepa.tabular.anomalies import Cells, Reduction, Typical, blame, judged, looked_up, row_scores
 from probjepa.tabular.copula import bins_for
@@ -210,20 +209,16 @@ class VarTJEPA(Thresholded, TableTransformer):
         found = network.calibrate(held_out, training, names, rows_at_a_time(self.schema_))
         self.skill_: list[Skill] = found.skill
         if network.alone and self.copula != "alone":
-            warnings.warn(
+            warn(
                 f"the table has {len(training) + len(held_out)} rows: its cells are predicted by a copula "
                 f"alone, since a network needs {_FEWEST_ROWS}; embeddings are the network's (copula='none' "
-                "takes it for cells too)",
-                ProbjepaWarning,
-                stacklevel=5,
+                "takes it for cells too)"
             )
         if none := [of.feature for of in self.skill_ if of.none]:
-            warnings.warn(
+            warn(
                 f"nothing was learned of {len(none)} of {len(names)} columns ({named(none)}): their held-out "
                 "cells are predicted no better than by the column's own distribution, so what is imputed "
-                "there is the marginal; see skill_",
-                ProbjepaWarning,
-                stacklevel=5,
+                "there is the marginal; see skill_"
             )
         of_fit = self._sampled(training.followed_by(held_out))
         # as predicted by what has not seen them: a copula alone is fitted to the held-out rows in the end

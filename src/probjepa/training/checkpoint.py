@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from probjepa import __version__, files, model_files
-from probjepa.errors import ArtifactError, ProbjepaWarning, short
+from probjepa.errors import ArtifactError, short, warn
 
 CHECKPOINT_FORMAT = 1
 _SIGNATURE = "probjepa"  # the key of the signature in a checkpoint
@@ -81,7 +80,7 @@ def check_signature(
     saved = signature.get("fingerprint")
     saved = dict(saved) if isinstance(saved, Mapping) else {}
     if unchecked := _unchecked(saved, fingerprint):
-        warnings.warn(unchecked, ProbjepaWarning, stacklevel=2)
+        warn(unchecked)
     for key in (*fingerprint, *(key for key in saved if key not in fingerprint)):
         was, this = saved.get(key), fingerprint.get(key)
         if was != this and not (key in _CONTENTS and None in (was, this)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from probjepa.data.streams import Stream, lane_count
 from probjepa.distributed import total
-from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError, ProbjepaWarning
+from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError, warn
 from probjepa.training.schedules import step_seed
 
 
@@ -220,11 +219,7 @@ class StreamLoader(EpochLoader):
 
     def _note(self, broken: Sequence[str]) -> None:
         if broken and not self.unreadable:
-            warnings.warn(
-                f"{broken[0]}: another image is in its place, and metrics.csv counts such rows (unreadable)",
-                ProbjepaWarning,
-                stacklevel=2,
-            )
+            warn(f"{broken[0]}: another image is in its place, and metrics.csv counts such rows (unreadable)")
         self.unreadable += len(broken)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from probjepa.distributions.base import full_precision, unchecked
 from probjepa.draws import reseed, shared_draws
-from probjepa.errors import ConfigError, DataError, ProbjepaError, ProbjepaWarning, short, unknown_name
+from probjepa.errors import ConfigError, DataError, ProbjepaError, short, unknown_name, warn
 from probjepa.training.checkpoint import check_signature, sign
 from probjepa.training.optim import check_state, make_optimizer, set_learning_rate
 from probjepa.training.schedules import step_seed, warmup_cosine
@@ -156,11 +155,9 @@ class Module(L.LightningModule):
         """Warn of a Trainer that trains for more epochs than the schedule spans; see ``accept_restored``."""
         epochs = int(self.settings["epochs"])
         if (self.trainer.max_epochs or 0) > epochs:
-            warnings.warn(
+            warn(
                 f"the schedule ends after {epochs} epochs, and the Trainer goes on at rate 0 to "
-                f"{self.trainer.max_epochs}: give both the same",
-                ProbjepaWarning,
-                stacklevel=2,
+                f"{self.trainer.max_epochs}: give both the same"
             )
         self.accept_restored()
 

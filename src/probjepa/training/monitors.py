@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
@@ -16,7 +15,7 @@ from probjepa.backbones.frozen import evaluating
 from probjepa.data.labels import labelled_rows, shared_labels
 from probjepa.data.records import UNLABELLED
 from probjepa.draws import forked
-from probjepa.errors import ConfigError, ProbjepaWarning
+from probjepa.errors import ConfigError, warn
 from probjepa.methods.probabilistic import ProbabilisticMethod
 from probjepa.training.module import Module
 from probjepa.training.schedules import step_seed
@@ -169,4 +168,4 @@ class CollapseMonitor(Monitor):
         advice = collapse_advice(values, dim, epochs=self.epochs, settings=settings, rows=count)
         if advice and not self._warned:
             self._warned = True
-            warnings.warn(advice, ProbjepaWarning, stacklevel=2)
+            warn(advice)

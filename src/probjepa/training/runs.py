@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from probjepa.data import Images, ImageSet
 from probjepa.data.labels import labelled_rows
 from probjepa.data.streams import Stream, lane_count, open_training
 from probjepa.draws import forked
-from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, ProbjepaWarning, short
+from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, short, warn
 from probjepa.files import DAMAGES, first_line
 from probjepa.launch import is_first_process, started
 from probjepa.methods.base import Method
@@ -361,7 +360,7 @@ def _monitors(
     if knn_every is None:
         knn_every = 0 if held_out is None else max(1, epochs // 10)
         if held_out is not None and (why := _silent(images, held_out, frozen)):
-            warnings.warn(f"val is not used, there is no kNN: {why}", ProbjepaWarning, stacklevel=3)
+            warn(f"val is not used, there is no kNN: {why}")
             knn_every = 0
     if knn_every:
         if held_out is None:
