@@ -1,6 +1,7 @@
 """Curation: who is kept, looked at and dropped, by any score and any method's uncertainty."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ import torch
 from probjepa import VJE, SimSiam, VISimSiam, open_encoder
 from probjepa.curation import LISTS, curate, sort_out
 from probjepa.data import ImageSet
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, ProbjepaWarning
 from probjepa.scores import SCORES, score_set
 
 SMALL = {"channels": 1, "image_size": 8, "backbone_options": {"widths": (8, 16)}}
@@ -172,6 +173,30 @@ def test_the_most_typical_of_each_group_of_duplicates_stays(tmp_path):
     assert sorted(listed) == sorted(name for of in found.values() for name, kept, _ in of if not kept)
     assert counts["duplicate"] == 4 and sum(counts[name] for name in (*LISTS, "duplicate")) == 20
     assert "2 groups of 6 images" in (tmp_path / "report.html").read_text()
+
+
+def test_a_cosine_that_joins_most_images_is_remarked_on(tmp_path):
+    some = colour(images(20, 1))
+    some.images[:11] = some.images[0].clone()  # ten go: half
+    options = {"score": "knn", "reference": colour(images(30, 3)), "duplicates": 0.999}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        curate(flat(), some, tmp_path / "half", **options)
+    some.images[11] = some.images[0].clone()
+    with pytest.warns(ProbjepaWarning, match=r"11 of 20 images are duplicates from a cosine of 0\.999"):
+        curate(flat(), some, tmp_path / "most", **options)
+    page = (tmp_path / "most" / "report.html").read_text()
+    assert "1 group of 12 images" in page and "1 groups" not in page
+
+
+def test_a_score_of_minus_nothing_has_no_sign(tmp_path):
+    some = colour(images(4, 1))
+    some.images[:] = some.images[0].clone()
+    curate(flat(), some, tmp_path, score="knn")
+    typicality = pq.read_table(tmp_path / "ranking.parquet")["typicality"].to_numpy()
+    assert (typicality == 0).all() and np.signbit(typicality).any()
+    page = (tmp_path / "report.html").read_text()
+    assert "0.png: 0" in page and "−0<" not in page
 
 
 def test_images_with_a_twin_in_another_set_go_too(tmp_path):

@@ -13,10 +13,11 @@ from torch import Tensor
 from probjepa.data import Images
 from probjepa.data.overlap import pixel_hashes
 from probjepa.data.rows import as_column, identity, open_table
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, counted, warn
 from probjepa.files import staged_directory, write_text
 from probjepa.methods import Method
 from probjepa.metrics.duplicates import ROUNDING, check_cosine, duplicate_groups, nearest_twins
+from probjepa.plots.style import number
 from probjepa.report.embedding import pixels
 from probjepa.report.page import Card, Gallery, Section, render
 from probjepa.report.provenance import skipped_table
@@ -35,6 +36,7 @@ LISTS = ("keep", "review", "drop")
 DUPLICATE = "duplicate"
 _OF_DUPLICATES = {f"{DUPLICATE}.txt", "duplicates.parquet", "twins.parquet"}  # not of every curation
 _THUMBNAILS = 48
+_MANY = 0.5  # a larger share of duplicates is remarked on
 
 Column = npt.NDArray[np.float64]
 
@@ -163,6 +165,11 @@ def curate(
         seen = None if known is None else encode(method, known, progress=progress, scored=False)["h"]
         surplus, tables, found = _duplicates(images, h, typicality, duplicates, known, seen)
         verdict = np.where(surplus, DUPLICATE, verdict)
+        if surplus.mean() > _MANY:
+            warn(
+                f"{surplus.sum():,} of {counted(len(images), 'image')} are duplicates from a cosine of "
+                f"{duplicates:g}: look at them in report.html; if they are none, raise it or train for longer"
+            )
     order = np.argsort(typicality, kind="stable")
     columns = {**identity(images, slice(None)), "typicality": typicality}
     if uncertain is not None:
@@ -174,7 +181,7 @@ def curate(
         chosen = rows[name]
         if not len(chosen):
             continue
-        title = f"{name}: {len(chosen):,} images, by {score}"
+        title = f"{name}: {counted(len(chosen), 'image')}, by {score}"
         items = [_gallery(images, title, chosen[::-1] if name == "keep" else chosen, typicality)]
         if name == "review" and uncertain is not None:
             most = chosen[np.argsort(-uncertain[chosen], kind="stable")]
@@ -184,7 +191,9 @@ def curate(
         text = f"Images whose embeddings have a cosine similarity from {duplicates:g}, and exact copies."
         sections.append(Section("Duplicates", text, [item for item in found if item.captions]))
     counts = {name: len(chosen) for name, chosen in rows.items()}
-    cards = [Card(name.capitalize(), f"{n:,}", f"of {len(images):,} images") for name, n in counts.items()]
+    cards = [
+        Card(name.capitalize(), f"{n:,}", f"of {counted(len(images), 'image')}") for name, n in counts.items()
+    ]
     if images.skipped:
         cards.append(Card("Skipped", f"{len(images.skipped):,}", "files that could not be read", "warn"))
         text = "What could not be read is on no other list."
@@ -227,7 +236,7 @@ def _duplicates(
     }  # fmt: skip
     shown = zip(number[:_THUMBNAILS], members[:_THUMBNAILS], strict=True)
     captions = [f"group {n}: {images.ids[i]}" for n, i in shown]
-    title = f"{len(of):,} groups of {len(members):,} images, the most typical of each first"
+    title = f"{counted(len(of), 'group')} of {counted(len(members), 'image')}, the most typical of each first"
     title += _first(_THUMBNAILS, len(members))
     galleries.insert(0, Gallery(pixels(images, members[:_THUMBNAILS]), captions, title))
     return surplus, tables, galleries
@@ -240,7 +249,7 @@ def _identity(images: Images, rows: npt.NDArray[np.intp]) -> dict[str, Any]:
 
 def _gallery(images: Images, title: str, rows: npt.NDArray[np.intp], values: Column) -> Gallery:
     shown = rows[:_THUMBNAILS]
-    captions = [f"{images.ids[i]}: " + f"{values[i]:.4g}".replace("-", "−") for i in shown]
+    captions = [f"{images.ids[i]}: {number(values[i], '.4g')}" for i in shown]
     return Gallery(pixels(images, shown), captions, title + _first(_THUMBNAILS, len(rows)))
 
 
@@ -261,6 +270,6 @@ def _pairs(
         for i in shown
         for caption in (f"{images.ids[i]}: {similarity[i]:.4g}", f"{others.ids[twin[i]]}, of {others.name}")
     ]
-    title = f"{len(rows):,} images with a twin in {others.name}, each beside it"
+    title = f"{counted(len(rows), 'image')} with a twin in {others.name}, each beside it"
     title += _first(_THUMBNAILS // 2, len(rows))
     return Gallery(np.stack(sides, 1).reshape(-1, *sides[0].shape[1:]), captions, title)

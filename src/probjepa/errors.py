@@ -73,6 +73,17 @@ def few(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def counted(count: int, noun: str) -> str:
+    """Return how many there are of something, for messages.
+
+    Examples
+    --------
+    >>> counted(1, "image"), counted(2000, "image")
+    ('1 image', '2,000 images')
+    """
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     """Return the error for an unknown ``name``, with the nearest known one suggested.
 

@@ -16,7 +16,7 @@ from probjepa.data.fitting import Fit
 from probjepa.data.overlap import refuse_overlap
 from probjepa.data.rows import identity
 from probjepa.data.streams import Stream, open_training
-from probjepa.errors import ConfigError, ProbjepaError, short, unknown_name
+from probjepa.errors import ConfigError, ProbjepaError, counted, short, unknown_name
 from probjepa.files import first_line, refuse_existing
 from probjepa.launch import is_first_process
 from probjepa.terminal import say, tracked
@@ -99,7 +99,7 @@ class ImageModel:
         )  # fmt: skip
         if first:
             training_report(options.out)
-        return f"{len(images):,} images"
+        return counted(len(images), "image")
 
     @cached_property
     def method(self) -> Method:

@@ -10,7 +10,7 @@ from probjepa.cli.kind import Columns, Scored, write_scores
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import given_settings
 from probjepa.data.overlap import refuse_seen
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError, DataError, counted
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.described import described, refuse_traps, unknown_line
@@ -104,7 +104,7 @@ class TableModel:
             raise
         training_report(options.out)
         said = f", without {' and '.join(left_out)}" if left_out else ""
-        return f"{len(features):,} rows{said}"
+        return f"{counted(len(features), 'row')}{said}"
 
     def read(self, data: str) -> tuple[Any, Columns]:
         """A table's features, and the columns that name its rows: "id", "label" if the target is there."""

@@ -19,6 +19,7 @@ from probjepa.plots.style import (
     label,
     listed,
     nothing,
+    number,
     palette,
 )
 
@@ -35,7 +36,7 @@ def training_curve(axis: Axis, epochs: ArrayLike, values: ArrayLike) -> str:
     # next to nothing on the curve's own scale is nothing
     tiny = 0 < abs(y[-1]) < 1e-4 * float(np.abs(y).max())
     axis.annotate(
-        "≈ 0" if tiny else f"{y[-1]:.3g}".replace("-", "−"), (x[-1], y[-1]), xytext=(9, 0),
+        "≈ 0" if tiny else number(y[-1], ".3g"), (x[-1], y[-1]), xytext=(9, 0),
         textcoords="offset points", va="center", color=BLUE, fontsize=11, fontweight="bold",
         annotation_clip=False,
     )  # fmt: skip

@@ -114,7 +114,7 @@ def score_histograms(
     axis.grid(False)
     axis.spines["left"].set_visible(False)
     axis.locator_params(axis="x", nbins=5)  # long numbers run into each other
-    return "medians: " + listed({key: float(np.median(x)) for key, x in kept.items()}, "{:.4g}")
+    return "medians: " + listed({key: float(np.median(x)) for key, x in kept.items()}, ".4g")
 
 
 def score_limits(sets: Sequence[Array]) -> tuple[float, float]:
@@ -174,7 +174,7 @@ def roc(
              xlabel="in-distribution flagged", ylabel="out-of-distribution caught")  # fmt: skip
     axis.set_xticks([0, 0.5, 1], ["0", "½", "1"])
     axis.set_yticks([0, 0.5, 1], ["0", "½", "1"])
-    return "AUROC: " + listed({key: area for key, (*_, area) in curves.items()}, "{:.3f}")
+    return "AUROC: " + listed({key: area for key, (*_, area) in curves.items()}, ".3f")
 
 
 def dots(
@@ -232,4 +232,4 @@ def dots(
     axis.grid(False, axis="y")
     axis.spines["left"].set_visible(False)
     axis.locator_params(axis="x", nbins=5)
-    return listed({name: value for name, (value, *_) in rows.items() if np.isfinite(value)}, "{:.3f}")
+    return listed({name: value for name, (value, *_) in rows.items() if np.isfinite(value)}, ".3f")

@@ -99,6 +99,17 @@ def nothing(axis: Axis, reason: str) -> str:
     return reason
 
 
-def listed(values: Mapping[str, float], form: str = "{:.3g}") -> str:
+def number(x: float, form: str) -> str:
+    """Return a number as pictures and pages have it: with a minus sign, and none at zero.
+
+    Examples
+    --------
+    >>> number(-1.26, ".1f"), number(-0.01, ".1f")
+    ('−1.3', '0.0')
+    """
+    return f"{x:z{form}}".replace("-", "−")
+
+
+def listed(values: Mapping[str, float], form: str = ".3g") -> str:
     """Return names with their values, in words for who does not see the picture."""
-    return ", ".join(f"{name} {form.format(x)}".replace("-", "−") for name, x in values.items())
+    return ", ".join(f"{name} {number(x, form)}" for name, x in values.items())

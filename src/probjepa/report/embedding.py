@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from probjepa import plots
 from probjepa.evaluation.decisions import TEST
-from probjepa.plots.style import INK, MUTED, finite_rows
+from probjepa.plots.style import INK, MUTED, finite_rows, number
 from probjepa.report.figures import left_out, picture
 from probjepa.report.page import Gallery, Section, Table, Value
 from probjepa.report.sections import named
@@ -35,7 +35,7 @@ def typical_section(
         order = np.argsort(values, kind="stable")
         order = order[np.isfinite(values[order])]
         shown = (order[::-1] if best else order)[:count]
-        captions = [f"{values[i]:#.4g}".removesuffix(".").replace("-", "−") for i in shown]
+        captions = [number(values[i], "#.4g").removesuffix(".") for i in shown]
         items.append(Gallery(pixels(images, shown), captions, title))
 
     add(f"Most typical of {test}", arrays.get("images"), TEST, _TILES, best=True)

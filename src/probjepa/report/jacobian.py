@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from probjepa import plots
 from probjepa.evaluation.decisions import TEST
+from probjepa.plots.style import number
 from probjepa.report.detection import histograms
 from probjepa.report.embedding import pixels
 from probjepa.report.figures import picture
@@ -82,7 +83,7 @@ def _by_class(scores: NDArray[np.float64], arrays: Mapping[str, Any]) -> list[Ga
         order = rows[np.argsort(-scores[rows], kind="stable")]
         shown = np.concatenate([order[:_EACH], order[-_EACH:]]) if len(order) > 2 * _EACH else order
         name = "unlabelled" if value == -1 else classes[int(value)] if classes else value
-        captions = [f"{scores[row]:.1f}".replace("-", "−") for row in shown]
+        captions = [number(scores[row], ".1f") for row in shown]
         galleries.append(
             Gallery(pixels(images, shown), captions, f"{name}: most typical, then least typical")
         )

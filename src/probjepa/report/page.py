@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probjepa.errors import ConfigError
+from probjepa.plots.style import number
 
 _TEMPLATE = Path(__file__).with_name("template.html")
 _LARGEST_TILE = 96  # pixels; a gallery is for the eye, and the page carries every byte of it
@@ -66,7 +67,7 @@ class Value:
     def _format(self, x: float) -> str:
         if not math.isfinite(x):
             return "–"
-        return (f"{100 * x:.1f}" if self.percent else f"{x:.3f}").replace("-", "−")
+        return number(100 * x, ".1f") if self.percent else number(x, ".3f")
 
 
 @dataclass(frozen=True)
@@ -307,8 +308,9 @@ def _cell(x: Any) -> dict[str, Any]:
         return {"text": "–", "interval": "", "number": False}
     if not _is_number(x):
         return {"text": str(x), "interval": "", "number": False}
-    text = f"{x:,}" if isinstance(x, (int, np.integer)) else f"{x:.4g}" if math.isfinite(x) else "–"
-    return {"text": text.replace("-", "−"), "interval": "", "number": True}
+    whole = isinstance(x, (int, np.integer))
+    text = f"{x:,}".replace("-", "−") if whole else number(x, ".4g") if math.isfinite(x) else "–"
+    return {"text": text, "interval": "", "number": True}
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from probjepa import plots
 from probjepa.errors import few
 from probjepa.evaluation.selective import PROBABILITY, UNCERTAINTY
+from probjepa.plots.style import number
 from probjepa.report.figures import picture
 from probjepa.report.page import Section, Table, grid
 from probjepa.tabular.skill import LITTLE, SURE
@@ -112,7 +113,7 @@ def surprising_section(arrays: Mapping[str, Any]) -> Section | None:
     rows, notes = [], []
     for row in order:
         said = [None if labels is None else labels[row], *(_shown(frame.iloc[row, c]) for c in columns)]
-        rows.append([str(frame.index[row]), f"{score[row]:.2f}".replace("-", "−"), *said])
+        rows.append([str(frame.index[row]), number(score[row], ".2f"), *said])
         values = cells[row, columns]
         most = np.argsort(-values, kind="stable")[:_MARKED]
         notes.append({3 + int(i): f"{values[i]:.1f} nats" for i in most if values[i] > _SURPRISING})
