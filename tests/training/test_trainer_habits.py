@@ -246,3 +246,16 @@ def test_settings_have_no_field_that_a_resume_forgets():
         "on_error", "convert",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(FitSettings)} == known
+
+
+def test_load_from_checkpoint_puts_the_weights_into_a_method(tmp_path):
+    trained, fresh = method(), method()
+    pixels = DataLoader(images().images, batch_size=8)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, default_root_dir=tmp_path,
+                        enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(Module(trained, epochs=1), pixels)
+    path = tmp_path / "end.ckpt"
+    trainer.save_checkpoint(path)
+    assert not same(trained, fresh)
+    loaded = Module.load_from_checkpoint(path, method=fresh, epochs=1)
+    assert loaded.method is fresh and same(trained, fresh)

@@ -55,6 +55,9 @@ class Module(L.LightningModule):
     ``loss`` and the method's other terms, means over the processes, are logged as ``train/…``; the values of
     the last optimiser step are in :attr:`terms`.
 
+    A checkpoint holds weights and no code: ``Module.load_from_checkpoint(path, method=method, epochs=200)``
+    puts them into a method.
+
     Parameters
     ----------
     method
