@@ -123,7 +123,8 @@ def test_a_column_that_is_unknown_warns_with_its_share(fitted):
         fitted.transform(test[:1].assign(colour="violet"))
     for use in (fitted.transform, fitted.score_samples, fitted.impute):
         with pytest.warns(
-            ProbjepaWarning, match=r"most values of 'colour' \(100%\), 'flag' \(75%\) were not among"
+            ProbjepaWarning,
+            match=r"most values of 'colour' \(100%\), 'flag' \(75%\) are none of the categories",
         ):
             use(test.assign(colour="RED", flag=["ja"] * 30 + [True] * 10))
     encoded = fitted.schema_.encode(test.assign(colour=["violet", None] + ["red", "blue"] * 19))

@@ -445,6 +445,6 @@ def _warn_of_unknown(shares: Mapping[str, float], n_rows: int) -> None:
     if most and n_rows > 1:
         others = " and others" if len(most) > 5 else ""
         warn(
-            f"most values of {', '.join(most[:5])}{others} were not among the fit's, and are read as "
-            "unknown: are they written as they were then?"
+            f"most values of {', '.join(most[:5])}{others} are none of the categories that the fit has kept, "
+            "and are read as unknown: are they written as they were then? (Ids are best left out.)"
         )
