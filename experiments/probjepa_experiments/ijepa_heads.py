@@ -111,7 +111,7 @@ BUDGETS = {
         {"patch_size": 8, "width": 96, "depth": 4, "heads": 4},
         {"predictor_width": 48, "predictor_depth": 2, "predictor_heads": 4, "ema_momentum": 0.996},
         fit={"epochs": 8, "batch_size": 32, "learning_rate": _RATE, **_CPU},
-        seeds=1,
+        seeds=2,
         rows=10_000,
         n_bootstrap=200,
     ),
