@@ -2,6 +2,7 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -42,12 +43,17 @@ def table():
     return pd.DataFrame({"x": generator.normal(size=60), "c": generator.choice(["a", "b"], 60)})
 
 
-@pytest.mark.parametrize("call", ["transform", "score_samples", "predict", "uncertainty", "impute"])
-@pytest.mark.parametrize("how", ["alone", "set_output"])
-def test_a_warning_of_a_table_is_of_the_caller_s_line(table, call, how):
+@pytest.fixture(scope="module")
+def fitted(table):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = pj.VarTJEPA("small", max_epochs=1).fit(table)
+        return pj.VarTJEPA("small", max_epochs=1).fit(table)
+
+
+@pytest.mark.parametrize("call", ["transform", "score_samples", "predict", "uncertainty", "impute"])
+@pytest.mark.parametrize("how", ["alone", "set_output"])
+def test_a_warning_of_a_table_is_of_the_caller_s_line(fitted, table, call, how):
+    model = deepcopy(fitted)
     if how == "set_output":
         model.set_output(transform="pandas")
     found = places(lambda: getattr(model, call)(table.assign(c="other")))

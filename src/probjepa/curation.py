@@ -61,6 +61,11 @@ def check_options(drop: float, review: float, duplicates: float | None, against:
         raise ConfigError("--against goes with --duplicates COSINE: give both, 0.96 is a usual one")
 
 
+def compared_with(images: Any, score: str, reference: Any) -> Any:
+    """Return the reference, or the images themselves where there is none and a score leaves each out."""
+    return images if reference is None and leaves_one_out(score) else reference
+
+
 def sort_out(
     typicality: Column, uncertainty: Column | None, drop: float, review: float
 ) -> npt.NDArray[np.str_]:
@@ -148,8 +153,7 @@ def curate(
     """
     check_options(drop, review, duplicates, against)
     images = method.open(images)
-    if reference is None and leaves_one_out(score):
-        reference = images
+    reference = compared_with(images, score, reference)
     scorer = SetScorer(method, score, reference=reference, reference_size=reference_size, progress=progress)
     typicality, parts = scorer(images)
     measure = getattr(method, "main_uncertainty", "")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probjepa import __version__
+from probjepa.errors import counted
 
 if TYPE_CHECKING:
     import torch
@@ -89,8 +90,7 @@ def hardware(device: torch.device | None = None) -> str:
         name += f" ({', '.join(flags)})"
     if torch.cuda.is_available() and (device is None or device.type == "cuda"):
         name = f"{torch.cuda.get_device_name(device)}, {name}"
-    threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}"
+    return f"{name}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def versions() -> dict[str, str]:

@@ -228,13 +228,12 @@ class ImageModel:
 
     def curate(self, data: str, out: Path, options: Curating) -> dict[str, int]:
         """Write ranking, lists and page, and return how many images are on each list."""
-        from probjepa.curation import check_options, curate
+        from probjepa.curation import check_options, compared_with, curate
         from probjepa.scores.sets import check_score
-        from probjepa.scores.table import leaves_one_out
 
         check_options(options.drop, options.review, options.duplicates, options.against)
-        itself = data if leaves_one_out(options.score) else None
-        check_score(self.method, options.score, options.reference or itself, options.reference_size)
+        reference = compared_with(data, options.score, options.reference)
+        check_score(self.method, options.score, reference, options.reference_size)
         images = self.read(data)
         known, others = (
             None if uri is None else self.read(uri, labelled=False)

@@ -134,8 +134,9 @@ def fill_in(method: str, settings: Mapping[str, Any], size: int, channels: int) 
     filled = {"channels": channels, **settings}
     side = settings.get("image_size") or min(max(size, 16), 224)
     if not settings.get("backbone"):
+        in_general, for_small_greys = _default_backbones(method)
         small_grey = filled["channels"] == 1 and side <= 28
-        filled["backbone"] = _default_backbones(method)[small_grey]
+        filled["backbone"] = for_small_greys if small_grey else in_general
     if filled["backbone"] == "vit" and not {"patch_size", "weights"} & settings.keys():
         if not settings.get("image_size"):
             side -= side % (8 if side > 32 else 4)

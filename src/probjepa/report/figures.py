@@ -14,6 +14,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 
+from probjepa.errors import counted
 from probjepa.plots.style import DARK, DARK_NEUTRALS, INK, LIGHT, MUTED, PAPER, RC, RULE, label
 from probjepa.report.page import Figure, Width
 
@@ -80,7 +81,7 @@ def _fit(figure: Canvas, layout: ConstrainedLayoutEngine, heading: Any) -> None:
 def left_out(*arrays: ArrayLike) -> str:
     """Return the words on values that a picture leaves out because they are not finite, if there are any."""
     count = sum(int((~np.isfinite(np.asarray(x, np.float64))).sum()) for x in arrays)
-    return f" Left out: {count:,} value{'s' if count > 1 else ''} not finite." if count else ""
+    return f" Left out: {counted(count, 'value')} not finite." if count else ""
 
 
 def _svg(figure: Any) -> str:

@@ -122,10 +122,10 @@ class SetScorer:
         seed: int = 0,
         progress: bool = False,
     ) -> None:
-        self._table = hasattr(model, "transform")
         self._open = model.open if isinstance(model, Method) else lambda data: data
         self._progress = progress
-        self._subject = TableModel(model) if self._table else model
+        self._subject = _subject(model)
+        self._table = isinstance(self._subject, TableModel)
         self._kind = kind = check_score(model, score, reference, reference_size)
         self._reference: Any = None if reference is None else self._open(reference)
         if self._reference is not None and not len(self._reference):
@@ -212,8 +212,8 @@ def check_score(
     ConfigError
         as ``SetScorer``
     """
-    table = hasattr(model, "transform")
-    subject = TableModel(model) if table else model
+    subject = _subject(model)
+    table = isinstance(subject, TableModel)
     kind = _kind(subject, score, table)
     if (lacking := kind.lacking(subject)) is not None:
         raise ConfigError(lacking)
@@ -227,6 +227,11 @@ def check_score(
         raise ConfigError("reference_size goes with a reference set: give both, --reference URI")
     _check_size(reference_size)
     return kind
+
+
+def _subject(model: Any) -> Any:
+    """What is scored: an image model itself, or the reader of a table's model."""
+    return TableModel(model) if hasattr(model, "transform") else model
 
 
 def _check_size(size: int | None) -> None:

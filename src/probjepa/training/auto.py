@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from probjepa.draws import forked
-from probjepa.errors import ConfigError, short
+from probjepa.errors import ConfigError, counted, short
 from probjepa.provenance import OWN_THREADS, bf16_units, computes_bf16, usable_cpus
 from probjepa.training.module import Module
 from probjepa.typed import checked
@@ -36,7 +36,7 @@ class Auto(NamedTuple):
     why: str
 
     def __str__(self) -> str:
-        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        threads = counted(self.threads, "thread")
         return f"auto: {_name(self.precision, self.channels_last)}, {threads}, {self.why}"
 
 
