@@ -268,3 +268,16 @@ def test_unknown_transformers_model_ends_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no model 'hf:") as caught:
         as_encoder(f"hf:{tmp_path}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("f", [torch.acosh, lambda z: (z - 1).sqrt()], ids=["acosh", "sqrt"])
+def test_an_encoder_that_is_defined_near_its_inputs_alone(f: Any) -> None:
+    x = 1.01 + torch.rand(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    slope = torch.vmap(torch.func.jacrev(f))(x).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(jepa_score(f, x), slope.abs().log().sum(1), rtol=0, atol=1e-10)
+
+
+def test_an_encoder_that_gives_no_number_is_refused_in_one_line() -> None:
+    with pytest.raises(DataError, match="NaN") as error:
+        jepa_score(torch.acosh, torch.zeros(2, 3, dtype=torch.float64))
+    assert "\n" not in str(error.value)

@@ -575,6 +575,20 @@ def test_refuses_data(batch, message):
     assert "\n" not in str(error.value)
 
 
+def test_arrays_and_no_rows_at_all():
+    model, (x, y) = small(), pair()
+    for given in (x.numpy().astype("float64"), x.tolist()):
+        assert torch.equal(model.embed(given), model.embed(x))
+        assert torch.equal(model.posterior(given).mean, model.posterior(x).mean)
+        assert torch.equal(model.score_samples(given, y.numpy()), model.score_samples(x, y))
+    assert torch.equal(model.uncertainty(x.numpy())["kl"], model.uncertainty(x)["kl"])
+    assert model.loss((x.numpy(), y.numpy()))["loss"].isfinite()
+    assert model.embed(x[:0]).shape == (0, model.latent_dim)
+    assert model.score_samples(x[:0]).shape == model.score_samples(x[:0], y[:0]).shape == (0,)
+    with pytest.raises(DataError, match="one number"):
+        model.embed(torch.tensor(3.0))
+
+
 def test_refuses_networks_that_do_not_fit():
     with pytest.raises(DataError, match=r"'encoder' returned shape \(6, 3\)"):
         small(networks={"encoder": nn.Linear(5, 3)}).loss(pair())

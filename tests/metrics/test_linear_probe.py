@@ -63,8 +63,11 @@ def test_sgd_is_seeded_and_works_without_grad_mode():
             *TRAIN, *TEST, method="sgd", epochs=2, batch_size=16, learning_rate=1.0, seed=seed
         )
 
+    with torch.inference_mode():
+        x, y = (torch.tensor(of) for of in TRAIN)
+        within = linear_probe(x, y, *TEST, method="sgd", epochs=2, batch_size=16, learning_rate=1.0, seed=0)
     with torch.no_grad():
-        assert probe(0) == probe(0)
+        assert probe(0) == probe(0) == within
     assert len({probe(seed) for seed in range(5)}) > 1
 
 

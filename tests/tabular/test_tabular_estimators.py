@@ -104,6 +104,31 @@ def test_fit_leaves_the_global_generator_alone(table):
     assert torch.equal(torch.rand(2), expected)
 
 
+@BOTH
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_fit_does_not_depend_on_the_callers_mode_of_gradients(kind, mode, table):
+    expected = kind(**TINY).fit(table).transform(table)
+    with mode():
+        model = kind(**TINY).fit(table)
+        assert not torch.is_grad_enabled()
+        np.testing.assert_array_equal(model.transform(table), expected)
+    np.testing.assert_array_equal(model.fit(table).transform(table), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_tensors_are_tables(dtype):
+    rows = torch.randint(0, 9, (40, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = VarTJEPA(**TINY).fit(rows.float().numpy()).transform(rows.float().numpy())
+    if dtype.is_floating_point:
+        rows.requires_grad_()
+    np.testing.assert_array_equal(VarTJEPA(**TINY).fit(rows).transform(rows), expected)
+
+
+def test_a_sparse_tensor_is_no_table():
+    with pytest.raises(DataError, match="to_dense"):
+        VarTJEPA(**TINY).fit(torch.eye(4).to_sparse())
+
+
 def test_other_kinds_of_table_give_the_same(fitted, table):
     expected = fitted.transform(table)
     np.testing.assert_allclose(fitted.transform(pa.Table.from_pandas(table)), expected, atol=1e-6)

@@ -29,6 +29,13 @@ _COLUMNS = {
     "Float64": pd.Series(np.arange(_N) / 7).astype("Float64"),
     "float32": pd.Series(np.arange(_N) / 7, dtype="float32"),
     "decimal": pd.Series([Decimal(i) / 4 for i in range(_N)]),
+    "thirds": pd.Series([Decimal(i) / 3 for i in range(_N)]),
+    "large decimals": pd.Series([Decimal(i) * Decimal(10) ** 30 + Decimal("0.125") for i in range(_N)]),
+    "decimal128(38, 18)": pd.Series(
+        [(i + 1) * Decimal("12345678901.123") for i in range(_N)],
+        dtype=pd.ArrowDtype(pa.decimal128(38, 18)),
+    ),
+    "sparse": pd.Series(pd.arrays.SparseArray(np.arange(_N) % 3 / 2)),
     "int64[pyarrow]": pd.Series(np.arange(_N), dtype=pd.ArrowDtype(pa.int64())),
     "timedelta": pd.Series(pd.to_timedelta(np.arange(_N), unit="h")),
     "timedelta[s]": pd.Series(pd.to_timedelta(np.arange(_N), unit="h")).astype("timedelta64[s]"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from probjepa._arrays import ArrayInput, as_float_tensor
 from probjepa.backbones.frozen import evaluating
 from probjepa.distributed import gather, shared_seed
 from probjepa.distributions.base import at_least_float32, full_precision
@@ -247,12 +248,14 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
             "sy": divergence(*q_sy, *p_sy),
         }
 
-    def loss(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+    def loss(self, batch: Sequence[ArrayInput]) -> dict[str, Tensor]:
         """Objective for a batch (x, y): "loss" and its unweighted terms, means over the batch in nats.
 
         "rec" and "gen" are negative log-likelihoods, "sx", "z" and "sy" divergences; "sigreg" where it is on.
         """
         x, y = self._pair(batch)
+        if len(x) == 0:
+            raise DataError(f"the batch is empty, x of shape {tuple(x.shape)}: give at least one row")
         rows = self._terms(x, y)
         terms = {name: rows[name].mean() for name in TERMS}
         factors = {name: 1.0 if name in ("rec", "gen") else self.anneal_factor for name in TERMS}
@@ -274,17 +277,17 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
             length = self.anneal * max(total_steps, 1)
             self.anneal_factor.fill_(min((step + 1) / length, 1.0))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: ArrayInput) -> Tensor:
         """Posterior mean of s_x (N, K): differentiable, in the current mode."""
         return self._gaussian("encoder", self.latent_dim, self._checked(x, "x"))[0]
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: ArrayInput) -> Tensor:
         """Posterior mean of s_x (N, latent_dim), in evaluation mode and without gradients."""
         with evaluating(self):
             mean: Tensor = self(x)
         return mean
 
-    def posterior(self, x: Tensor) -> Distribution:
+    def posterior(self, x: ArrayInput) -> Distribution:
         """q(s_x|x), a diagonal Gaussian: batch shape (N,), event shape (latent_dim,)."""
         with evaluating(self):
             mean, log_variance = self._gaussian("encoder", self.latent_dim, self._checked(x, "x"))
@@ -307,7 +310,9 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         """Return random vectors x (N, x_dim)."""
         return torch.randn(count, int(self.settings["x_dim"]), generator=generator)
 
-    def score_samples(self, x: Tensor, y: Tensor | None = None, *, draws: int = 16, seed: int = 0) -> Tensor:
+    def score_samples(
+        self, x: ArrayInput, y: ArrayInput | None = None, *, draws: int = 16, seed: int = 0
+    ) -> Tensor:
         """Evidence lower bound (N,) float64, in nats: of log p(x), or of log p(x, y) where y is given.
 
         Higher = more typical. The plain bound, whatever the weights α. The expectation is a mean over
@@ -335,7 +340,7 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
                 bound -= sum(rows[name].double() for name in TERMS if name in rows)
         return bound / draws
 
-    def uncertainty(self, x: Tensor) -> dict[str, Tensor]:
+    def uncertainty(self, x: ArrayInput) -> dict[str, Tensor]:
         """Measures of q(s_x|x), each (N,) float64.
 
         "mean_variance" (mean σ²), "trace" (Σσ²), "kl" (to the prior N(0, I), nats: low = uninformed).
@@ -350,7 +355,7 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
             "kl": kl_diagonal_gaussians(mean, log_variance),
         }
 
-    def _pair(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _pair(self, batch: Sequence[ArrayInput]) -> tuple[Tensor, Tensor]:
         if len(batch) != 2:
             raise DataError(
                 f"the loss of VarJEPA takes a batch (x, y), got {len(batch)} parts: give the pair"
@@ -360,11 +365,14 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
             raise DataError(f"x has {len(x)} rows and y {len(y)}: give one y for each x")
         return x, y
 
-    def _checked(self, values: Tensor, name: str) -> Tensor:
+    def _checked(self, values: ArrayInput, name: str) -> Tensor:
+        if not isinstance(values, Tensor):  # a tensor keeps its graph, and integers for an own network
+            values = as_float_tensor(values, name).to(next(self.parameters(), self.anneal_factor).dtype)
         values = values.to(self.device)
-        if len(values) == 0:
-            raise DataError(f"{name} is empty, shape {tuple(values.shape)}: give at least one row")
-        bad = len(values) - int(values.isfinite().reshape(len(values), -1).all(1).sum())
+        if values.ndim == 0:
+            raise DataError(f"{name} is one number: give rows, shape (N, D)")
+        finite = values.isfinite().reshape(len(values), math.prod(values.shape[1:]))
+        bad = len(values) - int(finite.all(1).sum())
         if bad:
             raise DataError(f"{name} has NaN or Inf in {bad} of {len(values)} rows: drop or fill them")
         return values

@@ -118,4 +118,4 @@ def log_prob(distribution: Distribution, values: Tensor, double: bool = False) -
         values = values.double()
     density: Tensor = distribution.log_prob(values)
     density = density.double() if double else density
-    return density.reshape(len(values), -1).sum(1)
+    return density.reshape(len(values), math.prod(density.shape[1:])).sum(1)

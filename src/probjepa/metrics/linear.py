@@ -163,6 +163,7 @@ def _lbfgs(
     return np.asarray(model.predict(x_test.cpu().numpy()))
 
 
+@torch.inference_mode(False)  # gradients on, whatever the caller's mode
 def _sgd(
     x: torch.Tensor,
     y: torch.Tensor,
@@ -173,6 +174,7 @@ def _sgd(
     batch_size: int,
     seed: int,
 ) -> np.ndarray:
+    x, y = (of.clone() if of.is_inference() else of for of in (x, y))
     n_classes = int(y.max()) + 1
     weight = x.new_zeros(n_classes, x.shape[1], requires_grad=True)
     bias = x.new_zeros(n_classes, requires_grad=True)

@@ -119,6 +119,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
 
     # --- fit --------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)  # gradients on, whatever the caller's mode
     def fit(self, X: Any, y: Any = None, *, checkpoint: str | Path | FitCheckpoint | None = None) -> Self:
         """Fit to a table (N, D): DataFrame (pandas, polars), pyarrow Table or array; labels are ignored.
 

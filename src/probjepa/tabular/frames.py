@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from probjepa.errors import DataError, few
 from probjepa.registry import importing, required
@@ -100,6 +101,11 @@ def _from_arrow(pd: Any, table: Any) -> Any:
 def _from_array(pd: Any, table: Any, names: Sequence[str] | None) -> Any:
     if hasattr(table, "tocsr"):
         raise DataError("the table is a sparse matrix: pass a dense one, X.toarray()")
+    if isinstance(table, torch.Tensor):
+        if table.layout != torch.strided:
+            raise DataError("the table is a sparse tensor: give a dense one, to_dense()")
+        table = table.detach().cpu()
+        table = table.float() if table.dtype == torch.bfloat16 else table  # which numpy has not
     array = np.asarray(table)
     if array.ndim != 2:
         raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from probjepa.errors import DataError
 from probjepa.tabular.frames import as_frame, as_text, has_names, named, pandas
 from probjepa.tabular.schema import Feature, TableSchema
 from probjepa.tabular.tokens import CellDistribution
+
+_MOST_DIGITS = 309  # before the point, of a float64
 
 
 class Imputation(NamedTuple):
@@ -130,7 +132,7 @@ def filled(series: Any, found: Any, feature: Feature) -> Any:
         cells = _numbers(series, values.astype(float), feature)
     else:
         cells = _categories(series, values)
-    out = series.copy()
+    out = series.sparse.to_dense() if isinstance(series.dtype, pd.SparseDtype) else series.copy()
     if isinstance(series.dtype, pd.CategoricalDtype):
         out = out.cat.add_categories([x for x in dict.fromkeys(cells) if x not in out.cat.categories])
     new = pd.Series(cells, dtype=object)
@@ -139,7 +141,7 @@ def filled(series: Any, found: Any, feature: Feature) -> Any:
     except (TypeError, ValueError, OverflowError):  # the column's type is too narrow for what the fit saw
         out = out.astype(object)
     out.iloc[found["row"].to_numpy()] = new.array
-    return out
+    return out.astype(series.dtype) if isinstance(series.dtype, pd.SparseDtype) else out
 
 
 def _first(series: Any) -> Any:
@@ -161,7 +163,8 @@ def _numbers(series: Any, values: npt.NDArray[np.float64], feature: Feature) -> 
         return lasting if kind == "m" else [of.to_pytimedelta() for of in lasting]
     plain: list[Any] = [int(x) for x in values] if feature.whole or kind in "iu" else values.tolist()
     if (digits := _digits(series)) is not None:
-        return [round(Decimal(str(x)), digits) for x in plain]
+        with localcontext(prec=_MOST_DIGITS + digits):
+            return [round(Decimal(str(x)), digits) for x in plain]
     return [*map(str, plain)] if isinstance(first, str) else plain
 
 

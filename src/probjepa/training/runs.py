@@ -73,6 +73,7 @@ class _Batches(L.LightningDataModule):
 
 
 @with_settings(FitSettings, rest="trainer_options")
+@torch.inference_mode(False)  # gradients on, whatever the caller's mode
 def fit(
     method: M,
     data: Any,
@@ -246,6 +247,11 @@ def _check_trains(method: Any) -> None:
         raise ConfigError(
             f"nothing of this {type(method).__name__} is trained: it has no parameters beside its frozen "
             "encoder"
+        )
+    if any(p.is_inference() for p in method.parameters()):
+        raise ConfigError(
+            f"this {type(method).__name__} was made under torch.inference_mode, which bars its weights from "
+            "gradients for good: make it outside"
         )
 
 
