@@ -190,7 +190,8 @@ def check_classes(test: Sequence[Any], train: Sequence[Any], where: str = "the t
     if absent and len(absent) == len(test):
         raise DataError(
             f"{where}: no class ({few(absent)}) is among the training labels "
-            f"({few([short(label) for label in train])}): name the classes of both sets alike"
+            f"({few([short(label) for label in train])}): name the classes of both sets alike, or leave "
+            "labels out (labels=none)"
         )
     if absent:
         warn(f"{where}: the training labels lack {few(absent)}, so that rows of these count as wrong")

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 # packages whose lines a warning does not point to: scikit-learn's wrappers and Lightning's hooks among them
+# what other libraries call it
+_ELSEWHERE = {"lr": "learning_rate", "wd": "weight_decay", "gpu": "cuda", "max_epochs": "epochs"}
 _CALLERS = ("probjepa", "sklearn", "lightning", "torch", "contextlib", "threading")
 
 
@@ -93,9 +95,17 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     "unknown method 'vjee', did you mean 'vje'? (known: simsiam, vje)"
     """
     options = sorted(known)
-    near = difflib.get_close_matches(str(name), options, n=1)
-    hint = f", did you mean '{near[0]}'?" if near else ""
+    near = nearest(str(name), options)
+    hint = f", did you mean '{near}'?" if near else ""
     return ConfigError(f"unknown {kind} '{name}'{hint} (known: {', '.join(options)})")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that ``name`` is another's word for, or is spelt most like, in any case."""
+    by_small = {option.lower(): option for option in known}
+    elsewhere = _ELSEWHERE.get(name.lower(), "")
+    near = difflib.get_close_matches(name.lower(), by_small, n=1)
+    return by_small.get(elsewhere) or (by_small[near[0]] if near else None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

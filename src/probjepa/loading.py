@@ -115,13 +115,18 @@ def open_encoder(
         encoder: Any = name_or_module
         return OpenedEncoder(encoder, image_size=image_size, pooling=pooling, weights=weights, **options)
     if image_size is not None or pooling is not None:
-        raise ConfigError("image_size and pooling go with 'hf:', 'timm:' and modules: this one has its own")
+        raise ConfigError(
+            "image_size (--size) and pooling go with 'hf:', 'timm:' and modules: this one has its own"
+        )
     if options:
         option = next(iter(options))
         raise ConfigError(f"{option} goes with a registered backbone's weights: a saved model has its own")
     model = name_or_module if isinstance(name_or_module, nn.Module) else load(name_or_module)
     if not isinstance(model, Method):
-        raise ConfigError(f"{name_or_module} holds a {type(model).__name__}, which is no model of images")
+        raise ConfigError(
+            f"{name_or_module} holds a {type(model).__name__}, which is no model of images: load opens it; "
+            "embed, score and evaluate take one of tables, and curate with --rank-only"
+        )
     return model
 
 

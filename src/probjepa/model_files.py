@@ -220,7 +220,8 @@ def model_folder(source: str | Path, hub: Mapping[str, Any]) -> Path:
     name = str(source)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ArtifactError(
-            f"no such model: {short(source, 200)} (give a run folder, a model folder or a hub repository)"
+            f"no such model: {short(source, 200)} (give a run folder, a model folder or a hub repository; of "
+            "another library's encoder hf:NAME or timm:NAME)"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

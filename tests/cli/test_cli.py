@@ -213,6 +213,11 @@ MODEL_ERRORS = ["embed", "{run}", "--out", "{new}", "-q"]
             "none of OpenOOD's sets",
         ),
         (["frobnicate"], "frobnicate"),
+        (["evaluate"], "(see probjepa evaluate --help)"),
+        (["train", "VJE", "--data", "{root}/ok", "--out", "{new}"], "did you mean 'vje'"),
+        (["train", "vje", "--data", "{root}/ok", "--out", "{new}", "--set", "lr=0.1"], "did you mean 'learning_rate'"),
+        (["train", "vje", "--data", "{root}/ok", "--out", "{new}", "--device", "gpu"], "did you mean 'cuda'"),
+        (["embed", "dinov2", "--data", "{root}/ok", "--out", "{new}"], "hf:NAME"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(places, tmp_path, capfd, arguments, says):
@@ -232,7 +237,7 @@ def test_on_error_skip_counts_and_lists(places, tmp_path, capsys):
     arguments = ["embed", str(places / "run"), "--data", str(places / "text"), "--out", str(out), "-q"]
     assert run([*arguments, "--on-error", "skip"]) == 0
     printed = capsys.readouterr().out
-    assert "skipped 1 unreadable files" in printed
+    assert "skipped 1 unreadable file of" in printed
     assert "zz.png" in printed
     assert len(pq.read_table(out)) == 20
 

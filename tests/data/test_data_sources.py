@@ -2,6 +2,7 @@ import io
 import json
 import math
 import pickle
+import shutil
 import struct
 import sys
 import warnings
@@ -226,7 +227,13 @@ def test_sizes(tmp_path):
     with pytest.raises(DataError, match="size=16") as error:
         open_images(tmp_path)
     assert "30×20" in one_line(error)
-    assert "16×16" in one_line(error)
+    assert "16×16" in one_line(error) and "size=16" in one_line(error)
+    (tmp_path / "large").mkdir()
+    for height in (300, 500):
+        Image.new("L", (400, height)).save(tmp_path / "large" / f"{height}.png")
+    with pytest.raises(DataError, match=r"--set image_size=224; open_images: size=224"):
+        open_images(tmp_path / "large")
+    shutil.rmtree(tmp_path / "large")
     opened = open_images(tmp_path, size=10)
     image = Image.open(tmp_path / "a.png").resize((15, 10), Image.Resampling.BILINEAR).crop((2, 0, 12, 10))
     assert torch.equal(opened.images[0], nchw(np.asarray(image)[None])[0])

@@ -101,7 +101,7 @@ def test_what_was_left_out_stays_with_the_set(tmp_path):
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path):
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(DataError, match=r"holds no images, of 1 files such as 'photo\.heic'"):
+    with pytest.raises(DataError, match=r"holds no images, of 1 file, such as 'photo\.heic'"):
         open_images(tmp_path)
 
 

@@ -107,7 +107,7 @@ def test_a_glob_or_an_address_of_nothing_is_one_line(tmp_path):
         (f"{tmp_path}/*.tar", "no shard matches"),
         ("memory://nothing-here", "holds no shards"),
         ("nosuchstore://bucket/x", "cannot be opened"),
-        (f"{tmp_path}", "holds no images, of 1 files such as 'x.txt'"),
+        (f"{tmp_path}", "holds no images, of 1 file, such as 'x.txt'"),
     ):
         with pytest.raises((DataError, ConfigError), match=says) as error:
             open_images(place)

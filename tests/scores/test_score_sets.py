@@ -291,7 +291,7 @@ def test_a_method_without_a_likelihood_has_the_detectors(held_out, reference, mo
     for score in [*detectors(), "predictive"]:
         assert np.isfinite(score_set(plain, held_out, score, reference=reference)[0]).all()
     monkeypatch.setattr(Plain, "features", None)  # the refusal comes before any work
-    with pytest.raises(ConfigError, match=r"Plain has no likelihood.*use knn, mahalanobis, gmm"):
+    with pytest.raises(ConfigError, match=r"Plain has no likelihood.*use predictive, knn, mahalanobis, gmm"):
         score_set(plain, held_out, "likelihood")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -122,6 +123,12 @@ def test_tensors_are_tables(dtype):
     if dtype.is_floating_point:
         rows.requires_grad_()
     np.testing.assert_array_equal(VarTJEPA(**TINY).fit(rows).transform(rows), expected)
+
+
+@pytest.mark.parametrize("name", ["train.parquet", Path("train.parquet")])
+def test_a_name_is_no_table(name):
+    with pytest.raises(DataError, match=r"'train.parquet' is a name: pass the table itself"):
+        VarTJEPA(**TINY).fit(name)
 
 
 def test_a_sparse_tensor_is_no_table():

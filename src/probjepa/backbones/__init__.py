@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probjepa.errors import ConfigError, short, warn
+from probjepa.errors import ConfigError, nearest, short, warn
 from probjepa.files import first_line
 from probjepa.registry import Registry
 
@@ -155,8 +154,8 @@ def build_backbone(name: str, *, channels: int = 3, image_size: int = 32, **opti
     known = [option for option in accepted if option not in ("channels", "image_size")]
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
+            near = nearest(option, known)
+            hint = f"did you mean '{near}'? " if near else ""
             raise ConfigError(
                 f"backbone '{name}' has no option '{option}': {hint}(known: {', '.join(sorted(known))})"
             )

@@ -128,7 +128,8 @@ def _run(arguments: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
             print(error, file=sys.stderr)
             return EXIT_BAD_INPUT
-        return _fail(f"{getattr(error, 'format_message', error.__str__)()} (see probjepa --help)")
+        command = getattr(getattr(error, "ctx", None), "command_path", "probjepa")
+        return _fail(f"{getattr(error, 'format_message', error.__str__)()} (see {command} --help)")
     except (MemoryError, RuntimeError) as error:
         from probjepa.errors import is_out_of_memory
 

@@ -136,7 +136,7 @@ def curate(
     shared: Shared,
     sharding: Sharding,
 ) -> None:
-    """Rank images by typicality and uncertainty: keep, review and drop lists with thumbnails."""
+    """Rank images: keep, review and drop lists with thumbnails; --rank-only: shards, of tables too."""
     from probjepa.cli import shards
     from probjepa.cli.images import ImageModel
     from probjepa.files import refuse_existing, refuse_foreign

@@ -322,6 +322,6 @@ def checked_on_error(value: str) -> Any:
 def _say_skipped(images: Images | Stream) -> None:
     """Print which images were left out."""
     if images.skipped:
-        say(f"skipped {len(images.skipped)} unreadable files of {images.name}:")
+        say(f"skipped {counted(len(images.skipped), 'unreadable file')} of {images.name}:")
         for line in images.skipped:
             say(f"  {line}")

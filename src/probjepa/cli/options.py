@@ -26,7 +26,7 @@ Data = Annotated[
 ]
 OutTable = Annotated[
     str,
-    typer.Option("--out", metavar="F.parquet|DIR", help="table to write; DIR: one for each shard of --data"),
+    typer.Option("--out", metavar="F.parquet|DIR", help="table to write; DIR, of shards: one for each"),
 ]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="folder to write")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
@@ -37,7 +37,7 @@ Labels = Annotated[
 ]
 Ids = Annotated[str | None, typer.Option("--ids", metavar="COLUMN", help="of ids  [id, or the row's number]")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
-DEVICE = typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")
+DEVICE = typer.Option("--device", help="auto (CUDA, if there), cpu, cuda:1, mps")
 
 
 def _seed(value: int | None) -> int | None:

@@ -14,7 +14,7 @@ import torch
 from probjepa.data.decode import is_image
 from probjepa.data.records import ArrayRecords, FileRecords, Records
 from probjepa.data.tables import chosen_ids, id_column
-from probjepa.errors import DataError, unknown_name
+from probjepa.errors import DataError, counted, unknown_name
 from probjepa.files import first_line, regular
 from probjepa.registry import imported
 
@@ -49,7 +49,7 @@ def read_folder(path: Path, labels: str | None = None, ids: str | None = None) -
     for file in sorted(found.relative_to(path) for found in walk(path)):
         (files if names_image(path / file) else others).append(file)
     if not files:
-        found = f", of {len(others)} files such as '{others[0]}'" if others else ""
+        found = f", of {counted(len(others), 'file')}, such as '{others[0]}'" if others else ""
         raise DataError(
             f"'{path}' holds no images{found}: put {', '.join(IMAGE_SUFFIXES)} files or shards, such as "
             ".parquet, into it, or pass another folder"

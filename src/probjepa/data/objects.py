@@ -223,7 +223,8 @@ def read_csv(path: Path, labels: str | None = None, ids: str | None = None) -> R
     column = next((name for name in _PATH_NAMES if name in head), None)
     if column is None:
         raise DataError(
-            f"{where} has no column of paths to images (columns: {short(', '.join(head))}): name it 'path'"
+            f"{where} has no column of paths to images (columns: {short(', '.join(head))}): name it 'path'; "
+            "a table without images is for var-t-jepa and t-jepa"
         )
     for line, row in enumerate(rows):
         if len(row) != len(head):

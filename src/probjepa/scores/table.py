@@ -56,4 +56,6 @@ def leaves_one_out(score: str | type) -> bool:
 def no_likelihood(model: Any, score: str) -> str:
     """Say that a model has no density for a score, and which scores it has."""
     name = type(getattr(model, "estimator", model)).__name__
-    return f"{name} has no likelihood for the score '{score}': use {', '.join(detectors())}"
+    # of an encoder without a density of its own one is made
+    made = ["predictive"] if hasattr(model, "embed") and not hasattr(model, "predictive") else []
+    return f"{name} has no likelihood for the score '{score}': use {', '.join([*made, *detectors()])}"

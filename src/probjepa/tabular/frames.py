@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from probjepa.errors import DataError, few
+from probjepa.errors import DataError, few, short
 from probjepa.registry import importing, required
 
 ColumnType = Literal["numeric", "categorical", "boolean", "datetime"]
@@ -101,6 +102,8 @@ def _from_arrow(pd: Any, table: Any) -> Any:
 def _from_array(pd: Any, table: Any, names: Sequence[str] | None) -> Any:
     if hasattr(table, "tocsr"):
         raise DataError("the table is a sparse matrix: pass a dense one, X.toarray()")
+    if isinstance(table, str | Path):
+        raise DataError(f"'{short(table)}' is a name: pass the table itself, such as pd.read_parquet(…)")
     if isinstance(table, torch.Tensor):
         if table.layout != torch.strided:
             raise DataError("the table is a sparse tensor: give a dense one, to_dense()")

@@ -33,7 +33,10 @@ _STREAM = -2  # of the seeds of views: no process's, and not the order's
 def check_frozen(frozen: object) -> None:
     """Raise ConfigError unless the encoder whose views are kept is frozen."""
     if not frozen:
-        raise ConfigError("cache_views keeps what a frozen encoder says: make the method with freeze=True")
+        raise ConfigError(
+            "cache_views keeps what a frozen encoder says: make the method with freeze=True "
+            "(--set freeze=true)"
+        )
 
 
 class CachedViews:

@@ -127,9 +127,9 @@ class FitSettings(LoopSettings):
     Parameters
     ----------
     batch_size
-        images a step and process
+        images a step and process; of an epoch, those beyond whole batches wait for another one
     device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``
+        ``"auto"`` (CUDA if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``
     channels_last
         hold weights and views in the memory order that GPUs prefer for convolutions; ``"auto"``: on a GPU,
         and on a CPU where timed steps are faster so
