@@ -131,8 +131,10 @@ def fill_in(method: str, settings: Mapping[str, Any], size: int, channels: int) 
     ConfigError
         where no patch divides the size
     """
+    from probjepa.data.records import USUAL_SIZE
+
     filled = {"channels": channels, **settings}
-    side = settings.get("image_size") or min(max(size, 16), 224)
+    side = settings.get("image_size") or min(max(size, 16), USUAL_SIZE)
     if not settings.get("backbone"):
         in_general, for_small_greys = _default_backbones(method)
         small_grey = filled["channels"] == 1 and side <= 28

@@ -27,7 +27,7 @@ Job = TypeVar("Job")
 
 UNLABELLED = -1  # the number of a row without a label, as STL-10 has it
 _CHUNK = 64
-_USUAL_SIZE = 224  # of the views of photographs, in pixels
+USUAL_SIZE = 224  # of the views of photographs, in pixels
 # Below this, Pillow's Python side dominates and threads only fight over the interpreter lock (32 px JPEGs on
 # two cores: 59 µs an image with one thread, 88 with two; 64 px: 73 and 66; 256 px: 318 and 184).
 _THREADS_PAY_FROM = 64 * 64
@@ -289,7 +289,7 @@ class Check:
             self.side = side
         if side != self.side:
             (h, w), first = self.side, self.records.where(self.rows[0])
-            least = min(*self.side, *side, _USUAL_SIZE)
+            least = min(*self.side, *side, USUAL_SIZE)
             raise DataError(
                 f"{first} is {w}×{h} pixels and {self.records.where(row)} is {side[1]}×{side[0]}: "
                 f"pass a size to bring all images to one, such as {least} (train: --set image_size={least}; "

@@ -183,13 +183,12 @@ def _sgd(
     steps = epochs * math.ceil(len(x) / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
-    with torch.enable_grad():
-        for _ in range(epochs):
-            order = torch.randperm(len(x), generator=generator).to(x.device)
-            for rows in torch.split(order, batch_size):
-                optimizer.zero_grad()
-                torch.autograd.backward(F.cross_entropy(F.linear(x[rows], weight, bias), y[rows]))
-                optimizer.step()
-                schedule.step()
+    for _ in range(epochs):
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        for rows in torch.split(order, batch_size):
+            optimizer.zero_grad()
+            torch.autograd.backward(F.cross_entropy(F.linear(x[rows], weight, bias), y[rows]))
+            optimizer.step()
+            schedule.step()
     with torch.no_grad():
         return F.linear(x_test, weight, bias).argmax(1).cpu().numpy()

@@ -132,7 +132,8 @@ def filled(series: Any, found: Any, feature: Feature) -> Any:
         cells = _numbers(series, values.astype(float), feature)
     else:
         cells = _categories(series, values)
-    out = series.sparse.to_dense() if isinstance(series.dtype, pd.SparseDtype) else series.copy()
+    sparse = isinstance(series.dtype, pd.SparseDtype)
+    out = series.sparse.to_dense() if sparse else series.copy()
     if isinstance(series.dtype, pd.CategoricalDtype):
         out = out.cat.add_categories([x for x in dict.fromkeys(cells) if x not in out.cat.categories])
     new = pd.Series(cells, dtype=object)
@@ -141,7 +142,7 @@ def filled(series: Any, found: Any, feature: Feature) -> Any:
     except (TypeError, ValueError, OverflowError):  # the column's type is too narrow for what the fit saw
         out = out.astype(object)
     out.iloc[found["row"].to_numpy()] = new.array
-    return out.astype(series.dtype) if isinstance(series.dtype, pd.SparseDtype) else out
+    return out.astype(series.dtype) if sparse else out
 
 
 def _first(series: Any) -> Any:
