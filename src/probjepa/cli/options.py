@@ -58,7 +58,9 @@ Reference = Annotated[
 ]
 ReferenceSize = Annotated[
     int | None,
-    typer.Option("--reference-size", metavar="N", help="take N rows of the reference at random  [all]"),
+    typer.Option(
+        "--reference-size", metavar="N", help="take at most N rows of the reference, at random  [all]"
+    ),
 ]
 Target = Annotated[
     str | None, typer.Option("--target", metavar="COLUMN", help="of tables: the labels, which no model sees")

@@ -100,7 +100,7 @@ def evaluate(
         also JEPA-SCORE, in the paper's form and with the latent term of ``train``'s embeddings: D backward
         passes an image
     reference_size
-        fit the scores to so many rows of ``train``, drawn at random; accuracies are of all
+        fit the scores to so many rows of ``train``, drawn at random, if it has more; accuracies are of all
 
     Raises
     ------
