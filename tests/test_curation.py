@@ -11,7 +11,7 @@ import torch
 from probjepa import VJE, SimSiam, VISimSiam, open_encoder
 from probjepa.curation import LISTS, curate, sort_out
 from probjepa.data import ImageSet
-from probjepa.errors import ConfigError, ProbjepaWarning
+from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.scores import SCORES, score_set
 
 SMALL = {"channels": 1, "image_size": 8, "backbone_options": {"widths": (8, 16)}}
@@ -243,3 +243,15 @@ def test_shares_are_of_rows_and_of_what_is_not_dropped():
     uncertainty[:5], uncertainty[95:] = 100, 50  # of what is dropped, and of the most typical
     verdict = sort_out(np.arange(100.0), uncertainty, 0.05, 0.05)
     assert verdict.tolist() == ["drop"] * 5 + ["review"] * 5 + ["keep"] * 85 + ["review"] * 5
+
+
+def test_a_folder_may_be_a_string(tmp_path):
+    curate(METHODS["mean_variance"]().eval(), images(20, 1), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "keep.txt").is_file()
+
+
+def test_an_empty_set_to_compare_with_is_one_line(tmp_path):
+    method, none = METHODS["mean_variance"]().eval(), images(3, 2)
+    none = none.subset(np.zeros(3, dtype=bool))
+    with pytest.raises(DataError, match="noise is empty: give at least one image"):
+        curate(method, images(20, 1), tmp_path, duplicates=0.99, against=none)

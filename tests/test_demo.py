@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from probjepa import demo
 from probjepa.errors import ArtifactError
@@ -39,3 +40,20 @@ def test_sets_are_seeded_and_in_range():
     assert (spread > 1).float().mean() > 0.8  # patches of photographs, not of one colour
     uniform = demo.noise(200, 16, np.random.default_rng(3)).images.float()
     assert abs(uniform.mean().item() - 127.5) < 2
+
+
+def test_the_demo_gives_the_callers_threads_back(tmp_path, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+
+    def train(*_, **__):
+        seen.append(torch.get_num_threads())
+        raise ArtifactError("no disk")
+
+    monkeypatch.setattr(demo, "train_demo", train)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ArtifactError, match="no disk"):
+            demo.run_demo(tmp_path / "demo", progress=False)
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -115,7 +115,7 @@ def one_of_each(
 def curate(
     method: Method,
     images: Any,
-    out: Path,
+    out: str | Path,
     *,
     score: str = "likelihood",
     reference: Any = None,
@@ -151,6 +151,7 @@ def curate(
     ConfigError, DataError
         as ``score_set``, ``sort_out`` and ``duplicate_groups``; for ``against`` without ``duplicates``
     """
+    out = Path(out)
     check_options(drop, review, duplicates, against)
     images = method.open(images)
     reference = compared_with(images, score, reference)
@@ -233,12 +234,12 @@ def _duplicates(
         galleries.append(_pairs(images, others, pairs, twin, similarity))
     groups = duplicate_groups(h, cosine, copies=copies)
     members, surplus = one_of_each(groups, typicality, leaks)
-    of, first, number = np.unique(groups[members], return_index=True, return_inverse=True)
+    of, first, group = np.unique(groups[members], return_index=True, return_inverse=True)
     tables["duplicates"] = {
-        "group": number, **_identity(images, members), "kept": ~surplus[members],
-        "copy": copies[members] == copies[members[first]][number],
+        "group": group, **_identity(images, members), "kept": ~surplus[members],
+        "copy": copies[members] == copies[members[first]][group],
     }  # fmt: skip
-    shown = zip(number[:_THUMBNAILS], members[:_THUMBNAILS], strict=True)
+    shown = zip(group[:_THUMBNAILS], members[:_THUMBNAILS], strict=True)
     captions = [f"group {n}: {images.ids[i]}" for n, i in shown]
     title = f"{counted(len(of), 'group')} of {counted(len(members), 'image')}, the most typical of each first"
     title += _first(_THUMBNAILS, len(members))

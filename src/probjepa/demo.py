@@ -18,6 +18,7 @@ from probjepa.report.summary import print_summary, write_evaluation
 from probjepa.report.training import training_report
 from probjepa.terminal import say
 from probjepa.training import fit
+from probjepa.training.auto import using_threads
 
 UNSEEN = (8, 9)
 STEPS = 3600
@@ -43,17 +44,17 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
         refuse_foreign(out)
     resume = half_done and not overwrite and (out / "run" / "config.yaml").is_file()
     train, test, ood = demo_sets()
-    # so small a network gains nothing from more threads, and loses much where others want the cores
-    torch.set_num_threads(1)
     say(
         f"training VJE on {len(train):,} images of digits 0–7 ({IMAGE_SIZE}×{IMAGE_SIZE}), "
         f"{STEPS:,} steps of {BATCH_SIZE}"
     )
-    model = train_demo(
-        train, test, seed=seed, out=out / "run", resume=resume, overwrite=overwrite, progress=progress
-    )
-    training_report(out / "run")
-    result = evaluate(model, train, test, ood, seed=seed)
+    # so small a network gains nothing from more threads, and loses much where others want the cores
+    with using_threads(1):
+        model = train_demo(
+            train, test, seed=seed, out=out / "run", resume=resume, overwrite=overwrite, progress=progress
+        )
+        training_report(out / "run")
+        result = evaluate(model, train, test, ood, seed=seed)
     write_evaluation(result, out)
     print_summary(result.metrics)
     say(f"{time.monotonic() - started:.0f} s; open {out}/report.html (training: {out}/run/report.html)")

@@ -7,9 +7,9 @@ import inspect
 import warnings
 from collections.abc import Iterable, Sequence
 
-# packages whose lines a warning does not point to: scikit-learn's wrappers and Lightning's hooks among them
 # what other libraries call it
 _ELSEWHERE = {"lr": "learning_rate", "wd": "weight_decay", "gpu": "cuda", "max_epochs": "epochs"}
+# packages whose lines a warning does not point to: scikit-learn's wrappers and Lightning's hooks among them
 _CALLERS = ("probjepa", "sklearn", "lightning", "torch", "contextlib", "threading")
 
 

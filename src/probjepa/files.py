@@ -13,12 +13,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from probjepa.errors import ArtifactError
-
-if TYPE_CHECKING:
-    pass
 
 CONFIG = "config.json"
 LOCK = ".probjepa.lock"

@@ -435,3 +435,25 @@ def test_jepa_score_stands_beside_the_others(model):
     expected = probjepa.jepa_score(model, test.images, latent=latent).numpy()
     np.testing.assert_allclose(scores["jepa + latent"]["test"], expected, atol=1e-6)
     assert {"jepa", "jepa + latent"} <= set(found.metrics["ood"]["far"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_bootstrap": 0}, "n_bootstrap is 0: use at least 1"),
+        ({"reference_size": 1}, "reference_size is 1: give at least 2 rows"),
+    ],
+    ids=str,
+)
+def test_settings_are_refused_before_a_set_is_read(model, monkeypatch, wrong, message):
+    monkeypatch.setattr(
+        "probjepa.evaluation.images.encode", lambda *_, **__: pytest.fail("a set was encoded")
+    )
+    with pytest.raises(ConfigError, match=message):
+        evaluate(model, images(30, 1), images(20, 2), **wrong)
+
+
+def test_an_empty_set_is_called_empty(model):
+    none = images(3, 5).subset(np.zeros(3, dtype=bool))
+    with pytest.raises(DataError, match="is empty: give at least one image as other"):
+        evaluate(model, images(30, 1), images(20, 2), {"other": none})

@@ -21,7 +21,7 @@ from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.evaluation import evaluate_table
 from probjepa.evaluation.figures import over_seeds
 from probjepa.evaluation.predictors import PREDICTORS, RawFeatures
-from probjepa.evaluation.selective import selection_figures
+from probjepa.evaluation.selective import lead, selection_figures
 from probjepa.evaluation.tables import check_labels, evaluate_once
 from probjepa.metrics.selective import COVERAGES
 from probjepa.report.evaluation import table_report
@@ -222,7 +222,15 @@ def test_every_score_of_every_row_and_its_false_alarms(evaluation):
     np.testing.assert_array_equal(rows["likelihood"], result.arrays["score"])
     np.testing.assert_array_equal(rows["uncertainty"], result.arrays["uncertainty"])
     assert rows["label"].tolist() == result.arrays["labels"].tolist()
-    right = result.metrics["accuracy"]["embedding"]["logistic regression"]["accuracy"]["value"]
+    chosen = result.metrics["prediction"]
+    assert chosen == {"features": "embedding", "predictor": lead(result.metrics["selective"]["embedding"])}
+    by_name = {
+        name: of["accuracy"]["value"]
+        for name, of in result.metrics["accuracy"]["embedding"].items()
+        if "accuracy" in of
+    }
+    right = by_name[chosen["predictor"]]
+    assert right == max(by_name.values())
     assert (rows["label"] == rows["prediction"]).mean() == pytest.approx(right)
     found = result.metrics["decisions"]
     assert list(found["flagged"]) == scores and found["rows"]["split"]

@@ -535,3 +535,11 @@ def test_wrong_settings(settings, message):
 def test_loss_takes_two_or_more_views_of_one_shape(shapes):
     with pytest.raises(DataError, match="two or more views of the same images"):
         small().loss([torch.zeros(n, 1, 8, 8) for n in shapes])
+
+
+def test_without_its_weight_the_kl_is_left_out():
+    model = small(kl_weight=0.0)
+    with torch.no_grad():
+        model.inference.mean.bias.fill_(1e20)
+    terms = model.loss(two_views())
+    assert terms["kl"].isinf() and terms["loss"].isfinite()

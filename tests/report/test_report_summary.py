@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from probjepa.evaluation.figures import Evaluation
-from probjepa.report.summary import write_pages
+from probjepa.evaluation.selective import lead
+from probjepa.report.summary import print_table_summary, write_pages
 
 
 def evaluation(value):
@@ -38,3 +39,23 @@ def test_a_page_stands_beside_its_own_figures_alone(moves, tmp_path, monkeypatch
     assert "report.html" not in contents(tmp_path / "out")
     write_pages(evaluation(1), tmp_path / "out", "page 1")
     assert contents(tmp_path / "out") == whole
+
+
+def test_the_classifier_that_stands_for_all_is_the_most_accurate(capsys):
+    def at(accuracy):
+        half = {"value": accuracy}
+        return {
+            "source": {"accuracy_at": {"1.0": {"value": accuracy}, "0.5": half}, "aurc": {"value": 0.125}}
+        }
+
+    selective = {"first": at(0.5), "best": at(0.75), "unknown": at(None), "last": at(0.625)}
+    assert lead(selective) == "best"
+    metrics = {
+        "settings": {"seeds": [0], "predictors": []}, "accuracy": {}, "left_out_as_in_train": 0,
+        "labels": {"unlabelled": {}, "classes_not_in_train": []},
+    }  # fmt: skip
+    print_table_summary(metrics | {"selective": {"embedding": selective}})
+    shown = capsys.readouterr().out
+    assert "best on the embedding" in shown and "75.0" in shown
+    print_table_summary(metrics | {"selective": {"embedding": {}}})
+    assert "on the embedding" not in capsys.readouterr().out

@@ -8,11 +8,13 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 import probjepa as pj
-from probjepa.errors import ArtifactError, ConfigError
+from probjepa.errors import ArtifactError, ConfigError, DataError
 from probjepa.training import FitSettings, Module
+from probjepa.training.device import resolve_device
 from probjepa.training.optim import OPTIMIZERS, make_optimizer
 from probjepa.training.settings import LoopSettings
 
@@ -45,7 +47,8 @@ def train(**settings):
         ({"seed": HUGE}, "seed takes a whole number, got 'a number of thousands of digits'"),
         ({"epochs": "3"}, "epochs takes a whole number, got '3'"),
         ({"device": 1}, "device takes a name, got '1'"),
-        ({"loggers": "tensorboard"}, "loggers takes a list, got 'tensorboard'"),
+        ({"loggers": 3}, "unknown logger '3'"),
+        ({"loggers": "csv"}, "unknown logger 'csv'"),
         ({"loggers": [3]}, "unknown logger '3'"),
         ({"channels_last": "yes"}, "channels_last takes true or false or 'auto', got 'yes'"),
         ({"on_error": "stop"}, "on_error takes 'raise' or 'skip', got 'stop'"),
@@ -241,3 +244,54 @@ def test_a_fit_does_not_depend_on_the_callers_mode_of_gradients():
         method = make()
     with pytest.raises(ConfigError, match=r"made under torch\.inference_mode"):
         fitted(method)
+
+
+def test_the_momentum_of_a_recipe_is_of_its_own_optimizer():
+    recipe = {"sgd_momentum": 0.95}
+    assert LoopSettings().resolved(recipe, 10)["sgd_momentum"] == 0.95
+    assert LoopSettings(optimizer="adamw").resolved(recipe, 10)["sgd_momentum"] == 0.9
+    with pytest.raises(ConfigError, match=r"sgd_momentum is 0\.95, and the optimizer is 'adamw'"):
+        LoopSettings(optimizer="adamw", sgd_momentum=0.95).resolved(recipe, 10)
+
+
+def test_a_logger_may_stand_alone(tmp_path):
+    train(loggers=CSVLogger(tmp_path))
+    assert list(tmp_path.rglob("metrics.csv"))
+
+
+@pytest.mark.parametrize("wrong", [{"warmup_epochs": 5}, {"strategy": "nonsense"}, {"knn_every": 1}], ids=str)
+def test_a_refused_run_leaves_the_method_as_it_was(wrong):
+    untrained = method().eval()
+    weights = {key: value.clone() for key, value in untrained.state_dict().items()}
+    dark = torch.randint(0, 60, (20, 1, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
+    with pytest.raises(ConfigError):
+        pj.fit(untrained, dark, epochs=1, batch_size=8, progress=False, device="cpu", **wrong)
+    assert not untrained.calibrated and not untrained.training
+    assert all(torch.equal(value, weights[key]) for key, value in untrained.state_dict().items())
+    bright = dark + 190
+    pj.fit(untrained, bright, epochs=1, batch_size=8, progress=False, device="cpu")
+    assert untrained.preprocess.config()["mean"][0] == pytest.approx(
+        float(bright.float().mean()) / 255, abs=1e-4
+    )
+
+
+def test_gradients_go_with_the_run_and_an_error_in_it_leaves_evaluation_mode():
+    class Fails(L.Callback):
+        def on_train_batch_end(self, *_):
+            raise DataError("the disk is full")
+
+    trained = train()
+    assert not trained.training and all(p.grad is None for p in trained.parameters())
+    broken = method()
+    data = torch.randint(0, 256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
+    with pytest.raises(DataError, match="the disk is full"):
+        pj.fit(broken, data, epochs=1, batch_size=8, progress=False, device="cpu", callbacks=[Fails()])
+    assert not broken.training and broken.calibrated and all(p.grad is None for p in broken.parameters())
+
+
+def test_cuda_is_the_current_gpu_as_torch_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    found = [str(resolve_device(name)) for name in ("auto", "cuda", "cuda:0")]
+    assert found == ["cuda:1", "cuda:1", "cuda:0"]

@@ -64,6 +64,8 @@ def _without_train(sets: Mapping[str, Images]) -> tuple[dict[str, Images], dict[
     """Return the sets without the images of the reference, and how many each of the others had."""
     kept, dropped, train = dict(sets), {}, sets[TRAIN]
     for name, images in sets.items():
+        if not len(images):
+            raise DataError(f"{images.name} is empty: give at least one image as {name}")
         if name == TRAIN:
             continue
         seen = overlap(images, train)

@@ -40,10 +40,11 @@ from probjepa.evaluation.predictive import PredictsTokens, evaluate_predictions
 from probjepa.evaluation.selective import selective_prediction
 from probjepa.evaluation.spaces import Scores, Vote, accuracies, baseline_scores, spaces_of, votes_of
 from probjepa.methods import Method
+from probjepa.metrics.intervals import check_bootstrap
 from probjepa.scores import encode
 from probjepa.scores.detectors import knn_neighbour
 from probjepa.scores.own import uncertainty
-from probjepa.scores.sets import draw
+from probjepa.scores.sets import check_size, draw
 from probjepa.typed import settings_checked
 
 _SPECTRA = 64  # images of each set whose spectra are drawn
@@ -114,6 +115,8 @@ def evaluate(
         if named is not None and not isinstance(named, Mapping):
             raise ConfigError(f"{role} is a {type(named).__name__}: give a mapping, name → set")
     check_names([*(ood or {}), *(openood or {})])
+    check_bootstrap(n_bootstrap, 0.95)
+    check_size(reference_size)
     held_out = {} if calibration is None else {CALIBRATION: calibration}
     given = {TRAIN: train, TEST: test, **held_out, **(ood or {}), **(openood or {})}
     sets, dropped = held_out_sets(method, given, reencode)
@@ -133,9 +136,9 @@ def evaluate(
     reference = read.pop(TRAIN)
     scores = label_free_scores(method, reference, read, seed=seed, gradients=jepa, progress=progress)
     scores |= baseline_scores(spaces, rows, seed)
-    measures = {name: uncertainty(method, features[name]) for name in dropped}
+    measures = {name: uncertainty(method, features[name]) for name in read}
     votes = {} if shared is None else votes_of(features, shared)
-    by_row = _rows(method, {name: sets[name] for name in dropped}, scores, measures, votes, shared)
+    by_row = _rows(method, {name: sets[name] for name in read}, scores, measures, votes, shared)
     decisions = flagged_rates(scores, seed=seed)
     for by_set in scores.values():
         by_set.pop(CALIBRATION, None)

@@ -32,6 +32,20 @@ Column = npt.NDArray[np.float64]
 Correct = npt.NDArray[np.bool_]
 
 
+def lead(selective: Mapping[str, Any]) -> str:
+    """Return the classifier that stands for all: the one with the highest accuracy at full coverage.
+
+    ``selective`` is of metrics.json: classifier → source of uncertainty → what ``withheld`` returns.
+    """
+
+    def accuracy(name: str) -> float:
+        of = (next(iter(selective[name].values())).get("accuracy_at") or {}).get("1.0")
+        value = of["value"] if isinstance(of, Mapping) else of
+        return -math.inf if value is None or math.isnan(value) else float(value)
+
+    return max(selective, key=accuracy)
+
+
 def withheld(confidence: Column, correct: Correct, at: npt.NDArray[np.int64]) -> dict[str, Any]:
     """Return what is left of the errors when the least confident of N answers are withheld.
 

@@ -29,6 +29,7 @@ from probjepa.evaluation.selective import (
     PROBABILITY,
     UNCERTAINTY,
     Correct,
+    lead,
     selection_figures,
     table_uncertainty,
 )
@@ -236,8 +237,11 @@ def evaluate_table(
     truth = check_labels(test, target, names[1])
     arrays: dict[str, Any] = {"frame": features, "labels": truth}
     rows = {"id": test.index.astype(str), "set": [TEST] * len(test), "label": truth}
-    for answers in last["predicted"]["raw" if last["model"] is None else "embedding"].values():
-        rows.setdefault("prediction", answers)
+    space = "raw" if last["model"] is None else "embedding"
+    if last["predicted"][space]:
+        predictor = lead(result["selective"][space])
+        result["prediction"] = {"features": space, "predictor": predictor}
+        rows["prediction"] = last["predicted"][space][predictor]
     if UNCERTAINTY in sources:
         rows["uncertainty"] = sources[UNCERTAINTY]
     arrays["rows"] = pa.table(rows | {name: of[TEST] for name, of in scores.items()})

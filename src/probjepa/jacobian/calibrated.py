@@ -115,6 +115,8 @@ class Teachers:
                     f"{len(volumes)} inputs, {line.error / spread:.2%} of their spread"
                 )
                 return Calibration(self.how, self.passes, p, line), reason
+        if best == math.inf:
+            return None, "some inputs have too few rows of their Jacobian to leave any out"
         return None, f"half of the directions are {best / spread:.1%} of the spread off, above the tolerance"
 
 

@@ -153,7 +153,8 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
             terms = {"nll": likelihood.nll}
         parts = {name: mean_of([nll(other).mean() for other in others]) for name, nll in terms.items()}
         kl = gaussian_kl(mean, variance).mean()
-        loss = sum(parts.values(), self.kl_weight * kl)
+        weighted = [self.kl_weight * kl] if self.kl_weight else []  # 0 · ∞ would be NaN
+        loss = sum([*parts.values(), *weighted])
         return {"loss": loss, **parts, "kl": kl, "mean_variance": variance.detach().mean()}
 
     def after_step(self, step: int, total_steps: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from probjepa import plots
 from probjepa.evaluation.decisions import TEST
+from probjepa.evaluation.selective import lead
 from probjepa.report.detection import decisions_section, detection_section, openood_section, scores_section
 from probjepa.report.embedding import (
     geometry_section,
@@ -28,7 +29,6 @@ from probjepa.report.sections import (
     accuracy_section,
     collapse_section,
     labels_note,
-    lead,
     named,
     selective_section,
 )

@@ -9,6 +9,7 @@ import numpy as np
 
 from probjepa import plots
 from probjepa.errors import few
+from probjepa.evaluation.selective import lead
 from probjepa.metrics.collapse import LEAST_ROWS, collapse_advice
 from probjepa.metrics.selective import COVERAGES
 from probjepa.report.figures import picture
@@ -106,16 +107,6 @@ def _of_seeds(rows: Mapping[str, Result]) -> bool:
     """Whether figures are of several seeds."""
     entries = (of for row in rows.values() for of in row.values() if isinstance(of, Mapping))
     return any(len(of.get("seeds") or ()) > 1 for of in entries)
-
-
-def lead(selective: Result) -> str:
-    """Return the classifier that is shown first: the one with the highest accuracy at full coverage."""
-
-    def accuracy(name: str) -> float:
-        of = next(iter(selective[name].values()))
-        return float(np.nan_to_num(Value.of((of.get("accuracy_at") or {}).get("1.0")).value, nan=-np.inf))
-
-    return max(selective, key=accuracy)
 
 
 def selective_section(selective: Result, features: str = "embedding") -> Section | None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from probjepa.evaluation import Evaluation
+from probjepa.evaluation.selective import lead
 from probjepa.files import staged_directory, write_text
 from probjepa.report.evaluation import evaluation_report
 from probjepa.report.jacobian import jacobian_sections
@@ -92,13 +93,14 @@ def print_table_summary(metrics: Mapping[str, Any]) -> None:
     for space, row in metrics["accuracy"].items():
         table.add_row(printable(space), *(_text(of) for of in row.values()))
     terminal.print(table)
-    predictor, found = next(reversed(metrics["selective"]["embedding"].items()))
-    title = f"{predictor} on the embedding: error by uncertainty"
-    table = _table(title, "uncertainty", "AURC", "accuracy at 50 % coverage, %")
-    for source, of in found.items():
-        half = of["accuracy_at"]["0.5"]["value"]
-        table.add_row(printable(source), _number(of["aurc"]["value"], 1, 4), _number(half, 100, 1))
-    terminal.print(table)
+    if selective := metrics["selective"]["embedding"]:
+        predictor = lead(selective)
+        title = f"{predictor} on the embedding: error by uncertainty"
+        table = _table(title, "uncertainty", "AURC", "accuracy at 50 % coverage, %")
+        for source, of in selective[predictor].items():
+            half = of["accuracy_at"]["0.5"]["value"]
+            table.add_row(printable(source), _number(of["aurc"]["value"], 1, 4), _number(half, 100, 1))
+        terminal.print(table)
     if note := labels_note(metrics["labels"]):
         terminal.print(printable(note))
     if metrics["left_out_as_in_train"]:

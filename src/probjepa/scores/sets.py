@@ -30,8 +30,11 @@ def encode(
 ) -> dict[str, Tensor]:
     """Encode a set once: the method's ``features`` by name, (N, …) on the CPU.
 
-    A set that is not ``scored`` by the method's own measures may have its embeddings alone.
+    A set that is not ``scored`` by the method's own measures may have its embeddings alone. DataError for an
+    empty set.
     """
+    if not len(images):
+        raise DataError(f"{images.name} is empty: give at least one image")
     total = -(-len(images) // batch_size)
     parts = [
         {k: v.cpu() for k, v in method.features(batch, batch_size, scored=scored).items()}
@@ -225,7 +228,7 @@ def check_score(
         raise ConfigError(f"the score '{kind.name}' uses no reference set: leave --reference out")
     if reference is None and reference_size is not None:
         raise ConfigError("reference_size goes with a reference set: give both, --reference URI")
-    _check_size(reference_size)
+    check_size(reference_size)
     return kind
 
 
@@ -234,7 +237,8 @@ def _subject(model: Any) -> Any:
     return TableModel(model) if hasattr(model, "transform") else model
 
 
-def _check_size(size: int | None) -> None:
+def check_size(size: int | None) -> None:
+    """Raise ConfigError for a ``reference_size`` that is no whole number, or below 2."""
     check_plain("reference_size", size, int | None)
     if size is not None and size < 2:
         raise ConfigError(f"reference_size is {size}: give at least 2 rows")
@@ -248,7 +252,7 @@ def draw(count: int, size: int | None, seed: int) -> npt.NDArray[np.intp] | None
     ConfigError
         for a size below 2, or that is no whole number
     """
-    _check_size(size)
+    check_size(size)
     if size is None or size >= count:
         return None
     rows: npt.NDArray[np.intp] = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
@@ -274,7 +278,10 @@ def _kind(subject: Any, score: str | type, table: bool) -> type[Score]:
     if not isinstance(score, str):
         return score_class(score)
     if table:
-        known = {"likelihood", *(name for name in SCORES if score_class(name).lacking(subject) is None)}
+        known = {
+            *subject.score_names(),
+            *(name for name in SCORES if score_class(name).lacking(subject) is None),
+        }
         if score not in known:
             raise unknown_name("score of tables", score, known)
     if score in SCORES:

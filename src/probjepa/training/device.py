@@ -21,7 +21,7 @@ def resolve_device(device: str) -> torch.device:
         count = torch.cuda.device_count()
         if (target.index or 0) >= count:
             raise ConfigError(f"no device {device}: {count} CUDA devices are visible; use 'cpu' or 'auto'")
-        return torch.device("cuda", target.index or 0)
+        return target if target.index is not None else torch.device("cuda", torch.cuda.current_device())
     if target.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("no device mps on this machine: use device='cpu' or 'auto'")
     if target.type not in ("cpu", "mps"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,27 +16,28 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from probjepa.data import Images, ImageSet
+from probjepa.data import Images
 from probjepa.data.labels import labelled_rows
-from probjepa.data.streams import Stream, lane_count, open_training
+from probjepa.data.streams import Stream, lane_count
 from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, short, warn
 from probjepa.files import DAMAGES, first_line
 from probjepa.launch import is_first_process, started
 from probjepa.methods.base import Method
 from probjepa.terminal import say
-from probjepa.training.auto import choose, remembered, using_threads
+from probjepa.training.auto import Auto, choose, remembered, using_threads
 from probjepa.training.cached import CachedViews, drawn_views
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine, Restored
 from probjepa.training.device import resolve_device
 from probjepa.training.folder import RunFolder, data_fingerprint
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
-from probjepa.training.loader import EpochLoader, make_loader
+from probjepa.training.loader import make_loader
 from probjepa.training.module import Module, views_for
 from probjepa.training.monitors import CollapseMonitor, Monitor, OnlineKNN, sample_rows
 from probjepa.training.processes import batch_size_of_each, lost_another
 from probjepa.training.record import fingerprint, for_the_card, of_data, of_settings
 from probjepa.training.settings import FitSettings, check_epochs, split_settings, with_settings
+from probjepa.training.source import Batches, open_source, refuse_stream, sample_of, to_device
 from probjepa.training.trainer import (
     as_list,
     check_options,
@@ -51,25 +53,6 @@ M = TypeVar("M", bound=Method)
 _CALIBRATION_ROWS = 10_000
 _LEAST_COMPILED = 4_000  # steps: on an H100 a small ResNet's takes 11 ms less, and compiling 40 s
 _HASHED_BYTES = 2**34  # of a streamed set, to know it by: some seconds a gigabyte
-
-
-class _Batches(L.LightningDataModule):
-    """Makes the loader once Lightning knows which process this is."""
-
-    def __init__(self, images: Images | Stream | CachedViews, settings: FitSettings) -> None:
-        super().__init__()
-        self.images, self.of = images, settings
-
-    def train_dataloader(self) -> EpochLoader:
-        assert self.trainer is not None
-        return make_loader(
-            self.images,
-            self.of.batch_size,
-            seed=self.of.seed,
-            workers=0 if isinstance(self.images, ImageSet | CachedViews) else self.of.workers,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
 
 
 @with_settings(FitSettings, rest="trainer_options")
@@ -141,97 +124,165 @@ def fit(
     processes = started()
     check_options(trainer_options, inspect.signature(fit).parameters)
     trainer_options |= {k: v.item() for k, v in trainer_options.items() if isinstance(v, np.generic)}
-    _refuse_stream(data, settings)
+    refuse_stream(data, settings)
     device = resolve_device(settings.device)
     folder = _run_folder(out, resume=resume, overwrite=overwrite)
     loggers = [make_logger(logger, folder) for logger in settings.loggers]
-    resume = resume and folder is not None and folder.checkpoint.is_file()
-    if resume and folder is not None:
-        folder.check_val(val)
-        settings = dataclasses.replace(settings, stream=folder.streamed(settings.stream))
-    source, held_out = _open(method, data, settings), None
+    resumed = folder if resume and folder is not None and folder.checkpoint.is_file() else None
+    if resumed is not None:
+        resumed.check_val(val)
+        settings = dataclasses.replace(settings, stream=resumed.streamed(settings.stream))
+    source, held_out = open_source(method, data, settings), None
     if val is not None:
-        held_out = _sample(_open(method, val, dataclasses.replace(settings, stream=False)))
-    images = _sample(source)
+        held_out = sample_of(open_source(method, val, dataclasses.replace(settings, stream=False)))
+    _run(
+        _Job(
+            method=method, source=source, held_out=held_out, epochs=epochs, views=views, precision=precision,
+            settings=settings, trainer_options=trainer_options, processes=processes, loggers=loggers,
+            device=device, folder=folder, resumed=resumed, progress=progress,
+        )
+    )  # fmt: skip
+    return method
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A call of ``fit``: its settings are checked, its data are open, and nothing is written yet."""
+
+    method: Method
+    source: Images | Stream
+    held_out: Images | None
+    epochs: int
+    views: nn.Module | str | int | None
+    precision: str
+    settings: FitSettings
+    trainer_options: dict[str, Any]
+    processes: dict[str, Any]
+    loggers: list[Any]
+    device: torch.device
+    folder: RunFolder | None
+    resumed: RunFolder | None  # that folder, where a run goes on from its checkpoint
+    progress: bool
+
+
+def _run(job: _Job) -> None:
+    """Train, save and leave the method in evaluation mode; as it was, if the run ends before it trains."""
+    method = job.method
+    before, training = (method.preprocess, method.calibrated), method.training
+    module = None
+    try:
+        module, cached = _prepared(job)
+        how = _how(job, module, cached)
+        stop = _trained(job, module, cached, how)
+    except BaseException:
+        if module is None or not module.restored:
+            method.preprocess, method.calibrated = before
+            method.train(training)
+        else:
+            method.eval()
+        raise
+    finally:
+        method.zero_grad(set_to_none=True)
+    if stop:  # in the last step or after it
+        raise Interrupted("interrupted after the last step: the run is complete")
+
+
+def _prepared(job: _Job) -> tuple[Module, CachedViews | None]:
+    """Calibrate the method; return what trains it, and the views that are kept."""
+    method, settings, views = job.method, job.settings, job.views
+    images = sample_of(job.source)
     # complains before anything is written
-    loader = make_loader(source, settings.batch_size, seed=settings.seed)
+    steps = job.epochs * len(make_loader(job.source, settings.batch_size, seed=settings.seed))
     method.calibrate(images.get(sample_rows(len(images), _CALIBRATION_ROWS, settings.seed)))
-    cached = _cached(method, source, views, settings, folder) if settings.cache_views else None
-    steps = epochs * len(loader)
+    cached = _cached(method, job.source, views, settings, job.folder) if settings.cache_views else None
     module = Module(
         method,
-        epochs=epochs,
+        epochs=job.epochs,
         views=views if cached is None else partial(drawn_views, count=_count(views)),
-        compile=_compiled(settings.compile, device, steps),
+        compile=_compiled(settings.compile, job.device, steps),
         **settings.loop(),
     )
-    how = remembered(folder.config) if resume and folder is not None else None
-    if how is None:
-        # processes must not differ, and a step of what stands on kept views is short
-        alone = cached is None and all(
-            (processes | trainer_options).get(n, 1) == 1 for n in ("devices", "num_nodes")
-        )
-        how = choose(
-            module, lambda: images.get(torch.arange(settings.batch_size) % len(images)), device, precision,
-            settings.channels_last, steps if alone else None,
-        )  # fmt: skip
-        asked = "auto" in (precision, settings.channels_last)
-        if asked and progress and is_first_process() and device.type == "cpu":
-            say(str(how), error=True)
-    module.logs = bool(loggers or trainer_options.get("callbacks"))
-    precision = how.precision if precision == "auto" else precision
+    return module, cached
+
+
+def _how(job: _Job, module: Module, cached: CachedViews | None) -> Auto:
+    """Return how the run computes, chosen for it or by the run that goes on, and say what was chosen."""
+    settings = job.settings
+    if job.resumed is not None and (how := remembered(job.resumed.config)) is not None:
+        return how
+    options = job.processes | job.trainer_options
+    # processes must not differ, and a step of what stands on kept views is short
+    alone = cached is None and all(options.get(name, 1) == 1 for name in ("devices", "num_nodes"))
+    images, size = sample_of(job.source), settings.batch_size
+    steps = job.epochs * len(make_loader(job.source, size, seed=settings.seed))
+    how = choose(
+        module, lambda: images.get(torch.arange(size) % len(images)), job.device, job.precision,
+        settings.channels_last, steps if alone else None,
+    )  # fmt: skip
+    asked = "auto" in (job.precision, settings.channels_last)
+    if asked and job.progress and is_first_process() and job.device.type == "cpu":
+        say(str(how), error=True)
+    return how
+
+
+def _trained(job: _Job, module: Module, cached: CachedViews | None, how: Auto) -> StopRequest:
+    """Train from the start or the checkpoint, and write the run folder; return whether a stop was asked."""
+    method, settings, folder, options = job.method, job.settings, job.folder, job.trainer_options
+    precision = how.precision if job.precision == "auto" else job.precision
     if how.channels_last if settings.channels_last == "auto" else settings.channels_last:
         module.hold_channels_last(True)
+    module.logs = bool(job.loggers or options.get("callbacks"))
     with (
         stop_on_signal() as stop,
         quiet_lightning(),
         process_as_before(),
-        forked(device),
+        forked(job.device),
         using_threads(how.threads),
     ):
         table = MetricsTable(folder.metrics if folder else None)
+        frozen, images = method.frozen, sample_of(job.source)
         callbacks = [
             Restored(),
-            *_monitors(images, held_out, epochs, settings, frozen=method.frozen),
+            *_monitors(images, job.held_out, job.epochs, settings, frozen=frozen),
             table,
-            *([ProgressLine()] if progress else []),
-            *as_list(trainer_options.get("callbacks")),
+            *([ProgressLine()] if job.progress else []),
+            *as_list(options.get("callbacks")),
             Checkpointer(folder.checkpoint if folder else None, stop, settings.checkpoint_seconds),
         ]
-        run = {**processes, "precision": precision, "max_epochs": epochs, "logger": loggers or False}
-        trainer = make_trainer(device, {**run, **trainer_options, "callbacks": callbacks})
+        run = {"precision": precision, "max_epochs": job.epochs, "logger": job.loggers or False}
+        trainer = make_trainer(job.device, {**job.processes, **run, **options, "callbacks": callbacks})
         if cached is not None and trainer.world_size > 1:
             raise ConfigError("cache_views works in one process: leave it out, or train on one device")
-        if resume and folder is not None:
-            each = batch_size_of_each(folder.config, settings.batch_size, trainer.world_size)
+        if job.resumed is not None:
+            each = batch_size_of_each(job.resumed.config, settings.batch_size, trainer.world_size)
             settings = dataclasses.replace(settings, batch_size=each)
         batch = {"batch_size": settings.batch_size, "processes": trainer.world_size}
         module.fingerprint |= {"global_batch_size": math.prod(batch.values()), "precision": precision}
-        module.fingerprint |= fingerprint(method, views, trainer, settings, trainer_options)
-        if isinstance(source, Stream):
+        module.fingerprint |= fingerprint(method, job.views, trainer, settings, options)
+        if isinstance(job.source, Stream):
             module.fingerprint["stream_lanes"] = lane_count(trainer.world_size)
         if folder is not None:
-            module.fingerprint |= data_fingerprint(source, most=_HASHED_BYTES)
-        if folder is not None and is_first_process() and not resume:
+            module.fingerprint |= data_fingerprint(job.source, most=_HASHED_BYTES)
+        if folder is not None and is_first_process() and job.resumed is None:
             chosen = {"auto": {k: v for k, v in how._asdict().items() if k != "precision"}}
-            begun = batch | module.fingerprint | of_data(source, held_out) | chosen
-            more = {k: v for k, v in trainer_options.items() if k not in module.fingerprint}
-            folder.start(begun, device, of_settings(settings) | more)
+            begun = batch | module.fingerprint | of_data(job.source, job.held_out) | chosen
+            more = {k: v for k, v in options.items() if k not in module.fingerprint}
+            folder.start(begun, job.device, of_settings(settings) | more)
         if cached is not None:
-            if resume and folder is not None:  # a refusal comes before the work, and leaves what is kept
-                module.on_load_checkpoint(AtomicCheckpointIO().load_checkpoint(folder.checkpoint))
-            method.to(device)
+            if job.resumed is not None:  # a refusal comes before the work, and leaves what is kept
+                module.on_load_checkpoint(AtomicCheckpointIO().load_checkpoint(job.resumed.checkpoint))
+            method.to(job.device)
             seen = {k: v for k, v in module.fingerprint.items() if k.startswith(("data_", "views"))}
             recipe = (method.view_recipe, method.preprocess.config(), method.settings | method.source)
-            cached.make(stop, key=repr((seen, recipe)), progress=progress)
-        _train(trainer, module, cached or source, settings, folder, stop, resume=resume)
-    method.eval().to(device)
-    method.card_text, method.run_record = None, for_the_card(source, batch | module.fingerprint, table.rows)
+            cached.make(stop, key=repr((seen, recipe)), progress=job.progress)
+        resume = job.resumed is not None
+        _train(trainer, module, cached or job.source, settings, folder, stop, resume=resume)
+    method.eval().to(job.device)
+    record = for_the_card(job.source, batch | module.fingerprint, table.rows)
+    method.card_text, method.run_record = None, record
     if folder is not None and trainer.is_global_zero:
         method.save_pretrained(folder.model)
-    if stop:  # in the last step or after it
-        raise Interrupted("interrupted after the last step: the run is complete")
-    return method
+    return stop
 
 
 def _check_trains(method: Any) -> None:
@@ -305,8 +356,8 @@ def _train(
 ) -> None:
     device = trainer.strategy.root_device
     if device.type == "cuda" and trainer.world_size == 1:
-        images = _to_device(images, device)
-    batches = _Batches(images, settings)
+        images = to_device(images, device)
+    batches = Batches(images, settings)
     checkpoint = folder.checkpoint if folder and resume else None
     try:
         trainer.fit(module, datamodule=batches, ckpt_path=checkpoint)
@@ -329,33 +380,6 @@ def _train(
             raise
         then = "go on from the last checkpoint with resume=True (--resume)" if folder else "nothing was saved"
         raise Interrupted(f"stopped at once in step {trainer.global_step}: {then}") from None
-
-
-def _open(method: Method, source: Any, settings: FitSettings) -> Images | Stream:
-    if isinstance(source, Stream):
-        return source
-    # an opened set keeps its size: the user has chosen it
-    size = None if isinstance(source, Images) else settings.decode_size or method.preprocess.size
-    # an encoder trained elsewhere has grey images repeated
-    convert = settings.convert or method.preprocess.fit is not None
-    return open_training(
-        source, stream=settings.stream, buffer=settings.stream_buffer, seed=settings.seed, size=size,
-        channels=method.preprocess.channels, on_error=settings.on_error, convert=convert,
-    )  # fmt: skip
-
-
-def _refuse_stream(data: Any, settings: FitSettings) -> None:
-    """Raise ConfigError where data that are opened already are not streamed as is asked."""
-    if isinstance(data, Images | Stream) and settings.stream not in ("auto", isinstance(data, Stream)):
-        raise ConfigError(
-            f"stream={settings.stream} is for data that fit opens, and this is a {type(data).__name__}: "
-            "leave it out"
-        )
-
-
-def _sample(images: Images | Stream) -> Images:
-    """What of a set is looked at beside the training."""
-    return images.sample if isinstance(images, Stream) else images
 
 
 def _monitors(
@@ -381,10 +405,3 @@ def _silent(images: Images, held_out: Images, frozen: bool) -> str:
         return "a frozen encoder's embeddings stay the same"
     unlabelled = (of.name for of in (images, held_out) if not labelled_rows(of).any())
     return next((f"{name} has no labels" for name in unlabelled), "")
-
-
-def _to_device(images: Images | Stream | CachedViews, device: torch.device) -> Images | Stream | CachedViews:
-    """Move a set in memory to the GPU once, where it takes less than a quarter of what is free."""
-    if not isinstance(images, ImageSet) or images.images.numel() > torch.cuda.mem_get_info(device)[0] / 4:
-        return images
-    return dataclasses.replace(images, images=images.images.to(device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -37,8 +37,8 @@ class LoopSettings:
     learning_rate
         the highest of the schedule: a linear warm-up, then a cosine to 0; else 0.05
     sgd_momentum
-        of SGD, and refused with another optimizer; not of a method's averaged teacher, which is
-        ``ema_momentum``; else 0.9
+        of SGD, and refused with another optimizer unless it is 0.9; not of a method's averaged teacher,
+        which is ``ema_momentum``; else 0.9
     weight_decay
         of weights; norms and biases are not decayed; else 5e-4
     warmup_epochs
@@ -97,12 +97,14 @@ class LoopSettings:
         for field in fields(LoopSettings):
             values = (getattr(self, field.name), getattr(own, field.name), _USUAL.get(field.name))
             found[field.name] = next((value for value in values if value is not None), None)
-        momentum, usual = found["sgd_momentum"], _USUAL["sgd_momentum"]
-        if found["optimizer"] != "sgd" and momentum != usual:
-            raise ConfigError(
-                f"sgd_momentum is {momentum}, and the optimizer is {found['optimizer']!r}: leave it out, or "
-                "set optimizer='sgd'"
-            )
+        usual = _USUAL["sgd_momentum"]
+        if found["optimizer"] != "sgd":
+            if self.sgd_momentum not in (None, usual):
+                raise ConfigError(
+                    f"sgd_momentum is {self.sgd_momentum}, and the optimizer is {found['optimizer']!r}: "
+                    "leave it out, or set optimizer='sgd'"
+                )
+            found["sgd_momentum"] = usual  # whatever the recipe has for its own optimizer
         found["warmup_epochs"] = _warmup(found["warmup_epochs"], epochs)
         return {k: float(v) if isinstance(v, int) and k != "seed" else v for k, v in found.items()}
 
@@ -137,7 +139,7 @@ class FitSettings(LoopSettings):
         run the method's loss through ``torch.compile``, on a GPU as a CUDA graph; ``"auto"``: on a GPU, for
         4,000 steps or more, which win the minute of compiling back
     loggers
-        ``"tensorboard"`` or Lightning loggers
+        ``"tensorboard"``, a Lightning logger, or a list of them
     knn_every
         epochs between kNN accuracies on ``val``; None: where both are labelled, ten in a run; 0: never
     monitor_every
@@ -166,7 +168,7 @@ class FitSettings(LoopSettings):
     device: str = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = False
-    loggers: Sequence[Any] = ()
+    loggers: Any = ()
     knn_every: int | None = None
     monitor_every: int = 1
     workers: int = 2
@@ -207,8 +209,8 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
     infinite = isinstance(value, float) and not math.isfinite(value)
     if infinite and float in (kind, *get_args(kind)):
         return value  # the range of the setting says what is wrong with it
-    if name == "loggers" and isinstance(value, list | tuple):
-        return value  # of objects
+    if name == "loggers":
+        return value if isinstance(value, list | tuple) else [value]  # of objects, which make_logger looks at
     return checked(name, value, kind)
 
 
