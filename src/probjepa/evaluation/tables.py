@@ -33,7 +33,7 @@ from probjepa.evaluation.selective import (
     selection_figures,
     table_uncertainty,
 )
-from probjepa.scores.sets import TableModel
+from probjepa.scores.sets import TableSubject
 from probjepa.tabular.files import stands_in, table_sha256
 from probjepa.tabular.frames import as_frame, named, other_columns, pandas
 from probjepa.tabular.schema import ColumnType
@@ -349,7 +349,7 @@ def _scores(
     """Every label-free score of a model, by set; without the reference rows that look like theirs."""
     if model is None:
         return {}
-    subject = TableModel(model)
+    subject = TableSubject(model)
     read = {name: {**subject.features(of), "inputs": of} for name, of in sets.items()}
     known = subject.features(reference, scored=False)["h"]
     kept = unlike(known, (of["h"] for of in read.values()))

@@ -227,11 +227,13 @@ def jepa_score_details(
         return torch.cat([_transformed(transforms, image, how.seed, t) for image in torch.split(batch, 1)])
 
     source = model.source(images)
-    parts: list[list[tuple[Volumes, Tensor]]] = []
-    sizes: list[int] = []
     place: Tensor | None = None
 
-    def measure_all(source: Tensor | Images, measure: Measure) -> None:
+    def measured(
+        source: Tensor | Images, measure: Measure, size: int
+    ) -> tuple[list[list[tuple[Volumes, Tensor]]], list[int]]:
+        """The parts of each chunk of about that size, view by view, and the sizes that the chunks had."""
+
         def score_rows(rows: slice) -> list[tuple[Volumes, Tensor]]:
             batch = _rows(source, rows)
             views = []
@@ -240,22 +242,22 @@ def jepa_score_details(
                 views.append((found, latent_term(density, found.embeddings)))
             return views
 
-        done, taken = _over_chunks("JEPA-SCORE", source, plan.chunk_size, score_rows, progress)
-        parts.extend(done)
-        sizes.extend(taken)
+        return _over_chunks("JEPA-SCORE", source, size, score_rows, progress)
 
     with exact_gradients(model):
         first = model.prepare(view(_rows(source, slice(1)), 0))
         plan = make_plan(model, first, how.estimator, how.rank, chunk_size)
         plain = partial(_measure, how=how, plan=plan)
         if how.tolerance == 0 or not calibrated.possible(plan, len(source)):
-            measure_all(source, plain)
+            parts, sizes = measured(source, plain, plan.chunk_size)
         else:
             teachers = calibrated.Teachers(how, plan.passes)
             few, others = calibrated.split(len(source), how.seed)
-            measure_all(_subset(source, few), teachers.measure)
+            of_few = measured(_subset(source, few), teachers.measure, plan.chunk_size)
             found, reason = teachers.fit()
-            measure_all(_subset(source, others), plain if found is None else found.measure)
+            measure = plain if found is None else found.measure
+            of_others = measured(_subset(source, others), measure, plan.chunk_size)
+            parts, sizes = of_few[0] + of_others[0], of_few[1] + of_others[1]
             plan = replace(plan, estimator=plan.estimator if found is None else "calibrated", reason=reason)
             place = torch.cat([few, others]).argsort()
 

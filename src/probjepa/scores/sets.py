@@ -43,7 +43,7 @@ def encode(
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
-class TableModel:
+class TableSubject:
     """A fitted estimator of tables in the words of ``ProbabilisticMethod``, for scores to read."""
 
     def __init__(self, estimator: Any) -> None:
@@ -128,7 +128,7 @@ class SetScorer:
         self._open = model.open if isinstance(model, Method) else lambda data: data
         self._progress = progress
         self._subject = _subject(model)
-        self._table = isinstance(self._subject, TableModel)
+        self._table = isinstance(self._subject, TableSubject)
         self._kind = kind = check_score(model, score, reference, reference_size)
         self._reference: Any = None if reference is None else self._open(reference)
         if self._reference is not None and not len(self._reference):
@@ -216,7 +216,7 @@ def check_score(
         as ``SetScorer``
     """
     subject = _subject(model)
-    table = isinstance(subject, TableModel)
+    table = isinstance(subject, TableSubject)
     kind = _kind(subject, score, table)
     if (lacking := kind.lacking(subject)) is not None:
         raise ConfigError(lacking)
@@ -234,7 +234,7 @@ def check_score(
 
 def _subject(model: Any) -> Any:
     """What is scored: an image model itself, or the reader of a table's model."""
-    return TableModel(model) if hasattr(model, "transform") else model
+    return TableSubject(model) if hasattr(model, "transform") else model
 
 
 def check_size(size: int | None) -> None:
@@ -282,7 +282,7 @@ def _kind(subject: Any, score: str | type, table: bool) -> type[Score]:
             *subject.score_names(),
             *(name for name in SCORES if score_class(name).lacking(subject) is None),
         }
-        if score not in known:
+        if score not in {*known, "likelihood"}:  # that one is known, and its lack is said by itself
             raise unknown_name("score of tables", score, known)
     if score in SCORES:
         return score_class(score)
