@@ -413,7 +413,10 @@ def test_a_score_of_tables_may_need_what_an_estimator_has(registered):
         ("likelihood", "TJEPA has no likelihood for the score 'likelihood': use knn, mahalanobis, gmm"),
         ("knn", "--score knn needs --reference, a table of typical rows"),
         ("jepa", "unknown score of tables 'jepa'"),
-        ("predictive", r"unknown score of tables 'predictive' \(known: gmm, knn, mahalanobis\)$"),
+        (
+            "predictive",
+            r"unknown score of tables 'predictive' \(known: bonferroni, fisher, gmm, harmonic, knn, mahalanobis\)$",
+        ),
     ],
 )
 def test_what_a_table_cannot_be_scored_by(score, said):
