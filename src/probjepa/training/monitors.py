@@ -23,6 +23,7 @@ from probjepa.training.schedules import step_seed
 if TYPE_CHECKING:
     from probjepa.data.images import Images
     from probjepa.methods.base import Method
+    from probjepa.training.settings import FitSettings
 
 BANK_ROWS = 5_000
 MONITOR_ROWS = 2_048
@@ -169,3 +170,29 @@ class CollapseMonitor(Monitor):
         if advice and not self._warned:
             self._warned = True
             warn(advice)
+
+
+def make_monitors(
+    images: Images, held_out: Images | None, epochs: int, settings: FitSettings, *, frozen: bool
+) -> list[Monitor]:
+    """Return what looks at a run as its settings ask; ConfigError for kNN without a held-out set."""
+    every, knn_every, seed = settings.monitor_every, settings.knn_every, settings.seed
+    monitors: list[Monitor] = [CollapseMonitor(images, every, seed=seed)] if every else []
+    if knn_every is None:
+        knn_every = 0 if held_out is None else max(1, epochs // 10)
+        if held_out is not None and (why := _silent(images, held_out, frozen)):
+            warn(f"val is not used, there is no kNN: {why}")
+            knn_every = 0
+    if knn_every:
+        if held_out is None:
+            raise ConfigError("knn_every needs val: give labelled held-out images, or leave knn_every out")
+        monitors.append(OnlineKNN(images, held_out, knn_every, seed=seed))
+    return monitors
+
+
+def _silent(images: Images, held_out: Images, frozen: bool) -> str:
+    """Say why kNN on a held-out set would tell nothing; "" where it tells something."""
+    if frozen:
+        return "a frozen encoder's embeddings stay the same"
+    unlabelled = (of.name for of in (images, held_out) if not labelled_rows(of).any())
+    return next((f"{name} has no labels" for name in unlabelled), "")

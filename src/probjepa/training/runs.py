@@ -17,10 +17,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from probjepa.data import Images
-from probjepa.data.labels import labelled_rows
 from probjepa.data.streams import Stream, lane_count
 from probjepa.draws import forked
-from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, short, warn
+from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, short
 from probjepa.files import DAMAGES, first_line
 from probjepa.launch import is_first_process, started
 from probjepa.methods.base import Method
@@ -33,7 +32,7 @@ from probjepa.training.folder import RunFolder, data_fingerprint
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from probjepa.training.loader import make_loader
 from probjepa.training.module import Module, views_for
-from probjepa.training.monitors import CollapseMonitor, Monitor, OnlineKNN, sample_rows
+from probjepa.training.monitors import make_monitors, sample_rows
 from probjepa.training.processes import batch_size_of_each, lost_another
 from probjepa.training.record import fingerprint, for_the_card, of_data, of_settings
 from probjepa.training.settings import FitSettings, check_epochs, split_settings, with_settings
@@ -164,6 +163,17 @@ class _Job:
     resumed: RunFolder | None  # that folder, where a run goes on from its checkpoint
     progress: bool
 
+    @property
+    def images(self) -> Images:
+        """What of the data is looked at beside the training."""
+        return sample_of(self.source)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run; DataError or ConfigError where a batch is more than the data have."""
+        loader = make_loader(self.source, self.settings.batch_size, seed=self.settings.seed)
+        return self.epochs * len(loader)
+
 
 def _run(job: _Job) -> None:
     """Train, save and leave the method in evaluation mode; as it was, if the run ends before it trains."""
@@ -190,9 +200,7 @@ def _run(job: _Job) -> None:
 def _prepared(job: _Job) -> tuple[Module, CachedViews | None]:
     """Calibrate the method; return what trains it, and the views that are kept."""
     method, settings, views = job.method, job.settings, job.views
-    images = sample_of(job.source)
-    # complains before anything is written
-    steps = job.epochs * len(make_loader(job.source, settings.batch_size, seed=settings.seed))
+    steps, images = job.steps, job.images
     method.calibrate(images.get(sample_rows(len(images), _CALIBRATION_ROWS, settings.seed)))
     cached = _cached(method, job.source, views, settings, job.folder) if settings.cache_views else None
     module = Module(
@@ -213,11 +221,10 @@ def _how(job: _Job, module: Module, cached: CachedViews | None) -> Auto:
     options = job.processes | job.trainer_options
     # processes must not differ, and a step of what stands on kept views is short
     alone = cached is None and all(options.get(name, 1) == 1 for name in ("devices", "num_nodes"))
-    images, size = sample_of(job.source), settings.batch_size
-    steps = job.epochs * len(make_loader(job.source, size, seed=settings.seed))
+    images, size = job.images, settings.batch_size
     how = choose(
         module, lambda: images.get(torch.arange(size) % len(images)), job.device, job.precision,
-        settings.channels_last, steps if alone else None,
+        settings.channels_last, job.steps if alone else None,
     )  # fmt: skip
     asked = "auto" in (job.precision, settings.channels_last)
     if asked and job.progress and is_first_process() and job.device.type == "cpu":
@@ -240,10 +247,9 @@ def _trained(job: _Job, module: Module, cached: CachedViews | None, how: Auto) -
         using_threads(how.threads),
     ):
         table = MetricsTable(folder.metrics if folder else None)
-        frozen, images = method.frozen, sample_of(job.source)
         callbacks = [
             Restored(),
-            *_monitors(images, job.held_out, job.epochs, settings, frozen=frozen),
+            *make_monitors(job.images, job.held_out, job.epochs, settings, frozen=method.frozen),
             table,
             *([ProgressLine()] if job.progress else []),
             *as_list(options.get("callbacks")),
@@ -380,28 +386,3 @@ def _train(
             raise
         then = "go on from the last checkpoint with resume=True (--resume)" if folder else "nothing was saved"
         raise Interrupted(f"stopped at once in step {trainer.global_step}: {then}") from None
-
-
-def _monitors(
-    images: Images, held_out: Images | None, epochs: int, settings: FitSettings, *, frozen: bool
-) -> list[Monitor]:
-    every, knn_every, seed = settings.monitor_every, settings.knn_every, settings.seed
-    monitors: list[Monitor] = [CollapseMonitor(images, every, seed=seed)] if every else []
-    if knn_every is None:
-        knn_every = 0 if held_out is None else max(1, epochs // 10)
-        if held_out is not None and (why := _silent(images, held_out, frozen)):
-            warn(f"val is not used, there is no kNN: {why}")
-            knn_every = 0
-    if knn_every:
-        if held_out is None:
-            raise ConfigError("knn_every needs val: give labelled held-out images, or leave knn_every out")
-        monitors.append(OnlineKNN(images, held_out, knn_every, seed=seed))
-    return monitors
-
-
-def _silent(images: Images, held_out: Images, frozen: bool) -> str:
-    """Say why kNN on a held-out set would tell nothing; "" where it tells something."""
-    if frozen:
-        return "a frozen encoder's embeddings stay the same"
-    unlabelled = (of.name for of in (images, held_out) if not labelled_rows(of).any())
-    return next((f"{name} has no labels" for name in unlabelled), "")
