@@ -106,7 +106,7 @@ IMAGES = [
     ("batch_size: 8\nstrategy: fast", "Lightning cannot train with these settings"),
     ("batch_size: 8\ndevices: -3", "Lightning cannot train with these settings"),
     ("batch_size: 8\nviews: bylo-32", "did you mean 'byol-32'"),
-    ("loggers: tensorboard", "the setting loggers takes a list"),
+    ("loggers: csv", "unknown logger 'csv' (known: tensorboard)"),
     ("gradient_clip_val: [1]", "the setting gradient_clip_val takes a number or null"),
     ("devices: two", "the setting devices takes"),
     ("strategy: [a]", "the setting strategy takes a name"),

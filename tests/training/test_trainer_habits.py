@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import warnings
 
 import lightning.pytorch as L
 import pytest
@@ -259,3 +260,21 @@ def test_load_from_checkpoint_puts_the_weights_into_a_method(tmp_path):
     assert not same(trained, fresh)
     loaded = Module.load_from_checkpoint(path, method=fresh, epochs=1)
     assert loaded.method is fresh and same(trained, fresh)
+
+
+def test_a_trainer_of_ones_own_is_told_of_statistics_that_nobody_took():
+    def train(of):
+        trainer = L.Trainer(
+            max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(Module(of, epochs=1), pj.training.EpochLoader(images(), 8, seed=0))
+
+    with pytest.warns(ProbjepaWarning, match=r"call method\.calibrate\(images\)"):
+        train(method())
+    calibrated = method()
+    calibrated.calibrate(images().images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ProbjepaWarning)
+        train(calibrated)
+        train(method(mean=(0.1,), std=(0.2,)))

@@ -71,9 +71,9 @@ def refuse_traps(
         else:
             what, options = "numbers", [f"--na {shlex.quote(word)}" for word in words]
             if (comma & ~grouped & ~number).any():
-                options.append(f"--decimal {other}")
+                options.append(f"--decimal '{other}'")
             elif (grouped & ~number).any():
-                options.append(f"--thousands {other}")
+                options.append(f"--thousands '{other}'")
             advice = " ".join(options)
         row = others.index[0]
         raise DataError(

@@ -155,12 +155,17 @@ class Module(L.LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """Warn of a Trainer that trains for more epochs than the schedule spans; see ``accept_restored``."""
+        """Warn of a schedule shorter than the run, and of no image statistics; see ``accept_restored``."""
         epochs = int(self.settings["epochs"])
         if (self.trainer.max_epochs or 0) > epochs:
             warn(
                 f"the schedule ends after {epochs} epochs, and the Trainer goes on at rate 0 to "
                 f"{self.trainer.max_epochs}: give both the same"
+            )
+        if not getattr(self.method, "calibrated", True):  # a VarJEPA takes rows
+            warn(
+                "the method has no channel statistics of these images: call method.calibrate(images) "
+                "with some thousand uint8 images before it trains, or give it mean= and std="
             )
         self.accept_restored()
 
