@@ -26,10 +26,10 @@ def method():
     return pj.VJE("convnet", backbone_options={"widths": (4, 8)}, channels=1, image_size=8)
 
 
-def train(**settings):
+def train(of=None, **settings):
     data = torch.randint(0, 256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
     defaults = {"epochs": 1, "batch_size": 8, "progress": False, "device": "cpu"}
-    return pj.fit(method(), data, **defaults | settings)
+    return pj.fit(method() if of is None else of, data, **defaults | settings)
 
 
 @pytest.mark.parametrize(
@@ -283,9 +283,8 @@ def test_gradients_go_with_the_run_and_an_error_in_it_leaves_evaluation_mode():
     trained = train()
     assert not trained.training and all(p.grad is None for p in trained.parameters())
     broken = method()
-    data = torch.randint(0, 256, (20, 1, 8, 8), generator=torch.Generator().manual_seed(1)).byte()
     with pytest.raises(DataError, match="the disk is full"):
-        pj.fit(broken, data, epochs=1, batch_size=8, progress=False, device="cpu", callbacks=[Fails()])
+        train(broken, callbacks=[Fails()])
     assert not broken.training and broken.calibrated and all(p.grad is None for p in broken.parameters())
 
 

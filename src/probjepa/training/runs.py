@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -168,7 +168,7 @@ class _Job:
         """What of the data is looked at beside the training."""
         return sample_of(self.source)
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Steps of the whole run; DataError or ConfigError where a batch is more than the data have."""
         loader = make_loader(self.source, self.settings.batch_size, seed=self.settings.seed)
@@ -200,7 +200,7 @@ def _run(job: _Job) -> None:
 def _prepared(job: _Job) -> tuple[Module, CachedViews | None]:
     """Calibrate the method; return what trains it, and the views that are kept."""
     method, settings, views = job.method, job.settings, job.views
-    steps, images = job.steps, job.images
+    steps, images = job.steps, job.images  # the steps may complain
     method.calibrate(images.get(sample_rows(len(images), _CALIBRATION_ROWS, settings.seed)))
     cached = _cached(method, job.source, views, settings, job.folder) if settings.cache_views else None
     module = Module(
@@ -281,8 +281,7 @@ def _trained(job: _Job, module: Module, cached: CachedViews | None, how: Auto) -
             seen = {k: v for k, v in module.fingerprint.items() if k.startswith(("data_", "views"))}
             recipe = (method.view_recipe, method.preprocess.config(), method.settings | method.source)
             cached.make(stop, key=repr((seen, recipe)), progress=job.progress)
-        resume = job.resumed is not None
-        _train(trainer, module, cached or job.source, settings, folder, stop, resume=resume)
+        _train(trainer, module, cached or job.source, settings, job, stop)
     method.eval().to(job.device)
     record = for_the_card(job.source, batch | module.fingerprint, table.rows)
     method.card_text, method.run_record = None, record
@@ -355,21 +354,21 @@ def _train(
     module: Module,
     images: Images | Stream | CachedViews,
     settings: FitSettings,
-    folder: RunFolder | None,
+    job: _Job,
     stop: StopRequest,
-    *,
-    resume: bool,
 ) -> None:
     device = trainer.strategy.root_device
     if device.type == "cuda" and trainer.world_size == 1:
         images = to_device(images, device)
     batches = Batches(images, settings)
-    checkpoint = folder.checkpoint if folder and resume else None
+    checkpoint = None if job.resumed is None else job.resumed.checkpoint
     try:
         trainer.fit(module, datamodule=batches, ckpt_path=checkpoint)
     except DAMAGES as error:
         if trainer.world_size > 1 and lost_another(error):
-            then = "start all of them again with resume=True (--resume)" if folder else "nothing was saved"
+            then = (
+                "start all of them again with resume=True (--resume)" if job.folder else "nothing was saved"
+            )
             where = f"another process of the run ended in step {trainer.global_step}"
             raise ProbjepaError(f"{where}: {then}") from error
         if checkpoint is None or module.restored or isinstance(error, ProbjepaError):
@@ -384,5 +383,9 @@ def _train(
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         if not stop:
             raise
-        then = "go on from the last checkpoint with resume=True (--resume)" if folder else "nothing was saved"
+        then = (
+            "go on from the last checkpoint with resume=True (--resume)"
+            if job.folder
+            else "nothing was saved"
+        )
         raise Interrupted(f"stopped at once in step {trainer.global_step}: {then}") from None
