@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from probjepa.errors import DataError
-from probjepa.tabular.files import read_table, table_sha256
+from probjepa.tabular.files import read_table
+from probjepa.tabular.overlap import table_sha256
 from probjepa.tabular.schema import ColumnType
 from probjepa.tabular.splits import split_rows
 from probjepa_experiments.simulated_tables import LABEL, blended_digits, simulate

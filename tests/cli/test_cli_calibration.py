@@ -172,3 +172,36 @@ def test_an_option_that_the_score_does_not_take_is_one_line(places, tmp_path, ca
     error = capsys.readouterr().err
     assert more[0].replace("--size", "size") in error and error.strip().count("\n") == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_few_values_may_equal_calibration_rows(tmp_path, capsys):
+    """People who gave the same answers are not one person: such a row is scored, in a file and in a shard."""
+    random = np.random.default_rng(0)
+    sets = {
+        name: random.integers(1, 4, (rows, 3)) for name, rows in (("known", 60), ("held", 40), ("new", 50))
+    }
+    (tmp_path / "new").mkdir()
+    for name, cells in sets.items():
+        place = tmp_path / ("new" if name == "new" else ".") / f"{name}.csv"
+        pd.DataFrame(cells, columns=list("abc")).to_csv(place, index=False)
+    pj.VarTJEPA(max_epochs=1, dim=8, n_layers=1, n_heads=2, ff_dim=8, random_state=0).fit(
+        pd.read_csv(tmp_path / "known.csv")
+    ).save(tmp_path / "model")
+
+    def score(data, out, held="held.csv"):
+        options = ["--calibration", tmp_path / held, "--alpha", 0.1, "--out", tmp_path / out]
+        return run(["score", *map(str, [tmp_path / "model", "--data", tmp_path / data, *options])])
+
+    assert score("new/new.csv", "one.parquet") == 0
+    shared = sum(row in sets["held"].tolist() for row in sets["new"].tolist())
+    assert shared > 10
+    assert (
+        f"{shared} of 50 rows equal a calibration row, as few values may by chance" in capsys.readouterr().out
+    )
+    assert score("new", "many") == 0
+    one, many = (pq.read_table(tmp_path / name) for name in ("one.parquet", "many/new.parquet"))
+    assert one["p_value"].to_pylist() == many["p_value"].to_pylist()
+    capsys.readouterr()
+    for out, data in (("two.parquet", "new/new.csv"), ("more", "new")):
+        assert score(data, out, held="new/new.csv") == 2
+        assert "50 of 50" in (said := capsys.readouterr().err) and "in the calibration set" in said

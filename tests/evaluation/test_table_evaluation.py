@@ -253,6 +253,23 @@ def test_a_calibration_table_gives_the_thresholds():
         evaluate_table(model, train, test, "y", calibration=test[["noise"]], **options)
 
 
+def test_held_out_rows_of_few_values_may_equal_test_rows():
+    """The same answers by others, of which train has none."""
+    train, test, held, stop = (
+        pd.DataFrame(np.random.default_rng(seed).integers(0, 3, (60, 3)) + at, columns=list("abc")).assign(
+            y=["even", "odd"] * 30
+        )
+        for seed, at in enumerate((10, 0, 0, 0))
+    )
+    options = {"predictors": ["logistic regression"], "validation": stop}
+    found = evaluate_table(None, train, test, "y", calibration=held, **options).metrics
+    cells = [[list(row) for row in frame[list("abc")].to_numpy()] for frame in (test, held, stop)]
+    shared = [sum(row in others for row in cells[0]) for others in cells[1:]]
+    assert found["test_rows_also_in"] == dict(zip(("calibration", "validation"), shared, strict=True))
+    with pytest.raises(DataError, match="60 of 60 test rows are in the validation set"):
+        evaluate_table(None, train, test, "y", **options | {"validation": test})
+
+
 def test_calibration_rows_of_train_are_left_out_and_counted():
     model = factory(0).fit(table(160).drop(columns="y"))
     train, test, held_out = table(120, seed=1), table(40, seed=2), table(50, seed=3)

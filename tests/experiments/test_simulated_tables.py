@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from probjepa.errors import DataError
-from probjepa.tabular.files import row_hashes
+from probjepa.tabular.overlap import row_hashes
 from probjepa.tabular.splits import split_rows
 from probjepa_experiments.simulated_tables import ambiguity_figures, blended_digits, simulate
 

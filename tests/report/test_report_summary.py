@@ -51,11 +51,12 @@ def test_the_classifier_that_stands_for_all_is_the_most_accurate(capsys):
     selective = {"first": at(0.5), "best": at(0.75), "unknown": at(None), "last": at(0.625)}
     assert lead(selective) == "best"
     metrics = {
-        "settings": {"seeds": [0], "predictors": []}, "accuracy": {}, "left_out_as_in_train": 0,
+        "settings": {"seeds": [0], "predictors": []}, "accuracy": {}, "left_out_as_in_train": 0, "test_rows_also_in": {"validation": 7, "calibration": 0},
         "labels": {"unlabelled": {}, "classes_not_in_train": []},
     }  # fmt: skip
     print_table_summary(metrics | {"selective": {"embedding": selective}})
     shown = capsys.readouterr().out
     assert "best on the embedding" in shown and "75.0" in shown
+    assert "7 test rows equal a row of the validation table" in shown and "calibration" not in shown
     print_table_summary(metrics | {"selective": {"embedding": {}}})
     assert "on the embedding" not in capsys.readouterr().out

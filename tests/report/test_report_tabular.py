@@ -42,6 +42,7 @@ def example() -> tuple[dict[str, Any], dict[str, Any]]:
         "classes": {"no": 3, HOSTILE: 4},
         "sets": {"test": {"name": "b", "rows": n, "columns": 3, "sha256": "0123456789abcdef01"}},
         "left_out_as_in_train": 2,
+        "test_rows_also_in": {"calibration": 1},
         "accuracy": {
             "raw": {"MLP": raw, "XGBoost": {"not run": "install probjepa[xgboost]"}},
             "embedding": {"MLP": own, "XGBoost": {"not run": "install probjepa[xgboost]"}},

@@ -10,7 +10,7 @@ from probjepa.errors import DataError
 from probjepa.evaluation.tables import evaluate_once
 from probjepa.tabular import TableSchema
 from probjepa.tabular.dates import instants
-from probjepa.tabular.files import stands_in
+from probjepa.tabular.overlap import stands_in
 
 WHEN = pd.to_datetime(["2021-04-03", "2021-04-25", "2021-12-31"])
 FORMS = {

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from probjepa.cli.kind import Columns, Scored, write_scores
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import given_settings
-from probjepa.data.overlap import refuse_seen
 from probjepa.errors import ConfigError, DataError, counted
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.described import described, refuse_traps, unknown_line
-from probjepa.tabular.files import read_table, recorded_text, stands_in, table_sha256, text_for
+from probjepa.tabular.files import read_table, recorded_text, text_for
 from probjepa.tabular.frames import named
+from probjepa.tabular.overlap import shared_by_chance, table_sha256
 from probjepa.tabular.rows import embedded_rows, id_column, named_rows
 from probjepa.tabular.runs import fit_run
 from probjepa.tabular.schema import TableSchema
@@ -119,6 +119,10 @@ class TableModel:
         if not self.shared.quiet and (line := unknown_line(schema.unknown_shares(schema.encode(features)))):
             say(line)
 
+    def _say_shared(self, among: int, rows: int) -> None:
+        if among and not self.shared.quiet:
+            say(f"{among} of {counted(rows, 'row')} equal a calibration row, as few values may by chance")
+
     def embed(self, data: str) -> tuple[int, Iterator[Columns]]:
         """Return id, label where the run's target is there, embedding, and uncertainty where there is one."""
         features, columns = self.read(data)
@@ -139,7 +143,8 @@ class TableModel:
         if calibration is not None:
             rule.check(len(calibration))
             dated = self.model.schema_.dated
-            refuse_seen(stands_in(dated(features), dated(calibration)), "calibration", "rows to score")
+            among = shared_by_chance(dated(features), dated(calibration), "calibration", "rows to score")
+            self._say_shared(among, len(features))
         reference = None if options.reference is None else self.read(options.reference)[0]
         scorer = SetScorer(
             self.model,

@@ -2,7 +2,7 @@
 
 Nothing is fitted on a row that is scored: the encoder and the predictors see the training rows alone, and
 ``evaluate_table`` leaves out a test row whose features also stand in the training table. ``evaluate_once``
-takes a split as it is, as published tables do: see ``tabular.files.stands_in`` for such rows.
+takes a split as it is, as published tables do: see ``tabular.overlap.stands_in`` for such rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sklearn.metrics import f1_score
 
 from probjepa import metrics
 from probjepa._arrays import check_classes
-from probjepa.data.overlap import refuse_seen, unlike
+from probjepa.data.overlap import unlike
 from probjepa.errors import ConfigError, DataError, MissingExtraError, unknown_name, warn
 from probjepa.evaluation.decisions import CALIBRATION, TEST, flagged_rates
 from probjepa.evaluation.figures import Evaluation, balanced_accuracy, figure, over_seeds, provenance
@@ -34,8 +34,8 @@ from probjepa.evaluation.selective import (
     table_uncertainty,
 )
 from probjepa.scores.sets import TableSubject
-from probjepa.tabular.files import stands_in, table_sha256
 from probjepa.tabular.frames import as_frame, named, other_columns, pandas
+from probjepa.tabular.overlap import shared_by_chance, stands_in, table_sha256
 from probjepa.tabular.schema import ColumnType
 from probjepa.tabular.splits import split_rows
 from probjepa.terminal import tracked
@@ -144,7 +144,8 @@ def evaluate_table(
     DataError
         for a target that is not there, missing in all rows, continuous or with one class in ``train``; for
         tables with other columns than the model's or no class in common; if no test row, or none for
-        calibration, is held out; or if test rows are in ``validation`` or ``calibration``
+        calibration, is held out; or if more test rows are in ``validation`` or ``calibration`` than chance
+        puts there, see ``shared_by_chance``
     ConfigError
         for an unknown predictor, or no seed
     """
@@ -169,25 +170,25 @@ def evaluate_table(
         _check_columns(frame.columns.drop(target), expected, name)
     dated = _dates_as(model)
 
-    def in_both(rows: Any, others: Any) -> npt.NDArray[np.bool_]:
-        return stands_in(dated(rows[expected]), dated(others[expected]))
+    def known(frame: Any) -> Any:
+        return dated(frame[expected])
 
-    seen = in_both(test, train)
+    seen = stands_in(known(test), known(train))
     if seen.all():
         raise DataError(f"every row of {names[1]} also stands in {names[0]}: give held-out rows")
     test = test[~seen]
-    left_out = 0
+    left_out, chance = 0, {}
     if calibration is not None:
         calibration = as_frame(calibration).drop(columns=target, errors="ignore")
         _check_columns(calibration.columns, expected, "the calibration table")
-        refuse_seen(in_both(test, calibration), CALIBRATION, "test rows")
+        chance[CALIBRATION] = shared_by_chance(known(test), known(calibration), CALIBRATION, "test rows")
         given = len(calibration)
-        calibration = _not_in_train(calibration, in_both(calibration, train), names[0])
+        calibration = _not_in_train(calibration, stands_in(known(calibration), known(train)), names[0])
         left_out = given - len(calibration)
     if validation is not None:
         validation = _labelled(as_frame(validation), target, "validation")[0]
         _check_columns(validation.columns.drop(target, errors="ignore"), expected, "the validation table")
-        refuse_seen(in_both(test, validation), "validation", "test rows")
+        chance["validation"] = shared_by_chance(known(test), known(validation), "validation", "test rows")
     outcomes: list[Evaluation] = []
     for seed in tracked(seeds, "evaluating", len(seeds), shown=progress):
         fit, held = train, validation
@@ -224,6 +225,7 @@ def evaluate_table(
         },
         "left_out_as_in_train": int(seen.sum()),
         "calibration_left_out_as_in_train": left_out,
+        "test_rows_also_in": chance,
         "labels": {
             "unlabelled": {"train": unlabelled, "test": unlabelled_test},
             "classes_not_in_train": absent,

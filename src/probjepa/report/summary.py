@@ -107,6 +107,9 @@ def print_table_summary(metrics: Mapping[str, Any]) -> None:
         terminal.print(
             f"{metrics['left_out_as_in_train']:,} test rows also stand in the training table: left out"
         )
+    for name, rows in metrics["test_rows_also_in"].items():
+        if rows:
+            terminal.print(f"{rows:,} test rows equal a row of the {name} table, as few values may by chance")
 
 
 def _text(of: Mapping[str, Any]) -> str:

@@ -13,14 +13,14 @@ from typing import Any
 import pyarrow.dataset as ds
 
 from probjepa.backbones.encoding import Encoding
-from probjepa.data.overlap import refuse_seen
 from probjepa.data.rows import as_column
 from probjepa.data.shard_files import Shard, ShardError, as_shards, files_below, filesystem, is_remote
 from probjepa.errors import ConfigError, DataError
 from probjepa.files import first_line
 from probjepa.model_files import WEIGHTS, model_folder, read_config
 from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
-from probjepa.tabular.files import SUFFIXES, read_table, stands_in, table_sha256, text_for
+from probjepa.tabular.files import SUFFIXES, read_table, text_for
+from probjepa.tabular.overlap import shared_by_chance, table_sha256
 from probjepa.tabular.rows import embedded_rows, named_rows
 
 _FORMATS = {".parquet": "parquet", ".feather": "ipc", ".arrow": "ipc"}
@@ -108,10 +108,9 @@ class _Table:
                 return
             features, columns = self._rows(place, f"{shard.file}:")
             frame = self.model.schema_.dated(features)
-            seen = None if self._known is None else stands_in(frame, self._held_out)
             columns |= self._made(features)
-        if seen is not None:
-            refuse_seen(seen, "calibration", f"rows of '{shard.path}'")
+        if self._known is not None:
+            shared_by_chance(frame, self._held_out, "calibration", f"rows of '{shard.path}'")
         yield Written(columns, len(features))
 
     def _rows(self, source: str, before: str = "") -> tuple[Any, Columns]:

@@ -1,20 +1,15 @@
-"""Tables from files, their fingerprints, and the rows that stand in two of them."""
+"""Tables from files."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from probjepa.errors import ConfigError, DataError, short
 from probjepa.files import first_line
-from probjepa.tabular.dates import day_first, instants
-from probjepa.tabular.frames import as_text, guess_type, labels_of, named, numbers, pandas
+from probjepa.tabular.frames import named, pandas
 from probjepa.tabular.rows import id_column
 from probjepa.typed import check_settings, checked
 from probjepa.yaml_files import read_mapping
@@ -199,88 +194,3 @@ def _whole_numbers(path: Path, kind: str, column: str) -> Any:
     if kind == ".parquet":
         return pq.read_table(path, columns=[column]).column(column).to_pandas(**how).array
     return _read_arrow(path, **how)[column].array
-
-
-def row_hashes(frame: Any) -> npt.NDArray[np.uint64]:
-    """Return a 64-bit hash (N,) of each row's cells as stored; 1 and 1.0 are one, missing ones are equal.
-
-    It is a table's fingerprint. Whether rows stand in another table says ``stands_in``, whatever the types.
-    """
-    pd = pandas()
-    plain = {}
-    for name in sorted(frame.columns):
-        series = frame[name]
-        if pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_complex_dtype(series.dtype):
-            plain[name] = series.to_numpy(dtype=np.float64, na_value=np.nan) + 0.0
-        else:
-            plain[name] = series.astype(object).where(series.notna(), "\0").astype(str).to_numpy(dtype=object)
-    return _hashed(plain)
-
-
-def stands_in(rows: Any, known: Any) -> npt.NDArray[np.bool_]:
-    """Return which rows (N,) of a DataFrame also stand in ``known``, a DataFrame with their columns (M, …).
-
-    Cells are compared by what they mean, since two files of one table may be read in different types: True is
-    "True" and 1, 1 is 1.0 and "1", a date is its text, and 0.1 is 0.1 in float32. Missing cells are equal.
-    Where a model was fitted, give what ``TableSchema.dated`` returns: it knows whether the day stands first.
-
-    Raises
-    ------
-    DataError
-        for complex, nested or infinite cells
-    """
-    hashes = _hashed({name: _together(name, rows[name], known[name]) for name in sorted(rows.columns)})
-    return np.isin(hashes[: len(rows)], hashes[len(rows) :])
-
-
-def _hashed(plain: Mapping[str, Any]) -> npt.NDArray[np.uint64]:
-    pd = pandas()
-    hashes: npt.NDArray[np.uint64] = pd.util.hash_pandas_object(pd.DataFrame(plain), index=False).to_numpy()
-    return hashes
-
-
-def _together(column: str, *both: Any) -> npt.NDArray[Any]:
-    """The cells of two columns, one after the other, so that those of one meaning are equal."""
-    kinds = {guess_type(column, of) for of in both if of.notna().any()}
-    if "datetime" in kinds:
-        try:
-            when = [
-                instants(column, of, day_first(column, of)).dt.tz_localize(None).to_numpy() for of in both
-            ]
-            return np.concatenate([of.astype("datetime64[us]") for of in when])
-        except DataError:  # the other column holds no dates
-            pass
-    narrow = any(_is_narrow(of) for of in both)
-    if kinds <= {"numeric", "boolean"}:
-        found = np.concatenate([numbers(column, of) for of in both]) + 0.0
-        return found.astype(np.float32) if narrow else found
-    cells = []
-    for series in both:
-        codes, labels = labels_of(column, series)
-        texts = [as_text(label) for label in labels]
-        if kinds & {"numeric", "boolean"}:
-            texts = [_as_number(text, narrow) for text in texts]
-        cells.append(np.array([*texts, "\0"], dtype=object)[codes])  # −1, missing, takes the last
-    return np.concatenate(cells)
-
-
-def _is_narrow(series: Any) -> bool:
-    """Whether a column's numbers have less digits than float64's."""
-    dtype = getattr(series.dtype, "numpy_dtype", series.dtype)
-    return getattr(dtype, "kind", "O") == "f" and bool(dtype.itemsize < 8)
-
-
-def _as_number(text: str, narrow: bool) -> str:
-    """A number's text as all texts of it; another text as it is."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return repr(float(np.float32(number)) if narrow else number + 0.0)
-
-
-def table_sha256(frame: Any) -> str:
-    """Return the hash of a table's names and cells, in the order of its rows."""
-    digest = hashlib.sha256("\0".join(sorted(frame.columns)).encode())
-    digest.update(row_hashes(frame).tobytes())
-    return digest.hexdigest()

@@ -1,0 +1,123 @@
+"""Rows that stand in two tables, whatever the types that these were read in, and how many may by chance."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from probjepa.errors import DataError
+from probjepa.evaluation import evaluate_table
+from probjepa.tabular.overlap import shared_by_chance, stands_in
+
+DAYS = ["2020-01-01", "2020-02-01", "2020-03-01"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "known"),
+    [
+        ([True, False, None], [True, False, False]),
+        (pd.array([True, False, None], dtype="boolean"), ["True", "false", "no"]),
+        ([True, False, 7], [1.0, 0.0, 2.0]),
+        (DAYS, pd.to_datetime([*DAYS[:2], "2021-01-01"])),
+        (pd.to_datetime(DAYS), pd.to_datetime([*DAYS[:2], "2021-01-01"]).tz_localize("UTC").as_unit("s")),
+        (pd.to_datetime(DAYS).date, [*DAYS[:2], None]),
+        (["1", "2", "?"], [1, 2, 3]),
+        (["1.50", "2", "?"], [1.5, 2, 3]),
+        (np.array([0.1, 0.2, 0.3], np.float32), [0.1, 0.2, 0.4]),
+        (["0.1", "0.2", "?"], np.array([0.1, 0.2, 0.4], np.float32)),
+        (pd.Categorical([1, 2, 3]), [1.0, 2.0, 4.0]),
+        (pd.array([1, 2, None], dtype="Int64"), [1.0, 2.0, -0.5]),
+        ([0.0, 1.0, 2.0], [-0.0, 1.0, 3.0]),
+        (["x", None, "y"], ["x", np.nan, "z"]),
+    ],
+)
+def test_a_row_is_known_in_any_type(cells, known):
+    more = {"of the row": ["a", "b", "c"]}
+    rows, others = (pd.DataFrame({"cell": of, **more}) for of in (cells, known))
+    assert stands_in(rows, others).tolist() == [True, True, False]
+    assert stands_in(others, rows).tolist() == [True, True, False]
+    assert stands_in(rows, rows[list(rows)[::-1]][:1]).tolist() == [True, False, False]
+
+
+def test_texts_and_large_numbers_that_differ_are_two():
+    for cells, known in (
+        (["01", "1"], ["1", "x"]),
+        ([1e9, 1e9 + 1], [1e9 + 1, 7.0]),
+        ([None, "a"], ["a", "b"]),
+    ):
+        assert stands_in(pd.DataFrame({"c": cells}), pd.DataFrame({"c": known})).tolist() == [False, True]
+
+
+def test_nested_cells_are_one_line():
+    with pytest.raises(DataError, match="column 'c' holds nested values"):
+        stands_in(pd.DataFrame({"c": [[1]]}), pd.DataFrame({"c": [[1]]}))
+
+
+def test_training_rows_are_left_out_of_a_test_file_that_is_read_in_other_types():
+    random = np.random.default_rng(0)
+    train = pd.DataFrame({"owns": random.random(60) < 0.5, "n": range(60), "y": random.integers(0, 2, 60)})
+    test = pd.concat(
+        [train.astype({"owns": object}), pd.DataFrame({"owns": [None], "n": [99], "y": [0]})],
+        ignore_index=True,
+    )
+    test = pd.read_csv(io.StringIO(test.to_csv(index=False)))
+    assert test["owns"].dtype == object
+    found = evaluate_table(None, train, test, "y", predictors=["logistic regression"])
+    assert found.metrics["left_out_as_in_train"] == 60 and found.metrics["sets"]["test"]["rows"] == 1
+
+
+def answers(rows: int, questions: int, seed: int, mood: int = 0) -> pd.DataFrame:
+    """Answers from 1 to 5 of people who agree to a degree."""
+    likely = np.random.default_rng(mood).dirichlet(np.ones(5), questions)
+    random = np.random.default_rng([mood, seed])
+    return pd.DataFrame({f"q{i}": random.choice(5, rows, p=p) + 1 for i, p in enumerate(likely)})
+
+
+def of_chance(rows: pd.DataFrame, held: pd.DataFrame) -> int:
+    return shared_by_chance(rows, held, "calibration", "rows to score")
+
+
+@pytest.mark.parametrize("questions", [2, 4, 6])
+@pytest.mark.parametrize(("rows", "held"), [(60, 40), (500, 500), (2000, 100)])
+def test_answers_that_two_samples_share_are_no_fault(questions, rows, held):
+    """Of 60 pairs of samples of one survey each, hardly any may be refused."""
+    refused, shared = 0, 0
+    for mood in range(60):
+        try:
+            shared += of_chance(answers(rows, questions, 1, mood), answers(held, questions, 2, mood))
+        except DataError:
+            refused += 1
+    assert refused <= 4 and shared > 60
+
+
+@pytest.mark.parametrize("questions", [6, 12])
+def test_rows_that_were_put_into_both_are_refused(questions):
+    """The first half of the held-out rows is of those to score, and the rest like them."""
+    rows = answers(300, questions, 1)
+    held = pd.concat([rows[:150], answers(150, questions, 2)])
+    with pytest.raises(DataError, match=r"of 300 rows to score are in the calibration set \(row 0, row 1"):
+        of_chance(rows, held)
+
+
+@pytest.mark.parametrize("questions", [1, 2, 6])
+def test_the_same_rows_in_another_order_are_refused(questions):
+    rows = answers(200, questions, 1)
+    with pytest.raises(DataError, match="200 of 200 rows to score"):
+        of_chance(rows.sample(frac=1, random_state=0).astype(float), rows)
+
+
+@given(st.integers(0, 2**16), st.integers(1, 20))
+def test_one_row_of_numbers_in_both_is_refused(seed, place):
+    random = np.random.default_rng(seed)
+    rows, held = (pd.DataFrame(random.normal(size=(n, 2)), columns=["a", "b"]) for n in (30, 50))
+    assert of_chance(rows, held) == 0
+    rows.iloc[place] = held.iloc[0]
+    with pytest.raises(DataError, match=rf"1 of 30 rows to score are in the calibration set \(row {place}\)"):
+        of_chance(rows, held)
+
+
+def test_nothing_shared_is_nothing():
+    assert of_chance(pd.DataFrame({"a": [1, 1, 2]}), pd.DataFrame({"a": [3, 3]})) == 0
