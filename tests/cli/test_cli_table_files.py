@@ -13,9 +13,9 @@ from probjepa.cli import run
 from probjepa.cli.settings import parse_assignments
 from probjepa.errors import DataError
 from probjepa.tabular import VarTJEPA
-from probjepa.tabular.described import refuse_traps
 from probjepa.tabular.files import read_table
 from probjepa.tabular.rows import named_rows
+from probjepa.tabular.traps import refuse_traps
 
 SMALL = ["--epochs", "1", "--device", "cpu"]
 for _setting in ("dim=8", "n_layers=1", "n_heads=2", "ff_dim=8"):
@@ -108,6 +108,16 @@ def test_how_a_text_is_written_and_what_it_is_read_as(tmp_path, capsys):
         (["4.402", "3.629", "12"], "('4.402' in row 0): pass --thousands '.', or", ["--decimal", ","]),
         (["1.234,5", "2.000", "?"], "pass --na '?',", ["--decimal", ",", "--thousands", "."]),
         (["1.234,5", "2.000", "?"], "pass --na '?' --thousands '.', or", ["--decimal", ","]),
+        (["1.234,5", "2.000", "7"], "('1.234,5' in row 0): pass --decimal ',' --thousands '.', or", []),
+        (["1 101,50", "12", "-7,5"], "('1 101,50' in row 0): pass --decimal ',' --thousands ' ', or", []),
+        (["1'101.50", "12", "7"], """pass --thousands "'", or""", []),
+        (["1\u202f101", "2\u202f050"], "pass --thousands ' ', or", []),
+        (["12.5%", "7 %", "?"], "holds numbers and was read as text ('12.5%' in row 0): write it without % and pass --na '?', or", []),
+        (["€1,101", "$ 7", "-5 €"], "write it without $ and € and pass --thousands ',', or", []),
+        (["5 Jan 2021", "31 December 1999", "1st Feb 2020 12:00"], "holds dates", []),
+        (["Tue, March 3, 2021", "Jan 05 2021"], "holds dates", []),
+        (["2021-03", "2020-11"], "holds dates", []),
+        (["1.2.3", "1.12.0"], None, []),
         (["192.168.1.1", "10.0.0.1"], None, ["--decimal", ",", "--thousands", "."]),
         (["a", "b", "1"], None, []),
         (["1", "2", "3", *"abcdef"], None, []),
@@ -124,6 +134,7 @@ def test_numbers_and_dates_that_were_read_as_text(tmp_path, capsys, column, said
         assert said in error and len(error.strip().splitlines()) == 1
         assert not (tmp_path / "run").exists()
         assert run([*command, "--set", "column_types={c: categorical}", "-q"]) == 0
+        assert "each taken for a category" not in capsys.readouterr().err
 
 
 def test_a_run_keeps_how_its_text_was_written(tmp_path, capsys):
@@ -180,8 +191,19 @@ def test_what_is_advised_can_be_pasted(name):
     days = pd.DataFrame({name: ["2020-01-02", "2021-03-04"]})
     with pytest.raises(DataError) as error:
         refuse_traps(days, "t.csv")
-    words = shlex.split(re.search(r"pass (.*), or --set", str(error.value))[1])
+    words = shlex.split(re.search(r"pass (.*), or pass --set", str(error.value))[1])
     assert words[0] == "--set" and parse_assignments(words[1:]) == {"column_types": {name: "datetime"}}
+
+
+@pytest.mark.parametrize(
+    ("thousands", "cells"), [(" ", "1\u202f101;12\xa0345,5;7"), ("'", "1'101;12’345,5;7")]
+)
+def test_spaces_and_apostrophes_between_groups_are_of_any_kind(tmp_path, thousands, cells):
+    (tmp_path / "t.csv").write_text("\n".join(["a", *cells.split(";")]) + "\n")
+    found = read_table(tmp_path / "t.csv", decimal=",", thousands=thousands, sep="|")
+    assert found["a"].tolist() == [1101, 12345.5, 7]
+    as_target = read_table(tmp_path / "t.csv", "a", decimal=",", thousands=thousands, sep="|")
+    assert as_target["a"].tolist() == [1101, 12345.5, 7]
 
 
 def test_thousands_count_between_groups_of_three_digits(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from probjepa.errors import DataError
 from probjepa.evaluation.tables import evaluate_once
 from probjepa.tabular import TableSchema
-from probjepa.tabular.dates import instants
+from probjepa.tabular.dates import format_of, instants
 from probjepa.tabular.overlap import stands_in
 
 WHEN = pd.to_datetime(["2021-04-03", "2021-04-25", "2021-12-31"])
@@ -91,3 +91,30 @@ def test_raw_features_read_dates_as_the_model_does():
         evaluate_once(None, *[early] * 3, "y", seed=0, predictors=["MLP"], column_types={"t": "datetime"})
     found = evaluate_once(Fitted(), early, early, early, "y", seed=0, predictors=["MLP"])
     assert set(found.metrics["accuracy"]) == {"majority class", "raw", "embedding", "raw + embedding"}
+
+
+@pytest.mark.parametrize(
+    ("text", "day_first", "expected"),
+    [
+        ("2021-06-03", None, "%Y-%m-%d"),
+        ("2021-06-03 12:00:00", None, "%Y-%m-%d %H:%M:%S"),
+        ("2021-06-03T12:00", None, "%Y-%m-%dT%H:%M"),
+        ("05.01.2021", True, "%d.%m.%Y"),
+        ("05.01.2021", False, "%m.%d.%Y"),
+        ("31/12/2021", None, "%d/%m/%Y"),
+        ("12/31/2021", None, "%m/%d/%Y"),
+        ("31/12/21", True, "%d/%m/%y"),
+        ("12-31-70", None, "%m-%d-%y"),
+        ("5 Jan 2021", None, "%d %b %Y"),
+        ("March 3, 2021", None, "%B %d, %Y"),
+        ("2021-03", None, "%Y-%m"),
+        ("Tue, March 2, 2021", None, "%a, %B %d, %Y"),
+        ("Tue, March 3, 2021", None, "%Y-%m-%d %H:%M:%S"),  # a Wednesday
+    ],
+)
+def test_the_format_of_a_date_reads_it_again(text, day_first, expected):
+    found = format_of("t", text, day_first)
+    assert found == expected
+    when = instants("t", pd.Series([text]), day_first)
+    written = pd.Series(when.dt.strftime(found))
+    assert (instants("t", written, day_first) == when).all()

@@ -82,14 +82,16 @@ def test_whole_numbers_stay_whole_beside_missing_cells_and_text_stays_text():
             "n": [1.0, 2.0, None, 7.0] * 10,
             "t": ["1", "2", None, "9"] * 10,
             "d": ["2020-01-01", "2021-02-03", None, "2020-05-05"] * 10,
+            "e": ["1.2.2020", "25.02.2020", None, "03.02.2020"] * 10,
         }
     )
-    model = VarTJEPA(**TINY, column_types={"t": "numeric", "d": "datetime"}).fit(table)
+    model = VarTJEPA(**TINY, column_types={"t": "numeric", "d": "datetime", "e": "datetime"}).fit(table)
     filled = model.impute(table).table
     assert filled.dtypes.to_dict() == table.dtypes.to_dict()
     assert (filled["n"] == filled["n"].round()).all()
     assert filled["t"].isin([str(i) for i in range(1, 10)]).all()
     assert pd.to_datetime(filled["d"], format="%Y-%m-%d").between("2020-01-01", "2021-02-03").all()
+    assert pd.to_datetime(filled["e"], format="%d.%m.%Y").between("2020-02-01", "2020-02-25").all()
 
 
 @pytest.mark.parametrize(

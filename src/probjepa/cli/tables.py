@@ -12,13 +12,14 @@ from probjepa.cli.settings import given_settings
 from probjepa.errors import ConfigError, DataError, counted
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
-from probjepa.tabular.described import described, refuse_traps, unknown_line
+from probjepa.tabular.described import described, unknown_line
 from probjepa.tabular.files import read_table, recorded_text, text_for
 from probjepa.tabular.frames import named
 from probjepa.tabular.overlap import shared_by_chance, table_sha256
 from probjepa.tabular.rows import embedded_rows, id_column, named_rows
 from probjepa.tabular.runs import fit_run
 from probjepa.tabular.schema import TableSchema
+from probjepa.tabular.traps import refuse_traps
 from probjepa.terminal import say
 from probjepa.training.device import resolve_device
 from probjepa.training.folder import RunFolder

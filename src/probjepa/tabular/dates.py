@@ -78,6 +78,26 @@ def _year_first(column: str, text: str, day_first: bool | None) -> str:
     return f"{text[: found.start()]}{year:04}-{month:02}-{day:02}{text[found.end() :]}"
 
 
+def format_of(column: str, text: str, day_first: bool | None = None) -> str:
+    """Return the format, as ``strftime`` has it, in which a date is written; that of ISO 8601 if none does.
+
+    ``day_first`` is as of ``instants``.
+    """
+    from pandas.tseries.api import guess_datetime_format
+
+    pd = pandas()
+    iso = "%Y-%m-%d" if len(text) <= 10 else "%Y-%m-%d %H:%M:%S"
+    found = _year_last(text)
+    order = bool(day_first) if found is None or day_first is not None else int(found[1]) > 12
+    known = guess_datetime_format(text, dayfirst=order)
+    if known is None and found is not None and found[0] == text and len(found[4]) == 2:
+        known = found[2].join(["%d", "%m", "%y"] if order else ["%m", "%d", "%y"])
+    if known is None or re.search(r"[^\W\d_]", re.sub(r"%.|T", "", known)):  # "Tue" would be of all days
+        return iso
+    read = pd.to_datetime(pd.Series([text]), format=known, errors="coerce", utc=True)
+    return str(known) if (read == instants(column, pd.Series([text]), day_first)).all() else iso
+
+
 def instants(column: str, series: Any, day_first: bool | None = None) -> Any:
     """Return a datetime column (N,) in UTC, in the unit that holds its range, or raise.
 

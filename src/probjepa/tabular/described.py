@@ -1,85 +1,16 @@
-"""What a table is read as, in lines, and the traps in which it is read as what it is not."""
+"""What a table is read as, in lines."""
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from probjepa.errors import DataError
-from probjepa.tabular.files import number_pattern
-from probjepa.tabular.frames import pandas
 from probjepa.tabular.schema import Feature, TableSchema
 
 _MOST_LINES = 60
 _FEW_ROWS = 20  # so few differ by chance
-_YAML = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")  # YAML's own words
-_PLACEHOLDERS = 5  # more kinds of words among numbers are categories
-_DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?"
-
-
-def _typed(name: str, type_: str) -> str:
-    """The option that gives a column a type, as a shell takes it and YAML reads it."""
-    key = (
-        name
-        if re.fullmatch(r"[^\W\d]\w*", name) and name.lower() not in _YAML
-        else json.dumps(name, ensure_ascii=False)
-    )
-    return f"--set {shlex.quote(f'column_types={{{key}: {type_}}}')}"
-
-
-def refuse_traps(
-    frame: Any, source: str, column_types: Mapping[str, Any] | None = None, decimal: str = ".",
-    thousands: str | None = None,
-) -> None:  # fmt: skip
-    """Raise DataError where a column is not what it was meant to be; those with a type of their own may be.
-
-    The traps: an index that was written along, numbers and dates that were read as text; ``decimal`` and
-    ``thousands`` are the signs that it was read with.
-    """
-    pd = pandas()
-    for name in frame.columns:
-        if not name.startswith(("Unnamed: ", "__index_level_")):
-            continue
-        cells = frame[name]
-        if name.startswith("Unnamed: ") and not (pd.api.types.is_integer_dtype(cells) and cells.is_unique):
-            raise DataError(f"'{source}' has a column without a name, read as '{name}': give it one")
-        raise DataError(
-            f"'{source}' has the column '{name}', an index that was written along: write the table without it"
-        )
-    other = "," if decimal == "." else "."
-    point, comma_ = re.escape(decimal), re.escape(other)
-    for name in frame.columns:
-        if name in (column_types or {}) or pd.api.types.infer_dtype(frame[name], skipna=True) != "string":
-            continue
-        cells = frame[name].reset_index(drop=True).dropna().str.strip()
-        number = cells.str.fullmatch(number_pattern(decimal, thousands))
-        if decimal == ".":
-            number |= pd.to_numeric(cells, errors="coerce").notna()
-        grouped = cells.str.fullmatch(rf"[-+]?\d{{1,3}}({comma_}\d{{3}})+({point}\d+)?")
-        comma = cells.str.fullmatch(rf"[-+]?[\d{point}]*{comma_}\d+")
-        others = cells[~number]
-        words = others[~(grouped | comma)[~number]].unique()
-        if cells.str.fullmatch(_DATE).mean() > 0.9:
-            what, advice = "dates", _typed(name, "datetime")
-        elif others.empty or (number | grouped | comma).mean() <= 0.5 or len(words) > _PLACEHOLDERS:
-            continue
-        else:
-            what, options = "numbers", [f"--na {shlex.quote(word)}" for word in words]
-            if (comma & ~grouped & ~number).any():
-                options.append(f"--decimal '{other}'")
-            elif (grouped & ~number).any():
-                options.append(f"--thousands '{other}'")
-            advice = " ".join(options)
-        row = others.index[0]
-        raise DataError(
-            f"column '{name}' of '{source}' holds {what} and was read as text ('{others[row][:60]}' in row "
-            f"{row}): pass {advice}, or {_typed(name, 'categorical')} if it is meant so"
-        )
 
 
 def described(schema: TableSchema, frame: Any) -> Iterator[str]:

@@ -17,6 +17,10 @@ from probjepa.yaml_files import read_mapping
 _TEXTS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 SUFFIXES = (*_TEXTS, ".parquet", ".feather", ".arrow")
 _SEPARATORS = (";", "\t", "|")
+_ALIKE = {
+    " ": " \N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}",
+    "'": "'\N{RIGHT SINGLE QUOTATION MARK}",
+}
 _TRUTH = ("True", "TRUE", "true", "False", "FALSE", "false")
 
 
@@ -41,14 +45,26 @@ def recorded_text(settings: Path) -> dict[str, Any]:
 
 def text_for(source: str | Path, given: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """Return how a file is written: as is given, or where nothing is, and it is text, as the run's was."""
-    return dict(given or (run if str(source).lower().endswith(_TEXTS) else {}))
+    return dict(given or (run if written_as_text(source) else {}))
+
+
+def written_as_text(source: str | Path) -> bool:
+    """Whether a file's name says that its cells are texts, as those of a csv."""
+    return str(source).lower().endswith(_TEXTS)
 
 
 def number_pattern(decimal: str = ".", thousands: str | None = None) -> str:
-    """Return the pattern of a number with these signs, ``thousands`` between groups of three digits alone."""
+    """Return the pattern of a number with these signs, ``thousands`` between groups of three digits alone.
+
+    A space stands for narrow ones and those that do not break, too, and an apostrophe for a curly one.
+    """
     point = re.escape(decimal)
-    grouped = "" if thousands is None else rf"|\d{{1,3}}({re.escape(thousands)}\d{{3}})+"
+    grouped = "" if thousands is None else rf"|\d{{1,3}}({_between(thousands)}\d{{3}})+"
     return rf"\s*[-+]?((\d+{grouped})({point}\d*)?|{point}\d+)([eE][-+]?\d+)?\s*"
+
+
+def _between(thousands: str) -> str:
+    return f"[{re.escape(_ALIKE.get(thousands, thousands))}]"
 
 
 def read_table(
@@ -153,7 +169,7 @@ def _without_thousands(series: Any, decimal: str, thousands: str) -> Any:
     cells = series.dropna().astype(str)
     if not len(cells) or not cells.str.fullmatch(number_pattern(decimal, thousands)).all():
         return series
-    plain = cells.str.replace(thousands, "", regex=False).str.replace(decimal, ".", regex=False)
+    plain = cells.str.replace(_between(thousands), "", regex=True).str.replace(decimal, ".", regex=False)
     return pd.to_numeric(plain).reindex(series.index)
 
 
@@ -165,7 +181,7 @@ def _classes(series: Any, decimal: str, thousands: str | None) -> Any:
         return (cells.str.lower() == "true").reindex(series.index)
     if not len(cells) or not cells.str.fullmatch(rf"{number_pattern(decimal, thousands)}|[-+]?inf").all():
         return series
-    plain = cells if thousands is None else cells.str.replace(thousands, "", regex=False)
+    plain = cells if thousands is None else cells.str.replace(_between(thousands), "", regex=True)
     values = pd.to_numeric(plain.str.replace(decimal, ".", regex=False))
     if values.dtype.kind == "f" and (values % 1 != 0).any():  # of no class
         return values.reindex(series.index)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from probjepa.errors import DataError
+from probjepa.tabular.dates import format_of
 from probjepa.tabular.frames import as_frame, as_text, has_names, named, pandas
 from probjepa.tabular.schema import Feature, TableSchema
 from probjepa.tabular.tokens import CellDistribution
@@ -185,8 +186,8 @@ def _dates(series: Any, days: npt.NDArray[np.float64], feature: Feature) -> list
     seconds = np.round((np.round(days) if feature.whole else days) * 86_400).astype(np.int64)
     dates = pd.Series(seconds.astype("datetime64[s]")).dt.tz_localize("UTC")
     kind, first = getattr(series.dtype, "kind", "O"), _first(series)
-    if isinstance(first, str):  # a date, or with its time
-        return [*dates.dt.strftime("%Y-%m-%d" if len(first) <= 10 else "%Y-%m-%d %H:%M:%S")]
+    if isinstance(first, str):
+        return [*dates.dt.strftime(format_of(feature.column, first.strip(), feature.day_first))]
     if not isinstance(first, datetime.datetime) and isinstance(first, datetime.date):
         return [when.date() for when in dates]
     dates = dates.dt.tz_convert(getattr(first, "tzinfo", None))  # of none: UTC, without a zone

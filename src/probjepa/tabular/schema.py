@@ -26,6 +26,7 @@ from probjepa.tabular.frames import (
     other_columns,
 )
 from probjepa.tabular.tokens import Layout
+from probjepa.tabular.traps import warn_of_texts
 from probjepa.typed import checked
 
 NumericTransform = Literal["standard", "quantile"]
@@ -291,6 +292,7 @@ class TableSchema:
         types = dict(column_types or {})
         if absent := sorted(set(types) - set(frame.columns)):
             raise ConfigError(f"column_types names columns that are not in the table: {named(absent)}")
+        warn_of_texts(frame, types)
         features: list[Feature] = []
         for column in frame.columns:
             type_ = types.get(column) or guess_type(column, frame[column])

@@ -1,0 +1,58 @@
+"""Numbers and dates that are texts in a table of Python's, or in a file that is no text."""
+
+import warnings
+
+import pandas as pd
+import pytest
+
+from probjepa.errors import DataError, ProbjepaWarning
+from probjepa.tabular import TableSchema
+from probjepa.tabular.traps import refuse_traps
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["4,590.50", "12", None], "holds numbers as text ('4,590.50' in row 0)"),
+        (["4.5", "12"], "holds numbers as text ('4.5' in row 0)"),
+        (["1", "2", "?"], "holds numbers as text ('?' in row 2)"),
+        ([None, "7 %"], "holds numbers as text ('7 %' in row 1)"),
+        (["2021-01-05", "2021-02-01"], "holds dates as text ('2021-01-05' in row 0)"),
+        (["5 May 2021"], "holds dates"),
+    ],
+)
+def test_numbers_and_dates_as_texts_are_warned_of(cells, said):
+    frame = pd.DataFrame({"a b": cells, "n": range(len(cells))})
+    with pytest.warns(ProbjepaWarning) as caught:
+        schema = TableSchema.infer(frame)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert str(caught[0].message).startswith(f"column 'a b' {said}")
+    assert schema.features[0].type == "categorical"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert TableSchema.infer(frame, column_types={"a b": "categorical"}).features == schema.features
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["01", "02139"],
+        ["1", "2"],
+        ["1", "2A", "3B", "4C", "5D", "6E", "7F"],
+        ["x", "1.5"],
+        [None, None],
+        ["1.2.3"],
+    ],
+)
+def test_codes_and_words_are_categories(cells):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frame = pd.DataFrame({"a": cells})
+        TableSchema.infer(frame)
+        refuse_traps(frame, "t.parquet")
+
+
+def test_a_file_that_is_no_text_is_not_told_how_to_read_one():
+    for cells in (["1", "2", "?"], ["4,590.50", "12"]):
+        with pytest.raises(DataError, match=r"write it as numbers, or pass --set 'column_types=\{a: categ"):
+            refuse_traps(pd.DataFrame({"a": cells}), "t.parquet")
