@@ -22,7 +22,8 @@ from probjepa.evaluation import evaluate_table
 from probjepa.evaluation.figures import over_seeds
 from probjepa.evaluation.predictors import PREDICTORS, RawFeatures
 from probjepa.evaluation.selective import lead, selection_figures
-from probjepa.evaluation.tables import check_labels, evaluate_once
+from probjepa.evaluation.table_sets import check_labels
+from probjepa.evaluation.tables import evaluate_once
 from probjepa.metrics.selective import COVERAGES
 from probjepa.report.evaluation import table_report
 from probjepa.tabular import TJEPA, VarTJEPA

@@ -95,14 +95,31 @@ def fitted_rows(rows: Rows, free: npt.NDArray[np.bool_], name: str) -> Rows:
     return fitted
 
 
-def labels_said(train: Images, test: Images, shared: SharedLabels | None) -> dict[str, Any]:
-    """How many rows have no label, of the sets that have labels, and the test classes that train lacks."""
-    sets = {TRAIN: train, TEST: test}
+def sets_record(
+    sets: Mapping[str, Images], dropped: Mapping[str, int], reencode: str | None, shared: SharedLabels | None
+) -> dict[str, Any]:
+    """Return what metrics.json keeps of the sets: their sizes and hashes, and what was left out of them.
+
+    Of the labels, how many rows have none, in the sets that have labels, and the test classes that train
+    lacks.
+    """
+    train, test = sets[TRAIN], sets[TEST]
+    unlabelled = {
+        name: int((~labelled_rows(of)).sum())
+        for name, of in ((TRAIN, train), (TEST, test))
+        if of.labels is not None
+    }
     return {
-        "unlabelled": {
-            name: int((~labelled_rows(of)).sum()) for name, of in sets.items() if of.labels is not None
+        "train": train.name,
+        "test": test.name,
+        "sets": {name: describe(of) for name, of in sets.items()},
+        "reencode": reencode,
+        "left_out_as_in_train": dropped,
+        "skipped": {of.name: of.skipped for of in sets.values() if of.skipped},
+        "labels": {
+            "unlabelled": unlabelled,
+            "classes_not_in_train": [] if shared is None else shared.absent,
         },
-        "classes_not_in_train": [] if shared is None else shared.absent,
     }
 
 

@@ -27,10 +27,9 @@ from probjepa.evaluation.figures import Evaluation, provenance
 from probjepa.evaluation.image_sets import (
     TRAIN,
     check_names,
-    describe,
     fitted_rows,
     held_out_sets,
-    labels_said,
+    sets_record,
     shared_classes,
     unlike_held_out,
 )
@@ -144,7 +143,6 @@ def evaluate(
         by_set.pop(CALIBRATION, None)
     draws: dict[str, Any] = {"n_bootstrap": n_bootstrap, "seed": seed}
     outside = _detection(scores, draws)
-    tested = features[TEST]
     accuracy, balanced = ({}, {}) if shared is None else accuracies(spaces, shared, votes[TEST][0], seed)
     result: dict[str, Any] = {
         **provenance(),
@@ -157,16 +155,10 @@ def evaluate(
             "reference rows of scores": len(fitted),
             "kNN detector's k": knn_neighbour(len(fitted)),
         },
-        "train": train.name,
-        "test": test.name,
-        "sets": {name: describe(images) for name, images in sets.items()},
-        "reencode": reencode,
-        "left_out_as_in_train": dropped,
-        "skipped": {images.name: images.skipped for images in sets.values() if images.skipped},
-        "labels": labels_said(train, test, shared),
+        **sets_record(sets, dropped, reencode, shared),
         "accuracy": accuracy,
         "balanced_accuracy": balanced,
-        "collapse": metrics.collapse_summary(tested["h"]),
+        "collapse": metrics.collapse_summary(features[TEST]["h"]),
         "ood": outside,
         "decisions": decisions,
     }
@@ -178,27 +170,31 @@ def evaluate(
     if set(_POSTERIOR.values()) <= set(measures[TEST]):
         result["variance"] = {key: float(measures[TEST][name].mean()) for key, name in _POSTERIOR.items()}
         result["variance"]["kl_per_dimension"] /= method.embedding_dim
-    predicted: dict[str, Any] | None = None
+    arrays = _arrays({name: sets[name] for name in (TEST, *outside)}, features[TEST], scores)
+    arrays |= {"rows": by_row, "predictive": None}
     if isinstance(method, PredictsTokens):
-        result["predictive"], predicted = evaluate_predictions(method, test, **draws)
-    if geometry := _geometry(test, tested, scores, measures[TEST], draws):
+        result["predictive"], arrays["predictive"] = evaluate_predictions(method, test, **draws)
+    if geometry := _geometry(test, features[TEST], scores, measures[TEST], draws):
         result["geometry"] = geometry
     if shared is not None:
         result["selective"] = _selective(spaces["h"], shared, free, votes[TEST], scores, measures[TEST])
-    arrays = {
+    if jepa:
+        arrays |= _jacobian_arrays(method, {name: sets[name] for name in (TEST, *outside)})
+    return Evaluation(result, arrays)
+
+
+def _arrays(sets: Mapping[str, Images], tested: Mapping[str, Tensor], scores: Scores) -> dict[str, Any]:
+    """What a report draws of the test set and of those outside, see ``Evaluation``."""
+    test = sets[TEST]
+    return {
         "scores": scores,
         "embeddings": tested["h"].numpy(),
         "variance": tested["variance"].numpy() if "variance" in tested else None,
         "labels": None if test.labels is None else test.labels.numpy(),
         "classes": test.classes,
         "images": test,
-        "ood_images": {name: sets[name] for name in outside},
-        "predictive": predicted,
-        "rows": by_row,
+        "ood_images": {name: images for name, images in sets.items() if name != TEST},
     }
-    if jepa:
-        arrays |= _jacobian_arrays(method, {name: sets[name] for name in (TEST, *outside)})
-    return Evaluation(result, arrays)
 
 
 def _detection(scores: Scores, draws: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

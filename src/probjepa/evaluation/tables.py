@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,9 @@ import pyarrow as pa
 from sklearn.metrics import f1_score
 
 from probjepa import metrics
-from probjepa._arrays import check_classes
 from probjepa.data.overlap import unlike
-from probjepa.errors import ConfigError, DataError, MissingExtraError, unknown_name, warn
-from probjepa.evaluation.decisions import CALIBRATION, TEST, flagged_rates
+from probjepa.errors import ConfigError, MissingExtraError, unknown_name, warn
+from probjepa.evaluation.decisions import TEST, flagged_rates
 from probjepa.evaluation.figures import Evaluation, balanced_accuracy, figure, over_seeds, provenance
 from probjepa.evaluation.label_free import label_free_scores
 from probjepa.evaluation.predictors import PREDICTORS, Codes, Features, RawFeatures
@@ -33,68 +32,12 @@ from probjepa.evaluation.selective import (
     selection_figures,
     table_uncertainty,
 )
+from probjepa.evaluation.table_sets import TableSets, check_labels, dates_as, held_out_tables
 from probjepa.scores.sets import TableSubject
-from probjepa.tabular.frames import as_frame, named, other_columns, pandas
-from probjepa.tabular.overlap import shared_by_chance, stands_in, table_sha256
+from probjepa.tabular.frames import pandas
 from probjepa.tabular.schema import ColumnType
 from probjepa.tabular.splits import split_rows
 from probjepa.terminal import tracked
-
-_CONTINUOUS = 100  # more distinct numbers than this are hardly classes
-
-
-def check_labels(frame: Any, target: str, name: str) -> npt.NDArray[np.str_]:
-    """Return a table's classes (N,) as text, or raise DataError: no such column, missing or continuous."""
-    if target not in frame.columns:
-        raise DataError(
-            f"{name} has no column '{target}' to predict (columns: {named(list(frame.columns))}): "
-            "name one of them with --target"
-        )
-    column = frame[target]
-    if missing := int(column.isna().sum()):
-        raise DataError(
-            f"the target column '{target}' of {name} is missing in {missing} of {len(frame)} rows: drop those"
-        )
-    many = column.nunique() > _CONTINUOUS
-    if column.dtype.kind == "f":
-        if many or (column.to_numpy() % 1 != 0).any():
-            raise DataError(
-                f"the target column '{target}' of {name} holds continuous numbers: this evaluation is of "
-                "classes, so bin it first"
-            )
-        column = column.astype(np.int64)
-    elif many and column.dtype.kind in "iu":  # a code of many classes, or a count
-        warn(
-            f"the target column '{target}' of {name} has {column.nunique()} different whole numbers, each of "
-            "them taken for a class: bin it first if it is a quantity"
-        )
-    labels: npt.NDArray[np.str_] = column.astype(str).to_numpy(dtype=np.str_)
-    return labels
-
-
-def _labelled(frame: Any, target: str, name: str) -> tuple[Any, int]:
-    """The rows of a table that have a class, and how many have none."""
-    if target not in frame.columns or not frame[target].isna().any():
-        return frame, 0
-    known = frame[target].notna()
-    if not known.any():
-        raise DataError(f"the target column '{target}' of {name} is missing in every row: give labelled rows")
-    return frame[known], int((~known).sum())
-
-
-def _dates_as(model: Any) -> Callable[[Any], Any]:
-    """What reads the dates of a table as a fitted model does; nothing, where there is none."""
-    read: Callable[[Any], Any] = getattr(getattr(model, "schema_", None), "dated", lambda frame: frame)
-    return read
-
-
-def _not_in_train(calibration: Any, seen: npt.NDArray[np.bool_], name: str) -> Any:
-    """The calibration rows that were not seen in the training table; warn of the others."""
-    if seen.all():
-        raise DataError(f"every calibration row also stands in {name}: give held-out rows")
-    if seen.any():
-        warn(f"calibration rows that also stand in {name}: {seen.sum()} of {len(seen)}. They are left out")
-    return calibration[~seen]
 
 
 def evaluate_table(
@@ -155,103 +98,54 @@ def evaluate_table(
             raise unknown_name("predictor", name, PREDICTORS)
     if not seeds:
         raise ConfigError("seeds is empty: give at least one")
-    train, unlabelled = _labelled(as_frame(train), target, names[0])
-    test, unlabelled_test = _labelled(as_frame(test), target, names[1])
-    labels = check_labels(train, target, names[0])
-    classes, counts = np.unique(labels, return_counts=True)
-    if len(classes) < 2:
-        raise DataError(
-            f"the target column '{target}' of {names[0]} has one class, '{classes[0]}': give rows of two"
-        )
-    expected = list(getattr(getattr(model, "schema_", None), "columns", train.columns.drop(target)))
-    asked = np.unique(check_labels(test, target, names[1])).tolist()
-    absent = check_classes(asked, classes.tolist(), f"the column '{target}' of {names[1]}")
-    for name, frame in zip(names, (train, test), strict=True):
-        _check_columns(frame.columns.drop(target), expected, name)
-    dated = _dates_as(model)
-
-    def known(frame: Any) -> Any:
-        return dated(frame[expected])
-
-    seen = stands_in(known(test), known(train))
-    if seen.all():
-        raise DataError(f"every row of {names[1]} also stands in {names[0]}: give held-out rows")
-    test = test[~seen]
-    left_out, chance = 0, {}
-    if calibration is not None:
-        calibration = as_frame(calibration).drop(columns=target, errors="ignore")
-        _check_columns(calibration.columns, expected, "the calibration table")
-        chance[CALIBRATION] = shared_by_chance(known(test), known(calibration), CALIBRATION, "test rows")
-        given = len(calibration)
-        calibration = _not_in_train(calibration, stands_in(known(calibration), known(train)), names[0])
-        left_out = given - len(calibration)
-    if validation is not None:
-        validation = _labelled(as_frame(validation), target, "validation")[0]
-        _check_columns(validation.columns.drop(target, errors="ignore"), expected, "the validation table")
-        chance["validation"] = shared_by_chance(known(test), known(validation), "validation", "test rows")
+    sets = held_out_tables(
+        model, train, test, target, validation=validation, calibration=calibration, names=names
+    )
     outcomes: list[Evaluation] = []
     for seed in tracked(seeds, "evaluating", len(seeds), shown=progress):
-        fit, held = train, validation
+        fit, held = sets.train, sets.validation
         if held is None:
-            first, second = split_rows(labels, seed, (0.875, 0.125))
-            fit, held = train.iloc[first], train.iloc[second]
-        outcomes.append(
-            evaluate_once(
-                model,
-                fit,
-                held,
-                test,
-                target,
-                seed=seed,
-                predictors=chosen,
-                column_types=column_types,
-            )
-        )
+            first, second = split_rows(sets.labels, seed, (0.875, 0.125))
+            fit, held = sets.train.iloc[first], sets.train.iloc[second]
+        of_seed: dict[str, Any] = {"seed": seed, "predictors": chosen, "column_types": column_types}
+        outcomes.append(evaluate_once(model, fit, held, sets.test, target, **of_seed))
     last = outcomes[-1].arrays
-    described = [("train", names[0], train), (TEST, names[1], test)]
-    described += [] if calibration is None else [(CALIBRATION, CALIBRATION, calibration)]
-    sets = {TEST: test[expected]} | ({} if calibration is None else {CALIBRATION: calibration})
-    scores = _scores(last["model"], fit[expected], sets, seeds[-1])
+    scores = _scores(last["model"], fit[sets.columns], sets.held_out(), seeds[-1])
     result: dict[str, Any] = {
         **provenance(),
         "settings": {**describe_model(last["model"]), "seeds": list(seeds), "predictors": chosen},
-        "train": names[0],
-        "test": names[1],
-        "target": target,
-        "classes": dict(zip(classes.tolist(), counts.tolist(), strict=True)),
-        "sets": {
-            role: {"name": name, "rows": len(frame), "columns": len(expected), "sha256": table_sha256(frame)}
-            for role, name, frame in described
-        },
-        "left_out_as_in_train": int(seen.sum()),
-        "calibration_left_out_as_in_train": left_out,
-        "test_rows_also_in": chance,
-        "labels": {
-            "unlabelled": {"train": unlabelled, "test": unlabelled_test},
-            "classes_not_in_train": absent,
-        },
+        **sets.record,
         **over_seeds([outcome.metrics for outcome in outcomes]),
         "decisions": flagged_rates(scores, seed=seeds[-1]) if scores else {},
     }
     if skill := getattr(last["model"], "skill_", None):
         result["skill"] = [of._asdict() for of in skill]
-    features, sources = test[expected], last["sources"]
-    truth = check_labels(test, target, names[1])
-    arrays: dict[str, Any] = {"frame": features, "labels": truth}
-    rows = {"id": test.index.astype(str), "set": [TEST] * len(test), "label": truth}
     space = "raw" if last["model"] is None else "embedding"
+    predicted = {}
     if last["predicted"][space]:
         predictor = lead(result["selective"][space])
         result["prediction"] = {"features": space, "predictor": predictor}
-        rows["prediction"] = last["predicted"][space][predictor]
-    if UNCERTAINTY in sources:
-        rows["uncertainty"] = sources[UNCERTAINTY]
-    arrays["rows"] = pa.table(rows | {name: of[TEST] for name, of in scores.items()})
-    if UNCERTAINTY in sources:
-        arrays["uncertainty"] = sources[UNCERTAINTY]
-    if LIKELIHOOD in sources and hasattr(last["model"], "score_features"):
-        arrays |= {"score": -sources[LIKELIHOOD], "surprise": last["model"].score_features(features)}
-    return Evaluation(result, arrays)
+        predicted["prediction"] = last["predicted"][space][predictor]
+    return Evaluation(result, _arrays(sets, last, predicted, scores))
+
+
+def _arrays(
+    sets: TableSets, last: Mapping[str, Any], predicted: Mapping[str, Any], scores: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a report draws of the last seed, see ``Evaluation``; "rows" has what is ``predicted``, too."""
+    test, sources, model = sets.test, last["sources"], last["model"]
+    truth = check_labels(test, sets.target, sets.names[1])
+    of_model = {"uncertainty": sources[UNCERTAINTY]} if UNCERTAINTY in sources else {}
+    rows = {"id": test.index.astype(str), "set": [TEST] * len(test), "label": truth, **predicted, **of_model}
+    arrays = {
+        "frame": test[sets.columns],
+        "labels": truth,
+        "rows": pa.table(rows | {name: of[TEST] for name, of in scores.items()}),
+        **of_model,
+    }
+    if LIKELIHOOD in sources and hasattr(model, "score_features"):
+        arrays |= {"score": -sources[LIKELIHOOD], "surprise": model.score_features(arrays["frame"])}
+    return arrays
 
 
 def evaluate_once(
@@ -289,7 +183,7 @@ def evaluate_once(
         model = model(seed).fit(tables[0])
     if column_types is None and model is not None:
         column_types = {feature.column: feature.type for feature in model.schema_.features}
-    dated = _dates_as(model)
+    dated = dates_as(model)
     plain = [dated(table) if len(table) else table for table in tables]  # dates as the model reads them
     raw = RawFeatures(column_types).fit(plain[0])
     empty = np.zeros((0, 0), np.float32)
@@ -303,46 +197,64 @@ def evaluate_once(
         spaces["raw + embedding"] = [
             np.concatenate(pair, 1) for pair in zip(spaces["raw"], spaces["embedding"], strict=True)
         ]
-    ends = {name: (of[0], of[2]) for name, of in spaces.items()}
-    sources = table_uncertainty(model, tables[2], ends, seed)
-    accuracy: dict[str, dict[str, Any]] = {"majority class": {}}
-    selective: dict[str, dict[str, Any]] = {}
-    calibration: dict[str, dict[str, Any]] = {}
-    uncertain: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
-    predicted: dict[str, dict[str, npt.NDArray[np.str_]]] = {}
-    tests: dict[str, dict[str, Any]] = {}
-    right: dict[str, Correct] = {}  # by predictor, on the raw features, which come first
-    majority = int(np.bincount(y).argmax())
-    for name in predictors:
-        accuracy["majority class"][name] = class_figures(y_test, np.full(len(y_test), majority))
+    sources = table_uncertainty(model, tables[2], {name: (of[0], of[2]) for name, of in spaces.items()}, seed)
+    most = np.full(len(y_test), int(np.bincount(y).argmax()))
+    answered: dict[str, dict[str, _Answers]] = {name: {} for name in spaces}
+    accuracy: dict[str, dict[str, Any]] = {
+        "majority class": {name: class_figures(y_test, most) for name in predictors}
+    }
     for space, (x, x_val, x_test) in spaces.items():
-        for of in (accuracy, selective, calibration, uncertain, predicted, tests):
-            of[space] = {}
+        accuracy[space] = {}
         for name in predictors:
             try:
                 probabilities = PREDICTORS[name](x, y, x_val, y_val, seed)(x_test)
             except MissingExtraError:
                 accuracy[space][name] = {"not run": f"install probjepa[{name.lower()}]"}
                 continue
-            answers = probabilities.argmax(1)
-            accuracy[space][name] = class_figures(y_test, answers)
-            uncertain[space][name] = 1 - probabilities.max(1)
-            predicted[space][name] = classes[answers]
-            found = metrics.mcnemar(right.setdefault(name, answers == y_test), answers == y_test)
-            tests[space][name] = {key: figure(value) for key, value in asdict(found).items()}
-            selective[space][name], calibration[space][name] = selection_figures(
-                answers == y_test, {PROBABILITY: uncertain[space][name], **sources}
-            )
-    tests.pop("raw")
+            codes, doubt = probabilities.argmax(1), 1 - probabilities.max(1)
+            accuracy[space][name] = class_figures(y_test, codes)
+            figures = selection_figures(codes == y_test, {PROBABILITY: doubt, **sources})
+            answered[space][name] = _Answers(classes[codes], codes == y_test, doubt, *figures)
     outcome: dict[str, Any] = {
-        "accuracy": accuracy, "selective": selective, "calibration": calibration, "mcnemar": tests
-    }  # fmt: skip
+        "accuracy": accuracy,
+        "selective": _by_space(answered, lambda of: of.selective),
+        "calibration": _by_space(answered, lambda of: of.calibration),
+        "mcnemar": {
+            space: {name: _mcnemar(answered["raw"][name].right, own.right) for name, own in of.items()}
+            for space, of in answered.items()
+            if space != "raw"
+        },
+    }
     if model is not None:
         collapse = metrics.collapse_summary(spaces["embedding"][2])
         outcome["collapse"] = {key: figure(value) for key, value in collapse.items()}
-    return Evaluation(
-        outcome, {"sources": sources, "answers": uncertain, "predicted": predicted, "model": model}
-    )
+    arrays = {
+        "sources": sources,
+        "answers": _by_space(answered, lambda of: of.doubt),
+        "predicted": _by_space(answered, lambda of: of.labels),
+        "model": model,
+    }
+    return Evaluation(outcome, arrays)
+
+
+class _Answers(NamedTuple):
+    """What one classifier answered to N test rows, on one space of features."""
+
+    labels: npt.NDArray[np.str_]
+    right: Correct
+    doubt: npt.NDArray[np.float64]  # 1 − the probability of the answer
+    selective: dict[str, Any]
+    calibration: dict[str, Any]
+
+
+def _by_space(
+    answered: Mapping[str, Mapping[str, _Answers]], pick: Callable[[_Answers], Any]
+) -> dict[str, dict[str, Any]]:
+    return {space: {name: pick(own) for name, own in of.items()} for space, of in answered.items()}
+
+
+def _mcnemar(right_on_raw: Correct, right: Correct) -> dict[str, Any]:
+    return {key: figure(value) for key, value in asdict(metrics.mcnemar(right_on_raw, right)).items()}
 
 
 def _scores(
@@ -395,11 +307,3 @@ def _codes(labels: npt.NDArray[np.str_], classes: npt.NDArray[np.str_]) -> Codes
     """Codes of labels; one that the training rows lack is K, which no predictor answers."""
     codes = pandas().Index(classes).get_indexer(labels).astype(np.int64)
     return np.where(codes < 0, len(classes), codes)
-
-
-def _check_columns(found: Any, expected: Sequence[str], name: str) -> None:
-    if said := other_columns(found, expected):
-        raise DataError(
-            f"{name} has other columns than the model was fitted on or the training table has ({said}): give "
-            "the same"
-        )
