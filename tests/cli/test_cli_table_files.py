@@ -300,3 +300,32 @@ def test_what_a_text_is_not_is_one_line(tmp_path, capsys, content, says):
     assert run(arguments) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and says in said
+
+
+def test_a_folder_of_tables_trains_and_is_evaluated(tmp_path, capsys):
+    rows = table().assign(y=np.resize(["a", "b"], 30))
+    for name, part in {"one/a.csv": rows[:20], "one/b.parquet": rows[20:], "test/c.csv": rows[::3]}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        part.assign(none=1.0, size=part["size"] + 40 * ("test" in name)).pipe(
+            lambda t, name=name: (
+                t.to_csv(tmp_path / name, index=False)
+                if name.endswith("csv")
+                else t.to_parquet(tmp_path / name, index=False)
+            )
+        )
+    command = ["train", "var-t-jepa", "--data", str(tmp_path / "one"), "--out", str(tmp_path / "run"), *SMALL]
+    assert run([*command, "--target", "y"]) == 0
+    assert capsys.readouterr().out.startswith("30 rows, 5 columns")
+    assert run([*command, "--target", "y", "--resume"]) == 0
+    score = [
+        "score",
+        str(tmp_path / "run"),
+        "--data",
+        str(tmp_path / "test"),
+        "--out",
+        str(tmp_path / "s.parquet"),
+    ]
+    assert run([*score, "--calibration", str(tmp_path / "one"), "--fdr", "0.1"]) == 0
+    assert pd.read_parquet(tmp_path / "s.parquet")["id"].tolist() == [str(row) for row in range(10)]
+    known = ["--train", str(tmp_path / "one"), "--test", str(tmp_path / "test")]
+    assert run(["evaluate", str(tmp_path / "run"), *known, "--out", str(tmp_path / "e"), "-q"]) == 0

@@ -277,7 +277,7 @@ def test_evaluate_writes_figures_and_a_page(places, tmp_path, capsys):
         ("evaluate image-run --train train.parquet --test test.csv", "image-run"),
         ("embed run --data images.parquet", "this model is of tables"),
         ("embed run --data other.csv", "unexpected: 'size'"),
-        ("embed run --data .", "is no table"),
+        ("embed run --data .", "broken.parquet' cannot be read as parquet"),
         ("score run --data test.csv --score jepa", "unknown score of tables 'jepa'"),
         ("score run --data test.csv --score knn", "needs --reference"),
         ("score run --data train.parquet --score gmm --reference train.parquet", "fitted on"),

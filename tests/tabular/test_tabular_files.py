@@ -1,8 +1,10 @@
 """Tables from files."""
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 
+from probjepa.errors import DataError
 from probjepa.tabular.files import read_table
 from probjepa.tabular.rows import named_rows
 from shard_cases import write_table
@@ -15,3 +17,51 @@ def test_whole_numbers_of_ids_are_kept_beside_blanks(tmp_path, suffix):
     frame = read_table(tmp_path / f"x.{suffix}", None, ["x"])
     assert named_rows(frame, ["x"])[1]["id"] == ["9007199254740993", "", "3"]
     assert frame["x"].tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.fixture
+def months(tmp_path):
+    """Two months, the second without rows in a part of it, and a file beside them."""
+    home = tmp_path / "months"
+    (home / "b").mkdir(parents=True)
+    pd.DataFrame({"n": [1, 2], "code": ["01", "02"], "none": [None, None]}).to_csv(
+        home / "a.csv", index=False
+    )
+    second = pd.DataFrame({"n": [2.5], "code": ["2A"], "none": [7.0]})
+    second.to_parquet(home / "b" / "1.parquet", index=False)
+    second[:0].to_parquet(home / "b" / "2.parquet", index=False)
+    (home / "notes.txt").write_text("nothing")
+    return home
+
+
+def test_a_folder_is_the_rows_of_its_tables(months):
+    found = read_table(months)
+    assert found["n"].tolist() == [1, 2, 2.5] and found["code"].tolist() == ["01", "02", "2A"]
+    assert found.index.tolist() == [0, 1, 2] and found["none"].isna().tolist() == [True, True, False]
+    (months / "a.csv").write_text((months / "a.csv").read_text().replace(",", ";"))
+    assert read_table(months, sep=";").equals(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "says"),
+    [
+        ("c.csv", "n,code\n1,2\n", r"c.csv' has other columns than '.*a.csv' \(missing: 'none'\)"),
+        ("a.tsv", "n\tcode\tnone\n1\t2\t3\n", "a.csv' and '.*a.tsv' look like one table"),
+        ("c.parquet", "no parquet", "c.parquet' cannot be read as parquet"),
+    ],
+)
+def test_a_folder_of_tables_that_do_not_go_together_is_one_line(months, name, of, says):
+    (months / name).write_text(of)
+    with pytest.raises(DataError, match=says):
+        read_table(months)
+
+
+def test_a_folder_without_tables_or_text_is_one_line(months, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty' holds no tables: they are files that end in .csv"):
+        read_table(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"no table of '.*b' is text: leave sep out"):
+        read_table(months / "b", sep=";")
+    (months / "b" / "1.parquet").unlink()
+    with pytest.raises(DataError, match="b' has 0 rows and 3 columns"):
+        read_table(months / "b")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Data = Annotated[
     str,
     typer.Option(
-        "--data", metavar="URI", help="images: folder, shards, csv of paths, npy/npz, hf:, …; or a table"
+        "--data", metavar="URI", help="images: folder, shards, csv of paths, npy/npz, hf:, …; or tables"
     ),
 ]
 OutTable = Annotated[

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from probjepa.data.shard_files import files_below
 from probjepa.errors import ConfigError, DataError, short
 from probjepa.files import first_line
-from probjepa.tabular.frames import named, pandas
+from probjepa.tabular.frames import named, other_columns, pandas
 from probjepa.tabular.rows import id_column
 from probjepa.typed import check_settings, checked
 from probjepa.yaml_files import read_mapping
@@ -49,8 +50,9 @@ def text_for(source: str | Path, given: Mapping[str, Any], run: Mapping[str, Any
 
 
 def written_as_text(source: str | Path) -> bool:
-    """Whether a file's name says that its cells are texts, as those of a csv."""
-    return str(source).lower().endswith(_TEXTS)
+    """Whether a file's name says that its cells are texts, as those of a csv; of a folder, any file's."""
+    names = files_below(str(source)) if Path(source).is_dir() else [str(source)]
+    return any(name.lower().endswith(_TEXTS) for name in names)
 
 
 def number_pattern(decimal: str = ".", thousands: str | None = None) -> str:
@@ -76,6 +78,7 @@ def read_table(
 ) -> Any:
     """Return a file as a DataFrame with string names; its suffix, one of ``SUFFIXES``, says of which kind.
 
+    Of a folder, the rows of all tables in it, in the order of their names; other files are passed over.
     In a text file, a column called id keeps its cells as they are written, as does the target, if the cells
     are no numbers, or would be others as numbers (01, and those beyond 2^53).
 
@@ -98,20 +101,78 @@ def read_table(
         for a separator or sign of more than one character, or one sign for two things
     DataError
         if there is no such file, it is of another kind, cannot be read, has no rows or columns, has one
-        column whose name holds a separator, or holds images
+        column whose name holds a separator, or holds images; if a folder has no tables, or some of other
+        columns
     """
-    pd = pandas()
     path = Path(source)
-    kind = next((of for of in SUFFIXES if path.name.lower().endswith(of)), None)
+    _check_marks(text)
+    frame = (_folder if path.is_dir() else _file)(path, target, features, texts, text)
+    if not len(frame) or not len(frame.columns):
+        raise DataError(
+            f"'{path}' has {len(frame)} rows and {len(frame.columns)} columns: give a table with some of both"
+        )
+    return frame
+
+
+def _folder(
+    folder: Path, target: str | None, features: Sequence[str], texts: Sequence[str], text: Mapping[str, Any]
+) -> Any:
+    """The rows of all tables of a folder."""
+    pd = pandas()
+    files: dict[str, Path] = {}
+    for name, place in sorted(files_below(str(folder)).items()):
+        if (kind := _kind(name)) is None:
+            continue
+        stem = name[: -len(kind)]
+        if stem in files:
+            raise DataError(f"'{files[stem]}' and '{place}' look like one table: take one of them away")
+        files[stem] = Path(place)
+    if not files:
+        raise DataError(f"'{folder}' holds no tables: they are files that end in {', '.join(SUFFIXES)}")
+
+    if text and not any(map(written_as_text, files.values())):
+        raise DataError(f"no table of '{folder}' is text: leave {', '.join(text)} out")
+
+    def read(texts: Sequence[str]) -> list[Any]:
+        how = ((file, text if written_as_text(file) else {}) for file in files.values())
+        return [_file(file, target, features, texts, of) for file, of in how]
+
+    frames = read(texts)
+    first = next(iter(files.values()))
+    for file, frame in zip(files.values(), frames, strict=True):
+        if said := other_columns(frame.columns, frames[0].columns):
+            raise DataError(f"'{file}' has other columns than '{first}' ({said}): give tables of one kind")
+    kinds = {name: {_is_text(frame[name]) for frame in frames} - {None} for name in frames[0].columns}
+    if mixed := [name for name, of in kinds.items() if len(of) > 1]:  # 01 in one file, 2A in another
+        frames = read([*texts, *mixed])
+    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+
+
+def _is_text(series: Any) -> bool | None:
+    """Whether a column's cells are texts; None where there is none."""
+    if not series.notna().any():
+        return None
+    return bool(pandas().api.types.infer_dtype(series, skipna=True) == "string")
+
+
+def _kind(name: str) -> str | None:
+    return next((of for of in SUFFIXES if name.lower().endswith(of)), None)
+
+
+def _file(
+    path: Path, target: str | None, features: Sequence[str], texts: Sequence[str], text: Mapping[str, Any]
+) -> Any:
+    """One file as it is, perhaps without rows."""
+    pd = pandas()
+    kind = _kind(path.name)
     if kind is None:
         raise DataError(f"'{path}' is no table: give a file that ends in {', '.join(SUFFIXES)}")
     if not path.is_file():
-        why = "it is no regular file" if path.exists() and not path.is_dir() else "check the path"
+        why = "it is no regular file" if path.exists() else "check the path"
         raise DataError(f"no such table: '{path}': {why}")
     written = kind in _TEXTS
     if text and not written:
         raise DataError(f"'{path}' is no text: leave {', '.join(text)} out")
-    _check_marks(text)
     try:
         if written:
             how = {"sep": "\t" if kind.startswith(".tsv") else ",", **text}
@@ -141,10 +202,6 @@ def read_table(
             f"'{path}' cannot be read as {kind[1:]} ({first_line(error)}): write it again"
         ) from error
     frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
-    if not len(frame) or not len(frame.columns):
-        raise DataError(
-            f"'{path}' has {len(frame)} rows and {len(frame.columns)} columns: give a table with some of both"
-        )
     found = next((sep for sep in _SEPARATORS if all(sep in name for name in frame.columns)), None)
     if written and found and "sep" not in text:
         sep = "\\t" if found == "\t" else found
@@ -152,7 +209,7 @@ def read_table(
             "one column" if len(frame.columns) == 1 else f"{len(frame.columns)} columns with '{sep}' in each"
         )
         raise DataError(f"'{path}' has {held}, '{short(frame.columns[0])}': pass --sep '{sep}'")
-    nested = [name for name in frame.columns if isinstance(frame[name].iloc[0], dict | bytes)]
+    nested = [name for name in frame.columns if len(frame) and isinstance(frame[name].iloc[0], dict | bytes)]
     if nested:
         raise DataError(
             f"'{path}' holds images (column {named(nested)}), and this model is of tables: give a table of "
