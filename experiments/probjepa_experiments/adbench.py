@@ -20,6 +20,7 @@ from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.anomalies import Reduction, row_scores
 from probjepa_experiments.anomaly_detectors import DETECTORS, detect
 from probjepa_experiments.anomaly_sets import ADBENCH, DRAWN, SOURCES, AnomalyTable, Setting
+from probjepa_experiments.figures import with_spread
 from probjepa_experiments.study import Base, Budget, Cell, Column, Data, Measured, Measurement, Row, Study
 from probjepa_experiments.table_cells import table_base
 
@@ -83,9 +84,9 @@ def ranking(tables: Mapping[str, Any]) -> str:
     rows = tables[""]["rows"]
     said = []
     for words in ("normal rows", "all rows"):
-        ranks = {row["label"]: row["values"][f"mean rank by AUROC, {words}"]["value"] for row in rows}
-        known = sorted((rank, label) for label, rank in ranks.items() if rank is not None)
-        first = ", ".join(f"{label} {rank:.2f}" for rank, label in known[:3])
+        ranks = {row["label"]: row["values"][f"mean rank by AUROC, {words}"] for row in rows}
+        known = sorted((of["value"], label) for label, of in ranks.items() if of["value"] is not None)
+        first = ", ".join(f"{label} {with_spread(ranks[label], 2)}" for _, label in known[:3])
         said.append(f"fitted to {words}, {first}")
     return f"by mean rank of AUROC over the tables, {'; '.join(said)}"
 

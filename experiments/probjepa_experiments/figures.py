@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from statistics import stdev
 from types import MappingProxyType
 from typing import Any
 
@@ -238,6 +239,13 @@ def judge(
         "failed": len(lost),
         "evidence": evidence,
     }
+
+
+def with_spread(of: Mapping[str, Any], digits: int, factor: float = 1.0) -> str:
+    """Return a figure's "value" as text, ± the standard deviation of its "seeds" where there are several."""
+    known = [x for x in of["seeds"] if x is not None]
+    spread = f" ± {factor * stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{factor * of['value']:.{digits}f}{spread}"
 
 
 def verdict(finding: Mapping[str, Any]) -> str:

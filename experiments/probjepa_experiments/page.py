@@ -13,7 +13,7 @@ from probjepa.report.figures import picture
 from probjepa.report.page import Card, Figure, Section, Table, Value, render
 from probjepa.report.provenance import settings_tables
 from probjepa.terminal import console, printable
-from probjepa_experiments.figures import missing_seeds, seeds_run, verdict
+from probjepa_experiments.figures import missing_seeds, seeds_run, verdict, with_spread
 from probjepa_experiments.study import Result, Study
 
 _FILE_WIDTH = 160
@@ -127,7 +127,7 @@ def number(value: float, percent: bool) -> str:
 def text_of(of: Mapping[str, Any], column: Mapping[str, Any], to: str = "–") -> str:
     """Return a figure of metrics.json as text: its value, and its interval where there is one.
 
-    Of a p-value each seed's stands there: their mean is none.
+    Of two seeds, which have none, both stand there; of a p-value each seed's: their mean is none.
     """
     if of["value"] is None:
         return "–"
@@ -135,13 +135,20 @@ def text_of(of: Mapping[str, Any], column: Mapping[str, Any], to: str = "–") -
     if column["p_value"]:
         return ", ".join(f"{x:.2g}" for x in of["seeds"] if x is not None)
     bounds = [of["low"], of["high"]]
-    interval = "" if None in bounds else f" ({to.join(number(x, percent) for x in bounds)})"
-    return number(of["value"], percent) + interval
+    known = [x for x in of["seeds"] if x is not None]
+    text = number(of["value"], percent)
+    if None not in bounds:
+        return f"{text} ({to.join(number(x, percent) for x in bounds)})"
+    return text + f" ({', '.join(number(x, percent) for x in known)})" * (len(known) == 2)
 
 
 def mean_of(evidence: Mapping[str, Any], column: Mapping[str, Any]) -> str:
-    """Return a figure that a finding was judged on as text, without its interval."""
-    return text_of({**evidence, "low": None, "high": None}, column)
+    """Return a figure that a finding was judged on as text: the mean ± standard deviation of its seeds."""
+    if column["p_value"]:
+        return text_of(evidence, column)
+    percent = column["percent"]
+    digits = 1 if percent or abs(evidence["value"]) >= 10 else 3
+    return with_spread(evidence, digits, 100 if percent else 1)
 
 
 def _published(value: float, percent: bool) -> str:
@@ -184,7 +191,13 @@ def _findings_section(table: Mapping[str, Any]) -> Section:
         f"Findings: {table['title']}",
         "What was asked, and whether it holds here, seed by seed. A nightly test fails where one marked "
         "as tested does not hold in every seed on digits.",
-        [Table(["finding", "verdict", "means over the seeds judged", "tested"], rows, "Findings.")],
+        [
+            Table(
+                ["finding", "verdict", "mean ± deviation of the seeds judged", "tested"],
+                rows,
+                "Findings.",
+            )
+        ],
     )
 
 
@@ -246,7 +259,7 @@ def print_summary(metrics: Metrics) -> None:
                 of, published = row["values"][column["label"]], ""
                 if "published" in of:
                     published = f" [published {_published(of['published'], column['percent'])}]"
-                texts.append(text_of(of if fits else {**of, "low": None}, column) + published)
+                texts.append(text_of(of if fits else {**of, "low": None, "seeds": []}, column) + published)
             printed.add_row(*map(printable, (row["label"] + missing_seeds(row, run), *texts)))
         terminal.print(printed)
         for finding in table["findings"]:

@@ -37,8 +37,9 @@ question, the answer, and every figure. Written by
 `benchmarks/results/reproduce/*.json`, each a copy of the metrics.json that
 `probjepa reproduce NAME --budget BUDGET` leaves.
 
-A cell of a table holds ours, its interval, and in square brackets the published figure, which is of another
-budget.
+A cell of a table holds ours, its interval (of two seeds, which have none, both figures), and in square
+brackets the published figure, which is of another budget. In answers "±" is the standard deviation of the
+seeds.
 """
 
 
@@ -95,11 +96,15 @@ def _overview(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         ]
         for name, study in EXPERIMENTS.items()
     ]
-    budgets = "\n".join(f"- **{budget.name}**: {budget.title}." for budget in BUDGETS.values())
-    return (
-        f"{_table(['experiment', 'question', *BUDGETS], rows)}\n\nBudgets of the tables of VJE's paper "
-        f"(every page states its own):\n\n{budgets}\n"
-    )
+    lines = []
+    for budget in BUDGETS:  # of one name there are several
+        titles: dict[str, list[str]] = {}
+        for name, of in runs.items():
+            if budget in of:
+                titles.setdefault(of[budget]["budget"]["title"], []).append(f"`{name}`")
+        lines += [f"- **{budget}** of {', '.join(names)}: {title}." for title, names in titles.items()]
+    budgets = "\n".join(lines)
+    return f"{_table(['experiment', 'question', *BUDGETS], rows)}\n\nWhat the budgets are:\n\n{budgets}\n"
 
 
 def _run(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str, budget: str) -> str:
@@ -132,9 +137,10 @@ def _page(study: Study, runs: Sequence[Mapping[str, Any]]) -> str:
     ]
     lines += ["", *claims] * bool(claims)
     if deciding is not runs[0]:
-        larger = f"A larger budget, **{runs[0]['budget']['name']}**, has one seed so far"
-        others = ", of some rows: " if len(seeds_run(runs[0]["cells"])) > 1 else ": "
-        lines += ["", f"{larger}{others}see its tables below."]
+        larger = f"There is a larger budget, **{runs[0]['budget']['name']}**, "
+        several = len(seeds_run(runs[0]["cells"])) > 1
+        larger += "of whose rows the claims' have one seed, or none," if several else "in one seed"
+        lines += ["", f"{larger} so far: see its tables below."]
     lines += [f"\n{study.about}"] * bool(study.about)
     shows = any(shown(table, "published") for of in runs for table in of["tables"].values())
     brackets = "in square brackets, of another budget: " * shows
@@ -160,7 +166,7 @@ def _judged(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _held(judged: Sequence[Mapping[str, Any]]) -> str:
     """How many claims hold in every seed that they were judged in, of how many."""
     held = sum(of["holds"] == of["judged"] for of in judged)
-    return f"{held} of {len(judged)} claims {'holds' if len(judged) == 1 else 'hold'}"
+    return f"{held} of {len(judged)} claims {'holds' if held == 1 or len(judged) == 1 else 'hold'}"
 
 
 def _answer(study: Study, metrics: Mapping[str, Any]) -> str:
@@ -182,9 +188,9 @@ def _claims_in_words(study: Study, metrics: Mapping[str, Any]) -> str:
     elif once == len(judged):
         words = f"{claims}. They were judged in one seed: figures to look at, not findings."
     else:
-        words = (
-            f"{claims} in every seed that they were judged in{f', {once} of all in one seed' * bool(once)}."
-        )
+        subject = "it was" if claims.endswith("holds") else "they were"
+        few = f" Of the {len(judged)}, {once} {'was' if once == 1 else 'were'} judged in one seed alone."
+        words = f"{claims} in every seed that {subject} judged in.{few * bool(once)}"
     left = sum(not of["judged"] for table in metrics["tables"].values() for of in table["findings"])
     more = f" {left} more {'was' if left == 1 else 'were'} not judged: a row was not run."
     return words + more * bool(left)
@@ -197,7 +203,7 @@ def _claims(table: Mapping[str, Any], of: str = "") -> Iterator[str]:
 
 
 def _evidence(finding: Mapping[str, Any], by_label: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures that a finding was judged on, means over the seeds judged, where they are few."""
+    """The figures that a finding was judged on, where they are few."""
     found = finding["evidence"]
     if not found or len(found) > _MOST_EVIDENCE:
         return ""

@@ -89,11 +89,11 @@ def best(look: Look, rows: Iterable[str]) -> float:
     return max(found)
 
 
-def knn_of_rows(tables: Mapping[str, Any]) -> dict[str, float]:
-    """Return kNN on h of each row of a study's only table that was run."""
+def knn_of_rows(tables: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return kNN on h of each row of a study's only table that was run: its "value" and "seeds"."""
     (table,) = tables.values()
-    found = {row["label"]: row["values"][H]["value"] for row in table["rows"]}
-    return {label: value for label, value in found.items() if value is not None}
+    found = {row["label"]: row["values"][H] for row in table["rows"]}
+    return {label: of for label, of in found.items() if of["value"] is not None}
 
 
 def df_label(df: float) -> str:

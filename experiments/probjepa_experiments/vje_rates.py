@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from probjepa_experiments.figures import with_spread
 from probjepa_experiments.image_budgets import MEDIUM
 from probjepa_experiments.images import run_embeddings
 from probjepa_experiments.study import Finding, Look, Published, Row
@@ -60,8 +61,8 @@ def found_best(tables: Mapping[str, Any]) -> str:
         rows = {rate: f"{label}, {rate:g}" for rate in rates(method)}
         if of.keys() >= set(rows.values()):
             tried = {rate: of[row] for rate, row in rows.items()}
-            best = max(tried, key=lambda rate: tried[rate])
-            said.append(f"{label} {best:g} ({100 * tried[best]:.1f})")
+            best = max(tried, key=lambda rate: float(tried[rate]["value"]))
+            said.append(f"{label} {best:g} ({with_spread(tried[best], 1, 100)})")
     return f"by kNN on h, in %, {', '.join(said)}"
 
 

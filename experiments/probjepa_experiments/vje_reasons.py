@@ -9,6 +9,7 @@ from typing import Any
 
 from probjepa.report.page import Section
 from probjepa_experiments import curves, watched_cells
+from probjepa_experiments.figures import with_spread
 from probjepa_experiments.image_budgets import MEDIUM
 from probjepa_experiments.study import Column, Finding, Look, Published, Result, Row
 from probjepa_experiments.vje import FLOORS, IMAGES, LEARNED, VARIANCE, H, image_study, knn_of_rows
@@ -80,12 +81,12 @@ def _lead(look: Look, after: str = "") -> float:
 def found_best(tables: Mapping[str, Any]) -> str:
     """Return how far the best change of each kind goes."""
     of = knn_of_rows(tables)
-    said = [f"{name} {100 * of[name]:.1f}" for name in ("VJE", "VICReg") if name in of]
+    said = [f"{name} {with_spread(of[name], 1, 100)}" for name in ("VJE", "VICReg") if name in of]
     for what, rows in CHANGED.items():
         known = {row.label: of[row.label] for row in rows if row.label in of}
         if known:
-            top = max(known, key=lambda label: known[label])
-            said.append(f"the best other {what} ({top}) {100 * known[top]:.1f}")
+            top = max(known, key=lambda label: float(known[label]["value"]))
+            said.append(f"the best other {what} ({top}) {with_spread(known[top], 1, 100)}")
     return f"by kNN on h, in %, {', '.join(said)}" if said else ""
 
 

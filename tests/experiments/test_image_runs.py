@@ -295,7 +295,7 @@ def test_seeds_of_the_rows_that_no_claim_reads_do_not_answer(tmp_path, seeds):
     (folder / "vje-isotropic-medium.json").write_text(json.dumps(metrics))
     answer = results_pages(tmp_path)["vje-isotropic.md"].partition("\n## ")[0]
     assert f"With the budget **{'quick' if seeds == 1 else 'medium'}**" in answer
-    assert ("**medium**, has one seed so far, of some rows" in answer) == (seeds == 1)
+    assert ("**medium**, of whose rows the claims' have one seed, or none, so far" in answer) == (seeds == 1)
 
 
 def test_committed_figures_are_judged_by_todays_claims(tmp_path):
@@ -316,8 +316,8 @@ def test_pages_say_which_rows_and_verdicts_are_of_fewer_seeds():
     pages = results_pages(RESULTS)
     assert "| rate 0.002 (1 of 3 seeds) | 31.9 (31.0 to 32.8) |" in pages["vje-defaults.md"]
     assert "| rate 0.0056 | 33.1 (31.4 to 34.7) |" in pages["vje-defaults.md"]
-    assert "| ν = ∞ (2 of 3 seeds, 1 failed) | 46.7 |" in pages["vje-df-sweep.md"]
-    judged = "**does not hold, 2 of 3 seeds judged, 1 failed** (kNN on h, % – ν = ∞: 46.7; ν = 1: 47.6)"
+    assert "| ν = ∞ (2 of 3 seeds, 1 failed) | 46.7 (46.7, 46.8) |" in pages["vje-df-sweep.md"]
+    judged = "**does not hold, 2 of 3 seeds judged, 1 failed** (kNN on h, % – ν = ∞: 46.7 ± 0.1; ν = 1: 47.6 ± 0.8)"
     assert judged in pages["vje-df-sweep.md"]
     assert "XGB beside raw, McNemar's p – raw + Var-T-JEPA: 0.96, 0.016, 0.00014)" in pages["var-t-jepa.md"]
     assert "| 0.022, 0.0055, 8.1e-05 | 0.96, 0.016, 0.00014 |" in pages["var-t-jepa.md"]
