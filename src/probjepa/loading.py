@@ -153,6 +153,14 @@ def target_of(source: str | Path) -> str | None:
     return found
 
 
+def row_names_of(source: str | Path) -> tuple[str, ...]:
+    """Return the column that named the rows of the table that a model was fitted to; (): no run says any."""
+    from probjepa.tabular.files import recorded_row_names
+
+    settings = _run_settings(source)
+    return () if settings is None else recorded_row_names(settings)
+
+
 def text_of(source: str | Path) -> dict[str, Any]:
     """Return how the text that the run of a model of tables was fitted to is written; {}: no run says it."""
     from probjepa.tabular.files import recorded_text

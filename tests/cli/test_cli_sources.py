@@ -107,7 +107,7 @@ def test_columns_are_chosen(places, tmp_path):
 
 def test_tables_have_no_image_columns(tmp_path, capsys):
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
-    for option, *value in (("--labels", "a"), ("--ids", "a"), ("--on-error", "skip"), ("--convert",)):
+    for option, *value in (("--labels", "a"), ("--on-error", "skip"), ("--convert",)):
         arguments = ["train", "t-jepa", "--data", str(tmp_path / "x.csv"), "--out", str(tmp_path / "r")]
         assert run([*arguments, option, *value]) == 2
         assert capsys.readouterr().err == f"probjepa: {option}: not for tables, leave it out\n"

@@ -329,3 +329,50 @@ def test_a_folder_of_tables_trains_and_is_evaluated(tmp_path, capsys):
     assert pd.read_parquet(tmp_path / "s.parquet")["id"].tolist() == [str(row) for row in range(10)]
     known = ["--train", str(tmp_path / "one"), "--test", str(tmp_path / "test")]
     assert run(["evaluate", str(tmp_path / "run"), *known, "--out", str(tmp_path / "e"), "-q"]) == 0
+
+
+def test_a_column_of_ids_is_named_once(tmp_path, capsys):
+    names = [f"{row:03}" for row in range(30)]
+    (tmp_path / "months").mkdir()
+    rows = table().drop(columns="name").assign(customer=names, y=np.resize(["a", "b"], 30))
+    for name in ("t.csv", "months/one.csv"):
+        rows.to_csv(tmp_path / name, index=False)
+    rows.drop(columns="customer").assign(id=range(30)).to_csv(tmp_path / "other.csv", index=False)
+    rows.assign(size=rows["size"] + 40).to_csv(tmp_path / "test.csv", index=False)
+    train = ["train", "var-t-jepa", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "run"), *SMALL]
+    train += ["--target", "y"]
+    assert run([*train, "--ids", "customer"]) == 0
+    assert "customer" not in capsys.readouterr().out.replace("without y and customer", "")
+    assert run([*train, "--resume", "-q"]) == 0
+
+    def ids(data, out, *more):
+        command = [
+            "embed",
+            str(tmp_path / "run"),
+            "--data",
+            str(tmp_path / data),
+            "--out",
+            str(tmp_path / out),
+        ]
+        assert run([*command, "-q", *more]) == 0
+        found = tmp_path / out
+        return pd.read_parquet(found / "one.parquet" if found.is_dir() else found)["id"].tolist()
+
+    assert ids("t.csv", "a.parquet") == names
+    assert ids("months", "shards") == names
+    assert ids("other.csv", "b.parquet") == [str(row) for row in range(30)]
+    known = ["--train", str(tmp_path / "t.csv"), "--test", str(tmp_path / "test.csv")]
+    assert run(["evaluate", str(tmp_path / "run"), *known, "--out", str(tmp_path / "e"), "-q"]) == 0
+    assert pd.read_parquet(tmp_path / "e" / "scores.parquet")["id"].tolist() == names
+    rows.rename(columns={"customer": "client"}).to_csv(tmp_path / "months" / "one.csv", index=False)
+    assert ids("months", "more", "--ids", "client") == names
+    capsys.readouterr()
+    for data, name, says in (
+        ("t.csv", "client", "has no column 'client' of ids (columns: 'size', 'place',"),
+        ("t.csv", "size", "--ids size: that column is a feature or the target: name another"),
+    ):
+        command = ["embed", str(tmp_path / "run"), "--data", str(tmp_path / data), "--ids", name]
+        assert run([*command, "--out", str(tmp_path / "x.parquet")]) == 2
+        assert says in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert run([*train, "--overwrite", "--ids", "y"]) == 2
+    assert "--ids y" in capsys.readouterr().err

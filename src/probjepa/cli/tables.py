@@ -13,10 +13,10 @@ from probjepa.errors import ConfigError, DataError, counted
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.described import described, unknown_line
-from probjepa.tabular.files import read_table, recorded_text, text_for
+from probjepa.tabular.files import read_table, recorded_row_names, recorded_text, text_for
 from probjepa.tabular.frames import named
 from probjepa.tabular.overlap import shared_by_chance, table_sha256
-from probjepa.tabular.rows import embedded_rows, id_column, named_rows
+from probjepa.tabular.rows import check_ids, embedded_rows, id_column, named_rows
 from probjepa.tabular.runs import fit_run
 from probjepa.tabular.schema import TableSchema
 from probjepa.tabular.traps import refuse_traps
@@ -39,7 +39,7 @@ class TableModel:
     unit = "rows"
 
     def __init__(self, source: str, shared: Shared) -> None:
-        from probjepa.loading import load, target_of, text_of
+        from probjepa.loading import load, row_names_of, target_of, text_of
 
         refuse_of_images(shared)
         device = resolve_device(shared.device)
@@ -49,6 +49,7 @@ class TableModel:
         self.columns: Sequence[str] = self.model.schema_.columns
         self.target = target_of(source)
         self._text = text_of(source)
+        self._ids = row_names_of(source) if shared.ids is None else (shared.ids,)
 
     @staticmethod
     def train(method: str, data: str, options: Training) -> str:
@@ -61,7 +62,7 @@ class TableModel:
         Interrupted
             after Ctrl-C
         """
-        given_of_images = ("val", "convert", "labels", "ids", "cache-views")
+        given_of_images = ("val", "convert", "labels", "cache-views")
         asked = {f"--{name}": getattr(options, name.replace("-", "_")) for name in given_of_images}
         _refuse(asked | {"--on-error": options.on_error != "raise"})
         folder = RunFolder(options.out)
@@ -73,12 +74,15 @@ class TableModel:
         given = check_settings({"random_state": 0} | given, types)
         config = options.config or (folder.config if options.resume else None)
         text = text_for(data, options.text, {} if config is None else recorded_text(config))
-        frame = read_table(data, target, **text)
+        run = () if config is None else recorded_row_names(config)
+        ids = run if options.ids is None else (options.ids,)
+        frame = read_table(data, target, ids=ids, **text)
+        check_ids(frame, () if target is None else (target,), options.ids, data)
         if target is not None and target not in frame.columns:
             raise DataError(
                 f"'{data}' has no column '{target}' to leave out (columns: {named(list(frame.columns))})"
             )
-        names = id_column(frame, () if target is None else (target,))
+        names = id_column(frame, () if target is None else (target,), ids)
         left_out = [name for name in (target, names) if name is not None]
         features = frame.drop(columns=left_out)
         about = {
@@ -109,11 +113,13 @@ class TableModel:
 
     def read(self, data: str) -> tuple[Any, Columns]:
         """A table's features, and the columns that name its rows: "id", "label" if the target is there."""
-        return named_rows(self._table(data, self.target), self.columns, self.target)
+        return named_rows(self._table(data, self.target), self.columns, self.target, ids=self._ids)
 
     def _table(self, path: str, target: str | None) -> Any:
         text = text_for(path, self.shared.text, self._text)
-        return read_table(path, target, self.columns, self.model.schema_.texts, **text)
+        frame = read_table(path, target, self.columns, self.model.schema_.texts, self._ids, **text)
+        check_ids(frame, self.columns, self.shared.ids, path)
+        return frame
 
     def _say_unknown(self, features: Any) -> None:
         schema = self.model.schema_
@@ -180,7 +186,7 @@ class TableModel:
 
         def opened(path: str) -> Any:
             frame = self._table(path, target)
-            names = id_column(frame, [*self.columns, target])
+            names = id_column(frame, [*self.columns, target], self._ids)
             return frame if names is None else frame.set_index(names)
 
         calibration = None if options.calibration is None else opened(options.calibration)
@@ -202,7 +208,7 @@ def refuse_of_images(shared: Shared, size: int | None = None, *, shards: bool = 
     broken = shared.on_error != "raise" and not shards
     _refuse(
         {
-            "--labels": shared.labels, "--ids": shared.ids, "--convert": shared.convert,
+            "--labels": shared.labels, "--convert": shared.convert,
             "--on-error": broken, "--precision": encoded, "--size": size,
         }
     )  # fmt: skip

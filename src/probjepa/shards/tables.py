@@ -21,7 +21,7 @@ from probjepa.model_files import WEIGHTS, model_folder, read_config
 from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
 from probjepa.tabular.files import SUFFIXES, read_table, text_for
 from probjepa.tabular.overlap import shared_by_chance, table_sha256
-from probjepa.tabular.rows import embedded_rows, named_rows
+from probjepa.tabular.rows import check_ids, embedded_rows, named_rows
 
 _FORMATS = {".parquet": "parquet", ".feather": "ipc", ".arrow": "ipc"}
 
@@ -60,7 +60,7 @@ class _Table:
     """A fitted estimator, and a score that is fitted to its reference once."""
 
     def __init__(self, job: Job) -> None:
-        from probjepa.loading import load, target_of, text_of
+        from probjepa.loading import load, row_names_of, target_of, text_of
         from probjepa.training.device import resolve_device
 
         self.job, self.encoding = job, Encoding()
@@ -72,7 +72,8 @@ class _Table:
         weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         self.mark = hashed({"config": read_config(folder), "weights": weights})
         self._text = text_of(job.model)
-        self.reference: dict[str, Any] = {"target": self.target, "text": self._text}
+        self._ids = row_names_of(job.model) if job.ids is None else (job.ids,)
+        self.reference: dict[str, Any] = {"target": self.target, "text": self._text, "ids": self._ids}
         self._scorer: Any = None
         self._known: Any = None  # the scores of the calibration rows
         if job.what != "embed":
@@ -115,8 +116,9 @@ class _Table:
 
     def _rows(self, source: str, before: str = "") -> tuple[Any, Columns]:
         text = text_for(source, self.job.text or {}, self._text)
-        frame = read_table(source, self.target, self.columns, self.model.schema_.texts, **text)
-        return named_rows(frame, self.columns, self.target, before)
+        frame = read_table(source, self.target, self.columns, self.model.schema_.texts, self._ids, **text)
+        check_ids(frame, self.columns, self.job.ids, source)
+        return named_rows(frame, self.columns, self.target, before, self._ids)
 
     def _made(self, features: Any) -> Columns:
         if self._scorer is None:
@@ -132,7 +134,7 @@ class _Table:
         with _local(shard.path) as place, _told(shard.path):
             held = ds.dataset(place, format=_FORMATS[str(_suffix(place))]).to_table()
             missing = held.to_pandas().reindex([0, 1])
-            features, columns = named_rows(missing, self.columns, self.target)
+            features, columns = named_rows(missing, self.columns, self.target, ids=self._ids)
             columns |= self._made(features)
         if "label" in columns:
             columns["label"] = held.column(self.target)

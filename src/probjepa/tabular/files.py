@@ -44,6 +44,15 @@ def recorded_text(settings: Path) -> dict[str, Any]:
     return check_settings(checked(f"text, in {settings},", text or {}, dict[str, Any]), types)
 
 
+def recorded_row_names(settings: Path) -> tuple[str, ...]:
+    """Return the column that named the rows of a run's table, by its config.yaml; (): none, or not said."""
+    try:
+        name = read_mapping(settings).get("row_names")
+    except ConfigError:  # of no run
+        return ()
+    return (name,) if isinstance(name, str) else ()
+
+
 def text_for(source: str | Path, given: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """Return how a file is written: as is given, or where nothing is, and it is text, as the run's was."""
     return dict(given or (run if written_as_text(source) else {}))
@@ -74,12 +83,13 @@ def read_table(
     target: str | None = None,
     features: Sequence[str] = (),
     texts: Sequence[str] = (),
+    ids: Sequence[str] = (),
     **text: Any,
 ) -> Any:
     """Return a file as a DataFrame with string names; its suffix, one of ``SUFFIXES``, says of which kind.
 
     Of a folder, the rows of all tables in it, in the order of their names; other files are passed over.
-    In a text file, a column called id keeps its cells as they are written, as does the target, if the cells
+    In a text file, the column of ids keeps its cells as they are written, as does the target, if the cells
     are no numbers, or would be others as numbers (01, and those beyond 2^53).
 
     Parameters
@@ -92,6 +102,8 @@ def read_table(
         columns that are neither ids nor classes, whatever they are called
     texts
         columns whose cells are texts, whatever they look like: 01 in this file and 2A in another
+    ids
+        columns that may name the rows, before one called id
     text
         of a text file: ``sep``, ``decimal`` and ``na_values``, as pandas has them, and ``thousands``
 
@@ -106,7 +118,7 @@ def read_table(
     """
     path = Path(source)
     _check_marks(text)
-    frame = (_folder if path.is_dir() else _file)(path, target, features, texts, text)
+    frame = (_folder if path.is_dir() else _file)(path, target, features, texts, ids, text)
     if not len(frame) or not len(frame.columns):
         raise DataError(
             f"'{path}' has {len(frame)} rows and {len(frame.columns)} columns: give a table with some of both"
@@ -115,7 +127,12 @@ def read_table(
 
 
 def _folder(
-    folder: Path, target: str | None, features: Sequence[str], texts: Sequence[str], text: Mapping[str, Any]
+    folder: Path,
+    target: str | None,
+    features: Sequence[str],
+    texts: Sequence[str],
+    ids: Sequence[str],
+    text: Mapping[str, Any],
 ) -> Any:
     """The rows of all tables of a folder."""
     pd = pandas()
@@ -135,7 +152,7 @@ def _folder(
 
     def read(texts: Sequence[str]) -> list[Any]:
         how = ((file, text if written_as_text(file) else {}) for file in files.values())
-        return [_file(file, target, features, texts, of) for file, of in how]
+        return [_file(file, target, features, texts, ids, of) for file, of in how]
 
     frames = read(texts)
     first = next(iter(files.values()))
@@ -160,7 +177,12 @@ def _kind(name: str) -> str | None:
 
 
 def _file(
-    path: Path, target: str | None, features: Sequence[str], texts: Sequence[str], text: Mapping[str, Any]
+    path: Path,
+    target: str | None,
+    features: Sequence[str],
+    texts: Sequence[str],
+    ids: Sequence[str],
+    text: Mapping[str, Any],
 ) -> Any:
     """One file as it is, perhaps without rows."""
     pd = pandas()
@@ -177,7 +199,7 @@ def _file(
         if written:
             how = {"sep": "\t" if kind.startswith(".tsv") else ",", **text}
             thousands = how.pop("thousands", None)
-            names = id_column(pd.read_csv(path, **how, nrows=0), [*features, str(target)])
+            names = id_column(pd.read_csv(path, **how, nrows=0), [*features, str(target)], ids)
             kept = [name for name in (names, target) if name is not None and name not in features]
             kept += [name for name in texts if name not in kept]
             frame = pd.read_csv(path, **how, low_memory=False, dtype=dict.fromkeys(kept, str))
@@ -188,7 +210,7 @@ def _file(
                 frame[target] = _classes(frame[target], decimal, thousands)
         else:
             frame = pd.read_parquet(path) if kind == ".parquet" else _read_arrow(path)
-            names = id_column(frame.rename(columns=str), [*features, str(target)])
+            names = id_column(frame.rename(columns=str), [*features, str(target)], ids)
             if names is not None and frame[names].dtype.kind == "f":
                 frame[names] = _whole_numbers(path, kind, names)
     except pd.errors.EmptyDataError:

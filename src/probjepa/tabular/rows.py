@@ -5,14 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from probjepa.errors import DataError
+from probjepa.tabular.frames import named
 
-def id_column(frame: Any, columns: Sequence[str]) -> str | None:
-    """Return the column of a DataFrame called id, if it is not one of the features' ``columns``."""
-    return next((name for name in frame.columns if name.lower() == "id" and name not in columns), None)
+
+def id_column(frame: Any, columns: Sequence[str], ids: Sequence[str] = ()) -> str | None:
+    """Return the column of a DataFrame that names its rows, if it has one.
+
+    It is the first of ``ids`` that is there, or else one called id; none of the features' ``columns``.
+    """
+    free = [name for name in frame.columns if name not in columns]
+    return next((name for name in ids if name in free), None) or next(
+        (name for name in free if name.lower() == "id"), None
+    )
+
+
+def check_ids(frame: Any, columns: Sequence[str], wanted: str | None, where: str) -> None:
+    """Raise DataError if the column of ids that is ``wanted`` is not there, or a feature."""
+    if wanted is None:
+        return
+    if wanted in columns:
+        raise DataError(f"--ids {wanted}: that column is a feature or the target: name another")
+    if wanted not in frame.columns:
+        raise DataError(f"'{where}' has no column '{wanted}' of ids (columns: {named(list(frame.columns))})")
 
 
 def named_rows(
-    frame: Any, columns: Sequence[str], target: str | None = None, before: str = ""
+    frame: Any,
+    columns: Sequence[str],
+    target: str | None = None,
+    before: str = "",
+    ids: Sequence[str] = (),
 ) -> tuple[Any, dict[str, Any]]:
     """Return a table's features, and what names its N rows: "id", and "label" if the target is there.
 
@@ -23,16 +46,18 @@ def named_rows(
     target
         the column of labels
     before
-        stands before the number that is the id of a row where no column is called id
+        stands before the number that is the id of a row where no column names them
+    ids
+        columns that may, before one called id
     """
-    names = id_column(frame, columns)
+    names = id_column(frame, columns, ids)
     if names is None:
-        ids = [f"{before}{row}" for row in range(len(frame))]
+        texts = [f"{before}{row}" for row in range(len(frame))]
     else:
-        ids = [
+        texts = [
             "" if none else str(cell) for cell, none in zip(frame[names], frame[names].isna(), strict=True)
         ]
-    rows: dict[str, Any] = {"id": ids}
+    rows: dict[str, Any] = {"id": texts}
     spare = [name for name in (names, target) if name in frame.columns and name not in columns]
     if target in spare:
         cells = frame[target]
