@@ -75,7 +75,7 @@ def score_jepa(
     settings: dict[str, Any] = {
         "version": __version__,
         "encoder": encoder.name,
-        "weights": fingerprint(encoder),
+        "weights": encoder_fingerprint(encoder),
         **asdict(how),
         "latent": latent,
         "labels": _labels(images),
@@ -178,7 +178,7 @@ def _labels(images: Images) -> str:
     return hashlib.sha256(json.dumps(pa.array(labels).to_pylist()).encode()).hexdigest()[:16]
 
 
-def fingerprint(encoder: Encoder) -> str:
+def encoder_fingerprint(encoder: Encoder) -> str:
     """Return a hash of an encoder's weights, and of how its images are prepared."""
     preprocess = encoder.preprocess
     prepared = preprocess.config() if isinstance(preprocess, Preprocess) else ""

@@ -159,14 +159,14 @@ class _Jepa(_Opened):
     def __init__(self, job: Job) -> None:
         from probjepa.jacobian import as_encoder
         from probjepa.jacobian.estimators import Settings
-        from probjepa.scores.jepa_parts import embedded, fingerprint, input_shape, rows_a_part
+        from probjepa.scores.jepa_parts import embedded, encoder_fingerprint, input_shape, rows_a_part
         from probjepa.training.device import resolve_device
 
         super().__init__(job, Encoding())
         self.encoder = as_encoder(job.model, image_size=job.size).to(resolve_device(job.device))
         shape = input_shape(self.encoder)
         self.decoder = _decoder(*shape, convert=job.convert)
-        self.mark = hashed({"encoder": self.encoder.name, "weights": fingerprint(self.encoder)})
+        self.mark = hashed({"encoder": self.encoder.name, "weights": encoder_fingerprint(self.encoder)})
         self.how = Settings(estimator=job.estimator, rank=job.rank, seed=job.seed, tolerance=job.tolerance)
         self.rows = rows_a_part(self.how)
         self.latent: Any = None if job.latent == "none" else job.latent

@@ -33,7 +33,7 @@ def of_settings(settings: FitSettings) -> dict[str, Any]:
     return {"channels_last": settings.channels_last, "compile": settings.compile} | unusual
 
 
-def fingerprint(
+def run_fingerprint(
     method: Method, views: Any, trainer: L.Trainer, settings: FitSettings, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a resumed run must have in common with the interrupted one, besides what its ``Module`` says."""

@@ -34,7 +34,7 @@ from probjepa.training.loader import make_loader
 from probjepa.training.module import Module, views_for
 from probjepa.training.monitors import make_monitors, sample_rows
 from probjepa.training.processes import batch_size_of_each, lost_another
-from probjepa.training.record import fingerprint, for_the_card, of_data, of_settings
+from probjepa.training.record import for_the_card, of_data, of_settings, run_fingerprint
 from probjepa.training.settings import FitSettings, check_epochs, split_settings, with_settings
 from probjepa.training.source import Batches, open_source, refuse_stream, sample_of, to_device
 from probjepa.training.trainer import (
@@ -264,7 +264,7 @@ def _trained(job: _Job, module: Module, cached: CachedViews | None, how: Auto) -
             settings = dataclasses.replace(settings, batch_size=each)
         batch = {"batch_size": settings.batch_size, "processes": trainer.world_size}
         module.fingerprint |= {"global_batch_size": math.prod(batch.values()), "precision": precision}
-        module.fingerprint |= fingerprint(method, job.views, trainer, settings, options)
+        module.fingerprint |= run_fingerprint(method, job.views, trainer, settings, options)
         if isinstance(job.source, Stream):
             module.fingerprint["stream_lanes"] = lane_count(trainer.world_size)
         if folder is not None:
