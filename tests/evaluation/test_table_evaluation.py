@@ -266,9 +266,26 @@ def test_held_out_rows_of_few_values_may_equal_test_rows():
     found = evaluate_table(None, train, test, "y", calibration=held, **options).metrics
     cells = [[list(row) for row in frame[list("abc")].to_numpy()] for frame in (test, held, stop)]
     shared = [sum(row in others for row in cells[0]) for others in cells[1:]]
-    assert found["test_rows_also_in"] == dict(zip(("calibration", "validation"), shared, strict=True))
+    shared = dict(zip(("calibration", "validation"), shared, strict=True))
+    assert found["test_rows_also_in"] == {"train": 0, **shared}
     with pytest.raises(DataError, match="60 of 60 test rows are in the validation set"):
         evaluate_table(None, train, test, "y", **options | {"validation": test})
+
+
+def test_test_rows_of_few_values_may_equal_training_rows():
+    """Of 27 answers all were given before: none is left out. A row of the table itself is."""
+    train, test, held = (
+        pd.DataFrame(np.random.default_rng(seed).integers(0, 3, (90, 3)), columns=list("abc")).assign(
+            y=["even", "odd"] * 45
+        )
+        for seed in range(3)
+    )
+    options = {"predictors": ["logistic regression"], "calibration": held}
+    found = evaluate_table(None, train, test, "y", **options).metrics
+    assert found["left_out_as_in_train"] == found["calibration_left_out_as_in_train"] == 0
+    assert found["sets"]["test"]["rows"] == 90 and found["test_rows_also_in"]["train"] > 80
+    with pytest.raises(DataError, match="every row of test also stands in train"):
+        evaluate_table(None, train, train[::-1], "y", **options)
 
 
 def test_calibration_rows_of_train_are_left_out_and_counted():

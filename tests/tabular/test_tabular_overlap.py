@@ -109,6 +109,41 @@ def test_the_same_rows_in_another_order_are_refused(questions):
         of_chance(rows.sample(frac=1, random_state=0).astype(float), rows)
 
 
+@pytest.mark.parametrize(
+    ("rows", "held", "leaked"), [(100, 100, 14), (1000, 1000, 15), (2000, 100, 100), (50, 20, 5)]
+)
+def test_a_row_of_numbers_that_stands_twice_hides_no_other(rows, held, leaked):
+    random = np.random.default_rng(0)
+    known, new = (
+        pd.DataFrame(random.normal(size=(n, 3)), columns=list("abc")) for n in (held, rows - leaked)
+    )
+    with pytest.raises(DataError, match=f"{leaked} of {rows} rows to score are in the calibration set"):
+        of_chance(pd.concat([new, known[:leaked]]), pd.concat([known, known[:1]]))
+
+
+def test_rows_that_drifted_to_a_few_kinds_are_no_leak():
+    """Hardly anyone says yes any more."""
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        new, held = (
+            pd.DataFrame(random.random((n, 8)) < yes, columns=list("abcdefgh"))
+            for n, yes in ((200, 0.02), (60, 0.3))
+        )
+        of_chance(new, held)
+
+
+def test_a_few_equal_rows_of_small_samples_are_no_leak():
+    refused = 0
+    for mood in range(40):
+        random = np.random.default_rng(mood)
+        rows, held = (pd.DataFrame(random.integers(0, 4, (30, 5)), columns=list("abcde")) for _ in range(2))
+        try:
+            of_chance(rows, held)
+        except DataError:
+            refused += 1
+    assert refused <= 1
+
+
 @given(st.integers(0, 2**16), st.integers(1, 20))
 def test_one_row_of_numbers_in_both_is_refused(seed, place):
     random = np.random.default_rng(seed)

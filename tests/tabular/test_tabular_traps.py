@@ -56,3 +56,16 @@ def test_a_file_that_is_no_text_is_not_told_how_to_read_one():
     for cells in (["1", "2", "?"], ["4,590.50", "12"]):
         with pytest.raises(DataError, match=r"write it as numbers, or pass --set 'column_types=\{a: categ"):
             refuse_traps(pd.DataFrame({"a": cells}), "t.parquet")
+
+
+@pytest.mark.parametrize("cells", [["1\ud800", "2"], [" ", "", "3"], ["x" * 10_000, "1"], [1, "2.5"]])
+def test_odd_texts_pass(cells):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        TableSchema.infer(pd.DataFrame({"a": pd.Series(cells, dtype=object)}))
+
+
+@pytest.mark.parametrize("dtype", ["string", "string[pyarrow]", "str"])
+def test_texts_of_every_type_are_seen(dtype):
+    with pytest.warns(ProbjepaWarning, match="holds numbers as text"):
+        TableSchema.infer(pd.DataFrame({"a": pd.Series(["1.5", "2,000.5", None], dtype=dtype)}))

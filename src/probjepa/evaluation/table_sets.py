@@ -13,7 +13,7 @@ from probjepa._arrays import check_classes
 from probjepa.errors import DataError, warn
 from probjepa.evaluation.decisions import CALIBRATION, TEST
 from probjepa.tabular.frames import as_frame, named, other_columns
-from probjepa.tabular.overlap import shared_by_chance, stands_in, table_sha256
+from probjepa.tabular.overlap import equal_rows, shared_by_chance, table_sha256
 
 _CONTINUOUS = 100  # more distinct numbers than this are hardly classes
 
@@ -83,16 +83,20 @@ def held_out_tables(
     def read(frame: Any) -> Any:
         return dated(frame[columns])
 
-    seen = stands_in(read(test), read(train))
+    chance: dict[str, int] = {}
+    seen, by_chance = equal_rows(read(test), read(train))
+    if by_chance:
+        chance["train"], seen = int(seen.sum()), np.zeros_like(seen)
     if seen.all():
         raise DataError(f"every row of {names[1]} also stands in {names[0]}: give held-out rows")
     test = test[~seen]
-    left_out, chance = 0, {}
+    left_out = 0
     if calibration is not None:
         calibration = as_frame(calibration).drop(columns=target, errors="ignore")
         _check_columns(calibration.columns, columns, "the calibration table")
         chance[CALIBRATION] = shared_by_chance(read(test), read(calibration), CALIBRATION, "test rows")
-        of_train = stands_in(read(calibration), read(train))
+        of_train, by_chance = equal_rows(read(calibration), read(train))
+        of_train &= not by_chance
         calibration, left_out = _not_in_train(calibration, of_train, names[0]), int(of_train.sum())
     if validation is not None:
         validation = _labelled(as_frame(validation), target, "validation")[0]

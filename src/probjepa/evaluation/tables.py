@@ -63,7 +63,8 @@ def evaluate_table(
         without their target; None: raw features alone
     train, test
         DataFrames with the column ``target``; test rows whose features also stand in ``train`` are left out,
-        and counted, as rows without a class are
+        and counted, as rows without a class are. In tables of few values chance puts them there, and they
+        stay: see ``equal_rows``
     target
         the column of classes, compared as text: 1 and 1.0 are one class
     seeds

@@ -70,7 +70,7 @@ def number_pattern(decimal: str = ".", thousands: str | None = None) -> str:
     A space stands for narrow ones and those that do not break, too, and an apostrophe for a curly one.
     """
     point = re.escape(decimal)
-    grouped = "" if thousands is None else rf"|\d{{1,3}}({_between(thousands)}\d{{3}})+"
+    grouped = "" if thousands is None else rf"|[1-9]\d{{0,2}}({_between(thousands)}\d{{3}})+"
     return rf"\s*[-+]?((\d+{grouped})({point}\d*)?|{point}\d+)([eE][-+]?\d+)?\s*"
 
 
@@ -197,7 +197,7 @@ def _file(
         raise DataError(f"'{path}' is no text: leave {', '.join(text)} out")
     try:
         if written:
-            how = {"sep": "\t" if kind.startswith(".tsv") else ",", **text}
+            how = {"sep": "\t" if kind.startswith(".tsv") else ",", "skipinitialspace": True, **text}
             thousands = how.pop("thousands", None)
             names = id_column(pd.read_csv(path, **how, nrows=0), [*features, str(target)], ids)
             kept = [name for name in (names, target) if name is not None and name not in features]

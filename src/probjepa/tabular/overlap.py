@@ -15,6 +15,8 @@ from probjepa.tabular.dates import day_first, instants
 from probjepa.tabular.frames import as_text, guess_type, labels_of, numbers, pandas
 
 _SPREADS = 4  # standard deviations that a share of equal rows may lie above chance
+_FEW = 3  # rows that two tables may share where neither repeats one
+_VALUES = 20  # fewer different cells are few, however short the tables
 
 
 def row_hashes(frame: Any) -> npt.NDArray[np.uint64]:
@@ -52,26 +54,58 @@ def stands_in(rows: Any, known: Any) -> npt.NDArray[np.bool_]:
 def shared_by_chance(rows: Any, held: Any, what: str, of: str) -> int:
     """Return how many rows (N, …) also stand in a set that was held out (M, …), as they may by chance.
 
-    In a table of few values, answers from 1 to 5 say, rows of different people are equal. If both tables are
-    drawn alike, a row has an equal among the M held-out ones as often as these have one among each other: in
-    a share w, to which two more with and two without are added (Agresti and Caffo, 2000). More than
-    w + 4 √(w (1 − w) (1/N + 1/M)) are no chance. Nor is any, where no table holds one row twice.
+    See ``equal_rows``.
 
     Raises
     ------
     DataError
-        for more than that, or the same rows in both, as ``refuse_seen`` says ``what`` and ``of``; and as
-        ``stands_in``
+        if they are more than that, as ``refuse_seen`` says ``what`` and ``of``; and as ``stands_in``
     """
-    mine, others = _both_hashed(rows, held)
-    seen = np.isin(mine, others)
-    if np.array_equal(np.sort(mine), np.sort(others)) or not (_twice(mine).any() or _twice(others).any()):
-        refuse_seen(seen, what, of)
-    n, m = len(mine), len(others)
-    among = (_twice(others).sum() + 2) / (m + 4)
-    if seen.sum() > n * (among + _SPREADS * np.sqrt(among * (1 - among) * (1 / n + 1 / m))):
+    seen, chance = equal_rows(rows, held)
+    if not chance:
         refuse_seen(seen, what, of)
     return int(seen.sum())
+
+
+def equal_rows(rows: Any, held: Any) -> tuple[npt.NDArray[np.bool_], bool]:
+    """Return which rows (N,) of a table also stand in another (M, …), and whether that may be chance.
+
+    In a table of few values, answers from 1 to 5 say, rows of different people are equal. It is no chance if
+    half of a column's cells are different, if both tables have the same rows, or if more rows are shared than
+    repeat. Of tables drawn alike, a row has an equal among the M others as often as these have one among each
+    other: in a share w, to which two more with and two without are added (Agresti and Caffo, 2000). More than
+    w + 4 √(w (1 − w) (1/N + 1/M)), seen from both sides, are too many; where no row repeats, more than three.
+
+    Raises
+    ------
+    DataError
+        as ``stands_in``
+    """
+    columns = {name: _together(name, rows[name], held[name]) for name in sorted(rows.columns)}
+    hashes = _hashed(columns)
+    mine, others = hashes[: len(rows)], hashes[len(rows) :]
+    seen, back = np.isin(mine, others), np.isin(others, mine)
+    if not seen.any():
+        return seen, True
+    if any(map(_tells_rows_apart, columns.values())) or np.array_equal(np.sort(mine), np.sort(others)):
+        return seen, False
+    repeated, theirs = _twice(mine), _twice(others)
+    if not (repeated.any() or theirs.any()):
+        return seen, bool(seen.sum() <= _FEW)
+    return seen, not (_too_many(seen, theirs) and _too_many(back, repeated))
+
+
+def _tells_rows_apart(cells: npt.NDArray[Any]) -> bool:
+    """Whether a column (N,) has so many values that whole rows are not equal by chance."""
+    distinct = len(pandas().unique(cells))
+    return distinct > _VALUES and distinct > len(cells) / 2
+
+
+def _too_many(seen: npt.NDArray[np.bool_], repeated: npt.NDArray[np.bool_]) -> bool:
+    """Whether more rows (N,) stand in another table than that table's rows (M,) repeat."""
+    n, m = len(seen), len(repeated)
+    share = (repeated.sum() + 2) / (m + 4)
+    return bool(seen.mean() > share + _SPREADS * np.sqrt(share * (1 - share) * (1 / n + 1 / m)))
 
 
 def _both_hashed(rows: Any, known: Any) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:

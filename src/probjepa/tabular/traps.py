@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias
 
 from probjepa.errors import DataError, short, warn
 from probjepa.tabular.files import number_pattern, written_as_text
@@ -16,8 +18,8 @@ _YAML = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")  # YAML's 
 _PLACEHOLDERS = 5  # more kinds of words among numbers are categories
 _READ = 10_000  # rows that a fit looks at, and texts by which a column is judged
 _GAPS = (" ", "'")  # of thousands
-_UNITS = "%$€£¥"
-_UNIT = rf"^[-+]?[{_UNITS}]\s*|\s*[{_UNITS}]$"
+_UNITS = r"[%‰$€£¥₹]|USD|EUR|GBP|CHF"
+_LEADING, _TRAILING = re.compile(rf"([-+]?)({_UNITS})\s*"), re.compile(rf"\s*({_UNITS})$")
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _DAY = r"\d{1,2}(st|nd|rd|th)?"
 _WEEKDAY = r"([a-z]{3,9},? )?"
@@ -30,6 +32,9 @@ _DATES = (
     rf"{_MONTH}[- ]\d{{4}}",
 )
 _DATE = re.compile(rf"({'|'.join(_DATES)})([ T,].*)?", re.IGNORECASE)
+_MARKS = (*"%‰$€£¥₹", "USD", "EUR", "GBP", "CHF", "(", "\N{MINUS SIGN}")
+
+Signs: TypeAlias = tuple[str, str | None]  # decimal, thousands
 
 
 class Trap(NamedTuple):
@@ -44,9 +49,11 @@ class Trap(NamedTuple):
     decimal, thousands
         of numbers, the signs that they are written with
     words
-        of numbers, the texts among them
+        the texts among them that are none, as they are written, if they are few
     units
         of numbers, the signs that stand before or behind them
+    decimal_too
+        whether the numbers might have the sign for thousands as their decimal sign
     codes
         whether it may hold codes: whole numbers alone, or some that begin with 0
     """
@@ -60,6 +67,7 @@ class Trap(NamedTuple):
     words: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     codes: bool = False
+    decimal_too: bool = False
 
 
 def text_traps(
@@ -67,52 +75,102 @@ def text_traps(
 ) -> Iterator[Trap]:
     """Yield the columns (N,) of text, without a type in ``types``, that hold numbers or dates.
 
-    More than half of the cells must be numbers with one pair of signs, beside few texts, or 90 % dates.
-    ``decimal`` and ``thousands`` are the signs that the table was read with.
+    More than half of the cells must be numbers or dates, beside few texts. ``decimal`` and ``thousands`` are
+    the signs that the table was read with.
     """
     pd = pandas()
     for name in frame.columns:
         if name in (types or {}) or pd.api.types.infer_dtype(frame[name], skipna=True) != "string":
             continue
-        cells = frame[name].reset_index(drop=True).dropna().astype(object).str.strip()
-        if cells.str.contains(r"\d").mean() > 0.5 and (trap := _trap(name, cells, (decimal, thousands))):
+        cells = [*enumerate(frame[name])]
+        held = [(row, cell) for row, cell in cells if isinstance(cell, str)]
+        if held and (trap := _trap(name, held, (decimal, thousands))):
             yield trap
 
 
-def _trap(name: str, cells: Any, read: tuple[str, str | None]) -> Trap | None:
-    shares = cells.value_counts(normalize=True)
-    shown = shares.iloc[:_READ] / shares.iloc[:_READ].sum()
-    if shown[[_DATE.fullmatch(text) is not None for text in shown.index]].sum() > 0.9:
-        return Trap(name, "dates", cells.iloc[0], int(cells.index[0]))
+def _trap(name: str, cells: Sequence[tuple[int, str]], read: Signs) -> Trap | None:
+    counts = Counter(cell for _, cell in cells)
+    shown = dict(counts.most_common(_READ))
+    half = sum(shown.values()) / 2
+
+    def share(of: Callable[[str], bool]) -> int:
+        return sum(count for text, count in shown.items() if of(text.strip()))
+
+    def first(of: Callable[[str], bool]) -> tuple[str, int]:
+        row, cell = next((one for one in cells if not of(one[1].strip())), cells[0])
+        return cell, row
+
+    def others(of: Callable[[str], bool]) -> tuple[str, ...]:
+        return tuple(text for text in counts if not of(text.strip()))
+
+    if share(lambda text: any(map(str.isdigit, text))) <= half:
+        return None
+    dates = share(_is_date)
+    words = others(_is_date) if dates > half else ()
+    if dates > half and (len(words) <= _PLACEHOLDERS or dates > 1.8 * half):
+        return Trap(name, "dates", *first(lambda _: False), words=words[:_PLACEHOLDERS])
     decimals = (".", ",") if read[0] == "." else (",", ".")
     signs = [read, *((of, by) for of in decimals for by in (None, "," if of == "." else ".", *_GAPS))]
-    some = _bare(shown)
-    fits = {of: shown[_are_numbers(some, of)].sum() for of in signs}
-    best = max(signs, key=fits.__getitem__)  # the first of equals
-    if fits[best] <= 0.5:
+
+    def fit(of: Signs) -> int:
+        return share(lambda text: _is_number(_bare(text), of))
+
+    fits = {of: fit(of) for of in dict.fromkeys(signs)}
+    best = max(fits, key=fits.__getitem__)  # the first of equals
+    if fits[best] <= half:
+        if share(lambda text: any(_is_number(_bare(text), of) for of in fits)) <= 1.8 * half:
+            return None
+        return Trap(name, "numbers", *first(lambda text: _is_number(text, read)), decimal="")
+    words = others(lambda text: _is_number(_bare(text), best))
+    if len(words) > _PLACEHOLDERS:
         return None
-    texts, bare = shares.index.to_series(), _bare(shares)
-    are = _are_numbers(bare, best)
-    words, with_unit = texts[~are], texts[are & (texts != bare)]
-    if shares[are].sum() <= 0.5 or len(words) > _PLACEHOLDERS:
-        return None
-    unread = cells[~cells.isin(texts[_are_numbers(texts, read)])]
-    first = unread if len(unread) else cells
-    units = [mark for mark in _UNITS if with_unit.str.contains(mark, regex=False).any()]
-    codes = texts.str.fullmatch(r"\d+").all() or texts.str.fullmatch(r"0\d+").any()
+    marked = {text.strip() for text in counts if text not in words and _bare(text.strip()) != text.strip()}
+    units = [mark for mark in _MARKS if any(mark in text for text in marked)]
+    whole = [text.strip() for text in counts]
+    decimal, thousands = best
+    too = thousands in (".", ",") and read == (".", None) and fits[str(thousands), None] == fits[best]
     return Trap(
-        name, "numbers", first.iloc[0], int(first.index[0]), *best, tuple(words), tuple(units), bool(codes)
+        name,
+        "numbers",
+        *first(lambda text: _is_number(text, read)),
+        decimal,
+        thousands,
+        words,
+        tuple(units),
+        all(map(str.isdecimal, whole)) or any(re.fullmatch(r"0\d+", text) for text in whole),
+        too,
     )
 
 
-def _bare(shares: Any) -> Any:
-    """The texts (N,) of a column without a unit's sign."""
-    return shares.index.to_series().str.replace(_UNIT, "", regex=True)
+def _is_date(text: str) -> bool:
+    return _DATE.fullmatch(text) is not None
 
 
-def _are_numbers(texts: Any, signs: tuple[str, str | None]) -> Any:
-    are = texts.str.fullmatch(number_pattern(*signs))
-    return are | pandas().to_numeric(texts, errors="coerce").notna() if signs[0] == "." else are
+def _bare(text: str) -> str:
+    """A number without a unit's sign, brackets that stand for minus, and a typographic minus."""
+    if text.startswith("(") and text.endswith(")"):
+        text = text[1:-1]
+    text = text.replace("\N{MINUS SIGN}", "-")
+    return _TRAILING.sub("", _LEADING.sub(r"\1", text, count=1))
+
+
+def _is_number(text: str, signs: Signs) -> bool:
+    if _pattern(*signs).fullmatch(text):
+        return True
+    return signs[0] == "." and _is_float(text)
+
+
+@cache
+def _pattern(decimal: str, thousands: str | None) -> re.Pattern[str]:
+    return re.compile(number_pattern(decimal, thousands))
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text and "nan" not in text.lower()
 
 
 def warn_of_texts(frame: Any, types: Mapping[str, Any]) -> None:
@@ -155,17 +213,22 @@ def refuse_traps(
 
 
 def _advice(trap: Trap, text: bool, decimal: str, thousands: str | None) -> str:
+    options = [f"--na {shlex.quote(word)}" for word in trap.words] if text else []
     if trap.what == "dates":
-        return f"pass {_typed(trap.column, 'datetime')}"
+        return f"pass {' '.join([*options, _typed(trap.column, 'datetime')])}"
+    if not trap.decimal:
+        return "they are written in several ways: write them in one"
     if not text:
         return "" if trap.codes else "write it as numbers"
-    options = [f"--na {shlex.quote(word)}" for word in trap.words]
+    either = [*options, f"--decimal '{trap.thousands}'"] if trap.decimal_too else []
     if trap.decimal != decimal:
         options.append(f"--decimal '{trap.decimal}'")
     if trap.thousands not in (None, thousands):
         options.append("--thousands " + (f"'{trap.thousands}'" if trap.thousands != "'" else '"\'"'))
     advice = [f"write it without {' and '.join(trap.units)}"] if trap.units else []
-    return " and ".join([*advice, *([f"pass {' '.join(options)}"] if options else [])])
+    advice += [f"pass {' '.join(options)}"] if options else []
+    other = f", or {' '.join(either)} where that is the decimal sign" if either else ""
+    return " and ".join(advice) + other
 
 
 def _typed(name: str, type_: str) -> str:
