@@ -179,7 +179,13 @@ class Registry(Mapping[str, Any]):
 
 # how a lower room has a name made a model: the loader stands on the roof, and is imported when it is called
 LOADERS = Registry(
-    "loader", {"saved model": "probjepa.loading:load", "encoder": "probjepa.loading:open_encoder"}
+    "loader",
+    {
+        "saved model": "probjepa.loading:load",
+        "encoder": "probjepa.loading:open_encoder",
+        "text of a run": "probjepa.loading:text_of",
+        "row names of a run": "probjepa.loading:row_names_of",
+    },
 )
 # (out, *, data_root, budget, cells, seed, overwrite, progress) -> None; ours stand beside the library
 EXPERIMENTS = Registry("experiment", {}, group="probjepa.experiments")

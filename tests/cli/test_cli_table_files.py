@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+import probjepa as pj
 from probjepa.cli import run
 from probjepa.cli.settings import parse_assignments
 from probjepa.errors import DataError
@@ -371,15 +372,24 @@ def test_a_column_of_ids_is_named_once(tmp_path, capsys):
     known = ["--train", str(tmp_path / "t.csv"), "--test", str(tmp_path / "test.csv")]
     assert run(["evaluate", str(tmp_path / "run"), *known, "--out", str(tmp_path / "e"), "-q"]) == 0
     assert pd.read_parquet(tmp_path / "e" / "scores.parquet")["id"].tolist() == names
+    found = pj.evaluate(tmp_path / "run", tmp_path / "t.csv", tmp_path / "test.csv", target="y")
+    assert found.arrays["rows"]["id"].to_pylist() == names
     rows.rename(columns={"customer": "client"}).to_csv(tmp_path / "months" / "one.csv", index=False)
+    score = ["score", str(tmp_path / "run"), "--data", str(tmp_path / "test.csv"), "--ids", "customer"]
+    score += ["--calibration", str(tmp_path / "other.csv"), "--out", str(tmp_path / "s.parquet"), "-q"]
+    assert run(score) == 0
     assert ids("months", "more", "--ids", "client") == names
     capsys.readouterr()
     for data, name, says in (
         ("t.csv", "client", "has no column 'client' of ids (columns: 'size', 'place',"),
+        ("t.csv", "y", "--ids y: that column is a feature or the target"),
         ("t.csv", "size", "--ids size: that column is a feature or the target: name another"),
     ):
         command = ["embed", str(tmp_path / "run"), "--data", str(tmp_path / data), "--ids", name]
         assert run([*command, "--out", str(tmp_path / "x.parquet")]) == 2
         assert says in (error := capsys.readouterr().err) and error.count("\n") == 1
+    train[3] = str(tmp_path / "other.csv")
+    assert run([*train, "--resume"]) == 2
+    assert "has no column 'customer' of ids" in capsys.readouterr().err
     assert run([*train, "--overwrite", "--ids", "y"]) == 2
     assert "--ids y" in capsys.readouterr().err

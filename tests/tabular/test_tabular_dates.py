@@ -108,13 +108,31 @@ def test_raw_features_read_dates_as_the_model_does():
         ("5 Jan 2021", None, "%d %b %Y"),
         ("March 3, 2021", None, "%B %d, %Y"),
         ("2021-03", None, "%Y-%m"),
+        ("2021-03-05T12:00:00Z", None, "%Y-%m-%dT%H:%M:%SZ"),
+        ("2021-03-05T12:00:00+02:00", None, "%Y-%m-%dT%H:%M:%S+00:00"),
         ("Tue, March 2, 2021", None, "%a, %B %d, %Y"),
         ("Tue, March 3, 2021", None, "%Y-%m-%d %H:%M:%S"),  # a Wednesday
     ],
 )
 def test_the_format_of_a_date_reads_it_again(text, day_first, expected):
-    found = format_of("t", text, day_first)
+    found = format_of("t", [text], day_first)
     assert found == expected
     when = instants("t", pd.Series([text]), day_first)
     written = pd.Series(when.dt.strftime(found))
     assert (instants("t", written, day_first) == when).all()
+
+
+def test_a_format_reads_all_cells_and_not_the_first_alone():
+    """pandas takes 05 of 13:05 for the month, and May for a whole name."""
+    texts = ["13:05:15 2021-05-13", "03:05:06 2021-05-25", "22:02:16 2021-07-05"]
+    assert format_of("t", texts) == "%H:%M:%S %Y-%m-%d"
+    assert format_of("t", ["13 May 2021", "25 Jul 2021"]) == "%d %b %Y"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert format_of("t", ["2021-06-03", "2021-06-15"], True) == "%Y-%m-%d"
+
+
+@pytest.mark.parametrize("text", ["today", "now", "Jan-21", "2021-05-04/2021-05-06"])
+def test_what_is_no_date_is_refused(text):
+    with pytest.raises(DataError, match="is datetime"):
+        instants("t", pd.Series(["2021-01-01", text]))

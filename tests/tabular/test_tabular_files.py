@@ -56,6 +56,33 @@ def test_a_folder_of_tables_that_do_not_go_together_is_one_line(months, name, of
         read_table(months)
 
 
+def test_ids_and_classes_of_a_folder_are_alike(tmp_path):
+    (tmp_path / "a.csv").write_text("id,n,y\n1152921504606846977,1,1\n2,2,02\n")
+    part = pd.DataFrame({"id": [7.0, None], "n": [3, 4], "y": [1.0, None]})
+    part.to_parquet(tmp_path / "b.parquet", index=False)
+    found = read_table(tmp_path, "y")
+    assert named_rows(found, ["n"], "y")[1]["id"] == ["1152921504606846977", "2", "7", ""]
+    assert found["y"].tolist()[:3] == ["1", "02", "1"] and found["y"].isna()[3]
+    (tmp_path / "a.csv").write_text("id,n,y\nx,1,1\ny,2,2\n")
+    part.assign(y=["1", "z"]).to_parquet(tmp_path / "b.parquet", index=False)
+    assert read_table(tmp_path, "y")["y"].tolist() == ["1", "2", "1", "z"]
+
+
+def test_columns_that_pandas_took_for_its_index_are_columns(tmp_path):
+    frame = pd.DataFrame({"k": ["a", "b"], "x": [1, 2]})
+    frame.set_index("k").to_parquet(tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet").equals(frame)
+
+
+def test_parts_that_differ_in_type_are_one_line(months, tmp_path):
+    pd.DataFrame({"n": ["1"], "code": ["x"], "none": [None]}).to_parquet(months / "c.parquet", index=False)
+    with pytest.raises(DataError, match=r"'n' holds texts in '.*c.parquet' and not in '.*1.parquet'"):
+        read_table(months)
+    pd.DataFrame({"k": [1, 2], "x": [1, 2]}).to_parquet(tmp_path / "hive", partition_cols=["k"])
+    with pytest.raises(DataError, match=r"parted by folders \('k=1'\): write that column into the files"):
+        read_table(tmp_path / "hive")
+
+
 def test_a_folder_without_tables_or_text_is_one_line(months, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty' holds no tables: they are files that end in .csv"):

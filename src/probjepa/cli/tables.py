@@ -16,7 +16,7 @@ from probjepa.tabular.described import described, unknown_line
 from probjepa.tabular.files import read_table, recorded_row_names, recorded_text, text_for
 from probjepa.tabular.frames import named
 from probjepa.tabular.overlap import shared_by_chance, table_sha256
-from probjepa.tabular.rows import check_ids, embedded_rows, id_column, named_rows
+from probjepa.tabular.rows import check_ids, embedded_rows, id_column, indexed, named_rows
 from probjepa.tabular.runs import fit_run
 from probjepa.tabular.schema import TableSchema
 from probjepa.tabular.traps import refuse_traps
@@ -76,8 +76,9 @@ class TableModel:
         text = text_for(data, options.text, {} if config is None else recorded_text(config))
         run = () if config is None else recorded_row_names(config)
         ids = run if options.ids is None else (options.ids,)
+        by_name = next((name for name in ids if name.lower() != "id"), None)
         frame = read_table(data, target, ids=ids, **text)
-        check_ids(frame, () if target is None else (target,), options.ids, data)
+        check_ids(frame, () if target is None else (target,), by_name, data)
         if target is not None and target not in frame.columns:
             raise DataError(
                 f"'{data}' has no column '{target}' to leave out (columns: {named(list(frame.columns))})"
@@ -113,13 +114,19 @@ class TableModel:
 
     def read(self, data: str) -> tuple[Any, Columns]:
         """A table's features, and the columns that name its rows: "id", "label" if the target is there."""
-        return named_rows(self._table(data, self.target), self.columns, self.target, ids=self._ids)
+        frame = self._table(data, self.target)
+        check_ids(frame, [*self.columns, str(self.target)], self.shared.ids, data)
+        return named_rows(frame, self.columns, self.target, ids=self._ids)
+
+    def _held(self, data: str | None) -> Any:
+        """The features of a table whose rows need no names; None where there is none."""
+        if data is None:
+            return None
+        return named_rows(self._table(data, self.target), self.columns, self.target, ids=self._ids)[0]
 
     def _table(self, path: str, target: str | None) -> Any:
         text = text_for(path, self.shared.text, self._text)
-        frame = read_table(path, target, self.columns, self.model.schema_.texts, self._ids, **text)
-        check_ids(frame, self.columns, self.shared.ids, path)
-        return frame
+        return read_table(path, target, self.columns, self.model.schema_.texts, self._ids, **text)
 
     def _say_unknown(self, features: Any) -> None:
         schema = self.model.schema_
@@ -146,13 +153,13 @@ class TableModel:
         check_score(self.model, options.score, options.reference, options.reference_size)
         features, columns = self.read(data)
         self._say_unknown(features)
-        calibration = None if options.calibration is None else self.read(options.calibration)[0]
+        calibration = self._held(options.calibration)
         if calibration is not None:
             rule.check(len(calibration))
             dated = self.model.schema_.dated
             among = shared_by_chance(dated(features), dated(calibration), "calibration", "rows to score")
             self._say_shared(among, len(features))
-        reference = None if options.reference is None else self.read(options.reference)[0]
+        reference = self._held(options.reference)
         scorer = SetScorer(
             self.model,
             options.score,
@@ -185,9 +192,7 @@ class TableModel:
             )
 
         def opened(path: str) -> Any:
-            frame = self._table(path, target)
-            names = id_column(frame, [*self.columns, target], self._ids)
-            return frame if names is None else frame.set_index(names)
+            return indexed(self._table(path, target), [*self.columns, target], self._ids)
 
         calibration = None if options.calibration is None else opened(options.calibration)
         result = evaluate_table(

@@ -15,7 +15,8 @@ from probjepa.evaluation.figures import Evaluation
 from probjepa.evaluation.tables import evaluate_table
 from probjepa.methods import Method
 from probjepa.registry import LOADERS
-from probjepa.tabular.files import read_table
+from probjepa.tabular.files import read_table, text_for
+from probjepa.tabular.rows import indexed
 
 
 def evaluate(
@@ -29,7 +30,8 @@ def evaluate(
         a trained method or a fitted table estimator; or what ``load`` and ``open_encoder`` take: a run or
         model folder, ``owner/name``, ``"hf:NAME"``, ``"timm:NAME"``
     train, test
-        reference and held-out rows: all that ``open_images`` takes, or a table (a DataFrame, or its file)
+        reference and held-out rows: all that ``open_images`` takes, or a table (a DataFrame, or its file,
+        which is read as the one that the run of ``model`` was fitted to)
     ood
         name → out-of-distribution set, of images
     options
@@ -42,7 +44,9 @@ def evaluate(
     ConfigError, DataError, ArtifactError
         for a model, sets or options that do not go together; see the evaluations of images and of tables
     """
+    text, ids = dict[str, Any](), ()
     if isinstance(model, str | Path) and not str(model).startswith(HUBS):
+        text, ids = LOADERS["text of a run"](model), LOADERS["row names of a run"](model)
         model, name = LOADERS["saved model"](model), model
         if not hasattr(model, "transform") and not isinstance(model, Method):
             raise ConfigError(
@@ -60,10 +64,13 @@ def evaluate(
         raise ConfigError("an evaluation on tables needs target=, the column of classes to predict")
     others = {name: options.pop(name, None) for name in ("validation", "calibration")}
     given = {"train": train, "test": test, **others}
-    schema = getattr(model, "schema_", None)
-    known = [getattr(schema, name, ()) for name in ("columns", "texts")]
-    opened = {
-        name: read_table(of, options["target"], *known) if isinstance(of, str | Path) else of
-        for name, of in given.items()
-    }
-    return evaluate_table(model, **opened, **options)
+    schema, target = getattr(model, "schema_", None), options["target"]
+    columns, texts = (getattr(schema, name, ()) for name in ("columns", "texts"))
+
+    def opened(of: Any) -> Any:
+        if not isinstance(of, str | Path):
+            return of
+        frame = read_table(of, target, columns, texts, ids, **text_for(of, {}, text))
+        return indexed(frame, [*columns, target], ids)
+
+    return evaluate_table(model, **{name: opened(of) for name, of in given.items()}, **options)

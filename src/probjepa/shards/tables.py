@@ -52,7 +52,16 @@ class TableShards:
 
     @staticmethod
     def settled(job: Job, shards: Sequence[Shard]) -> Job:
-        """Return the job: the model says which columns all shards have."""
+        """Return the job: the model says which columns all shards have.
+
+        Raises
+        ------
+        DataError
+            if a shard is also of the calibration set, whose rows may be few and equal by chance
+        """
+        known = {_place(path) for path in _held(job.calibration)}
+        if twice := [shard.path for shard in shards if _place(shard.path) in known]:
+            raise DataError(f"'{twice[0]}' is to be scored and is in the calibration set: give other rows")
         return job
 
 
@@ -117,7 +126,8 @@ class _Table:
     def _rows(self, source: str, before: str = "") -> tuple[Any, Columns]:
         text = text_for(source, self.job.text or {}, self._text)
         frame = read_table(source, self.target, self.columns, self.model.schema_.texts, self._ids, **text)
-        check_ids(frame, self.columns, self.job.ids, source)
+        if before:  # of a shard, whose rows are written
+            check_ids(frame, [*self.columns, str(self.target)], self.job.ids, source)
         return named_rows(frame, self.columns, self.target, before, self._ids)
 
     def _made(self, features: Any) -> Columns:
@@ -139,6 +149,14 @@ class _Table:
         if "label" in columns:
             columns["label"] = held.column(self.target)
         return {name: as_column(values).slice(0, 0) for name, values in columns.items()}
+
+
+def _held(source: str | None) -> list[str]:
+    return [] if source is None else [*files_below(source).values()]
+
+
+def _place(path: str) -> str:
+    return path if is_remote(path) else os.path.realpath(path)
 
 
 def _suffix(name: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ _YEAR_FIRST = re.compile(r"\s*\d{4}")
 _YEAR_LAST = re.compile(r"(?<![\d:])(\d{1,2})([-/. ])(\d{1,2})\2(\d{4}|\d{2})(?!\d)")
 _ISO_DATE = re.compile(r"(?<!\d)\d{4}[-/. ]\d{1,2}[-/. ]\d{1,2}(?!\d)")
 _HAS_YEAR = re.compile(r"\d{4}|[^\W\d]{3}\D?\d\d")  # without one it would be of today
+_COLON_ZONE = re.compile(r"[-+]\d\d:\d\d$")
 _CENTURY = 69  # two digits from here on are of 19.., as POSIX has it
+_EARLIEST = 100  # a year that a text with the name of a month may have: Jan-21 is no day of year 1
 _AS_ISO = "write them as YYYY-MM-DD"
 
 
@@ -78,24 +81,31 @@ def _year_first(column: str, text: str, day_first: bool | None) -> str:
     return f"{text[: found.start()]}{year:04}-{month:02}-{day:02}{text[found.end() :]}"
 
 
-def format_of(column: str, text: str, day_first: bool | None = None) -> str:
-    """Return the format, as ``strftime`` has it, in which a date is written; that of ISO 8601 if none does.
+def format_of(column: str, texts: Sequence[str], day_first: bool | None = None) -> str:
+    """Return the format, as ``strftime`` has it, in which dates are written; that of ISO 8601 if no one is.
 
-    ``day_first`` is as of ``instants``.
+    It is of one text and reads all of them. ``day_first`` is as of ``instants``.
     """
     from pandas.tseries.api import guess_datetime_format
 
     pd = pandas()
-    iso = "%Y-%m-%d" if len(text) <= 10 else "%Y-%m-%d %H:%M:%S"
-    found = _year_last(text)
-    order = bool(day_first) if found is None or day_first is not None else int(found[1]) > 12
-    known = guess_datetime_format(text, dayfirst=order)
-    if known is None and found is not None and found[0] == text and len(found[4]) == 2:
-        known = found[2].join(["%d", "%m", "%y"] if order else ["%m", "%d", "%y"])
-    if known is None or re.search(r"[^\W\d_]", re.sub(r"%.|T", "", known)):  # "Tue" would be of all days
-        return iso
-    read = pd.to_datetime(pd.Series([text]), format=known, errors="coerce", utc=True)
-    return str(known) if (read == instants(column, pd.Series([text]), day_first)).all() else iso
+    cells = pd.Series(texts, dtype=object)
+    when = instants(column, cells, day_first)
+    for text in texts:
+        found = _year_last(text)
+        order = bool(day_first) if found is None or day_first is not None else int(found[1]) > 12
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an order that the text does not have
+            known = guess_datetime_format(text, dayfirst=order)
+        if known is None and found is not None and found[0] == text and len(found[4]) == 2:
+            known = found[2].join(["%d", "%m", "%y"] if order else ["%m", "%d", "%y"])
+        if known is None or re.search(r"[^\W\d_]", re.sub(r"%.|T", "", known)):  # "Tue" would be of all days
+            continue
+        read = pd.to_datetime(cells, format=known, errors="coerce", utc=True)
+        if (read == when).all():
+            zone = "Z" if text.endswith("Z") else "+00:00" if _COLON_ZONE.search(text) else "%z"
+            return str(known).replace("%z", zone)
+    return "%Y-%m-%d" if len(texts[0]) <= 10 else "%Y-%m-%d %H:%M:%S"
 
 
 def instants(column: str, series: Any, day_first: bool | None = None) -> Any:
@@ -125,14 +135,19 @@ def instants(column: str, series: Any, day_first: bool | None = None) -> Any:
 def _iso_texts(column: str, texts: list[str], day_first: bool | None) -> list[str]:
     """Texts as ISO 8601 has them; "" for what is no date, or may be several."""
     pd = pandas()
-    known = pd.Series([_year_first(column, text, day_first) for text in texts], dtype=object)
+    known = pd.Series(
+        [_year_first(column, text, day_first) if any(map(str.isdigit, text)) else "" for text in texts],
+        dtype=object,
+    )  # "today" and "now" are no dates
     others = known[pd.to_datetime(known, errors="coerce", utc=True, format="ISO8601").isna()]
     if len(others):  # names of months, AM and PM
         month, day = (
             pd.to_datetime(others, errors="coerce", utc=True, format="mixed", dayfirst=of)
             for of in (False, True)
         )
-        sure = others.str.contains(_ISO_DATE) | ((month == day) & others.str.contains(_HAS_YEAR))
+        alone = others.map(lambda text: len(_ISO_DATE.findall(text)) == 1)  # and not from one day to another
+        sure = alone | ((month == day) & others.str.contains(_HAS_YEAR) & ~others.str.contains(_ISO_DATE))
+        sure &= month.dt.year >= _EARLIEST
         found = [
             when.isoformat() if is_sure and when == when else ""
             for when, is_sure in zip(month, sure, strict=True)

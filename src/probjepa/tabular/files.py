@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from probjepa.data.shard_files import files_below
 from probjepa.errors import ConfigError, DataError, short
 from probjepa.files import first_line
-from probjepa.tabular.frames import named, other_columns, pandas
-from probjepa.tabular.rows import id_column
+from probjepa.tabular.frames import as_text, named, other_columns, pandas
+from probjepa.tabular.rows import id_column, id_texts
 from probjepa.typed import check_settings, checked
 from probjepa.yaml_files import read_mapping
 
@@ -135,41 +135,62 @@ def _folder(
     text: Mapping[str, Any],
 ) -> Any:
     """The rows of all tables of a folder."""
-    pd = pandas()
+    files = _tables_below(folder)
+    if text and not any(map(written_as_text, files)):
+        raise DataError(f"no table of '{folder}' is text: leave {', '.join(text)} out")
+
+    def read(texts: Sequence[str]) -> dict[Path, Any]:
+        how = ((file, text if written_as_text(file) else {}) for file in files)
+        return {file: _file(file, target, features, texts, ids, of) for file, of in how}
+
+    frames = read(texts)
+    columns = frames[files[0]].columns
+    for file, frame in frames.items():
+        if said := other_columns(frame.columns, columns):
+            raise DataError(f"'{file}' has other columns than '{files[0]}' ({said}): give tables of one kind")
+    if mixed := [name for name in columns if len(_are_texts(frames, name)) > 1]:
+        frames = read([*texts, *mixed])  # 01 in one file, 2A in another
+    named_by = id_column(frames[files[0]], [*features, str(target)], ids)
+    for name in mixed:
+        if name not in (target, named_by) and len(kinds := _are_texts(frames, name)) > 1:
+            one, other = kinds[True], kinds[False]
+            raise DataError(f"column '{name}' holds texts in '{one}' and not in '{other}': write both alike")
+    parts = [frame for frame in frames.values() if len(frame)] or [frames[files[0]]]
+    for name, alike in ((named_by, id_texts), (target, _class_texts)):
+        if name in columns and len({frame[name].dtype for frame in parts}) > 1:
+            parts = [frame.assign(**{str(name): alike(frame[name])}) for frame in parts]
+    return pandas().concat(parts, ignore_index=True)
+
+
+def _tables_below(folder: Path) -> list[Path]:
     files: dict[str, Path] = {}
     for name, place in sorted(files_below(str(folder)).items()):
         if (kind := _kind(name)) is None:
             continue
-        stem = name[: -len(kind)]
+        stem, part = name[: -len(kind)], PurePosixPath(name).parts[0]
         if stem in files:
             raise DataError(f"'{files[stem]}' and '{place}' look like one table: take one of them away")
+        if "/" in name and "=" in part:
+            raise DataError(f"'{folder}' is parted by folders ('{part}'): write that column into the files")
         files[stem] = Path(place)
     if not files:
         raise DataError(f"'{folder}' holds no tables: they are files that end in {', '.join(SUFFIXES)}")
-
-    if text and not any(map(written_as_text, files.values())):
-        raise DataError(f"no table of '{folder}' is text: leave {', '.join(text)} out")
-
-    def read(texts: Sequence[str]) -> list[Any]:
-        how = ((file, text if written_as_text(file) else {}) for file in files.values())
-        return [_file(file, target, features, texts, ids, of) for file, of in how]
-
-    frames = read(texts)
-    first = next(iter(files.values()))
-    for file, frame in zip(files.values(), frames, strict=True):
-        if said := other_columns(frame.columns, frames[0].columns):
-            raise DataError(f"'{file}' has other columns than '{first}' ({said}): give tables of one kind")
-    kinds = {name: {_is_text(frame[name]) for frame in frames} - {None} for name in frames[0].columns}
-    if mixed := [name for name, of in kinds.items() if len(of) > 1]:  # 01 in one file, 2A in another
-        frames = read([*texts, *mixed])
-    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+    return list(files.values())
 
 
-def _is_text(series: Any) -> bool | None:
-    """Whether a column's cells are texts; None where there is none."""
-    if not series.notna().any():
-        return None
-    return bool(pandas().api.types.infer_dtype(series, skipna=True) == "string")
+def _are_texts(frames: Mapping[Path, Any], name: str) -> dict[bool, Path]:
+    """Whether a column's cells are texts → the last file where they are; one without cells says neither."""
+    types = pandas().api.types
+    return {
+        types.infer_dtype(frame[name], skipna=True) == "string": file
+        for file, frame in frames.items()
+        if frame[name].notna().any()
+    }
+
+
+def _class_texts(series: Any) -> Any:
+    """Classes as texts, as they are compared: 1.0 is "1"."""
+    return series.astype(object).map(as_text, na_action="ignore")
 
 
 def _kind(name: str) -> str | None:
@@ -210,6 +231,8 @@ def _file(
                 frame[target] = _classes(frame[target], decimal, thousands)
         else:
             frame = pd.read_parquet(path) if kind == ".parquet" else _read_arrow(path)
+            if None not in frame.index.names:  # columns of the file, which pandas took for its index
+                frame = frame.reset_index()
             names = id_column(frame.rename(columns=str), [*features, str(target)], ids)
             if names is not None and frame[names].dtype.kind == "f":
                 frame[names] = _whole_numbers(path, kind, names)

@@ -16,6 +16,7 @@ from probjepa.tabular.frames import as_frame, as_text, has_names, named, pandas
 from probjepa.tabular.schema import Feature, TableSchema
 from probjepa.tabular.tokens import CellDistribution
 
+_READ = 50  # texts that a format must read
 _MOST_DIGITS = 309  # before the point, of a float64
 
 
@@ -187,7 +188,8 @@ def _dates(series: Any, days: npt.NDArray[np.float64], feature: Feature) -> list
     dates = pd.Series(seconds.astype("datetime64[s]")).dt.tz_localize("UTC")
     kind, first = getattr(series.dtype, "kind", "O"), _first(series)
     if isinstance(first, str):
-        return [*dates.dt.strftime(format_of(feature.column, first.strip(), feature.day_first))]
+        texts = [*dict.fromkeys(cell.strip() for cell in series.dropna() if isinstance(cell, str))]
+        return [*dates.dt.strftime(format_of(feature.column, texts[:_READ], feature.day_first))]
     if not isinstance(first, datetime.datetime) and isinstance(first, datetime.date):
         return [when.date() for when in dates]
     dates = dates.dt.tz_convert(getattr(first, "tzinfo", None))  # of none: UTC, without a zone

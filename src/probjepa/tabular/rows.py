@@ -20,6 +20,22 @@ def id_column(frame: Any, columns: Sequence[str], ids: Sequence[str] = ()) -> st
     )
 
 
+def indexed(frame: Any, columns: Sequence[str], ids: Sequence[str] = ()) -> Any:
+    """Return a DataFrame with the column that names its rows as its index, see ``id_column``."""
+    names = id_column(frame, columns, ids)
+    return frame if names is None else frame.set_index(names)
+
+
+def id_texts(series: Any) -> list[str]:
+    """Return a column of ids as texts, "" where one is missing; of whole numbers among floats, too."""
+
+    def text(cell: Any) -> str:
+        whole = isinstance(cell, float) and cell.is_integer()
+        return str(int(cell)) if whole else str(cell)
+
+    return ["" if none else text(cell) for cell, none in zip(series, series.isna(), strict=True)]
+
+
 def check_ids(frame: Any, columns: Sequence[str], wanted: str | None, where: str) -> None:
     """Raise DataError if the column of ids that is ``wanted`` is not there, or a feature."""
     if wanted is None:
@@ -51,12 +67,7 @@ def named_rows(
         columns that may, before one called id
     """
     names = id_column(frame, columns, ids)
-    if names is None:
-        texts = [f"{before}{row}" for row in range(len(frame))]
-    else:
-        texts = [
-            "" if none else str(cell) for cell, none in zip(frame[names], frame[names].isna(), strict=True)
-        ]
+    texts = [f"{before}{row}" for row in range(len(frame))] if names is None else id_texts(frame[names])
     rows: dict[str, Any] = {"id": texts}
     spare = [name for name in (names, target) if name in frame.columns and name not in columns]
     if target in spare:
