@@ -78,10 +78,10 @@ def _intervals(seeds: int) -> str:
     if seeds >= 3:
         return (
             "95 % intervals of the mean over seeds (Student's t); of a row of one seed, or without seeds, "
-            "Wilson or bootstrap; of two seeds, none"
+            "Wilson or bootstrap; of two seeds, both figures"
         )
     if seeds == 2:
-        return "none of two seeds"
+        return "of two seeds none, but both figures"
     return "95 % intervals of one seed (Wilson or bootstrap), without what seeds differ by"
 
 

@@ -27,7 +27,9 @@ _RENAMED = {
     "keeping the half that σ is surest of raises": "half coverage by σ raises",
     "keeping that half raises it": "half coverage by σ raises it",
     "of a row without seeds, Wilson or bootstrap": "of a row of one seed, or without seeds, Wilson or "
-    "bootstrap; of two seeds, none",
+    "bootstrap; of two seeds, both figures",
+    "bootstrap; of two seeds, none": "bootstrap; of two seeds, both figures",
+    '"none of two seeds"': '"of two seeds none, but both figures"',
 }
 _HEAD = """# Results
 

@@ -223,7 +223,7 @@ def test_rows_of_fewer_seeds_are_marked_wherever_they_are_shown(tmp_path, capsys
     assert "two (1 of 3 seeds)" in capsys.readouterr().out
     assert part["tables"]["digits"]["rows"][0] == whole["tables"]["digits"]["rows"][0]
     assert part["intervals"].endswith(
-        "of a row of one seed, or without seeds, Wilson or bootstrap; of two seeds, none"
+        "of a row of one seed, or without seeds, Wilson or bootstrap; of two seeds, both figures"
     )
 
 
