@@ -333,6 +333,9 @@ def test_a_folder_of_tables_trains_and_is_evaluated(tmp_path, capsys):
         "--out",
         str(tmp_path / "s.parquet"),
     ]
+    for name in ("score", "embed"):
+        assert run([name, *score[1:-1], str(tmp_path / "test" / "s.parquet")]) == 2
+        assert "lies in --data" in capsys.readouterr().err
     assert run([*score, "--calibration", str(tmp_path / "one"), "--fdr", "0.1"]) == 0
     assert pd.read_parquet(tmp_path / "s.parquet")["id"].tolist() == [str(row) for row in range(10)]
     known = ["--train", str(tmp_path / "one"), "--test", str(tmp_path / "test")]

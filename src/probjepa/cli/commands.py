@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from probjepa.cli.kind import Kind
 from probjepa.cli.kinds import kind_of_method, open_model
 from probjepa.cli.options import (
     Curating,
@@ -22,7 +23,7 @@ from probjepa.cli.options import (
     Shared,
     Training,
 )
-from probjepa.errors import ConfigError
+from probjepa.errors import ConfigError, DataError
 from probjepa.terminal import say
 
 _NO_PARQUET = (
@@ -79,12 +80,20 @@ def embed(model: Model, data: Data, out: OutTable, shared: Shared, sharding: Sha
     place = _table(out)
     with _claimed(place):
         opened = open_model(model, shared, place)
+        _check_beside(opened, data, place)
         count, rows = opened.embed(data)
         with open_table(place, shared.overwrite) as table:
             for columns in rows:
                 table.write(columns)
             opened.note(table)
     say(f"embedded {count:,} {opened.unit}: {out}")
+
+
+def _check_beside(opened: Kind, data: str, out: Path) -> None:
+    """Raise DataError where a table would be written among the tables that it is made of."""
+    home = Path(data).resolve()
+    if opened.unit == "rows" and home.is_dir() and out.resolve().is_relative_to(home):
+        raise DataError(f"--out '{out}' lies in --data '{data}': give a file beside it")
 
 
 def score(
@@ -103,6 +112,7 @@ def score(
     place = _table(out)
     with _claimed(place):
         opened = open_model(model, shared, place)
+        _check_beside(opened, data, place)
         scored = opened.score(data, place, options)
     earlier = f", {scored.known:,} of them by an earlier run" if scored.known else ""
     flagged = "" if scored.flagged is None else f", {scored.flagged:,} flagged at {options.rule}"
