@@ -242,7 +242,9 @@ def test_another_model_is_another_scoring(encoder, tmp_path, monkeypatch):
         scored(
             replace(encoder, preprocess=Preprocess(8, 1, [0.1], [0.9])), images(10, 0), tmp_path / "j.parquet"
         )
-    assert jepa_parts.encoder_fingerprint(as_encoder(torch.tanh)) == jepa_parts.encoder_fingerprint(as_encoder(torch.sin))
+    assert jepa_parts.encoder_fingerprint(as_encoder(torch.tanh)) == jepa_parts.encoder_fingerprint(
+        as_encoder(torch.sin)
+    )
 
 
 def test_images_are_opened_as_the_encoder_takes_them(encoder):
