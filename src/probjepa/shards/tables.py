@@ -19,7 +19,7 @@ from probjepa.errors import ConfigError, DataError
 from probjepa.files import first_line
 from probjepa.model_files import WEIGHTS, model_folder, read_config
 from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
-from probjepa.tabular.files import SUFFIXES, read_table, text_for
+from probjepa.tabular.files import no_tables, read_table, table_suffix, text_for
 from probjepa.tabular.overlap import shared_by_chance, table_sha256
 from probjepa.tabular.rows import check_ids, embedded_rows, named_rows
 
@@ -45,10 +45,10 @@ class TableShards:
         DataError
             if there is none, or two would have one output
         """
-        found = {name: path for name, path in sorted(files_below(source).items()) if _suffix(name)}
+        found = {name: path for name, path in sorted(files_below(source).items()) if table_suffix(name)}
         if not found:
-            raise DataError(f"'{source}' holds no tables: they are files that end in {', '.join(SUFFIXES)}")
-        return as_shards(found, _suffix)
+            raise no_tables(source)
+        return as_shards(found, table_suffix)
 
     @staticmethod
     def settled(job: Job, shards: Sequence[Shard]) -> Job:
@@ -142,7 +142,7 @@ class _Table:
     def empty(self, shard: Shard) -> Columns:
         """Return columns without rows."""
         with _local(shard.path) as place, _told(shard.path):
-            held = ds.dataset(place, format=_FORMATS[str(_suffix(place))]).to_table()
+            held = ds.dataset(place, format=_FORMATS[str(table_suffix(place))]).to_table()
             missing = held.to_pandas().reindex([0, 1])
             features, columns = named_rows(missing, self.columns, self.target, ids=self._ids)
             columns |= self._made(features)
@@ -159,13 +159,9 @@ def _place(path: str) -> str:
     return path if is_remote(path) else os.path.realpath(path)
 
 
-def _suffix(name: str) -> str | None:
-    return next((of for of in SUFFIXES if name.lower().endswith(of)), None)
-
-
 def _is_empty(place: str) -> bool:
     """Whether a file of Arrow's has no rows, as engines write them for parts without any."""
-    kind = _FORMATS.get(str(_suffix(place)))
+    kind = _FORMATS.get(str(table_suffix(place)))
     return kind is not None and ds.dataset(place, format=kind).count_rows() == 0
 
 

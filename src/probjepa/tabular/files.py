@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from probjepa.data.shard_files import files_below
 from probjepa.errors import ConfigError, DataError, short
@@ -118,7 +118,7 @@ def read_table(
     """
     path = Path(source)
     _check_marks(text)
-    frame = (_folder if path.is_dir() else _file)(path, target, features, texts, ids, text)
+    frame = (_folder if path.is_dir() else _file)(path, _Columns(target, features, texts, ids), text)
     if not len(frame) or not len(frame.columns):
         raise DataError(
             f"'{path}' has {len(frame)} rows and {len(frame.columns)} columns: give a table with some of both"
@@ -126,37 +126,42 @@ def read_table(
     return frame
 
 
-def _folder(
-    folder: Path,
-    target: str | None,
-    features: Sequence[str],
-    texts: Sequence[str],
-    ids: Sequence[str],
-    text: Mapping[str, Any],
-) -> Any:
+class _Columns(NamedTuple):
+    """What is known of a table's columns, as ``read_table`` has them."""
+
+    target: str | None
+    features: Sequence[str]
+    texts: Sequence[str]
+    ids: Sequence[str]
+
+    def names_rows(self, frame: Any) -> str | None:
+        """Return the column of ids, see ``id_column``."""
+        return id_column(frame, [*self.features, str(self.target)], self.ids)
+
+
+def _folder(folder: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
     """The rows of all tables of a folder."""
     files = _tables_below(folder)
     if text and not any(map(written_as_text, files)):
         raise DataError(f"no table of '{folder}' is text: leave {', '.join(text)} out")
 
-    def read(texts: Sequence[str]) -> dict[Path, Any]:
-        how = ((file, text if written_as_text(file) else {}) for file in files)
-        return {file: _file(file, target, features, texts, ids, of) for file, of in how}
+    def read(known: _Columns) -> dict[Path, Any]:
+        return {file: _file(file, known, text if written_as_text(file) else {}) for file in files}
 
-    frames = read(texts)
+    frames = read(known)
     columns = frames[files[0]].columns
     for file, frame in frames.items():
         if said := other_columns(frame.columns, columns):
             raise DataError(f"'{file}' has other columns than '{files[0]}' ({said}): give tables of one kind")
     if mixed := [name for name in columns if len(_are_texts(frames, name)) > 1]:
-        frames = read([*texts, *mixed])  # 01 in one file, 2A in another
-    named_by = id_column(frames[files[0]], [*features, str(target)], ids)
+        frames = read(known._replace(texts=[*known.texts, *mixed]))  # 01 in one file, 2A in another
+    named_by = known.names_rows(frames[files[0]])
     for name in mixed:
-        if name not in (target, named_by) and len(kinds := _are_texts(frames, name)) > 1:
+        if name not in (known.target, named_by) and len(kinds := _are_texts(frames, name)) > 1:
             one, other = kinds[True], kinds[False]
             raise DataError(f"column '{name}' holds texts in '{one}' and not in '{other}': write both alike")
     parts = [frame for frame in frames.values() if len(frame)] or [frames[files[0]]]
-    for name, alike in ((named_by, id_texts), (target, _class_texts)):
+    for name, alike in ((named_by, id_texts), (known.target, _class_texts)):
         if name in columns and len({frame[name].dtype for frame in parts}) > 1:
             parts = [frame.assign(**{str(name): alike(frame[name])}) for frame in parts]
     return pandas().concat(parts, ignore_index=True)
@@ -165,7 +170,7 @@ def _folder(
 def _tables_below(folder: Path) -> list[Path]:
     files: dict[str, Path] = {}
     for name, place in sorted(files_below(str(folder)).items()):
-        if (kind := _kind(name)) is None:
+        if (kind := table_suffix(name)) is None:
             continue
         stem, part = name[: -len(kind)], PurePosixPath(name).parts[0]
         if stem in files:
@@ -174,7 +179,7 @@ def _tables_below(folder: Path) -> list[Path]:
             raise DataError(f"'{folder}' is parted by folders ('{part}'): write that column into the files")
         files[stem] = Path(place)
     if not files:
-        raise DataError(f"'{folder}' holds no tables: they are files that end in {', '.join(SUFFIXES)}")
+        raise no_tables(folder)
     return list(files.values())
 
 
@@ -193,21 +198,20 @@ def _class_texts(series: Any) -> Any:
     return series.astype(object).map(as_text, na_action="ignore")
 
 
-def _kind(name: str) -> str | None:
+def no_tables(source: str | Path) -> DataError:
+    """Return the error of a folder without tables."""
+    return DataError(f"'{source}' holds no tables: they are files that end in {', '.join(SUFFIXES)}")
+
+
+def table_suffix(name: str) -> str | None:
+    """Return which of ``SUFFIXES`` a file's name has; None where it is no table's."""
     return next((of for of in SUFFIXES if name.lower().endswith(of)), None)
 
 
-def _file(
-    path: Path,
-    target: str | None,
-    features: Sequence[str],
-    texts: Sequence[str],
-    ids: Sequence[str],
-    text: Mapping[str, Any],
-) -> Any:
+def _file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
     """One file as it is, perhaps without rows."""
-    pd = pandas()
-    kind = _kind(path.name)
+    pd, target = pandas(), known.target
+    kind = table_suffix(path.name)
     if kind is None:
         raise DataError(f"'{path}' is no table: give a file that ends in {', '.join(SUFFIXES)}")
     if not path.is_file():
@@ -220,9 +224,9 @@ def _file(
         if written:
             how = {"sep": "\t" if kind.startswith(".tsv") else ",", "skipinitialspace": True, **text}
             thousands = how.pop("thousands", None)
-            names = id_column(pd.read_csv(path, **how, nrows=0), [*features, str(target)], ids)
-            kept = [name for name in (names, target) if name is not None and name not in features]
-            kept += [name for name in texts if name not in kept]
+            names = known.names_rows(pd.read_csv(path, **how, nrows=0))
+            kept = [name for name in (names, target) if name is not None and name not in known.features]
+            kept += [name for name in known.texts if name not in kept]
             frame = pd.read_csv(path, **how, low_memory=False, dtype=dict.fromkeys(kept, str))
             decimal = text.get("decimal", ".")
             for name in () if thousands is None else frame.columns.difference(kept):
@@ -233,7 +237,7 @@ def _file(
             frame = pd.read_parquet(path) if kind == ".parquet" else _read_arrow(path)
             if None not in frame.index.names:  # columns of the file, which pandas took for its index
                 frame = frame.reset_index()
-            names = id_column(frame.rename(columns=str), [*features, str(target)], ids)
+            names = known.names_rows(frame.rename(columns=str))
             if names is not None and frame[names].dtype.kind == "f":
                 frame[names] = _whole_numbers(path, kind, names)
     except pd.errors.EmptyDataError:

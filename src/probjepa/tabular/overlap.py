@@ -47,8 +47,7 @@ def stands_in(rows: Any, known: Any) -> npt.NDArray[np.bool_]:
     DataError
         for complex, nested or infinite cells
     """
-    of, others = _both_hashed(rows, known)
-    return np.isin(of, others)
+    return equal_rows(rows, known)[0]
 
 
 def shared_by_chance(rows: Any, held: Any, what: str, of: str) -> int:
@@ -106,11 +105,6 @@ def _too_many(seen: npt.NDArray[np.bool_], repeated: npt.NDArray[np.bool_]) -> b
     n, m = len(seen), len(repeated)
     share = (repeated.sum() + 2) / (m + 4)
     return bool(seen.mean() > share + _SPREADS * np.sqrt(share * (1 - share) * (1 / n + 1 / m)))
-
-
-def _both_hashed(rows: Any, known: Any) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    hashes = _hashed({name: _together(name, rows[name], known[name]) for name in sorted(rows.columns)})
-    return hashes[: len(rows)], hashes[len(rows) :]
 
 
 def _twice(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 from probjepa.errors import DataError, short, warn
@@ -18,8 +18,9 @@ _YAML = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")  # YAML's 
 _PLACEHOLDERS = 5  # more kinds of words among numbers are categories
 _READ = 10_000  # rows that a fit looks at, and texts by which a column is judged
 _GAPS = (" ", "'")  # of thousands
-_UNITS = r"[%‰$€£¥₹]|USD|EUR|GBP|CHF"
-_LEADING, _TRAILING = re.compile(rf"([-+]?)({_UNITS})\s*"), re.compile(rf"\s*({_UNITS})$")
+_UNITS = (*"%‰$€£¥₹", "USD", "EUR", "GBP", "CHF")
+_UNIT = "|".join(map(re.escape, _UNITS))
+_LEADING, _TRAILING = re.compile(rf"([-+]?)({_UNIT})\s*"), re.compile(rf"\s*({_UNIT})$")
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _DAY = r"\d{1,2}(st|nd|rd|th)?"
 _WEEKDAY = r"([a-z]{3,9},? )?"
@@ -32,7 +33,7 @@ _DATES = (
     rf"{_MONTH}[- ]\d{{4}}",
 )
 _DATE = re.compile(rf"({'|'.join(_DATES)})([ T,].*)?", re.IGNORECASE)
-_MARKS = (*"%‰$€£¥₹", "USD", "EUR", "GBP", "CHF", "(", "\N{MINUS SIGN}")
+_MARKS = (*_UNITS, "(", "\N{MINUS SIGN}")
 
 Signs: TypeAlias = tuple[str, str | None]  # decimal, thousands
 
@@ -82,9 +83,8 @@ def text_traps(
     for name in frame.columns:
         if name in (types or {}) or pd.api.types.infer_dtype(frame[name], skipna=True) != "string":
             continue
-        cells = [*enumerate(frame[name])]
-        held = [(row, cell) for row, cell in cells if isinstance(cell, str)]
-        if held and (trap := _trap(name, held, (decimal, thousands))):
+        cells = [(row, cell) for row, cell in enumerate(frame[name]) if isinstance(cell, str)]
+        if cells and (trap := _trap(name, cells, (decimal, thousands))):
             yield trap
 
 
@@ -146,6 +146,7 @@ def _is_date(text: str) -> bool:
     return _DATE.fullmatch(text) is not None
 
 
+@lru_cache(2 * _READ)
 def _bare(text: str) -> str:
     """A number without a unit's sign, brackets that stand for minus, and a typographic minus."""
     if text.startswith("(") and text.endswith(")"):
