@@ -10,7 +10,7 @@ from probjepa.errors import DataError
 from probjepa.evaluation.tables import evaluate_once
 from probjepa.tabular import TableSchema
 from probjepa.tabular.dates import format_of, instants
-from probjepa.tabular.overlap import stands_in
+from probjepa.tabular.overlap import equal_rows
 
 WHEN = pd.to_datetime(["2021-04-03", "2021-04-25", "2021-12-31"])
 FORMS = {
@@ -71,8 +71,8 @@ def test_rows_of_one_date_are_found_however_it_is_written():
         pd.DataFrame({"t": WHEN.strftime("%Y-%m-%d")}),
     )
     schema = schema_of(day["t"])
-    assert stands_in(schema.dated(day[:1]), schema.dated(month)).tolist() == [True]
-    assert stands_in(day, pd.DataFrame({"t": WHEN[1:]})).tolist() == [False, True, True]
+    assert equal_rows(schema.dated(day[:1]), schema.dated(month))[0].tolist() == [True]
+    assert equal_rows(day, pd.DataFrame({"t": WHEN[1:]}))[0].tolist() == [False, True, True]
 
 
 def test_raw_features_read_dates_as_the_model_does():

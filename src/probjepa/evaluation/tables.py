@@ -2,7 +2,7 @@
 
 Nothing is fitted on a row that is scored: the encoder and the predictors see the training rows alone, and
 ``evaluate_table`` leaves out a test row whose features also stand in the training table. ``evaluate_once``
-takes a split as it is, as published tables do: see ``tabular.overlap.stands_in`` for such rows.
+takes a split as it is, as published tables do: see ``tabular.overlap.equal_rows`` for such rows.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _VALUES = 20  # fewer different cells are few, however short the tables
 def row_hashes(frame: Any) -> npt.NDArray[np.uint64]:
     """Return a 64-bit hash (N,) of each row's cells as stored; 1 and 1.0 are one, missing ones are equal.
 
-    It is a table's fingerprint. Whether rows stand in another table says ``stands_in``, whatever the types.
+    It is a table's fingerprint. Whether rows stand in another table says ``equal_rows``, whatever the types.
     """
     pd = pandas()
     plain = {}
@@ -35,21 +35,6 @@ def row_hashes(frame: Any) -> npt.NDArray[np.uint64]:
     return _hashed(plain)
 
 
-def stands_in(rows: Any, known: Any) -> npt.NDArray[np.bool_]:
-    """Return which rows (N,) of a DataFrame also stand in ``known``, a DataFrame with their columns (M, …).
-
-    Cells are compared by what they mean, since two files of one table may be read in different types: True is
-    "True" and 1, 1 is 1.0 and "1", a date is its text, and 0.1 is 0.1 in float32. Missing cells are equal.
-    Where a model was fitted, give what ``TableSchema.dated`` returns: it knows whether the day stands first.
-
-    Raises
-    ------
-    DataError
-        for complex, nested or infinite cells
-    """
-    return equal_rows(rows, known)[0]
-
-
 def shared_by_chance(rows: Any, held: Any, what: str, of: str) -> int:
     """Return how many rows (N, …) also stand in a set that was held out (M, …), as they may by chance.
 
@@ -58,7 +43,7 @@ def shared_by_chance(rows: Any, held: Any, what: str, of: str) -> int:
     Raises
     ------
     DataError
-        if they are more than that, as ``refuse_seen`` says ``what`` and ``of``; and as ``stands_in``
+        if they are more than that, as ``refuse_seen`` says ``what`` and ``of``; and as ``equal_rows``
     """
     seen, chance = equal_rows(rows, held)
     if not chance:
@@ -69,6 +54,10 @@ def shared_by_chance(rows: Any, held: Any, what: str, of: str) -> int:
 def equal_rows(rows: Any, held: Any) -> tuple[npt.NDArray[np.bool_], bool]:
     """Return which rows (N,) of a table also stand in another (M, …), and whether that may be chance.
 
+    Cells are compared by what they mean, since two files of one table may be read in different types: True is
+    "True" and 1, 1 is 1.0 and "1", a date is its text, and 0.1 is 0.1 in float32. Missing cells are equal.
+    Where a model was fitted, give what ``TableSchema.dated`` returns: it knows whether the day stands first.
+
     In a table of few values, answers from 1 to 5 say, rows of different people are equal. It is no chance if
     half of a column's cells are different, if both tables have the same rows, or if more rows are shared than
     repeat. Of tables drawn alike, a row has an equal among the M others as often as these have one among each
@@ -78,7 +67,7 @@ def equal_rows(rows: Any, held: Any) -> tuple[npt.NDArray[np.bool_], bool]:
     Raises
     ------
     DataError
-        as ``stands_in``
+        for complex, nested or infinite cells
     """
     columns = {name: _together(name, rows[name], held[name]) for name in sorted(rows.columns)}
     hashes = _hashed(columns)
