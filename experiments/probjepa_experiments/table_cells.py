@@ -20,6 +20,8 @@ from probjepa_experiments.table_sets import SOURCES, TableSet
 
 PREDICTORS = ("logistic regression", "MLP", "XGBoost")
 RAW = "raw"  # features as they are, without an encoder
+# of random initialisation: one epoch whose steps are too small to change a weight
+UNTRAINED = {"max_epochs": 1, "learning_rate": 1e-12}
 Figures = dict[str, Mapping[str, float | None] | float | None]
 
 
@@ -32,7 +34,8 @@ def table_base(row: Row, budget: Budget, dataset: str, data: Data) -> Base:
     preset = SOURCES[dataset].preset if budget.name == "full" else "small"
     known = set(inspect.signature(TABLE_METHODS[row.method]).parameters)
     own = {key: value for key, value in PRESETS[preset].items() if key in known}
-    return Base({**own, **budget.settings}, fit, (module_of(TABLE_METHODS, row.method),))
+    untrained = UNTRAINED if row.task == "random-init" else {}
+    return Base({**own, **budget.settings, **untrained}, fit, (module_of(TABLE_METHODS, row.method),))
 
 
 def run(cell: Cell, data: TableSet, folder: Path, budget: Budget, progress: bool) -> Measured:

@@ -19,6 +19,7 @@ from probjepa.methods.var_jepa import VarJEPA
 from probjepa.metrics import linear_probe
 from probjepa.training.schedules import step_seed
 from probjepa_experiments.study import (
+    RANDOM,
     Budget,
     Cell,
     Column,
@@ -49,6 +50,7 @@ VARIANTS: dict[str, tuple[str, dict[str, float]]] = {
     "J": ("J: no KL, SIGReg", {**NO_DIVERGENCE, "sigreg_weight": 10.0}),
 }
 OURS = "BCDFH"
+RAW = "raw x"  # no encoder: what the probe finds in the pairs themselves
 COLUMNS = (
     Column("probe, %", "probe", percent=True, better="max", plot=True),
     Column("aggregate KL", "aggregate KL", plot=True, limits=(0, None)),
@@ -185,10 +187,13 @@ def train(
 def run(cell: Cell, data: Data, folder: Path, budget: Budget, progress: bool) -> Measured:
     """Draw pairs, train a variant on them, and measure its posterior on others."""
     settings = {name: cell.settings[name] for name in SETTINGS}
-    weights = {name: value for name, value in cell.settings.items() if name not in SETTINGS}
+    weights = {name: value for name, value in cell.settings.items() if name not in (*SETTINGS, RAW)}
     simulator = Simulator(cell.seed, settings["noise"])
     generator = torch.Generator().manual_seed(step_seed(cell.seed, 2))
     known, new = (simulator.sample(settings[name], generator) for name in ("samples", "held_out"))
+    labels = (known.component, new.component)
+    if RAW in cell.settings:
+        return Measured({"probe": linear_probe(known.x, labels[0], new.x, labels[1])})
     model = train(known.x, known.y, cell.seed, weights, settings)
     means, draws, variance = [], [], torch.zeros(())
     for pairs in (known, new):
@@ -199,7 +204,6 @@ def run(cell: Cell, data: Data, folder: Path, budget: Budget, progress: bool) ->
         variance = posterior.variance.mean()
     with evaluating(model):
         bound = model.score_samples(new.x, new.y, draws=256, seed=cell.seed).mean()
-    labels = (known.component, new.component)
     return Measured(
         {
             "probe": linear_probe(means[0], labels[0], means[1], labels[1]),
@@ -219,9 +223,13 @@ STUDY = Study(
     measurement=Measurement(
         run, sources={"simulation": Source("pairs drawn from the model's graph")}, seeded_data=True
     ),
-    rows=tuple(
-        Row(label, settings=weights, budgets=("quick", "full") if letter in PUBLISHED else ("full",))
-        for letter, (label, weights) in VARIANTS.items()
+    rows=(
+        *(
+            Row(label, settings=weights, budgets=("quick", "full") if letter in PUBLISHED else ("full",))
+            for letter, (label, weights) in VARIANTS.items()
+        ),
+        Row(RANDOM, settings={"epochs": 0}),
+        Row(RAW, settings={RAW: True}),
     ),
     columns=COLUMNS,
     budgets=BUDGETS,

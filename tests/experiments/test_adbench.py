@@ -150,7 +150,7 @@ def test_a_run_has_a_table_over_all_tables_and_one_of_each(tiny, tmp_path, capfd
     for found in metrics["tables"].values():
         for row in found["rows"]:
             assert row["failed"] == [] and all(of["value"] is not None for of in row["values"].values())
-    assert len(list((tmp_path / "cells").iterdir())) == 2 * 2  # a fit is read by all rows of its method
+    assert len(list((tmp_path / "cells").iterdir())) == 3 * 2  # a fit is read by all rows of it
     printed = capfd.readouterr().out
     assert "all 2" in printed and "VarTJEPA, kNN of embeddings" in printed
     assert "a cell far out" not in printed  # the single tables stand on the page

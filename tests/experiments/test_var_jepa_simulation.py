@@ -12,8 +12,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa_experiments import var_jepa_simulation
-from probjepa_experiments.study import Data
-from probjepa_experiments.var_jepa_simulation import STUDY, Simulator, aggregate_gaussianity
+from probjepa_experiments.study import RANDOM, Data
+from probjepa_experiments.var_jepa_simulation import RAW, STUDY, Simulator, aggregate_gaussianity
 
 
 def test_simulated_latents_have_the_studys_moments():
@@ -96,8 +96,8 @@ def test_variants_weigh_what_their_names_say():
     assert len({tuple(sorted(of.items())) for of in settings.values()}) == 10
 
 
-def measured(letter, seed, **changes):
-    (row,) = (row for row in STUDY.rows if row.label.startswith(f"{letter}:"))
+def measured(label, seed, **changes):
+    (row,) = (row for row in STUDY.rows if row.label.startswith(label))
     full = var_jepa_simulation.BUDGETS["full"]
     budget = replace(full, settings={**full.settings, **changes})
     cell = STUDY.cell_of(row, budget, "simulation", Data(), seed)
@@ -107,7 +107,7 @@ def measured(letter, seed, **changes):
 def test_a_cell_repeats_and_leaves_the_global_generator_alone():
     short = {"samples": 300, "held_out": 200, "epochs": 1, "batch_size": 100}
     state = torch.get_rng_state()
-    first, again = (measured("A", 1, **short) for _ in range(2))
+    first, again = (measured("A:", 1, **short) for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
     assert first == again
     assert all(math.isfinite(value) for value in first.values())
@@ -115,13 +115,25 @@ def test_a_cell_repeats_and_leaves_the_global_generator_alone():
 
 def test_the_full_bound_informs_and_the_divergences_alone_collapse():
     short = {"samples": 1500, "held_out": 1000, "epochs": 12, "batch_size": 128}
-    full, collapsed = (measured(letter, 0, **short) for letter in "AG")
+    full, collapsed = (measured(label, 0, **short) for label in ("A:", "G:"))
     assert full["probe"] > 0.97
     assert collapsed["probe"] < 0.7
     assert full["posterior variance"] < 0.97
     assert collapsed["posterior variance"] == pytest.approx(1, abs=0.02)
     # a sample of 1,000 from N(0, I) itself: E‖C − I‖² = 16·17/1,000
     assert collapsed["covariance"] == pytest.approx(math.sqrt(16 * 17 / 1000), rel=0.15)
+
+
+def test_random_initialisation_is_not_trained_and_raw_pairs_have_no_encoder(monkeypatch):
+    short = {"samples": 1500, "held_out": 1000, "batch_size": 128}
+    raw = measured(RAW, 0, **short)
+    assert set(raw) == {"probe"} and raw["probe"] > 0.97
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", lambda *_: pytest.fail("a step was taken"))
+        drawn = measured(RANDOM, 0, **short)
+    assert 0.5 < drawn["probe"] <= 1
+    # untrained, the bound is far below that of a fit
+    assert drawn["bound"] < measured("A:", 0, **short, epochs=3)["bound"] - 1
 
 
 @pytest.fixture
@@ -135,13 +147,14 @@ def test_a_run_leaves_metrics_and_report_and_resumes(tmp_path, tiny, capsys):
     out = tmp_path / "study"
     metrics = run(tiny, out)
     (table,) = metrics["tables"].values()
-    assert [row["label"][0] for row in table["rows"]] == list("AEGIJ")
+    assert [row["label"][0] for row in table["rows"][:5]] == list("AEGIJ")
+    assert [row["label"] for row in table["rows"][5:]] == [RANDOM, RAW]
     assert table["rows"][1]["values"]["aggregate KL"]["published"] == 8.374
     assert all(len(row["values"]["probe, %"]["seeds"]) == 2 for row in table["rows"])
     assert len(table["findings"]) == 6
     assert all(finding["judged"] == 2 for finding in table["findings"])
     # seed by seed: a study cut short has every variant of the first ones
-    assert [cell["cell"]["seed"] for cell in metrics["cells"]] == [0.0] * 5 + [1.0] * 5
+    assert [cell["cell"]["seed"] for cell in metrics["cells"]] == [0.0] * 7 + [1.0] * 7
     html = (out / "report.html").read_text()
     assert "10.465" in html and "no reconstruction or generation" in html
     assert "A: full bound" in capsys.readouterr().out

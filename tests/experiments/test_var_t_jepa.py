@@ -5,12 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from experiment_tables import measured_by, run, with_budget
 
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.tabular import PRESETS, TJEPA, VarTJEPA
+from probjepa.tabular.fitting import FitLoop
 from probjepa_experiments import table_cells
-from probjepa_experiments.study import Row
+from probjepa_experiments.adbench import STUDY as ADBENCH
+from probjepa_experiments.study import RANDOM, Row
 from probjepa_experiments.table_cells import flat_figures
 from probjepa_experiments.table_sets import SOURCES
 from probjepa_experiments.var_t_jepa import BUDGETS, COLUMNS, FINDINGS, PUBLISHED, STUDY
@@ -181,13 +184,14 @@ def test_a_study_can_be_cut_short_and_says_what_it_lacks(tmp_path, monkeypatch):
     assert len(list((out / "cells").iterdir())) == 2
     study = measured_by(study, lambda cell, *rest: ran.append(cell.label) or table_cells.run(cell, *rest))
     metrics = run(study, out)
-    assert ran == ["raw features", "T-JEPA", "Var-T-JEPA"]
+    assert ran == ["raw features", RANDOM, "T-JEPA", "Var-T-JEPA"]
     assert metrics["not_run"] == ["Adult: not run: no --data-root, which holds tabular/adult.parquet"]
     rows = {row["label"]: row["values"] for row in metrics["tables"]["sim"]["rows"]}
     assert rows["Var-T-JEPA"]["ρ of σ with u"]["value"] is not None
     assert rows["T-JEPA"]["ρ of σ with u"]["value"] is None
     assert rows["T-JEPA"]["effective rank"]["value"] > 1
     assert rows["raw features"]["best of 3, %"]["published"] == 0.962
+    assert rows[RANDOM]["best of 3, %"]["value"] is not None
     best = max(rows["raw features"][f"{name}, %"]["value"] for name in ("LR", "MLP"))
     assert rows["raw features"]["best of 3, %"]["value"] >= best
     for name in ("LR", "MLP"):
@@ -198,6 +202,27 @@ def test_a_study_can_be_cut_short_and_says_what_it_lacks(tmp_path, monkeypatch):
         run(study, out)
     with pytest.raises(ConfigError, match="unknown budget"):
         run(study, tmp_path / "new", budget="huge")
+
+
+@pytest.mark.parametrize("study", [STUDY, ADBENCH], ids=lambda study: study.name)
+def test_random_initialisation_is_a_network_that_no_step_has_changed(study, monkeypatch):
+    data = SOURCES["digits"].open(rows=100)
+    (row,) = (row for row in study.rows if row.task == "random-init")
+    drawn = {}
+
+    def remembered(loop, *rest):
+        drawn.update({name: of.clone() for name, of in loop.network.state_dict().items()})
+        return run_loop(loop, *rest)
+
+    run_loop = FitLoop.run
+    monkeypatch.setattr(FitLoop, "run", remembered)
+    for name in ("quick", "small"):
+        cell = study.cell_of(row, study.budgets[name], "digits" if study is STUDY else "wine", data, 0)
+        settings = {**cell.settings, "dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8}
+        model = VarTJEPA(random_state=0, **settings).fit(data.train.drop(columns=data.target).iloc[:60, :8])
+        assert len(model.history_) == 1 and drawn
+        for weight, of in model.network_.state_dict().items():
+            assert torch.allclose(of.double(), drawn[weight].double(), rtol=0, atol=1e-10), weight
 
 
 def test_a_predictor_that_was_not_run_has_no_figures():
