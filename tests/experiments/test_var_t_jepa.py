@@ -211,7 +211,7 @@ def test_random_initialisation_is_a_network_that_no_step_has_changed(study, monk
     drawn = {}
 
     def remembered(loop, *rest):
-        drawn.update({name: of.clone() for name, of in loop.network.state_dict().items()})
+        drawn.update({name: of.detach().clone() for name, of in loop.network.named_parameters()})
         return run_loop(loop, *rest)
 
     run_loop = FitLoop.run
@@ -221,8 +221,8 @@ def test_random_initialisation_is_a_network_that_no_step_has_changed(study, monk
         settings = {**cell.settings, "dim": 8, "n_layers": 1, "n_heads": 2, "ff_dim": 8}
         model = VarTJEPA(random_state=0, **settings).fit(data.train.drop(columns=data.target).iloc[:60, :8])
         assert len(model.history_) == 1 and drawn
-        for weight, of in model.network_.state_dict().items():
-            assert torch.allclose(of.double(), drawn[weight].double(), rtol=0, atol=1e-10), weight
+        for weight, of in model.network_.named_parameters():
+            assert torch.allclose(of, drawn[weight], rtol=0, atol=1e-10), weight
 
 
 def test_a_predictor_that_was_not_run_has_no_figures():
