@@ -4,7 +4,9 @@ Of the same exact Jacobian (float32, as a pass gives it) the score is taken by a
 others are compared with, by an SVD in float32, and by the Gram matrix in either. An input-only product is one
 backward pass to the pixels, of frozen parameters; with the parameters' gradients it is a training step's.
 The Gram matrix's time has the conversion of the rows to float64 in it, the SVD's has not.
-The sketch's deviation is over seeds, image by image. ``jepa_score_error.py`` says what carries the weights.
+The sketch's deviation is over seeds, image by image. Rows of four images are taken at once, as ours are (the
+k-th backward pass of the embeddings' sum serves them all), and one image at a time.
+``jepa_score_error.py`` says what carries the weights.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from probjepa.jacobian.rows import JacobianRows, Passes, singular_values
 
 EPS = 1e-6
 TIMES_K = (2, 4, 8)
+AT_ONCE = 4
 
 
 def score(sigma: Tensor) -> float:
@@ -47,15 +50,24 @@ def main() -> None:
     model = as_encoder(module)
     exact: list[float] = []
     off: dict[str, list[float]] = {"Gram, float32": [], "Gram, float64": [], "SVD, float32": []}
+    alone: list[Tensor] = []
+
+    def rows_of(images: Tensor) -> Tensor:
+        """Jacobians (N, K, P) of images, by backward passes that serve all of them."""
+        made = JacobianRows(model, images, Passes())
+        return made(torch.eye(made.embeddings.shape[1])).detach()
+
     with exact_gradients(model):
         for image in x:
-            made = JacobianRows(model, image[None], Passes())
-            rows = made(torch.eye(made.embeddings.shape[1]))[0].detach()
+            rows = rows_of(image[None])[0]
+            if len(alone) < AT_ONCE:
+                alone.append(rows)
             exact.append(score(torch.linalg.svdvals(rows.double())))
             values = (of_gram(rows), of_gram(rows.double()), torch.linalg.svdvals(rows))
             for name, sigma in zip(off, values, strict=True):
                 off[name].append(abs(score(sigma) - exact[-1]))
             print(f"{len(exact)} of {len(x)}: { ({name: of[-1] for name, of in off.items()}) }", flush=True)
+        difference = rows_of(x[:AT_ONCE]) - torch.stack(alone)
     dim = rows.shape[0]
     figures: dict[str, Any] = {
         "encoder": args.encoder,
@@ -66,6 +78,10 @@ def main() -> None:
         "scores": exact,
         "nats off an SVD in float64": {
             name: {"mean": sum(of) / len(of), "largest": max(of)} for name, of in off.items()
+        },
+        f"rows of {len(alone)} images at once, beside one at a time": {
+            "largest difference": float(difference.abs().max()),
+            "largest entry": float(torch.stack(alone).abs().max()),
         },
     }
     if dim * TIMES_K[-1] <= rows.shape[1]:
@@ -84,24 +100,24 @@ def main() -> None:
             }
             print(times, deviation[f"{times} K"], flush=True)
 
-    pixels = x[:4].clone()
+    pixels = x[:AT_ONCE].clone()
 
     def forward() -> None:
         with torch.no_grad():
             module(pixels)
 
-    def graph(frozen: bool) -> tuple[Tensor, list[Tensor]]:
-        """An embedding with its graph, and what it is derived by."""
+    def graph(frozen: bool, images: int = AT_ONCE) -> tuple[Tensor, list[Tensor]]:
+        """An embedding's sum over images with its graph, and what it is derived by."""
         module.requires_grad_(not frozen)
-        leaf = pixels.clone().requires_grad_()
+        leaf = pixels[:images].clone().requires_grad_()
         out = module(leaf).sum(0)[0]
         return out, [leaf, *([] if frozen else [p for p in module.parameters() if p.requires_grad])]
 
     # each is run backward again and again; the parameters must require gradients for as long
-    graphs = {frozen: graph(frozen) for frozen in (True, False)}
+    graphs = {"one image": graph(True, 1), "frozen": graph(True), "all": graph(False)}
 
-    def product(frozen: bool) -> None:
-        out, leaves = graphs[frozen]
+    def product(of: str) -> None:
+        out, leaves = graphs[of]
         torch.autograd.grad(out, leaves, retain_graph=True, allow_unused=True)
 
     wide = rows.double()
@@ -109,8 +125,9 @@ def main() -> None:
         "jepa_score_numerics",
         {
             "forward pass": forward,
-            "product, input only": lambda: product(True),
-            "product, parameters too": lambda: product(False),
+            "product, input only": lambda: product("frozen"),
+            "product, input only, one image": lambda: product("one image"),
+            "product, parameters too": lambda: product("all"),
             "SVD, float64": lambda: torch.linalg.svdvals(wide),
             "SVD, float32": lambda: torch.linalg.svdvals(rows),
             "Gram, float64": lambda: of_gram(rows.double()),
