@@ -88,57 +88,75 @@ def text_traps(
             yield trap
 
 
+class _Texts:
+    """The cells of a column that are text: (row, text) each, and how many of them are alike."""
+
+    def __init__(self, cells: Sequence[tuple[int, str]]) -> None:
+        self.cells = cells
+        self.counts = Counter(text for _, text in cells)
+        self.shown = dict(self.counts.most_common(_READ))
+        self.half = sum(self.shown.values()) / 2
+
+    def share(self, of: Callable[[str], bool]) -> int:
+        """How many cells are such texts."""
+        return sum(count for text, count in self.shown.items() if of(text.strip()))
+
+    def others(self, of: Callable[[str], bool]) -> tuple[str, ...]:
+        """The texts that are not."""
+        return tuple(text for text in self.counts if not of(text.strip()))
+
+    def first(self, of: Callable[[str], bool]) -> tuple[str, int]:
+        """The first cell that is none, and its row."""
+        row, text = next((one for one in self.cells if not of(one[1].strip())), self.cells[0])
+        return text, row
+
+
 def _trap(name: str, cells: Sequence[tuple[int, str]], read: Signs) -> Trap | None:
-    counts = Counter(cell for _, cell in cells)
-    shown = dict(counts.most_common(_READ))
-    half = sum(shown.values()) / 2
-
-    def share(of: Callable[[str], bool]) -> int:
-        return sum(count for text, count in shown.items() if of(text.strip()))
-
-    def first(of: Callable[[str], bool]) -> tuple[str, int]:
-        row, cell = next((one for one in cells if not of(one[1].strip())), cells[0])
-        return cell, row
-
-    def others(of: Callable[[str], bool]) -> tuple[str, ...]:
-        return tuple(text for text in counts if not of(text.strip()))
-
-    if share(lambda text: any(map(str.isdigit, text))) <= half:
+    texts = _Texts(cells)
+    if texts.share(lambda text: any(map(str.isdigit, text))) <= texts.half:
         return None
-    dates = share(_is_date)
-    words = others(_is_date) if dates > half else ()
-    if dates > half and (len(words) <= _PLACEHOLDERS or dates > 1.8 * half):
-        return Trap(name, "dates", *first(lambda _: False), words=words[:_PLACEHOLDERS])
+    return _dates(name, texts) or _numbers(name, texts, read)
+
+
+def _dates(name: str, texts: _Texts) -> Trap | None:
+    dates = texts.share(_is_date)
+    words = texts.others(_is_date) if dates > texts.half else ()
+    if dates <= texts.half or (len(words) > _PLACEHOLDERS and dates <= 1.8 * texts.half):
+        return None
+    return Trap(name, "dates", *texts.first(lambda _: False), words=words[:_PLACEHOLDERS])
+
+
+def _numbers(name: str, texts: _Texts, read: Signs) -> Trap | None:
     decimals = (".", ",") if read[0] == "." else (",", ".")
     signs = [read, *((of, by) for of in decimals for by in (None, "," if of == "." else ".", *_GAPS))]
 
     def fit(of: Signs) -> int:
-        return share(lambda text: _is_number(_bare(text), of))
+        return texts.share(lambda text: _is_number(_bare(text), of))
 
     fits = {of: fit(of) for of in dict.fromkeys(signs)}
     best = max(fits, key=fits.__getitem__)  # the first of equals
-    if fits[best] <= half:
-        if share(lambda text: any(_is_number(_bare(text), of) for of in fits)) <= 1.8 * half:
-            return None
-        return Trap(name, "numbers", *first(lambda text: _is_number(text, read)), decimal="")
-    words = others(lambda text: _is_number(_bare(text), best))
+    where = texts.first(lambda text: _is_number(text, read))
+    if fits[best] <= texts.half:
+        any_signs = texts.share(lambda text: any(_is_number(_bare(text), of) for of in fits))
+        return Trap(name, "numbers", *where, decimal="") if any_signs > 1.8 * texts.half else None
+    words = texts.others(lambda text: _is_number(_bare(text), best))
     if len(words) > _PLACEHOLDERS:
         return None
-    marked = {text.strip() for text in counts if text not in words and _bare(text.strip()) != text.strip()}
-    units = [mark for mark in _MARKS if any(mark in text for text in marked)]
-    whole = [text.strip() for text in counts]
+    whole = [text.strip() for text in texts.counts]
+    marked = {text.strip() for text in texts.counts.keys() - words if _bare(text.strip()) != text.strip()}
     decimal, thousands = best
-    too = thousands in (".", ",") and read == (".", None) and fits[str(thousands), None] == fits[best]
     return Trap(
         name,
         "numbers",
-        *first(lambda text: _is_number(text, read)),
+        *where,
         decimal,
         thousands,
         words,
-        tuple(units),
-        all(map(str.isdecimal, whole)) or any(re.fullmatch(r"0\d+", text) for text in whole),
-        too,
+        units=tuple(mark for mark in _MARKS if any(mark in text for text in marked)),
+        codes=all(map(str.isdecimal, whole)) or any(re.fullmatch(r"0\d+", text) for text in whole),
+        decimal_too=thousands in (".", ",")
+        and read == (".", None)
+        and fits[str(thousands), None] == fits[best],
     )
 
 
