@@ -1,5 +1,9 @@
 """The order of batches, and starting in the middle of it."""
 
+import multiprocessing
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -98,6 +102,46 @@ def test_worker_processes_do_not_draw_from_the_global_generator():
     before = torch.random.get_rng_state()
     list(EpochLoader(Rows(8), 4, seed=0, workers=1))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+ENDS = """
+import sys, torch
+from probjepa.training.loader import EpochLoader
+
+class Rows:
+    def __len__(self):
+        return 40
+
+    def get(self, indices):
+        if sys.argv[1] == "an error" and 7 in indices:
+            raise ValueError("a row that cannot be read")
+        return torch.zeros(len(indices), 1, 2, 2, dtype=torch.uint8)
+
+batches = iter(EpochLoader(Rows(), 5, seed=0, workers=2))
+next(batches)
+print("read", flush=True)
+while sys.argv[1] == "an error":
+    next(batches)
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("the end of the script", 0), ("an error", 1)])
+def test_python_ends_while_batches_are_half_read(how, code):
+    # what holds the batches, here a global variable, holds their workers, and these do not heed SIGTERM
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, how], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert (done.returncode, done.stdout) == (code, "read\n")
+    assert how != "an error" or "a row that cannot be read" in done.stderr
+
+
+def test_workers_end_with_what_they_read():
+    before = set(multiprocessing.active_children())
+    batches = iter(EpochLoader(Rows(40), 5, seed=0, workers=2))
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    batches.close()
+    assert not set(multiprocessing.active_children()) - before
 
 
 def test_too_few_images_or_too_large_batches_are_one_line_errors():

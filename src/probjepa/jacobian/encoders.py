@@ -119,8 +119,8 @@ def as_encoder(encoder: Any, *, pooling: Pooling | None = None, image_size: int 
         (transformers) or ``"timm:NAME"``, NAME a hub's or a local folder; another string or path: a saved
         model of this library, as ``probjepa.load`` takes it
     pooling
-        of ``hf:`` and ``timm:`` token models: "cls", "mean" (of the patch tokens); None: the class token
-        where there is one
+        of ``hf:`` and ``timm:`` token models: "cls", "mean" (of the patch tokens); None: timm's
+        models pool as they do themselves, others take the class token where there is one
     image_size
         side of the images that it is given, see ``probjepa.open_encoder``; None: its own
 

@@ -261,8 +261,8 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
 
         Notes
         -----
-        What matters is the scale: the posterior's σ² is the spread over views, hundreds of times too wide for
-        a density of embeddings. docs/scores.md has what other centres and scales reach, and where this score
+        What matters is the scale: the posterior's σ² is the spread over views, far too wide for a density of
+        embeddings. docs/scores.md has what other centres and scales reach, and where this score
         fails: on uniform noise, by small encoders of CIFAR-10.
         """
         if self.without_predictive is not None:

@@ -44,9 +44,10 @@ def duplicate_groups(
     """Group rows that are near-duplicates: connected by pairs of cosine similarity ≥ ``threshold``.
 
     Exact: every pair is compared, in float32, chunk_size² at a time, and each block's pairs are merged into
-    the groups at once. So memory is that of the embeddings, half as much again, and one block, however many
-    duplicates there are. Of many rows, most pairs are told by few numbers: with x₁ a row's part along the
-    axes that hold most of the rows' length, and x₂ the rest, cos(x, y) ≤ x₁ᵀy₁ + ‖x₂‖‖y₂‖.
+    the groups at once. So memory is that of the embeddings, a normalised copy in float32, at most half as
+    much again for bounds, and one block, however many duplicates there are. Of many rows, most pairs are
+    told by few numbers: with x₁ a row's part along the axes that hold most of the rows' length, and x₂ the
+    rest, cos(x, y) ≤ x₁ᵀy₁ + ‖x₂‖‖y₂‖.
 
     Parameters
     ----------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Protocol, cast
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -156,7 +159,7 @@ class EpochLoader:
         batches = _Batches(self.images, self.order(epoch)[start:])
         if self.workers == 0:
             return (batches[i] for i in range(len(batches)))
-        return iter(_read_ahead(batches, self.workers))
+        return _read_ahead(batches, self.workers)
 
 
 class _Pieces(torch.utils.data.IterableDataset[Any]):
@@ -165,7 +168,7 @@ class _Pieces(torch.utils.data.IterableDataset[Any]):
     def __init__(self, stream: Stream, asked: Mapping[str, Any]) -> None:
         self.stream, self.asked = stream, asked
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         worker = torch.utils.data.get_worker_info()
         share = (0, 1) if worker is None else (worker.id, worker.num_workers)
         try:
@@ -204,18 +207,19 @@ class StreamLoader(EpochLoader):
         }  # fmt: skip
         # each has a lane at least
         workers = min(self.workers, lane_count(self.world_size) // self.world_size)
-        read: Iterable[Any] = _Pieces(self.stream, asked)
-        pieces = iter(_read_ahead(read, workers) if workers else read)
-        for _ in range(start, len(self)):
-            batch = torch.empty((self.batch_size, *self.stream.shape), dtype=torch.uint8)
-            for _ in range(max(workers, 1)):  # they come in turn
-                piece = next(pieces)
-                if isinstance(piece, ProbjepaError):
-                    raise piece
-                places, pixels, broken = piece
-                batch[places] = pixels
-                self._note(broken)
-            yield batch
+        read = _Pieces(self.stream, asked)
+        # an error's traceback would keep what is read ahead, and its workers
+        with closing(_read_ahead(read, workers) if workers else iter(read)) as pieces:
+            for _ in range(start, len(self)):
+                batch = torch.empty((self.batch_size, *self.stream.shape), dtype=torch.uint8)
+                for _ in range(max(workers, 1)):  # they come in turn
+                    piece = next(pieces)
+                    if isinstance(piece, ProbjepaError):
+                        raise piece
+                    places, pixels, broken = piece
+                    batch[places] = pixels
+                    self._note(broken)
+                yield batch
 
     def _note(self, broken: Sequence[str]) -> None:
         if broken and not self.unreadable:
@@ -230,16 +234,34 @@ def make_loader(images: Rows | Stream, batch_size: int, **options: Any) -> Epoch
     return loader
 
 
-def _read_ahead(dataset: Any, workers: int) -> Iterable[Any]:
-    return torch.utils.data.DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=2,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or the workers' seed would be drawn from the global generator
-        worker_init_fn=_leave_signals_to_the_run,
+_READING: WeakSet[Any] = WeakSet()  # what workers read for, and nobody has closed
+
+
+def _read_ahead(dataset: Any, workers: int) -> Generator[Any, None, None]:
+    """Yield what workers read, who end with it."""
+    batches: Any = iter(
+        torch.utils.data.DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=2,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or the workers' seed would be drawn from the global generator
+            worker_init_fn=_leave_signals_to_the_run,
+        )
     )
+    _READING.add(batches)
+    try:
+        yield from batches
+    finally:
+        batches._shutdown_workers()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Tell the workers to end before Python ends: it asks them by SIGTERM, which they leave to the run."""
+    for batches in list(_READING):
+        batches._shutdown_workers()
 
 
 def _leave_signals_to_the_run(worker: int) -> None:

@@ -90,9 +90,10 @@ def fit(
         batch, seed → list of float batches; None: the method's own recipe
     precision
         a Lightning precision; ``"auto"`` is bf16-mixed on a GPU that has it, and on a CPU with units for it
-        (AMX, AVX512-BF16) where timed steps confirm it, else 32-true. Where it, or ``channels_last``, is
-        auto, one thread is used if it is faster than all of torch's (unless OMP_NUM_THREADS is set). What was
-        chosen stands in config.yaml ("auto"), and a resume keeps it. Likelihoods are float32 in each
+        (AMX, AVX512-BF16) unless timed steps are slower so, else 32-true; short runs are not timed. Where it,
+        or ``channels_last``, is auto, one thread is used if it is faster than all of torch's (unless
+        OMP_NUM_THREADS is set). What was chosen stands in config.yaml ("auto"), and a resume keeps it.
+        Likelihoods are float32 in each
     resume
         go on from the run's last checkpoint, with the same data and settings
     overwrite

@@ -134,14 +134,15 @@ class FitSettings(LoopSettings):
         ``"auto"`` (CUDA if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``
     channels_last
         hold weights and views in the memory order that GPUs prefer for convolutions; ``"auto"``: on a GPU,
-        and on a CPU where timed steps are faster so
+        and on a CPU where timed steps are faster so, or with bf16 in a run that is not timed
     compile
         run the method's loss through ``torch.compile``, on a GPU as a CUDA graph; ``"auto"``: on a GPU, for
         4,000 steps or more, which win the minute of compiling back
     loggers
         ``"tensorboard"``, a Lightning logger, or a list of them
     knn_every
-        epochs between kNN accuracies on ``val``; None: where both are labelled, ten in a run; 0: never
+        epochs between kNN accuracies on ``val``; None: where both are labelled, after every
+        tenth of the epochs, rounded down, and the last one; 0: never
     monitor_every
         epochs between looks at the effective rank, σ² and KL; 0: never
     workers
