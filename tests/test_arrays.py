@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from probjepa._arrays import as_features, as_float_tensor, directions, is_labelled, power_of_two
+from probjepa._arrays import (
+    as_features,
+    as_float_tensor,
+    as_labels,
+    directions,
+    is_labelled,
+    power_of_two,
+)
+from probjepa.detectors import Mahalanobis
 from probjepa.errors import DataError
-from probjepa.metrics import effective_rank
+from probjepa.metrics import effective_rank, knn_accuracy
 
 
 def test_what_is_no_label():
@@ -74,3 +82,15 @@ def test_directions_have_length_one(scale):
     rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
     expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(directions(rows * scale), expected)
+
+
+def test_labels_of_several_types_are_one_line():
+    labels = np.array([1, "a", None, "b"], dtype=object)
+    with pytest.raises(DataError, match=r"the labels are of several types \(int, str\): give them one"):
+        as_labels(labels, "the labels")
+    known, rows = as_labels(labels[1:], "the labels")
+    assert known.tolist() == ["a", "b"] and rows.tolist() == [0, 2]
+    with pytest.raises(DataError, match="several types"):
+        Mahalanobis().fit(np.eye(4), labels)
+    with pytest.raises(DataError, match="several types"):
+        knn_accuracy(np.eye(4), labels, np.eye(4), labels, k=1)

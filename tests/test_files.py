@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import os
+import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -160,14 +162,28 @@ def test_what_killed_processes_left_is_swept_and_what_others_write_is_not(tmp_pa
     dead = mine.replace(f"-{pid}-", f"-{dead_process()}-")
     restarted = mine.replace(files._PROCESS, "0" * 8)  # another process had this one's number
     folder = dead.replace(".x.json.", ".model.")
-    elsewhere = dead.replace(files._HOST, "another")
-    users = ".x.json.mine.tmp"
-    for name in (dead, restarted, mine, elsewhere, users):
+    # the same number in another container or on another machine: nothing is known of that process
+    elsewhere = [name.replace(files._HERE, "another") for name in (dead, restarted)]
+    users, forgotten = ".x.json.mine.tmp", elsewhere[0].replace("x.json", "y.json")
+    for name in (dead, restarted, mine, *elsewhere, users, forgotten):
         (tmp_path / name).write_text("half")
+    os.utime(tmp_path / forgotten, (time.time() - 8 * 24 * 3600,) * 2)
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "model.safetensors").write_bytes(b"half")
     files.write_text(tmp_path / "x.json", "{}")
-    assert {p.name for p in tmp_path.iterdir()} == {"x.json", mine, elsewhere, users}
+    assert {p.name for p in tmp_path.iterdir()} == {"x.json", mine, *elsewhere, users}
+
+
+def test_a_folder_that_is_there_stays_the_folder_that_it_is(tmp_path, monkeypatch):
+    # a shell may stand in it, and its mode is its owner's
+    folder = tmp_path / "here"
+    folder.mkdir()
+    folder.chmod(0o2750)
+    monkeypatch.chdir(folder)
+    with files.staged_directory(Path()) as stage:
+        (stage / files.CONFIG).write_text("{}")
+    assert os.listdir() == [files.CONFIG] and os.getcwd() == str(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o2750
 
 
 def test_what_killed_processes_left_is_not_in_the_way(tmp_path):

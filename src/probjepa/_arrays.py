@@ -142,7 +142,7 @@ def as_labels(
     Raises
     ------
     DataError
-        for another shape, or if no row is labelled
+        for another shape, labels of types that have no order, or if no row is labelled
     """
     labels = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     rows = labels.size if rows is None else rows
@@ -151,6 +151,12 @@ def as_labels(
     kept = np.flatnonzero(is_labelled(labels))
     if not len(kept):
         raise DataError(f"{what} name no class in any of {rows} rows (−1 and NaN are no label): give labels")
+    if labels.dtype.kind == "O":
+        try:
+            np.unique(labels[kept])
+        except TypeError:
+            kinds = sorted({type(label).__name__ for label in labels[kept].tolist()})
+            raise DataError(f"{what} are of several types ({', '.join(kinds)}): give them one") from None
     return labels[kept], kept
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import errno
+import hashlib
 import os
 import re
 import secrets
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,26 +60,41 @@ def cannot_write(path: Path, error: OSError) -> ArtifactError:
     )
 
 
-# a temporary name says whose it is: .NAME.HOST-PID-PROCESS-RANDOM.tmp; PROCESS tells two processes of one
+def _here() -> str:
+    """What tells apart where processes have their numbers: machines, their starts, containers."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:8]
+
+
+# a temporary name says whose it is: .NAME.HERE-PID-PROCESS-RANDOM.tmp; PROCESS tells two processes of one
 # number apart, as those of a container that was started again
 _PROCESS = secrets.token_hex(4)
-_HOST = socket.gethostname().replace(".", "_")
-_TEMPORARY = re.compile(r"\..*\.(?P<host>[^.]*)-(?P<pid>\d+)-(?P<process>[0-9a-f]{8})-[0-9a-f]{8}\.tmp")
+_HERE = _here()
+_FORGOTTEN = 7 * 24 * 3600  # seconds that a file of another machine's process was not written for
+_TEMPORARY = re.compile(r"\..*\.(?P<here>[^.]*)-(?P<pid>\d+)-(?P<process>[0-9a-f]{8})-[0-9a-f]{8}\.tmp")
 _SWEPT: set[Path] = set()
 _STAGES: set[Path] = set()  # that are in use
 
 
 def temporary_name(name: str) -> str:
     """Return a hidden name of this process for what will be called ``name``."""
-    mark = f"{_HOST}-{os.getpid()}-{_PROCESS}-{secrets.token_hex(4)}"
+    mark = f"{_HERE}-{os.getpid()}-{_PROCESS}-{secrets.token_hex(4)}"
     return f".{name[:40]}.{mark}.tmp"
 
 
-def _is_left_over(name: str) -> bool:
-    """Whether a name is a temporary one of a process of this machine that is no more."""
-    found = _TEMPORARY.fullmatch(name)
-    if found is None or found["host"] != _HOST:
+def _is_left_over(item: os.DirEntry[str]) -> bool:
+    """Whether it is a temporary one of a process that is no more.
+
+    Of another machine's or container's processes nothing is known: what they write stays for a week.
+    """
+    found = _TEMPORARY.fullmatch(item.name)
+    if found is None:
         return False
+    if found["here"] != _HERE:
+        return time.time() - item.stat(follow_symlinks=False).st_mtime > _FORGOTTEN
     if int(found["pid"]) == os.getpid():
         return found["process"] != _PROCESS
     try:
@@ -93,7 +110,7 @@ def sweep(folder: Path) -> None:
     """Remove what processes that were killed left in a folder under temporary names."""
     with suppress(OSError):
         for item in os.scandir(folder):
-            if _is_left_over(item.name):
+            if _is_left_over(item):
                 discard(Path(item.path))
 
 
@@ -165,15 +182,15 @@ def staged_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
 def staged_directory(path: Path, last: str = CONFIG) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block ends well.
 
-    Where ``path`` holds something, the files move into it, each by a rename: an old file ``last`` goes first
-    and the new one comes last. A folder without it is not taken for a whole one, so that a move cut short
+    Where ``path`` is there, the files move into it, each by a rename: an old file ``last`` goes first and the
+    new one comes last. A folder without it is not taken for a whole one, so that a move cut short
     never leaves one model's weights under another's settings.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
         raise ArtifactError(f"{path} is a file: give the name of a folder")
     try:
-        fresh = not path.exists() or (not any(path.iterdir()) and os.access(path.parent, os.W_OK))
+        fresh = not path.exists()  # one that is there stays the folder that it is: processes may stand in it
         stage = _stage_in(path.parent if fresh else path, path.name)
         stage.mkdir()
     except OSError as error:
@@ -181,7 +198,7 @@ def staged_directory(path: Path, last: str = CONFIG) -> Iterator[Path]:
     try:
         yield stage
         if fresh:
-            with suppress(OSError):  # a folder that was there may be a mount, which no other replaces
+            with suppress(OSError):  # somebody may have made it meanwhile
                 stage.replace(path)
                 return
         path.mkdir(exist_ok=True)

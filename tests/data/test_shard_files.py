@@ -56,6 +56,20 @@ def read_rows_of(rows):
     return torch.stack([torch.from_numpy(decode(x["bytes"]).copy()) for x in rows["image"].to_pylist()])
 
 
+def test_a_tar_of_absolute_names_has_the_same_classes(tmp_path):
+    write_tar(tmp_path / "x.tar", {"/cat/0.png": png(0), "../dog/1.png": png(1), "/2.png": png(2)})
+    _, columns, _ = read_all(tmp_path / "x.tar")
+    assert columns["label"] == ["cat", "dog", None]
+
+
+def test_images_may_be_of_any_of_arrows_types_of_bytes(tmp_path):
+    for kind in (pa.binary(), pa.large_binary(), pa.binary_view()):
+        held = pa.table({"image": pa.array([png(0), png(1)]).cast(kind), "label": ["cat", "dog"]})
+        pq.write_table(held, tmp_path / "x.parquet")
+        pixels, columns, _ = read_all(tmp_path / "x.parquet")
+        assert len(pixels) == 2 and columns["label"] == ["cat", "dog"]
+
+
 def test_a_tar_of_webdataset_has_the_labels_beside_its_images(tmp_path):
     members = {
         "a/000.png": png(0),

@@ -287,3 +287,12 @@ def test_the_first_input_that_is_not_finite_is_named(bad: list[int], named: int,
     x[bad, 1, 0] = value
     with pytest.raises(DataError, match=f"^input {named} holds NaN or Inf"):
         as_encoder(torch.tanh).prepare(x)
+
+
+def test_weights_without_gradients_for_good_are_one_line_and_others_stay_as_they_are():
+    with torch.inference_mode():
+        barred = nn.Linear(6, 5)
+    model = nn.Sequential(barred, nn.Linear(5, 4))
+    with pytest.raises(ConfigError, match=r"made under torch\.inference_mode"):
+        probjepa.jepa_score(model, torch.randn(3, 6))
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -12,7 +12,7 @@ from probjepa import VJE
 from probjepa.data import ImageSet
 from probjepa.data.preprocess import Preprocess
 from probjepa.errors import ArtifactError, DataError
-from probjepa.jacobian import as_encoder, jepa_score_details
+from probjepa.jacobian import as_encoder, jepa_score_details, latent
 from probjepa.jacobian.estimators import Settings
 from probjepa.metrics.conformal import Rule
 from probjepa.scores import jepa_parts
@@ -125,6 +125,26 @@ def test_a_stopped_scoring_goes_on(encoder, tmp_path, monkeypatch):
     assert pq.read_table(whole).equals(pq.read_table(out))
 
 
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_damaged_part_is_scored_again(encoder, tmp_path, monkeypatch, kept):
+    data, out = images(10, 0), tmp_path / "j.parquet"
+    scored(encoder, data, tmp_path / "whole.parquet")
+    stopped(encoder, data, out, monkeypatch)
+    part = min(tmp_path.rglob("*0000.parquet"))
+    part.write_bytes(part.read_bytes()[:kept])  # as a power cut may leave it
+    assert scored(encoder, data, out)[0] == 4
+    assert pq.read_table(tmp_path / "whole.parquet").equals(pq.read_table(out))
+
+
+def test_a_reference_is_fitted_once(encoder, tmp_path, monkeypatch):
+    fitted = []
+    fit = latent.fit_normal
+    monkeypatch.setattr(jepa_parts, "fit_normal", lambda rows: fitted.append(len(rows)) or fit(rows))
+    monkeypatch.setattr(latent, "fit_normal", lambda rows: pytest.fail("fitted again"))
+    scored(encoder, images(10, 0), tmp_path / "j.parquet", reference=images(20, 1))
+    assert fitted == [20]
+
+
 @pytest.mark.parametrize(("options", "shown"), [({"progress": False}, False), ({}, True)])
 def test_a_bar_is_shown_where_it_is_asked_for(encoder, tmp_path, monkeypatch, options, shown):
     asked = []
@@ -214,9 +234,10 @@ def test_a_damaged_record_is_one_line(encoder, tmp_path, monkeypatch):
     out, data = tmp_path / "j.parquet", images(10, 0)
     stopped(encoder, data, out, monkeypatch)
     (record,) = tmp_path.rglob("settings.json")
-    record.write_text("[1, 2")
-    with pytest.raises(ArtifactError, match=r"settings\.json is damaged: drop it with --overwrite"):
-        scored(encoder, data, out)
+    for damaged in (b"[1, 2", b"\xff\xfe", b""):
+        record.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=r"settings\.json is damaged: drop it with --overwrite"):
+            scored(encoder, data, out)
     assert scored(encoder, data, out, overwrite=True)[0] == 0
 
 

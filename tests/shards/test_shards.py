@@ -332,6 +332,20 @@ def test_labels_that_are_unknown_in_a_batch_are_null(model, tmp_path):
     assert rows(tmp_path / "out")["label"].to_pylist() == ["cat", "dog", None, None, None]
 
 
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_first_shard_without_labels_says_nothing_of_the_others(model, tmp_path, on_error):
+    data = write_shards(tmp_path / "in", (3, 2))
+    unknown = table(0, 3).set_column(1, "label", pa.nulls(3))
+    pq.write_table(unknown, data / "part-0.parquet")
+    done = embed(model, data, tmp_path / "out", on_error=on_error)
+    assert done["shards"]["skipped"] == 0
+    found = rows(tmp_path / "out")
+    assert found["label"].to_pylist() == [None, None, None, "dog", "cat"]
+    pq.write_table(unknown, data / "part-1.parquet")
+    embed(model, data, tmp_path / "none")
+    assert rows(tmp_path / "none")["label"].null_count == 6
+
+
 @pytest.mark.parametrize("share", ["5/4", "0/4", "1/0", "3", "a/b", "-1/3", "1/2/3", "²/3", ""])
 def test_a_wrong_share_is_one_line(share):
     with pytest.raises(ConfigError, match="give I/N"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,8 +71,23 @@ def load_pretrained(name: str, pooling: str | None = None) -> Loaded:
     """
     kind, _, rest = name.partition(":")
     # the weights that are replaced may be drawn
-    with torch.random.fork_rng(devices=[]), quiet("huggingface_hub"):
+    with torch.random.fork_rng(devices=[]), quiet("huggingface_hub"), _tensors_alone():
         return load_transformers(rest, pooling) if kind == "hf" else load_timm(rest, pooling)
+
+
+@contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """Have torch.load read tensors alone, whoever calls it: timm up to 1.0.24 unpickles a folder's files."""
+    ours = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def is_transformers(module: nn.Module) -> bool:

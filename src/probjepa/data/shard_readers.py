@@ -243,7 +243,7 @@ def _group(images: Sequence[tuple[str, bytes]], label: str, place: int | None) -
 
 
 def _first_folder(name: str) -> str | None:
-    parts = PurePosixPath(name).parts
+    parts = [part for part in PurePosixPath(name).parts if part.strip("/") not in ("", "..")]
     return parts[0] if len(parts) > 1 else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +22,12 @@ from probjepa.errors import few, warn
 
 
 class Layout(NamedTuple):
-    """Which columns of a shard are read, and whether its labels are texts."""
+    """Which columns of a shard are read, and whether its labels are texts; None: it has none to tell by."""
 
     image: str
     label: str | None
     id: str | None
-    texts: bool
+    texts: bool | None
 
     def __str__(self) -> str:
         label = f"{'texts' if self.texts else 'numbers'} '{self.label}'" if self.label else "none"
@@ -65,6 +65,38 @@ def read_column(shard: Shard, column: str, rows: int) -> Iterator[Any]:
             yield batch.column(0)
 
 
+def common_layout(
+    shards: Sequence[Shard], labels: str | None = None, ids: str | None = None, *, skip: bool = False
+) -> tuple[Layout | None, list[str]]:
+    """Return the columns that the first readable shard has, and why others before it cannot be read.
+
+    Whether labels are texts says the first of them that has any. None: none can be read.
+
+    Raises
+    ------
+    ShardError
+        if the first cannot be read, unless ``skip``
+    """
+    layout, failed = None, list[str]()
+    for shard in shards:
+        try:
+            found = read_layout(shard, labels, ids)
+        except ShardError as error:
+            if layout is None:
+                if not skip:
+                    raise
+                failed.append(str(error))
+            continue
+        layout = layout or found
+        if layout[:3] == found[:3]:
+            layout = layout._replace(texts=found.texts)
+        if layout.texts is not None:
+            break
+    if layout is not None and layout.texts is None:  # nor has any other labels
+        layout = layout._replace(texts=False)
+    return layout, failed
+
+
 def layout_of(schema: Any, where: str, labels: str | None, ids: str | None) -> Layout:
     """Return which columns of an Arrow schema hold images, labels and ids; DataError if none can."""
     import pyarrow as pa
@@ -72,11 +104,13 @@ def layout_of(schema: Any, where: str, labels: str | None, ids: str | None) -> L
     found = [field.name for field in schema if holds_images(field.type)]
     image = image_column(found, schema.names, where)
     label = label_column([name for name in schema.names if name != image], labels, where)
-    texts = False
+    texts: bool | None = False
     if label is not None:
         kind = schema.field(label).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         texts = class_names(schema, label) is not None or "string" in str(kind)
+        if not texts and pa.types.is_null(kind):
+            texts = None
     return Layout(image, label, id_column(schema.names, ids, where), texts)
 
 
@@ -100,8 +134,8 @@ class ShardRecords(Records):
             self._opened = open_shard(shard.path, places)
             schema = self._opened.schema
             found = layout_of(schema, f"'{shard.path}'", labels, ids)
-            if found.label is not None and str(schema.field(found.label).type) == "null":
-                found = found._replace(texts=layout.texts)  # of no label it is not known what it would be
+            if found.texts is None:
+                found = found._replace(texts=layout.texts)
             self._names = class_names(schema, layout.label)
         self.skipped = self._opened.skipped
         if found != layout:

@@ -38,7 +38,7 @@ from probjepa.data.shard_files import (
     suffix_of,
 )
 from probjepa.data.shard_readers import Places
-from probjepa.data.shards import Layout, ShardRecords, read_layout
+from probjepa.data.shards import Layout, ShardRecords, common_layout
 from probjepa.data.sources import READERS, open_images, peek
 from probjepa.data.tables import one_split
 from probjepa.errors import ConfigError, DataError
@@ -355,16 +355,8 @@ def _survey(
     """
     side, fit = side_and_fit(size)
     decoder = Decoder(side, channels, convert, fit)
-    shards, layout = _find(place), None
-    lines = list[str]()
-    for shard in shards:  # the first that can be read says which columns all have
-        try:
-            layout = read_layout(shard, labels, ids)
-            break
-        except ShardError as error:
-            if on_error != "skip":
-                raise
-            lines.append(str(error))
+    shards = _find(place)
+    layout, lines = common_layout(shards, labels, ids, skip=on_error == "skip")
     if layout is None:
         raise DataError(f"'{place}': none of its shards can be read (the first: {lines[0]})")
 
@@ -377,7 +369,7 @@ def _survey(
         except ShardError as error:
             return error
 
-    parts, lines = list[Part](), []
+    parts, lines = list[Part](), list[str]()
     with ThreadPoolExecutor(_THREADS) as pool:
         for found in pool.map(look, shards):
             if not isinstance(found, ShardError):

@@ -83,7 +83,8 @@ def holds_images(kind: Any) -> bool:
         return bool(kind.get_field_index("bytes") >= 0)
     if isinstance(kind, lists):
         return isinstance(kind.value_type, lists)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    of = pa.types
+    return bool(of.is_binary(kind) or of.is_large_binary(kind) or of.is_binary_view(kind))
 
 
 def one_split(place: str, files: Sequence[str]) -> None:

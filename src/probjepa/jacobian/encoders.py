@@ -161,9 +161,15 @@ def exact_gradients(encoder: Encoder) -> Iterator[None]:
     """Derivatives in full precision and of the input only, whatever surrounds the call.
 
     Gradients are on (also under ``no_grad`` and ``inference_mode``), autocast and TF32 are off, and the
-    parameters are frozen; all of it is put back afterwards.
+    parameters are frozen; all of it is put back afterwards. Raises ConfigError for parameters that were made
+    under ``inference_mode``.
     """
     parameters = [] if encoder.module is None else list(encoder.module.parameters())
+    if any(parameter.is_inference() for parameter in parameters):
+        raise ConfigError(
+            f"{encoder.name} was made under torch.inference_mode, which bars its weights from gradients for "
+            "good: make it outside"
+        )
     wanted = [parameter.requires_grad for parameter in parameters]
     kinds = {"cpu", *(parameter.device.type for parameter in parameters)}
     if torch.cuda.is_available():

@@ -24,6 +24,7 @@ from probjepa.errors import ArtifactError
 from probjepa.files import RECORD, parts_of, refuse_existing, staged_file, write_text
 from probjepa.jacobian import Encoder, jepa_score_details
 from probjepa.jacobian.estimators import Settings
+from probjepa.jacobian.latent import fit_normal
 from probjepa.metrics.conformal import Rule
 from probjepa.terminal import passing
 from probjepa.training.folder import data_fingerprint, weights_fingerprint
@@ -87,14 +88,14 @@ def score_jepa(
     mark = _claim(parts, settings, overwrite)
     density: Any = None if latent == "none" else latent
     if reference is not None:
-        density = embedded(encoder, reference)
+        density = fit_normal(embedded(encoder, reference))  # once for all parts
     step = rows_a_part(how)
     pieces = {
         parts / f"{mark}-{name}{start:09d}.parquet": (name, slice(start, min(start + step, len(of))))
         for name, of in sets.items()
         for start in range(0, len(of), step)
     }
-    done = {place: rows.stop - rows.start for place, (_, rows) in pieces.items() if place.is_file()}
+    done = {place: n for place, (_, rows) in pieces.items() if _is_whole(place, n := rows.stop - rows.start)}
     total = sum(len(of) for of in sets.values())
     with Progress(**passing(progress)) as bar:
         task = bar.add_task("JEPA-SCORE", total=total, completed=sum(done.values()))
@@ -123,6 +124,15 @@ def score_jepa(
         (parts / RECORD).unlink()  # from here on they are dropped beside ``out``, and taken without it
     shutil.rmtree(parts)
     return sum(count for place, count in done.items() if not pieces[place][0]), flagged
+
+
+def _is_whole(place: Path, rows: int) -> bool:
+    """Whether a part is there with all its rows: a power cut may leave a file without its content."""
+    try:
+        with open(place, "rb") as file:
+            return bool(pq.read_metadata(file).num_rows == rows)
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _read(place: Path) -> pa.Table:
@@ -155,10 +165,10 @@ def _claim(parts: Path, settings: dict[str, Any], overwrite: bool) -> str:
     """Make the folder of parts this scoring's own, or find that it is; return the mark of its parts."""
     record = parts / RECORD
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    if record.is_file() and record.read_text(encoding="utf-8") != text:
+    if record.is_file() and (found := record.read_bytes()) != text.encode():
         if not overwrite:
             try:
-                before = dict(json.loads(record.read_text(encoding="utf-8")))
+                before = dict(json.loads(found))
             except (ValueError, TypeError) as error:
                 raise ArtifactError(f"{record} is damaged: drop it with --overwrite") from error
             changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))

@@ -17,7 +17,7 @@ from probjepa.data.images import Images, ImageSet
 from probjepa.data.overlap import pixel_hashes, refuse_overlap
 from probjepa.data.rows import as_column
 from probjepa.data.shard_files import Shard, ShardError, find_shards
-from probjepa.data.shards import Layout, named_columns, read_layout, read_shard
+from probjepa.data.shards import Layout, common_layout, named_columns, read_layout, read_shard
 from probjepa.data.sources import open_images
 from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
 from probjepa.training.folder import data_fingerprint, weights_fingerprint
@@ -43,13 +43,10 @@ class ImageShards:
     @staticmethod
     def settled(job: Job, shards: Sequence[Shard]) -> Job:
         """Return the job with the columns that the first readable shard has; ShardError if none is."""
-        for shard in shards:
-            try:
-                return replace(job, layout=read_layout(shard, job.labels, job.ids))
-            except ShardError:
-                if job.on_error == "raise" or shard is shards[-1]:
-                    raise
-        return job
+        layout, failed = common_layout(shards, job.labels, job.ids, skip=job.on_error == "skip")
+        if layout is None:
+            raise ShardError(failed[-1])
+        return replace(job, layout=layout)
 
 
 class _Opened:
@@ -159,6 +156,7 @@ class _Jepa(_Opened):
     def __init__(self, job: Job) -> None:
         from probjepa.jacobian import as_encoder
         from probjepa.jacobian.estimators import Settings
+        from probjepa.jacobian.latent import fit_normal
         from probjepa.scores.jepa_parts import embedded, encoder_fingerprint, input_shape, rows_a_part
         from probjepa.training.device import resolve_device
 
@@ -179,7 +177,7 @@ class _Jepa(_Opened):
             known = read(job.reference)
             self.reference |= data_fingerprint(known, "reference")
             self._reference = pixel_hashes(known)
-            self.latent = embedded(self.encoder, known)
+            self.latent = fit_normal(embedded(self.encoder, known))
         self._calibrate(read, self._calibration_scores)
 
     def _calibration_scores(self, images: Images) -> npt.NDArray[np.float64]:
