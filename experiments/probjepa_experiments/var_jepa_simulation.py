@@ -234,9 +234,11 @@ STUDY = Study(
     columns=COLUMNS,
     budgets=BUDGETS,
     about="The probe is a logistic regression on the standardised posterior means of s_x, which finds the "
-    "mixture's component. Aggregate KL, covariance and mean are of held-out draws of q(s_x|x): the KL to "
-    "N(0, I) of the normal with their mean and covariance, and how far these two are from 0 and I. Posterior "
-    "σ² is 1 where it has collapsed onto the prior; the bound is the evidence lower bound of log p(x, y), "
+    "mixture's component. That is plain in x itself, so that an untrained encoder's means have it, too; the "
+    "probe of draws tells what a posterior keeps. Aggregate KL, covariance and mean are of held-out draws of "
+    "q(s_x|x): the KL to N(0, I) of the normal with their mean and covariance, and how far these two are from "
+    "0 and I. Posterior σ² is 1 where it has collapsed onto the prior; the bound is the evidence lower bound "
+    "of log p(x, y), "
     f"whatever the weights. What the letters {', '.join(OURS)} stand for is ours: the published figures that "
     "we have are of the other five. Also ours: the number of pairs, Xavier-uniform weights of the data's "
     "frozen maps, a learned standard deviation for each decoder, GELU, and SIGReg as a plain mean over "
