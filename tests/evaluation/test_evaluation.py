@@ -353,6 +353,13 @@ def test_openood_sets_are_evaluated_and_averaged(model):
     assert {name: of["images"] for name, of in found["openood"]["sets"].items()} == {
         "tin": 30, "mnist": 25, "svhn": 20
     }  # fmt: skip
+    # what also stands in the training set is not evaluated, and not counted
+    pixels = torch.cat([benchmark["tin"].images, images(60, 0).images[:10]])
+    seen = ImageSet(pixels, None, [str(row) for row in range(40)])
+    found = evaluate(
+        model, images(60, 0), images(40, 1), {}, openood={**benchmark, "tin": seen}, n_bootstrap=10
+    ).metrics
+    assert found["openood"]["sets"]["tin"]["images"] == found["sets"]["tin"]["images"] == 30
     with pytest.raises(ConfigError, match="'tin' is the name of an OpenOOD set"):
         evaluate(model, images(60, 0), images(40, 1), {"tin": images(5, 6)}, openood=benchmark)
 

@@ -518,3 +518,25 @@ def test_frames_from_transform_change_nothing(frame):
         everywhere = evaluate_table(copy.deepcopy(plain), train, test, target="y").metrics
     for name in ("accuracy", "selective", "calibration", "mcnemar", "collapse"):
         assert found[name] == everywhere[name] == wanted[name]
+
+
+@pytest.mark.parametrize("kind", ["category", object, "Int64"])
+def test_classes_are_numbers_whatever_holds_them(kind):
+    known = pd.DataFrame({"y": pd.Series([0.0, 1.0, 2.0] * 3).astype(kind)})
+    assert check_labels(known, "y", "t").tolist() == ["0", "1", "2"] * 3
+    mixed = pd.DataFrame({"y": pd.Series([1, 1.0, "b", "1"], dtype=object)})
+    assert check_labels(mixed, "y", "t").tolist() == ["1", "1", "b", "1"]
+    many = pd.DataFrame({"y": pd.Series(np.random.default_rng(0).normal(size=20)).astype("category")})
+    with pytest.raises(DataError, match="holds continuous numbers"):
+        check_labels(many, "y", "t")
+
+
+def test_missing_cells_and_sparse_columns_are_evaluated():
+    train, test = table(), table(seed=1)
+    for frame in (train, test):
+        frame["whole"] = pd.array([pd.NA, 1, 2, 3] * (len(frame) // 4), dtype="Int64")
+        frame["rare"] = pd.arrays.SparseArray(np.random.default_rng(len(frame)).normal(size=len(frame)))
+    found = evaluate_table(
+        lambda seed: VarTJEPA(random_state=seed, **TINY), train, test, "y", predictors=["logistic regression"]
+    )
+    assert "missing" in table_report(found.metrics, found.arrays)

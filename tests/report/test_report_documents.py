@@ -22,7 +22,7 @@ from probjepa.report.evaluation import evaluation_report, table_report
 from probjepa.report.page import Section
 from probjepa.report.provenance import flatten
 from probjepa.report.sections import accuracy_section, collapse_section, diagnosis
-from probjepa.report.training import read_metrics, training_report
+from probjepa.report.training import _steps, read_metrics, training_report
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -362,3 +362,20 @@ def test_a_browser_shows_the_whole_page(evaluated: str, tmp_path: Path, width: i
         "Collapse",
         "Provenance",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(999.4, "999 s"), (999.7, "0.28 hours"), (7200, "2 hours"), (36_000, "10 hours"), (5e6, "1,389 hours")],
+)
+def test_durations_are_numbers_that_people_read(seconds: float, said: str) -> None:
+    assert _steps({"step": 1200}, [seconds]) == f"1,200 steps in {said}"
+
+
+@pytest.mark.parametrize("count", ["data_images", "data_rows"])
+def test_few_rows_have_no_rank_to_lose(count: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", effective_rank=[1.0] * 12)
+    assert "have collapsed" in training_report(run)
+    with open(run / "config.yaml", "a", encoding="utf-8") as config:
+        config.write(f"{count}: 4\n")
+    assert "have collapsed" not in training_report(run)

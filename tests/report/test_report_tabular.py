@@ -15,7 +15,7 @@ from probjepa.evaluation.selective import selection_figures
 from probjepa.report.evaluation import table_report
 from probjepa.report.sections import selective_section
 from probjepa.report.summary import print_table_summary
-from probjepa.report.tables import calibration_section, surprising_section
+from probjepa.report.tables import _shown, calibration_section, surprising_section
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -101,7 +101,7 @@ def test_the_page_shows_what_was_found() -> None:
     assert f"Accuracy at 50 % coverage, by model uncertainty {100 * half:.1f} % MLP" in text
     assert "embedding, MLP 90.0 88.0–92.0 80.0 78.0–82.0 90.0 88.0–92.0" in text
     assert "test b 60 3 columns 0123456789abcdef 2 0" in text
-    assert "embedding, MLP 9.000 9.000–9.000" in text
+    assert "embedding, MLP 9.0 9.0–9.0" in text
     assert "not run: install probjepa[xgboost]" in html
     assert "The embeddings have collapsed (effective rank 1.1, mean spread 1.0e-01)" in html
     assert not {"doubt", "doubtful", "surest"} & set(text.lower().split())
@@ -121,7 +121,15 @@ def seeded(values: list[float | None]) -> dict[str, Any]:
 def test_rows_gained_and_lost_are_counts() -> None:
     of = {"gained": seeded([19.0]), "lost": seeded([0.0]), "p": seeded([0.25])}
     html = text_of(table_report({"mcnemar": {"embedding": {"MLP": of}}}))
-    assert "embedding, MLP 19 0 0.250" in html
+    assert "embedding, MLP 19 0 0.25" in html
+    of = {"gained": seeded([12345.0]), "lost": seeded([10049.0, 9950.0, 10100.0]), "p": seeded([1e-40])}
+    html = text_of(table_report({"mcnemar": {"embedding": {"MLP": of}}}))
+    assert "embedding, MLP 12,345 10,033.0 9,843.5–10,222.5 1e-40" in html
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA, pd.NaT])
+def test_a_missing_cell_is_called_so_whatever_it_is(missing: Any) -> None:
+    assert _shown(missing) == "missing"
 
 
 @pytest.mark.parametrize("seeds", [2, 3])

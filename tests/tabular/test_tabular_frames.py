@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 from tabular_cases import TINY, mixed_table
 
-from probjepa.errors import DataError, ProbjepaWarning
+from probjepa.errors import ConfigError, DataError, ProbjepaWarning
+from probjepa.scores import score_set
 from probjepa.tabular import TableSchema, VarTJEPA
 from probjepa.tabular.dates import datetime_parts
-from probjepa.tabular.frames import as_frame, numbers
+from probjepa.tabular.frames import as_frame, category_codes, category_labels, numbers
 
 
 class OnlyStream:
@@ -189,3 +190,28 @@ def test_categories_that_are_no_text_are_known_to_a_saved_model(tmp_path):
     assert (loaded.schema_.encode(table).codes[:2] == [[2], [3]]).all()
     np.testing.assert_array_equal(loaded.transform(table), model.transform(table))
     assert model.impute(table, table.isna() | [True, False]).table["s"].isin(table["s"]).all()
+
+
+@pytest.mark.parametrize("narrow", [np.float32, np.float16, "Float32"])
+def test_a_category_of_few_digits_is_the_same_category(narrow):
+    values = pd.Series([0.1, 0.2, 0.3, np.nan])
+    wide = category_labels("c", values, boolean=False, most=10)
+    assert wide == category_labels("c", values.astype(narrow), boolean=False, most=10) == (0.1, 0.2, 0.3)
+    assert category_codes("c", values.astype(narrow), wide).tolist() == [2, 3, 4, 0]
+
+
+def test_a_score_takes_every_kind_of_table():
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=list("abc"))
+    known, asked = table[:40].reset_index(drop=True), table[40:].reset_index(drop=True)
+    model = VarTJEPA(**TINY).fit(known)
+    for score, more in (("knn", {"reference_size": 20}), ("knn", {}), ("fisher", {}), ("likelihood", None)):
+        found = []
+        for kind in (lambda of: of, pl.from_pandas, pa.Table.from_pandas, lambda of: of.to_numpy()):
+            options = {} if more is None else {"reference": kind(known), **more}
+            found.append(score_set(model, kind(asked), score, **options)[0])
+        assert all(np.array_equal(found[0], other) for other in found[1:]), score
+
+
+def test_columns_that_are_not_there_are_one_line_whatever_their_names_are():
+    with pytest.raises(ConfigError, match="columns that are not in the table: 1, 'z'"):
+        TableSchema.infer(pd.DataFrame({"a": [1.0]}), column_types={1: "numeric", "z": "numeric"})

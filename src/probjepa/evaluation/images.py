@@ -163,7 +163,7 @@ def evaluate(
         "decisions": decisions,
     }
     if openood:
-        counts = {name: len(sets[name]) + dropped[name] for name in openood}
+        counts = {name: len(sets[name]) for name in openood}
         result["openood"] = openood_summary(
             {name: outside[name] for name in openood}, counts, method.preprocess.config(), reencode
         )

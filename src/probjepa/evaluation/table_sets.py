@@ -12,7 +12,7 @@ import numpy.typing as npt
 from probjepa._arrays import check_classes
 from probjepa.errors import DataError, warn
 from probjepa.evaluation.decisions import CALIBRATION, TEST
-from probjepa.tabular.frames import as_frame, named, other_columns
+from probjepa.tabular.frames import as_frame, labels_of, named, other_columns, pandas
 from probjepa.tabular.overlap import equal_rows, shared_by_chance, table_sha256
 
 _CONTINUOUS = 100  # more distinct numbers than this are hardly classes
@@ -136,6 +136,10 @@ def check_labels(frame: Any, target: str, name: str) -> npt.NDArray[np.str_]:
         raise DataError(
             f"the target column '{target}' of {name} is missing in {missing} of {len(frame)} rows: drop those"
         )
+    if column.dtype.kind == "O":  # categories and texts, or objects: 1 and 1.0 among them are one class
+        codes, found = labels_of(target, column)
+        numbers = all(isinstance(label, int | float) and not isinstance(label, bool) for label in found)
+        column = pandas().Series(np.array(found, dtype=None if numbers else object)[codes])
     many = column.nunique() > _CONTINUOUS
     if column.dtype.kind == "f":
         if many or (column.to_numpy() % 1 != 0).any():

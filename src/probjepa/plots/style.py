@@ -110,6 +110,17 @@ def number(x: float, form: str) -> str:
     return f"{x:z{form}}".replace("-", "−")
 
 
+def three_digits(x: float) -> str:
+    """Return a number with its three leading digits, or whole from 1,000 on.
+
+    Examples
+    --------
+    >>> three_digits(0.12345), three_digits(999.7), three_digits(1023.7)
+    ('0.123', '1,000', '1,024')
+    """
+    return f"{x:,.0f}" if abs(x) >= 999.5 else f"{x:.3g}"
+
+
 def listed(values: Mapping[str, float], form: str = ".3g") -> str:
     """Return names with their values, in words for who does not see the picture."""
     return ", ".join(f"{name} {number(x, form)}" for name, x in values.items())

@@ -13,6 +13,7 @@ import numpy as np
 from probjepa import plots
 from probjepa.evaluation.decisions import TEST
 from probjepa.evaluation.selective import lead
+from probjepa.plots.style import three_digits
 from probjepa.report.detection import decisions_section, detection_section, openood_section, scores_section
 from probjepa.report.embedding import (
     geometry_section,
@@ -172,7 +173,7 @@ def _card(label: str, value: Value, note: str = "") -> list[Card]:
 def _rank_card(collapse: Result, dim: int | None, tone: Tone) -> list[Card]:
     rank = Value.of(collapse.get("effective_rank"))
     note = f"of {dim} directions" if dim else "directions in use"
-    return [Card("Effective rank", f"{rank.value:.3g}", note, tone)] if rank.known else []
+    return [Card("Effective rank", three_digits(rank.value), note, tone)] if rank.known else []
 
 
 def _best_card(title: str, row: Result) -> list[Card]:

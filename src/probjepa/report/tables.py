@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probjepa import plots
+from probjepa._arrays import is_missing
 from probjepa.errors import few
 from probjepa.evaluation.selective import PROBABILITY, UNCERTAINTY
 from probjepa.plots.style import number
@@ -83,15 +84,21 @@ def mcnemar_section(tests: Mapping[str, Any]) -> Section | None:
 
 
 def _count(of: Mapping[str, Any]) -> Any:
-    """Rows of one seed as a whole number; a mean of several with its interval, if it has one."""
-    return of if of.get("low") is not None else of.get("value")
+    """Rows of one seed as a whole number; a mean of several, to a tenth, with its interval, if it has one."""
+    value, low, high = (of.get(key) for key in ("value", "low", "high"))
+    if value is None:
+        return None
+    form = ",.0f" if float(value).is_integer() and low is None else ",.1f"
+    if low is None or high is None:
+        return number(value, form)
+    return f"{number(value, form)} {number(low, form)}–{number(high, form)}"
 
 
 def _p(of: Mapping[str, Any]) -> Any:
     """The p of one test, or how many of the seeds' are small, and which they are."""
     known = [p for p in of.get("seeds", ()) if p is not None]
     if len(known) < 2:
-        return of
+        return "–" if of.get("value") is None else f"{of['value']:.2g}"
     below = sum(p < _SMALL for p in known)
     return f"{below} of {len(known)} below {_SMALL:g}: {few([f'{p:.2g}' for p in known])}"
 
@@ -161,7 +168,7 @@ def _by_column(surprise: Any, columns: list[str]) -> NDArray[np.float64]:
 
 
 def _shown(value: Any) -> str:
-    if value is None or value != value:  # NaN
+    if is_missing(value):
         return "missing"
     if isinstance(value, float):
         return f"{value:.4g}"

@@ -14,7 +14,7 @@ import numpy as np
 from probjepa import plots
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.files import regular, write_text
-from probjepa.plots.style import Array
+from probjepa.plots.style import Array, three_digits
 from probjepa.report.figures import picture
 from probjepa.report.page import Card, Figure, Section, render
 from probjepa.report.provenance import flatten, settings_tables, skipped_table
@@ -49,7 +49,9 @@ def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> st
     found = {name: latest[column] for name, column in diagnostic_columns(metrics).items()}
     method = config.get("method")
     settings = method if isinstance(method, dict) else {}
-    text, tone = diagnosis(found, epochs=epochs, settings=settings, rows=config.get("data_images"))
+    text, tone = diagnosis(
+        found, epochs=epochs, settings=settings, rows=config.get("data_images", config.get("data_rows"))
+    )
 
     cards = [Card("Epochs", f"{epochs:,}", _steps(latest, metrics.get("seconds", [])))]
     if "train/loss" in latest:
@@ -61,7 +63,7 @@ def training_report(run_dir: str | Path, sections: Sequence[Section] = ()) -> st
     if "knn" in found:
         cards.append(Card("kNN accuracy", f"{100 * found['knn']:.1f} %", "held-out images, last epoch"))
     if "effective_rank" in found:
-        cards.append(Card("Effective rank", f"{found['effective_rank']:.3g}", "directions in use", tone))
+        cards.append(Card("Effective rank", three_digits(found["effective_rank"]), "directions in use", tone))
     if "mean_variance" in found:
         cards.append(Card("Mean σ²", f"{found['mean_variance']:.3g}", "prior: 1"))
 
@@ -172,7 +174,9 @@ def _steps(latest: dict[str, float], seconds: Sequence[float]) -> str:
     parts = [f"{int(latest['step']):,} steps"] if "step" in latest else []
     total = float(np.nansum(seconds))
     if math.isfinite(total) and total > 0:
-        parts.append(f"in {total:.3g} s" if total < 1000 else f"in {total / 3600:.2g} hours")
+        hours = total / 3600
+        whole = f"{hours:.2g}" if hours < 9.95 else f"{hours:,.0f}"
+        parts.append(f"in {total:.3g} s" if total < 999.5 else f"in {whole} hours")
     return " ".join(parts)
 
 

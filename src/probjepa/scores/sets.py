@@ -13,7 +13,6 @@ from probjepa._arrays import as_features, as_float_tensor
 from probjepa.data import Images
 from probjepa.data.overlap import pixel_hashes, refuse_overlap, same_images
 from probjepa.errors import ConfigError, DataError, unknown_name
-from probjepa.methods import Method
 from probjepa.scores import SCORES
 from probjepa.scores.base import Score
 from probjepa.scores.own import Own, own_names, uncertainty
@@ -48,6 +47,11 @@ class TableSubject:
 
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator
+
+    def open(self, table: Any) -> Any:
+        """Return a table of any kind as a DataFrame of the fit's columns."""
+        schema = getattr(self.estimator, "schema_", None)  # one that is not fitted says so later
+        return table if schema is None or not len(table) else schema.frame(table)
 
     def score_names(self) -> list[str]:
         """Return "likelihood" where the estimator has one."""
@@ -125,10 +129,10 @@ class SetScorer:
         seed: int = 0,
         progress: bool = False,
     ) -> None:
-        self._open = model.open if isinstance(model, Method) else lambda data: data
         self._progress = progress
         self._subject = _subject(model)
         self._table = isinstance(self._subject, TableSubject)
+        self._open = getattr(self._subject, "open", lambda data: data)
         self._kind = kind = check_score(model, score, reference, reference_size)
         self._reference: Any = None if reference is None else self._open(reference)
         if self._reference is not None and not len(self._reference):

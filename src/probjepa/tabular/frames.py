@@ -210,6 +210,9 @@ def labels_of(column: str, series: Any) -> tuple[npt.NDArray[np.int64], list[Sca
             f"column {column!r} holds nested values (argument must be a string or a number): "
             "give one value a cell, or drop it"
         ) from error
+    dtype = getattr(series.dtype, "numpy_dtype", series.dtype)
+    if getattr(dtype, "kind", "O") == "f" and getattr(dtype, "itemsize", 8) < 8:  # 0.1 is 0.1 in any of them
+        found = [float(str(dtype.type(value))) for value in found]
     return codes, [_label(value) for value in found]
 
 

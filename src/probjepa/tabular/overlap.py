@@ -136,6 +136,8 @@ def _together(column: str, *both: Any) -> npt.NDArray[Any]:
 def _is_narrow(series: Any) -> bool:
     """Whether a column's numbers have less digits than float64's."""
     dtype = getattr(series.dtype, "numpy_dtype", series.dtype)
+    if isinstance(dtype, pandas().SparseDtype):
+        dtype = dtype.subtype
     return getattr(dtype, "kind", "O") == "f" and bool(dtype.itemsize < 8)
 
 

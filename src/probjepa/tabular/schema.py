@@ -290,7 +290,7 @@ class TableSchema:
         if not isinstance(column_types or {}, Mapping):
             raise ConfigError(f"column_types is {column_types!r}: give a mapping of columns to their types")
         types = dict(column_types or {})
-        if absent := sorted(set(types) - set(frame.columns)):
+        if absent := sorted(set(types) - set(frame.columns), key=str):
             raise ConfigError(f"column_types names columns that are not in the table: {named(absent)}")
         warn_of_texts(frame, types)
         features: list[Feature] = []
