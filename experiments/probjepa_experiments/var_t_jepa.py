@@ -112,6 +112,10 @@ FINDINGS = (
             lambda r: r("Var-T-JEPA", "XGB, %") >= r("T-JEPA", "XGB, %")),
     Finding("Var-T-JEPA is within one point of raw features, or above them, by the MLP",
             lambda r: r("Var-T-JEPA", "MLP, %") > r("raw features", "MLP, %") - 0.01),
+    Finding("training pays: Var-T-JEPA is above its random initialisation, by the best classifier",
+            lambda r: r("Var-T-JEPA", "best of 3, %") > r(RANDOM, "best of 3, %")),
+    Finding("training pays: σ orders the MLP's errors better than that of a random initialisation",
+            lambda r: r("Var-T-JEPA", "AURC by σ, MLP") < r(RANDOM, "AURC by σ, MLP")),
     Finding("XGBoost is not below raw features when embeddings are added to them, by McNemar's test at 5 %",
             lambda r: r("raw + Var-T-JEPA", "XGB, %") >= r("raw features", "XGB, %")
             or r("raw + Var-T-JEPA", "XGB beside raw, McNemar's p") >= 0.05),
