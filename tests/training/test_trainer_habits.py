@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import warnings
+from multiprocessing import active_children
 
 import lightning.pytorch as L
 import pytest
@@ -226,9 +227,12 @@ class Numbers(IterableDataset):
 
 def test_a_signal_to_the_group_leaves_the_readers_at_work():
     """They serve the step that the run still finishes."""
-    numbers = iter(_read_ahead(Numbers(), 2))
+    before = set(active_children())
+    numbers = _read_ahead(Numbers(), 2)
     found = [next(numbers), next(numbers)]  # one of each
-    for worker in numbers._workers:
+    workers = set(active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(worker.pid, signum)
     found += list(numbers)
