@@ -9,6 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probjepa.errors import ConfigError
+
+
+def refuse_inference(module: nn.Module, name: str) -> None:
+    """Raise ConfigError for a module, called ``name``, with weights that were made under inference_mode."""
+    if any(parameter.is_inference() for parameter in module.parameters()):
+        raise ConfigError(
+            f"{name} was made under torch.inference_mode, which bars its weights from gradients for good: "
+            "make it outside"
+        )
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:

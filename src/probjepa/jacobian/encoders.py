@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from probjepa._arrays import as_float_tensor
 from probjepa.backbones import HUBS
+from probjepa.backbones.frozen import refuse_inference
 from probjepa.backbones.hub import load_pretrained
 from probjepa.data import Images, Preprocess, as_images
 from probjepa.errors import ConfigError, DataError
@@ -164,12 +165,9 @@ def exact_gradients(encoder: Encoder) -> Iterator[None]:
     parameters are frozen; all of it is put back afterwards. Raises ConfigError for parameters that were made
     under ``inference_mode``.
     """
+    if encoder.module is not None:
+        refuse_inference(encoder.module, encoder.name)
     parameters = [] if encoder.module is None else list(encoder.module.parameters())
-    if any(parameter.is_inference() for parameter in parameters):
-        raise ConfigError(
-            f"{encoder.name} was made under torch.inference_mode, which bars its weights from gradients for "
-            "good: make it outside"
-        )
     wanted = [parameter.requires_grad for parameter in parameters]
     kinds = {"cpu", *(parameter.device.type for parameter in parameters)}
     if torch.cuda.is_available():

@@ -29,14 +29,15 @@ Better = Literal["max", "min"]
 class Value:
     """A measured number with its interval, e.g. ``Value(0.91, 0.90, 0.92)``.
 
-    ``percent=True`` prints 100 times the value with one decimal; otherwise three decimals. NaN prints as a
-    dash.
+    ``percent=True`` prints 100 times the value with one decimal; otherwise ``form`` says how. NaN prints as
+    a dash.
     """
 
     value: float
     low: float = math.nan
     high: float = math.nan
     percent: bool = False
+    form: str = ".3f"
 
     @classmethod
     def of(cls, entry: Any, percent: bool = False) -> Value:
@@ -67,7 +68,7 @@ class Value:
     def _format(self, x: float) -> str:
         if not math.isfinite(x):
             return "–"
-        return number(100 * x, ".1f") if self.percent else number(x, ".3f")
+        return number(100 * x, ".1f") if self.percent else number(x, self.form)
 
 
 @dataclass(frozen=True)

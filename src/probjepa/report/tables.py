@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from probjepa.errors import few
 from probjepa.evaluation.selective import PROBABILITY, UNCERTAINTY
 from probjepa.plots.style import number
 from probjepa.report.figures import picture
-from probjepa.report.page import Section, Table, grid
+from probjepa.report.page import Section, Table, Value, grid
 from probjepa.tabular.skill import LITTLE, SURE
 
 _SHOWN_ROWS = 10
@@ -85,20 +86,15 @@ def mcnemar_section(tests: Mapping[str, Any]) -> Section | None:
 
 def _count(of: Mapping[str, Any]) -> Any:
     """Rows of one seed as a whole number; a mean of several, to a tenth, with its interval, if it has one."""
-    value, low, high = (of.get(key) for key in ("value", "low", "high"))
-    if value is None:
-        return None
-    form = ",.0f" if float(value).is_integer() and low is None else ",.1f"
-    if low is None or high is None:
-        return number(value, form)
-    return f"{number(value, form)} {number(low, form)}–{number(high, form)}"
+    mean = replace(Value.of(of), form=",.1f")
+    return int(mean.value) if mean.value.is_integer() and not mean.interval else mean
 
 
 def _p(of: Mapping[str, Any]) -> Any:
     """The p of one test, or how many of the seeds' are small, and which they are."""
     known = [p for p in of.get("seeds", ()) if p is not None]
     if len(known) < 2:
-        return "–" if of.get("value") is None else f"{of['value']:.2g}"
+        return None if of.get("value") is None else f"{of['value']:.2g}"
     below = sum(p < _SMALL for p in known)
     return f"{below} of {len(known)} below {_SMALL:g}: {few([f'{p:.2g}' for p in known])}"
 

@@ -200,6 +200,13 @@ def as_text(value: Any) -> str:
     return {"true": "1", "false": "0"}.get(text.lower(), text)
 
 
+def narrow_type(series: Any) -> Any:
+    """Return NumPy's type of a column of floats that have less digits than float64's, or None."""
+    sparse = isinstance(series.dtype, pandas().SparseDtype)
+    dtype = series.dtype.subtype if sparse else getattr(series.dtype, "numpy_dtype", series.dtype)
+    return dtype.type if getattr(dtype, "kind", "O") == "f" and dtype.itemsize < 8 else None
+
+
 def labels_of(column: str, series: Any) -> tuple[npt.NDArray[np.int64], list[Scalar]]:
     """Return codes (N,), −1 where missing, and the label of each code; nested values raise DataError."""
     pd = pandas()
@@ -210,9 +217,8 @@ def labels_of(column: str, series: Any) -> tuple[npt.NDArray[np.int64], list[Sca
             f"column {column!r} holds nested values (argument must be a string or a number): "
             "give one value a cell, or drop it"
         ) from error
-    dtype = getattr(series.dtype, "numpy_dtype", series.dtype)
-    if getattr(dtype, "kind", "O") == "f" and getattr(dtype, "itemsize", 8) < 8:  # 0.1 is 0.1 in any of them
-        found = [float(str(dtype.type(value))) for value in found]
+    if (narrow := narrow_type(series)) is not None:  # 0.1 is 0.1 in any of them
+        found = [float(str(narrow(value))) for value in found]
     return codes, [_label(value) for value in found]
 
 

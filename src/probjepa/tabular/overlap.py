@@ -12,7 +12,7 @@ import numpy.typing as npt
 from probjepa.data.overlap import refuse_seen
 from probjepa.errors import DataError
 from probjepa.tabular.dates import day_first, instants
-from probjepa.tabular.frames import as_text, guess_type, labels_of, numbers, pandas
+from probjepa.tabular.frames import as_text, guess_type, labels_of, narrow_type, numbers, pandas
 
 _SPREADS = 4  # standard deviations that a share of equal rows may lie above chance
 _FEW = 3  # rows that two tables may share where neither repeats one
@@ -119,7 +119,7 @@ def _together(column: str, *both: Any) -> npt.NDArray[Any]:
             return np.concatenate([of.astype("datetime64[us]") for of in when])
         except DataError:  # the other column holds no dates
             pass
-    narrow = any(_is_narrow(of) for of in both)
+    narrow = any(narrow_type(of) is not None for of in both)
     if kinds <= {"numeric", "boolean"}:
         found = np.concatenate([numbers(column, of) for of in both]) + 0.0
         return found.astype(np.float32) if narrow else found
@@ -131,14 +131,6 @@ def _together(column: str, *both: Any) -> npt.NDArray[Any]:
             texts = [_as_number(text, narrow) for text in texts]
         cells.append(np.array([*texts, "\0"], dtype=object)[codes])  # −1, missing, takes the last
     return np.concatenate(cells)
-
-
-def _is_narrow(series: Any) -> bool:
-    """Whether a column's numbers have less digits than float64's."""
-    dtype = getattr(series.dtype, "numpy_dtype", series.dtype)
-    if isinstance(dtype, pandas().SparseDtype):
-        dtype = dtype.subtype
-    return getattr(dtype, "kind", "O") == "f" and bool(dtype.itemsize < 8)
 
 
 def _as_number(text: str, narrow: bool) -> str:

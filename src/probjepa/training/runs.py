@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from probjepa.backbones.frozen import refuse_inference
 from probjepa.data import Images
 from probjepa.data.streams import Stream, lane_count
 from probjepa.draws import forked
@@ -305,11 +306,7 @@ def _check_trains(method: Any) -> None:
             f"nothing of this {type(method).__name__} is trained: it has no parameters beside its frozen "
             "encoder"
         )
-    if any(p.is_inference() for p in method.parameters()):
-        raise ConfigError(
-            f"this {type(method).__name__} was made under torch.inference_mode, which bars its weights from "
-            "gradients for good: make it outside"
-        )
+    refuse_inference(method, f"this {type(method).__name__}")
 
 
 def _run_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> RunFolder | None:
