@@ -66,6 +66,8 @@ class Result:
         whatever else was found, JSON-able
     targets
         what was promised, and whether it holds
+    earlier
+        of a result that went on from a file: what made the figures that stood there
     """
 
     name: str
@@ -74,6 +76,15 @@ class Result:
     warmup: int = 0
     figures: dict[str, Any] = field(default_factory=dict)
     targets: list[dict[str, Any]] = field(default_factory=list)
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def resumed(cls, name: str, path: Path) -> Result:
+        """Return a result with the figures that stand in a file, if there is one; others come to them."""
+        if not path.exists():
+            return cls(name)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return cls(name, figures=record["figures"], earlier=runs_of(record))
 
     def time(self, candidate: str) -> Spread:
         """Return the spread of a candidate's seconds."""
@@ -111,6 +122,7 @@ class Result:
             "candidates": candidates,
             "targets": self.targets,
             "figures": self.figures,
+            **({"earlier": self.earlier} if self.earlier else {}),
         }
 
     def __str__(self) -> str:
@@ -199,6 +211,12 @@ def write(result: Result, path: Path, argv: Sequence[str] | None = None) -> None
     }
     write_text(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     print(f"  → {path}")
+
+
+def runs_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the command, date and environment of each run that made a record, the last one at the end."""
+    last = {key: record[key] for key in ("date", "command", "environment") if key in record}
+    return [*record.get("earlier", []), last]
 
 
 def command_line(argv: Sequence[str]) -> str:

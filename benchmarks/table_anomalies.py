@@ -22,12 +22,13 @@ from probjepa.errors import ProbjepaWarning
 from probjepa.tabular import VarTJEPA
 from probjepa.tabular.anomalies import Reduction
 from probjepa_experiments.anomaly_detectors import detect
+from probjepa_experiments.table_cells import UNTRAINED_PARTS
 from probjepa_experiments.table_sets import SOURCES
 
 _Array = npt.NDArray[np.float64]
 DETECTORS = ("kNN", "Isolation Forest", "ECOD")
 OURS, TREES = "VarTJEPA", "trees a column"
-METHODS = (*DETECTORS, TREES, OURS)
+METHODS = (*DETECTORS, TREES, OURS, *UNTRAINED_PARTS)
 DAMAGES = ("one cell", "three cells", "all cells")
 # of ``score_features``, by the reduction beside which its cell is judged
 SCALES: dict[str, dict[str, Any]] = {
@@ -170,7 +171,7 @@ def measured(
         hit = float((cells["one cell"].argmax(1) == which[:, 0]).mean())
         yield method, _areas({name: of.mean(1) for name, of in cells.items()}) | {"hit@1": hit}
     else:
-        model = VarTJEPA(random_state=seed, **own).fit(train)
+        model = VarTJEPA(random_state=seed, **own, **UNTRAINED_PARTS.get(method, {})).fit(train)
         for reduction in get_args(Reduction):
             scores = {name: -model.score_samples(table, reduction=reduction) for name, table in tests.items()}
             figures = _areas(scores)
@@ -210,9 +211,7 @@ def main() -> None:
     parser.add_argument("--set", type=json.loads, default={}, help="settings of VarTJEPA, as JSON")
     args = parse(parser)
     warnings.simplefilter("ignore", ProbjepaWarning)
-    result = Result("table_anomalies")
-    if args.out.exists():  # goes on, method by method
-        result.figures = json.loads(args.out.read_text(encoding="utf-8"))["figures"]
+    result = Result.resumed("table_anomalies", args.out)  # goes on, method by method
     for table in args.tables:
         seeds = []
         for seed in range(args.repeats):

@@ -22,10 +22,11 @@ from scipy.stats import betabinom, binom
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.impute import IterativeImputer, KNNImputer
 
-from harness import arguments, command_line, environment, parse
+from harness import arguments, command_line, environment, parse, runs_of
 from probjepa.files import write_text
 from probjepa.tabular import VarTJEPA
 from probjepa.tabular.presets import PRESETS
+from probjepa_experiments.table_cells import UNTRAINED_PARTS
 from probjepa_experiments.table_sets import SOURCES, TableSet
 
 TABLES = ("adult", "credit", "covertype", "electricity", "wine", "breast-cancer")
@@ -180,7 +181,7 @@ def main() -> None:
     parser = arguments(__doc__, "table_imputation", repeats=3)
     parser.add_argument("--tables", nargs="*", default=[*TABLES])
     parser.add_argument("--rows", type=int, default=10_000, help="training rows at most")
-    parser.add_argument("--fillers", nargs="*", default=["VarTJEPA", *FILLERS])
+    parser.add_argument("--fillers", nargs="*", default=["VarTJEPA", *UNTRAINED_PARTS, *FILLERS])
     parser.add_argument("--set", type=json.loads, default={}, help="settings of VarTJEPA, as JSON")
     parser.add_argument("--label", default="VarTJEPA", help="its name in the result")
     args = parse(parser)
@@ -188,6 +189,7 @@ def main() -> None:
     found: dict[str, Any] = {"benchmark": "table_imputation", "cells": {}}
     if Path(args.out).exists():
         found = json.loads(Path(args.out).read_text())
+    before = {"earlier": runs_of(found)} if found["cells"] else {}
     for seed in range(args.repeats):
         for name in args.tables:
             for filler in args.fillers:
@@ -196,7 +198,7 @@ def main() -> None:
                 if key in found["cells"]:
                     continue
                 found["cells"][key] = cell(args, name, seed, filler)
-                found.update(command=command_line(sys.argv), environment=environment())
+                found.update(command=command_line(sys.argv), environment=environment(), **before)
                 print(key, {k: v for k, v in found["cells"][key].items() if k != "columns"}, flush=True)
                 keep(args.out, found)
     if "VarTJEPA" in args.fillers:
@@ -253,10 +255,14 @@ def cell(args: Any, name: str, seed: int, filler: str) -> dict[str, Any]:
     data, train, test, hidden = hidden_rows(args, name, seed)
     shown = test.mask(pd.DataFrame(hidden, columns=test.columns))
     start = time.process_time()
-    if filler != "VarTJEPA":
+    if filler in FILLERS:
         filled = FILLERS[filler](data, train, shown, hidden, seed)
         return {**errors(data, test, filled, hidden), "core seconds": time.process_time() - start}
-    settings = {"column_types": dict(data.column_types) or None, **args.set}
+    settings = {
+        "column_types": dict(data.column_types) or None,
+        **args.set,
+        **UNTRAINED_PARTS.get(filler, {}),
+    }
     model = VarTJEPA(random_state=seed, **settings).fit(train)
     seconds = time.process_time() - start
     said = model.impute(test, hidden)

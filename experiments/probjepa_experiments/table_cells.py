@@ -22,6 +22,11 @@ PREDICTORS = ("logistic regression", "MLP", "XGBoost")
 RAW = "raw"  # features as they are, without an encoder
 # of random initialisation: one epoch whose steps are too small to change a weight
 UNTRAINED = {"max_epochs": 1, "learning_rate": 1e-12}
+# VarTJEPA without training, which its predicted cells stand beside
+UNTRAINED_PARTS: dict[str, dict[str, Any]] = {
+    "copula alone": {"copula": "alone", **UNTRAINED},
+    "untrained network": {"copula": "none", **UNTRAINED},
+}
 Figures = dict[str, Mapping[str, float | None] | float | None]
 
 

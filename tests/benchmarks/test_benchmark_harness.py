@@ -124,6 +124,20 @@ def test_the_file_holds_the_result_and_what_it_ran_on(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["drift.json"]  # no temporary file is left
 
 
+def test_a_result_that_goes_on_keeps_its_figures_and_says_what_made_them(tmp_path):
+    path = tmp_path / "r.json"
+    for run in range(3):
+        result = harness.Result.resumed("r", path)
+        assert result.figures == {f"figure {i}": i for i in range(run)}
+        result.figures[f"figure {run}"] = run
+        for _ in range(2):  # within a run the file is written again and again
+            harness.write(result, path, ["r.py", str(run)])
+    record = json.loads(path.read_text(encoding="utf-8"))
+    made = [*record["earlier"], record]
+    assert [of["command"] for of in made] == [f"python benchmarks/r.py {run}" for run in range(3)]
+    assert all(of["environment"]["cores"] and of["date"] for of in made)
+
+
 def test_the_command_names_no_place_on_this_machine():
     argv = [
         "/home/me/benchmarks/decode.py",
