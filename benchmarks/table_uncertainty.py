@@ -1,13 +1,14 @@
 """Whether VarTJEPA's uncertainty means the same in every fit, and finds ambiguous rows and errors.
 
-With ``--keep`` the fits and what they say are kept in a folder, and the same command goes on from there.
+Beside it stand its copula alone, and its network untrained. With ``--keep`` the fits and what they say are
+kept in a folder, and the same command goes on from there; tables that ``--out`` has are not measured again.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from probjepa.errors import ProbjepaWarning
 from probjepa.evaluation.predictors import PREDICTORS
 from probjepa.evaluation.selective import PREDICTIVE, PROBABILITY, UNCERTAINTY, table_uncertainty
 from probjepa.tabular import VarTJEPA
+from probjepa_experiments.table_cells import UNTRAINED_PARTS
 from probjepa_experiments.table_sets import SOURCES, TableSet
 
 RIGHT = "right"  # beside the sources: which of the MLP's answers are
@@ -40,15 +42,19 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder; what is in it is not made again")
     args = parse(parser)
     warnings.simplefilter("ignore", ProbjepaWarning)
-    result = Result("table_uncertainty")
-    for name in args.tables:
+    result = Result.resumed("table_uncertainty", args.out)
+    for name, part in product(args.tables, ("", *UNTRAINED_PARTS)):
+        label = f"{name}, {part}" if part else name
+        if label in result.figures:
+            continue
         data = SOURCES[name].open(args.data_root, args.rows)
+        settings = {"device": args.device, **args.set, **UNTRAINED_PARTS.get(part, {})}
         said = []
         for seed in range(args.repeats):
-            place = None if args.keep is None else args.keep / f"{name}-{args.rows or 'all'}-{seed}"
-            said.append(one_fit(data, seed, place, {"device": args.device, **args.set}))
-            print(f"{name}, fit {seed}: MLP {said[-1][RIGHT].mean():.4f}", flush=True)
-        result.figures[name] = {
+            place = None if args.keep is None else args.keep / f"{label}-{args.rows or 'all'}-{seed}"
+            said.append(one_fit(data, seed, place, settings))
+            print(f"{label}, fit {seed}: MLP {said[-1][RIGHT].mean():.4f}", flush=True)
+        result.figures[label] = {
             "training rows": len(data.train),
             "MLP accuracy": [float(of[RIGHT].mean()) for of in said],
             "sources": {source: _of(source, said, data.ambiguity) for source in said[0] if source != RIGHT},
