@@ -2,14 +2,16 @@
 
 ``python benchmarks/ema_statistics.py --data-root DIR`` trains VJE with a stop-gradient, and with teachers
 whose batch statistics are averaged like the weights, their own batch's, or the online network's copied (as
-probjepa had it until November 2026; kept here alone). On scikit-learn's digits and on CIFAR-10, three seeds
-each. Cells that are finished are kept in the result's JSON: the same command goes on.
+probjepa had it until November 2026; kept here alone), beside the same network untrained and raw pixels. On
+scikit-learn's digits and on CIFAR-10, three seeds each. Cells that are finished are kept in the result's
+JSON: the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,14 @@ import numpy as np
 import torch
 
 import probjepa as pj
-from harness import ROOT, environment
+from harness import ROOT, command_line, environment, runs_of
 from probjepa.backbones.frozen import evaluating
 from probjepa.data import ImageSet
 from probjepa.files import write_text
 from probjepa.metrics import knn_accuracy
 
 TARGETS = ("stop-gradient", "averaged", "batch", "copied")
+UNTRAINED, PIXELS = "untrained", "raw pixels"
 
 
 def copied_statistics(source: Any, step: int, total_steps: int, *, ema: Any) -> None:
@@ -37,12 +40,17 @@ def copied_statistics(source: Any, step: int, total_steps: int, *, ema: Any) -> 
 
 def run(target: str, seed: int, train: ImageSet, test: ImageSet, fit: dict[str, Any]) -> dict[str, float]:
     """Train one cell; kNN (k = 20) on h and on the teacher's h."""
+    if target == PIXELS:
+        return {"h": _knn(*(images.images.flatten(1).float() for images in (train, test)), train, test)}
     torch.manual_seed(seed)
     option = {"averaged": "ema-averaged", "copied": "ema-averaged", "batch": "ema"}.get(target, target)
     method = pj.VJE(
         fit["backbone"], backbone_options=fit["options"], channels=train.channels, image_size=train.size,
-        target=option,
+        target="stop-gradient" if target == UNTRAINED else option,
     )  # fmt: skip
+    if target == UNTRAINED:
+        method.calibrate(train.images)
+        return {"h": accuracy(method, method.encoder, train, test)}
     if target == "copied":
         ema = method.target
         ema.update = lambda *arguments: copied_statistics(*arguments, ema=ema)
@@ -65,6 +73,10 @@ def accuracy(method: Any, encoder: Any, train: ImageSet, test: ImageSet) -> floa
             torch.cat([encoder(method.preprocess(x)) for x in torch.split(images.images, 500)])
             for images in (train, test)
         )
+    return _knn(bank, queries, train, test)
+
+
+def _knn(bank: torch.Tensor, queries: torch.Tensor, train: ImageSet, test: ImageSet) -> float:
     return float(knn_accuracy(bank, train.labels, queries, test.labels, k=20))
 
 
@@ -108,17 +120,19 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     result = json.loads(chosen.out.read_text()) if chosen.out.is_file() else {"cells": {}}
+    before = {"earlier": runs_of(result)} if result["cells"] else {}
     sets = data_sets(chosen.data_root)
     for name, (train, test, fit) in sets.items():
         for seed in range(chosen.seeds):
-            for target in TARGETS:
+            for target in (*TARGETS, UNTRAINED, *([] if seed else [PIXELS])):
                 key = f"{name}/{target}/{seed}"
                 if key in result["cells"]:
                     continue
                 started = time.monotonic()
                 figures = run(target, seed, train, test, fit)
                 result["cells"][key] = {**figures, "seconds": round(time.monotonic() - started, 1)}
-                result |= {"settings": {n: s[2] for n, s in sets.items()}, "environment": environment()}
+                result |= {"settings": {n: s[2] for n, s in sets.items()}, **before}
+                result |= {"command": command_line(sys.argv), "environment": environment()}
                 write_text(chosen.out, json.dumps(result, indent=1, allow_nan=False) + "\n")
                 print(key, result["cells"][key], flush=True)
 
