@@ -1,14 +1,18 @@
 """Curation: who is kept, looked at and dropped, by any score and any method's uncertainty."""
 
 import dataclasses
+import os
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
-from probjepa import VJE, SimSiam, VISimSiam, open_encoder
+from probjepa import VJE, SimSiam, VISimSiam, open_encoder, open_images
 from probjepa.curation import LISTS, curate, sort_out
 from probjepa.data import ImageSet
 from probjepa.errors import ConfigError, DataError, ProbjepaWarning
@@ -248,6 +252,22 @@ def test_shares_are_of_rows_and_of_what_is_not_dropped():
 def test_a_folder_may_be_a_string(tmp_path):
     curate(METHODS["mean_variance"]().eval(), images(20, 1), str(tmp_path / "out"))
     assert (tmp_path / "out" / "keep.txt").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names there are no bytes")
+def test_lists_name_the_files_as_they_are_on_the_disk(tmp_path):
+    names = [b"plain.png", "\u200eIMG 1.png".encode(), "caf\u00e9 \u202egpj.png".encode(), b"raw\xff.png"]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, name in enumerate(names):
+        file = Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
+        Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(file, "png")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "two\nlines.png")
+    some = open_images(folder, size=8, channels=1)
+    counts = curate(METHODS["mean_variance"]().eval(), some, tmp_path / "out", drop=0.5)
+    listed = b"".join((tmp_path / "out" / f"{name}.txt").read_bytes() for name in LISTS)
+    assert sorted(listed.splitlines()) == sorted([*names, b"two\\nlines.png"])
+    assert len(listed.splitlines()) == sum(counts[name] for name in LISTS) == 5
 
 
 def test_an_empty_set_to_compare_with_is_one_line(tmp_path):

@@ -56,7 +56,14 @@ def test_a_move_cut_short_leaves_no_mixture(saved, monkeypatch):
     monkeypatch.undo()
     assert len(moves) == 3  # the weights are in place, the settings are not
     refused(folder, "holds no model")
+    files.refuse_existing(folder, overwrite=False)  # the same command begins again
+    files.refuse_foreign(folder)
+    small(seed=1, df=7.0).save_pretrained(folder)
     assert not list(folder.glob(".*"))
+    with pytest.raises(ArtifactError, match="exists already"):
+        files.refuse_existing(folder, overwrite=False)
+    with pytest.raises(ArtifactError, match="no report"):
+        files.refuse_foreign(folder)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -210,12 +211,22 @@ def curate(
             with open_table(stage / f"{name}.parquet", overwrite=True) as table:
                 table.write(written)
                 table.note(*method.encoding.note())
-        for name, lines in {**ids, "skipped": images.skipped}.items():
-            write_text(stage / f"{name}.txt", "".join(f"{printable(line)}\n" for line in lines))
+        for name, of in ids.items():
+            (stage / f"{name}.txt").write_bytes(b"".join(_line(item) + b"\n" for item in of))
+        write_text(stage / "skipped.txt", "".join(f"{printable(line)}\n" for line in images.skipped))
         write_text(stage / "report.html", render(f"Curation of {images.name}", cards, sections))
         for name in _OF_DUPLICATES - {file.name for file in stage.iterdir()}:
             (out / name).unlink(missing_ok=True)  # of an earlier curation, which these lists replace
     return {**counts, "skipped": len(images.skipped)}
+
+
+def _line(text: str) -> bytes:
+    """An id as the file's name is on the disk, or escaped if it is more than a line, or is no such name."""
+    try:
+        line = os.fsencode(text)
+    except UnicodeEncodeError:
+        return printable(text).encode("utf-8", "backslashreplace")
+    return printable(text).encode() if b"\n" in line or b"\r" in line else line
 
 
 def _duplicates(

@@ -124,8 +124,7 @@ class _Graph(nn.Module):
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         with _Single() if self.single else nullcontext():
-            out: tuple[Tensor, ...] = self.model.outputs(inputs, self.what)
-            return out
+            return tuple(output.detach() for output in self.model.outputs(inputs, self.what))
 
 
 class _Single(TorchFunctionMode):

@@ -20,6 +20,7 @@ from probjepa.errors import ArtifactError
 
 CONFIG = "config.json"
 LOCK = ".probjepa.lock"
+_MOVING = ".probjepa.moving"  # stands in a folder while its files are replaced
 RECORD = "settings.json"
 
 
@@ -202,10 +203,12 @@ def staged_directory(path: Path, last: str = CONFIG) -> Iterator[Path]:
                 stage.replace(path)
                 return
         path.mkdir(exist_ok=True)
+        (path / _MOVING).touch()
         if (stage / last).exists():
             (path / last).unlink(missing_ok=True)
         for item in sorted(stage.iterdir(), key=lambda item: item.name == last):
             item.replace(path / item.name)
+        (path / _MOVING).unlink()
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -245,12 +248,16 @@ def is_free(path: Path) -> bool:
 
 
 def refuse_existing(path: Path, overwrite: bool, instead: str = "choose another --out") -> None:
-    """Raise ArtifactError where an output is already there and ``overwrite`` is not set."""
-    if not overwrite and not is_free(path):
+    """Raise ArtifactError where an output is already there, and whole, and ``overwrite`` is not set."""
+    if not overwrite and not is_free(path) and not (path / _MOVING).exists():
         raise ArtifactError(f"{path} exists already: {instead}, or pass --overwrite")
 
 
 def refuse_foreign(folder: Path, own: str = "report.html") -> None:
-    """Raise ArtifactError where a folder to be overwritten has files, but not ``own``, which is ours."""
-    if folder.is_dir() and not is_free(folder) and not (folder / own).exists():
+    """Raise ArtifactError where a folder to be overwritten has files, but not ``own``, which is ours.
+
+    It is gone where a process was killed while it replaced the files.
+    """
+    ours = (folder / own).exists() or (folder / _MOVING).exists()
+    if folder.is_dir() and not is_free(folder) and not ours:
         raise ArtifactError(f"{folder} has files of something else, and no {own}: choose another --out")

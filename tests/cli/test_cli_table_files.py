@@ -121,6 +121,8 @@ def test_how_a_text_is_written_and_what_it_is_read_as(tmp_path, capsys):
         (["1'101.50", "12", "7"], """pass --thousands "'", or""", []),
         (["1\u202f101", "2\u202f050"], "pass --thousands ' ', or", []),
         (["12.5%", "7 %", "?"], "holds numbers and was read as text ('12.5%' in row 0): write it without % and pass --na '?', or", []),
+        (["1,10,345", "12,34,567", "999"], "('1,10,345' in row 0): pass --thousands ',', or", []),
+        (["14:30", "09:15", "?"], "holds times and was read as text ('14:30' in row 0): write it as a number, of hours say, or pass --set", []),
         (["€1,101", "$ 7", "-5 €"], "write it without $ and € and pass --thousands ',', or", []),
         (["5 Jan 2021", "31 December 1999", "1st Feb 2020 12:00"], "holds dates", []),
         (["Tue, March 3, 2021", "Jan 05 2021"], "holds dates", []),
@@ -275,6 +277,26 @@ def test_traps_of_files(tmp_path, capsys, text, arguments, said):
     assert said in error and len(error.strip().splitlines()) == 1
 
 
+def test_processes_that_torchrun_started_are_told_that_a_table_needs_one(tmp_path, capsys, monkeypatch):
+    table().to_csv(tmp_path / "t.csv", index=False)
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        command = ["train", "t-jepa", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "run")]
+        assert run([*command, *SMALL]) == 2
+        assert "t-jepa trains in one process" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_meant_as_a_category_keeps_its_digits(tmp_path):
+    (tmp_path / "t.csv").write_text("code,n\n" + "00123,1\n123,2\n007,3\n" * 4)
+    command = ["train", "t-jepa", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "run"), *SMALL]
+    assert run([*command, "--set", "column_types={code: categorical}", "-q"]) == 0
+    code = pj.load(tmp_path / "run").schema_.features[0]
+    assert set(code.categories) == {"00123", "123", "007"}
+
+
 @pytest.mark.parametrize("option", ["--sep ;", "--decimal ,", "--thousands .", "--na ?"])
 def test_images_have_no_separators(tmp_path, capsys, option):
     command = ["train", "vje", "--data", "sklearn:digits", "--out", str(tmp_path / "run")]
@@ -292,6 +314,17 @@ def test_images_have_no_separators(tmp_path, capsys, option):
             "has a column without a name, read as 'Unnamed: 1': give it one",
         ),
         (b",age,town\n0,3,a\n1,4,b\n2,4,a\n", "has the column 'Unnamed: 0', an index that was written along"),
+        (
+            b"age,town\n0,3,a\n1,4,b\n",
+            "has 2 names in its first line and more cells in a row: name each column",
+        ),
+        (
+            b"age,town\n3,a,9\n4,b\n",
+            "has 2 names in its first line and more cells in a row: name each column",
+        ),
+        (b"# of 2021\nage,town\n3,a\n4,b\n", "has 1 name in its first line and more cells in a row"),
+        (b"age,town,age\n3,a,4\n4,b,5\n", "has several columns of one name: 'age': rename them"),
+        (b"age\n3\n\n4\n", "has one column and lines without a cell: write NA for a missing one"),
     ],
 )
 def test_what_a_text_is_not_is_one_line(tmp_path, capsys, content, says):

@@ -87,6 +87,22 @@ def test_selection_is_what_counting_gives():
     assert calibration["d"]["spearman"]["value"] == pytest.approx(rho)
 
 
+def test_tenths_do_not_depend_on_the_order_of_rows_that_are_tied():
+    random = np.random.default_rng(0)
+    uncertainty, correct = random.integers(0, 3, 90).astype(float), random.random(90) < 0.6
+    found = []
+    for order in (np.arange(90), np.argsort(correct), np.argsort(~correct)):
+        _, calibration = selection_figures(correct[order], {"u": uncertainty[order]})
+        found.append(calibration["u"]["accuracy"])
+    np.testing.assert_allclose(found, [found[0]] * 3)
+    shuffled = []
+    for _ in range(3000):
+        order = random.permutation(90)
+        tenths = np.array_split(order[np.argsort(uncertainty[order], kind="stable")], 10)
+        shuffled.append([correct[of].mean() for of in tenths])
+    np.testing.assert_allclose(found[0], np.mean(shuffled, 0), atol=0.02)
+
+
 def test_f1_scores_from_the_confusion_matrix():
     frame = table()
     test = table(60, seed=1)

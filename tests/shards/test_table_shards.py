@@ -144,6 +144,16 @@ def test_a_part_without_rows_has_the_columns_of_the_others(places, tmp_path):
         assert empty.schema.remove_metadata() == full.schema.remove_metadata()
 
 
+def test_a_text_without_rows_has_an_output_without_rows(places, tmp_path):
+    (tmp_path / "in").mkdir()
+    table(6, 31, ids=True).to_csv(tmp_path / "in" / "a.csv", index=False)
+    (tmp_path / "in" / "b.csv").write_text((tmp_path / "in" / "a.csv").read_text().partition("\n")[0] + "\n")
+    for name, *more in (["embed"], ["score", "--calibration", str(places / "held.csv")]):
+        assert command(places, name, tmp_path / "in", tmp_path / name, *more) == 0
+        full, empty = (pq.read_table(tmp_path / name / f"{part}.parquet") for part in "ab")
+        assert (len(full), len(empty)) == (6, 0) and empty.schema.names == full.schema.names
+
+
 def test_tables_in_a_store(places, tmp_path):
     store = fsspec.filesystem("memory")
     store.put(str(places / "in"), "/tables-in", recursive=True)
@@ -169,7 +179,7 @@ def test_broken_tables_are_left_out_and_tried_again(places, tmp_path, capsys):
     table(4, 50).to_csv(data / "a.csv", index=False)
     table(4, 51).rename(columns={"number": "size"}).to_csv(data / "b.csv", index=False)
     (data / "c.parquet").write_bytes(b"not parquet")
-    table(0, 52).to_csv(data / "d.csv", index=False)
+    (data / "d.csv").write_text("")
     assert command(places, "embed", data, tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and str(data / "b.csv") in said and "number" in said

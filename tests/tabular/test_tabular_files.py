@@ -68,6 +68,32 @@ def test_ids_and_classes_of_a_folder_are_alike(tmp_path):
     assert read_table(tmp_path, "y")["y"].tolist() == ["1", "2", "1", "z"]
 
 
+def test_separators_at_the_ends_of_rows_are_no_cells(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n1,x,\n4,y,\n")
+    assert read_table(tmp_path / "t.csv").to_dict("list") == {"a": [1, 4], "b": ["x", "y"]}
+
+
+def test_blank_lines_at_the_end_are_no_rows_and_quoted_cells_are(tmp_path):
+    (tmp_path / "t.csv").write_text('a\n1\n""\n3\nNA\n\n\n')
+    found = read_table(tmp_path / "t.csv")["a"]
+    assert found.isna().tolist() == [False, True, False, True] and found.dropna().tolist() == [1, 3]
+
+
+def test_names_of_a_file_of_arrow_are_texts_and_stand_once(tmp_path):
+    wide = pd.DataFrame({("a", "b"): [1.0, 2.0], ("a", "c"): [3.0, 4.0]})
+    wide.to_parquet(tmp_path / "wide.parquet")
+    assert [*read_table(tmp_path / "wide.parquet")] == ["('a', 'b')", "('a', 'c')"]
+    pd.DataFrame({"a": [1, 2]}, pd.Index([3, 4], name="a")).to_parquet(tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="several columns of one name: 'a': rename them"):
+        read_table(tmp_path / "twice.parquet")
+
+
+def test_images_are_seen_behind_missing_cells(tmp_path):
+    pd.DataFrame({"n": [1, 2], "image": [None, b"x"]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="holds images"):
+        read_table(tmp_path / "t.parquet")
+
+
 def test_columns_that_pandas_took_for_its_index_are_columns(tmp_path):
     frame = pd.DataFrame({"k": ["a", "b"], "x": [1, 2]})
     frame.set_index("k").to_parquet(tmp_path / "t.parquet")

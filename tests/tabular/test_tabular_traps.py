@@ -19,6 +19,8 @@ from probjepa.tabular.traps import refuse_traps
         ([None, "7 %"], "holds numbers as text ('7 %' in row 1)"),
         (["2021-01-05", "2021-02-01"], "holds dates as text ('2021-01-05' in row 0)"),
         (["5 May 2021"], "holds dates"),
+        (["14:30", "02:30 PM", "9:05:01.5"], "holds times as text ('14:30' in row 0)"),
+        (["01/2021", "12/2020"], "holds dates"),
     ],
 )
 def test_numbers_and_dates_as_texts_are_warned_of(cells, said):
@@ -42,6 +44,8 @@ def test_numbers_and_dates_as_texts_are_warned_of(cells, said):
         ["x", "1.5"],
         [None, None],
         ["1.2.3"],
+        ["16:9", "4:3"],
+        ["2.2021", "3.2021a", "x"],
     ],
 )
 def test_codes_and_words_are_categories(cells):

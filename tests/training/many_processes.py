@@ -129,6 +129,9 @@ def main(folder, what, *when):
         run("vje", place, 2, **options, resume=True)
     elif what == "terminate":
         run("vje", place, 2, **options, callbacks=[Terminator()])
+    elif what == "apart":  # with other images, or fewer, than the first has
+        data = digits() if os.environ["RANK"] == "0" else pj.open_images(digits().images[: int(when[0])] ^ 1)
+        fit(model_of("vje"), data, batch_size=8, epochs=1, out=place / "apart", progress=False)
     elif what != "all":  # EPOCHS, and when which process is killed
         killer = [Killer(int(when[0]), int(when[1]), float(when[2]))] if when else []
         going_on = (place / "killed" / "checkpoints" / "last.ckpt").is_file()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 
 import probjepa as pj
 from probjepa.backbones import build_backbone
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ArtifactError, ConfigError, DataError
 from probjepa.training import cached, interrupt
 from probjepa.training.cached import CachedViews, drawn_views
 from probjepa.training.optim import layers_of, make_optimizer, set_learning_rate
@@ -115,6 +117,20 @@ def test_rows_of_another_set_that_was_killed_are_never_taken(tmp_path, monkeypat
             kept[1].make(interrupt.StopRequest())
     kept[0].make(interrupt.StopRequest())
     assert torch.equal(kept[0].get(torch.arange(20)), before)
+
+
+def test_a_full_disk_is_one_line_and_what_is_written_is_kept(tmp_path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    opened = pj.open_images(images(), size=16)
+    kept = CachedViews(opened, frozen(), lambda x, seed: [x.float()] * 2, 2, seed=0, folder=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(cached.os, "fsync", full)
+        with pytest.raises(ArtifactError, match=rf"{cached.VIEWS_FILE}.*No space left"):
+            kept.make(interrupt.StopRequest())
+    kept.make(interrupt.StopRequest())
+    assert kept.get(torch.arange(20)).isfinite().all()
 
 
 @pytest.mark.parametrize(

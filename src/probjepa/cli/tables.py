@@ -10,6 +10,7 @@ from probjepa.cli.kind import Columns, Scored, write_scores
 from probjepa.cli.options import Evaluating, Scoring, Shared, Training
 from probjepa.cli.settings import given_settings
 from probjepa.errors import ConfigError, DataError, counted
+from probjepa.launch import started
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.described import described, unknown_line
@@ -65,6 +66,8 @@ class TableModel:
         given_of_images = ("val", "convert", "labels", "cache-views")
         asked = {f"--{name}": getattr(options, name.replace("-", "_")) for name in given_of_images}
         _refuse(asked | {"--on-error": options.on_error != "raise"})
+        if started():
+            raise ConfigError(f"{method} trains in one process: start it without torchrun or srun's tasks")
         folder = RunFolder(options.out)
         folder.check(resume=options.resume, overwrite=options.overwrite)
         given = given_settings(method, options, SETTINGS)
@@ -77,7 +80,9 @@ class TableModel:
         run = () if config is None else recorded_row_names(config)
         ids = run if options.ids is None else (options.ids,)
         by_name = next((name for name in ids if name.lower() != "id"), None)
-        frame = read_table(data, target, ids=ids, **text)
+        # 007 is no 7 where it is meant as a category
+        texts = [name for name, of in (given.get("column_types") or {}).items() if of == "categorical"]
+        frame = read_table(data, target, texts=texts, ids=ids, **text)
         check_ids(frame, () if target is None else (target,), by_name, data)
         if target is not None and target not in frame.columns:
             raise DataError(

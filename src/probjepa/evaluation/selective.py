@@ -175,7 +175,8 @@ def selection_figures(
         source → {"aurc", "excess_aurc", "accuracy_at", "risk": at the ``COVERAGES``}, as of ``withheld``
     calibration
         source → {"spearman": of the uncertainty with being wrong, "accuracy": of each tenth of the rows from
-        the least to the most uncertain}, without the sources that do not vary
+        the least to the most uncertain, what is expected where rows are tied}, without the sources that do
+        not vary
     """
     selective, calibration = {}, {}
     n = len(correct)
@@ -188,10 +189,11 @@ def selection_figures(
             "risk": found["curve"]["risk"],
         }
         if values.min() < values.max():
-            tenths = np.array_split(np.argsort(values, kind="stable"), min(10, n))
+            _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+            expected = (np.bincount(group, correct) / sizes)[np.sort(group)]
             rho = math.nan if correct.all() or not correct.any() else float(spearmanr(values, ~correct)[0])
             calibration[source] = {
                 "spearman": figure(rho),
-                "accuracy": [float(correct[tenth].mean()) for tenth in tenths],
+                "accuracy": [float(tenth.mean()) for tenth in np.array_split(expected, min(10, n))],
             }
     return selective, calibration

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from probjepa.backbones.encoding import Encoding
@@ -19,7 +20,7 @@ from probjepa.errors import ConfigError, DataError
 from probjepa.files import first_line
 from probjepa.model_files import WEIGHTS, model_folder, read_config
 from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
-from probjepa.tabular.files import no_tables, read_table, table_suffix, text_for
+from probjepa.tabular.files import names_alone, no_tables, read_table, table_suffix, text_for
 from probjepa.tabular.overlap import shared_by_chance, table_sha256
 from probjepa.tabular.rows import check_ids, embedded_rows, named_rows
 
@@ -114,7 +115,7 @@ class _Table:
     def read(self, shard: Shard, failed: list[str]) -> Iterator[Written]:
         """Yield the rows of a shard's output, all together: a shard of a table fits into memory."""
         with _local(shard.path) as place, _told(shard.path):
-            if _is_empty(place):
+            if self._without_rows(place) is not None:
                 return
             features, columns = self._rows(place, f"{shard.file}:")
             frame = self.model.schema_.dated(features)
@@ -130,6 +131,15 @@ class _Table:
             check_ids(frame, [*self.columns, str(self.target)], self.job.ids, source)
         return named_rows(frame, self.columns, self.target, before, self._ids)
 
+    def _without_rows(self, place: str) -> pa.Table | None:
+        """A file without rows, as engines write them for parts without any; None for another."""
+        kind = _FORMATS.get(str(table_suffix(place)))
+        if kind is None:
+            frame = names_alone(place, text_for(place, self.job.text or {}, self._text))
+            return None if frame is None else pa.Table.from_pandas(frame.astype("string"))
+        held = ds.dataset(place, format=kind)
+        return None if held.count_rows() else held.to_table()
+
     def _made(self, features: Any) -> Columns:
         if self._scorer is None:
             return embedded_rows(self.model, features)
@@ -142,7 +152,8 @@ class _Table:
     def empty(self, shard: Shard) -> Columns:
         """Return columns without rows."""
         with _local(shard.path) as place, _told(shard.path):
-            held = ds.dataset(place, format=_FORMATS[str(table_suffix(place))]).to_table()
+            if (held := self._without_rows(place)) is None:
+                raise ShardError(f"'{shard.path}' changed while it was read: run the command again")
             missing = held.to_pandas().reindex([0, 1])
             features, columns = named_rows(missing, self.columns, self.target, ids=self._ids)
             columns |= self._made(features)
@@ -157,12 +168,6 @@ def _held(source: str | None) -> list[str]:
 
 def _place(path: str) -> str:
     return path if is_remote(path) else os.path.realpath(path)
-
-
-def _is_empty(place: str) -> bool:
-    """Whether a file of Arrow's has no rows, as engines write them for parts without any."""
-    kind = _FORMATS.get(str(table_suffix(place)))
-    return kind is not None and ds.dataset(place, format=kind).count_rows() == 0
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from probjepa.data.shard_files import files_below
-from probjepa.errors import ConfigError, DataError, short
+from probjepa.errors import ConfigError, DataError, counted, short
 from probjepa.files import first_line
 from probjepa.tabular.frames import as_text, named, other_columns, pandas
 from probjepa.tabular.rows import id_column, id_texts
@@ -71,6 +72,8 @@ def number_pattern(decimal: str = ".", thousands: str | None = None) -> str:
     """
     point = re.escape(decimal)
     grouped = "" if thousands is None else rf"|[1-9]\d{{0,2}}({_between(thousands)}\d{{3}})+"
+    if thousands == ",":  # as in India: 1,10,345
+        grouped += r"|[1-9]\d?(,\d\d)+,\d{3}"
     return rf"\s*[-+]?((\d+{grouped})({point}\d*)?|{point}\d+)([eE][-+]?\d+)?\s*"
 
 
@@ -210,7 +213,7 @@ def table_suffix(name: str) -> str | None:
 
 def _file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
     """One file as it is, perhaps without rows."""
-    pd, target = pandas(), known.target
+    pd = pandas()
     kind = table_suffix(path.name)
     if kind is None:
         raise DataError(f"'{path}' is no table: give a file that ends in {', '.join(SUFFIXES)}")
@@ -222,24 +225,18 @@ def _file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
         raise DataError(f"'{path}' is no text: leave {', '.join(text)} out")
     try:
         if written:
-            how = {"sep": "\t" if kind.startswith(".tsv") else ",", "skipinitialspace": True, **text}
-            thousands = how.pop("thousands", None)
-            names = known.names_rows(pd.read_csv(path, **how, nrows=0))
-            kept = [name for name in (names, target) if name is not None and name not in known.features]
-            kept += [name for name in known.texts if name not in kept]
-            frame = pd.read_csv(path, **how, low_memory=False, dtype=dict.fromkeys(kept, str))
-            decimal = text.get("decimal", ".")
-            for name in () if thousands is None else frame.columns.difference(kept):
-                frame[name] = _without_thousands(frame[name], decimal, thousands)
-            if target in frame.columns and target in kept:
-                frame[target] = _classes(frame[target], decimal, thousands)
+            frame = _text_file(path, known, text)
         else:
             frame = pd.read_parquet(path) if kind == ".parquet" else _read_arrow(path)
+            frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
             if None not in frame.index.names:  # columns of the file, which pandas took for its index
+                _refuse_twice(path, [*map(str, frame.index.names), *frame.columns])
                 frame = frame.reset_index()
-            names = known.names_rows(frame.rename(columns=str))
+            names = known.names_rows(frame)
             if names is not None and frame[names].dtype.kind == "f":
                 frame[names] = _whole_numbers(path, kind, names)
+    except DataError:
+        raise
     except pd.errors.EmptyDataError:
         raise DataError(
             f"'{path}' is empty: give a table with a line of names and at least one row"
@@ -250,7 +247,6 @@ def _file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
         raise DataError(
             f"'{path}' cannot be read as {kind[1:]} ({first_line(error)}): write it again"
         ) from error
-    frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
     found = next((sep for sep in _SEPARATORS if all(sep in name for name in frame.columns)), None)
     if written and found and "sep" not in text:
         sep = "\\t" if found == "\t" else found
@@ -258,13 +254,78 @@ def _file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
             "one column" if len(frame.columns) == 1 else f"{len(frame.columns)} columns with '{sep}' in each"
         )
         raise DataError(f"'{path}' has {held}, '{short(frame.columns[0])}': pass --sep '{sep}'")
-    nested = [name for name in frame.columns if len(frame) and isinstance(frame[name].iloc[0], dict | bytes)]
+    nested = [name for name in frame.columns if isinstance(_first_cell(frame[name]), dict | bytes)]
     if nested:
         raise DataError(
             f"'{path}' holds images (column {named(nested)}), and this model is of tables: give a table of "
             "numbers, categories and dates"
         )
     return frame
+
+
+def _first_cell(series: Any) -> Any:
+    index = series.first_valid_index()
+    return None if index is None else series[index]
+
+
+def _text_file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
+    """A csv or tsv file, perhaps without rows."""
+    pd, target, thousands = pandas(), known.target, text.get("thousands")
+    how = _written(path, text)
+    header = pd.read_csv(path, **how, nrows=0)
+    first = pd.read_csv(path, **how, nrows=1, header=None, dtype=str, keep_default_na=False)
+    _refuse_twice(path, [name for name in first.loc[0] if name])  # pandas would call the second one a.1
+    names = known.names_rows(header)
+    kept = [name for name in (names, target) if name is not None and name not in known.features]
+    kept += [name for name in known.texts if name not in kept]
+    how |= {"low_memory": False, "dtype": dict.fromkeys(kept, str)}
+    try:
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+            # or the first cells of longer rows would be taken for an index, and the names for the others
+            frame = pd.read_csv(path, **how, index_col=False)
+    except pd.errors.ParserWarning:
+        raise DataError(
+            f"'{path}' has {counted(len(header.columns), 'name')} in its first line and more cells in a row: "
+            "name each column"
+        ) from None
+    if len(frame.columns) == 1 and _last(frame) != _last(pd.read_csv(path, **how, skip_blank_lines=False)):
+        raise DataError(f"'{path}' has one column and lines without a cell: write NA for a missing one")
+    decimal = text.get("decimal", ".")
+    if thousands is not None:
+        for name in frame.columns.difference(kept):
+            frame[name] = _without_thousands(frame[name], decimal, thousands)
+    if target in frame.columns and target in kept:
+        frame[target] = _classes(frame[target], decimal, thousands)
+    return frame
+
+
+def names_alone(source: str, text: Mapping[str, Any]) -> Any:
+    """Return the columns of a text file that has no rows, as a DataFrame; None for any other file."""
+    if not written_as_text(source):
+        return None
+    try:
+        frame = pandas().read_csv(source, **_written(Path(source), text), nrows=1)
+    except ValueError:  # ``read_table`` says what is wrong
+        return None
+    return None if len(frame) else frame
+
+
+def _written(path: Path, text: Mapping[str, Any]) -> dict[str, Any]:
+    """How pandas reads a text file, but for its thousands."""
+    tabs = str(table_suffix(path.name)).startswith(".tsv")
+    given = {name: value for name, value in text.items() if name != "thousands"}
+    return {"sep": "\t" if tabs else ",", "skipinitialspace": True, **given}
+
+
+def _last(frame: Any) -> Any:
+    """The last row with a cell of a table of one column."""
+    return frame.iloc[:, 0].last_valid_index() if len(frame.columns) else None
+
+
+def _refuse_twice(path: Path, names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"'{path}' has several columns of one name: {named(repeated)}: rename them")
 
 
 def _without_thousands(series: Any, decimal: str, thousands: str) -> Any:

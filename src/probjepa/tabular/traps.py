@@ -1,4 +1,4 @@
-"""Columns of text that hold numbers or dates, and indices that were written along."""
+"""Columns of text that hold numbers, dates or times, and indices that were written along."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ _DATES = (
     r"\d{4}([-/.])\d{1,2}\2\d{1,2}",
     r"\d{1,2}([-/.])\d{1,2}\3(\d{4}|\d{2})",
     r"\d{4}[-/]\d{1,2}",
+    r"\d{1,2}[-/]\d{4}",
     rf"{_WEEKDAY}{_DAY}[- ]{_MONTH},?[- ]\d{{2,4}}",
     rf"{_WEEKDAY}{_MONTH} {_DAY},? \d{{4}}",
     rf"{_MONTH}[- ]\d{{4}}",
 )
 _DATE = re.compile(rf"({'|'.join(_DATES)})([ T,].*)?", re.IGNORECASE)
+_TIME = re.compile(r"\d{1,3}:\d\d(:\d\d([.,]\d+)?)?( ?[ap]\.?m\.?)?", re.IGNORECASE)
 _MARKS = (*_UNITS, "(", "\N{MINUS SIGN}")
 
 Signs: TypeAlias = tuple[str, str | None]  # decimal, thousands
@@ -44,7 +46,7 @@ class Trap(NamedTuple):
     Attributes
     ----------
     column, what
-        its name, and "numbers" or "dates"
+        its name, and "numbers", "dates" or "times"
     cell, row
         the first text that is not read as such, and where it stands
     decimal, thousands
@@ -74,9 +76,9 @@ class Trap(NamedTuple):
 def text_traps(
     frame: Any, types: Mapping[str, Any] | None = None, decimal: str = ".", thousands: str | None = None
 ) -> Iterator[Trap]:
-    """Yield the columns (N,) of text, without a type in ``types``, that hold numbers or dates.
+    """Yield the columns (N,) of text, without a type in ``types``, that hold numbers, dates or times.
 
-    More than half of the cells must be numbers or dates, beside few texts. ``decimal`` and ``thousands`` are
+    More than half of the cells must be such, beside few texts. ``decimal`` and ``thousands`` are
     the signs that the table was read with.
     """
     pd = pandas()
@@ -115,15 +117,17 @@ def _trap(name: str, cells: Sequence[tuple[int, str]], read: Signs) -> Trap | No
     texts = _Texts(cells)
     if texts.share(lambda text: any(map(str.isdigit, text))) <= texts.half:
         return None
-    return _dates(name, texts) or _numbers(name, texts, read)
+    dates = _alike(name, "dates", texts, _is_date) or _alike(name, "times", texts, _is_time)
+    return dates or _numbers(name, texts, read)
 
 
-def _dates(name: str, texts: _Texts) -> Trap | None:
-    dates = texts.share(_is_date)
-    words = texts.others(_is_date) if dates > texts.half else ()
-    if dates <= texts.half or (len(words) > _PLACEHOLDERS and dates <= 1.8 * texts.half):
+def _alike(name: str, what: str, texts: _Texts, of: Callable[[str], bool]) -> Trap | None:
+    """The trap of a column of dates, or of times."""
+    count = texts.share(of)
+    words = texts.others(of) if count > texts.half else ()
+    if count <= texts.half or (len(words) > _PLACEHOLDERS and count <= 1.8 * texts.half):
         return None
-    return Trap(name, "dates", *texts.first(lambda _: False), words=words[:_PLACEHOLDERS])
+    return Trap(name, what, *texts.first(lambda _: False), words=words[:_PLACEHOLDERS])
 
 
 def _numbers(name: str, texts: _Texts, read: Signs) -> Trap | None:
@@ -164,6 +168,10 @@ def _is_date(text: str) -> bool:
     return _DATE.fullmatch(text) is not None
 
 
+def _is_time(text: str) -> bool:
+    return _TIME.fullmatch(text) is not None
+
+
 @lru_cache(2 * _READ)
 def _bare(text: str) -> str:
     """A number without a unit's sign, brackets that stand for minus, and a typographic minus."""
@@ -193,7 +201,7 @@ def _is_float(text: str) -> bool:
 
 
 def warn_of_texts(frame: Any, types: Mapping[str, Any]) -> None:
-    """Warn of columns, without a type in ``types``, whose numbers or dates are texts: each is a category."""
+    """Warn of columns without a type in ``types`` whose numbers, dates or times are text: categories."""
     for trap in text_traps(frame.iloc[:_READ], types):
         if not trap.codes:
             cell = f"{short(trap.cell)!r} in row {trap.row}"
@@ -209,8 +217,8 @@ def refuse_traps(
 ) -> None:  # fmt: skip
     """Raise DataError where a column is not what it was meant to be; those with a type of their own may be.
 
-    The traps: an index that was written along, numbers and dates that were read as text; ``decimal`` and
-    ``thousands`` are the signs that it was read with.
+    The traps: an index that was written along, numbers, dates and times that were read as text; ``decimal``
+    and ``thousands`` are the signs that it was read with.
     """
     pd = pandas()
     for name in frame.columns:
@@ -235,6 +243,8 @@ def _advice(trap: Trap, text: bool, decimal: str, thousands: str | None) -> str:
     options = [f"--na {shlex.quote(word)}" for word in trap.words] if text else []
     if trap.what == "dates":
         return f"pass {' '.join([*options, _typed(trap.column, 'datetime')])}"
+    if trap.what == "times":
+        return "write it as a number, of hours say"
     if not trap.decimal:
         return "they are written in several ways: write them in one"
     if not text:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from probjepa.backbones.frozen import evaluating
 from probjepa.data import Images
 from probjepa.errors import ConfigError, DataError
-from probjepa.files import DAMAGES, write_text
+from probjepa.files import DAMAGES, cannot_write, write_text
 from probjepa.methods.base import Method
 from probjepa.training.folder import weights_fingerprint
 from probjepa.training.interrupt import Interrupted, StopRequest
@@ -104,10 +104,12 @@ class CachedViews:
         ------
         DataError
             if an embedding is not finite, or does not fit float16
+        ArtifactError
+            if the folder cannot be written; what was is kept
         Interrupted
             after a signal; what is embedded is kept, where there is a folder
         """
-        n, count, dim = self.shape
+        n = self.shape[0]
         if isinstance(self._views, nn.Module):
             self._views.to(self._method.device)
         if self._folder is None:
@@ -121,23 +123,32 @@ class CachedViews:
         if done and not self._are_first(path):
             done = 0
         if done < n:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if not done:  # another set's count must not stand beside the first rows of this one
-                (self._folder / STATE_FILE).unlink(missing_ok=True)
-            with path.open("r+b" if done else "wb") as file:
-                file.truncate(done * count * dim * 2)
-                file.seek(0, os.SEEK_END)
-                written, noted = done, time.monotonic()
-                try:
-                    for start, part in self._parts(done, stop, progress):
-                        file.write(part.tobytes())  # not through a map: a full disk would kill the process
-                        written = start + len(part)
-                        if time.monotonic() - noted > _SECONDS:
-                            self._note(file, key, written)
-                            noted = time.monotonic()
-                finally:
-                    self._note(file, key, written)
+            try:
+                self._write(path, key, done, stop, progress)
+            except OSError as error:
+                raise cannot_write(path, error) from error
         self._values = np.memmap(path, np.float16, "r", shape=self.shape)
+
+    def _write(self, path: Path, key: str, done: int, stop: StopRequest, progress: bool) -> None:
+        """Write the views from a row on."""
+        assert self._folder is not None
+        _, count, dim = self.shape
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not done:  # another set's count must not stand beside the first rows of this one
+            (self._folder / STATE_FILE).unlink(missing_ok=True)
+        with path.open("r+b" if done else "wb") as file:
+            file.truncate(done * count * dim * 2)
+            file.seek(0, os.SEEK_END)
+            written, noted = done, time.monotonic()
+            try:
+                for start, part in self._parts(done, stop, progress):
+                    file.write(part.tobytes())  # not through a map: a full disk would kill the process
+                    written = start + len(part)
+                    if time.monotonic() - noted > _SECONDS:
+                        self._note(file, key, written)
+                        noted = time.monotonic()
+            finally:
+                self._note(file, key, written)
 
     def _note(self, file: Any, key: str, rows: int) -> None:
         """Note how many rows are on the disk."""

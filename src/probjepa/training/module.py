@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
+from probjepa.distributed import of_each
 from probjepa.distributions.base import full_precision, unchecked
 from probjepa.draws import reseed, shared_draws
 from probjepa.errors import ConfigError, DataError, ProbjepaError, short, unknown_name, warn
@@ -177,9 +178,10 @@ class Module(L.LightningModule):
         self.restored = True
 
     def on_fit_start(self) -> None:
-        """Put the method in training mode, since Lightning keeps the mode that it finds; compile its loss."""
+        """Look at callbacks and the other processes; set training mode, which Lightning keeps as it is."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             refuse_changing_steps(callback)
+        _refuse_others(of_each(self.fingerprint))
         self.method.train()
         if self._compile:
             # a step's kernels in one launch; gradients that add up would be overwritten by the next one's
@@ -300,6 +302,19 @@ def refuse_changing_steps(callback: L.Callback) -> None:
             "a GradientAccumulationScheduler changes how many steps the learning rate's schedule has: give "
             "accumulate_grad_batches=N"
         )
+
+
+def _refuse_others(fingerprints: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ConfigError, in every process, where their data or settings differ from the first's."""
+    first = fingerprints[0]
+    for rank, other in enumerate(fingerprints):
+        for key in first.keys() | other.keys():
+            mine, theirs = first.get(key), other.get(key)
+            if mine != theirs:
+                raise ConfigError(
+                    f"the processes of the run differ in {key}: {short(repr(mine))} in the first, "
+                    f"{short(repr(theirs))} in process {rank}: give all of them the same data and settings"
+                )
 
 
 def _check_method(method: Any) -> None:

@@ -269,7 +269,7 @@ def _trained(job: _Job, module: Module, cached: CachedViews | None, how: Auto) -
         module.fingerprint |= run_fingerprint(method, job.views, trainer, settings, options)
         if isinstance(job.source, Stream):
             module.fingerprint["stream_lanes"] = lane_count(trainer.world_size)
-        if folder is not None:
+        if folder is not None or trainer.world_size > 1:
             module.fingerprint |= data_fingerprint(job.source, most=_HASHED_BYTES)
         if folder is not None and is_first_process() and job.resumed is None:
             chosen = {"auto": {k: v for k, v in how._asdict().items() if k != "precision"}}
