@@ -132,11 +132,12 @@ def test_a_process_that_is_asked_to_end_ends_all_with_a_checkpoint(two, tmp_path
         assert torch.equal(value, weights(two / KILLED)[name]), name
 
 
-@pytest.mark.parametrize(("count", "says"), [("51", "data_sha256"), ("32", "data_images: 51")])
+@pytest.mark.parametrize(
+    ("count", "says"), [("51", "data_sha256: '"), ("32", "data_images: 51 in the first")]
+)
 def test_processes_with_other_data_are_told_before_the_first_step(tmp_path, count, says):
     for said, code in started_by_hand(tmp_path, "apart", count):
-        assert code == 1 and "the processes of the run differ in data_" in said, said[-3000:]
-        assert says in said or count == "32"
+        assert code == 1 and f"the processes of the run differ in {says}" in said, said[-3000:]
     assert not (tmp_path / "apart" / "model").exists()
 
 

@@ -308,7 +308,7 @@ def _refuse_others(fingerprints: Sequence[Mapping[str, Any]]) -> None:
     """Raise ConfigError, in every process, where their data or settings differ from the first's."""
     first = fingerprints[0]
     for rank, other in enumerate(fingerprints):
-        for key in first.keys() | other.keys():
+        for key in (*first, *(key for key in other if key not in first)):
             mine, theirs = first.get(key), other.get(key)
             if mine != theirs:
                 raise ConfigError(
