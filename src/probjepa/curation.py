@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -182,42 +183,69 @@ def curate(
         columns["uncertainty"] = uncertain
     columns["verdict"] = verdict
     rows = {name: order[verdict[order] == name] for name in lists}
+    tables["ranking"] = {name: as_column(values).take(order) for name, values in columns.items()}
+    orders = _Orders(score, typicality, "" if uncertain is None else measure, uncertain)
+    page = _page(images, rows, orders, duplicates, found)
+    _write(out, images, rows, tables, page, method.encoding.note())
+    return {**{name: len(chosen) for name, chosen in rows.items()}, "skipped": len(images.skipped)}
+
+
+class _Orders(NamedTuple):
+    """What images (N,) are ordered by: a score, and a measure of uncertainty where there is one."""
+
+    score: str
+    typicality: Column
+    measure: str
+    uncertainty: Column | None
+
+
+def _page(
+    images: Images, rows: Mapping[str, npt.NDArray[np.intp]], by: _Orders, duplicates: float | None,
+    found: Sequence[Gallery],
+) -> str:  # fmt: skip
+    """The page of the lists, each a selection of ``rows`` in the order of typicality, and of duplicates."""
     sections = []
     for name, text in _TEXTS.items():
         chosen = rows[name]
         if not len(chosen):
             continue
-        title = f"{name}: {counted(len(chosen), 'image')}, by {score}"
-        items = [_gallery(images, title, chosen[::-1] if name == "keep" else chosen, typicality)]
-        if name == "review" and uncertain is not None:
-            most = chosen[np.argsort(-uncertain[chosen], kind="stable")]
-            items.append(_gallery(images, f"review, by uncertainty ({named(measure)})", most, uncertain))
+        title = f"{name}: {counted(len(chosen), 'image')}, by {by.score}"
+        items = [_gallery(images, title, chosen[::-1] if name == "keep" else chosen, by.typicality)]
+        if name == "review" and by.uncertainty is not None:
+            most = chosen[np.argsort(-by.uncertainty[chosen], kind="stable")]
+            items.append(
+                _gallery(images, f"review, by uncertainty ({named(by.measure)})", most, by.uncertainty)
+            )
         sections.append(Section(name.capitalize(), text, items))
     if found:
         text = f"Images whose embeddings have a cosine similarity from {duplicates:g}, and exact copies."
         sections.append(Section("Duplicates", text, [item for item in found if item.captions]))
-    counts = {name: len(chosen) for name, chosen in rows.items()}
-    cards = [
-        Card(name.capitalize(), f"{n:,}", f"of {counted(len(images), 'image')}") for name, n in counts.items()
-    ]
+    of_all = f"of {counted(len(images), 'image')}"
+    cards = [Card(name.capitalize(), f"{len(chosen):,}", of_all) for name, chosen in rows.items()]
     if images.skipped:
         cards.append(Card("Skipped", f"{len(images.skipped):,}", "files that could not be read", "warn"))
         text = "What could not be read is on no other list."
         sections.append(Section("Skipped", text, [skipped_table({images.name: images.skipped})]))
-    ids = {name: [images.ids[i] for i in chosen] for name, chosen in rows.items()}
+    return render(f"Curation of {images.name}", cards, sections)
+
+
+def _write(
+    out: Path, images: Images, rows: Mapping[str, npt.NDArray[np.intp]], tables: Mapping[str, Any], page: str,
+    note: tuple[bytes, str],
+) -> None:  # fmt: skip
+    """Write the tables, the lists of ids and the page, in the place of those of an earlier curation."""
     with staged_directory(out, last="report.html") as stage:
-        tables["ranking"] = {name: as_column(values).take(order) for name, values in columns.items()}
         for name, written in tables.items():
             with open_table(stage / f"{name}.parquet", overwrite=True) as table:
                 table.write(written)
-                table.note(*method.encoding.note())
-        for name, of in ids.items():
-            (stage / f"{name}.txt").write_bytes(b"".join(_line(item) + b"\n" for item in of))
+                table.note(*note)
+        for name, chosen in rows.items():
+            lines = b"".join(_line(images.ids[i]) + b"\n" for i in chosen)
+            (stage / f"{name}.txt").write_bytes(lines)
         write_text(stage / "skipped.txt", "".join(f"{printable(line)}\n" for line in images.skipped))
-        write_text(stage / "report.html", render(f"Curation of {images.name}", cards, sections))
+        write_text(stage / "report.html", page)
         for name in _OF_DUPLICATES - {file.name for file in stage.iterdir()}:
             (out / name).unlink(missing_ok=True)  # of an earlier curation, which these lists replace
-    return {**counts, "skipped": len(images.skipped)}
 
 
 def _line(text: str) -> bytes:
