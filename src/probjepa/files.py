@@ -203,7 +203,7 @@ def staged_directory(path: Path, last: str = CONFIG) -> Iterator[Path]:
                 stage.replace(path)
                 return
         path.mkdir(exist_ok=True)
-        (path / _MOVING).touch()
+        (path / _MOVING).write_text(last, encoding="utf-8")
         if (stage / last).exists():
             (path / last).unlink(missing_ok=True)
         for item in sorted(stage.iterdir(), key=lambda item: item.name == last):
@@ -247,9 +247,15 @@ def is_free(path: Path) -> bool:
     return all(item.name == LOCK or _TEMPORARY.fullmatch(item.name) for item in path.iterdir())
 
 
+def _cut_short(folder: Path) -> bool:
+    """Whether a process was killed while it replaced the files of a folder, the last of which is missing."""
+    mark = folder / _MOVING
+    return mark.is_file() and not (folder / mark.read_text(encoding="utf-8")).exists()
+
+
 def refuse_existing(path: Path, overwrite: bool, instead: str = "choose another --out") -> None:
     """Raise ArtifactError where an output is already there, and whole, and ``overwrite`` is not set."""
-    if not overwrite and not is_free(path) and not (path / _MOVING).exists():
+    if not overwrite and not is_free(path) and not _cut_short(path):
         raise ArtifactError(f"{path} exists already: {instead}, or pass --overwrite")
 
 
@@ -258,6 +264,6 @@ def refuse_foreign(folder: Path, own: str = "report.html") -> None:
 
     It is gone where a process was killed while it replaced the files.
     """
-    ours = (folder / own).exists() or (folder / _MOVING).exists()
+    ours = (folder / own).exists() or _cut_short(folder)
     if folder.is_dir() and not is_free(folder) and not ours:
         raise ArtifactError(f"{folder} has files of something else, and no {own}: choose another --out")

@@ -297,6 +297,21 @@ def test_what_is_meant_as_a_category_keeps_its_digits(tmp_path):
     assert set(code.categories) == {"00123", "123", "007"}
 
 
+@pytest.mark.parametrize("cells", [["1", "2", "3"], ["1.0", "2.0", ""], ["1", "2 ", "1.0"]])
+def test_codes_that_are_numbers_are_alike_in_all_kinds_of_file(tmp_path, cells):
+    (tmp_path / "t.csv").write_text("code,n\n" + "".join(f"{cell},{i}\n" for i, cell in enumerate(cells)) * 4)
+    command = ["train", "t-jepa", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "run"), *SMALL]
+    assert run([*command, "--set", "column_types={code: categorical}", "-q"]) == 0
+    schema = pj.load(tmp_path / "run").schema_
+    codes = [[1, 2], [1.0, 2.0], ["1", "2"]]
+    for i, values in enumerate(codes):
+        pd.DataFrame({"code": values, "n": 1}).to_parquet(tmp_path / f"{i}.parquet")
+        pd.DataFrame({"code": values, "n": 1}).to_csv(tmp_path / f"{i}.csv", index=False)
+        for name in (f"{i}.parquet", f"{i}.csv"):
+            read = read_table(tmp_path / name, features=schema.columns, texts=schema.texts)
+            assert schema.unknown_shares(schema.encode(read)).get("code", 0) == 0
+
+
 @pytest.mark.parametrize("option", ["--sep ;", "--decimal ,", "--thousands .", "--na ?"])
 def test_images_have_no_separators(tmp_path, capsys, option):
     command = ["train", "vje", "--data", "sklearn:digits", "--out", str(tmp_path / "run")]

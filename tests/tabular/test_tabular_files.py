@@ -77,6 +77,18 @@ def test_blank_lines_at_the_end_are_no_rows_and_quoted_cells_are(tmp_path):
     (tmp_path / "t.csv").write_text('a\n1\n""\n3\nNA\n\n\n')
     found = read_table(tmp_path / "t.csv")["a"]
     assert found.isna().tolist() == [False, True, False, True] and found.dropna().tolist() == [1, 3]
+    for text in ("\n\na\n1\n3\n", "a\n1,\n3,\n", "NA\n1\n3\n"):
+        (tmp_path / "t.csv").write_text(text)
+        assert read_table(tmp_path / "t.csv").iloc[:, 0].tolist() == [1, 3]
+
+
+def test_names_may_be_words_for_a_missing_cell(tmp_path):
+    (tmp_path / "t.csv").write_text("x,y,z\n1,x,2\n3,4,y\n")
+    assert read_table(tmp_path / "t.csv", na_values=["x", "y"]).isna().sum().to_dict() == {
+        "x": 0,
+        "y": 1,
+        "z": 1,
+    }
 
 
 def test_names_of_a_file_of_arrow_are_texts_and_stand_once(tmp_path):
@@ -84,8 +96,12 @@ def test_names_of_a_file_of_arrow_are_texts_and_stand_once(tmp_path):
     wide.to_parquet(tmp_path / "wide.parquet")
     assert [*read_table(tmp_path / "wide.parquet")] == ["('a', 'b')", "('a', 'c')"]
     pd.DataFrame({"a": [1, 2]}, pd.Index([3, 4], name="a")).to_parquet(tmp_path / "twice.parquet")
-    with pytest.raises(DataError, match="several columns of one name: 'a': rename them"):
-        read_table(tmp_path / "twice.parquet")
+    same = pa.table([[1], [2]], ["a", "a"])
+    with pa.ipc.new_file(tmp_path / "same.arrow", same.schema) as file:
+        file.write_table(same)
+    for name in ("twice.parquet", "same.arrow"):
+        with pytest.raises(DataError, match="several columns of one name: 'a': rename them"):
+            read_table(tmp_path / name)
 
 
 def test_images_are_seen_behind_missing_cells(tmp_path):

@@ -80,9 +80,8 @@ class TableModel:
         run = () if config is None else recorded_row_names(config)
         ids = run if options.ids is None else (options.ids,)
         by_name = next((name for name in ids if name.lower() != "id"), None)
-        # 007 is no 7 where it is meant as a category
-        texts = [name for name, of in (given.get("column_types") or {}).items() if of == "categorical"]
-        frame = read_table(data, target, texts=texts, ids=ids, **text)
+        coded = [name for name, of in (given.get("column_types") or {}).items() if of == "categorical"]
+        frame = read_table(data, target, codes=coded, ids=ids, **text)
         check_ids(frame, () if target is None else (target,), by_name, data)
         if target is not None and target not in frame.columns:
             raise DataError(

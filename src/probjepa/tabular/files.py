@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -87,6 +88,7 @@ def read_table(
     features: Sequence[str] = (),
     texts: Sequence[str] = (),
     ids: Sequence[str] = (),
+    codes: Sequence[str] = (),
     **text: Any,
 ) -> Any:
     """Return a file as a DataFrame with string names; its suffix, one of ``SUFFIXES``, says of which kind.
@@ -107,6 +109,8 @@ def read_table(
         columns whose cells are texts, whatever they look like: 01 in this file and 2A in another
     ids
         columns that may name the rows, before one called id
+    codes
+        columns of categories, which are texts where one would be another as a number: 007
     text
         of a text file: ``sep``, ``decimal`` and ``na_values``, as pandas has them, and ``thousands``
 
@@ -121,7 +125,7 @@ def read_table(
     """
     path = Path(source)
     _check_marks(text)
-    frame = (_folder if path.is_dir() else _file)(path, _Columns(target, features, texts, ids), text)
+    frame = (_folder if path.is_dir() else _file)(path, _Columns(target, features, texts, ids, codes), text)
     if not len(frame) or not len(frame.columns):
         raise DataError(
             f"'{path}' has {len(frame)} rows and {len(frame.columns)} columns: give a table with some of both"
@@ -136,6 +140,7 @@ class _Columns(NamedTuple):
     features: Sequence[str]
     texts: Sequence[str]
     ids: Sequence[str]
+    codes: Sequence[str]
 
     def names_rows(self, frame: Any) -> str | None:
         """Return the column of ids, see ``id_column``."""
@@ -229,9 +234,9 @@ def _file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
         else:
             frame = pd.read_parquet(path) if kind == ".parquet" else _read_arrow(path)
             frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
-            if None not in frame.index.names:  # columns of the file, which pandas took for its index
-                _refuse_twice(path, [*map(str, frame.index.names), *frame.columns])
-                frame = frame.reset_index()
+            own = None not in frame.index.names  # columns of the file, which pandas took for its index
+            _refuse_twice(path, [*(map(str, frame.index.names) if own else ()), *frame.columns])
+            frame = frame.reset_index() if own else frame
             names = known.names_rows(frame)
             if names is not None and frame[names].dtype.kind == "f":
                 frame[names] = _whole_numbers(path, kind, names)
@@ -273,11 +278,13 @@ def _text_file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
     pd, target, thousands = pandas(), known.target, text.get("thousands")
     how = _written(path, text)
     header = pd.read_csv(path, **how, nrows=0)
-    first = pd.read_csv(path, **how, nrows=1, header=None, dtype=str, keep_default_na=False)
+    as_they_are = {**how, "na_values": None, "keep_default_na": False, "header": None, "dtype": str}
+    first = pd.read_csv(path, **as_they_are, nrows=1)
     _refuse_twice(path, [name for name in first.loc[0] if name])  # pandas would call the second one a.1
     names = known.names_rows(header)
     kept = [name for name in (names, target) if name is not None and name not in known.features]
-    kept += [name for name in known.texts if name not in kept]
+    coded = [name for name in known.codes if name not in (*kept, *known.texts)]
+    kept += [name for name in (*known.texts, *coded) if name not in kept]
     how |= {"low_memory": False, "dtype": dict.fromkeys(kept, str)}
     try:
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
@@ -288,7 +295,7 @@ def _text_file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
             f"'{path}' has {counted(len(header.columns), 'name')} in its first line and more cells in a row: "
             "name each column"
         ) from None
-    if len(frame.columns) == 1 and _last(frame) != _last(pd.read_csv(path, **how, skip_blank_lines=False)):
+    if len(frame.columns) == 1 and _has_gaps(path, how, frame.iloc[:, 0]):
         raise DataError(f"'{path}' has one column and lines without a cell: write NA for a missing one")
     decimal = text.get("decimal", ".")
     if thousands is not None:
@@ -296,6 +303,9 @@ def _text_file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
             frame[name] = _without_thousands(frame[name], decimal, thousands)
     if target in frame.columns and target in kept:
         frame[target] = _classes(frame[target], decimal, thousands)
+    for name in coded:
+        if name in frame.columns:
+            frame[name] = _classes(frame[name], decimal, thousands, apart=False)
     return frame
 
 
@@ -317,13 +327,19 @@ def _written(path: Path, text: Mapping[str, Any]) -> dict[str, Any]:
     return {"sep": "\t" if tabs else ",", "skipinitialspace": True, **given}
 
 
-def _last(frame: Any) -> Any:
-    """The last row with a cell of a table of one column."""
-    return frame.iloc[:, 0].last_valid_index() if len(frame.columns) else None
+def _has_gaps(path: Path, how: Mapping[str, Any], column: Any) -> bool:
+    """Whether blank lines stand between the cells of a file of one column, which pandas passes over."""
+    as_lines = {"header": None, "names": [0, 1], "dtype": str, "index_col": False, "skip_blank_lines": False}
+    with warnings.catch_warnings(action="ignore", category=pandas().errors.ParserWarning):
+        lines = pandas().read_csv(path, **{**how, **as_lines})[0]
+    head, last = lines.first_valid_index(), column.last_valid_index()
+    if last is None or lines[head] != column.name:  # a name that is a word for a missing cell
+        return False
+    return bool(lines.last_valid_index() - head - 1 != last)
 
 
 def _refuse_twice(path: Path, names: Sequence[str]) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise DataError(f"'{path}' has several columns of one name: {named(repeated)}: rename them")
 
@@ -340,8 +356,11 @@ def _without_thousands(series: Any, decimal: str, thousands: str) -> Any:
     return pd.to_numeric(plain).reindex(series.index)
 
 
-def _classes(series: Any, decimal: str, thousands: str | None) -> Any:
-    """The cells of a target as truth values or numbers, unless they are classes that would be others then."""
+def _classes(series: Any, decimal: str, thousands: str | None, apart: bool = True) -> Any:
+    """The cells of a target as truth values or numbers, unless they are classes that would be others then.
+
+    Where they need not be ``apart``, 1.0 is 1.
+    """
     pd = pandas()
     cells = series.dropna()
     if len(cells) and cells.isin(_TRUTH).all():
@@ -354,7 +373,7 @@ def _classes(series: Any, decimal: str, thousands: str | None) -> Any:
         return values.reindex(series.index)
     rounded = values.abs().max() >= 2**53 and (values.dtype.kind not in "iu" or len(cells) < len(series))
     led = cells.str.contains(r"^\s*[-+]?0\d").any()
-    same = not rounded and not led and values.nunique() == cells.nunique()
+    same = not rounded and not led and (not apart or values.nunique() == cells.nunique())
     return values.reindex(series.index) if same else series
 
 

@@ -28,13 +28,15 @@ _DATES = (
     r"\d{4}([-/.])\d{1,2}\2\d{1,2}",
     r"\d{1,2}([-/.])\d{1,2}\3(\d{4}|\d{2})",
     r"\d{4}[-/]\d{1,2}",
-    r"\d{1,2}[-/]\d{4}",
+    r"(0?[1-9]|1[0-2])[-/](19|20)\d\d",
     rf"{_WEEKDAY}{_DAY}[- ]{_MONTH},?[- ]\d{{2,4}}",
     rf"{_WEEKDAY}{_MONTH} {_DAY},? \d{{4}}",
     rf"{_MONTH}[- ]\d{{4}}",
 )
 _DATE = re.compile(rf"({'|'.join(_DATES)})([ T,].*)?", re.IGNORECASE)
-_TIME = re.compile(r"\d{1,3}:\d\d(:\d\d([.,]\d+)?)?( ?[ap]\.?m\.?)?", re.IGNORECASE)
+_SECONDS, _HALF_DAY = r":[0-5]\d([.,]\d+)?", r" ?[ap]\.?m\.?"
+_TIME = re.compile(rf"([01]?\d|2[0-3]):[0-5]\d({_SECONDS})?({_HALF_DAY})?", re.IGNORECASE)
+_SURELY_TIME = re.compile(rf"\d\d:.*|.*(:.*:|{_HALF_DAY}).*", re.IGNORECASE)  # and no ratio, as 1:10 is
 _MARKS = (*_UNITS, "(", "\N{MINUS SIGN}")
 
 Signs: TypeAlias = tuple[str, str | None]  # decimal, thousands
@@ -117,8 +119,11 @@ def _trap(name: str, cells: Sequence[tuple[int, str]], read: Signs) -> Trap | No
     texts = _Texts(cells)
     if texts.share(lambda text: any(map(str.isdigit, text))) <= texts.half:
         return None
-    dates = _alike(name, "dates", texts, _is_date) or _alike(name, "times", texts, _is_time)
-    return dates or _numbers(name, texts, read)
+    if trap := _alike(name, "dates", texts, _is_date):
+        return trap
+    if texts.share(lambda text: _is_time(text) and _SURELY_TIME.fullmatch(text) is not None) > texts.half:
+        return _alike(name, "times", texts, _is_time)
+    return _numbers(name, texts, read)
 
 
 def _alike(name: str, what: str, texts: _Texts, of: Callable[[str], bool]) -> Trap | None:

@@ -126,6 +126,8 @@ class CachedViews:
             try:
                 self._write(path, key, done, stop, progress)
             except OSError as error:
+                if error.filename not in (None, str(path), str(self._folder)):  # a file of the views' own
+                    raise
                 raise cannot_write(path, error) from error
         self._values = np.memmap(path, np.float16, "r", shape=self.shape)
 
