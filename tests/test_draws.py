@@ -1,5 +1,7 @@
 """What several processes draw together is what one draws."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -51,6 +53,21 @@ def test_the_rows_of_all_processes_are_one_s(world, shape, data, seed):
         assert torch.equal(joined(found, dim), exact)
     assert all(torch.equal(part[1], alone[1]) for part in parts)
     assert world > 1 or torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_threads_draw_is_what_each_draws_alone():
+    def draw(seed):
+        with forked(seed=seed):
+            numbers = [torch.rand(3)]
+            time.sleep(0.01)
+            return torch.stack([*numbers, torch.rand(3)])
+
+    before = torch.get_rng_state()
+    alone = [draw(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(draw, range(8)))
+    assert all(map(torch.equal, alone, together))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))

@@ -7,7 +7,8 @@ import math
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +16,7 @@ from typing import Any
 
 from probjepa.claims import ClaimedError, claimed
 from probjepa.errors import ArtifactError, ConfigError, DataError, MissingExtraError, ProbjepaError
-from probjepa.files import refuse_existing, write_text
+from probjepa.files import refuse_existing, refuse_foreign, regular, write_text
 from probjepa.provenance import hardware, versions
 from probjepa.terminal import say
 from probjepa.training.auto import threads_that_fit, using_threads
@@ -27,6 +28,7 @@ from probjepa_experiments.study import Budget, Cell, Data, Measured, Study
 _Kind = tuple[str, str, str]  # task, method, data set: cells taken to last alike
 _PAUSE = 0.5  # seconds between looks at a cell that another process runs
 _MINUTE = 60
+_BEGUN = "begun.json"  # stands in a folder until its study is finished, and says which it is
 _NAMED = 3  # changed modules, or absent data sets, that a line names
 
 
@@ -75,12 +77,11 @@ def reproduce(
     from probjepa_experiments.page import page, print_summary
 
     spent = study.budget(budget)
-    half_done = not (out / "metrics.json").exists() and any(
-        (out / part).is_dir() for part in ("cells", "runs")
-    )
+    begun = out / _BEGUN
+    half_done = _of_study(begun, study)
     refuse_existing(out, overwrite or half_done)
-    if overwrite:
-        shutil.rmtree(out / "runs", ignore_errors=True)  # what cannot be gone on with is in there
+    if overwrite and not half_done:
+        refuse_foreign(out)
     sources = study.sources_of(budget)
     absent = {name: why for name, of in sources.items() if (why := of.missing(data_root))}
     if len(absent) == len(sources):
@@ -94,6 +95,8 @@ def reproduce(
     ]
     planned_cells = (cell for seeds, name in places for cell in plan(study, spent, name, Data(), seeds))
     kinds = {cell.key: _kind(cell) for cell in planned_cells}
+    if not finished_only:
+        write_json(begun, {"experiment": study.name})
     work = _Work(study, spent, out, cells or out / "cells", progress, left=Counter(kinds.values()))
     found: list[dict[str, Any]] = []
     ood: dict[str, list[str]] = {}
@@ -111,6 +114,8 @@ def reproduce(
                     if cell.key in left:
                         not_run.append(f"{cell.label}, seed {cell.seed}: {left[cell.key]}")
                 planned = [cell for cell in planned if cell.key not in left]
+            elif overwrite:  # what cannot be gone on with is in there
+                _drop_runs(out, planned)
             for cell in planned:
                 work.result(cell, data, wait=False)
             plans.append((name, seeds[0], planned))
@@ -124,8 +129,28 @@ def reproduce(
     metrics = summarise(study, spent, ood, found, not_run, seed)
     write_text(out / "report.html", page(metrics, study, found))
     write_json(out / "metrics.json", metrics)
-    shutil.rmtree(out / "runs", ignore_errors=True)
+    if not finished_only:
+        _drop_runs(out, (cell for *_, planned in plans for cell in planned))
+        begun.unlink(missing_ok=True)
     print_summary(metrics)
+
+
+def _of_study(begun: Path, study: Study) -> bool:
+    """Whether a folder holds what is begun of a study, by the file that says so."""
+    try:
+        return bool(json.loads(begun.read_text(encoding="utf-8")) == {"experiment": study.name})
+    except (OSError, ValueError):
+        return False
+
+
+def _drop_runs(out: Path, cells: Iterable[Cell]) -> None:
+    """Remove what is begun of cells, and no other runs that stand there."""
+    runs, known = out / "runs", {cell.key for cell in cells}
+    for item in runs.iterdir() if runs.is_dir() else ():
+        if item.name.rpartition("-")[0] in known:
+            shutil.rmtree(item, ignore_errors=True)
+    with suppress(OSError):  # others are there, or nothing
+        runs.rmdir()
 
 
 def seed_groups(study: Study, budget: Budget, seed: int) -> list[list[int]]:
@@ -193,6 +218,7 @@ class _Work:
         if result is None:
             result = self._run(cell, data, code)
             write_json(place, result)
+            shutil.rmtree(self._folder(cell, code), ignore_errors=True)
             how = f"{result['seconds']:.0f} s"
         failed = f", failed: {result['failed']}" if result["failed"] else ""
         kind = _kind(cell)
@@ -212,8 +238,7 @@ class _Work:
 
     def _run(self, cell: Cell, data: Data, code: Mapping[str, str]) -> dict[str, Any]:
         started = time.monotonic()
-        # what another code left half-done is not gone on with
-        folder = self.out / "runs" / f"{cell.key}-{mark(code)}"
+        folder = self._folder(cell, code)
         bar = self.progress and self.budget.name != "quick"
         failed = None
         try:
@@ -227,7 +252,6 @@ class _Work:
             raise
         except ProbjepaError as error:
             measured, failed = Measured({}), str(error)
-        shutil.rmtree(folder, ignore_errors=True)
         return {
             "cell": cell.identity,
             "figures": {name: figure(value) for name, value in measured.figures.items()},
@@ -239,6 +263,10 @@ class _Work:
             "versions": versions(),
             "code": dict(code),
         }
+
+    def _folder(self, cell: Cell, code: Mapping[str, str]) -> Path:
+        """Where a cell trains; what another code left half-done is not gone on with."""
+        return self.out / "runs" / f"{cell.key}-{mark(code)}"
 
     def _say_stale(self, where: str, stored: Mapping[str, str] | None, code: Mapping[str, str]) -> None:
         if stored is not None:
@@ -269,12 +297,27 @@ def duration(seconds: float) -> str:
 def finished(place: Path, cell: Cell) -> dict[str, Any] | None:
     """Return a cell's result, if it is there, whole, and of exactly these settings."""
     try:
-        result = json.loads(place.read_text(encoding="utf-8"))
+        result = json.loads(regular(place).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(result, dict) or result.get("cell") != cell.identity:
         return None
-    return result if {"figures", "failed", "notes", "seconds"} <= result.keys() else None
+    return result if _is_whole(result) else None
+
+
+def _is_whole(result: Mapping[str, Any]) -> bool:
+    """Whether what a cell found has the parts that it should, of their types."""
+    figures, number = result.get("figures"), (int, float)
+    return (
+        isinstance(figures, dict)
+        and all(isinstance(of, dict) and "value" in of for of in figures.values())
+        and all(x is None or isinstance(x, number) for of in figures.values() for x in of.values())
+        and isinstance(result.get("notes"), list)
+        and isinstance(result.get("seconds"), number)
+        and isinstance(result.get("failed", 0), str | None)
+        and isinstance(result.get("hardware"), str)
+        and isinstance(result.get("versions"), dict)
+    )
 
 
 def figure(value: Mapping[str, float | None] | float | None) -> dict[str, float | None]:

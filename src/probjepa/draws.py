@@ -5,6 +5,8 @@ What processes draw together is what one process would draw.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -57,16 +59,31 @@ def restore_random_state(states: Sequence[Tensor], device: torch.device) -> None
 def forked(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
     """After the block the global generators of the CPU and of ``device`` are as they were before it.
 
-    With a ``seed`` they begin the block with it.
+    With a ``seed`` they begin the block with it. They are the process's own: blocks of several threads run
+    one after another, so that each draws what it would draw alone.
     """
     on = device or torch.device("cpu")
-    before = random_state(on)
-    try:
-        if seed is not None:
-            reseed(seed, device)
-        yield
-    finally:
-        restore_random_state(before, on)
+    with _ONE_AT_A_TIME:
+        before = random_state(on)
+        try:
+            if seed is not None:
+                reseed(seed, device)
+            yield
+        finally:
+            restore_random_state(before, on)
+
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+def _unlocked() -> None:
+    """Give a forked process a lock of its own: a thread that holds the parent's is not there."""
+    global _ONE_AT_A_TIME
+    _ONE_AT_A_TIME = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlocked)
 
 
 class _Share:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from probjepa.backbones import BACKBONES, HUBS
+from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, short, unknown_name
 from probjepa.methods import METHODS, MODELS, Method
 from probjepa.methods.opened import OpenedEncoder
@@ -70,7 +70,7 @@ def load(
     folder = model_folder(source, of_hub)
     config = read_config(folder)
     given = {name: module for name, module in modules.items() if module is not None}
-    with torch.random.fork_rng(devices=[]):  # the weights that are replaced are drawn
+    with forked():  # the weights that are replaced are drawn
         return kind_of(config, folder).from_folder(folder, config, **given)
 
 

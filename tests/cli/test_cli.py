@@ -546,3 +546,13 @@ def test_what_a_value_cannot_be_is_said_before_any_work(tmp_path, monkeypatch, c
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and says in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the folder that one stands in stays")
+def test_a_working_directory_that_is_gone_is_one_line(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run(["list"]) == 2
+    assert capsys.readouterr().err == "probjepa: the working directory is gone: cd to another\n"

@@ -190,6 +190,21 @@ def test_thresholds_are_read_off_the_calibration_set_or_half_of_the_test_set(mod
     assert "5 % asked for" in page and "what may be expected" in page
 
 
+def test_test_images_among_another_set_are_said(model):
+    test = images(40, 1)
+    with pytest.raises(DataError, match="every image of the set 'far' is also a test image"):
+        evaluate(model, images(60, 0), test, {"far": test.subset(np.arange(9))})
+    both = torch.cat([test.images[:3], images(20, 2, low=200).images])
+    with pytest.warns(ProbjepaWarning, match="3 of 23 images of the set 'far' are also test images"):
+        evaluate(model, images(60, 0), test, {"far": ImageSet(both, None, [str(i) for i in range(23)])},
+                 n_bootstrap=5)  # fmt: skip
+
+
+def test_too_few_calibration_images_are_refused(model):
+    with pytest.raises(DataError, match=r"8 calibration rows are too few for alpha = 0\.1: give at least 9"):
+        evaluate(model, images(60, 0), images(40, 1), calibration=images(8, 3))
+
+
 def test_calibration_images_that_are_evaluated_are_refused(model):
     with pytest.raises(DataError, match="40 of 40 test images are in the calibration set"):
         evaluate(model, images(60, 0), images(40, 1), calibration=images(40, 1))

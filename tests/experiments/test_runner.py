@@ -96,22 +96,47 @@ def test_an_unfinished_study_goes_on_and_a_damaged_cell_is_run_again(tmp_path):
     out = tmp_path / "a"
     whole = run(FAKE, out)
     (out / "metrics.json").unlink()
-    lost, damaged, foreign, *_ = sorted((out / "cells").iterdir())
+    runner.write_json(out / "begun.json", {"experiment": FAKE.name})  # as a killed process leaves it
+    lost, damaged, foreign, *others = sorted((out / "cells").iterdir())
     lost.unlink()
     damaged.write_text(damaged.read_text()[:100])
+    for place, wrong in zip(
+        others, ({"seconds": None}, {"notes": None}, {"figures": {"a": 1.0}}), strict=True
+    ):
+        place.write_text(json.dumps(json.loads(place.read_text()) | wrong))
     content = json.loads(foreign.read_text())
     content["cell"]["settings"]["kl_weight"] = 9.0
     foreign.write_text(json.dumps(content))
     ran.clear()
     assert run(FAKE, out) == whole
-    assert set(ran) == {lost.stem, damaged.stem, foreign.stem}
+    assert set(ran) == {place.stem for place in (lost, damaged, foreign, *others)}
+    assert not (out / "begun.json").exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ArtifactError, match="exists already"):
-        run(FAKE, tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)  # as TensorBoard calls its folder
+    (tmp_path / "runs" / "mine" / "events").write_text("mine")
+    for options in ({}, {"finished_only": True}):
+        with pytest.raises(ArtifactError, match="exists already"):
+            run(FAKE, tmp_path, **options)
+    with pytest.raises(ArtifactError, match="has files of something else"):
+        run(FAKE, tmp_path, overwrite=True)
     assert not ran
+    out = tmp_path / "out"
+    run(FAKE, out)
+    (tmp_path / "runs").rename(out / "runs")
+    run(FAKE, out, overwrite=True)
+    assert (out / "runs" / "mine" / "events").read_text() == "mine"
+
+
+def test_another_study_does_not_go_on_with_what_is_begun(tmp_path):
+    stop = measured_by(TABLE, lambda *_: (_ for _ in ()).throw(Interrupted("interrupted: go on")))
+    with pytest.raises(Interrupted):
+        run(stop, tmp_path / "out")
+    with pytest.raises(ArtifactError, match="exists already"):
+        run(replace(FAKE, name="other"), tmp_path / "out")
+    assert run(FAKE, tmp_path / "out")["tables"]
 
 
 def test_rows_that_read_one_training_share_it(tmp_path):

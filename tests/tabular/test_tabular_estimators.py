@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,19 @@ def test_random_state_decides(kind, table):
     np.testing.assert_array_equal(a, b)
     c = kind(**TINY | {"random_state": 1}).fit(table).transform(table)
     assert np.abs(a - c).max() > 1e-3
+
+
+def test_fits_of_several_threads_are_what_each_is_alone(table):
+    def fit(seed):
+        return TJEPA(**{**TINY, "random_state": seed}).fit(table).transform(table)
+
+    before = torch.get_rng_state()
+    alone = [fit(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(fit, range(3)))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_fit_leaves_the_global_generator_alone(table):

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
+from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError
 from probjepa.files import first_line, regular
 from probjepa.model_files import quiet
@@ -71,7 +72,7 @@ def load_pretrained(name: str, pooling: str | None = None) -> Loaded:
     """
     kind, _, rest = name.partition(":")
     # the weights that are replaced may be drawn
-    with torch.random.fork_rng(devices=[]), quiet("huggingface_hub"), _tensors_alone():
+    with forked(), quiet("huggingface_hub"), _tensors_alone():
         return load_transformers(rest, pooling) if kind == "hf" else load_timm(rest, pooling)
 
 

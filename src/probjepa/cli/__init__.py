@@ -108,6 +108,10 @@ def _run(arguments: list[str]) -> int:
             show(message, category, *rest)  # type: ignore[arg-type]
 
     try:
+        os.getcwd()
+    except OSError:
+        return _fail("the working directory is gone: cd to another")
+    try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning  # type: ignore[assignment]
             code = app(arguments, prog_name="probjepa", standalone_mode=False)

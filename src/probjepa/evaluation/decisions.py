@@ -20,6 +20,11 @@ ALPHAS = (0.01, 0.05, 0.1)
 _BAND = 0.95
 
 
+def check_calibration(rows: int) -> None:
+    """Raise DataError if a calibration set has too few rows for any of the ``ALPHAS``."""
+    threshold_rank(rows, max(ALPHAS))
+
+
 def flagged_rates(scores: Mapping[str, Mapping[str, Values]], *, seed: int = 0) -> dict[str, Any]:
     """Return which share of each set a threshold flags that is asked for a false-alarm rate.
 

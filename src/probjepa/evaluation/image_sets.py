@@ -12,9 +12,9 @@ from probjepa.data import Images
 from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
 from probjepa.data.labels import SharedLabels, labelled_rows, shared_labels
-from probjepa.data.overlap import overlap, refuse_overlap, unlike
-from probjepa.errors import ConfigError, DataError, short, warn
-from probjepa.evaluation.decisions import CALIBRATION, TEST
+from probjepa.data.overlap import overlap, pixel_hashes, refuse_overlap, unlike
+from probjepa.errors import ConfigError, DataError, counted, short, warn
+from probjepa.evaluation.decisions import CALIBRATION, TEST, check_calibration
 from probjepa.methods import Method
 
 TRAIN = "train"
@@ -30,7 +30,19 @@ def held_out_sets(
         sets = {name: through_codec(images, reencode) for name, images in sets.items()}
     sets, dropped = _without_train(sets)
     if CALIBRATION in sets:
+        check_calibration(len(sets[CALIBRATION]))
         refuse_overlap(sets[TEST], sets[CALIBRATION], CALIBRATION, of="test images")
+    tested = pixel_hashes(sets[TEST])
+    for name, images in sets.items():
+        if name in (TRAIN, TEST, CALIBRATION):
+            continue
+        seen = overlap(images, tested)
+        if seen.all():
+            raise DataError(f"every image of the set '{name}' is also a test image: give another set")
+        if seen.any():
+            warn(
+                f"{seen.sum():,} of {counted(len(images), 'image')} of the set '{name}' are also test images"
+            )
     return sets, dropped
 
 

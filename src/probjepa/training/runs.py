@@ -243,9 +243,9 @@ def _trained(job: _Job, module: Module, cached: CachedViews | None, how: Auto) -
     module.logs = bool(job.loggers or options.get("callbacks"))
     with (
         stop_on_signal() as stop,
+        forked(job.device),
         quiet_lightning(),
         process_as_before(),
-        forked(job.device),
         using_threads(how.threads),
     ):
         table = MetricsTable(folder.metrics if folder else None)
