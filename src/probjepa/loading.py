@@ -142,14 +142,24 @@ def is_of_tables(source: str | Path) -> bool:
 
 def target_of(source: str | Path) -> str | None:
     """Return the column that the run of a model of tables left out as its target; None: no run says any."""
+    return _recorded(source, "target")
+
+
+def fitted_to(source: str | Path) -> str | None:
+    """Return the hash, as a run has it, of the table that a model was fitted to; None: no run says it."""
+    return _recorded(source, "data_sha256")
+
+
+def _recorded(source: str | Path, name: str) -> str | None:
+    """A text among the settings of the run that a model is of."""
     settings = _run_settings(source)
     if settings is None:
         return None
     try:
-        target = read_mapping(settings).get("target")
+        said = read_mapping(settings).get(name)
     except ConfigError:
         return None
-    found: str | None = checked(f"target, in {settings},", target, str | None)
+    found: str | None = checked(f"{name}, in {settings},", said, str | None)
     return found
 
 

@@ -33,6 +33,7 @@ def table(count: int, seed: int, *, ids: bool = False) -> pd.DataFrame:
 def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("table-shards")
     table(120, 0).to_parquet(root / "train.parquet", index=False)
+    table(120, 0).to_csv(root / "train.csv", index=False)
     settings = [word for setting in SMALL for word in ("--set", setting)]
     how = ["--target", "y", "--epochs", "2", "--device", "cpu", "-q", *settings]
     assert (
@@ -202,6 +203,7 @@ def test_broken_tables_are_left_out_and_tried_again(places, tmp_path, capsys):
         (["score", "--calibration", "HELD.csv", "--fdr", "0.2"], "--fdr decides of all rows together"),
         (["score", "--calibration", "HELD.csv", "--alpha", "0.01"], "30 calibration rows are too few"),
         (["score", "--calibration", "SET.csv", "--alpha", "0.2"], "are in the calibration set"),
+        (["score", "--calibration", "TRAIN.csv"], "train.csv' is the table that the model was fitted to"),
         (["embed", "--out", "x.csv", "--shard", "1/2"], "given 2 times"),
     ],
 )  # fmt: skip

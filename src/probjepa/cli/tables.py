@@ -16,7 +16,7 @@ from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.described import described, unknown_line
 from probjepa.tabular.files import read_table, recorded_row_names, recorded_text, text_for
 from probjepa.tabular.frames import named
-from probjepa.tabular.overlap import shared_by_chance, table_sha256
+from probjepa.tabular.overlap import refuse_fitted, shared_by_chance, table_sha256
 from probjepa.tabular.rows import check_ids, embedded_rows, id_column, indexed, named_rows
 from probjepa.tabular.runs import fit_run
 from probjepa.tabular.schema import TableSchema
@@ -40,7 +40,7 @@ class TableModel:
     unit = "rows"
 
     def __init__(self, source: str, shared: Shared) -> None:
-        from probjepa.loading import load, row_names_of, target_of, text_of
+        from probjepa.loading import fitted_to, load, row_names_of, target_of, text_of
 
         refuse_of_images(shared)
         device = resolve_device(shared.device)
@@ -50,6 +50,7 @@ class TableModel:
         self.columns: Sequence[str] = self.model.schema_.columns
         self.target = target_of(source)
         self._text = text_of(source)
+        self._fitted_to = fitted_to(source)
         self._ids = row_names_of(source) if shared.ids is None else (shared.ids,)
 
     @staticmethod
@@ -160,6 +161,7 @@ class TableModel:
         calibration = self._held(options.calibration)
         if calibration is not None:
             rule.check(len(calibration))
+            refuse_fitted(calibration, self._fitted_to, str(options.calibration))
             dated = self.model.schema_.dated
             among = shared_by_chance(dated(features), dated(calibration), "calibration", "rows to score")
             self._say_shared(among, len(features))

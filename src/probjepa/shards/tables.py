@@ -21,7 +21,7 @@ from probjepa.files import first_line
 from probjepa.model_files import WEIGHTS, model_folder, read_config
 from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
 from probjepa.tabular.files import names_alone, no_tables, read_table, table_suffix, text_for
-from probjepa.tabular.overlap import shared_by_chance, table_sha256
+from probjepa.tabular.overlap import refuse_fitted, shared_by_chance, table_sha256
 from probjepa.tabular.rows import check_ids, embedded_rows, named_rows
 
 _FORMATS = {".parquet": "parquet", ".feather": "ipc", ".arrow": "ipc"}
@@ -70,7 +70,7 @@ class _Table:
     """A fitted estimator, and a score that is fitted to its reference once."""
 
     def __init__(self, job: Job) -> None:
-        from probjepa.loading import load, row_names_of, target_of, text_of
+        from probjepa.loading import fitted_to, load, row_names_of, target_of, text_of
         from probjepa.training.device import resolve_device
 
         self.job, self.encoding = job, Encoding()
@@ -82,6 +82,7 @@ class _Table:
         weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         self.mark = hashed({"config": read_config(folder), "weights": weights})
         self._text = text_of(job.model)
+        self._fitted_to = fitted_to(job.model)
         self._ids = row_names_of(job.model) if job.ids is None else (job.ids,)
         self.reference: dict[str, Any] = {"target": self.target, "text": self._text, "ids": self._ids}
         self._scorer: Any = None
@@ -101,6 +102,7 @@ class _Table:
         )
         if (held_out := self._held("calibration", job.calibration)) is not None:
             job.rule.check(len(held_out))
+            refuse_fitted(held_out, self._fitted_to, str(job.calibration))
             self._known = self._scorer(held_out, calibration=True)[0]
             self._held_out = self.model.schema_.dated(held_out)
 

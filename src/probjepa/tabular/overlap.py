@@ -142,6 +142,18 @@ def _as_number(text: str, narrow: bool) -> str:
     return repr(float(np.float32(number)) if narrow else number + 0.0)
 
 
+def refuse_fitted(frame: Any, fitted_to: str | None, name: str) -> None:
+    """Raise DataError if a table of calibration rows, called ``name``, is the one that a model was fitted to.
+
+    ``fitted_to`` is the beginning of that one's ``table_sha256``; None: it is not known.
+    """
+    if fitted_to is not None and table_sha256(frame).startswith(fitted_to):
+        raise DataError(
+            f"'{name}' is the table that the model was fitted to, whose rows look more typical than new "
+            "ones: calibrate by rows that it has not seen"
+        )
+
+
 def table_sha256(frame: Any) -> str:
     """Return the hash of a table's names and cells, in the order of its rows."""
     digest = hashlib.sha256("\0".join(sorted(frame.columns)).encode())
