@@ -384,7 +384,9 @@ def test_a_folder_of_tables_trains_and_is_evaluated(tmp_path, capsys):
     for name in ("score", "embed"):
         assert run([name, *score[1:-1], str(tmp_path / "test" / "s.parquet")]) == 2
         assert "lies in --data" in capsys.readouterr().err
-    assert run([*score, "--calibration", str(tmp_path / "one"), "--fdr", "0.1"]) == 0
+    (tmp_path / "held").mkdir()
+    rows.assign(none=1.0, size=rows["size"] + 0.125).to_csv(tmp_path / "held" / "d.csv", index=False)
+    assert run([*score, "--calibration", str(tmp_path / "held"), "--fdr", "0.1"]) == 0
     assert pd.read_parquet(tmp_path / "s.parquet")["id"].tolist() == [str(row) for row in range(10)]
     known = ["--train", str(tmp_path / "one"), "--test", str(tmp_path / "test")]
     assert run(["evaluate", str(tmp_path / "run"), *known, "--out", str(tmp_path / "e"), "-q"]) == 0
@@ -427,7 +429,9 @@ def test_a_column_of_ids_is_named_once(tmp_path, capsys):
     assert found.arrays["rows"]["id"].to_pylist() == names
     rows.rename(columns={"customer": "client"}).to_csv(tmp_path / "months" / "one.csv", index=False)
     score = ["score", str(tmp_path / "run"), "--data", str(tmp_path / "test.csv"), "--ids", "customer"]
-    score += ["--calibration", str(tmp_path / "other.csv"), "--out", str(tmp_path / "s.parquet"), "-q"]
+    held = pd.read_csv(tmp_path / "other.csv")
+    held.assign(size=held["size"] + 0.125).to_csv(tmp_path / "held.csv", index=False)
+    score += ["--calibration", str(tmp_path / "held.csv"), "--out", str(tmp_path / "s.parquet"), "-q"]
     assert run(score) == 0
     assert ids("months", "more", "--ids", "client") == names
     capsys.readouterr()

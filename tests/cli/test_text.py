@@ -16,11 +16,11 @@ NAMES = [b"caf\xe9", b"a\nb", b"\x1b[2J", b"[red]", b"[bold", b":smile:"]
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A model, and two sets of images whose files and classes have odd names."""
+    """A model, and three sets of images whose files and classes have odd names."""
     root = tmp_path_factory.mktemp("text")
     small().save_pretrained(root / "model")
     random = np.random.default_rng(0)
-    for split in (b"train", b"test"):
+    for split in (b"train", b"test", b"far"):
         for label in (b"[red]\x1b[1m", b"\xe9\n"):
             folder = os.fsencode(root) + b"/" + split + b"/" + label
             os.makedirs(folder)
@@ -35,7 +35,7 @@ def test_odd_names_end_well_and_do_nothing(places, command, tmp_path, capfd):
     out = tmp_path / ("out.parquet" if command in ("embed", "score") else "out")
     data = ["--data", str(places / "test")]
     if command == "evaluate":
-        ood = f"[/]\x1b[31m\udce9={places / 'test'}"
+        ood = f"[/]\x1b[31m\udce9={places / 'far'}"
         data = ["--train", str(places / "train"), "--test", str(places / "test"), "--ood", ood]
         data += ["--bootstrap", "5"]
     assert run([command, str(places / "model"), *data, "--out", str(out), "--device", "cpu"]) == 0
@@ -44,7 +44,7 @@ def test_odd_names_end_well_and_do_nothing(places, command, tmp_path, capfd):
     if command == "evaluate":
         assert r"[/]\x1b[31m\udce9" in said.replace("\n", "")
     if command == "curate":
-        lines = [line for name in ("keep", "review", "drop") for line in (out / f"{name}.txt").open()]
+        lines = [line for name in ("keep", "review", "drop") for line in (out / f"{name}.txt").open("rb")]
         assert len(lines) == 12
         out = out / "ranking.parquet"
     if command != "evaluate":

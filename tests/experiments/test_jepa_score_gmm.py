@@ -196,6 +196,7 @@ def test_quick_run_leaves_metrics_and_report_and_resumes(tmp_path, short, monkey
 
     # cut short: one cell is lost, and another is of a study with other settings
     (out / "metrics.json").unlink()
+    (out / "begun.json").write_text(json.dumps({"experiment": short.name}))
     first, second, third = sorted((out / "cells").glob("*.json"))
     kept = json.loads(first.read_text())
     second.unlink()

@@ -164,6 +164,7 @@ def test_a_run_leaves_metrics_and_report_and_resumes(tmp_path, tiny, capsys):
 
     # cut short: one cell is lost, and another is of other settings
     (out / "metrics.json").unlink()
+    (out / "begun.json").write_text(json.dumps({"experiment": tiny.name}))
     first, second, *_ = sorted((out / "cells").glob("*.json"))
     first.unlink()
     other = json.loads(second.read_text())
