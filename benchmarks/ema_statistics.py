@@ -28,6 +28,10 @@ from probjepa.metrics import knn_accuracy
 
 TARGETS = ("stop-gradient", "averaged", "batch", "copied")
 UNTRAINED, PIXELS = "untrained", "raw pixels"
+OPTIONS = {  # what each is to VJE
+    "stop-gradient": "stop-gradient", "averaged": "ema-averaged", "batch": "ema", "copied": "ema-averaged",
+    UNTRAINED: "stop-gradient",
+}  # fmt: skip
 
 
 def copied_statistics(source: Any, step: int, total_steps: int, *, ema: Any) -> None:
@@ -43,10 +47,9 @@ def run(target: str, seed: int, train: ImageSet, test: ImageSet, fit: dict[str, 
     if target == PIXELS:
         return {"h": _knn(*(images.images.flatten(1).float() for images in (train, test)), train, test)}
     torch.manual_seed(seed)
-    option = {"averaged": "ema-averaged", "copied": "ema-averaged", "batch": "ema"}.get(target, target)
     method = pj.VJE(
         fit["backbone"], backbone_options=fit["options"], channels=train.channels, image_size=train.size,
-        target="stop-gradient" if target == UNTRAINED else option,
+        target=OPTIONS[target],
     )  # fmt: skip
     if target == UNTRAINED:
         method.calibrate(train.images)

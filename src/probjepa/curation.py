@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,7 +185,7 @@ def curate(
     columns["verdict"] = verdict
     rows = {name: order[verdict[order] == name] for name in lists}
     tables["ranking"] = {name: as_column(values).take(order) for name, values in columns.items()}
-    orders = _Orders(score, typicality, "" if uncertain is None else measure, uncertain)
+    orders = _Orders(score, typicality, measure, uncertain)
     page = _page(images, rows, orders, duplicates, found)
     _write(out, images, rows, tables, page, method.encoding.note())
     return {**{name: len(chosen) for name, chosen in rows.items()}, "skipped": len(images.skipped)}
@@ -250,11 +251,11 @@ def _write(
 
 def _line(text: str) -> bytes:
     """An id as the file's name is on the disk, or escaped if it is more than a line, or is no such name."""
-    try:
+    with suppress(UnicodeEncodeError):
         line = os.fsencode(text)
-    except UnicodeEncodeError:
-        return printable(text).encode("utf-8", "backslashreplace")
-    return printable(text).encode() if b"\n" in line or b"\r" in line else line
+        if b"\n" not in line and b"\r" not in line:
+            return line
+    return printable(text).encode("utf-8", "backslashreplace")
 
 
 def _duplicates(

@@ -40,17 +40,16 @@ class TableModel:
     unit = "rows"
 
     def __init__(self, source: str, shared: Shared) -> None:
-        from probjepa.loading import fitted_to, load, row_names_of, target_of, text_of
+        from probjepa.loading import load, row_names_of, target_of, text_of
 
         refuse_of_images(shared)
         device = resolve_device(shared.device)
-        self.shared = shared
+        self.source, self.shared = source, shared
         self.model = load(source)
         self.model.network_.to(device)
         self.columns: Sequence[str] = self.model.schema_.columns
         self.target = target_of(source)
         self._text = text_of(source)
-        self._fitted_to = fitted_to(source)
         self._ids = row_names_of(source) if shared.ids is None else (shared.ids,)
 
     @staticmethod
@@ -150,6 +149,7 @@ class TableModel:
 
     def score(self, data: str, out: Path, options: Scoring) -> Scored:
         """Write id, label, score and decisions; of the likelihood, also each cell's surprise."""
+        from probjepa.loading import fitted_to
         from probjepa.scores import SetScorer
         from probjepa.scores.sets import check_score
 
@@ -161,7 +161,7 @@ class TableModel:
         calibration = self._held(options.calibration)
         if calibration is not None:
             rule.check(len(calibration))
-            refuse_fitted(calibration, self._fitted_to, str(options.calibration))
+            refuse_fitted(calibration, fitted_to(self.source), str(options.calibration))
             dated = self.model.schema_.dated
             among = shared_by_chance(dated(features), dated(calibration), "calibration", "rows to score")
             self._say_shared(among, len(features))

@@ -12,7 +12,7 @@ from probjepa.data import Images
 from probjepa.data.codec import reencode as through_codec
 from probjepa.data.fingerprint import fingerprint
 from probjepa.data.labels import SharedLabels, labelled_rows, shared_labels
-from probjepa.data.overlap import overlap, pixel_hashes, refuse_overlap, unlike
+from probjepa.data.overlap import pixel_hashes, refuse_seen, unlike
 from probjepa.errors import ConfigError, DataError, counted, short, warn
 from probjepa.evaluation.decisions import CALIBRATION, TEST, check_calibration
 from probjepa.methods import Method
@@ -28,15 +28,14 @@ def held_out_sets(
     sets = {name: method.open(of) for name, of in given.items()}
     if reencode is not None:
         sets = {name: through_codec(images, reencode) for name, images in sets.items()}
-    sets, dropped = _without_train(sets)
+    sets, hashes, dropped = _without_train(sets)
     if CALIBRATION in sets:
         check_calibration(len(sets[CALIBRATION]))
-        refuse_overlap(sets[TEST], sets[CALIBRATION], CALIBRATION, of="test images")
-    tested = pixel_hashes(sets[TEST])
+        refuse_seen(np.isin(hashes[TEST], hashes[CALIBRATION]), CALIBRATION, "test images", sets[TEST].ids)
     for name, images in sets.items():
         if name in (TRAIN, TEST, CALIBRATION):
             continue
-        seen = overlap(images, tested)
+        seen = np.isin(hashes[name], hashes[TEST])
         if seen.all():
             raise DataError(f"every image of the set '{name}' is also a test image: give another set")
         if seen.any():
@@ -72,21 +71,25 @@ def check_names(outside: Sequence[str]) -> None:
         raise ConfigError(f"'{twice}' is the name of {taken}: name the OOD set differently")
 
 
-def _without_train(sets: Mapping[str, Images]) -> tuple[dict[str, Images], dict[str, int]]:
-    """Return the sets without the images of the reference, and how many each of the others had."""
+def _without_train(
+    sets: Mapping[str, Images],
+) -> tuple[dict[str, Images], dict[str, npt.NDArray[np.uint64]], dict[str, int]]:
+    """Return the sets without the images of the reference, their hashes, and how many each of them had."""
     kept, dropped, train = dict(sets), {}, sets[TRAIN]
     for name, images in sets.items():
         if not len(images):
             raise DataError(f"{images.name} is empty: give at least one image as {name}")
+    hashes = {name: pixel_hashes(images) for name, images in sets.items()}  # a streamed set is read for them
+    for name, images in sets.items():
         if name == TRAIN:
             continue
-        seen = overlap(images, train)
+        seen = np.isin(hashes[name], hashes[TRAIN])
         dropped[name] = int(seen.sum())
         if seen.all():
             raise DataError(f"every image of {images.name} is also in {train.name}: give a held-out set")
         if dropped[name]:
-            kept[name] = images.subset(~seen)
-    return kept, dropped
+            kept[name], hashes[name] = images.subset(~seen), hashes[name][~seen]
+    return kept, hashes, dropped
 
 
 def unlike_held_out(of: Mapping[str, Any]) -> npt.NDArray[np.bool_]:

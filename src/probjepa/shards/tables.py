@@ -70,7 +70,7 @@ class _Table:
     """A fitted estimator, and a score that is fitted to its reference once."""
 
     def __init__(self, job: Job) -> None:
-        from probjepa.loading import fitted_to, load, row_names_of, target_of, text_of
+        from probjepa.loading import load, row_names_of, target_of, text_of
         from probjepa.training.device import resolve_device
 
         self.job, self.encoding = job, Encoding()
@@ -82,7 +82,6 @@ class _Table:
         weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         self.mark = hashed({"config": read_config(folder), "weights": weights})
         self._text = text_of(job.model)
-        self._fitted_to = fitted_to(job.model)
         self._ids = row_names_of(job.model) if job.ids is None else (job.ids,)
         self.reference: dict[str, Any] = {"target": self.target, "text": self._text, "ids": self._ids}
         self._scorer: Any = None
@@ -91,6 +90,7 @@ class _Table:
             self._fit()
 
     def _fit(self) -> None:
+        from probjepa.loading import fitted_to
         from probjepa.scores import SetScorer
 
         job = self.job
@@ -102,7 +102,7 @@ class _Table:
         )
         if (held_out := self._held("calibration", job.calibration)) is not None:
             job.rule.check(len(held_out))
-            refuse_fitted(held_out, self._fitted_to, str(job.calibration))
+            refuse_fitted(held_out, fitted_to(job.model), str(job.calibration))
             self._known = self._scorer(held_out, calibration=True)[0]
             self._held_out = self.model.schema_.dated(held_out)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from probjepa.data.shard_files import files_below
 from probjepa.errors import ConfigError, DataError, counted, short
 from probjepa.files import first_line
-from probjepa.tabular.frames import as_text, named, other_columns, pandas
+from probjepa.tabular.frames import as_text, named, other_columns, pandas, refuse_repeated
 from probjepa.tabular.rows import id_column, id_texts
 from probjepa.typed import check_settings, checked
 from probjepa.yaml_files import read_mapping
@@ -235,7 +234,8 @@ def _file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
             frame = pd.read_parquet(path) if kind == ".parquet" else _read_arrow(path)
             frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
             own = None not in frame.index.names  # columns of the file, which pandas took for its index
-            _refuse_twice(path, [*(map(str, frame.index.names) if own else ()), *frame.columns])
+            names_there = [*(map(str, frame.index.names) if own else ()), *frame.columns]
+            refuse_repeated(names_there, f"'{path}'")
             frame = frame.reset_index() if own else frame
             names = known.names_rows(frame)
             if names is not None and frame[names].dtype.kind == "f":
@@ -277,11 +277,10 @@ def _text_file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
     """A csv or tsv file, perhaps without rows."""
     pd, target, thousands = pandas(), known.target, text.get("thousands")
     how = _written(path, text)
-    header = pd.read_csv(path, **how, nrows=0)
     as_they_are = {**how, "na_values": None, "keep_default_na": False, "header": None, "dtype": str}
-    first = pd.read_csv(path, **as_they_are, nrows=1)
-    _refuse_twice(path, [name for name in first.loc[0] if name])  # pandas would call the second one a.1
-    names = known.names_rows(header)
+    header = pd.read_csv(path, **as_they_are, nrows=1).loc[0].tolist()
+    refuse_repeated(filter(None, header), f"'{path}'")  # pandas would call the second one a.1
+    names = known.names_rows(pd.DataFrame(columns=header))
     kept = [name for name in (names, target) if name is not None and name not in known.features]
     coded = [name for name in known.codes if name not in (*kept, *known.texts)]
     kept += [name for name in (*known.texts, *coded) if name not in kept]
@@ -292,7 +291,7 @@ def _text_file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
             frame = pd.read_csv(path, **how, index_col=False)
     except pd.errors.ParserWarning:
         raise DataError(
-            f"'{path}' has {counted(len(header.columns), 'name')} in its first line and more cells in a row: "
+            f"'{path}' has {counted(len(header), 'name')} in its first line and more cells in a row: "
             "name each column"
         ) from None
     if len(frame.columns) == 1 and _has_gaps(path, how, frame.iloc[:, 0]):
@@ -336,12 +335,6 @@ def _has_gaps(path: Path, how: Mapping[str, Any], column: Any) -> bool:
     if last is None or lines[head] != column.name:  # a name that is a word for a missing cell
         return False
     return bool(lines.last_valid_index() - head - 1 != last)
-
-
-def _refuse_twice(path: Path, names: Sequence[str]) -> None:
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-    if repeated:
-        raise DataError(f"'{path}' has several columns of one name: {named(repeated)}: rename them")
 
 
 def _without_thousands(series: Any, decimal: str, thousands: str) -> Any:

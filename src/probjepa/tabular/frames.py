@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,9 +65,7 @@ def as_frame(table: Any, names: Sequence[str] | None = None) -> Any:
     columns = table if isinstance(table, pd.DataFrame) else _from_arrow(pd, table)
     if columns is not None:
         frame = columns.set_axis([str(name) for name in columns.columns], axis=1)
-        if not frame.columns.is_unique:
-            repeated = sorted(set(frame.columns[frame.columns.duplicated()]))
-            raise DataError(f"the table has several columns of one name: {named(repeated)}: rename them")
+        refuse_repeated(frame.columns, "the table")
     else:
         frame = _from_array(pd, table, names)
     rows, columns = frame.shape
@@ -75,6 +74,13 @@ def as_frame(table: Any, names: Sequence[str] | None = None) -> Any:
     if not rows:
         raise DataError(f"the table has 0 sample(s) (shape=(0, {columns})) while a minimum of 1 is required.")
     return frame
+
+
+def refuse_repeated(names: Iterable[str], where: str) -> None:
+    """Raise DataError if a name of columns stands twice; the message calls the table ``where``."""
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise DataError(f"{where} has several columns of one name: {named(repeated)}: rename them")
 
 
 def has_names(table: Any) -> bool:
