@@ -5,11 +5,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from probjepa import provenance
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 provenance.CPUINFO = Path(os.devnull)  # with units for bf16, runs would train in bf16 and not in float32
+settings.register_profile("busy machine", deadline=None)  # an example may wait for a core
+settings.load_profile("busy machine")
 # a shell's job in the background, or one under nohup, ignores them, and so would what the tests start
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -19,7 +19,7 @@ def joined(parts, dim=0):
     return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 4),
     st.lists(st.integers(1, 4), min_size=1, max_size=3),

@@ -85,7 +85,7 @@ def test_what_fills_no_batch_differs_from_epoch_to_epoch(stream):
     assert len(set.union(*left)) > 1.5 * (200 % 12)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(
     draw=st.integers(0, 2**63 - 1), batch=st.integers(2, 40), world=st.integers(1, 5), rank=st.integers(0, 4),
     readers=st.integers(1, 4), buffer=st.integers(32, 300), at=st.floats(0, 1),

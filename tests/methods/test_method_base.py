@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 import pytest
@@ -76,6 +78,26 @@ def test_modes_come_back_after_an_error():
         assert not any(part.training for part in m.modules())
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled()
+
+
+def test_the_mode_comes_back_with_the_last_that_looks():
+    m = model().train()
+    entered, may_leave = Event(), Event()
+
+    def look():
+        with evaluating(m.encoder):
+            entered.set()
+            may_leave.wait(10)
+            return m.encoder.training
+
+    with ThreadPoolExecutor(1) as pool:
+        with evaluating(m):
+            other = pool.submit(look)
+            assert entered.wait(10)
+        assert m.training and not m.encoder.training
+        may_leave.set()
+        assert not other.result()
+    assert all(part.training for part in m.modules())
 
 
 def test_raw_and_prepared_images_agree():

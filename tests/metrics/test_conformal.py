@@ -181,6 +181,7 @@ def test_one_score_combined_is_its_own_p_value():
             DataError,
             "9 calibration rows are too few for fdr = 0.05: give at least 19",
         ),
+        (lambda: pj.threshold([1.0], 1e-300), DataError, r"give more than 10\^12, or a larger alpha$"),
         (lambda: combined_p_values([1.0], [[1.0]]), DataError, "shape"),
         (lambda: combined_p_values([[1.0, 2.0]], [[1.0]]), DataError, "give the same ones"),
         (lambda: combined_p_values([[1.0]], [[1.0]], combine="fischer"), ConfigError, "fisher"),

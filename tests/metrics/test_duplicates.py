@@ -25,7 +25,7 @@ def planted(seed, count, dim=4):
     return rows
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**31),
     st.integers(1, 40),
@@ -42,7 +42,7 @@ def test_groups_are_the_connected_components_of_all_pairs(seed, count, chunk, th
     np.testing.assert_array_equal(found, near.argmax(1))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**31), st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 3, 64]))
 def test_twins_are_the_nearest_of_all(seed, count, others, chunk):
     rng = np.random.default_rng(seed)
@@ -59,7 +59,7 @@ def test_of_equally_similar_rows_the_first_is_the_twin(chunk):
     assert nearest_twins(np.eye(2), bank, chunk_size=chunk)[1].tolist() == [1, 0]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(0, 2**31), st.sampled_from([1, 7, 64]), st.sampled_from([0.5, 0.9, 0.99, 1.0]), st.booleans()
 )

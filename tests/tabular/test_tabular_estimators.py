@@ -540,7 +540,7 @@ def tables(draw):
     )
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(tables(), st.sampled_from(["standard", "quantile"]))
 def test_no_table_gives_nan(table, numeric_transform):
     model = VarTJEPA(**TINY | {"max_epochs": 1, "batch_size": 128}, numeric_transform=numeric_transform).fit(

@@ -1,10 +1,13 @@
 """Tables from files."""
 
+import gzip
+import warnings
+
 import pandas as pd
 import pyarrow as pa
 import pytest
 
-from probjepa.errors import DataError
+from probjepa.errors import DataError, ProbjepaWarning
 from probjepa.tabular.files import read_table
 from probjepa.tabular.rows import named_rows
 from shard_cases import write_table
@@ -71,6 +74,25 @@ def test_ids_and_classes_of_a_folder_are_alike(tmp_path):
 def test_separators_at_the_ends_of_rows_are_no_cells(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,x,\n4,y,\n")
     assert read_table(tmp_path / "t.csv").to_dict("list") == {"a": [1, 4], "b": ["x", "y"]}
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "tsv"])
+def test_rows_of_fewer_cells_than_names_are_said(tmp_path, ending):
+    file = tmp_path / f"t.{ending}"
+    sep = "\t" if ending == "tsv" else ","
+
+    def written(text):
+        data = text.replace(",", sep).encode()
+        file.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
+        return read_table(file)
+
+    with pytest.warns(ProbjepaWarning, match="1 row of fewer cells than its 3 names, line 4: the other"):
+        frame = written('a,b,c\n1,"x\ny",3\n4,5\n\n')
+    assert frame["c"].isna().tolist() == [False, True]
+    with pytest.warns(ProbjepaWarning, match="2 rows of fewer .* the first in line 2, the last in line 4:"):
+        written("a,b,c\n1,2\n3,4,5\n6\n")
+    with warnings.catch_warnings(action="error"):
+        written("a,b,c\n1,2,\n3,,5\n")  # missing cells are no fewer
 
 
 def test_blank_lines_at_the_end_are_no_rows_and_quoted_cells_are(tmp_path):

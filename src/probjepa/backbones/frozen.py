@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from probjepa.errors import ConfigError
+
+# module → how many look at it, and the mode that the last of them gives back
+_LOOKED_AT: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
 def refuse_inference(module: nn.Module, name: str) -> None:
@@ -23,15 +29,27 @@ def refuse_inference(module: nn.Module, name: str) -> None:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode without gradients, and give each sub-module its mode back."""
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
+    """Put a module in evaluation mode without gradients, and give each sub-module its mode back.
+
+    Where several threads do so at once, the last one gives it back.
+    """
+    modules = [*module.modules()]
+    with _LOCK:
+        for m in modules:
+            looking, mode = _LOOKED_AT.get(m, (0, m.training))
+            _LOOKED_AT[m] = looking + 1, mode
+        module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for m, mode in modes.items():
-            m.training = mode
+        with _LOCK:
+            for m in modules:
+                looking, mode = _LOOKED_AT.pop(m)
+                if looking > 1:
+                    _LOOKED_AT[m] = looking - 1, mode
+                else:
+                    m.training = mode
 
 
 class Frozen(nn.Module):

@@ -111,9 +111,10 @@ def threshold_rank(rows: int, alpha: float, name: str = "alpha") -> int:
         raise ConfigError(f"{name} is {alpha}: give a rate between 0 and 1, such as 0.05")
     rank = math.floor(alpha * (rows + 1) * (1 + _ROUNDING))  # 0.29 · 100 is 28.999… in floating point
     if rank < 1:
+        least = math.ceil(Fraction(1 - _ROUNDING) / Fraction(alpha)) - 1
+        rows_asked = f"at least {least}" if least < 10**12 else "more than 10^12"
         raise DataError(
-            f"{rows} calibration rows are too few for {name} = {alpha}: give at least "
-            f"{math.ceil(Fraction(1 - _ROUNDING) / Fraction(alpha)) - 1}, or a larger {name}"
+            f"{rows} calibration rows are too few for {name} = {alpha}: give {rows_asked}, or a larger {name}"
         )
     return rank
 

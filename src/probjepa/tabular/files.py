@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from probjepa.data.shard_files import files_below
-from probjepa.errors import ConfigError, DataError, counted, short
+from probjepa.errors import ConfigError, DataError, counted, short, warn
 from probjepa.files import first_line
 from probjepa.tabular.frames import as_text, named, other_columns, pandas, refuse_repeated
 from probjepa.tabular.rows import id_column, id_texts
@@ -296,6 +298,8 @@ def _text_file(path: Path, known: _Columns, text: Mapping[str, Any]) -> Any:
         ) from None
     if len(frame.columns) == 1 and _has_gaps(path, how, frame.iloc[:, 0]):
         raise DataError(f"'{path}' has one column and lines without a cell: write NA for a missing one")
+    if len(frame.columns) > 1 and frame.iloc[:, -1].isna().any():
+        _warn_of_short_rows(path, how["sep"], len(header))
     decimal = text.get("decimal", ".")
     if thousands is not None:
         for name in frame.columns.difference(kept):
@@ -335,6 +339,28 @@ def _has_gaps(path: Path, how: Mapping[str, Any], column: Any) -> bool:
     if last is None or lines[head] != column.name:  # a name that is a word for a missing cell
         return False
     return bool(lines.last_valid_index() - head - 1 != last)
+
+
+def _warn_of_short_rows(path: Path, sep: str, names: int) -> None:
+    """Say which rows have fewer cells than there are names, as a file's last has that was cut off."""
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    lines: list[str] = []
+    few = 0
+    with opened(path, "rt", encoding="utf-8", newline="") as file:
+        rows = csv.reader(file, delimiter=sep, skipinitialspace=True)
+        try:
+            for row in rows:
+                if 0 < len(row) < names and any(row):  # pandas passes over blank lines
+                    few += 1
+                    lines = [*lines[:1], f"line {rows.line_num}"]
+        except csv.Error:  # a cell of more than 128 kB, which pandas takes
+            return
+    if few:
+        where = lines[0] if few == 1 else f"the first in {lines[0]}, the last in {lines[-1]}"
+        warn(
+            f"'{path}' has {counted(few, 'row')} of fewer cells than its {names} names, {where}: the other "
+            "cells are missing. If the file was cut off, copy it again"
+        )
 
 
 def _without_thousands(series: Any, decimal: str, thousands: str) -> Any:
