@@ -173,7 +173,7 @@ def row_names_of(source: str | Path) -> tuple[str, ...]:
 
 def text_of(source: str | Path) -> dict[str, Any]:
     """Return how the text that the run of a model of tables was fitted to is written; {}: no run says it."""
-    from probjepa.tabular.files import recorded_text
+    from probjepa.tabular.text_files import recorded_text
 
     settings = _run_settings(source)
     return {} if settings is None else recorded_text(settings)

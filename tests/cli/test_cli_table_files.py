@@ -312,7 +312,31 @@ def test_codes_that_are_numbers_are_alike_in_all_kinds_of_file(tmp_path, cells):
             assert schema.unknown_shares(schema.encode(read)).get("code", 0) == 0
 
 
-@pytest.mark.parametrize("option", ["--sep ;", "--decimal ,", "--thousands .", "--na ?"])
+def test_words_for_missing_cells_are_told_and_may_be_categories(tmp_path, capsys):
+    cells = [f"{i},{('NA', 'DE', 'None')[i % 3]},{('', 'x')[i % 2]}" for i in range(30)]
+    (tmp_path / "t.csv").write_text("\n".join(["n,country,blank", *cells]) + "\n")
+    command = ["train", "t-jepa", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "run"), *SMALL]
+    assert run([*command, "-q"]) == 0
+    told = (
+        "words that are taken for missing cells: 'NA' (10), 'None' (10), in 'country'. If they are categories"
+    )
+    assert told in capsys.readouterr().err
+    assert run([*command, "-q", "--overwrite", "--na", "NA", "--na", "None"]) == 0
+    assert run([*command, "-q", "--overwrite", "--na-only"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    schema = pj.load(tmp_path / "run").schema_
+    countries = next(feature for feature in schema.features if feature.name == "country")
+    assert set(countries.categories) == {"NA", "DE", "None"}
+    # what follows reads as the run did: no value is new
+    assert run(["embed", str(tmp_path / "run"), *command[2:4], "--out", str(tmp_path / "s.parquet")]) == 0
+    assert "did not know" not in capsys.readouterr().out
+    # a number's missing cell is named then
+    (tmp_path / "t.csv").write_text("n\n1\nNA\n2.5\n" * 9)
+    assert run([*command, "--overwrite", "--na-only"]) == 2
+    assert "('NA' in row 1): pass --na NA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--sep ;", "--decimal ,", "--thousands .", "--na ?", "--na-only"])
 def test_images_have_no_separators(tmp_path, capsys, option):
     command = ["train", "vje", "--data", "sklearn:digits", "--out", str(tmp_path / "run")]
     assert run([*command, *option.split()]) == 2

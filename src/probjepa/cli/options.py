@@ -84,19 +84,24 @@ class Reading:
         list[str] | None, typer.Option("--na", metavar="TEXT", help="of tables: a missing cell; repeatable")
     ] = None
 
+    na_only: Annotated[
+        bool, typer.Option("--na-only", help="of tables: NA, None, null, … are no missing cells")
+    ] = False
+
     @property
     def text(self) -> dict[str, Any]:
         """What was given, as ``read_table`` takes it."""
         sep = None if self.sep is None else self.sep.replace("\\t", "\t")
         given = {"sep": sep, "decimal": self.decimal, "thousands": self.thousands, "na_values": self.na}
-        return {name: value for name, value in given.items() if value}
+        words = {"keep_default_na": False} if self.na_only else {}
+        return {name: value for name, value in given.items() if value} | words
 
     def refuse(self, what: str) -> None:
         """Raise ConfigError if any was given: what is read is of images."""
         if self.text:
             raise ConfigError(
-                f"--sep, --decimal, --thousands and --na are for tables, and {what} is of images: leave them "
-                "out"
+                f"--sep, --decimal, --thousands, --na and --na-only are for tables, and {what} is of images: "
+                "leave them out"
             )
 
 

@@ -14,12 +14,13 @@ from probjepa.launch import started
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
 from probjepa.tabular.described import described, unknown_line
-from probjepa.tabular.files import read_table, recorded_row_names, recorded_text, text_for
+from probjepa.tabular.files import read_table, recorded_row_names
 from probjepa.tabular.frames import named
 from probjepa.tabular.overlap import refuse_fitted, shared_by_chance, table_sha256
 from probjepa.tabular.rows import check_ids, embedded_rows, id_column, indexed, named_rows
 from probjepa.tabular.runs import fit_run
 from probjepa.tabular.schema import TableSchema
+from probjepa.tabular.text_files import recorded_text, text_for, warn_of_words
 from probjepa.tabular.traps import refuse_traps
 from probjepa.terminal import say
 from probjepa.training.device import resolve_device
@@ -101,6 +102,7 @@ class TableModel:
         model = kind(**given, verbose=not options.quiet)
         signs = {name: text[name] for name in ("decimal", "thousands") if name in text}
         refuse_traps(features, data, model.column_types, **signs)
+        warn_of_words(data, features, text)
         if not options.quiet:
             of_schema = ("column_types", "numeric_transform", "max_categories")
             schema = TableSchema.infer(features, **{name: getattr(model, name) for name in of_schema})

@@ -15,8 +15,9 @@ from probjepa.evaluation.figures import Evaluation
 from probjepa.evaluation.tables import evaluate_table
 from probjepa.methods import Method
 from probjepa.registry import LOADERS
-from probjepa.tabular.files import read_table, text_for
+from probjepa.tabular.files import read_table
 from probjepa.tabular.rows import indexed
+from probjepa.tabular.text_files import text_for
 
 
 def evaluate(

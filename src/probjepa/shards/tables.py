@@ -20,9 +20,10 @@ from probjepa.errors import ConfigError, DataError
 from probjepa.files import first_line
 from probjepa.model_files import WEIGHTS, model_folder, read_config
 from probjepa.shards.job import Columns, Job, Opened, Written, decided, hashed
-from probjepa.tabular.files import names_alone, no_tables, read_table, table_suffix, text_for
+from probjepa.tabular.files import no_tables, read_table, table_suffix
 from probjepa.tabular.overlap import refuse_fitted, shared_by_chance, table_sha256
 from probjepa.tabular.rows import check_ids, embedded_rows, named_rows
+from probjepa.tabular.text_files import names_alone, text_for
 
 _FORMATS = {".parquet": "parquet", ".feather": "ipc", ".arrow": "ipc"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from probjepa.errors import DataError
 from probjepa.tabular.frames import named
@@ -18,6 +18,20 @@ def id_column(frame: Any, columns: Sequence[str], ids: Sequence[str] = ()) -> st
     return next((name for name in ids if name in free), None) or next(
         (name for name in free if name.lower() == "id"), None
     )
+
+
+class KnownColumns(NamedTuple):
+    """What is known of a table's columns, as ``read_table`` has them."""
+
+    target: str | None
+    features: Sequence[str]
+    texts: Sequence[str]
+    ids: Sequence[str]
+    codes: Sequence[str]
+
+    def names_rows(self, frame: Any) -> str | None:
+        """Return the column of ids, see ``id_column``."""
+        return id_column(frame, [*self.features, str(self.target)], self.ids)
 
 
 def indexed(frame: Any, columns: Sequence[str], ids: Sequence[str] = ()) -> Any:

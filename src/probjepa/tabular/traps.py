@@ -11,8 +11,8 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 from probjepa.errors import DataError, short, warn
-from probjepa.tabular.files import number_pattern, written_as_text
 from probjepa.tabular.frames import pandas
+from probjepa.tabular.text_files import number_pattern, written_as_text
 
 _YAML = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")  # YAML's own words
 _PLACEHOLDERS = 5  # more kinds of words among numbers are categories
