@@ -115,6 +115,15 @@ def test_extreme_variances_give_no_nan(cls: type, df: float, sigma2: float) -> N
         assert not any(g.isnan().any() for g in grads(lambda z, v, h: cls(z, v, df).nll(h), z, variance, h))
 
 
+@pytest.mark.parametrize("cls", [*CLASSES, MultivariateStudentT])
+def test_degrees_of_freedom_beyond_float32_are_the_limit(cls: type) -> None:
+    z, h = randn(2, 8, dtype=torch.float32)
+    variance = torch.full((8,), 0.25)
+    assert cls(z, variance, 1e39).nll(h).item() == pytest.approx(
+        cls(z, variance, INF).nll(h).item(), rel=1e-5
+    )
+
+
 @pytest.mark.parametrize("df", [1.0, torch.tensor([1.0])])
 def test_student_t_keeps_its_logarithm_where_the_square_overflows(df: float | Tensor) -> None:
     z, variance = randn(1, 8, dtype=torch.float32), torch.full((8,), 0.25)

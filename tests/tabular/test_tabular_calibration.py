@@ -71,6 +71,26 @@ def test_numbers_are_those_of_highest_likelihood():
         assert loss(a + da, b + db, c + dc) > best
 
 
+@pytest.mark.parametrize("sources", [1, 2])
+def test_the_variance_is_unbiased_and_intervals_cover(sources):
+    generator, variances, covered = torch.Generator().manual_seed(0), [], []
+    layout = Layout((0,), (), (), (0,))
+    for _ in range(300):
+        n, new = 59, 500
+        means = torch.randn(sources, n + new, 1, generator=generator)
+        x = 0.5 + means.mean(0) + torch.randn(n + new, 1, generator=generator)
+        rows = Rows(x, torch.zeros(n + new, 1, dtype=torch.bool), torch.zeros(n + new, 0, dtype=torch.long))
+        said = [CellDistribution(mean, torch.ones(n + new, 1), []) for mean in means]
+        calibration = Calibration(layout, sources)
+        calibration.fit([of.at(slice(n)) for of in said], rows.at(slice(n)), [])
+        variances.append(float(calibration.spread[0]))
+        cells = calibration([of.at(slice(n, None)) for of in said])
+        errors = (x[n:] - cells.mean).abs() / cells.variance.sqrt()
+        covered.append(float((errors <= calibration.reach).float().mean()))
+    assert np.mean(variances) == pytest.approx(1, abs=0.02)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.005)
+
+
 def test_categories_are_those_of_highest_penalised_likelihood():
     cells, rows = case(300)
     calibration = fitted(cells, rows)

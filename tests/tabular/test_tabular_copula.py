@@ -77,14 +77,17 @@ def test_missing_cells_are_as_expectation_maximisation_row_by_row_and_patterns_g
     x, seen = x.astype(np.float32).astype(float), ~np.isnan(x)
     first, scale = np.nanmean(x, 0), np.nanstd(x, 0)
     z = (x - first) / scale
-    filled, extra = np.nan_to_num(z), np.zeros((10, 10))
-    for turn in range(6):
+    filled, extra, before = np.nan_to_num(z), np.zeros((10, 10)), np.zeros((10, 10))
+    step = np.inf
+    for turn in range(21):
         centre = filled.mean(0)
         second = np.cov(filled.T, bias=True) + extra
         weight = max(ledoit_wolf_shrinkage(filled), 1e-4)
         covariance = (1 - weight) * second + weight * second.trace() / 10 * np.eye(10)
-        if turn == 5:
+        moved = np.linalg.norm(covariance - before) / np.linalg.norm(covariance)
+        if moved < 1e-3 or moved > step or turn == 20:
             break
+        before, step = covariance, moved if turn else np.inf
         extra = np.zeros((10, 10))
         for i, (row, s) in enumerate(zip(z, seen, strict=True)):
             h = ~s
@@ -98,7 +101,20 @@ def test_missing_cells_are_as_expectation_maximisation_row_by_row_and_patterns_g
     np.testing.assert_allclose(copula.mean.numpy(), first + scale * centre, rtol=1e-6, atol=1e-8)
     expected = np.linalg.inv(covariance * np.outer(scale, scale))
     np.testing.assert_allclose(copula.precision.numpy(), expected, rtol=1e-6, atol=1e-8)
-    assert len(calls) < 5 * 12  # a call for each number of hidden columns, and not for each row
+    assert turn > 5
+    assert len(calls) < turn * 12  # a call for each number of hidden columns, and not for each row
+
+
+def test_a_sum_is_learned_from_rows_of_which_half_the_cells_are_missing():
+    rng = np.random.default_rng(0)
+    parts = rng.normal(size=(6000, 3))
+    whole = (parts.sum(1, keepdims=True) + 0.1 * rng.normal(size=(6000, 1))) / 3**0.5
+    x = np.hstack([whole, parts])
+    copula = Copula(Layout((0, 1, 2, 3), (), (), (0,) * 4))
+    copula.fit(numbers(np.where(rng.random((4000, 4)) < 0.5, np.nan, x[:4000])))
+    cells = copula.predict(numbers(x[4000:]), hidden(numbers(x[4000:]), 0))
+    error = float((cells.mean[:, 0] - torch.from_numpy(x[4000:, 0])).square().mean().sqrt())
+    assert error < 0.14  # 0.06 at best; 0.23 where it stops after five steps
 
 
 def test_categories_are_predicted_from_numbers_and_categories():

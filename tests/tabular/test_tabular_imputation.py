@@ -174,6 +174,19 @@ def test_decimals_have_the_columns_digits():
     assert model.impute(empty).table["arrow"].dtype == arrow.dtype
 
 
+def test_a_column_of_two_numbers_that_nothing_says_is_filled_with_its_mean():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"coin": (rng.random(400) < 0.56) * 1, "x": rng.normal(size=400)})
+    model = VarTJEPA(**TINY).fit(table)
+    new = pd.DataFrame({"coin": pd.array([pd.NA] * 50, dtype="Int64"), "x": rng.normal(size=50)})
+    imputed = model.impute(new)
+    values = imputed.cells["value"].astype(float)
+    assert values.mean() == pytest.approx(table["coin"].mean(), abs=0.03)
+    std = imputed.cells["std"].to_numpy()
+    np.testing.assert_allclose(std, np.sqrt(values * (1 - values)), atol=0.02)
+    assert (imputed.table["coin"] == 1).mean() > 0.9
+
+
 def test_what_is_hidden_in_one_row_changes_no_other():
     codes = 2**60 + 1 + 3 * (np.arange(_N) % 4)  # beyond what float64 tells apart
     table = pd.DataFrame({"code": codes, "x": np.arange(_N) % 4 * 5.0, "small": np.arange(_N, dtype="uint8")})

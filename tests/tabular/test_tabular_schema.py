@@ -261,6 +261,28 @@ def test_a_column_that_spans_all_numbers(numeric_transform, share, scale):
     np.testing.assert_allclose(np.array(spread[0]) / scale, spread[1], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("numeric_transform", ["quantile", "standard"])
+@pytest.mark.parametrize("name", ["0 and 1", "counts", "with zeros", "heavy", "few", "normal"])
+def test_a_predicted_number_is_undone_as_a_fine_grid_does_it(name, numeric_transform):
+    rng = np.random.default_rng(0)
+    x = {
+        "0 and 1": np.r_[np.zeros(600), np.ones(400)],
+        "counts": rng.poisson(0.8, 400).astype(float),
+        "with zeros": np.where(rng.random(2000) < 0.5, 0, rng.exponential(3, 2000)),
+        "heavy": rng.lognormal(0, 2, 3000),
+        "few": np.array([1.0, 2.0, 7.0] * 5),
+        "normal": rng.normal(5, 2, 777),
+    }[name]
+    (feature,) = TableSchema.infer(pd.DataFrame({"x": x}), numeric_transform=numeric_transform).features
+    mean, std = rng.normal(0, 1.2, 40), 10 ** rng.uniform(-4, 0.7, 40)
+    z = stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000)
+    grid = np.clip(feature.backward(mean[:, None] + std[:, None] * z), feature.low, feature.high)
+    found = feature.spread(mean, std, 1.96)
+    span = np.ptp(x)
+    np.testing.assert_allclose(found[0] / span, grid.mean(1) / span, atol=1e-3)
+    np.testing.assert_allclose(found[2] / span, grid.std(1) / span, atol=1e-3)
+
+
 def test_a_column_called_like_a_part_of_a_date_is_refused():
     when = pd.date_range("2020-01-01", periods=3)
     table = pd.DataFrame({"when.days": [1.0, 2.0, 3.0], "when": when})

@@ -90,7 +90,7 @@ def _kernel(distance2: Tensor, df: Df, dim: int) -> Tensor:
         finite = torch.isfinite(df)
         nu = torch.where(finite, df, 1.0)
         return torch.where(finite, 0.5 * (nu + dim) * torch.log1p(distance2 / nu), 0.5 * distance2)
-    if math.isinf(df):
+    if df > torch.finfo(distance2.dtype).max:  # inf, too
         return 0.5 * distance2
     return 0.5 * (df + dim) * torch.log1p(distance2 / df)
 

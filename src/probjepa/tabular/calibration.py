@@ -28,7 +28,8 @@ class Calibration(nn.Module):
     There may be several sources of predictions, which are combined: a + Σ bₛ·mₛ, with the variances in the
     shares of bₛ, and Σ aₛ·lₛ + b·log π (linear and logarithmic pools). Before ``fit`` it is the first's.
 
-    ``reach`` is half an interval of 95 %, in standard deviations: the conformal quantile of held-out errors.
+    ``reach`` is half an interval of 95 %, in standard deviations: the conformal quantile of held-out errors,
+    each by a fit of the correction to the others.
     """
 
     slope: Tensor
@@ -87,11 +88,8 @@ class Calibration(nn.Module):
             x = rows.numeric[seen, i].double()
             means = torch.stack([of.mean[seen, i] for of in sources]).double()
             variances = torch.stack([of.variance[seen, i] for of in sources]).double()
-            self.shift[i], self.slope[:, i], self.spread[i] = _fit_number(x, means, variances)
-            said = self.shift[i] + self.slope[:, i].double() @ means
-            variance = self.spread[i] * _pooled(variances, self.slope[:, i].double())
-            errors = ((x - said).abs() / variance.sqrt()).sort().values
-            self.reach[i] = errors[-threshold_rank(len(x), _MISSED)]
+            of_number = _fit_number(x, means, variances)
+            self.shift[i], self.slope[:, i], self.spread[i], self.reach[i] = of_number
         offset = 0
         for i, counts in enumerate(frequencies):
             prior = ((counts + 0.5) / (counts + 0.5).sum()).log()
@@ -111,8 +109,11 @@ def _pooled(variances: Tensor, slope: Tensor) -> Tensor:
     return (share.unsqueeze(1) * variances).sum(0)
 
 
-def _fit_number(value: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """a, b, c of N(a + Σ b·m, c·v) by weighted least squares; b (S,) not below 0; c unbiased."""
+def _fit_number(value: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """a, b, c of N(a + Σ b·m, c·v) by weighted least squares, and the reach; b (S,) not below 0; c unbiased.
+
+    The reach is that of each cell's error by a fit to the others: its error over 1 − leverage.
+    """
     x, v = value, variances.mean(0)
     w = (1 / v) / (1 / v).sum()
     centre = means @ w
@@ -120,8 +121,13 @@ def _fit_number(value: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor
     slope = _not_negative(design @ design.T, design @ target)
     shift = w @ x - slope @ centre
     v = _pooled(variances, slope)
-    spread = ((x - shift - slope @ means).square() / v).sum() / (len(x) - 2)
-    return shift, slope, spread.clamp(1e-3, 1e6)
+    errors, used = x - shift - slope @ means, slope > 0
+    spread = (errors.square() / v).sum() / (len(x) - 1 - int(used.sum()))
+    spread = spread.clamp(1e-3, 1e6)
+    basis = torch.linalg.svd(design[used], full_matrices=False).Vh  # of S rows at most
+    leverage = (w + basis.square().sum(0)).clamp(max=0.5)
+    errors = ((errors / (1 - leverage)).abs() / (spread * v).sqrt()).sort().values
+    return shift, slope, spread, errors[-threshold_rank(len(x), _MISSED)]
 
 
 def _not_negative(gram: Tensor, along: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ _WIDEST = 512  # columns of its covariance
 _LEVELS = 64  # categories of a feature that takes part
 _BINS = ((3000, 16), (1000, 8), (0, 0))  # from so many rows: parts of a number
 _MOST_ROWS = 20_000
-_EXPECTATIONS = 5
+_EXPECTATIONS, _SETTLED = 20, 1e-3  # at most so many; until the covariance moves by less, of its norm
 _LEAST = 1e-3  # of a category's probability
 _LEAST_SHRUNK = 1e-4  # towards the identity, so that no column is another exactly
 _AT_ONCE = 2_000_000  # numbers
@@ -27,11 +28,11 @@ _PARTS = 10  # of the rows, out of which each is predicted in turn
 class Copula(nn.Module):
     """Gaussian copula of a table: numbers after their transform, and a 0/1 column for each category.
 
-    One covariance, shrunk (Ledoit and Wolf 2004), with missing cells by expectation-maximisation. The cells
-    that are hidden have their conditional distribution given the others. With ``n_bins``, numbers stand there
-    with their parts in so many bins too (``by_bins``), so that a cell is predicted by a sum of bent lines of
-    the others, an additive model. Features of more than 64 categories take no part, and are predicted as
-    uniform.
+    One covariance, shrunk (Ledoit and Wolf 2004), with missing cells by expectation-maximisation, 20 steps at
+    most. The cells that are hidden have their conditional distribution given the others. With ``n_bins``,
+    numbers stand there with their parts in so many bins too (``by_bins``), so that a cell is predicted by a
+    sum of bent lines of the others, an additive model. Features of more than 64 categories take no part, and
+    are predicted as uniform.
     """
 
     def __init__(self, layout: Layout, n_bins: int = 0) -> None:
@@ -68,6 +69,7 @@ class Copula(nn.Module):
         x = torch.where(seen, (x - mean) / scale, 0.0)
         extra = torch.zeros_like(self.precision)
         filled, centre = x, torch.zeros_like(mean)
+        before, step = extra, math.inf
         for turn in range(_EXPECTATIONS + 1):
             centre = filled.mean(0)
             centred = filled - centre
@@ -76,8 +78,11 @@ class Copula(nn.Module):
             second = second + extra
             covariance = (1 - weight) * second
             covariance.diagonal().add_(weight * second.diagonal().mean().clamp(min=1e-3))
-            if bool(seen.all()) or turn == _EXPECTATIONS:
+            moved = float((covariance - before).norm() / covariance.norm())
+            # where columns all but determine each other, the steps of rare categories grow again
+            if bool(seen.all()) or moved < _SETTLED or moved > step or turn == _EXPECTATIONS:
                 break
+            before, step = covariance, moved if turn else math.inf
             filled, extra = x.clone(), torch.zeros_like(covariance)
             for of in _given(x, seen, centre, _inverse(covariance)):
                 filled[of.at] = of.mean

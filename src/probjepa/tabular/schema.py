@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -34,7 +35,9 @@ NumericTransform = Literal["standard", "quantile"]
 # a value this many standard deviations out is cut off: only so that float32 cannot overflow downstream
 _FAR = 1e4
 _QUANTILES = 1000
-_NODES = 32  # of the quadrature by which a predicted number is undone
+_PIECES = 1000  # at least, of the lines of which ``backward`` is made where a prediction is undone
+_TAIL_PIECES = 20
+_AT_ONCE = 32  # cells whose predictions are undone together
 
 
 class EncodedTable(NamedTuple):
@@ -149,20 +152,62 @@ class Feature:
     ) -> tuple[npt.NDArray[np.float64], ...]:
         """Undo ``forward`` of N(mean, std²), (N,) each: its mean, median, std, and mean ± reach·std.
 
-        The first two moments by Gauss–Hermite quadrature. All but the std in the range that the fit saw.
+        The first two moments are those of straight lines between the ends of 1,000 pieces: a column of few
+        values has steps, which a quadrature would miss. All but the std in the range that the fit saw.
         """
         if (unit := self._unit) != 1:
             return tuple(of * unit for of in self._over(unit).spread(mean, std, reach))
-        nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
-        weights = weights / weights.sum()
-        at = np.clip(self.backward(mean[:, None] + std[:, None] * nodes), self.low, self.high)
-        first = at @ weights
         quantiles = (self.backward(mean + z * std) for z in (0.0, -reach, reach))
         median, low, high = (np.clip(of, self.low, self.high) for of in quantiles)
-        deviation = np.hypot.reduce(
-            (at - first[:, None]) * np.sqrt(weights), axis=1
-        )  # squares might overflow
+        ends, at = self._lines
+        first, deviation = np.empty_like(mean), np.empty_like(mean)
+        for start in range(0, len(mean), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            z = (ends - mean[part, None]) / std[part, None]
+            moments = _clipped_moments(z, at - median[part, None])
+            first[part], deviation[part] = median[part] + moments[0], moments[1]
         return first, median, deviation, low, high
+
+    @cached_property
+    def _lines(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Where the pieces of ``backward`` begin and end, rising, and what it is there; beyond it is flat."""
+        if len(self.quantiles) < 2:
+            ends = self.forward(np.array([self.low, self.high], dtype=float))
+            return ends, np.array([self.low, self.high], dtype=float)
+        with importing():
+            from scipy.special import ndtri
+
+        n = len(self.quantiles) - 1
+        levels = np.linspace(0, 1, n * math.ceil(_PIECES / n) + 1)
+        tails = np.linspace(0, levels[1], _TAIL_PIECES)[1:-1]  # there a step of the level is a long one
+        levels = np.r_[0, tails, levels[1:-1], 1 - tails[::-1], 1]
+        at = np.interp(levels, np.linspace(0, 1, n + 1), np.array(self.quantiles))
+        turns = np.r_[True, (np.diff(at, 2) != 0) | (np.diff(at)[1:] != 0), True]  # not within equal ones
+        ends = ndtri(self.tail + (1 - 2 * self.tail) * levels[turns])
+        return ends, at[turns]
+
+
+def _clipped_moments(
+    z: npt.NDArray[np.float64], at: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and std (N,) of f(Z), Z ~ N(0, 1), of f that is straight between its values ``at`` z (N, K).
+
+    Below the first z and above the last one f is flat.
+    """
+    with importing():
+        from scipy.special import ndtr
+
+    below, density = ndtr(z), np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    share, first = np.diff(below), -np.diff(density)
+    second = share - np.diff(z * density)
+    width = np.diff(z)
+    slope = np.divide(np.diff(at), width, out=np.zeros_like(width), where=width > 0)
+    level = at[:, :-1] - slope * z[:, :-1]
+    beyond = below[:, 0], ndtr(-z[:, -1])
+    mean = (level * share + slope * first).sum(1) + beyond[0] * at[:, 0] + beyond[1] * at[:, -1]
+    square = (level**2 * share + 2 * level * slope * first + slope**2 * second).sum(1)
+    square += beyond[0] * at[:, 0] ** 2 + beyond[1] * at[:, -1] ** 2
+    return mean, np.sqrt(np.clip(square - mean**2, 0, None))
 
 
 def _standardised(values: npt.NDArray[np.float64]) -> tuple[float, float]:
