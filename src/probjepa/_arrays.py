@@ -194,10 +194,14 @@ def check_classes(test: Sequence[Any], train: Sequence[Any], where: str = "the t
     known = set(train)
     absent = [short(label) for label in test if label not in known]
     if absent and len(absent) == len(test):
+        alike = {str(label) for label in test} & {str(label) for label in train}  # '1' and 1
+        classes, names = (
+            few([short(f"'{of}'" if alike and isinstance(of, str) else of) for of in labels])
+            for labels in (test, train)
+        )
         raise DataError(
-            f"{where}: no class ({few(absent)}) is among the training labels "
-            f"({few([short(label) for label in train])}): name the classes of both sets alike, or leave "
-            "labels out (labels=none)"
+            f"{where}: no class ({classes}) is among the training labels ({names}): name the classes of both "
+            "sets alike, or leave labels out (labels=none)"
         )
     if absent:
         warn(f"{where}: the training labels lack {few(absent)}, so that rows of these count as wrong")

@@ -11,6 +11,15 @@ from probjepa.errors import DataError
 from probjepa.metrics import accuracy_interval, bootstrap_interval, mcnemar, seed_interval
 
 
+def test_a_statistic_that_a_resample_lacks_is_one_line():
+    def in_the_upper_half(values):
+        above = values[values > 2]
+        return above.mean() if len(above) else math.nan
+
+    with pytest.raises(DataError, match=r"the statistic is NaN in \d+ of 1000 resamples: give"):
+        bootstrap_interval([1.0, 2.0, 3.0], in_the_upper_half)
+
+
 def test_bootstrap_interval_of_a_mean_and_a_median():
     values = np.random.default_rng(0).exponential(size=400)
     found = bootstrap_interval(values)

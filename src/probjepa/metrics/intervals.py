@@ -72,7 +72,7 @@ def bootstrap_interval(
     Raises
     ------
     DataError
-        for no values, or NaN (counted)
+        for no values, NaN (counted), or a statistic that is NaN in a resample
     ConfigError
         for a setting out of its range
     """
@@ -83,6 +83,11 @@ def bootstrap_interval(
     rng = np.random.default_rng(seed)
     n = len(sample)
     resampled = np.array([float(statistic(sample[rng.integers(n, size=n)])) for _ in range(n_bootstrap)])
+    if lost := int(np.isnan(resampled).sum()):
+        raise DataError(
+            f"the statistic is NaN in {lost} of {n_bootstrap} resamples: give one that all of them have, or "
+            "more values"
+        )
     return percentile_interval(float(statistic(sample)), resampled, confidence)
 
 
