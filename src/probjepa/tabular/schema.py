@@ -35,7 +35,7 @@ NumericTransform = Literal["standard", "quantile"]
 # a value this many standard deviations out is cut off: only so that float32 cannot overflow downstream
 _FAR = 1e4
 _QUANTILES = 1000
-_PIECES = 1000  # at least, of the lines of which ``backward`` is made where a prediction is undone
+_PIECES = 500  # at least, of the lines of which ``backward`` is made where a prediction is undone
 _TAIL_PIECES = 20
 _AT_ONCE = 32  # cells whose predictions are undone together
 
@@ -152,8 +152,8 @@ class Feature:
     ) -> tuple[npt.NDArray[np.float64], ...]:
         """Undo ``forward`` of N(mean, std²), (N,) each: its mean, median, std, and mean ± reach·std.
 
-        The first two moments are those of straight lines between the ends of 1,000 pieces: a column of few
-        values has steps, which a quadrature would miss. All but the std in the range that the fit saw.
+        The first two moments are those of straight lines between the ends of 500 pieces or more: a column of
+        few values has steps, which a quadrature would miss. All but the std in the range that the fit saw.
         """
         if (unit := self._unit) != 1:
             return tuple(of * unit for of in self._over(unit).spread(mean, std, reach))
