@@ -66,6 +66,26 @@ def test_a_move_cut_short_leaves_no_mixture(saved, monkeypatch):
         files.refuse_foreign(folder)
 
 
+def test_a_run_stays_one_where_a_move_into_it_was_cut_short(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("a run's")
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    def written():
+        with files.staged_directory(run) as stage:
+            (stage / "metrics.csv").write_text("epoch")
+            monkeypatch.setattr(Path, "replace", killed)
+
+    with pytest.raises(KeyboardInterrupt):
+        written()
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match="exists already"):
+        files.refuse_existing(run, overwrite=False)
+
+
 @contextlib.contextmanager
 def largest_file(size):
     """Let the system refuse to write files beyond ``size`` bytes, as a full disk does."""

@@ -203,12 +203,12 @@ def staged_directory(path: Path, last: str = CONFIG) -> Iterator[Path]:
                 stage.replace(path)
                 return
         path.mkdir(exist_ok=True)
-        (path / _MOVING).write_text(last, encoding="utf-8")
         if (stage / last).exists():
+            (path / _MOVING).write_text(last, encoding="utf-8")
             (path / last).unlink(missing_ok=True)
         for item in sorted(stage.iterdir(), key=lambda item: item.name == last):
             item.replace(path / item.name)
-        (path / _MOVING).unlink()
+        (path / _MOVING).unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:

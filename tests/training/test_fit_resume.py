@@ -181,6 +181,9 @@ def test_gradient_accumulation_resumes_exactly(tmp_path):
         ({"epochs": 9}, "epochs=3, this run has 9"),
         ({"data": images(seed=1)}, "data_sha256="),
         ({"data": images(n=43)}, "data_images=42, this run has 43"),
+        ({"channels_last": True}, "channels_last=auto, this run has True"),
+        ({"compile": True}, "compile=False, this run has True"),
+        ({"val": images(seed=1)}, "val_images=None, this run has 42"),
     ],
 )
 def test_resuming_with_other_data_or_settings_is_refused(whole, change, message):

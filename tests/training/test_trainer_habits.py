@@ -145,6 +145,8 @@ def test_a_run_keeps_what_it_is_looked_at_by(tmp_path):
     assert (kept["knn_every"], kept["decode_size"]) == (2, 8) and "monitor_every" not in kept
     with pytest.raises(ConfigError, match=r"has held-out images, 'set 2': give them again as val"):
         train(labelled[0], resume=True, **how)
+    with pytest.raises(ArtifactError, match="the checkpoint was made with val_sha256="):
+        train(labelled[0], val=images(40, 3, torch.arange(40) % 2), knn_every=2, resume=True, **how)
     train(labelled[0], val=labelled[1], knn_every=2, resume=True, **how)
 
 
@@ -248,7 +250,7 @@ def test_settings_have_no_field_that_a_resume_forgets():
     known = {
         *of_settings(changed), *(field.name for field in dataclasses.fields(FitSettings.__mro__[1])),
         "batch_size", "device", "loggers", "cache_views", "stream", "stream_buffer",
-        "on_error", "convert",
+        "on_error", "convert", "channels_last", "compile",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(FitSettings)} == known
 

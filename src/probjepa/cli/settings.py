@@ -14,10 +14,10 @@ from probjepa.yaml_files import parse_yaml, read_mapping
 
 # what a run's own config.yaml records beside its settings
 _RECORDED = {
-    "data_images", "data_sha256", "data_pixels", "data_files", "val_images", "val_sha256", "data_skipped",
-    "val_skipped", "hardware", "versions", "processes", "global_batch_size", "on_error", "convert", "data",
-    "val", "data_rows", "row_names", "encoder_sha256", "fitted_with", "best_epoch", "auto",
-    "data_shards", "stream_lanes", "text",
+    "data_images", "data_sha256", "data_pixels", "data_files", "data_skipped", "val_images", "val_sha256",
+    "val_pixels", "val_files", "val_skipped", "hardware", "versions", "processes", "global_batch_size",
+    "on_error", "convert", "data", "val", "data_rows", "row_names", "encoder_sha256", "fitted_with",
+    "best_epoch", "auto", "data_shards", "stream_lanes", "text",
 }  # fmt: skip
 # arguments of lightning.Trainer that a run may set
 _TRAINER: dict[str, Any] = {

@@ -153,7 +153,8 @@ class FlowMatchingPrediction(FieldPrediction):
         trace
             "exact": D Jacobian–vector products a step; "hutchinson": the mean of εᵀ(∂v/∂y)ε over ``probes``
             Rademacher vectors, held fixed along the path (arXiv 1810.01367): it leaves the log-density
-            unbiased, its exponential biased upwards; "auto": exact up to D = 64, but for scores
+            unbiased, its exponential biased upwards; "auto": exact up to D = 64, for scores
+            up to as many as the probes
         probes
             number of Rademacher vectors an element; None: 8, for scores 2
         seed
@@ -173,7 +174,8 @@ class FlowMatchingPrediction(FieldPrediction):
         check_counts(self.head, probes=probes)
         y = self.checked(value)
         dim = self.head.dim
-        if trace == "exact" or (trace == "auto" and dim <= _EXACT_TRACE_DIM and not for_scores):
+        most = probes if for_scores else _EXACT_TRACE_DIM  # so few cost no more than the probes
+        if trace == "exact" or (trace == "auto" and dim <= most):
             basis = torch.eye(dim, device=y.device, dtype=y.dtype)
             directions = basis.reshape(dim, *(1,) * (y.ndim - 1), dim).expand(dim, *y.shape)
             weight = 1.0

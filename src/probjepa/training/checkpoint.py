@@ -13,7 +13,12 @@ from probjepa.errors import ArtifactError, short, warn
 
 CHECKPOINT_FORMAT = 1
 _SIGNATURE = "probjepa"  # the key of the signature in a checkpoint
-_CONTENTS = ("data_pixels", "data_files")  # of a set in memory, and of a streamed one
+_CONTENTS = (
+    "data_pixels",
+    "data_files",
+    "val_pixels",
+    "val_files",
+)  # of a set in memory, and of a streamed one
 _LARGEST_SHARE = 0.05  # of the time, that writing may take
 
 

@@ -26,11 +26,10 @@ def of_data(images: Images | Stream, held_out: Images | None) -> dict[str, Any]:
 
 
 def of_settings(settings: FitSettings) -> dict[str, Any]:
-    """Return the settings that change no weight: those of speed, and others where they are not the usual."""
+    """Return the settings that change no weight, where they are not the usual ones."""
     names = ("knn_every", "monitor_every", "workers", "checkpoint_seconds", "decode_size")
     given = {name: getattr(settings, name) for name in names}
-    unusual = {name: value for name, value in given.items() if value != getattr(FitSettings, name)}
-    return {"channels_last": settings.channels_last, "compile": settings.compile} | unusual
+    return {name: value for name, value in given.items() if value != getattr(FitSettings, name)}
 
 
 def run_fingerprint(
@@ -49,6 +48,8 @@ def run_fingerprint(
         prepared = method.preprocess.config()
         given |= {"method.mean": prepared["mean"], "method.std": prepared["std"]}
     return {
+        "channels_last": settings.channels_last,  # sums are rounded otherwise, as in compiled code
+        "compile": settings.compile,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         **{f"method.{key}": value for key, value in method.source.items()},
         **given,
@@ -61,7 +62,9 @@ def for_the_card(
     """What a model card says of a run: its data, its settings, and the last value of each metric."""
     named = images.name.startswith(("hf:", "sklearn:"))  # of a file, not where it lies
     about = {"data": images.name if named else Path(images.name).name, "images": len(images)}
-    used = {name: value for name, value in settings.items() if not name.startswith(("method", "data_"))}
+    used = {
+        name: value for name, value in settings.items() if not name.startswith(("method", "data_", "val_"))
+    }
     last = {name: value for row in rows for name, value in row.items()}
     left = {"epoch", "step", "learning_rate", "seconds"}
     return plain_record(about | used | {k: v for k, v in last.items() if k not in left})

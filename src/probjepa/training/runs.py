@@ -271,6 +271,8 @@ def _trained(job: _Job, module: Module, cached: CachedViews | None, how: Auto) -
             module.fingerprint["stream_lanes"] = lane_count(trainer.world_size)
         if folder is not None or trainer.world_size > 1:
             module.fingerprint |= data_fingerprint(job.source, most=_HASHED_BYTES)
+            if job.held_out is not None:  # metrics.csv is of one set
+                module.fingerprint |= data_fingerprint(job.held_out, "val", most=_HASHED_BYTES)
         if folder is not None and is_first_process() and job.resumed is None:
             chosen = {"auto": {k: v for k, v in how._asdict().items() if k != "precision"}}
             begun = batch | module.fingerprint | of_data(job.source, job.held_out) | chosen
