@@ -119,6 +119,20 @@ def test_a_full_disk_keeps_the_old_model(fault, saved, monkeypatch):
     assert same(pj.load(folder), model)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_what_cannot_be_written_is_called_what_it_will_be(there, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    with files.staged_directory(out) as stage:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", full)
+            with pytest.raises(ArtifactError) as error:
+                files.write_text(stage / "metrics.json", "{}")
+        (stage / "config.json").write_text("{}")
+    assert str(error.value).startswith(f"cannot write {out / 'metrics.json'}: No space left on device;")
+
+
 @pytest.mark.parametrize("fault", ["limit", "write_text", "replace"])
 def test_a_full_disk_keeps_the_old_file(fault, tmp_path, monkeypatch):
     path = tmp_path / "deep" / "metrics.json"

@@ -57,8 +57,17 @@ def cannot_write(path: Path, error: OSError) -> ArtifactError:
     reason = error.strerror or first_line(error)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return ArtifactError(
-        f"cannot write {path}: {reason}; {'free some space or ' if full else ''}choose another place"
+        f"cannot write {_meant(path)}: {reason}; {'free some space or ' if full else ''}choose another place"
     )
+
+
+def _meant(path: Path) -> Path:
+    """Where a file that is written under a temporary folder's name will be."""
+    meant = Path()
+    for part in path.parts:
+        name = part[1:].rsplit(".", 2)[0] if _TEMPORARY.fullmatch(part) else part
+        meant = meant if name != part and name == meant.name else meant / name
+    return meant
 
 
 def _here() -> str:
