@@ -141,15 +141,23 @@ def _over_tables(rows: Sequence[Row], tables: Mapping[str, Mapping[str, Any]]) -
     """Return a table of each column's mean rank and mean over the data sets, seed by seed.
 
     A row is ranked (1 is best) among the first rows of the other methods, since rows of one method read one
-    training. What was not measured is left out.
+    training. A data set counts for a seed where all rows that were measured anywhere have its figure: means
+    over different sets cannot be compared.
     """
     columns: list[dict[str, Any]] = []
+    fewest = len(tables)
     values: list[dict[str, Any]] = [{} for _ in rows]
     first = {row.method: i for i, row in reversed([*enumerate(rows)])}
     for column in next(iter(tables.values()))["columns"]:
         label, better = column["label"], column["better"]
         found = [[row["values"][label]["seeds"] for row in table["rows"]] for table in tables.values()]
         figures = np.array(found, dtype=float)  # (data sets, rows, seeds), NaN where not measured
+        lacking = np.isnan(figures)
+        run = ~lacking.all(0)
+        whole = ~(lacking & run).any(1)  # (data sets, seeds)
+        figures[~np.broadcast_to(whole[:, None], figures.shape)] = np.nan
+        if run.any():
+            fewest = min(fewest, int(whole[:, run.any(0)].sum(0).min()))
         worth = figures if better == "max" else -figures
         ranks = np.full_like(figures, np.nan)
         for i, row in enumerate(rows):
@@ -157,15 +165,16 @@ def _over_tables(rows: Sequence[Row], tables: Mapping[str, Mapping[str, Any]]) -
             others = worth[:, [k for method, k in first.items() if method != row.method]]
             ranks[:, i] = 1 + (others > own).sum(1) + 0.5 * (others == own).sum(1)
         ranks[np.isnan(figures)] = np.nan
-        for name, of, best in (("mean rank by", ranks, "min"), ("mean", figures, better)):
-            columns.append({**column, "label": f"{name} {label}", "better": best, "brief": True})
+        of_rank = {**column, "better": "min", "percent": False, "limits": (1, None)}
+        for name, of, shown in (("mean rank by", ranks, of_rank), ("mean", figures, column)):
+            columns.append({**shown, "label": f"{name} {label}", "brief": True})
             for row_values, seeds in zip(values, of.swapaxes(0, 1).swapaxes(1, 2), strict=True):
                 known = [seed[~np.isnan(seed)] for seed in seeds]
                 means = [float(seed.mean()) if len(seed) else None for seed in known]
-                row_values[f"{name} {label}"] = seed_interval(means)
+                row_values[f"{name} {label}"] = seed_interval(means, limits=columns[-1]["limits"])
     labelled = zip(rows, values, strict=True)
     return {
-        "title": f"all {len(tables)}",
+        "title": f"all {len(tables)}" if fewest == len(tables) else f"{fewest} that every row has",
         "columns": columns,
         "rows": [{"label": row.label, "values": of, "cells": 0, "failed": []} for row, of in labelled],
         "findings": [],

@@ -19,6 +19,7 @@ from probjepa.data import ImageSet, StreamedImages, fingerprint, overlap
 from probjepa.data.codec import reencode
 from probjepa.errors import ConfigError, DataError, ProbjepaWarning
 from probjepa.evaluation import describe, evaluate
+from probjepa.evaluation.images import _jacobian_arrays
 from probjepa.methods import Method, ProbabilisticMethod
 from probjepa.report.evaluation import evaluation_report
 from probjepa.scores import score_set
@@ -41,6 +42,28 @@ def model():
 @pytest.fixture(scope="module")
 def result(model):
     return evaluate(model, images(60, 0), images(40, 1), {"far": images(30, 2, low=200)}, n_bootstrap=50)
+
+
+def test_spectra_are_of_images_from_all_over_a_set(model):
+    """A folder's images lie class by class."""
+    asked = []
+
+    class Watched(ImageSet):
+        def get(self, rows):
+            asked.append(torch.arange(len(self))[rows])
+            return super().get(rows)
+
+    of = images(200, 0)
+    arrays = _jacobian_arrays(model, {"test": Watched(of.images, of.labels, of.ids, None, "watched")}, 0)
+    (rows,) = asked
+    assert len(rows) == len(arrays["spectra"]["test"]) == 64 and len(rows.unique()) == 64
+    assert rows.float().mean() == pytest.approx(100, abs=25)
+    # and so are the six whose singular vectors are drawn
+    shown = arrays["singular"]["images"]
+    resized = model.preprocess(of.images[rows]).flatten(1)
+    prepared = torch.tensor(shown).float().flatten(1)
+    nearest = [int(torch.corrcoef(torch.cat([one[None], resized]))[0, 1:].argmax()) for one in prepared]
+    assert nearest == [0, 10, 20, 30, 40, 50]
 
 
 def test_metrics_are_json_and_complete(result):

@@ -92,7 +92,8 @@ def test_without_pyod_the_extra_is_named(name, monkeypatch):
 
 def _table(**figures):
     rows = [{"values": {"AUROC": {"seeds": seeds}}} for seeds in figures.values()]
-    return {"columns": [{"label": "AUROC", "better": "max", "brief": False}], "rows": rows}
+    column = {"label": "AUROC", "better": "max", "brief": False, "percent": True, "limits": (0, 1)}
+    return {"columns": [column], "rows": rows}
 
 
 def test_ranks_are_among_other_methods_seed_by_seed():
@@ -111,6 +112,24 @@ def test_ranks_are_among_other_methods_seed_by_seed():
     assert values["ours"]["mean AUROC"]["seeds"] == pytest.approx([0.5, 0.6])
     assert values["a"]["mean AUROC"]["value"] == pytest.approx(0.5)
     assert [column["better"] for column in found["columns"]] == ["min", "max"]
+    assert [column["percent"] for column in found["columns"]] == [False, True]
+
+
+def test_means_are_over_the_data_sets_that_every_row_has():
+    rows = [Row(name, name) for name in ("a", "b", "failed on hard", "never run")]
+    easy, hard = [0.97, 0.99, 1.0], [0.6, 0.61, 0.62]
+    tables = {
+        "easy": _table(a=easy, b=[of - 0.02 for of in easy], failed=[0.95] * 3, never=[None] * 3),
+        "hard": _table(a=hard, b=[of - 0.02 for of in hard], failed=[None] * 3, never=[None] * 3),
+    }
+    found = _over_tables(rows, tables)
+    values = {row["label"]: row["values"] for row in found["rows"]}
+    assert values["failed on hard"]["mean AUROC"]["value"] == pytest.approx(0.95)
+    assert values["a"]["mean AUROC"]["value"] == pytest.approx(np.mean(easy))
+    assert values["failed on hard"]["mean rank by AUROC"]["value"] == pytest.approx((2.5 + 3 + 3) / 3)
+    assert values["never run"]["mean AUROC"]["value"] is None
+    assert values["a"]["mean AUROC"]["high"] == 1  # an interval leaves no limits
+    assert found["title"] == "1 that every row has"
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,7 @@ def test_what_is_measured_of_a_few_rows(rank: Any, skip: bool, inputs: int) -> N
     how, p, line = replace(HOW, rank=rank, eps=1e-3), 6, Watched()
     passes = Passes(skip_zero_rows=skip, least_batch=4)
     x = points(3)[-inputs:]
-    found = Calibration(how, passes, p, line).measure(as_encoder(some_rows), x)  # type: ignore[arg-type]
+    found = Calibration(how, passes, p, line, 7).measure(as_encoder(some_rows), x)  # type: ignore[arg-type]
     live = torch.tensor([24, 19, 19] if skip else [24, 24, 24])[-inputs:].double()
     for i in range(inputs):
         on = torch.ones(24).double() if x[i, 0] > 0 else ON
@@ -135,7 +135,7 @@ def test_what_is_measured_of_a_few_rows(rank: Any, skip: bool, inputs: int) -> N
         found.log_volume, (24 - live) * zero + live * torch.arange(1.0, inputs + 1).double()
     )
     torch.testing.assert_close(found.standard_error, 0.5 * live)
-    assert found.used.tolist() == inputs * [5 if rank == 5 else 24]
+    assert found.used.tolist() == inputs * [7]  # as many as of the inputs that were measured exactly
     assert found.rank.tolist() == inputs * [-1]
     torch.testing.assert_close(found.embeddings, some_rows(x))
 
@@ -153,7 +153,7 @@ def test_fewer_live_rows_than_directions_are_measured_whole(rank: Any, p: int) -
 
     x = double(3, 30)
     encoder = Encoder(f, None, None, "f")
-    found = Calibration(how, Passes(skip_zero_rows=True), p, line).measure(encoder, x)  # type: ignore[arg-type]
+    found = Calibration(how, Passes(skip_zero_rows=True), p, line, 24).measure(encoder, x)  # type: ignore[arg-type]
     few = torch.tensor([False, p == 12, p == 12])
     assert torch.equal(found.standard_error == 0, few)
     sigma = torch.linalg.svdvals(on[1, :, None] * A)

@@ -183,6 +183,18 @@ def test_a_tolerance_buys_fewer_rows_and_says_what_they_cost(rank: str | None) -
     assert not torch.equal(other.standard_error == 0, taught)
 
 
+def test_calibrated_scores_say_how_many_directions_they_are_of() -> None:
+    # a last layer norm takes one direction away, which the exact scores say
+    f, x = (
+        nn.Sequential(Smooth(), nn.LayerNorm(32, dtype=torch.float64, elementwise_affine=False)),
+        inputs(120),
+    )
+    found = jepa_score_details(f, x, estimator="auto", rank="auto", tolerance=0.5)
+    assert found.estimator == "calibrated"
+    exact = found.standard_error == 0
+    assert set(found.used[~exact].tolist()) == {int(found.used[exact].median())} == {31}
+
+
 def test_a_smaller_tolerance_is_nearer_and_zero_is_exact() -> None:
     f, x = Smooth(), inputs(120)
     exact = jepa_score(f, x)
@@ -225,7 +237,7 @@ def test_inputs_of_fewer_rows_than_directions_are_exact(rank: str | None) -> Non
     assert int(live.min()) < p <= int(live.max())
     line = Ridge.fit(torch.randn(9, p + 1).double(), torch.randn(9).double(), torch.ones(9).double())
     how = Settings(estimator="auto", rank=rank, tolerance=0.1)
-    calibration = Calibration(how, Passes(skip_zero_rows=True), p, line)
+    calibration = Calibration(how, Passes(skip_zero_rows=True), p, line, 64)
     with exact_gradients(as_encoder(f)):
         found = calibration.measure(as_encoder(f), x)
     few = live < p

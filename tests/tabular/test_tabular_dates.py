@@ -132,6 +132,20 @@ def test_a_format_reads_all_cells_and_not_the_first_alone():
         assert format_of("t", ["2021-06-03", "2021-06-15"], True) == "%Y-%m-%d"
 
 
+@pytest.mark.parametrize(
+    ("text", "year"),
+    [("1-May-72", 1972), ("03-Apr-69", 1969), ("5 Mar 68", 2068), ("Feb 29, 00", 2000), ("5 Mar 1868", 1868)],
+)
+def test_the_century_of_a_year_of_two_digits_is_no_matter_of_the_clock(text, year, monkeypatch):
+    """As of a date of digits alone; what pandas calls has a window that moves with today."""
+    from dateutil.parser import DEFAULTPARSER
+
+    for today in (1990, 2036):
+        monkeypatch.setattr(DEFAULTPARSER.info, "_year", today)
+        monkeypatch.setattr(DEFAULTPARSER.info, "_century", today // 100 * 100)
+        assert instants("t", pd.Series([text]), None).dt.year.tolist() == [year]
+
+
 @pytest.mark.parametrize("text", ["today", "now", "Jan-21", "2021-05-04/2021-05-06"])
 def test_what_is_no_date_is_refused(text):
     with pytest.raises(DataError, match="is datetime"):

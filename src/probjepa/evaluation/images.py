@@ -179,7 +179,7 @@ def evaluate(
     if shared is not None:
         result["selective"] = _selective(spaces["h"], shared, free, votes[TEST], scores, measures[TEST])
     if jepa:
-        arrays |= _jacobian_arrays(method, {name: sets[name] for name in (TEST, *outside)})
+        arrays |= _jacobian_arrays(method, {name: sets[name] for name in (TEST, *outside)}, seed)
     return Evaluation(result, arrays)
 
 
@@ -254,12 +254,15 @@ def _selective(
     )
 
 
-def _jacobian_arrays(method: Method, sets: Mapping[str, Images]) -> dict[str, Any]:
+def _jacobian_arrays(method: Method, sets: Mapping[str, Images], seed: int) -> dict[str, Any]:
     """Spectra of a few images of each set, and the top singular vectors of a few test images."""
     from probjepa.jacobian import jacobian_spectrum, singular_vectors
 
-    few = {name: images.get(slice(0, _SPECTRA)) for name, images in sets.items()}
-    chosen = few[TEST][:_VECTORS]
+    few = {}
+    for name, images in sets.items():  # at random: a folder's images lie class by class
+        rows = draw(len(images), _SPECTRA, seed)
+        few[name] = images.get(slice(None) if rows is None else rows)
+    chosen = few[TEST][:: max(1, len(few[TEST]) // _VECTORS)][:_VECTORS]
     _, vectors = singular_vectors(method, chosen, count=min(_VECTORS, method.embedding_dim))
     prepared = method.preprocess(chosen)
     low, high = (prepared.amin((1, 2, 3), keepdim=True), prepared.amax((1, 2, 3), keepdim=True))

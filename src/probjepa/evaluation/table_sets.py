@@ -103,7 +103,8 @@ def held_out_tables(
         _check_columns(validation.columns.drop(target, errors="ignore"), columns, "the validation table")
         chance["validation"] = shared_by_chance(read(test), read(validation), "validation", "test rows")
     described = {"train": (names[0], train), TEST: (names[1], test)}
-    described |= {} if calibration is None else {CALIBRATION: (CALIBRATION, calibration)}
+    given = {CALIBRATION: calibration, "validation": validation}
+    described |= {role: (role, frame) for role, frame in given.items() if frame is not None}
     record = {
         "train": names[0],
         "test": names[1],

@@ -114,7 +114,8 @@ class Teachers:
                     f"{p} of {dim} directions: {line.error:.3g} nats from the exact volumes of "
                     f"{len(volumes)} inputs, {line.error / spread:.2%} of their spread"
                 )
-                return Calibration(self.how, self.passes, p, line), reason
+                used = torch.cat([one.used for one in self.found])
+                return Calibration(self.how, self.passes, p, line, int(used.median())), reason
         if best == math.inf:
             return None, "some inputs have too few rows of their Jacobian to leave any out"
         return None, f"half of the directions are {best / spread:.1%} of the spread off, above the tolerance"
@@ -128,6 +129,7 @@ class Calibration:
     passes: Passes
     directions: int
     line: Ridge
+    used: int  # directions that the exact volumes are of, their median
 
     def measure(self, encoder: Encoder, x: Tensor) -> Volumes:
         """Return the volumes of a batch and their standard errors; exact ones where there are fewer rows."""
@@ -146,10 +148,9 @@ class Calibration:
         spectra = torch.stack([_log_spectrum(one, self.how.eps) for one in square])
         each, error = self.line.predict(_features(spectra, live))
         few = live < p
-        most = min(self.how.rank, dim) if isinstance(self.how.rank, int) else dim
         return Volumes(
             log_volume=torch.where(few, whole.log_volume, _zero_rows(self.how, dim, live) + live * each),
-            used=torch.where(few, whole.used, most),
+            used=torch.where(few, whole.used, self.used),
             rank=torch.where(few, whole.rank, -1),
             sigma_max=sigma[:, 0],
             sigma_min=sigma[:, -1],

@@ -132,6 +132,8 @@ def table_report(result: Result, arrays: Mapping[str, Any] | None = None) -> str
         _rank_card(collapse, None, tone),
     ]
     note = labels_note(result.get("labels") or {})
+    apart = "validation" in result.get("sets", {})
+    held_out = f"{'The validation rows' if apart else 'An eighth of the training rows'} are no part"
     body = [
         accuracy_section(accuracy, str(result.get("test", "the test table")), note),
         mcnemar_section(result.get("mcnemar") or {}),
@@ -144,7 +146,7 @@ def table_report(result: Result, arrays: Mapping[str, Any] | None = None) -> str
         provenance_section(
             result,
             "Nothing was fitted on a test row by this evaluation; a run's own training table is the user's "
-            "to keep apart. An eighth of the training rows is held out to stop the network early.",
+            f"to keep apart. {held_out} of the network's fit, to stop it early.",
         ),
     ]
     known = {"target", "train"} <= result.keys()

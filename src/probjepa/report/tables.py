@@ -131,7 +131,7 @@ def surprising_section(arrays: Mapping[str, Any]) -> Section | None:
     )
     text = (
         "What the model finds least likely, and which cells make it so: look here for errors of entry, rare "
-        "combinations and outliers. Numbers are densities of standardised columns."
+        "combinations and outliers. Numbers are densities of transformed columns."
     )
     return Section("Most surprising rows", text, [table])
 

@@ -19,6 +19,7 @@ _YEAR_FIRST = re.compile(r"\s*\d{4}")
 _YEAR_LAST = re.compile(r"(?<![\d:])(\d{1,2})([-/. ])(\d{1,2})\2(\d{4}|\d{2})(?!\d)")
 _ISO_DATE = re.compile(r"(?<!\d)\d{4}[-/. ]\d{1,2}[-/. ]\d{1,2}(?!\d)")
 _HAS_YEAR = re.compile(r"\d{4}|[^\W\d]{3}\D?\d\d")  # without one it would be of today
+_FOUR_DIGITS = re.compile(r"(?<![-+\d])\d{4}(?!\d)")  # a year's, not a zone's
 _COLON_ZONE = re.compile(r"[-+]\d\d:\d\d$")
 _CENTURY = 69  # two digits from here on are of 19.., as POSIX has it
 _EARLIEST = 100  # a year that a text with the name of a month may have: Jan-21 is no day of year 1
@@ -149,12 +150,20 @@ def _iso_texts(column: str, texts: list[str], day_first: bool | None) -> list[st
         sure = alone | ((month == day) & others.str.contains(_HAS_YEAR) & ~others.str.contains(_ISO_DATE))
         sure &= month.dt.year >= _EARLIEST
         found = [
-            when.isoformat() if is_sure and when == when else ""
-            for when, is_sure in zip(month, sure, strict=True)
+            _of_century(when, text).isoformat() if is_sure and when == when else ""
+            for when, is_sure, text in zip(month, sure, others, strict=True)
         ]
         known[others.index] = found
     iso: list[str] = known.tolist()
     return iso
+
+
+def _of_century(when: Any, text: str) -> Any:
+    """The date of a text, whose year of two digits pandas reads by the clock: within 50 years of today."""
+    if _FOUR_DIGITS.search(text):
+        return when
+    year = when.year % 100
+    return when.replace(year=year + (1900 if year >= _CENTURY else 2000))
 
 
 def datetime_parts(
