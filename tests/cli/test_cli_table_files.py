@@ -262,7 +262,7 @@ def test_ids_and_classes_are_as_they_are_written(tmp_path, cells, expected):
         ("a,b\n1,2\n", "--sep ab", "sep is 'ab': give one character"),
         ("a,b\n1.5,2\n", "--thousands .", "decimal and thousands are both '.': give two that differ"),
         ("a;b\n1,5;2\n", "--sep ; --decimal , --thousands ,", "decimal and thousands are both ','"),
-        (None, "--sep ;", "is no text: leave sep out"),
+        (None, "--sep ;", "is no text: leave --sep out"),
     ],
 )
 def test_traps_of_files(tmp_path, capsys, text, arguments, said):
@@ -330,6 +330,11 @@ def test_words_for_missing_cells_are_told_and_may_be_categories(tmp_path, capsys
     # what follows reads as the run did: no value is new
     assert run(["embed", str(tmp_path / "run"), *command[2:4], "--out", str(tmp_path / "s.parquet")]) == 0
     assert "did not know" not in capsys.readouterr().out
+    # what is typed as dates has none, what is typed as categories has, and so has the target
+    (tmp_path / "t.csv").write_text("when,code,y\n" + "2021-01-02,1,NA\nNA,2,a\n2021-03-04,NA,b\n" * 9)
+    types = ["--set", "column_types={when: datetime, code: categorical}"]
+    assert run([*command, "-q", "--overwrite", *types, "--target", "y"]) == 0
+    assert "missing cells: 'NA' (18), in 'code', 'y'. If they" in capsys.readouterr().err
     # a number's missing cell is named then
     (tmp_path / "t.csv").write_text("n\n1\nNA\n2.5\n" * 9)
     assert run([*command, "--overwrite", "--na-only"]) == 2

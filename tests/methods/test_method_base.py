@@ -80,6 +80,21 @@ def test_modes_come_back_after_an_error():
     assert torch.is_grad_enabled()
 
 
+def test_an_interrupt_while_the_mode_is_set_leaves_nothing_behind(monkeypatch):
+    m = model().train()
+
+    def interrupted(mode):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(m.encoder, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            m.embed(pixels())
+    m.train()
+    m.embed(pixels())
+    assert all(part.training for part in m.modules())
+
+
 def test_the_mode_comes_back_with_the_last_that_looks():
     m = model().train()
     entered, may_leave = Event(), Event()

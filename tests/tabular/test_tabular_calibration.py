@@ -71,13 +71,16 @@ def test_numbers_are_those_of_highest_likelihood():
         assert loss(a + da, b + db, c + dc) > best
 
 
-@pytest.mark.parametrize("sources", [1, 2])
+@pytest.mark.parametrize("sources", [1, 2, "one, twice", "one that says nothing"])
 def test_the_variance_is_unbiased_and_intervals_cover(sources):
     generator, variances, covered = torch.Generator().manual_seed(0), [], []
+    kind, sources = sources, {"one, twice": 2, "one that says nothing": 1}.get(sources, sources)
     layout = Layout((0,), (), (), (0,))
     for _ in range(300):
         n, new = 59, 500
         means = torch.randn(sources, n + new, 1, generator=generator)
+        means = means[:1].repeat(2, 1, 1) if kind == "one, twice" else means
+        means = torch.full_like(means, 0.3) if kind == "one that says nothing" else means
         x = 0.5 + means.mean(0) + torch.randn(n + new, 1, generator=generator)
         rows = Rows(x, torch.zeros(n + new, 1, dtype=torch.bool), torch.zeros(n + new, 0, dtype=torch.long))
         said = [CellDistribution(mean, torch.ones(n + new, 1), []) for mean in means]

@@ -151,7 +151,7 @@ def test_a_folder_without_tables_or_text_is_one_line(months, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty' holds no tables: they are files that end in .csv"):
         read_table(tmp_path / "empty")
-    with pytest.raises(DataError, match=r"no table of '.*b' is text: leave sep out"):
+    with pytest.raises(DataError, match=r"no table of '.*b' is text: leave --sep out"):
         read_table(months / "b", sep=";")
     (months / "b" / "1.parquet").unlink()
     with pytest.raises(DataError, match="b' has 0 rows and 3 columns"):

@@ -128,7 +128,8 @@ def test_a_second_ctrl_c_stops_at_once_and_resuming_is_exact(tmp_path, whole):
 def test_a_killed_run_resumes_exactly(tmp_path, whole):
     out = tmp_path / "run"
     code = (
-        "import sys; from pathlib import Path; import conftest; import test_fit_resume as t;"  # in float32, as here
+        "import sys; from pathlib import Path; import test_fit_resume as t; from probjepa import provenance;"
+        "provenance.CPUINFO = Path('/dev/null');"  # in float32, as here: see tests/conftest.py
         "import torch; torch.set_num_threads(int(sys.argv[2]));"
         "t.train(Path(sys.argv[1]), callbacks=[t.Pace()], checkpoint_seconds=0)"
     )

@@ -33,18 +33,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
     Where several threads do so at once, the last one gives it back.
     """
-    modules = [*module.modules()]
-    with _LOCK:
-        for m in modules:
-            looking, mode = _LOOKED_AT.get(m, (0, m.training))
-            _LOOKED_AT[m] = looking + 1, mode
-        module.eval()
+    looked_at: list[nn.Module] = []
     try:
+        with _LOCK:
+            for m in module.modules():
+                looking, mode = _LOOKED_AT.get(m, (0, m.training))
+                _LOOKED_AT[m] = looking + 1, mode
+                looked_at.append(m)
+            module.eval()
         with torch.no_grad():
             yield
     finally:
         with _LOCK:
-            for m in modules:
+            for m in looked_at:
                 looking, mode = _LOOKED_AT.pop(m)
                 if looking > 1:
                     _LOOKED_AT[m] = looking - 1, mode

@@ -102,7 +102,8 @@ class TableModel:
         model = kind(**given, verbose=not options.quiet)
         signs = {name: text[name] for name in ("decimal", "thousands") if name in text}
         refuse_traps(features, data, model.column_types, **signs)
-        warn_of_words(data, features, text)
+        read = features if target is None else features.assign(**{target: frame[target]})
+        warn_of_words(data, read, text, model.column_types or {})
         if not options.quiet:
             of_schema = ("column_types", "numeric_transform", "max_categories")
             schema = TableSchema.infer(features, **{name: getattr(model, name) for name in of_schema})

@@ -121,10 +121,10 @@ def _fit_number(value: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor
     slope = _not_negative(design @ design.T, design @ target)
     shift = w @ x - slope @ centre
     v = _pooled(variances, slope)
-    errors, used = x - shift - slope @ means, slope > 0
-    spread = (errors.square() / v).sum() / (len(x) - 1 - int(used.sum()))
-    spread = spread.clamp(1e-3, 1e6)
-    basis = torch.linalg.svd(design[used], full_matrices=False).Vh  # of S rows at most
+    errors = x - shift - slope @ means
+    _, sizes, basis = torch.linalg.svd(design[slope > 0], full_matrices=False)  # of S rows at most
+    basis = basis[sizes > 1e-6 * means.abs().amax()]  # sources that say the same, or nothing, are fewer
+    spread = ((errors.square() / v).sum() / (len(x) - 1 - len(basis))).clamp(1e-3, 1e6)
     leverage = (w + basis.square().sum(0)).clamp(max=0.5)
     errors = ((errors / (1 - leverage)).abs() / (spread * v).sqrt()).sort().values
     return shift, slope, spread, errors[-threshold_rank(len(x), _MISSED)]

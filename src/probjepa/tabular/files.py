@@ -84,7 +84,7 @@ def _folder(folder: Path, known: KnownColumns, text: Mapping[str, Any]) -> Any:
     """The rows of all tables of a folder."""
     files = _tables_below(folder)
     if text and not any(map(written_as_text, files)):
-        raise DataError(f"no table of '{folder}' is text: leave {', '.join(text)} out")
+        raise DataError(f"no table of '{folder}' is text: leave {_options(text)} out")
 
     def read(known: KnownColumns) -> dict[Path, Any]:
         return {file: _file(file, known, text if written_as_text(file) else {}) for file in files}
@@ -106,6 +106,12 @@ def _folder(folder: Path, known: KnownColumns, text: Mapping[str, Any]) -> Any:
         if name in columns and len({frame[name].dtype for frame in parts}) > 1:
             parts = [frame.assign(**{str(name): alike(frame[name])}) for frame in parts]
     return pandas().concat(parts, ignore_index=True)
+
+
+def _options(text: Mapping[str, Any]) -> str:
+    """The options that say how a text is written."""
+    called = {"na_values": "na", "keep_default_na": "na-only"}
+    return ", ".join(f"--{called.get(name, name)}" for name in text)
 
 
 def _tables_below(folder: Path) -> list[Path]:
@@ -160,7 +166,7 @@ def _file(path: Path, known: KnownColumns, text: Mapping[str, Any]) -> Any:
         raise DataError(f"no such table: '{path}': {why}")
     written = kind in TEXTS
     if text and not written:
-        raise DataError(f"'{path}' is no text: leave {', '.join(text)} out")
+        raise DataError(f"'{path}' is no text: leave {_options(text)} out")
     try:
         if written:
             frame = read_text_file(path, known, text)

@@ -159,7 +159,7 @@ class Feature:
             return tuple(of * unit for of in self._over(unit).spread(mean, std, reach))
         quantiles = (self.backward(mean + z * std) for z in (0.0, -reach, reach))
         median, low, high = (np.clip(of, self.low, self.high) for of in quantiles)
-        ends, at = self._lines
+        ends, at, std = *self._lines, np.maximum(std, 1e-12)
         first, deviation = np.empty_like(mean), np.empty_like(mean)
         for start in range(0, len(mean), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)

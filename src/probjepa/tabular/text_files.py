@@ -114,8 +114,9 @@ def read_text_file(path: Path, known: KnownColumns, text: Mapping[str, Any]) -> 
             "one column" if len(frame.columns) == 1 else f"{len(frame.columns)} columns with '{sep}' in each"
         )
         raise DataError(f"'{path}' has {held}, '{short(frame.columns[0])}': pass --sep '{sep}'")
+    gap = "NA" if text.get("keep_default_na", True) else '""'
     if len(frame.columns) == 1 and _has_gaps(path, how, frame.iloc[:, 0]):
-        raise DataError(f"'{path}' has one column and lines without a cell: write NA for a missing one")
+        raise DataError(f"'{path}' has one column and lines without a cell: write {gap} for a missing one")
     if len(frame.columns) > 1 and frame.iloc[:, -1].isna().any():
         _warn_of_short_rows(path, how["sep"], len(header))
     decimal = text.get("decimal", ".")
@@ -130,7 +131,7 @@ def read_text_file(path: Path, known: KnownColumns, text: Mapping[str, Any]) -> 
     return frame
 
 
-def warn_of_words(source: str, features: Any, text: Mapping[str, Any]) -> None:
+def warn_of_words(source: str, features: Any, text: Mapping[str, Any], types: Mapping[str, str]) -> None:
     """Say which words of categories are taken for missing cells, as NA is, which may be one (Namibia).
 
     Parameters
@@ -138,14 +139,18 @@ def warn_of_words(source: str, features: Any, text: Mapping[str, Any]) -> None:
     source
         the file, or a folder of them; one that is no text has no such words
     features
-        the table that was read from it: its columns without numbers and dates are looked at
+        the table that was read from it
     text
         how it is written
+    types
+        column → its type, where it was given: categories are looked at
     """
     pd, words, columns = pandas(), Counter[str](), dict[str, None]()
     known = ("", *text.get("na_values", ()))
     gaps = features.columns[features.isna().any()]
-    among = [name for name in gaps if features[name].isna().all() or features[name].dtype.kind not in "iufM"]
+    numbers = [name for name in gaps if features[name].dtype.kind in "iuf" and features[name].notna().any()]
+    read_as = dict.fromkeys(gaps, "categorical") | dict.fromkeys(numbers, "numeric") | dict(types)
+    among = [name for name in gaps if read_as[name] == "categorical"]
     if not among or not text.get("keep_default_na", True):
         return
     places = [*map(Path, files_below(source).values())] if Path(source).is_dir() else [Path(source)]

@@ -84,8 +84,9 @@ def check_signature(
         )
     saved = signature.get("fingerprint")
     saved = dict(saved) if isinstance(saved, Mapping) else {}
-    if unchecked := _unchecked(saved, fingerprint):
-        warn(unchecked)
+    for images in ("data", "val"):
+        if unchecked := _unchecked(saved, fingerprint, images):
+            warn(unchecked)
     for key in (*fingerprint, *(key for key in saved if key not in fingerprint)):
         was, this = saved.get(key), fingerprint.get(key)
         if was != this and not (key in _CONTENTS and None in (was, this)):
@@ -95,18 +96,19 @@ def check_signature(
             )
 
 
-def _unchecked(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _unchecked(saved: Mapping[str, Any], now: Mapping[str, Any], name: str) -> str:
     """Say of which images a resume does not see whether they are the same; "" if it sees it of all."""
-    count, files = now.get("data_images"), now.get("data_files")
-    if count is None:  # a user's own Trainer, which says nothing of its data
+    count, files = now.get(f"{name}_images"), now.get(f"{name}_files")
+    if count is None:  # none, or of a user's own Trainer, which says nothing of its data
         return ""
-    if (files is None) != (saved.get("data_files") is None):
+    what = "images" if name == "data" else "held-out images"
+    if (files is None) != (saved.get(f"{name}_files") is None):
         return (
-            f"resuming: of the {count:,} images 16 are compared with those before, since they were "
+            f"resuming: of the {count:,} {what} 16 are compared with those before, since they were "
             f"{'in memory and are streamed' if files else 'streamed and are in memory'} now"
         )
     known = int(files.split()[2]) if files else count
-    return "" if known == count else f"resuming: of the {count:,} images the first {known:,} are compared"
+    return "" if known == count else f"resuming: of the {count:,} {what} the first {known:,} are compared"
 
 
 class FitCheckpoint:

@@ -62,9 +62,8 @@ def for_the_card(
     """What a model card says of a run: its data, its settings, and the last value of each metric."""
     named = images.name.startswith(("hf:", "sklearn:"))  # of a file, not where it lies
     about = {"data": images.name if named else Path(images.name).name, "images": len(images)}
-    used = {
-        name: value for name, value in settings.items() if not name.startswith(("method", "data_", "val_"))
-    }
+    other = ("method", "data_", "val_", "channels_last", "compile")
+    used = {name: value for name, value in settings.items() if not name.startswith(other)}
     last = {name: value for row in rows for name, value in row.items()}
     left = {"epoch", "step", "learning_rate", "seconds"}
     return plain_record(about | used | {k: v for k, v in last.items() if k not in left})
