@@ -1,13 +1,10 @@
 """Tables from files."""
 
-import gzip
-import warnings
-
 import pandas as pd
 import pyarrow as pa
 import pytest
 
-from probjepa.errors import DataError, ProbjepaWarning
+from probjepa.errors import DataError
 from probjepa.tabular.files import read_table
 from probjepa.tabular.rows import named_rows
 from shard_cases import write_table
@@ -69,48 +66,6 @@ def test_ids_and_classes_of_a_folder_are_alike(tmp_path):
     (tmp_path / "a.csv").write_text("id,n,y\nx,1,1\ny,2,2\n")
     part.assign(y=["1", "z"]).to_parquet(tmp_path / "b.parquet", index=False)
     assert read_table(tmp_path, "y")["y"].tolist() == ["1", "2", "1", "z"]
-
-
-def test_separators_at_the_ends_of_rows_are_no_cells(tmp_path):
-    (tmp_path / "t.csv").write_text("a,b\n1,x,\n4,y,\n")
-    assert read_table(tmp_path / "t.csv").to_dict("list") == {"a": [1, 4], "b": ["x", "y"]}
-
-
-@pytest.mark.parametrize("ending", ["csv", "csv.gz", "tsv"])
-def test_rows_of_fewer_cells_than_names_are_said(tmp_path, ending):
-    file = tmp_path / f"t.{ending}"
-    sep = "\t" if ending == "tsv" else ","
-
-    def written(text):
-        data = text.replace(",", sep).encode()
-        file.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
-        return read_table(file)
-
-    with pytest.warns(ProbjepaWarning, match="1 row of fewer cells than its 3 names, line 4: the other"):
-        frame = written('a,b,c\n1,"x\ny",3\n4,5\n\n')
-    assert frame["c"].isna().tolist() == [False, True]
-    with pytest.warns(ProbjepaWarning, match="2 rows of fewer .* the first in line 2, the last in line 4:"):
-        written("a,b,c\n1,2\n3,4,5\n6\n")
-    with warnings.catch_warnings(action="error"):
-        written("a,b,c\n1,2,\n3,,5\n")  # missing cells are no fewer
-
-
-def test_blank_lines_at_the_end_are_no_rows_and_quoted_cells_are(tmp_path):
-    (tmp_path / "t.csv").write_text('a\n1\n""\n3\nNA\n\n\n')
-    found = read_table(tmp_path / "t.csv")["a"]
-    assert found.isna().tolist() == [False, True, False, True] and found.dropna().tolist() == [1, 3]
-    for text in ("\n\na\n1\n3\n", "a\n1,\n3,\n", "NA\n1\n3\n"):
-        (tmp_path / "t.csv").write_text(text)
-        assert read_table(tmp_path / "t.csv").iloc[:, 0].tolist() == [1, 3]
-
-
-def test_names_may_be_words_for_a_missing_cell(tmp_path):
-    (tmp_path / "t.csv").write_text("x,y,z\n1,x,2\n3,4,y\n")
-    assert read_table(tmp_path / "t.csv", na_values=["x", "y"]).isna().sum().to_dict() == {
-        "x": 0,
-        "y": 1,
-        "z": 1,
-    }
 
 
 def test_names_of_a_file_of_arrow_are_texts_and_stand_once(tmp_path):
