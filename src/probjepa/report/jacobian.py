@@ -40,8 +40,8 @@ def jacobian_sections(arrays: Mapping[str, Any]) -> list[Section]:
             picture(
                 "Singular values of the Jacobian",
                 lambda axis: plots.singular_values(axis, arrays["spectra"], colours=colours),
-                "Median over up to 64 images of each set, drawn at random; bands hold the middle 80 %. The score is "
-                "the sum of the logarithms, so a set whose whole curve lies lower is less typical.",
+                "Median over up to 64 images of each set, drawn at random; bands hold the middle 80 %. The "
+                "score is the sum of the logarithms, so a set whose whole curve lies lower is less typical.",
             )
         )
     sections = [
