@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from probjepa.tabular.schema import Feature, TableSchema
+from probjepa.tabular.features import Feature
+from probjepa.tabular.schema import TableSchema
 
 _MOST_LINES = 60
 _FEW_ROWS = 20  # so few differ by chance

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from probjepa.errors import DataError
 from probjepa.tabular.dates import format_of
+from probjepa.tabular.features import Feature
 from probjepa.tabular.frames import as_frame, as_text, has_names, named, pandas
-from probjepa.tabular.schema import Feature, TableSchema
+from probjepa.tabular.schema import TableSchema
 from probjepa.tabular.tokens import CellDistribution
 
 _READ = 50  # texts that a format must read

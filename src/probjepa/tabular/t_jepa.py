@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from probjepa.errors import ConfigError
 from probjepa.methods.ema import EMA
 from probjepa.tabular.estimator import TableTransformer
+from probjepa.tabular.features import NumericTransform
 from probjepa.tabular.masks import Masks
 from probjepa.tabular.networks import Transformer, pick, token_parameter
-from probjepa.tabular.schema import ColumnType, NumericTransform
+from probjepa.tabular.schema import ColumnType
 from probjepa.tabular.tokens import FeatureTokenizer, Layout, Rows
 
 

@@ -15,10 +15,11 @@ from probjepa.metrics.conformal import threshold, threshold_rank
 from probjepa.tabular.anomalies import Cells, Reduction, Typical, blame, judged, looked_up, row_scores
 from probjepa.tabular.copula import bins_for
 from probjepa.tabular.estimator import TableTransformer, rows_at_a_time
+from probjepa.tabular.features import NumericTransform
 from probjepa.tabular.fitting import split_rows, stretched
 from probjepa.tabular.frames import as_frame, named, pandas
 from probjepa.tabular.imputation import Imputation, described, filled, hidden_cells, without
-from probjepa.tabular.schema import ColumnType, NumericTransform
+from probjepa.tabular.schema import ColumnType
 from probjepa.tabular.skill import Skill
 from probjepa.tabular.tokens import Layout, Rows
 from probjepa.tabular.var_network import FOLDS, VarTJEPANetwork, Weights
