@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from probjepa.data.masks import MultiBlockMasks
 from probjepa.data.views import RECIPES, views
-from probjepa.draws import drawn, drawn_rows, forked, shared_draws
+from probjepa.draws import drawn, drawn_rows, forked, sample_rows, shared_draws
 
 
 def joined(parts, dim=0):
@@ -115,3 +115,11 @@ def test_the_state_of_an_mps_device_is_put_back(monkeypatch):
     with forked(torch.device("mps"), seed=7):
         assert states[-1].item() == torch.initial_seed() == 7
     assert states[-1] is states[0] and torch.equal(torch.get_rng_state(), before)
+
+
+def test_sampled_rows_are_seeded_and_within_bounds():
+    assert sample_rows(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+    rows = sample_rows(100, 10, 3)
+    assert len(set(rows.tolist())) == 10
+    assert torch.equal(rows, sample_rows(100, 10, 3))
+    assert not torch.equal(rows, sample_rows(100, 10, 4))

@@ -155,7 +155,7 @@ def _over_tables(rows: Sequence[Row], tables: Mapping[str, Mapping[str, Any]]) -
         lacking = np.isnan(figures)
         run = ~lacking.all(0)
         whole = ~(lacking & run).any(1)  # (data sets, seeds)
-        figures[~np.broadcast_to(whole[:, None], figures.shape)] = np.nan
+        figures = np.where(whole[:, None], figures, np.nan)
         if run.any():
             fewest = min(fewest, int(whole[:, run.any(0)].sum(0).min()))
         worth = figures if better == "max" else -figures

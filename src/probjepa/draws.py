@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,14 @@ def sklearn_seed(seed: int) -> int:
     (7, 7)
     """
     return seed % 2**32
+
+
+def sample_rows(count: int, most: int, seed: int) -> Tensor:
+    """Return at most ``most`` of ``count`` row numbers, in order, the same for the same seed."""
+    if count <= most:
+        return torch.arange(count)
+    rows = np.random.default_rng(seed).choice(count, most, replace=False)
+    return torch.from_numpy(np.sort(rows))
 
 
 def random_state(device: torch.device) -> list[Tensor]:

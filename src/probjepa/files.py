@@ -65,8 +65,9 @@ def _meant(path: Path) -> Path:
     """Where a file that is written under a temporary folder's name will be."""
     meant = Path()
     for part in path.parts:
-        name = part[1:].rsplit(".", 2)[0] if _TEMPORARY.fullmatch(part) else part
-        meant = meant if name != part and name == meant.name else meant / name
+        found = _TEMPORARY.fullmatch(part)
+        name = found["name"] if found else part
+        meant = meant if found and name == meant.name else meant / name
     return meant
 
 
@@ -84,7 +85,9 @@ def _here() -> str:
 _PROCESS = secrets.token_hex(4)
 _HERE = _here()
 _FORGOTTEN = 7 * 24 * 3600  # seconds that a file of another machine's process was not written for
-_TEMPORARY = re.compile(r"\..*\.(?P<here>[^.]*)-(?P<pid>\d+)-(?P<process>[0-9a-f]{8})-[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(
+    r"\.(?P<name>.*)\.(?P<here>[^.]*)-(?P<pid>\d+)-(?P<process>[0-9a-f]{8})-[0-9a-f]{8}\.tmp"
+)
 _SWEPT: set[Path] = set()
 _STAGES: set[Path] = set()  # that are in use
 

@@ -17,7 +17,7 @@ from probjepa.methods.opened import OpenedEncoder
 from probjepa.model_files import damaged, model_folder, read_config
 from probjepa.tabular import TABLE_METHODS
 from probjepa.typed import checked
-from probjepa.yaml_files import read_mapping
+from probjepa.yaml_files import recorded
 
 _HUB = {"revision", "token", "cache_dir", "local_files_only"}  # what is passed on to huggingface_hub
 
@@ -155,11 +155,7 @@ def _recorded(source: str | Path, name: str) -> str | None:
     settings = _run_settings(source)
     if settings is None:
         return None
-    try:
-        said = read_mapping(settings).get(name)
-    except ConfigError:
-        return None
-    found: str | None = checked(f"{name}, in {settings},", said, str | None)
+    found: str | None = checked(f"{name}, in {settings},", recorded(settings, name), str | None)
     return found
 
 

@@ -53,6 +53,14 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     return content
 
 
+def recorded(settings: Path, name: str) -> Any:
+    """Return what a run's config.yaml has under a name; None where it is no run's, or says nothing."""
+    try:
+        return read_mapping(settings).get(name)
+    except ConfigError:
+        return None
+
+
 def parse_yaml(text: str) -> Any:
     """Read YAML as plain values: null, true, false, numbers, text, lists and mappings; a date stays text.
 

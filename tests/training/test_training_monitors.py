@@ -19,7 +19,6 @@ from probjepa.training.module import Module
 from probjepa.training.monitors import (
     CollapseMonitor,
     OnlineKNN,
-    sample_rows,
     undisturbed,
 )
 from probjepa.training.schedules import step_seed, warmup_cosine
@@ -138,14 +137,6 @@ def test_evaluation_leaves_no_trace():
         assert not method.embed(torch.zeros(2, 4)).requires_grad
     assert [m.training for m in method.modules()] == modes
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_sampled_rows_are_seeded_and_within_bounds():
-    assert sample_rows(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
-    rows = sample_rows(100, 10, 3)
-    assert len(set(rows.tolist())) == 10
-    assert torch.equal(rows, sample_rows(100, 10, 3))
-    assert not torch.equal(rows, sample_rows(100, 10, 4))
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")

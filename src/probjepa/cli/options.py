@@ -83,7 +83,6 @@ class Reading:
     na: Annotated[
         list[str] | None, typer.Option("--na", metavar="TEXT", help="of tables: a missing cell; repeatable")
     ] = None
-
     na_only: Annotated[
         bool, typer.Option("--na-only", help="of tables: NA, None, null, … are no missing cells")
     ] = False

@@ -21,6 +21,7 @@ from probjepa.data import Images
 from probjepa.data.labels import SharedLabels, labelled_rows
 from probjepa.data.records import UNLABELLED
 from probjepa.data.rows import as_column, identity
+from probjepa.draws import sample_rows
 from probjepa.errors import ConfigError
 from probjepa.evaluation.decisions import CALIBRATION, TEST, flagged_rates
 from probjepa.evaluation.figures import Evaluation, provenance
@@ -258,10 +259,8 @@ def _jacobian_arrays(method: Method, sets: Mapping[str, Images], seed: int) -> d
     """Spectra of a few images of each set, and the top singular vectors of a few test images."""
     from probjepa.jacobian import jacobian_spectrum, singular_vectors
 
-    few = {}
-    for name, images in sets.items():  # at random: a folder's images lie class by class
-        rows = draw(len(images), _SPECTRA, seed)
-        few[name] = images.get(slice(None) if rows is None else rows)
+    # at random: a folder's images lie class by class
+    few = {name: images.get(sample_rows(len(images), _SPECTRA, seed)) for name, images in sets.items()}
     chosen = few[TEST][:: max(1, len(few[TEST]) // _VECTORS)][:_VECTORS]
     _, vectors = singular_vectors(method, chosen, count=min(_VECTORS, method.embedding_dim))
     prepared = method.preprocess(chosen)

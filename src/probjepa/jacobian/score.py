@@ -160,9 +160,9 @@ def jepa_score(
     square error, leave-one-out, is at most 0.02 times the standard deviation of the 32 scores (without the
     latent term); the other inputs are scored by these. Where K/2 do not do, all are exact. An error that is
     read from 32 scores, and of the first number of directions that passes, is itself uncertain: the others'
-    may be somewhat above the tolerance. What ran and its
-    error are in ``jepa_score_details``: ``estimator``, ``reason`` and ``standard_error``, of each score. Such
-    scores depend, within that error, on the inputs that they were asked for with.
+    may be somewhat above the tolerance. What ran and its error are in ``jepa_score_details``: ``estimator``,
+    ``reason`` and ``standard_error``, of each score. Such scores depend, within that error, on the inputs
+    that they were asked for with.
 
     Raises
     ------

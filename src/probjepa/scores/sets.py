@@ -12,6 +12,7 @@ from torch import Tensor
 from probjepa._arrays import as_features, as_float_tensor
 from probjepa.data import Images
 from probjepa.data.overlap import pixel_hashes, refuse_overlap, same_images
+from probjepa.draws import sample_rows
 from probjepa.errors import ConfigError, DataError, unknown_name
 from probjepa.scores import SCORES
 from probjepa.scores.base import Score
@@ -259,7 +260,7 @@ def draw(count: int, size: int | None, seed: int) -> npt.NDArray[np.intp] | None
     check_size(size)
     if size is None or size >= count:
         return None
-    rows: npt.NDArray[np.intp] = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
+    rows: npt.NDArray[np.intp] = sample_rows(count, size, seed).numpy()
     return rows
 
 

@@ -78,8 +78,12 @@ def _year_first(column: str, text: str, day_first: bool | None) -> str:
         raise _ambiguous(column, text)
     day, month = (first, second) if day_first or (day_first is None and first > 12) else (second, first)
     if len(found[4]) == 2:
-        year += 1900 if year >= _CENTURY else 2000
+        year = _full_year(year)
     return f"{text[: found.start()]}{year:04}-{month:02}-{day:02}{text[found.end() :]}"
+
+
+def _full_year(two_digits: int) -> int:
+    return two_digits + (1900 if two_digits >= _CENTURY else 2000)
 
 
 def format_of(column: str, texts: Sequence[str], day_first: bool | None = None) -> str:
@@ -162,8 +166,7 @@ def _of_century(when: Any, text: str) -> Any:
     """The date of a text, whose year of two digits pandas reads by the clock: within 50 years of today."""
     if _FOUR_DIGITS.search(text):
         return when
-    year = when.year % 100
-    return when.replace(year=year + (1900 if year >= _CENTURY else 2000))
+    return when.replace(year=_full_year(when.year % 100))
 
 
 def datetime_parts(

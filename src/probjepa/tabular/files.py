@@ -7,22 +7,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from probjepa.data.shard_files import files_below
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import DataError
 from probjepa.files import first_line
 from probjepa.tabular.frames import as_text, named, other_columns, pandas, refuse_repeated
 from probjepa.tabular.rows import KnownColumns, id_texts
 from probjepa.tabular.text_files import TEXTS, check_marks, read_text_file, written_as_text
-from probjepa.yaml_files import read_mapping
+from probjepa.yaml_files import recorded
 
 SUFFIXES = (*TEXTS, ".parquet", ".feather", ".arrow")
 
 
 def recorded_row_names(settings: Path) -> tuple[str, ...]:
     """Return the column that named the rows of a run's table, by its config.yaml; (): none, or not said."""
-    try:
-        name = read_mapping(settings).get("row_names")
-    except ConfigError:  # of no run
-        return ()
+    name = recorded(settings, "row_names")
     return (name,) if isinstance(name, str) else ()
 
 

@@ -16,9 +16,10 @@ from probjepa.errors import ConfigError, DataError, counted, short, warn
 from probjepa.tabular.frames import named, pandas, refuse_repeated
 from probjepa.tabular.rows import KnownColumns
 from probjepa.typed import check_settings, checked
-from probjepa.yaml_files import read_mapping
+from probjepa.yaml_files import recorded
 
 TEXTS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+_MARKS = ("sep", "decimal", "thousands")
 _SEPARATORS = (";", "\t", "|")
 _ALIKE = {
     " ": " \N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}",
@@ -29,18 +30,9 @@ _TRUTH = ("True", "TRUE", "true", "False", "FALSE", "false")
 
 def recorded_text(settings: Path) -> dict[str, Any]:
     """Return how a run's text was written, by its config.yaml, as ``read_table`` takes it; {}: not said."""
-    try:
-        text = read_mapping(settings).get("text")
-    except ConfigError:  # of no run
-        return {}
-    types = {
-        "sep": str,
-        "decimal": str,
-        "thousands": str,
-        "na_values": list[str],
-        "keep_default_na": bool,
-    }
-    return check_settings(checked(f"text, in {settings},", text or {}, dict[str, Any]), types)
+    text = recorded(settings, "text") or {}
+    types = {"na_values": list[str], "keep_default_na": bool} | dict.fromkeys(_MARKS, str)
+    return check_settings(checked(f"text, in {settings},", text, dict[str, Any]), types)
 
 
 def text_for(source: str | Path, given: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +48,7 @@ def written_as_text(source: str | Path) -> bool:
 
 def check_marks(text: Mapping[str, Any]) -> None:
     """Raise ConfigError for separators and signs that are no single character, or that would be one."""
-    for name in ("sep", "decimal", "thousands"):
+    for name in _MARKS:
         if name in text and len(text[name]) != 1:
             raise ConfigError(f"{name} is '{short(text[name])}': give one character")
     if text.get("decimal", ".") == text.get("thousands"):
@@ -145,16 +137,17 @@ def warn_of_words(source: str, features: Any, text: Mapping[str, Any], types: Ma
     types
         column → its type, where it was given: categories are looked at
     """
+    if not text.get("keep_default_na", True):
+        return
     pd, words, columns = pandas(), Counter[str](), dict[str, None]()
     known = ("", *text.get("na_values", ()))
     gaps = features.columns[features.isna().any()]
     numbers = [name for name in gaps if features[name].dtype.kind in "iuf" and features[name].notna().any()]
     read_as = dict.fromkeys(gaps, "categorical") | dict.fromkeys(numbers, "numeric") | dict(types)
     among = [name for name in gaps if read_as[name] == "categorical"]
-    if not among or not text.get("keep_default_na", True):
+    if not among:
         return
-    places = [*map(Path, files_below(source).values())] if Path(source).is_dir() else [Path(source)]
-    for path in filter(written_as_text, places):
+    for path in map(Path, filter(written_as_text, files_below(source).values())):
         how = _written(path, text) | {"usecols": among, "index_col": False, "dtype": str}
         cells, taken = (
             pd.read_csv(path, **how | more) for more in ({"na_values": [], "keep_default_na": False}, {})

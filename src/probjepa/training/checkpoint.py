@@ -13,12 +13,8 @@ from probjepa.errors import ArtifactError, short, warn
 
 CHECKPOINT_FORMAT = 1
 _SIGNATURE = "probjepa"  # the key of the signature in a checkpoint
-_CONTENTS = (
-    "data_pixels",
-    "data_files",
-    "val_pixels",
-    "val_files",
-)  # of a set in memory, and of a streamed one
+_SETS = ("data", "val")
+_CONTENTS = {f"{name}_{of}" for name in _SETS for of in ("pixels", "files")}  # in memory, and streamed
 _LARGEST_SHARE = 0.05  # of the time, that writing may take
 
 
@@ -84,8 +80,8 @@ def check_signature(
         )
     saved = signature.get("fingerprint")
     saved = dict(saved) if isinstance(saved, Mapping) else {}
-    for images in ("data", "val"):
-        if unchecked := _unchecked(saved, fingerprint, images):
+    for name in _SETS:
+        if unchecked := _unchecked(saved, fingerprint, name):
             warn(unchecked)
     for key in (*fingerprint, *(key for key in saved if key not in fingerprint)):
         was, this = saved.get(key), fingerprint.get(key)

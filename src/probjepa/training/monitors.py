@@ -14,7 +14,7 @@ from torch import Tensor
 from probjepa.backbones.frozen import evaluating
 from probjepa.data.labels import labelled_rows, shared_labels
 from probjepa.data.records import UNLABELLED
-from probjepa.draws import forked
+from probjepa.draws import forked, sample_rows
 from probjepa.errors import ConfigError, warn
 from probjepa.methods.probabilistic import ProbabilisticMethod
 from probjepa.training.module import Module
@@ -34,14 +34,6 @@ def undisturbed(method: Method) -> Iterator[None]:
     """Evaluate inside: random generators and the mode of every sub-module are as before afterwards."""
     with forked(method.device), evaluating(method):
         yield
-
-
-def sample_rows(count: int, most: int, seed: int) -> Tensor:
-    """Return at most ``most`` of ``count`` row numbers, in order, the same for the same seed."""
-    if count <= most:
-        return torch.arange(count)
-    rows = np.random.default_rng(seed).choice(count, most, replace=False)
-    return torch.from_numpy(np.sort(rows))
 
 
 class Monitor(L.Callback):

@@ -19,7 +19,7 @@ from torch import nn
 from probjepa.backbones.frozen import refuse_inference
 from probjepa.data import Images
 from probjepa.data.streams import Stream, lane_count
-from probjepa.draws import forked
+from probjepa.draws import forked, sample_rows
 from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, short
 from probjepa.files import DAMAGES, first_line
 from probjepa.launch import is_first_process, started
@@ -33,7 +33,7 @@ from probjepa.training.folder import RunFolder, data_fingerprint
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from probjepa.training.loader import make_loader
 from probjepa.training.module import Module, views_for
-from probjepa.training.monitors import make_monitors, sample_rows
+from probjepa.training.monitors import make_monitors
 from probjepa.training.processes import batch_size_of_each, lost_another
 from probjepa.training.record import for_the_card, of_data, of_settings, run_fingerprint
 from probjepa.training.settings import FitSettings, check_epochs, split_settings, with_settings
