@@ -264,6 +264,15 @@ def test_shapes_broadcast_and_expand() -> None:
         HypersphericalUniform(5, [3]).expand([2])
 
 
+@pytest.mark.parametrize("batch", [(0,), (0, 3), (3, 0)])
+def test_an_empty_batch_is_a_batch(batch: tuple[int, ...]) -> None:
+    none = torch.zeros(*batch, 5)
+    for p in (PowerSpherical(none, 1.0), HypersphericalUniform(5, batch)):
+        assert p.log_prob(none).shape == p.entropy().shape == batch
+        assert p.sample().shape == (*batch, 5) and p.sample(torch.Size([2])).shape == (2, *batch, 5)
+    assert PowerSpherical(directions(4, 1, 5), 1.0).sample(torch.Size([0])).shape == (0, 4, 1, 5)
+
+
 def test_half_precision_is_computed_in_float32() -> None:
     p = PowerSpherical(directions(3, 8).bfloat16(), torch.ones(3).bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -65,10 +65,8 @@ class PowerSpherical(Likelihood):
     tensor([0.6667, 0.0000])
     """
 
-    arg_constraints = {  # noqa: RUF012 (torch's own declaration)
-        "loc": constraints.real_vector,
-        "concentration": constraints.nonnegative,
-    }
+    # the centre is checked below: torch's constraint of vectors cannot read an empty batch
+    arg_constraints = {"concentration": constraints.nonnegative}  # noqa: RUF012 (torch's own declaration)
     support = constraints.real_vector
     has_rsample = True
     shown = ("loc", "concentration")
@@ -84,8 +82,9 @@ class PowerSpherical(Likelihood):
         self.loc = unit_direction(loc.to(dtype)).expand(*batch_shape, -1)
         self.concentration = concentration.to(dtype).expand(batch_shape)
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
-        if self._validate_args and not bool(torch.isfinite(self.concentration).all()):
-            raise ValueError("the concentration κ must be finite")
+        for name, given in (("the concentration κ", self.concentration), ("loc", loc)):
+            if self._validate_args and not bool(torch.isfinite(given).all()):
+                raise ValueError(f"{name} must be finite")
 
     @property
     def dim(self) -> int:
@@ -135,7 +134,7 @@ class PowerSpherical(Likelihood):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density at x (..., D), with respect to the surface measure; x is normalised; returns (...)."""
-        if self._validate_args:
+        if self._validate_args and value.numel():
             self._validate_sample(value)
         with full_precision(self.loc):
             x = unit_direction(at_least_float32(value))
@@ -235,7 +234,7 @@ class HypersphericalUniform(Likelihood):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density at x (..., D), with respect to the surface measure: the same for all; returns (...)."""
-        if self._validate_args:
+        if self._validate_args and value.numel():
             self._validate_sample(value)
         like = self._like.expand(self._batch_shape)
         shape = torch.broadcast_tensors(value[..., 0], like)[0].shape  # type: ignore[no-untyped-call]
