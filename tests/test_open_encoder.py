@@ -390,3 +390,14 @@ def test_jepa_score_takes_the_size_as_other_scores_do(folder, tmp_path, capsys):
     call = ["score", str(tmp_path / "m"), "--data", str(folder / "test"), "--score", "jepa", "--size", "8"]
     assert run([*call, "--out", str(tmp_path / "x.parquet")]) == 2
     assert "has its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d(5), torch.nn.Dropout(0.5), torch.nn.ReLU()])
+def test_a_module_in_training_is_told_that_it_is_in_evaluation_mode_now(layer, recwarn):
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 5), layer).train()
+    pj.open_encoder(module, image_size=8)
+    assert not module.training and not layer.training
+    said = [str(warning.message) for warning in recwarn.list]
+    assert said == [] if isinstance(layer, torch.nn.ReLU) else "in evaluation mode" in said[0]
+    pj.open_encoder(module, image_size=8)
+    assert len(recwarn.list) == len(said)

@@ -13,6 +13,7 @@ from torch import nn
 
 from probjepa.backbones import BACKBONES
 from probjepa.errors import ConfigError
+from probjepa.evaluation.images import evaluate
 from probjepa.heads import HEADS
 from probjepa.methods import METHODS
 from probjepa.tabular import TABLE_METHODS
@@ -86,3 +87,30 @@ def test_every_default_is_of_its_type(kind):
         if name in types and parameter.default is not parameter.empty:
             default = parameter.default
             checked(name, list(default) if isinstance(default, tuple) else default, types[name])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: METHODS["vje"]("convnet", dff=3), r"VJE\(\) .* argument 'dff', did you mean 'df'\?"),
+        (lambda: METHODS["i-jepa"](heads="mdn"), r"IJEPA\(\) .* argument 'heads', did you mean 'head'\?"),
+        (
+            lambda: HEADS["gaussian"](3, 4, hiden_dim=3),
+            r"Gaussian\(\) .* 'hiden_dim', did you mean 'hidden'\\?",
+        ),
+        (lambda: evaluate(None, None, None, bootstrap=9), r"evaluate\(\) .* did you mean 'n_bootstrap'\?"),
+    ],
+)
+def test_an_unknown_argument_has_the_nearest_name_beside_it(call, says):
+    with pytest.raises(TypeError, match=says):
+        call()
+
+
+def test_an_error_inside_a_method_is_its_own():
+    class Mine(METHODS["simsiam"]):
+        def __init__(self, **keywords):
+            super().__init__("convnet", **keywords)
+            dict.fromkeys([], nothing=1)
+
+    with pytest.raises(TypeError, match="fromkeys"):
+        Mine()

@@ -95,12 +95,12 @@ def reproduce(
     ]
     planned_cells = (cell for seeds, name in places for cell in plan(study, spent, name, Data(), seeds))
     kinds = {cell.key: _kind(cell) for cell in planned_cells}
-    if not finished_only:
-        write_json(begun, {"experiment": study.name})
+    write_json(begun, {"experiment": study.name})
     work = _Work(study, spent, out, cells or out / "cells", progress, left=Counter(kinds.values()))
     found: list[dict[str, Any]] = []
     ood: dict[str, list[str]] = {}
     plans: list[tuple[str, int, list[Cell]]] = []
+    whole = True
     with using_threads(spent.threads or threads_that_fit()):
         for seeds, name in places:
             data = sources[name].open(data_root, spent.rows, seeds[0])
@@ -113,7 +113,7 @@ def reproduce(
                 for cell in planned:
                     if cell.key in left:
                         not_run.append(f"{cell.label}, seed {cell.seed}: {left[cell.key]}")
-                planned = [cell for cell in planned if cell.key not in left]
+                planned, whole = [cell for cell in planned if cell.key not in left], whole and not left
             elif overwrite:  # what cannot be gone on with is in there
                 _drop_runs(out, planned)
             for cell in planned:
@@ -129,7 +129,7 @@ def reproduce(
     metrics = summarise(study, spent, ood, found, not_run, seed)
     write_text(out / "report.html", page(metrics, study, found))
     write_json(out / "metrics.json", metrics)
-    if not finished_only:
+    if whole:  # else the same command goes on, and finds what is half done
         _drop_runs(out, (cell for *_, planned in plans for cell in planned))
         begun.unlink(missing_ok=True)
     print_summary(metrics)

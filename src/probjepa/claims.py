@@ -115,5 +115,5 @@ def _lock(path: Path, place: Path) -> tuple[Path, int] | None:
         mine = True
     if not mine:
         os.close(handle)
-        raise ClaimedError(f"another process writes {path}: wait for it, or give another --out")
+        raise ClaimedError(f"another process writes {path}: wait for it, or give another out (--out)")
     return beside, handle

@@ -100,6 +100,20 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"unknown {kind} '{name}'{hint} (known: {', '.join(options)})")
 
 
+def unknown_argument(function: str, name: str, known: Iterable[str]) -> TypeError:
+    """Return Python's error for an unknown keyword argument, with the nearest known one suggested.
+
+    Examples
+    --------
+    >>> str(unknown_argument("VJE", "dff", ["df", "draws"]))
+    "VJE() got an unexpected keyword argument 'dff', did you mean 'df'?"
+    """
+    options = sorted(known)
+    near = nearest(name, options)
+    hint = f", did you mean '{near}'?" if near else f" (known: {', '.join(options)})"
+    return TypeError(f"{function}() got an unexpected keyword argument '{name}'{hint}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that ``name`` is another's word for, or is spelt most like, in any case."""
     by_small = {option.lower(): option for option in known}

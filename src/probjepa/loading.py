@@ -88,8 +88,9 @@ def open_encoder(
     ----------
     name_or_module
         ``"hf:NAME"``, ``"timm:NAME"`` (``"timm:local-dir:PATH"`` too), a run or model folder, ``owner/name``;
-        a torch module, float (N, 3, H, W) → (N, D), which is given pixels in [0, 1]; or a registered
-        backbone, for ``weights``: ``"resnet50:FILE"`` says both
+        a torch module, float (N, 3, H, W) → (N, D), which is given pixels in [0, 1] and put in evaluation
+        mode (a warning says so where that changes anything); or a registered backbone, for ``weights``:
+        ``"resnet50:FILE"`` says both
     image_size
         side of the square images that it is given; None: its own (a module's must be given)
     pooling

@@ -13,7 +13,7 @@ from functools import lru_cache, wraps
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from probjepa.errors import ConfigError, short, unknown_name
+from probjepa.errors import ConfigError, short, unknown_argument, unknown_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -106,11 +106,18 @@ def settings_checked(function: Callable[P, R]) -> Callable[P, R]:
     ------
     ConfigError
         from the call, as ``checked``
+    TypeError
+        for an unknown argument, with the nearest name
     """
     signature = inspect.signature(function)
+    known = signature.parameters
+    closed = not any(of.kind is of.VAR_KEYWORD for of in known.values())
+    called = function.__qualname__.removesuffix(".__init__")
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if closed and (other := next((name for name in kwargs if name not in known), None)):
+            raise unknown_argument(called, other, [name for name in known if name != "self"])
         given = signature.bind(*args, **kwargs)
         given.arguments |= check_arguments(given.arguments, _plain_types(function))
         return function(*given.args, **given.kwargs)

@@ -60,6 +60,8 @@ def test_errors():
     prepare = Preprocess(12, 3, [0.5] * 3, [0.5] * 3)
     with pytest.raises(DataError, match="trained on 3-channel images; these have 1"):
         prepare(torch.zeros(2, 1, 12, 12, dtype=torch.uint8))
+    with pytest.raises(DataError, match=r"the 3 channels of one image x, pass x\[None\]"):
+        prepare(torch.zeros(3, 1, 12, 12, dtype=torch.uint8))
     for bad in (
         torch.zeros(2, 3, 7, 12, dtype=torch.uint8),
         torch.zeros(3, 12, 12, dtype=torch.uint8),

@@ -331,6 +331,11 @@ def test_the_page_of_what_is_finished_runs_nothing(tmp_path, capsys):
     first, second = (metrics["tables"]["digits"]["rows"] for metrics in (whole, part))
     assert second[0] == first[0]
     assert second[1]["values"]["mean σ²"]["seeds"] == [*first[1]["values"]["mean σ²"]["seeds"][:2], None]
+    assert run(FAKE, tmp_path / "b", cells=shared, finished_only=True)["tables"] == part["tables"]
+    assert run(FAKE, tmp_path / "b", cells=shared)["tables"] == whole["tables"] and len(ran) == 1
+    for options in ({}, {"finished_only": True}):  # it is finished now
+        with pytest.raises(ArtifactError, match="exists already"):
+            run(FAKE, tmp_path / "b", cells=shared, **options)
 
 
 @pytest.mark.parametrize("left", [(0,), (2,), (0, 2)])

@@ -543,3 +543,10 @@ def test_without_its_weight_the_kl_is_left_out():
         model.inference.mean.bias.fill_(1e20)
     terms = model.loss(two_views())
     assert terms["kl"].isinf() and terms["loss"].isfinite()
+
+
+def test_no_images_have_no_uncertainty_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    model = VJE("convnet", image_size=16, seed=0)
+    none = torch.zeros(0, model.embedding_dim)
+    found = model.uncertainty_of_features({"h": none, "mu": none, "variance": none})
+    assert {tuple(of.shape) for of in found.values()} == {(0,)} and not recwarn.list

@@ -1,8 +1,11 @@
 """Tables from files."""
 
+import io
+
 import pandas as pd
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from probjepa.errors import DataError
 from probjepa.tabular.files import read_table
@@ -81,10 +84,31 @@ def test_names_of_a_file_of_arrow_are_texts_and_stand_once(tmp_path):
             read_table(tmp_path / name)
 
 
-def test_images_are_seen_behind_missing_cells(tmp_path):
-    pd.DataFrame({"n": [1, 2], "image": [None, b"x"]}).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="holds images"):
+def png():
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        (png(), "holds images"),
+        ({"bytes": png(), "path": "a"}, "holds images"),
+        (b"x", r"column 'odd' holds nested values or bytes: give one value a cell, or drop it"),
+        ({"x": 1, "y": "a"}, r"column 'odd' holds nested values or bytes"),
+    ],
+)
+def test_images_and_nested_cells_are_seen_behind_missing_ones(cell, says, tmp_path):
+    pd.DataFrame({"n": [1, 2], "odd": [None, cell]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=says):
         read_table(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("place", ["https://example.org/x.csv", "s3://bucket/x.parquet"])
+def test_an_address_is_no_file_of_a_table(place):
+    with pytest.raises(DataError, match=f"'{place}' is an address, and tables are read from files"):
+        read_table(place)
 
 
 def test_columns_that_pandas_took_for_its_index_are_columns(tmp_path):

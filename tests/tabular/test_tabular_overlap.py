@@ -144,6 +144,43 @@ def test_a_few_equal_rows_of_small_samples_are_no_leak():
     assert refused <= 1
 
 
+def amounts(random, rows):
+    return pd.DataFrame({"kind": random.integers(0, 10, rows), "amount": random.integers(0, 40, rows)})
+
+
+def prices(random, rows):
+    return pd.DataFrame({"kind": random.integers(0, 3, rows), "price": random.normal(170, 8, rows).round(1)})
+
+
+def days(random, rows):
+    day = pd.Timestamp("2020-01-01") + pd.to_timedelta(random.integers(0, 2000, rows), "D")
+    return pd.DataFrame({"day": day, "shop": random.integers(0, 10, rows)})
+
+
+@pytest.mark.parametrize("table", [amounts, prices, days])
+@pytest.mark.parametrize(("rows", "held"), [(30, 30), (50, 50), (300, 60)])
+def test_samples_that_were_drawn_alike_are_no_leak(table, rows, held):
+    random, calls = np.random.default_rng(0), 150
+    alarms = sum(not equal_rows(table(random, rows), table(random, held))[1] for _ in range(calls))
+    assert alarms <= 2  # each of them at a chance of some 1e-3
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_one_row_of_an_amount_that_is_mostly_zero_is_known(scale, kind):
+    random = np.random.default_rng(0)
+    if kind == "float32":
+        scale = scale**0.1
+    rows, held = (
+        pd.DataFrame({"spent": np.where(random.random(n) < 0.7, 0, random.normal(size=n) * scale)})
+        for n in (200, 40)
+    )
+    rows, held = rows.astype(kind), held.astype(kind)
+    held.iloc[0] = rows[rows["spent"] != 0].iloc[0]
+    seen, chance = equal_rows(rows, held)
+    assert not chance and seen.sum() > 1  # zeros among them
+
+
 @given(st.integers(0, 2**16), st.integers(1, 20))
 def test_one_row_of_numbers_in_both_is_refused(seed, place):
     random = np.random.default_rng(seed)

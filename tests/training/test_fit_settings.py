@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -294,3 +296,30 @@ def test_cuda_is_the_current_gpu_as_torch_has_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     found = [str(resolve_device(name)) for name in ("auto", "cuda", "cuda:0")]
     assert found == ["cuda:1", "cuda:1", "cuda:0"]
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from probjepa.claims import claimed
+with claimed(Path(sys.argv[1]), folder=True):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_run_that_another_process_trains_is_left_alone(how, tmp_path):
+    out = tmp_path / "run"
+    if how:
+        train(out=out)
+    before = {place: place.read_bytes() for place in out.rglob("*") if place.is_file()}
+    command = [sys.executable, "-c", HOLDER, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ArtifactError, match=r"another process writes .*run: wait for it"):
+            train(out=out, **how)
+        holder.communicate()
+    assert {place: place.read_bytes() for place in out.rglob("*") if place.is_file()} == before
+    train(out=out, **how)
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["run"]

@@ -299,10 +299,11 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def is_image(path: Path) -> bool:
-    """Whether a file starts as an image does, whatever its name."""
+def is_image(source: Path | bytes) -> bool:
+    """Whether a file, or what one holds, starts as an image does, whatever its name."""
     try:
-        with Image.open(regular(path), formats=_formats()):
+        file = io.BytesIO(source) if isinstance(source, bytes) else regular(source)
+        with Image.open(file, formats=_formats()):
             return True
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return True

@@ -182,8 +182,8 @@ def read_object(source: Any, labels: str | None = None, ids: str | None = None) 
         )
     if not indexed:
         raise DataError(
-            f"a {kind} is no data source: pass a path, an array, a tensor, (images, labels), a DataFrame or "
-            "a Dataset with __len__ and __getitem__"
+            f"a {kind} is no data source: pass a path, an array, a tensor, (images, labels), a DataFrame, a "
+            "Dataset with __len__ and __getitem__, or a list: of one image, [image]"
         )
     if hasattr(source, "features") and hasattr(source, "column_names"):
         return _read_hf(source, "datasets.Dataset", labels, ids)

@@ -123,9 +123,11 @@ def check_images(images: Tensor, channels: int) -> None:
             f"images are {images.dtype} of shape {tuple(images.shape)}: pass uint8 or floats (N, C, H, W)"
         )
     if images.shape[1] != channels:
+        one = f"; if they are the {channels} channels of one image x, pass x[None]"
         raise DataError(
             f"the model was trained on {channels}-channel images; these have {images.shape[1]}: "
             "open them with --convert (convert=True), or train on such images"
+            f"{one * (images.shape[1] == 1 and len(images) == channels)}"
         )
     if min(images.shape[2:]) < SMALLEST_SIDE:
         raise DataError(

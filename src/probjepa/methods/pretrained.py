@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from abc import ABCMeta
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 
 from probjepa import files, model_files
 from probjepa.draws import forked
-from probjepa.errors import ArtifactError, ConfigError
+from probjepa.errors import ArtifactError, ConfigError, unknown_argument
 from probjepa.methods import card
 from probjepa.registry import LOADERS
 from probjepa.typed import check_arguments, check_settings, types_of
 
 T = TypeVar("T")
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 class _Seeded(ABCMeta):  # no other metaclass is as widely inherited beside
@@ -31,10 +33,16 @@ class _Seeded(ABCMeta):  # no other metaclass is as widely inherited beside
             name: kind for name, kind in types_of(cls).items() if name != "view_recipe"
         }  # Method says more
         kwargs = check_arguments(kwargs, types)
-        if (seed := kwargs.get("seed")) is None:
-            return make(*args, **kwargs)
-        with forked(seed=seed):
-            return make(*args, **kwargs)
+        try:
+            if (seed := kwargs.get("seed")) is None:
+                return make(*args, **kwargs)
+            with forked(seed=seed):
+                return make(*args, **kwargs)
+        except TypeError as error:
+            other = _UNEXPECTED.search(str(error))
+            if other is None or other[1] not in kwargs or other[1] in types:
+                raise
+            raise unknown_argument(cls.__name__, other[1], types) from error
 
 
 class _Signature:

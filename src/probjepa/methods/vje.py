@@ -287,10 +287,11 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         """
         h, mean, variance = (features[key].double() for key in ("h", "mu", "variance"))
         polar = PolarStudentT(mean, variance, self.df, center_log_variance=self.center_log_variance)
+        level = variance.mean(-1)
         return {
-            "mean_variance": variance.mean(-1),
+            "mean_variance": level,
             "trace": variance.sum(-1),
-            "anisotropy": variance.std(-1, correction=0) / variance.mean(-1),
+            "anisotropy": (variance - level[:, None]).square().mean(-1).sqrt() / level,
             "kl": gaussian_kl(mean, variance),
             "directional_nll": polar.directional_nll(h),
             "radial_nll": polar.radial_nll(h),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from probjepa.data.shard_files import files_below
+from probjepa.data.shard_files import files_below, is_remote
 from probjepa.errors import DataError
 from probjepa.files import first_line
 from probjepa.tabular.frames import as_text, named, other_columns, pandas, refuse_repeated
@@ -66,6 +66,8 @@ def read_table(
         columns
     """
     path = Path(source)
+    if is_remote(str(source)):
+        raise DataError(f"'{source}' is an address, and tables are read from files: download it first")
     check_marks(text)
     frame = (_folder if path.is_dir() else _file)(
         path, KnownColumns(target, features, texts, ids, codes), text
@@ -189,13 +191,27 @@ def _file(path: Path, known: KnownColumns, text: Mapping[str, Any]) -> Any:
         raise DataError(
             f"'{path}' cannot be read as {kind[1:]} ({first_line(error)}): write it again"
         ) from error
-    nested = [name for name in frame.columns if isinstance(_first_cell(frame[name]), dict | bytes)]
-    if nested:
+    first = {name: _first_cell(frame[name]) for name in frame.columns}
+    if of_images := [name for name, cell in first.items() if _is_image(cell)]:
         raise DataError(
-            f"'{path}' holds images (column {named(nested)}), and this model is of tables: give a table of "
-            "numbers, categories and dates"
+            f"'{path}' holds images (column {named(of_images)}), and this model is of tables: give a table "
+            "of numbers, categories and dates"
+        )
+    if nested := [name for name, cell in first.items() if isinstance(cell, dict | bytes)]:
+        raise DataError(
+            f"'{path}': column {named(nested)} holds nested values or bytes: give one value a cell, or drop "
+            "it"
         )
     return frame
+
+
+def _is_image(cell: Any) -> bool:
+    """Whether a cell is an image as the Hugging Face layout has it, or the bytes of a file of one."""
+    from probjepa.data.decode import is_image
+
+    if isinstance(cell, dict):
+        return "bytes" in cell
+    return isinstance(cell, bytes) and is_image(cell)
 
 
 def _first_cell(series: Any) -> Any:

@@ -15,8 +15,8 @@ from probjepa.tabular.dates import day_first, instants
 from probjepa.tabular.frames import as_text, guess_type, labels_of, narrow_type, numbers, pandas
 
 _SPREADS = 4  # standard deviations that a share of equal rows may lie above chance
-_FEW = 3  # rows that two tables may share where neither repeats one
-_VALUES = 20  # fewer different cells are few, however short the tables
+_RARE = 1e-3  # chance at which as many equal pairs across two tables are no chance
+_DECIMALS = 16  # a number is taken to be written with fewer
 
 
 def row_hashes(frame: Any) -> npt.NDArray[np.uint64]:
@@ -59,10 +59,15 @@ def equal_rows(rows: Any, held: Any) -> tuple[npt.NDArray[np.bool_], bool]:
     Where a model was fitted, give what ``TableSchema.dated`` returns: it knows whether the day stands first.
 
     In a table of few values, answers from 1 to 5 say, rows of different people are equal. It is no chance if
-    half of a column's cells are different, if both tables have the same rows, or if more rows are shared than
-    repeat. Of tables drawn alike, a row has an equal among the M others as often as these have one among each
-    other: in a share w, to which two more with and two without are added (Agresti and Caffo, 2000). More than
-    w + 4 √(w (1 − w) (1/N + 1/M)), seen from both sides, are too many; where no row repeats, more than three.
+    both tables have the same rows; if a number or date is written with so many digits that as many would not
+    be equal in that column alone; or if more rows are shared than repeat.
+
+    Of tables drawn alike, any two rows are equal as often, whether of one table or of both: of all equal
+    pairs, those across are binomial, with the share N M of all pairs that there are. As many as happen once
+    in a thousand are too many. But pairs of rows that repeat are not independent. Where any does, a row must
+    also have an equal among the M others much more often than these have one among each other: in a share w,
+    to which two more with and two without are added (Agresti and Caffo, 2000), the limit is
+    w + 4 √(w (1 − w) (1/N + 1/M)), seen from both sides.
 
     Raises
     ------
@@ -70,23 +75,64 @@ def equal_rows(rows: Any, held: Any) -> tuple[npt.NDArray[np.bool_], bool]:
         for complex, nested or infinite cells
     """
     columns = {name: _together(name, rows[name], held[name]) for name in sorted(rows.columns)}
-    hashes = _hashed(columns)
-    mine, others = hashes[: len(rows)], hashes[len(rows) :]
-    seen, back = np.isin(mine, others), np.isin(others, mine)
+    _, row = np.unique(_hashed(columns), return_inverse=True)
+    mine, others = row[: len(rows)], row[len(rows) :]
+    here, there = (np.bincount(of, minlength=row.max(initial=-1) + 1) for of in (mine, others))
+    seen, back = there[mine] > 0, here[others] > 0
     if not seen.any():
         return seen, True
-    if any(map(_tells_rows_apart, columns.values())) or np.array_equal(np.sort(mine), np.sort(others)):
+    if np.array_equal(here, there):
         return seen, False
-    repeated, theirs = _twice(mine), _twice(others)
+    if any(_tells_apart(cells, seen, back) for cells in columns.values()):
+        return seen, False
+    if not _too_many_pairs(here, there):
+        return seen, True
+    repeated, theirs = here[mine] > 1, there[others] > 1
     if not (repeated.any() or theirs.any()):
-        return seen, bool(seen.sum() <= _FEW)
+        return seen, False
     return seen, not (_too_many(seen, theirs) and _too_many(back, repeated))
 
 
-def _tells_rows_apart(cells: npt.NDArray[Any]) -> bool:
-    """Whether a column (N,) has so many values that whole rows are not equal by chance."""
-    distinct = len(pandas().unique(cells))
-    return distinct > _VALUES and distinct > len(cells) / 2
+def _tells_apart(cells: npt.NDArray[Any], seen: npt.NDArray[np.bool_], back: npt.NDArray[np.bool_]) -> bool:
+    """Whether so many equal rows would not have equal cells by chance, in one column (N + M,) of two tables.
+
+    Of the numbers or dates that no table repeats, two are taken to be equal twice as often as of a uniform
+    distribution between the quartiles, on the grid that all of them lie on. How many are is Poisson.
+    """
+    from scipy.stats import poisson
+
+    if cells.dtype.kind not in "fM":
+        return False
+    once = [_once(part) for part in (cells[: len(seen)], cells[len(seen) :])]
+    known = cells[np.concatenate(once)]
+    if not len(known):
+        return False
+    low, high = np.quantile(_on_a_grid(known), [0.25, 0.75])
+    equal = min((rows & alone).sum() for rows, alone in zip((seen, back), once, strict=True))
+    pairs = float(once[0].sum()) * float(once[1].sum())
+    return bool(poisson.sf(equal - 1, 2 * pairs / max(high - low, 1)) < _RARE)
+
+
+def _once(cells: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which cells (N,) are known and stand once in their column."""
+    _, index, count = np.unique(cells, return_inverse=True, return_counts=True)
+    return np.asarray((count[index] == 1) & ~pandas().isna(cells))
+
+
+def _on_a_grid(cells: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Numbers or dates (N,) in units of the coarsest grid that they lie on: of decimals, or of their type."""
+    if cells.dtype.kind == "M":
+        whole = cells.astype("datetime64[us]").astype(np.int64)
+    else:
+        wide, finest = cells.astype(np.float64), np.spacing(np.abs(cells).max())
+        fits = (k for k in range(_DECIMALS) if np.array_equal(np.round(wide, k).astype(cells.dtype), cells))
+        decimals = next(fits, None)
+        if decimals is None or 10.0**-decimals < finest:
+            return wide / float(finest)
+        whole = np.rint(wide * 10.0**decimals).astype(np.int64)
+    steps = whole - whole.min()
+    ticks: npt.NDArray[np.float64] = steps / max(np.gcd.reduce(steps), 1)
+    return ticks
 
 
 def _too_many(seen: npt.NDArray[np.bool_], repeated: npt.NDArray[np.bool_]) -> bool:
@@ -96,10 +142,15 @@ def _too_many(seen: npt.NDArray[np.bool_], repeated: npt.NDArray[np.bool_]) -> b
     return bool(seen.mean() > share + _SPREADS * np.sqrt(share * (1 - share) * (1 / n + 1 / m)))
 
 
-def _twice(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Which rows (N,) have an equal in their own table."""
-    _, group, size = np.unique(hashes, return_inverse=True, return_counts=True)
-    return np.asarray(size[group] > 1)
+def _too_many_pairs(here: npt.NDArray[np.int64], there: npt.NDArray[np.int64]) -> bool:
+    """Whether more pairs across two tables are equal than within, by how often each row stands in them."""
+    from scipy.stats import binom
+
+    n, m = float(here.sum()), float(there.sum())
+    across = float((here * there).sum())
+    within = float(sum((of * (of - 1)).sum() / 2 for of in (here, there)))
+    share = n * m / (n * m + n * (n - 1) / 2 + m * (m - 1) / 2)
+    return bool(binom.sf(across - 1, across + within, share) < _RARE)
 
 
 def _hashed(plain: Mapping[str, Any]) -> npt.NDArray[np.uint64]:

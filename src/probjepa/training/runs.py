@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from probjepa.backbones.frozen import refuse_inference
+from probjepa.claims import claimed
 from probjepa.data import Images
 from probjepa.data.streams import Stream, lane_count
 from probjepa.draws import forked, sample_rows
@@ -108,8 +110,8 @@ def fit(
     Raises
     ------
     ConfigError, DataError, ArtifactError
-        for a setting of the wrong type or out of its range, unusable data, an ``out`` in the way, a
-        checkpoint of another run
+        for a setting of the wrong type or out of its range, unusable data, an ``out`` in the way or one that
+        another process trains in, a checkpoint of another run
     MissingExtraError
         for a logger that is not installed
     Interrupted
@@ -127,22 +129,23 @@ def fit(
     trainer_options |= {k: v.item() for k, v in trainer_options.items() if isinstance(v, np.generic)}
     refuse_stream(data, settings)
     device = resolve_device(settings.device)
-    folder = _run_folder(out, resume=resume, overwrite=overwrite)
-    loggers = [make_logger(logger, folder) for logger in settings.loggers]
-    resumed = folder if resume and folder is not None and folder.checkpoint.is_file() else None
-    if resumed is not None:
-        resumed.check_val(val)
-        settings = dataclasses.replace(settings, stream=resumed.streamed(settings.stream))
-    source, held_out = open_source(method, data, settings), None
-    if val is not None:
-        held_out = sample_of(open_source(method, val, dataclasses.replace(settings, stream=False)))
-    _run(
-        _Job(
-            method=method, source=source, held_out=held_out, epochs=epochs, views=views, precision=precision,
-            settings=settings, trainer_options=trainer_options, processes=processes, loggers=loggers,
-            device=device, folder=folder, resumed=resumed, progress=progress,
-        )
-    )  # fmt: skip
+    with _claimed(out):
+        folder = _run_folder(out, resume=resume, overwrite=overwrite)
+        loggers = [make_logger(logger, folder) for logger in settings.loggers]
+        resumed = folder if resume and folder is not None and folder.checkpoint.is_file() else None
+        if resumed is not None:
+            resumed.check_val(val)
+            settings = dataclasses.replace(settings, stream=resumed.streamed(settings.stream))
+        source, held_out = open_source(method, data, settings), None
+        if val is not None:
+            held_out = sample_of(open_source(method, val, dataclasses.replace(settings, stream=False)))
+        _run(
+            _Job(
+                method=method, source=source, held_out=held_out, epochs=epochs, views=views,
+                precision=precision, settings=settings, trainer_options=trainer_options, processes=processes,
+                loggers=loggers, device=device, folder=folder, resumed=resumed, progress=progress,
+            )
+        )  # fmt: skip
     return method
 
 
@@ -309,6 +312,13 @@ def _check_trains(method: Any) -> None:
             "encoder"
         )
     refuse_inference(method, f"this {type(method).__name__}")
+
+
+def _claimed(out: str | Path | None) -> AbstractContextManager[None]:
+    """Keep other processes from the run folder: the first process of a distributed run does it for all."""
+    if not isinstance(out, str | Path) or not is_first_process():
+        return nullcontext()
+    return claimed(Path(out), folder=True)
 
 
 def _run_folder(out: str | Path | None, *, resume: bool, overwrite: bool) -> RunFolder | None:
