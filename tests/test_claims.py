@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,26 @@ def test_a_signal_at_the_removal_of_a_lock_s_file_leaves_no_file(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
     with claims.claimed(tmp_path / "a.parquet"):
         pass
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_second_thread_is_refused_and_the_first_keeps_its_claim(folder, tmp_path):
+    place, command = tmp_path / "out", [sys.executable, "-c", HOLDER, str(tmp_path / "out"), "0"]
+    errors = []
+
+    def second():
+        try:
+            with claimed(place, folder=folder):
+                pass
+        except ArtifactError as error:
+            errors.append(str(error))
+
+    with claimed(place, folder=folder), claimed(place, folder=folder):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        other = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert len(errors) == 1 and "another thread writes" in errors[0]
+    assert "another process writes" in other.stderr
+    second()
+    assert len(errors) == 1 and not claims._HELD and not [*tmp_path.iterdir()]

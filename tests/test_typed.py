@@ -96,7 +96,7 @@ def test_every_default_is_of_its_type(kind):
         (lambda: METHODS["i-jepa"](heads="mdn"), r"IJEPA\(\) .* argument 'heads', did you mean 'head'\?"),
         (
             lambda: HEADS["gaussian"](3, 4, hiden_dim=3),
-            r"Gaussian\(\) .* 'hiden_dim', did you mean 'hidden'\\?",
+            r"Gaussian\(\) .* 'hiden_dim', did you mean 'hidden'\?",
         ),
         (lambda: evaluate(None, None, None, bootstrap=9), r"evaluate\(\) .* did you mean 'n_bootstrap'\?"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,28 +13,28 @@ from probjepa.errors import ArtifactError
 from probjepa.files import LOCK, cannot_write, drop_spent_parts, refuse_irregular, sweep
 
 _LONGEST = 200  # bytes of a name that a file system takes with more around it
-_HELD: set[Path] = set()  # by this process, whose commands may lie in each other
+_HELD: dict[Path, int] = {}  # by which thread of this process, whose commands may lie in each other
 
 
 class ClaimedError(ArtifactError):
-    """Another process writes the output."""
+    """Another process, or another thread, writes the output."""
 
 
 @contextmanager
 def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
-    """Keep other processes from writing ``path``, a file or a ``folder``, for the length of the block.
+    """Keep other processes and threads from writing ``path``, a file or a ``folder``, while the block runs.
 
     What killed processes left there goes. A folder that was made for it and stays empty goes too.
 
     Raises
     ------
     ClaimedError
-        if another process writes it
+        if another process, or another thread, writes it
     ArtifactError
         if it is of another kind, or cannot be written
     """
-    place = Path(os.path.realpath(path))
-    if place in _HELD:
+    place, me = Path(os.path.realpath(path)), threading.get_ident()
+    if _HELD.get(place) == me:
         yield
         return
     if not folder:
@@ -43,6 +44,8 @@ def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
     missing = [parent for parent in place.parents if not parent.exists()]
     lock = None
     try:
+        if _HELD.setdefault(place, me) != me:
+            raise ClaimedError(f"another thread writes {path}: wait for it, or give another out")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             for swept in (place.parent, *((place, *place.glob("*/")) if folder else ())):
@@ -54,18 +57,20 @@ def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
                 raise PermissionError(None, "Permission denied")
         except OSError as error:
             raise cannot_write(path, error) from error
-        _HELD.add(place)
         yield
     finally:
-        _HELD.discard(place)
-        if lock is None:  # a signal may have come when its file was there, and nothing held it yet
-            with suppress(OSError, ArtifactError):
-                lock = _lock(path, place)
-        if lock is not None:
-            _release(*lock)
-        for parent in missing:
-            with suppress(OSError):
-                parent.rmdir()
+        if _HELD.get(place) == me:  # the lock is the process's: another thread's is not to be touched
+            try:
+                if lock is None:  # a signal may have come when its file was there, and nothing held it yet
+                    with suppress(OSError, ArtifactError):
+                        lock = _lock(path, place)
+                if lock is not None:
+                    _release(*lock)
+            finally:
+                del _HELD[place]
+            for parent in missing:
+                with suppress(OSError):
+                    parent.rmdir()
 
 
 def _release(file: Path, handle: int) -> None:

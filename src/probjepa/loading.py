@@ -11,7 +11,7 @@ from torch import nn
 
 from probjepa.backbones import BACKBONES, HUBS
 from probjepa.draws import forked
-from probjepa.errors import ArtifactError, ConfigError, short, unknown_name
+from probjepa.errors import ArtifactError, ConfigError, short, unknown_name, warn
 from probjepa.methods import METHODS, MODELS, Method
 from probjepa.methods.opened import OpenedEncoder
 from probjepa.model_files import damaged, model_folder, read_config
@@ -89,8 +89,8 @@ def open_encoder(
     name_or_module
         ``"hf:NAME"``, ``"timm:NAME"`` (``"timm:local-dir:PATH"`` too), a run or model folder, ``owner/name``;
         a torch module, float (N, 3, H, W) → (N, D), which is given pixels in [0, 1] and put in evaluation
-        mode (a warning says so where that changes anything); or a registered backbone, for ``weights``:
-        ``"resnet50:FILE"`` says both
+        mode (a warning says so of batch normalisation or dropout in training); or a registered backbone, for
+        ``weights``: ``"resnet50:FILE"`` says both
     image_size
         side of the square images that it is given; None: its own (a module's must be given)
     pooling
@@ -114,7 +114,14 @@ def open_encoder(
     module = isinstance(name_or_module, nn.Module) and not isinstance(name_or_module, Method)
     if module or weights is not None or str(name_or_module).startswith(HUBS):
         encoder: Any = name_or_module
-        return OpenedEncoder(encoder, image_size=image_size, pooling=pooling, weights=weights, **options)
+        learns = module and _learns(encoder)
+        opened = OpenedEncoder(encoder, image_size=image_size, pooling=pooling, weights=weights, **options)
+        if learns:
+            warn(
+                f"this {type(encoder).__name__} is in evaluation mode from here on: call its train() where "
+                "its training goes on"
+            )
+        return opened
     if image_size is not None or pooling is not None:
         raise ConfigError(
             "image_size (--size) and pooling go with 'hf:', 'timm:' and modules: this one has its own"
@@ -129,6 +136,16 @@ def open_encoder(
             "embed, score and evaluate take one of tables, and curate with --rank-only"
         )
     return model
+
+
+def _learns(module: nn.Module) -> bool:
+    """Whether a module is in training, and has layers of torch's that compute otherwise then."""
+    return any(
+        isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        or (isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0)
+        for layer in module.modules()
+        if layer.training
+    )
 
 
 def is_of_tables(source: str | Path) -> bool:

@@ -270,6 +270,9 @@ def test_an_empty_batch_is_a_batch(batch: tuple[int, ...]) -> None:
     for p in (PowerSpherical(none, 1.0), HypersphericalUniform(5, batch)):
         assert p.log_prob(none).shape == p.entropy().shape == batch
         assert p.sample().shape == (*batch, 5) and p.sample(torch.Size([2])).shape == (2, *batch, 5)
+        for wrong in (torch.zeros(*batch, 7), torch.zeros(3, 0)):
+            with pytest.raises(ValueError, match="5 dimensions"):
+                p.log_prob(wrong)
     assert PowerSpherical(directions(4, 1, 5), 1.0).sample(torch.Size([0])).shape == (0, 4, 1, 5)
 
 

@@ -95,6 +95,8 @@ def png():
     [
         (png(), "holds images"),
         ({"bytes": png(), "path": "a"}, "holds images"),
+        ({"bytes": None, "path": "a.png"}, "holds images"),
+        ({"bytes": 10, "packets": 1}, r"column 'odd' holds nested values or bytes"),
         (b"x", r"column 'odd' holds nested values or bytes: give one value a cell, or drop it"),
         ({"x": 1, "y": "a"}, r"column 'odd' holds nested values or bytes"),
     ],

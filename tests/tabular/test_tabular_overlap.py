@@ -157,7 +157,34 @@ def days(random, rows):
     return pd.DataFrame({"day": day, "shop": random.integers(0, 10, rows)})
 
 
-@pytest.mark.parametrize("table", [amounts, prices, days])
+def standardised_ages(random, rows):
+    age = (random.integers(18, 80, rows) - 49) / 17.9
+    return pd.DataFrame({"age": age, "sex": random.integers(0, 2, rows)})
+
+
+def kilograms(random, rows):
+    pounds = random.normal(170, 25, rows).round()
+    return pd.DataFrame({"kg": (pounds * 0.45359237).astype(np.float32), "sex": random.integers(0, 2, rows)})
+
+
+def incomes(random, rows):
+    cents, hundreds = (random.lognormal(8, 0.5, rows).round(digits) for digits in (2, -2))
+    income = np.where(random.random(rows) < 0.1, cents, hundreds)
+    return pd.DataFrame({"income": income, "sex": random.integers(0, 2, rows)})
+
+
+def names(random, rows):
+    return pd.DataFrame({"name": [f"n{of}" for of in random.integers(0, 60, rows)]})
+
+
+def spent(random, rows):
+    amount = np.where(random.random(rows) < 0.7, 0, random.lognormal(3, 1, rows).round(1))
+    return pd.DataFrame({"spent": amount, "kind": random.integers(0, 3, rows)})
+
+
+@pytest.mark.parametrize(
+    "table", [amounts, prices, days, standardised_ages, kilograms, incomes, names, spent]
+)
 @pytest.mark.parametrize(("rows", "held"), [(30, 30), (50, 50), (300, 60)])
 def test_samples_that_were_drawn_alike_are_no_leak(table, rows, held):
     random, calls = np.random.default_rng(0), 150
@@ -179,6 +206,26 @@ def test_one_row_of_an_amount_that_is_mostly_zero_is_known(scale, kind):
     held.iloc[0] = rows[rows["spent"] != 0].iloc[0]
     seen, chance = equal_rows(rows, held)
     assert not chance and seen.sum() > 1  # zeros among them
+
+
+@pytest.mark.parametrize("rows", [30, 1000])
+def test_one_row_of_a_text_that_none_repeats_is_known(rows):
+    random = np.random.default_rng(0)
+    new, held = (
+        pd.DataFrame({"mail": [random.bytes(8).hex() for _ in range(n)], "kind": random.integers(0, 3, n)})
+        for n in (rows, 50)
+    )
+    assert of_chance(new, held) == 0
+    new.iloc[3] = held.iloc[5]
+    with pytest.raises(DataError, match=f"1 of {rows} rows to score are in the calibration set"):
+        of_chance(new, held)
+
+
+@pytest.mark.filterwarnings("error")
+def test_cells_of_any_size_are_compared_in_silence():
+    rows = pd.DataFrame({"a": [1e308, 0.5, 3.0] * 10, "b": [np.nan] * 30})
+    held = pd.DataFrame({"a": [1e308, 2.5] + [5e-324, 1e17] * 20, "b": [np.nan] * 42})
+    assert of_chance(rows, held) == 10
 
 
 @given(st.integers(0, 2**16), st.integers(1, 20))

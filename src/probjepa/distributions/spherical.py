@@ -31,6 +31,16 @@ def _check_dim(dim: int) -> None:
         raise ValueError(f"a direction needs at least 2 dimensions, got {dim}")
 
 
+def _check_sample(distribution: PowerSpherical | HypersphericalUniform, value: Tensor) -> None:
+    """Check what a log-density is asked of, as torch does, which fails on an empty batch."""
+    if not distribution._validate_args:
+        return
+    if value.numel():
+        distribution._validate_sample(value)
+    elif value.shape[-1:] != distribution.event_shape:
+        raise ValueError(f"directions have {distribution.dim} dimensions, got shape {tuple(value.shape)}")
+
+
 class PowerSpherical(Likelihood):
     r"""Density ∝ (1 + μᵀx)^κ on the unit sphere of R^D.
 
@@ -134,8 +144,7 @@ class PowerSpherical(Likelihood):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density at x (..., D), with respect to the surface measure; x is normalised; returns (...)."""
-        if self._validate_args and value.numel():
-            self._validate_sample(value)
+        _check_sample(self, value)
         with full_precision(self.loc):
             x = unit_direction(at_least_float32(value))
             below = (x - self.loc).square().sum(-1) / 4  # ½(1 − μᵀx)
@@ -234,8 +243,7 @@ class HypersphericalUniform(Likelihood):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density at x (..., D), with respect to the surface measure: the same for all; returns (...)."""
-        if self._validate_args and value.numel():
-            self._validate_sample(value)
+        _check_sample(self, value)
         like = self._like.expand(self._batch_shape)
         shape = torch.broadcast_tensors(value[..., 0], like)[0].shape  # type: ignore[no-untyped-call]
         return (self._like - log_sphere_area(self.dim)).expand(shape)

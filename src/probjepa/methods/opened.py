@@ -14,7 +14,7 @@ from probjepa.backbones.foreign import foreign_encoder
 from probjepa.backbones.hub import UnpreparedError, load_pretrained, remade
 from probjepa.data import Preprocess
 from probjepa.draws import forked
-from probjepa.errors import ConfigError, warn
+from probjepa.errors import ConfigError
 from probjepa.files import first_line
 from probjepa.methods.base import Method
 
@@ -22,8 +22,6 @@ _CHANNELS = 3
 # the public releases': ImageNet's statistics, and above the size of CIFAR and the like 224 of 256 pixels
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CROP, _SMALL = 224 / 256, 64
-# layers of torch that compute otherwise in training
-_TRAINED = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 class OpenedEncoder(Method):
@@ -100,11 +98,6 @@ class OpenedEncoder(Method):
             zeros, ones = (0.0,) * _CHANNELS, (1.0,) * _CHANNELS
             settings = {"size": image_size, "channels": _CHANNELS, "mean": zeros, "std": ones}
             module, own["backbone"] = backbone, None
-            if any(m.training and isinstance(m, _TRAINED) for m in module.modules()):
-                warn(
-                    f"this {type(module).__name__} is in evaluation mode from here on: call its train() "
-                    "where its training goes on"
-                )
         if settings is None:
             raise UnpreparedError(
                 f"{backbone} says nothing of how its images are prepared (no preprocessor_config.json): open "

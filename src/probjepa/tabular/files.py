@@ -210,7 +210,7 @@ def _is_image(cell: Any) -> bool:
     from probjepa.data.decode import is_image
 
     if isinstance(cell, dict):
-        return "bytes" in cell
+        return isinstance(cell.get("bytes"), bytes) or cell.keys() == {"bytes", "path"}
     return isinstance(cell, bytes) and is_image(cell)
 
 

@@ -16,6 +16,8 @@ from probjepa.tabular.frames import as_text, guess_type, labels_of, narrow_type,
 
 _SPREADS = 4  # standard deviations that a share of equal rows may lie above chance
 _RARE = 1e-3  # chance at which as many equal pairs across two tables are no chance
+_VALUES = 20  # fewer cells say nothing of a column
+_COPIES = 50  # one row in so many may be another's copy
 _DECIMALS = 16  # a number is taken to be written with fewer
 
 
@@ -59,8 +61,8 @@ def equal_rows(rows: Any, held: Any) -> tuple[npt.NDArray[np.bool_], bool]:
     Where a model was fitted, give what ``TableSchema.dated`` returns: it knows whether the day stands first.
 
     In a table of few values, answers from 1 to 5 say, rows of different people are equal. It is no chance if
-    both tables have the same rows; if a number or date is written with so many digits that as many would not
-    be equal in that column alone; or if more rows are shared than repeat.
+    both tables have the same rows; if one column has so many values that as many would not be equal in it; or
+    if more rows are shared than repeat.
 
     Of tables drawn alike, any two rows are equal as often, whether of one table or of both: of all equal
     pairs, those across are binomial, with the share N M of all pairs that there are. As many as happen once
@@ -83,40 +85,57 @@ def equal_rows(rows: Any, held: Any) -> tuple[npt.NDArray[np.bool_], bool]:
         return seen, True
     if np.array_equal(here, there):
         return seen, False
-    if any(_tells_apart(cells, seen, back) for cells in columns.values()):
+    repeated, theirs = here[mine] > 1, there[others] > 1
+    few = all(of.sum() <= 1 + len(of) / _COPIES for of in (repeated, theirs))
+    copies = _pairs(here) + _pairs(there) if few else 0.0
+    if any(_tells_apart(cells, seen, back, copies) for cells in columns.values()):
         return seen, False
     if not _too_many_pairs(here, there):
         return seen, True
-    repeated, theirs = here[mine] > 1, there[others] > 1
     if not (repeated.any() or theirs.any()):
         return seen, False
     return seen, not (_too_many(seen, theirs) and _too_many(back, repeated))
 
 
-def _tells_apart(cells: npt.NDArray[Any], seen: npt.NDArray[np.bool_], back: npt.NDArray[np.bool_]) -> bool:
+def _tells_apart(
+    cells: npt.NDArray[Any], seen: npt.NDArray[np.bool_], back: npt.NDArray[np.bool_], copies: float
+) -> bool:
     """Whether so many equal rows would not have equal cells by chance, in one column (N + M,) of two tables.
 
-    Of the numbers or dates that no table repeats, two are taken to be equal twice as often as of a uniform
-    distribution between the quartiles, on the grid that all of them lie on. How many are is Poisson.
+    Missing cells and the most frequent value, which may be 0, say nothing. Of the others, two are taken to be
+    equal as often as they are within the tables, ``copies`` of rows apart and two standard deviations more;
+    and, if they are written with few digits, also twice as often as of a uniform distribution between their
+    quartiles. How many are is Poisson.
     """
     from scipy.stats import poisson
 
+    kinds, value = np.unique(cells, return_inverse=True)
+    each = (np.bincount(of, minlength=len(kinds)) for of in (value[: len(seen)], value[len(seen) :]))
+    counts = np.stack([*each]) * ~pandas().isna(kinds)  # (2, kinds)
+    equal_within = (counts * (counts - 1)).sum(0)
+    if equal_within.any():
+        counts[:, equal_within.argmax()] = 0
+    of_use = counts.any(0)[value]
+    if of_use.sum() <= _VALUES:
+        return False
+    sizes = counts.sum(1).astype(float)
+    pairs, within = (sizes * (sizes - 1)).sum() / 2, max(_pairs(counts) - copies, 0)
+    rate = (within + 2 * np.sqrt(within)) / pairs + _of_a_grid(cells[of_use])
+    equal = min((seen & of_use[: len(seen)]).sum(), (back & of_use[len(seen) :]).sum())
+    return bool(poisson.sf(equal - 1, sizes.prod() * rate) < _RARE)
+
+
+def _pairs(counts: npt.NDArray[np.int64]) -> float:
+    """How many pairs of equals there are where so many are equal."""
+    return float((counts * (counts - 1)).sum() / 2)
+
+
+def _of_a_grid(cells: npt.NDArray[Any]) -> float:
+    """How often two of some cells (N,) are equal because of the grid they lie on; 0: they lie on none."""
     if cells.dtype.kind not in "fM":
-        return False
-    once = [_once(part) for part in (cells[: len(seen)], cells[len(seen) :])]
-    known = cells[np.concatenate(once)]
-    if not len(known):
-        return False
-    low, high = np.quantile(_on_a_grid(known), [0.25, 0.75])
-    equal = min((rows & alone).sum() for rows, alone in zip((seen, back), once, strict=True))
-    pairs = float(once[0].sum()) * float(once[1].sum())
-    return bool(poisson.sf(equal - 1, 2 * pairs / max(high - low, 1)) < _RARE)
-
-
-def _once(cells: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which cells (N,) are known and stand once in their column."""
-    _, index, count = np.unique(cells, return_inverse=True, return_counts=True)
-    return np.asarray((count[index] == 1) & ~pandas().isna(cells))
+        return 0.0
+    low, high = np.quantile(_on_a_grid(cells), [0.25, 0.75])
+    return 2 / max(float(high - low), 1)
 
 
 def _on_a_grid(cells: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -125,8 +144,9 @@ def _on_a_grid(cells: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         whole = cells.astype("datetime64[us]").astype(np.int64)
     else:
         wide, finest = cells.astype(np.float64), np.spacing(np.abs(cells).max())
-        fits = (k for k in range(_DECIMALS) if np.array_equal(np.round(wide, k).astype(cells.dtype), cells))
-        decimals = next(fits, None)
+        with np.errstate(over="ignore", invalid="ignore"):
+            alike = (np.array_equal(np.round(wide, k).astype(cells.dtype), cells) for k in range(_DECIMALS))
+            decimals = next((k for k, same in enumerate(alike) if same), None)
         if decimals is None or 10.0**-decimals < finest:
             return wide / float(finest)
         whole = np.rint(wide * 10.0**decimals).astype(np.int64)
@@ -147,8 +167,7 @@ def _too_many_pairs(here: npt.NDArray[np.int64], there: npt.NDArray[np.int64]) -
     from scipy.stats import binom
 
     n, m = float(here.sum()), float(there.sum())
-    across = float((here * there).sum())
-    within = float(sum((of * (of - 1)).sum() / 2 for of in (here, there)))
+    across, within = float((here * there).sum()), _pairs(here) + _pairs(there)
     share = n * m / (n * m + n * (n - 1) / 2 + m * (m - 1) / 2)
     return bool(binom.sf(across - 1, across + within, share) < _RARE)
 
