@@ -88,3 +88,12 @@ def test_knn_of_a_row_far_from_the_fit_is_its_distance(scale):
     """Whichever row of the fit is found, the distance is the same to all digits."""
     found = KNN(3, normalize=False).fit(FIT * scale).score_samples(TEST * 1e200)
     np.testing.assert_allclose(found, -1e200 * np.linalg.norm(TEST, axis=1))
+
+
+@pytest.mark.parametrize("k", [0, len(FIT) + 1])
+def test_a_k_that_is_set_after_the_fit_is_checked(k):
+    detector = KNN(5).fit(FIT)
+    with pytest.raises(ConfigError, match=f"KNN: k is {k}"):
+        detector.set_params(k=k).score_samples(TEST)
+    expected = KNN(7).fit(FIT).score_samples(TEST)
+    np.testing.assert_array_equal(detector.set_params(k=7).score_samples(TEST), expected)

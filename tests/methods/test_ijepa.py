@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -341,3 +342,19 @@ def test_wrong_views():
         model.loss([])
     with pytest.raises(DataError, match="16x16 pixels"):
         model.loss([torch.randn(2, 1, 20, 20)])
+
+
+@pytest.mark.parametrize("name", ["gaussian", "mdn"])
+def test_a_compiled_loss_trains_alike(name, monkeypatch):
+    """The masks are drawn outside the graph: how often they are drawn again differs from step to step."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    images = torch.randint(0, 256, (16, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    found = []
+    for compiled in (False, True):
+        model = IJEPA(image_size=32, backbone_options=VIT, head=name, predictor_width=16, predictor_depth=1,
+                      predictor_heads=2, seed=0)  # fmt: skip
+        pj.fit(model, images, epochs=3, batch_size=8, progress=False, device="cpu", compile=compiled)
+        found.append(model.state_dict())
+    torch._dynamo.reset()
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, msg=key)

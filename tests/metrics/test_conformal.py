@@ -191,3 +191,11 @@ def test_what_cannot_be_used_is_one_line(wrong, error, says):
     with pytest.raises(error, match=says) as caught:
         wrong()
     assert "\n" not in str(caught.value)
+
+
+@given(st.integers(1, 300), st.floats(1e-16, 1e-9))
+def test_a_rate_near_one_is_the_largest_score(rows, short):
+    known = np.arange(float(rows))
+    alpha = 1 - short
+    assert alpha == 1 or pj.threshold(known, alpha) >= rows - 2
+    assert pj.threshold(known, math.nextafter(1, 0)) == rows - 1

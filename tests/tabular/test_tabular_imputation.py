@@ -199,3 +199,25 @@ def test_what_is_hidden_in_one_row_changes_no_other():
     pd.testing.assert_frame_equal(both.cells[both.cells["row"] < 9].reset_index(drop=True), alone)
     assert both.table.dtypes.tolist() == table.dtypes.tolist()
     assert both.table["code"].tolist()[:-1] == table["code"].tolist()[:-1]
+
+
+@pytest.mark.parametrize(
+    ("values", "fill"),
+    [
+        (np.arange(_N) % 2 / 1.0, np.nan),
+        (np.arange(_N) % 3 / 2, 0.0),
+        (np.arange(_N) % 3, 0),
+        (np.arange(_N) % 2 == 0, False),
+    ],
+)
+def test_a_sparse_column_of_the_caller_stays_as_it_is(values, fill):
+    sparse = pd.arrays.SparseArray(values, fill_value=fill)
+    table = pd.DataFrame({"a": np.arange(_N) / 7, "b": sparse})
+    before = np.array(values)
+    model = VarTJEPA(**TINY | {"max_epochs": 1}).fit(table)
+    mask = np.zeros(table.shape, dtype=bool)
+    mask[:7, 1] = True
+    filled, cells = model.impute(table, mask)
+    assert np.array_equal(np.asarray(table["b"]), before)
+    assert filled["b"].dtype == table["b"].dtype and len(cells) == 7
+    assert np.array_equal(np.asarray(filled["b"])[7:], before[7:])

@@ -6,12 +6,16 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateMonitor
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.plugins import LayerSync
 from torch import nn
 
 import probjepa as pj
-from probjepa.errors import ArtifactError, ConfigError
+from probjepa.errors import ArtifactError, ConfigError, ProbjepaWarning
 from probjepa.training import Module, processes
 from probjepa.training.loader import make_loader
 
@@ -128,3 +132,10 @@ def test_batch_norm_of_ones_own_is_itself_in_evaluation_and_refused_in_training(
         torch.testing.assert_close(layer.train()(x), plain.train()(x))
     sync.revert(layer)
     assert type(layer) is kind
+
+
+def test_an_averaging_of_weights_with_a_rate_of_its_own_is_told():
+    averaging = StochasticWeightAveraging(1.0, swa_epoch_start=1)
+    trainer = own_trainer(2, callbacks=[averaging])
+    with pytest.warns(ProbjepaWarning, match="its swa_lrs are not used"):
+        trainer.fit(Module(method(), epochs=2), make_loader(pj.open_images(images()), 8, seed=0))

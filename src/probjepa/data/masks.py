@@ -94,6 +94,7 @@ class MultiBlockMasks:
                 f"target, and {min_context} are wanted: use smaller patches"
             )
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # how often it draws depends on what it drew
     def __call__(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw the masks of a batch, on the CPU.
 

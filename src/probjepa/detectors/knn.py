@@ -54,8 +54,7 @@ class KNN(Detector):
         self.contamination = contamination
 
     def _fit(self, rows: Matrix, codes: npt.NDArray[np.int64], labels: npt.NDArray[Any]) -> None:
-        if not 1 <= self.k <= len(rows):
-            raise ConfigError(f"KNN: k is {self.k} with {counted(len(rows))} to fit: use 1 to {len(rows)}")
+        self._check_k(len(rows))
         if self.chunk_size < 1:
             raise ConfigError(f"KNN: chunk_size is {self.chunk_size}: use at least 1")
         self._mapped = isinstance(rows, np.memmap)
@@ -96,7 +95,12 @@ class KNN(Detector):
             scores[of] = self._distances(rows, np.where(own, last[:, 0], last[:, 1]))
         return scores
 
+    def _check_k(self, rows: int) -> None:
+        if not 1 <= self.k <= rows:
+            raise ConfigError(f"KNN: k is {self.k} with {counted(rows)} to fit: use 1 to {rows}")
+
     def _score(self, rows: Matrix) -> npt.NDArray[np.float64]:
+        self._check_k(len(self._bank))  # it may have been set since
         queries = self._directions(rows) - self._centre
         scores = np.empty(len(queries))
         for of in gen_batches(len(queries), self.chunk_size):

@@ -116,7 +116,7 @@ def threshold_rank(rows: int, alpha: float, name: str = "alpha") -> int:
         raise DataError(
             f"{rows} calibration rows are too few for {name} = {alpha}: give {rows_asked}, or a larger {name}"
         )
-    return rank
+    return min(rank, rows)
 
 
 @dataclass(frozen=True)

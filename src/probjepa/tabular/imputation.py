@@ -78,6 +78,8 @@ def without(table: Any, hide: npt.NDArray[np.bool_]) -> Any:
     out = table.copy()
     for column, cells in zip(table.columns, hide.T, strict=True):
         series = table[column]
+        if cells.any() and isinstance(series.dtype, pd.SparseDtype):  # whose fill may be no missing cell
+            series = series.sparse.to_dense()
         if cells.any() and getattr(series.dtype, "kind", "O") in "iu":  # of NumPy, which has no missing ones
             series = pd.Series(pd.array(series.to_numpy()), index=series.index)
         out[column] = series.mask(cells)
@@ -136,7 +138,7 @@ def filled(series: Any, found: Any, feature: Feature) -> Any:
     else:
         cells = _categories(series, values)
     sparse = isinstance(series.dtype, pd.SparseDtype)
-    out = series.sparse.to_dense() if sparse else series.copy()
+    out = (series.sparse.to_dense() if sparse else series).copy()  # dense values may be the caller's own
     if isinstance(series.dtype, pd.CategoricalDtype):
         out = out.cat.add_categories([x for x in dict.fromkeys(cells) if x not in out.cat.categories])
     new = pd.Series(cells, dtype=object)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from torch import Tensor, nn
 
 from probjepa.distributed import of_each
@@ -52,7 +52,9 @@ class Module(L.LightningModule):
     """Train a method with Lightning: views on the device, one loss, a warm-up and a cosine.
 
     A batch is a uint8 tensor (N, C, H, W), or a tuple that starts with one. Every step draws from a seed made
-    of (``seed``, step), so that a resumed run equals an uninterrupted one, and several processes one.
+    of (``seed``, step), so that a resumed run equals an uninterrupted one, and several processes one. (From
+    a checkpoint within an epoch it does with a loader that has ``state_dict`` alone: Lightning begins others
+    again.)
     ``loss`` and the method's other terms, means over the processes, are logged as ``train/…``; the values of
     the last optimiser step are in :attr:`terms`.
 
@@ -181,6 +183,11 @@ class Module(L.LightningModule):
         """Look at callbacks and the other processes; set training mode, which Lightning keeps as it is."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             refuse_changing_steps(callback)
+            if isinstance(callback, StochasticWeightAveraging):
+                warn(
+                    "StochasticWeightAveraging averages the weights, and its swa_lrs are not used: each step "
+                    "has the rate of the schedule"
+                )
         _refuse_others(of_each(self.fingerprint))
         self.method.train()
         if self._compile:
