@@ -1,7 +1,10 @@
 """What tests of several processes share."""
 
 import socket
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 
 
 def free_port():
@@ -18,3 +21,31 @@ def wait_for_file(path, process):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+_HOLDER = """
+import sys
+from pathlib import Path
+from probjepa.claims import claimed
+with claimed(Path(sys.argv[1]), folder=bool(int(sys.argv[2]))):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def claiming(place, *, folder):
+    """Return the command of a process that claims ``place`` until its input ends, and says so."""
+    return [sys.executable, "-c", _HOLDER, str(place), str(int(folder))]
+
+
+@contextmanager
+def held(place, *, folder):
+    """Have another process claim ``place`` for the length of the block, or until it is killed."""
+    command = claiming(place, folder=folder)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            yield holder
+            holder.communicate()
+        finally:
+            holder.kill()

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -11,33 +10,18 @@ import pytest
 from probjepa import claims
 from probjepa.claims import claimed
 from probjepa.errors import ArtifactError
-
-HOLDER = """
-import sys
-from pathlib import Path
-from probjepa.claims import claimed
-with claimed(Path(sys.argv[1]), folder=bool(int(sys.argv[2]))):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+from processes import claiming, held
 
 
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("end", ["ends", "is killed"])
 def test_a_second_process_is_refused_until_the_first(folder, end, tmp_path):
     place = tmp_path / "deep" / "out"
-    command = [sys.executable, "-c", HOLDER, str(place), str(int(folder))]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout.readline() == b"held\n"
+    with held(place, folder=folder) as holder:
         with pytest.raises(ArtifactError, match="another process writes"), claimed(place, folder=folder):
             pass
         if end == "is killed":
             holder.kill()
-        holder.communicate()
-    finally:
-        holder.kill()
-        holder.wait()
     with claimed(place, folder=folder), claimed(place, folder=folder):
         assert not place.exists()
     assert not list(tmp_path.rglob(".*"))
@@ -104,8 +88,8 @@ def test_a_signal_at_the_removal_of_a_lock_s_file_leaves_no_file(tmp_path, monke
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_second_thread_is_refused_and_the_first_keeps_its_claim(folder, tmp_path):
-    place, command = tmp_path / "out", [sys.executable, "-c", HOLDER, str(tmp_path / "out"), "0"]
-    errors = []
+    place, errors = tmp_path / "out", []
+    command = claiming(place, folder=False)
 
     def second():
         try:

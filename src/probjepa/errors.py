@@ -95,9 +95,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     "unknown method 'vjee', did you mean 'vje'? (known: simsiam, vje)"
     """
     options = sorted(known)
-    near = nearest(str(name), options)
-    hint = f", did you mean '{near}'?" if near else ""
-    return ConfigError(f"unknown {kind} '{name}'{hint} (known: {', '.join(options)})")
+    return ConfigError(f"unknown {kind} '{name}'{_meant(str(name), options)} (known: {', '.join(options)})")
 
 
 def unknown_argument(function: str, name: str, known: Iterable[str]) -> TypeError:
@@ -109,9 +107,14 @@ def unknown_argument(function: str, name: str, known: Iterable[str]) -> TypeErro
     "VJE() got an unexpected keyword argument 'dff', did you mean 'df'?"
     """
     options = sorted(known)
-    near = nearest(name, options)
-    hint = f", did you mean '{near}'?" if near else f" (known: {', '.join(options)})"
+    hint = _meant(name, options) or f" (known: {', '.join(options)})"
     return TypeError(f"{function}() got an unexpected keyword argument '{name}'{hint}")
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Ask whether the nearest known name was meant; "" where none is near."""
+    near = nearest(name, known)
+    return f", did you mean '{near}'?" if near else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

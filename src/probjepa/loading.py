@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from probjepa.backbones import BACKBONES, HUBS
+from probjepa.backbones.frozen import learns
 from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, short, unknown_name, warn
 from probjepa.methods import METHODS, MODELS, Method
@@ -114,9 +115,9 @@ def open_encoder(
     module = isinstance(name_or_module, nn.Module) and not isinstance(name_or_module, Method)
     if module or weights is not None or str(name_or_module).startswith(HUBS):
         encoder: Any = name_or_module
-        learns = module and _learns(encoder)
+        trained = module and any(map(learns, encoder.modules()))
         opened = OpenedEncoder(encoder, image_size=image_size, pooling=pooling, weights=weights, **options)
-        if learns:
+        if trained:
             warn(
                 f"this {type(encoder).__name__} is in evaluation mode from here on: call its train() where "
                 "its training goes on"
@@ -136,16 +137,6 @@ def open_encoder(
             "embed, score and evaluate take one of tables, and curate with --rank-only"
         )
     return model
-
-
-def _learns(module: nn.Module) -> bool:
-    """Whether a module is in training, and has layers of torch's that compute otherwise then."""
-    return any(
-        isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        or (isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0)
-        for layer in module.modules()
-        if layer.training
-    )
 
 
 def is_of_tables(source: str | Path) -> bool:

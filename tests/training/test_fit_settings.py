@@ -2,8 +2,6 @@
 
 import dataclasses
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -19,6 +17,7 @@ from probjepa.training import FitSettings, Module
 from probjepa.training.device import resolve_device
 from probjepa.training.optim import OPTIMIZERS, make_optimizer
 from probjepa.training.settings import LoopSettings
+from processes import held
 
 HUGE = 10**5000  # Python does not even write it out
 
@@ -298,28 +297,17 @@ def test_cuda_is_the_current_gpu_as_torch_has_it(monkeypatch):
     assert found == ["cuda:1", "cuda:1", "cuda:0"]
 
 
-HOLDER = """
-import sys
-from pathlib import Path
-from probjepa.claims import claimed
-with claimed(Path(sys.argv[1]), folder=True):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
 @pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
 def test_a_run_that_another_process_trains_is_left_alone(how, tmp_path):
     out = tmp_path / "run"
     if how:
         train(out=out)
     before = {place: place.read_bytes() for place in out.rglob("*") if place.is_file()}
-    command = [sys.executable, "-c", HOLDER, str(out)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(ArtifactError, match=r"another process writes .*run: wait for it"):
-            train(out=out, **how)
-        holder.communicate()
+    with (
+        held(out, folder=True),
+        pytest.raises(ArtifactError, match=r"another process writes .*run: wait for it"),
+    ):
+        train(out=out, **how)
     assert {place: place.read_bytes() for place in out.rglob("*") if place.is_file()} == before
     train(out=out, **how)
     assert sorted(place.name for place in tmp_path.iterdir()) == ["run"]

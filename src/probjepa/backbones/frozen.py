@@ -27,6 +27,12 @@ def refuse_inference(module: nn.Module, name: str) -> None:
         )
 
 
+def learns(layer: nn.Module) -> bool:
+    """Whether a layer is torch's batch normalisation or dropout, and computes as in training."""
+    dropout = isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0
+    return layer.training and (dropout or isinstance(layer, nn.modules.batchnorm._BatchNorm))
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module in evaluation mode without gradients, and give each sub-module its mode back.

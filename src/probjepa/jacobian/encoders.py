@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from probjepa._arrays import as_float_tensor
 from probjepa.backbones import HUBS
-from probjepa.backbones.frozen import refuse_inference
+from probjepa.backbones.frozen import learns, refuse_inference
 from probjepa.backbones.hub import load_pretrained
 from probjepa.data import Images, Preprocess, as_images
 from probjepa.errors import ConfigError, DataError
@@ -222,7 +222,7 @@ def refuse_batch_dependence(encoder: Encoder, x: Tensor) -> None:
     advice = "call .eval() on it first"
     for path, part in [] if encoder.module is None else encoder.module.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            if part.training:
+            if learns(part):
                 raise ConfigError(
                     f"{encoder.name}: batch norm '{path}' is in training mode, so that an embedding depends "
                     f"on its batch: {advice}"
@@ -232,7 +232,7 @@ def refuse_batch_dependence(encoder: Encoder, x: Tensor) -> None:
                     f"{encoder.name}: batch norm '{path}' keeps no running statistics, so that an embedding "
                     "depends on its batch: build it with track_running_stats=True"
                 )
-        if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
+        elif learns(part):
             raise ConfigError(f"{encoder.name}: dropout '{path}' is on: {advice}")
     pair = torch.cat([x, 0.999 * x]).requires_grad_()  # near x: f need not be defined further off
     out = embeddings(encoder, pair)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from probjepa.errors import DataError
+from probjepa.registry import importing
 from probjepa.scores.base import Features, Score
 from probjepa.scores.own import Own
 from probjepa.scores.table import available
@@ -127,7 +128,8 @@ def _rows(features: Features, rows: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 def _log_harmonic_mean(log_p: Values) -> Values:
-    from scipy.special import logsumexp
+    with importing():
+        from scipy.special import logsumexp
 
     mean: Values = -logsumexp(-log_p, axis=1, b=1 / log_p.shape[1])
     return mean

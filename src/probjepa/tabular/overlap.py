@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from probjepa.data.overlap import refuse_seen
 from probjepa.errors import DataError
+from probjepa.registry import importing
 from probjepa.tabular.dates import day_first, instants
 from probjepa.tabular.frames import as_text, guess_type, labels_of, narrow_type, numbers, pandas
 
@@ -107,7 +108,8 @@ def _tells_apart(
     and, if they are written with few digits, also twice as often as of a uniform distribution between their
     quartiles. How many are is Poisson.
     """
-    from scipy.stats import poisson
+    with importing():
+        from scipy.stats import poisson
 
     kinds, value = np.unique(cells, return_inverse=True)
     each = (np.bincount(of, minlength=len(kinds)) for of in (value[: len(seen)], value[len(seen) :]))
@@ -118,9 +120,8 @@ def _tells_apart(
     of_use = counts.any(0)[value]
     if of_use.sum() <= _VALUES:
         return False
-    sizes = counts.sum(1).astype(float)
-    pairs, within = (sizes * (sizes - 1)).sum() / 2, max(_pairs(counts) - copies, 0)
-    rate = (within + 2 * np.sqrt(within)) / pairs + _of_a_grid(cells[of_use])
+    sizes, within = counts.sum(1), max(_pairs(counts) - copies, 0)
+    rate = (within + 2 * np.sqrt(within)) / _pairs(sizes) + _of_a_grid(cells[of_use])
     equal = min((seen & of_use[: len(seen)]).sum(), (back & of_use[len(seen) :]).sum())
     return bool(poisson.sf(equal - 1, sizes.prod() * rate) < _RARE)
 
@@ -164,11 +165,12 @@ def _too_many(seen: npt.NDArray[np.bool_], repeated: npt.NDArray[np.bool_]) -> b
 
 def _too_many_pairs(here: npt.NDArray[np.int64], there: npt.NDArray[np.int64]) -> bool:
     """Whether more pairs across two tables are equal than within, by how often each row stands in them."""
-    from scipy.stats import binom
+    with importing():
+        from scipy.stats import binom
 
-    n, m = float(here.sum()), float(there.sum())
+    sizes = np.array([here.sum(), there.sum()])
     across, within = float((here * there).sum()), _pairs(here) + _pairs(there)
-    share = n * m / (n * m + n * (n - 1) / 2 + m * (m - 1) / 2)
+    share = sizes.prod() / (sizes.prod() + _pairs(sizes))
     return bool(binom.sf(across - 1, across + within, share) < _RARE)
 
 
