@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack
@@ -263,6 +263,15 @@ def jepa_score_details(
             plan = replace(plan, estimator=plan.estimator if found is None else "calibrated", reason=reason)
             place = torch.cat([few, others]).argsort()
 
+    return _joined(parts, place, replace(plan, chunk_size=sizes[-1]), how)
+
+
+def _joined(
+    parts: Sequence[list[tuple[Volumes, Tensor]]], place: Tensor | None, plan: Plan, how: Settings
+) -> JepaScores:
+    """The scores of chunks, each view by view, with their rows put in ``place`` where there is one."""
+    n_transforms = len(parts[0])
+
     def joined(each: list[Tensor]) -> Tensor:
         rows = torch.cat([one.cpu() for one in each])
         return rows if place is None else rows[place]
@@ -287,7 +296,7 @@ def jepa_score_details(
         estimator=plan.estimator,
         reason=plan.reason,
         rank_rule=how.rank,
-        chunk_size=sizes[-1],
+        chunk_size=plan.chunk_size,
     )
 
 
