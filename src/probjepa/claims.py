@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -10,9 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from probjepa.errors import ArtifactError
-from probjepa.files import LOCK, cannot_write, drop_spent_parts, refuse_irregular, sweep
+from probjepa.files import LOCK, cannot_write, drop_spent_parts, hidden_beside, refuse_irregular, sweep
 
-_LONGEST = 200  # bytes of a name that a file system takes with more around it
 _HELD: dict[Path, int] = {}  # by which thread of this process, whose commands may lie in each other
 
 
@@ -87,13 +85,7 @@ def _release(file: Path, handle: int) -> None:
 
 def has_lock(path: Path) -> bool:
     """Whether a file of a claim lies beside ``path``: a process writes it, or was killed when it did."""
-    return _beside(Path(os.path.realpath(path))).exists()
-
-
-def _beside(place: Path) -> Path:
-    name = os.fsencode(place.name)
-    unique = place.name if len(name) <= _LONGEST else hashlib.sha256(name).hexdigest()
-    return place.parent / f".{unique}.lock"
+    return hidden_beside(Path(os.path.realpath(path)), "lock").exists()
 
 
 def _lock(path: Path, place: Path) -> tuple[Path, int] | None:
@@ -102,7 +94,7 @@ def _lock(path: Path, place: Path) -> tuple[Path, int] | None:
         import fcntl
     except ImportError:
         return None
-    beside = _beside(place)
+    beside = hidden_beside(place, "lock")
     try:
         handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
     except PermissionError:

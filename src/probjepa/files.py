@@ -22,6 +22,7 @@ CONFIG = "config.json"
 LOCK = ".probjepa.lock"
 _MOVING = ".probjepa.moving"  # stands in a folder while its files are replaced
 RECORD = "settings.json"
+_LONGEST = 200  # bytes of a name that a file system takes with more around it
 
 
 #: what reading damaged content, or building what it describes, raises
@@ -242,7 +243,14 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
 
 def parts_of(path: Path) -> Path:
     """Return the hidden folder where finished parts of an output wait; ``RECORD`` says whose they are."""
-    return path.parent / f".{path.name}.parts"
+    return hidden_beside(path, "parts")
+
+
+def hidden_beside(path: Path, ending: str) -> Path:
+    """Return a hidden name beside ``path`` that is its own, with an ending, however long its name is."""
+    name = os.fsencode(path.name)
+    unique = path.name if len(name) <= _LONGEST else hashlib.sha256(name).hexdigest()
+    return path.parent / f".{unique}.{ending}"
 
 
 def drop_spent_parts(path: Path) -> None:

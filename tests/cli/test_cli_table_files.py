@@ -255,6 +255,8 @@ def test_ids_and_classes_are_as_they_are_written(tmp_path, cells, expected):
     ("text", "arguments", "said"),
     [
         ("a;b\n1;2\n", "", "has one column, 'a;b': pass --sep ';'"),
+        ("a;b\n1,5;2\n", "", "has one column, 'a;b': pass --sep ';'"),
+        ("a|b\n1,5|2,5\n", "", "has one column, 'a|b': pass --sep '|'"),
         ("a\tb\n1\t2\n", "", "pass --sep '\\t'"),
         ("a|b\n1|2\n", "", "pass --sep '|'"),
         (",a\n0,1\n1,2\n", "", "the column 'Unnamed: 0', an index that was written along"),

@@ -120,6 +120,10 @@ def test_names_of_columns_are_kept(detector):
     np.testing.assert_allclose(fitted.score_samples(frame), clone(detector).fit(FIT).score_samples(FIT))
     with pytest.raises(DataError, match="feature names should match"):
         fitted.score_samples(frame.rename(columns={"a": "z"}))
+    with pytest.raises(DataError) as caught:
+        fitted.score_samples(frame[list("edcba")])
+    assert str(caught.value).endswith("Feature names must be in the same order as they were in fit.")
+    assert "\n" not in str(caught.value)
 
 
 @every_detector

@@ -334,3 +334,15 @@ def test_what_is_not_finite_is_refused() -> None:
         PowerSpherical(torch.eye(3)[0], math.inf)
     with pytest.raises(ValueError, match="complex"):
         PowerSpherical(torch.eye(3)[0] + 1j, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_the_uniform_density_has_the_digits_of_its_value(dtype: torch.dtype) -> None:
+    x = torch.nn.functional.normalize(torch.ones(3, 4, dtype=F64), dim=-1)
+    for uniform, of in (
+        (HypersphericalUniform(4), x),
+        (HypersphericalUniform(4, [3], dtype=F64), x.to(dtype)),
+    ):
+        found = uniform.log_prob(of)
+        assert found.dtype == F64 and found.tolist() == [-math.log(2 * math.pi**2)] * 3
+    assert HypersphericalUniform(4).log_prob(x.to(torch.float32)).dtype == torch.float32

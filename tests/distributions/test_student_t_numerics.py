@@ -271,3 +271,39 @@ def test_one_point_has_the_type_of_many(dtype: torch.dtype) -> None:
     for cls in (PolarStudentT, TangentStudentT, MultivariateStudentT):
         z, df = torch.ones(3, dtype=dtype), torch.tensor(2.0, dtype=dtype)
         assert cls(z, z, df).log_prob(torch.tensor([0.5, 1.0, -1.0], dtype=dtype)).dtype == dtype
+
+
+# --- curvature where the distance is zero ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("df", [1.0, 4.0, INF, torch.tensor(3.0)], ids=str)
+@BOTH_DTYPES
+def test_the_curvature_at_the_centre_is_the_closed_forms(df: float | Tensor, dtype: torch.dtype) -> None:
+    z = torch.tensor([1.0, 2.0, -2.0], dtype=dtype)
+    variance = torch.tensor([0.5, 2.0, 4.0], dtype=dtype)
+    nu = float(df)
+    of_whole = 1.0 if math.isinf(nu) else (nu + 3) / nu
+    of_norm = 1.0 if math.isinf(nu) else (nu + 1) / nu
+    hessian = torch.autograd.functional.hessian
+    found = hessian(MultivariateStudentT(z, variance, df).nll, z)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(found, of_whole * (1 / variance).diag())
+    found = hessian(PolarStudentT(z, variance, df).radial_nll, z)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(found, of_norm * torch.outer(z, z) / 9)
+
+
+@pytest.mark.parametrize("df", [0.5, 4.0, INF])
+def test_the_likelihood_is_smooth_where_its_two_forms_meet(df: float) -> None:
+    z, variance = torch.zeros(3, dtype=torch.float64), torch.tensor([0.5, 2.0, 4.0], dtype=torch.float64)
+    for length in (0.0, 1e-200, 1e-9, 1 - 1e-9, 1.0, 1 + 1e-9, 7.0, 1e200):
+        x = (length * variance.sqrt() * torch.tensor([2.0, -1.0, 2.0]).double() / 3).requires_grad_()
+        found = MultivariateStudentT(z, variance, df).nll(x)
+        (slope,) = torch.autograd.grad(found, x)
+        d2, whole = mpmath.mpf(length) ** 2, 0.5 * float(variance.log().sum())
+        if math.isinf(df):
+            exact, rate = d2 / 2, mpmath.mpf(1)
+        else:
+            exact, rate = (df + 3) / 2 * mpmath.log1p(d2 / df), (df + 3) / (df + d2)
+        if exact < 1e300:
+            assert found.item() == pytest.approx(float(exact) + whole, rel=1e-12)
+            expected = [float(rate * mpmath.mpf(of)) for of in (x / variance).tolist()]
+            assert slope.tolist() == pytest.approx(expected, rel=1e-9, abs=0)

@@ -509,6 +509,16 @@ def test_many_whole_numbers_are_said_to_be_taken_for_classes():
         assert len(set(check_labels(frame.astype({"y": str}), "y", "train"))) == 160
 
 
+def test_classes_that_are_large_numbers_stay_apart():
+    frame = pd.DataFrame({"y": [1.0, 2e19, 3e19, -0.0, -3e19]})
+    found = check_labels(frame, "y", "train").tolist()
+    assert found == ["1", str(2 * 10**19), str(3 * 10**19), "0", str(-3 * 10**19)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match="continuous numbers"):
+            check_labels(pd.DataFrame({"y": [1.0, np.inf]}), "y", "train")
+
+
 def test_classes_that_train_lacks_are_named_or_refused():
     train, test = table(seed=0), table(60, seed=1)
     test.loc[:4, "y"] = "maybe"

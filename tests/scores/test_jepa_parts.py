@@ -11,6 +11,7 @@ from rich.progress import Progress
 from probjepa import VJE
 from probjepa.data import ImageSet
 from probjepa.data.preprocess import Preprocess
+from probjepa.data.rows import open_table
 from probjepa.errors import ArtifactError, DataError
 from probjepa.jacobian import as_encoder, jepa_score_details, latent
 from probjepa.jacobian.estimators import Settings
@@ -176,6 +177,44 @@ def test_an_output_is_replaced_where_that_is_asked_for(encoder, tmp_path):
     for count in (5, 3):
         assert scored(encoder, images(count, 0), out, overwrite=True) == (0, None)
         assert len(pq.read_table(out)) == count
+
+
+def test_a_stopped_scoring_is_not_lost_to_another_table(encoder, tmp_path, monkeypatch):
+    data, out = images(10, 0), tmp_path / "j.parquet"
+    stopped(encoder, data, out, monkeypatch)
+    said = r"a JEPA-SCORE of .* was stopped and can go on .*--overwrite"
+    with pytest.raises(ArtifactError, match=said), open_table(out, overwrite=False):
+        raise AssertionError
+    with pytest.raises(ZeroDivisionError), open_table(out, overwrite=True):  # and nothing was written
+        raise ZeroDivisionError
+    assert scored(encoder, data, out)[0] == 8
+    stopped(encoder, data, out, monkeypatch, overwrite=True)
+    with open_table(out, overwrite=True) as table:
+        table.write({"x": np.zeros(2)})
+    assert [path.name for path in tmp_path.iterdir()] == ["j.parquet"]
+
+
+def test_a_file_that_came_meanwhile_stays(encoder, tmp_path, monkeypatch):
+    data, out = images(5, 0), tmp_path / "j.parquet"
+    columns = jepa_parts.columns
+
+    def written(*arguments):
+        out.write_text("notes")
+        return columns(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jepa_parts, "columns", written)
+        with pytest.raises(ArtifactError, match="exists already"):
+            scored(encoder, data, out)
+    assert out.read_text() == "notes"
+    assert scored(encoder, data, out, overwrite=True)[0] == 5  # what was scored is kept
+
+
+def test_a_name_may_be_as_long_as_a_file_systems(encoder, tmp_path):
+    for name in ("x" * 247 + ".parquet", "ü" * 123 + ".parquet"):
+        scored(encoder, images(5, 0), tmp_path / name)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
 
 
 def test_rows_that_are_their_own_calibration(encoder, tmp_path):

@@ -403,6 +403,41 @@ def test_a_shard_that_another_process_writes_is_left_to_it(model, tmp_path, monk
     assert found["written"] == 2 and found["shards"]["left"] == 1
 
 
+@pytest.mark.parametrize("what", ["score", None])
+def test_what_came_after_the_run_began_is_not_written_over(model, tmp_path, monkeypatch, what):
+    data, out = write_shards(tmp_path / "in"), tmp_path / "out"
+    worked = ShardWorker.__call__
+
+    def then_others(worker, shard, place):
+        done = worked(worker, shard, place)
+        if worker.job.what == "embed" and shard.name == "part-0.parquet":
+            with monkeypatch.context() as patch:
+                patch.setattr(ShardWorker, "__call__", worked)
+                if what is None:
+                    (out / "part-1.parquet").write_text("notes")
+                else:
+                    worked(
+                        ShardWorker(Job(model, device="cpu", what=what)), others, str(out / "part-1.parquet")
+                    )
+        return done
+
+    others = next(
+        shard
+        for shard in runs_room.Plan.of(Job(model, device="cpu"), str(data), str(out)).shards
+        if shard.name == "part-1.parquet"
+    )
+    monkeypatch.setattr(ShardWorker, "__call__", then_others)
+    with pytest.raises(ArtifactError, match=r"part-1.*--overwrite"):
+        embed(model, data, out)
+    if what is None:
+        assert (out / "part-1.parquet").read_text() == "notes"
+    else:
+        assert "score" in pq.read_schema(out / "part-1.parquet").names
+    assert not (out / "part-2.parquet").exists() and not left_overs(out)
+    monkeypatch.undo()
+    assert embed(model, data, out, overwrite=True)["shards"]["left"] == 0
+
+
 def test_a_worker_travels_without_its_model(model, tmp_path):
     from probjepa.data.shard_files import find_shards
 

@@ -243,3 +243,9 @@ def test_a_column_called_like_a_part_of_a_date_is_refused():
     saved[0]["name"] = saved[0]["column"] = "when.days"  # as of a model saved before
     with pytest.raises(DataError, match="rename it"):
         TableSchema.from_json(saved)
+
+
+def test_types_go_by_the_names_that_columns_have():
+    frame = pd.DataFrame({0: [1, 2, 3], 1: [0.5, 1.5, 2.5]})
+    schemas = [TableSchema.infer(frame, column_types={name: "categorical"}) for name in (0, "0")]
+    assert schemas[0].features == schemas[1].features and schemas[0].features[0].type == "categorical"

@@ -21,6 +21,8 @@ from probjepa.tabular.traps import refuse_traps
         (["5 May 2021"], "holds dates"),
         (["14:30", "02:30 PM", "9:05:01.5"], "holds times as text ('14:30' in row 0)"),
         (["01/2021", "12/2020"], "holds dates"),
+        ([1, 2, "n/a"], "holds numbers as text ('n/a' in row 2)"),
+        ([1.5, 2.5, None, "1,000"], "holds numbers as text ('1,000' in row 3)"),
     ],
 )
 def test_numbers_and_dates_as_texts_are_warned_of(cells, said):
@@ -49,6 +51,9 @@ def test_numbers_and_dates_as_texts_are_warned_of(cells, said):
         ["50:50", "60:40"],
         ["15-1252", "12-3456", "7/1234"],
         ["2.2021", "3.2021a", "x"],
+        [1, 2, "3"],
+        [True, "x", "y"],
+        [1, "2A", "3B", "4C", "5D", "6E", "7F"],
     ],
 )
 def test_codes_and_words_are_categories(cells):

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from probjepa.data.images import Images
 from probjepa.data.records import UNLABELLED
-from probjepa.files import refuse_existing, staged_file
+from probjepa.errors import ArtifactError
+from probjepa.files import RECORD, discard, parts_of, refuse_existing, staged_file
 
 
 class TableWriter:
@@ -74,11 +75,20 @@ def open_table(path: Path, overwrite: bool) -> Iterator[TableWriter]:
     Raises
     ------
     ArtifactError
-        if the file is there already, or cannot be written
+        if the file is there already, or the parts of a JEPA-SCORE that was stopped are (with ``overwrite``
+        both go), or it cannot be written
     """
     refuse_existing(path, overwrite)
+    parts = parts_of(path)
+    if not overwrite and (parts / RECORD).exists():
+        raise ArtifactError(
+            f"a JEPA-SCORE of {path} was stopped and can go on ({parts}): choose another --out, or pass "
+            "--overwrite"
+        )
     with staged_file(path) as stage, written(stage) as table:
         yield table
+    (parts / RECORD).unlink(missing_ok=True)  # first, as ``drop_spent_parts`` has it
+    discard(parts)
 
 
 @contextmanager

@@ -154,7 +154,9 @@ class Detector(Thresholded, BaseEstimator):  # type: ignore[misc]  # scikit-lear
                 ensure_all_finite=False, ensure_min_samples=0,
             )  # fmt: skip
         except ValueError as error:
-            raise DataError(f"{what}: {error}; give numbers, one row a sample, (N, D)") from error
+            said = " ".join(str(error).split())
+            advice = "" if "feature names" in said else "; give numbers, one row a sample, (N, D)"
+            raise DataError(f"{what}: {said}{advice}") from error
         rows = X if mapped else rows
         if rows.ndim != 2:
             raise DataError(

@@ -244,9 +244,10 @@ class HypersphericalUniform(Likelihood):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density at x (..., D), with respect to the surface measure: the same for all; returns (...)."""
         _check_sample(self, value)
-        like = self._like.expand(self._batch_shape)
-        shape = torch.broadcast_tensors(value[..., 0], like)[0].shape  # type: ignore[no-untyped-call]
-        return (self._like - log_sphere_area(self.dim)).expand(shape)
+        like = self._like.to(torch.promote_types(value.dtype, self._like.dtype))
+        both = (value[..., 0], like.expand(self._batch_shape))
+        shape = torch.broadcast_tensors(*both)[0].shape  # type: ignore[no-untyped-call]
+        return (like - log_sphere_area(self.dim)).expand(shape)
 
     def entropy(self) -> Tensor:
         """Log of the sphere's area (...) in nats: the most that a distribution on it can have."""

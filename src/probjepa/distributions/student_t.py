@@ -104,13 +104,24 @@ def _kernel_of_distance(r: Tensor, df: Df, dim: int) -> Tensor:
     nu = torch.as_tensor(df, dtype=r.dtype, device=r.device)
     finite = torch.isfinite(nu)
     nu = torch.where(finite, nu, 1.0)
-    x = r.abs() / nu.sqrt()
-    far = x > 1
+    x = r / nu.sqrt()  # not its absolute value, whose second derivative at 0 is lost
+    far = x.abs() > 1
     heavy = torch.where(
         far, 2 * torch.hypot(torch.ones_like(x), torch.where(far, x, 1.0)).log(),
         torch.log1p(torch.where(far, 0.0, x).square()),
     )  # fmt: skip
     return torch.where(finite, 0.5 * (nu + dim) * heavy, gaussian)
+
+
+def _kernel_of_vector(x: Tensor, df: Df, dim: int) -> Tensor:
+    """As ``_kernel`` of ‖x‖², for x (..., D) whose squares may overflow."""
+    squared = x.square().sum(-1)
+    near = squared <= 1  # where no root is taken, which has no second derivative at 0
+    far = torch.where(near.unsqueeze(-1), 1.0, x)
+    return torch.where(
+        near, _kernel(torch.where(near, squared, 0.0), df, dim),
+        _kernel_of_distance(safe_norm(far).squeeze(-1), df, dim),
+    )  # fmt: skip
 
 
 def log_normalizer(df: Df, dim: int) -> Df:
@@ -382,9 +393,8 @@ class MultivariateStudentT(_StudentT):
                 1 / self.scale_squared.clamp_min(torch.finfo(self.loc.dtype).tiny).sqrt()
             )
             farthest = torch.finfo(distance.dtype).max / self.dim
-            distance = safe_norm(distance.clamp(-farthest, farthest)).squeeze(-1)
             log_det = self.scale_squared.log().sum(-1)
-            return _kernel_of_distance(distance, self.df, self.dim) + 0.5 * log_det
+            return _kernel_of_vector(distance.clamp(-farthest, farthest), self.df, self.dim) + 0.5 * log_det
 
     def log_prob(self, h: Tensor) -> Tensor:
         """Log-density with constants; h (..., D) → (...)."""

@@ -143,12 +143,13 @@ def check_labels(frame: Any, target: str, name: str) -> npt.NDArray[np.str_]:
         column = pandas().Series(np.array(found, dtype=None if numbers else object)[codes])
     many = column.nunique() > _CONTINUOUS
     if column.dtype.kind == "f":
-        if many or (column.to_numpy() % 1 != 0).any():
+        values = column.to_numpy()
+        if many or not np.isfinite(values).all() or (values % 1 != 0).any():
             raise DataError(
                 f"the target column '{target}' of {name} holds continuous numbers: this evaluation is of "
                 "classes, so bin it first"
             )
-        column = column.astype(np.int64)
+        column = column.map(int)  # Python's, of any size
     elif many and column.dtype.kind in "iu":  # a code of many classes, or a count
         warn(
             f"the target column '{target}' of {name} has {column.nunique()} different whole numbers, each of "

@@ -103,12 +103,14 @@ class Task:
         Raises
         ------
         DataError, ConfigError, ArtifactError
-            as ``ShardWorker``; the ShardError of a shard that cannot be read is returned
+            as ``ShardWorker`` and ``record(strict=True)``; the ShardError of a shard that cannot be read is
+            returned
         """
         place = self.place(shard)
         try:
             with nullcontext() if is_remote(place) else claimed(Path(place)):
-                if not self.overwrite and self.record(shard) is not None:
+                # strict: another command may have written it since the run began
+                if not self.overwrite and self.record(shard, strict=True) is not None:
                     return "finished"
                 try:
                     self.worker(shard, place)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probjepa._arrays import power_of_two
+from probjepa.errors import warn
 from probjepa.registry import importing
 from probjepa.tabular.dates import datetime_parts, day_first
 from probjepa.tabular.frames import ColumnType, Scalar, category_labels, numbers
@@ -198,6 +199,17 @@ def _standardised(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(unit.mean()) * largest, scale if scale > 0 else 1.0
 
 
+def _warn_of_rounded(column: str, series: Any, seen: npt.NDArray[np.float64]) -> None:
+    """Warn of a column of whole numbers of which some are one number in float64."""
+    if not len(seen) or np.abs(seen).max() <= 2**53 or series.dtype.kind not in "iu":
+        return
+    if (found := len(np.unique(seen))) < (given := series.nunique()):
+        warn(
+            f"column {column!r} holds whole numbers beyond 2^53, of which float64 tells apart {found} of "
+            f"{given}: subtract what they share, or pass column_types={{{column!r}: 'categorical'}}"
+        )
+
+
 def column_features(
     column: str, series: Any, type_: ColumnType, numeric_transform: NumericTransform, max_categories: int
 ) -> list[Feature]:
@@ -214,6 +226,8 @@ def column_features(
     features = []
     for part, values in parts:
         seen = values[~np.isnan(values)]
+        if part is None:
+            _warn_of_rounded(column, series, seen)
         location, scale = _standardised(seen)
         grid: tuple[float, ...] = ()
         if numeric_transform == "quantile" and len(seen) and seen.min() < seen.max():

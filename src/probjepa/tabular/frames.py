@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from probjepa.errors import DataError, few, short
+from probjepa.files import first_line
 from probjepa.registry import importing, required
 
 ColumnType = Literal["numeric", "categorical", "boolean", "datetime"]
@@ -84,14 +86,21 @@ def refuse_repeated(names: Iterable[str], where: str) -> None:
 
 
 def has_names(table: Any) -> bool:
-    """Return whether a table brings the names of its columns along, as an array does not."""
-    return any(hasattr(table, name) for name in ("columns", "__arrow_c_stream__", "__dataframe__"))
+    """Return whether a table brings the names of its columns along, as a plain array does not."""
+    named = ("columns", "__arrow_c_stream__", "__dataframe__")
+    return any(hasattr(table, name) for name in named) or _is_structured(table)
+
+
+def _is_structured(table: Any) -> bool:
+    return isinstance(table, np.ndarray) and table.dtype.names is not None and table.ndim == 1
 
 
 def _from_arrow(pd: Any, table: Any) -> Any:
     """A DataFrame of what is no pandas but has columns of its own; None for an array or a single column."""
     if not has_names(table):
         return None
+    if _is_structured(table):
+        return pd.DataFrame({name: list(table[name]) for name in table.dtype.names})
     with importing():
         import pyarrow as pa
         from pyarrow.interchange import from_dataframe
@@ -101,7 +110,12 @@ def _from_arrow(pd: Any, table: Any) -> Any:
             pa.from_numpy_dtype(of.numpy_dtype): of for of in map(pd.api.types.pandas_dtype, _NULLABLE)
         }
         return arrow.to_pandas(types_mapper=nullable.get)
-    except (pa.ArrowException, TypeError, ValueError, AttributeError, NotImplementedError):
+    except (pa.ArrowException, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        if hasattr(table, "columns"):  # as an array it would lose their names
+            raise DataError(
+                f"the table, a {type(table).__name__}, cannot be read through Arrow ({first_line(error)}): "
+                "cast its columns to types that Arrow has, or pass a DataFrame of pandas"
+            ) from error
         return None
 
 
@@ -176,7 +190,11 @@ def numbers(column: str, series: Any) -> npt.NDArray[np.float64]:
         series = pd.to_timedelta(series.astype(object)).dt.total_seconds()
     parsed = series
     if isinstance(series.dtype, pd.CategoricalDtype) or not pd.api.types.is_numeric_dtype(series.dtype):
-        parsed = pd.to_numeric(series.astype(object), errors="coerce")
+        try:
+            parsed = pd.to_numeric(series.astype(object), errors="coerce")
+        except OverflowError as error:
+            too_large = [isinstance(value, int) and abs(value) > sys.float_info.max for value in series]
+            raise not_of_type(column, series, too_large, "numeric") from error
     if pd.api.types.is_complex_dtype(parsed.dtype):
         raise DataError(f"Complex data not supported: column {column!r} is {parsed.dtype}: split it in two")
     values: npt.NDArray[np.float64] = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -241,8 +259,10 @@ def category_labels(column: str, series: Any, *, boolean: bool, most: int) -> tu
             raise not_of_type(column, series, bad[codes], "boolean")
         return (False, True)
     counts: dict[Scalar, int] = {}
+    by_text = {as_text(label): label for label in labels if not isinstance(label, str)}
     for label, count in zip(labels, np.bincount(codes[codes >= 0], minlength=len(labels)), strict=True):
-        counts[label] = counts.get(label, 0) + int(count)
+        one = by_text.get(as_text(label), label)  # "1" beside 1
+        counts[one] = counts.get(one, 0) + int(count)
     by_name = sorted(counts, key=lambda label: (isinstance(label, str), label))
     kept = set(sorted(by_name, key=lambda label: -counts[label])[:most])
     return tuple(label for label in by_name if label in kept)

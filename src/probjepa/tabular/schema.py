@@ -117,7 +117,7 @@ class TableSchema:
         frame = as_frame(table)
         if not isinstance(column_types or {}, Mapping):
             raise ConfigError(f"column_types is {column_types!r}: give a mapping of columns to their types")
-        types = dict(column_types or {})
+        types = {str(name): of for name, of in (column_types or {}).items()}  # as ``as_frame`` calls them
         if absent := sorted(set(types) - set(frame.columns), key=str):
             raise ConfigError(f"column_types names columns that are not in the table: {named(absent)}")
         warn_of_texts(frame, types)

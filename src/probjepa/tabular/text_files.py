@@ -7,7 +7,7 @@ import gzip
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ def read_text_file(path: Path, known: KnownColumns, text: Mapping[str, Any]) -> 
     how = _written(path, text)
     as_they_are = {**how, "na_values": None, "keep_default_na": False, "header": None, "dtype": str}
     header = pd.read_csv(path, **as_they_are, nrows=1).loc[0].tolist()
+    _refuse_separator(path, [name for name in header if isinstance(name, str)], text)
     refuse_repeated(filter(None, header), f"'{path}'")  # pandas would call the second one a.1
     names = known.names_rows(pd.DataFrame(columns=header))
     kept = [name for name in (names, target) if name is not None and name not in known.features]
@@ -99,13 +100,6 @@ def read_text_file(path: Path, known: KnownColumns, text: Mapping[str, Any]) -> 
             f"'{path}' has {counted(len(header), 'name')} in its first line and more cells in a row: "
             "name each column"
         ) from None
-    found = next((sep for sep in _SEPARATORS if all(sep in name for name in frame.columns)), None)
-    if found and "sep" not in text:
-        sep = "\\t" if found == "\t" else found
-        held = (
-            "one column" if len(frame.columns) == 1 else f"{len(frame.columns)} columns with '{sep}' in each"
-        )
-        raise DataError(f"'{path}' has {held}, '{short(frame.columns[0])}': pass --sep '{sep}'")
     gap = "NA" if text.get("keep_default_na", True) else '""'
     if len(frame.columns) == 1 and _has_gaps(path, how, frame.iloc[:, 0]):
         raise DataError(f"'{path}' has one column and lines without a cell: write {gap} for a missing one")
@@ -121,6 +115,15 @@ def read_text_file(path: Path, known: KnownColumns, text: Mapping[str, Any]) -> 
         if name in frame.columns:
             frame[name] = _classes(frame[name], decimal, thousands, apart=False)
     return frame
+
+
+def _refuse_separator(path: Path, header: Sequence[str], text: Mapping[str, Any]) -> None:
+    """Raise DataError where the names of a file hold another separator than the one it is read with."""
+    found = next((sep for sep in _SEPARATORS if header and all(sep in name for name in header)), None)
+    if found and "sep" not in text:
+        sep = "\\t" if found == "\t" else found
+        held = "one column" if len(header) == 1 else f"{len(header)} columns with '{sep}' in each"
+        raise DataError(f"'{path}' has {held}, '{short(header[0])}': pass --sep '{sep}'")
 
 
 def warn_of_words(source: str, features: Any, text: Mapping[str, Any], types: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
+from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
 from probjepa.errors import DataError, short, warn
@@ -15,6 +16,7 @@ from probjepa.tabular.frames import pandas
 from probjepa.tabular.text_files import number_pattern, written_as_text
 
 _YAML = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")  # YAML's own words
+_TEXTS = ("string", "mixed-integer", "mixed")  # pandas' words for a column of text, or of text and numbers
 _PLACEHOLDERS = 5  # more kinds of words among numbers are categories
 _READ = 10_000  # rows that a fit looks at, and texts by which a column is judged
 _GAPS = (" ", "'")  # of thousands
@@ -85,11 +87,16 @@ def text_traps(
     """
     pd = pandas()
     for name in frame.columns:
-        if name in (types or {}) or pd.api.types.infer_dtype(frame[name], skipna=True) != "string":
+        if name in (types or {}) or pd.api.types.infer_dtype(frame[name], skipna=True) not in _TEXTS:
             continue
-        cells = [(row, cell) for row, cell in enumerate(frame[name]) if isinstance(cell, str)]
+        cells = [(row, str(cell)) for row, cell in enumerate(frame[name]) if _is_written(cell)]
         if cells and (trap := _trap(name, cells, (decimal, thousands))):
             yield trap
+
+
+def _is_written(cell: Any) -> bool:
+    """Whether a cell of a column of text is text, or a number that stands among texts."""
+    return isinstance(cell, str) or (isinstance(cell, Real) and not isinstance(cell, bool) and cell == cell)
 
 
 class _Texts:
