@@ -108,6 +108,10 @@ def test_raw_features_read_dates_as_the_model_does():
         ("5 Jan 2021", None, "%d %b %Y"),
         ("March 3, 2021", None, "%B %d, %Y"),
         ("2021-03", None, "%Y-%m"),
+        ("March 2021", None, "%B %Y"),
+        ("Mar-2021", None, "%b-%Y"),
+        ("24-Mar-21", None, "%d-%b-%y"),
+        ("24 Mar 72", None, "%d %b %y"),
         ("2021-03-05T12:00:00Z", None, "%Y-%m-%dT%H:%M:%SZ"),
         ("2021-03-05T12:00:00+02:00", None, "%Y-%m-%dT%H:%M:%S+00:00"),
         ("Tue, March 2, 2021", None, "%a, %B %d, %Y"),
@@ -127,6 +131,7 @@ def test_a_format_reads_all_cells_and_not_the_first_alone():
     texts = ["13:05:15 2021-05-13", "03:05:06 2021-05-25", "22:02:16 2021-07-05"]
     assert format_of("t", texts) == "%H:%M:%S %Y-%m-%d"
     assert format_of("t", ["13 May 2021", "25 Jul 2021"]) == "%d %b %Y"
+    assert format_of("t", ["May 2021", "March 2021"]) == "%B %Y"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert format_of("t", ["2021-06-03", "2021-06-15"], True) == "%Y-%m-%d"

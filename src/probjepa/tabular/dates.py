@@ -23,6 +23,7 @@ _FOUR_DIGITS = re.compile(r"(?<![-+\d])\d{4}(?!\d)")  # a year's, not a zone's
 _COLON_ZONE = re.compile(r"[-+]\d\d:\d\d$")
 _CENTURY = 69  # two digits from here on are of 19.., as POSIX has it
 _EARLIEST = 100  # a year that a text with the name of a month may have: Jan-21 is no day of year 1
+_MONTHS = tuple(f"{m}{by}{y}" for y in ("%Y", "%y") for m in ("%b", "%B", "%d-%b", "%d %b") for by in " -")
 _AS_ISO = "write them as YYYY-MM-DD"
 
 
@@ -110,6 +111,9 @@ def format_of(column: str, texts: Sequence[str], day_first: bool | None = None) 
         if (read == when).all():
             zone = "Z" if text.endswith("Z") else "+00:00" if _COLON_ZONE.search(text) else "%z"
             return str(known).replace("%z", zone)
+    for known in _MONTHS:
+        if (pd.to_datetime(cells, format=known, errors="coerce", utc=True) == when).all():
+            return known
     return "%Y-%m-%d" if len(texts[0]) <= 10 else "%Y-%m-%d %H:%M:%S"
 
 
