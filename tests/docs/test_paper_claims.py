@@ -7,6 +7,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from probjepa.registry import EXPERIMENTS
@@ -79,9 +80,10 @@ def test_means_and_deviations_are_those_of_the_files():
         for mean, deviation in re.findall(r"(−?\d+\.\d+) ± (\d+\.\d+)", ours):
             digits = len(mean.split(".")[1])
             texts = {
-                f"{scale * statistics.mean(of):.{digits}f} ± {scale * statistics.stdev(of):.{digits}f}"
+                f"{scale * average(of):.{digits}f} ± {scale * statistics.stdev(of):.{digits}f}"
                 for of in known
                 for scale in (1, 100)  # shares are in per cent
+                for average in (statistics.mean, np.mean)  # 33.55 has two roundings
             }
             if f"{mean.replace('−', '-')} ± {deviation}" not in texts:
                 wrong.append((claim, mean, deviation))

@@ -74,7 +74,7 @@ def test_a_seed_without_a_figure_is_left_out(n):
     assert found["seeds"][0] is None and found["seeds"][-1] is None
 
 
-def test_one_seed_has_its_own_interval_and_two_have_none():
+def test_one_seed_has_its_own_interval_and_two_or_any_that_agree_have_none():
     nothing = {"value": None, "low": None, "high": None}
     assert seed_interval([0.3, None], (0.2, 0.4)) == {
         "value": 0.3, "low": 0.2, "high": 0.4, "seeds": [0.3, None]
@@ -82,6 +82,8 @@ def test_one_seed_has_its_own_interval_and_two_have_none():
     assert seed_interval([0.3])["low"] is None
     two = seed_interval([0.3, 0.5], own=(0.2, 0.4))
     assert two == {"value": pytest.approx(0.4), "low": None, "high": None, "seeds": [0.3, 0.5]}
+    agreed = {"value": 0.5, "low": None, "high": None, "seeds": [0.5] * 3}
+    assert seed_interval([0.5] * 3, (0.2, 0.8)) == agreed  # of no width it would look like certainty
     assert seed_interval([None], (0.2, 0.4)) == {**nothing, "seeds": [None]}
     assert seed_interval([]) == {**nothing, "seeds": []}
 

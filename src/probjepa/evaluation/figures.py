@@ -83,10 +83,7 @@ def over_seeds(each: Sequence[Any], limits: _Limits = (None, None)) -> Any:
             for key in dict.fromkeys(key for one in each for key in one)
         }
     own = (first["low"], first["high"]) if len(each) == 1 else None
-    found = metrics.seed_interval([one["value"] for one in each], own, limits)
-    if len(each) > 1 and found["low"] == found["high"]:  # seeds that agree would look like certainty
-        found |= {"low": None, "high": None}
-    return found
+    return metrics.seed_interval([one["value"] for one in each], own, limits)
 
 
 def _ps(values: Sequence[float | None]) -> dict[str, Any]:

@@ -282,8 +282,8 @@ class VJE(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2602.05639"):
         """Measures of encoded images, each (N,) float64.
 
         "mean_variance" (mean σ²), "trace" (Σσ²), "anisotropy" (coefficient of variation of σ² over the
-        features), "kl" (to the prior N(0, I), nats), "directional_nll", "radial_nll" (of h at z = μ, nats),
-        "h_norm", "mu_norm".
+        features), "kl" (to the prior N(0, I), nats), "directional_nll", "radial_nll" (of h at z = μ, nats,
+        without their constants), "h_norm", "mu_norm".
         """
         h, mean, variance = (features[key].double() for key in ("h", "mu", "variance"))
         polar = PolarStudentT(mean, variance, self.df, center_log_variance=self.center_log_variance)

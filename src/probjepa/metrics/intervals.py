@@ -173,7 +173,8 @@ def seed_interval(
     dict
         ``value``, ``low``, ``high`` and ``seeds`` (``values``), fit for JSON. From three measured seeds on
         the interval is mean ± t₀.₉₇₅(n−1)·s/√n (Student), cut off at ``limits``. Of a single one it is
-        ``own``, and of two there is none. What is missing is None
+        ``own``; of two there is none, nor of seeds that agree, which would look like certainty. What is
+        missing is None
 
     Examples
     --------
@@ -183,7 +184,7 @@ def seed_interval(
     known = [value for value in values if value is not None]
     low: float | None = None
     high: float | None = None
-    if len(known) >= 3:
+    if len(known) >= 3 and min(known) < max(known):
         with importing():
             from scipy.stats import t
 
