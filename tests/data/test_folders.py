@@ -84,10 +84,12 @@ def test_a_file_is_known_by_its_content(tmp_path, name):
 def test_a_link_to_nothing_is_an_unreadable_image(tmp_path):
     image(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "c.png").symlink_to("c.png")
     with pytest.raises(DataError, match=r"b\.png cannot be read \(No such file"):
         open_images(tmp_path)
     opened = open_images(tmp_path, on_error="skip")
     assert opened.ids == ["a.png"] and "b.png" in opened.skipped[0]
+    assert "c.png cannot be read (Too many levels of symbolic links" in opened.skipped[1]
 
 
 def test_what_was_left_out_stays_with_the_set(tmp_path):

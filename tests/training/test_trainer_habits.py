@@ -266,6 +266,38 @@ def test_load_from_checkpoint_puts_the_weights_into_a_method(tmp_path):
     assert not same(trained, fresh)
     loaded = Module.load_from_checkpoint(path, method=fresh, epochs=1)
     assert loaded.method is fresh and same(trained, fresh)
+    for settings in (
+        {"epochs": 3},
+        {"epochs": 1, "seed": 4, "learning_rate": 0.3},
+    ):  # of the run, not of the weights
+        other = method()
+        Module.load_from_checkpoint(path, method=other, **settings)
+        assert same(trained, other)
+    with pytest.raises(ArtifactError, match=r"made with method\.df=1"):
+        Module.load_from_checkpoint(path, method=method(df=3.0), epochs=1)
+
+
+@pytest.mark.parametrize(("change", "was", "now"), [({"accumulate_grad_batches": 2}, 20, 12), ({}, 20, 20)])
+def test_a_resume_with_another_number_of_steps_is_told(tmp_path, change, was, now):
+    def trainer(epochs, **options):
+        return L.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, default_root_dir=tmp_path,
+                         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                         **options)  # fmt: skip
+
+    pixels = pj.training.EpochLoader(images(), 8, seed=0)
+    of = method(mean=[0.5], std=[0.25])
+    first = trainer(2)
+    first.fit(Module(of, epochs=4), pixels)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ProbjepaWarning)
+        trainer(4, **change).fit(Module(of, epochs=4), pixels, ckpt_path=tmp_path / "half.ckpt")
+    said = [str(one.message) for one in caught if "the learning rate jumps" in str(one.message)]
+    assert len(said) == (was != now)
+    if said:
+        assert said[0].startswith(
+            f"the schedule had {was} steps when the checkpoint was written, and has {now} now"
+        )
 
 
 def test_a_trainer_of_ones_own_is_told_of_statistics_that_nobody_took():

@@ -84,10 +84,17 @@ def walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path
         ) from error
     mark = (status.st_dev, status.st_ino)
     for entry in entries if mark not in above else ():
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from walk(Path(entry.path), (*above, mark))
         else:
             yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or where nobody may look: the reader says so
+        return False
 
 
 def _class_folders(path: Path, files: list[Path]) -> list[str] | None:

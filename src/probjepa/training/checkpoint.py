@@ -64,10 +64,12 @@ def check_signature(
     checkpoint: Mapping[str, Any],
     fingerprint: Mapping[str, Any],
     from_scratch: str = "start from scratch with overwrite",
+    of: str = "",
 ) -> None:
     """Raise ArtifactError unless a checkpoint's signature fits this library and this run.
 
     The first thing in which the fingerprints differ is named, and ``from_scratch`` is how to begin again.
+    What is called otherwise than ``of`` at its beginning is not compared.
     """
     signature = checkpoint.get(_SIGNATURE)
     if not isinstance(signature, Mapping):
@@ -85,7 +87,7 @@ def check_signature(
             warn(unchecked)
     for key in (*fingerprint, *(key for key in saved if key not in fingerprint)):
         was, this = saved.get(key), fingerprint.get(key)
-        if was != this and not (key in _CONTENTS and None in (was, this)):
+        if key.startswith(of) and was != this and not (key in _CONTENTS and None in (was, this)):
             raise ArtifactError(
                 f"the checkpoint was made with {short(key)}={short(was)}, this run has {this}: resume "
                 f"with the same data and settings, or {from_scratch}"

@@ -123,6 +123,7 @@ class Module(L.LightningModule):
         }
         self.terms: dict[str, float] = {}
         self.restored = False
+        self._restored_steps: object = None
         self.logs = True  # fit logs where somebody listens: it takes longer than all else between two steps
         self._pending: list[Tensor] = []  # the terms of the micro-batches since the last optimiser step
         self._names: list[str] = []
@@ -160,10 +161,18 @@ class Module(L.LightningModule):
     def on_train_start(self) -> None:
         """Warn of a schedule shorter than the run, and of no image statistics; see ``accept_restored``."""
         epochs = int(self.settings["epochs"])
-        if (self.trainer.max_epochs or 0) > epochs:
+        averaged = any(isinstance(of, StochasticWeightAveraging) for of in self.trainer.callbacks)  # type: ignore[attr-defined]
+        # averaging adds an epoch, without steps, for the statistics of batch normalisation
+        if (self.trainer.max_epochs or 0) > epochs + averaged:
             warn(
                 f"the schedule ends after {epochs} epochs, and the Trainer goes on at rate 0 to "
                 f"{self.trainer.max_epochs}: give both the same"
+            )
+        was, now = self._restored_steps, self.total_steps
+        if isinstance(was, int) and was != now:
+            warn(
+                f"the schedule had {was} steps when the checkpoint was written, and has {now} now, so that "
+                "the learning rate jumps: give the loader, accumulate_grad_batches and the processes of then"
             )
         if not getattr(self.method, "calibrated", True):  # a VarJEPA takes rows
             warn(
@@ -285,19 +294,24 @@ class Module(L.LightningModule):
         self.method.after_step(step, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Sign the checkpoint: format, library version, and what was trained on what."""
+        """Sign the checkpoint: format, library version, what was trained on what, the schedule's length."""
         sign(checkpoint, self.fingerprint)
+        if math.isfinite(self.trainer.num_training_batches):  # not before a fit
+            checkpoint["total_steps"] = self.total_steps
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuse a checkpoint of another format, version, data or settings.
+
+        Where no Trainer goes on from it (``load_from_checkpoint``), the method alone must be the same.
 
         Raises
         ------
         ArtifactError
             naming the first thing that differs
         """
-        check_signature(checkpoint, self.fingerprint)
         trainer = getattr(self, "_trainer", None)
+        check_signature(checkpoint, self.fingerprint, of="" if trainer else "method")
+        self._restored_steps = checkpoint.get("total_steps")
         if trainer is not None and trainer.precision == "64-true":
             self.method.double()  # Lightning restores the state before it makes the module so
 

@@ -22,7 +22,7 @@ from probjepa.claims import claimed
 from probjepa.data import Images
 from probjepa.data.streams import Stream, lane_count
 from probjepa.draws import forked, sample_rows
-from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, short
+from probjepa.errors import ArtifactError, ConfigError, ProbjepaError, short, warn
 from probjepa.files import DAMAGES, first_line
 from probjepa.launch import is_first_process, started
 from probjepa.methods.base import Method
@@ -67,7 +67,7 @@ def fit(
     out: str | Path | None = None,
     val: Any = None,
     views: nn.Module | str | int | None = None,
-    precision: str = "auto",
+    precision: str | int = "auto",
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -133,6 +133,8 @@ def fit(
         folder = _run_folder(out, resume=resume, overwrite=overwrite)
         loggers = [make_logger(logger, folder) for logger in settings.loggers]
         resumed = folder if resume and folder is not None and folder.checkpoint.is_file() else None
+        if resume and resumed is None and is_first_process():
+            warn(f"{out} has no checkpoint to go on from: the run begins again")
         if resumed is not None:
             resumed.check_val(val)
             settings = dataclasses.replace(settings, stream=resumed.streamed(settings.stream))

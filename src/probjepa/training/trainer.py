@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger
 
 from probjepa.errors import ConfigError, MissingExtraError, short, unknown_name
@@ -23,6 +24,10 @@ from probjepa.training.module import refuse_changing_steps
 from probjepa.training.processes import SyncBatchNorm, TorchSync
 from probjepa.typed import check_plain
 
+_INSTEAD = {
+    "max_time": "stop it by Ctrl-C or SIGTERM (timeout --foreground 2h …), and go on with resume",
+    "fast_dev_run": "give epochs=1 and limit_train_batches=1",
+}
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -41,11 +46,16 @@ def check_options(options: Mapping[str, Any], others: Iterable[str]) -> None:
         raise ConfigError(f"accumulate_grad_batches must be 1 or more, got {accumulate}")
     if options.get("overfit_batches"):
         raise ConfigError("overfit_batches would take other images each epoch: give fit fewer images")
+    for name in ("max_time", "fast_dev_run"):
+        if options.get(name):
+            raise ConfigError(f"{name} would end the run as if it were whole: {_INSTEAD[name]}")
     if options.get("limit_train_batches") == 0:
         raise ConfigError("limit_train_batches is 0, which trains nothing: leave it out")
     for callback in as_list(options.get("callbacks")):
         if not isinstance(callback, L.Callback):
             raise ConfigError(f"callbacks takes callbacks of lightning.pytorch, got {short(repr(callback))}")
+        if isinstance(callback, Timer):
+            raise ConfigError(f"a Timer would end the run as if it were whole: {_INSTEAD['max_time']}")
         refuse_changing_steps(callback)
 
 
