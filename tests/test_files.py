@@ -319,3 +319,13 @@ def test_a_model_is_not_saved_over_a_file(tmp_path):
     assert (tmp_path / "x").read_text() == "mine"
     with pytest.raises(ArtifactError, match=r"File exists; choose another place$"):
         files.write_text(tmp_path / "x" / "y", "text")
+
+
+def test_parts_that_go_are_first_no_longer_what_can_be_gone_on_with(tmp_path, monkeypatch):
+    out = tmp_path / "x.parquet"
+    files.parts_of(out).mkdir()
+    (files.parts_of(out) / files.RECORD).write_text("{}")
+    monkeypatch.setattr(files, "discard", lambda stage: None)  # as if it were killed there
+    files.drop_parts(out)
+    files.refuse_stopped(out, overwrite=False)
+    assert list(files.parts_of(out).iterdir()) == []

@@ -243,7 +243,24 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
 
 def parts_of(path: Path) -> Path:
     """Return the hidden folder where finished parts of an output wait; ``RECORD`` says whose they are."""
-    return hidden_beside(path, "parts")
+    return hidden_beside(Path(os.path.realpath(path)), "parts")
+
+
+def refuse_stopped(path: Path, overwrite: bool) -> None:
+    """Raise ArtifactError where parts of an output wait to be gone on with and ``overwrite`` is not set."""
+    if not overwrite and (parts_of(path) / RECORD).exists():
+        raise ArtifactError(
+            f"a JEPA-SCORE of {path} was stopped and can go on ({parts_of(path)}): choose another --out, or "
+            "pass --overwrite"
+        )
+
+
+def drop_parts(path: Path) -> None:
+    """Remove the parts of an output that something else has replaced."""
+    parts = parts_of(path)
+    if parts.is_dir():
+        (parts / RECORD).unlink(missing_ok=True)  # first, as ``drop_spent_parts`` has it
+        discard(parts)
 
 
 def hidden_beside(path: Path, ending: str) -> Path:

@@ -240,3 +240,15 @@ def test_another_process_goes_on_with_labelled_images(places, tmp_path, monkeypa
     assert run([*arguments, "--out", str(out)]) == 0
     assert "4 of them by an earlier run" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "j.parquet"]
+
+
+def test_a_stopped_scoring_is_in_the_way_of_other_commands_before_they_work(tmp_path, capsys):
+    (tmp_path / ".s.parquet.parts").mkdir()
+    (tmp_path / ".s.parquet.parts" / "settings.json").write_text("{}")
+    out = ["--data", "nothing.csv", "--out", str(tmp_path / "s.parquet")]
+    for command in (["score", "no-model", "--score", "likelihood"], ["embed", "no-model"]):
+        assert run([*command, *out]) == 2
+        assert "a JEPA-SCORE of" in (said := capsys.readouterr().err) and "was stopped and can go on" in said
+    for command in (["score", "no-model", "--score", "jepa"], ["embed", "no-model", "--overwrite"]):
+        assert run([*command, *out]) == 2
+        assert "no such model: no-model" in capsys.readouterr().err

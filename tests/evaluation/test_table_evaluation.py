@@ -513,6 +513,10 @@ def test_classes_that_are_large_numbers_stay_apart():
     frame = pd.DataFrame({"y": [1.0, 2e19, 3e19, -0.0, -3e19]})
     found = check_labels(frame, "y", "train").tolist()
     assert found == ["1", str(2 * 10**19), str(3 * 10**19), "0", str(-3 * 10**19)]
+    sparse = pd.DataFrame({"y": pd.arrays.SparseArray([0.0, 1.0, 0.0])})
+    assert check_labels(sparse, "y", "train").tolist() == ["0", "1", "0"]
+    objects = pd.DataFrame({"y": pd.Series([-1, 2**63, 2**63 + 1, 5.0], dtype=object)})
+    assert check_labels(objects, "y", "train").tolist() == ["-1", str(2**63), str(2**63 + 1), "5"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(DataError, match="continuous numbers"):

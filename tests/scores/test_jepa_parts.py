@@ -204,10 +204,11 @@ def test_a_file_that_came_meanwhile_stays(encoder, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(jepa_parts, "columns", written)
-        with pytest.raises(ArtifactError, match="exists already"):
+        with pytest.raises(ArtifactError, match="exists already: what was scored is kept: move that away"):
             scored(encoder, data, out)
     assert out.read_text() == "notes"
-    assert scored(encoder, data, out, overwrite=True)[0] == 5  # what was scored is kept
+    out.rename(tmp_path / "theirs")
+    assert scored(encoder, data, out)[0] == 5
 
 
 def test_a_name_may_be_as_long_as_a_file_systems(encoder, tmp_path):

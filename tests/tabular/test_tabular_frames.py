@@ -108,6 +108,9 @@ def test_a_query_that_has_not_run():
         (pd.Categorical(["1", "2"]), pd.array([2, None], dtype="Int64"), [3, 0]),
         (["1", 1], ["1", 1], [2, 2]),
         (["True", "1"], [True], [1]),  # it could be either
+        (pd.Categorical([1, 2]), ["1.0", "2.5"], [2, 1]),  # as a column with gaps is written
+        (["1.0", "2"], [1, 2.0], [2, 3]),
+        (["1.0", "1"], [1, "1.0", "1"], [1, 3, 2]),
     ],
 )
 def test_a_category_of_another_type_is_found_by_its_text(learned, given, codes):
@@ -225,6 +228,7 @@ def test_columns_that_are_not_there_are_one_line_whatever_their_names_are():
         ([1.5, "1.5", "01", 1], (1, 1.5, "01"), [3, 3, 4, 2]),
         (["True", "true", "TRUE"], ("TRUE", "True", "true"), [3, 4, 2]),
         (["1", "1.0"], ("1", "1.0"), [2, 3]),
+        ([1.0, "1.0", 2.5, "2.5", "x"], (1, 2.5, "x"), [2, 2, 3, 3, 4]),
     ],
 )
 def test_a_value_and_its_text_in_one_column_are_one_category(cells, known, codes):
@@ -253,6 +257,13 @@ def test_structured_arrays_have_names():
         frame = as_frame(table)
         assert frame.columns.tolist() == ["age", "n", "word"]
         assert frame.to_numpy().tolist() == [list(row) for row in rows]
+    nested = np.array([([1, 2], 3)], dtype=[("pair", "i4", 2), ("n", "i4")])
+    assert as_frame(nested).columns.tolist() == ["pair", "n"]
+    for other in (array[None], np.ma.masked_array(array, mask=[(True, False, False), (False,) * 3])):
+        with pytest.raises(
+            DataError, match="a structured array of several dimensions, or with a mask: pass a Da"
+        ):
+            as_frame(other)
     model = VarTJEPA(**TINY).fit(np.repeat(array, 20))
     assert model.feature_names_in_.tolist() == ["age", "n", "word"]
     np.testing.assert_array_equal(model.transform(array), model.transform(array[["word", "age", "n"]]))
@@ -263,7 +274,7 @@ def test_numbers_that_float64_cannot_hold():
         numbers("n", pd.Series([1, 10**400, None], dtype=object))
 
 
-@pytest.mark.parametrize("dtype", ["int64", "Int64", "uint64"])
+@pytest.mark.parametrize("dtype", ["int64", "Int64", "uint64", "object"])
 def test_whole_numbers_that_float64_does_not_tell_apart_are_warned_of(dtype):
     frame = pd.DataFrame({"n": pd.Series(range(2**60, 2**60 + 2560, 128), dtype=dtype)})
     with pytest.warns(

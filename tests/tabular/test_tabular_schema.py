@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
-from tabular_cases import mixed_table
+from tabular_cases import TINY, mixed_table
 
 from probjepa.errors import ConfigError, DataError, MissingExtraError
-from probjepa.tabular import TableSchema, dates
+from probjepa.tabular import TableSchema, VarTJEPA, dates
 from probjepa.tabular.features import Feature
 
 
@@ -249,3 +249,14 @@ def test_types_go_by_the_names_that_columns_have():
     frame = pd.DataFrame({0: [1, 2, 3], 1: [0.5, 1.5, 2.5]})
     schemas = [TableSchema.infer(frame, column_types={name: "categorical"}) for name in (0, "0")]
     assert schemas[0].features == schemas[1].features and schemas[0].features[0].type == "categorical"
+    with pytest.raises(ConfigError, match="column_types names a column twice: '0', '0'"):
+        TableSchema.infer(frame, column_types={0: "numeric", "0": "categorical"})
+
+
+def test_a_model_with_types_of_columns_that_are_numbers_is_saved(tmp_path):
+    frame = pd.DataFrame({3: [1, 2, 3] * 8, 5: [0.5, 1.5, 2.5] * 8})
+    model = VarTJEPA(**TINY, column_types={frame.columns[0]: "categorical"}).fit(frame)
+    model.save(tmp_path / "m")
+    loaded = VarTJEPA.load(tmp_path / "m")
+    assert loaded.column_types == {"3": "categorical"}
+    np.testing.assert_array_equal(loaded.transform(frame), model.transform(frame))

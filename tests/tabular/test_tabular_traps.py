@@ -1,6 +1,8 @@
 """Numbers and dates that are texts in a table of Python's, or in a file that is no text."""
 
+import datetime
 import warnings
+from decimal import Decimal
 
 import pandas as pd
 import pytest
@@ -23,6 +25,8 @@ from probjepa.tabular.traps import refuse_traps
         (["01/2021", "12/2020"], "holds dates"),
         ([1, 2, "n/a"], "holds numbers as text ('n/a' in row 2)"),
         ([1.5, 2.5, None, "1,000"], "holds numbers as text ('1,000' in row 3)"),
+        ([1.5, 2.5, "3.5"], "holds numbers as text ('3.5' in row 2)"),
+        ([Decimal("1.5"), Decimal("2.5"), "n/a"], "holds numbers as text ('n/a' in row 2)"),
     ],
 )
 def test_numbers_and_dates_as_texts_are_warned_of(cells, said):
@@ -52,7 +56,9 @@ def test_numbers_and_dates_as_texts_are_warned_of(cells, said):
         ["15-1252", "12-3456", "7/1234"],
         ["2.2021", "3.2021a", "x"],
         [1, 2, "3"],
-        [True, "x", "y"],
+        [True, False, 2, "x"],
+        [datetime.datetime(2021, 1, day) for day in range(1, 29)] + ["12.5"],
+        [Decimal("1.5"), 2.5, 2],
         [1, "2A", "3B", "4C", "5D", "6E", "7F"],
     ],
 )

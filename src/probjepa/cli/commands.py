@@ -111,7 +111,7 @@ def score(
         return shards.run(shards.of_score(model, shared, options), data, out, sharding, shared)
     place = _table(out)
     with _claimed(place):
-        opened = open_model(model, shared, place)
+        opened = open_model(model, shared, place, goes_on=options.score == "jepa")
         _check_beside(opened, data, place)
         scored = opened.score(data, place, options)
     earlier = f", {scored.known:,} of them by an earlier run" if scored.known else ""

@@ -19,14 +19,17 @@ def kind_of_method(name: str) -> type[Kind]:
     return _kind(tables=name in TABLE_METHODS)
 
 
-def open_model(source: str, shared: Shared, out: Path) -> Kind:
+def open_model(source: str, shared: Shared, out: Path, *, goes_on: bool = False) -> Kind:
     """Return a trained model with its kind of data, for a command that writes ``out``.
 
-    The kind is told by the config.json of the model's folder. Raises ArtifactError if ``out`` is in the way.
+    The kind is told by the config.json of the model's folder. Raises ArtifactError if ``out`` is in the way,
+    or a JEPA-SCORE of it was stopped that the command does not go on with (``goes_on``).
     """
-    from probjepa.files import refuse_existing
+    from probjepa.files import refuse_existing, refuse_stopped
 
     refuse_existing(out, shared.overwrite)  # before what takes seconds to import
+    if not goes_on:
+        refuse_stopped(out, shared.overwrite)
     from probjepa.loading import is_of_tables
 
     return _kind(is_of_tables(source))(source, shared)

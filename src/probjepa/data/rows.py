@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from probjepa.data.images import Images
 from probjepa.data.records import UNLABELLED
-from probjepa.errors import ArtifactError
-from probjepa.files import RECORD, discard, parts_of, refuse_existing, staged_file
+from probjepa.files import drop_parts, refuse_existing, refuse_stopped, staged_file
 
 
 class TableWriter:
@@ -79,16 +78,10 @@ def open_table(path: Path, overwrite: bool) -> Iterator[TableWriter]:
         both go), or it cannot be written
     """
     refuse_existing(path, overwrite)
-    parts = parts_of(path)
-    if not overwrite and (parts / RECORD).exists():
-        raise ArtifactError(
-            f"a JEPA-SCORE of {path} was stopped and can go on ({parts}): choose another --out, or pass "
-            "--overwrite"
-        )
+    refuse_stopped(path, overwrite)
     with staged_file(path) as stage, written(stage) as table:
         yield table
-    (parts / RECORD).unlink(missing_ok=True)  # first, as ``drop_spent_parts`` has it
-    discard(parts)
+    drop_parts(path)
 
 
 @contextmanager

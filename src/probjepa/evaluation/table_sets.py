@@ -140,7 +140,9 @@ def check_labels(frame: Any, target: str, name: str) -> npt.NDArray[np.str_]:
     if column.dtype.kind == "O":  # categories and texts, or objects: 1 and 1.0 among them are one class
         codes, found = labels_of(target, column)
         numbers = all(isinstance(label, int | float) and not isinstance(label, bool) for label in found)
-        column = pandas().Series(np.array(found, dtype=None if numbers else object)[codes])
+        whole = [abs(label) for label in found if isinstance(label, int)]
+        large = len(whole) == len(found) and max(whole, default=0) >= 2**63  # would be rounded
+        column = pandas().Series(np.array(found, dtype=None if numbers and not large else object)[codes])
     many = column.nunique() > _CONTINUOUS
     if column.dtype.kind == "f":
         values = column.to_numpy()
@@ -149,7 +151,7 @@ def check_labels(frame: Any, target: str, name: str) -> npt.NDArray[np.str_]:
                 f"the target column '{target}' of {name} holds continuous numbers: this evaluation is of "
                 "classes, so bin it first"
             )
-        column = column.map(int)  # Python's, of any size
+        column = pandas().Series([int(value) for value in values], dtype=object)  # of any size
     elif many and column.dtype.kind in "iu":  # a code of many classes, or a count
         warn(
             f"the target column '{target}' of {name} has {column.nunique()} different whole numbers, each of "

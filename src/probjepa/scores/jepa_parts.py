@@ -118,7 +118,8 @@ def score_jepa(
         for name, values in decided.items():
             scored = scored.append_column(name, pa.array(values))
         flagged = int(decided["flagged"].sum())
-    refuse_existing(out, overwrite)  # hours may have passed
+    # hours may have passed
+    refuse_existing(out, overwrite, "what was scored is kept: move that away and give the same command again")
     with staged_file(out) as stage:
         with open(stage, "wb") as file:
             pq.write_table(scored, file)

@@ -109,8 +109,9 @@ class Task:
         place = self.place(shard)
         try:
             with nullcontext() if is_remote(place) else claimed(Path(place)):
-                # strict: another command may have written it since the run began
-                if not self.overwrite and self.record(shard, strict=True) is not None:
+                # strict: another command may have written it since the run began; what is half there in a
+                # store, which has no claims, may be another process's
+                if not self.overwrite and self.record(shard, strict=not is_remote(place)) is not None:
                     return "finished"
                 try:
                     self.worker(shard, place)

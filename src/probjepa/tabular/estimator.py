@@ -425,6 +425,8 @@ def _plain(value: Any) -> Any:
     """A parameter as JSON has it: of a search over settings it may be NumPy's."""
     if isinstance(value, tuple | list):
         return type(value)(map(_plain, value))
+    if isinstance(value, Mapping):  # of names of columns, which need be no texts
+        return {str(name): _plain(of) for name, of in value.items()}
     return value.item() if isinstance(value, np.generic) else value
 
 

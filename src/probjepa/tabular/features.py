@@ -14,7 +14,7 @@ from probjepa._arrays import power_of_two
 from probjepa.errors import warn
 from probjepa.registry import importing
 from probjepa.tabular.dates import datetime_parts, day_first
-from probjepa.tabular.frames import ColumnType, Scalar, category_labels, numbers
+from probjepa.tabular.frames import ColumnType, Scalar, category_labels, numbers, pandas
 
 NumericTransform = Literal["standard", "quantile"]
 
@@ -201,7 +201,9 @@ def _standardised(values: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 def _warn_of_rounded(column: str, series: Any, seen: npt.NDArray[np.float64]) -> None:
     """Warn of a column of whole numbers of which some are one number in float64."""
-    if not len(seen) or np.abs(seen).max() <= 2**53 or series.dtype.kind not in "iu":
+    if not len(seen) or np.abs(seen).max() <= 2**53:
+        return
+    if series.dtype.kind not in "iu" and pandas().api.types.infer_dtype(series, skipna=True) != "integer":
         return
     if (found := len(np.unique(seen))) < (given := series.nunique()):
         warn(

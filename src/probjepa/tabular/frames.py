@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from probjepa.errors import DataError, few, short
 from probjepa.files import first_line
 from probjepa.registry import importing, required
 
+_WHOLE = re.compile(r"(-?\d+)\.0")
 ColumnType = Literal["numeric", "categorical", "boolean", "datetime"]
 Scalar = str | int | float | bool
 # the types of pandas that hold a missing cell beside whole numbers and booleans
@@ -92,7 +94,13 @@ def has_names(table: Any) -> bool:
 
 
 def _is_structured(table: Any) -> bool:
-    return isinstance(table, np.ndarray) and table.dtype.names is not None and table.ndim == 1
+    plain = isinstance(table, np.ndarray) and not isinstance(table, np.ma.MaskedArray)
+    return plain and table.dtype.names is not None and table.ndim == 1
+
+
+def _field(values: npt.NDArray[Any]) -> Any:
+    """A field of a structured array as pandas takes it: in this machine's order of bytes, or nested."""
+    return values.astype(values.dtype.newbyteorder("=")) if values.ndim == 1 else list(values)
 
 
 def _from_arrow(pd: Any, table: Any) -> Any:
@@ -100,7 +108,7 @@ def _from_arrow(pd: Any, table: Any) -> Any:
     if not has_names(table):
         return None
     if _is_structured(table):
-        return pd.DataFrame({name: list(table[name]) for name in table.dtype.names})
+        return pd.DataFrame({name: _field(table[name]) for name in table.dtype.names})
     with importing():
         import pyarrow as pa
         from pyarrow.interchange import from_dataframe
@@ -130,6 +138,10 @@ def _from_array(pd: Any, table: Any, names: Sequence[str] | None) -> Any:
         table = table.detach().cpu()
         table = table.float() if table.dtype == torch.bfloat16 else table  # which numpy has not
     array = np.asarray(table)
+    if array.dtype.names is not None:
+        raise DataError(
+            "the table is a structured array of several dimensions, or with a mask: pass a DataFrame of it"
+        )
     if array.ndim != 2:
         raise DataError(
             f"Expected 2D array, got {array.ndim}D array instead, shape {array.shape}. Reshape your data: "
@@ -219,8 +231,10 @@ def _label(value: Any) -> Scalar:
 
 
 def as_text(value: Any) -> str:
-    """Return the text by which values of different types are one category: that of True is "1"."""
+    """Return the text by which values of different types are one category: "1" of True, too, and of "1.0"."""
     text = str(_label(value))
+    if whole := _WHOLE.fullmatch(text):
+        return whole[1]
     return {"true": "1", "false": "0"}.get(text.lower(), text)
 
 
@@ -261,7 +275,7 @@ def category_labels(column: str, series: Any, *, boolean: bool, most: int) -> tu
     counts: dict[Scalar, int] = {}
     by_text = {as_text(label): label for label in labels if not isinstance(label, str)}
     for label, count in zip(labels, np.bincount(codes[codes >= 0], minlength=len(labels)), strict=True):
-        one = by_text.get(as_text(label), label)  # "1" beside 1
+        one = by_text.get(as_text(label), label) if by_text else label  # "1" beside 1
         counts[one] = counts.get(one, 0) + int(count)
     by_name = sorted(counts, key=lambda label: (isinstance(label, str), label))
     kept = set(sorted(by_name, key=lambda label: -counts[label])[:most])

@@ -118,6 +118,8 @@ class TableSchema:
         if not isinstance(column_types or {}, Mapping):
             raise ConfigError(f"column_types is {column_types!r}: give a mapping of columns to their types")
         types = {str(name): of for name, of in (column_types or {}).items()}  # as ``as_frame`` calls them
+        if len(types) < len(column_types or {}):
+            raise ConfigError(f"column_types names a column twice: {named([*map(str, column_types or {})])}")
         if absent := sorted(set(types) - set(frame.columns), key=str):
             raise ConfigError(f"column_types names columns that are not in the table: {named(absent)}")
         warn_of_texts(frame, types)

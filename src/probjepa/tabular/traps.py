@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import cache, lru_cache
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
@@ -89,22 +90,26 @@ def text_traps(
     for name in frame.columns:
         if name in (types or {}) or pd.api.types.infer_dtype(frame[name], skipna=True) not in _TEXTS:
             continue
-        cells = [(row, str(cell)) for row, cell in enumerate(frame[name]) if _is_written(cell)]
-        if cells and (trap := _trap(name, cells, (decimal, thousands))):
+        cells = [(row, cell) for row, cell in enumerate(frame[name]) if _is_written(cell)]
+        if 2 * len(cells) <= frame[name].notna().sum() or not any(isinstance(of, str) for _, of in cells):
+            continue  # most are of other kinds, as dates beside a few texts
+        if trap := _trap(name, _Texts(cells), (decimal, thousands)):
             yield trap
 
 
 def _is_written(cell: Any) -> bool:
     """Whether a cell of a column of text is text, or a number that stands among texts."""
-    return isinstance(cell, str) or (isinstance(cell, Real) and not isinstance(cell, bool) and cell == cell)
+    if isinstance(cell, str):
+        return True
+    return isinstance(cell, Real | Decimal) and not isinstance(cell, bool) and cell == cell
 
 
 class _Texts:
-    """The cells of a column that are text: (row, text) each, and how many of them are alike."""
+    """The cells of a column of text: (row, cell) each, and how many of their texts are alike."""
 
-    def __init__(self, cells: Sequence[tuple[int, str]]) -> None:
+    def __init__(self, cells: Sequence[tuple[int, Any]]) -> None:
         self.cells = cells
-        self.counts = Counter(text for _, text in cells)
+        self.counts = Counter(str(cell) for _, cell in cells)
         self.shown = dict(self.counts.most_common(_READ))
         self.half = sum(self.shown.values()) / 2
 
@@ -117,13 +122,13 @@ class _Texts:
         return tuple(text for text in self.counts if not of(text.strip()))
 
     def first(self, of: Callable[[str], bool]) -> tuple[str, int]:
-        """The first cell that is none, and its row."""
-        row, text = next((one for one in self.cells if not of(one[1].strip())), self.cells[0])
+        """The first text that is none, or else the first, and its row."""
+        texts = [one for one in self.cells if isinstance(one[1], str)]
+        row, text = next((one for one in texts if not of(one[1].strip())), texts[0])
         return text, row
 
 
-def _trap(name: str, cells: Sequence[tuple[int, str]], read: Signs) -> Trap | None:
-    texts = _Texts(cells)
+def _trap(name: str, texts: _Texts, read: Signs) -> Trap | None:
     if texts.share(lambda text: any(map(str.isdigit, text))) <= texts.half:
         return None
     if trap := _alike(name, "dates", texts, _is_date):
