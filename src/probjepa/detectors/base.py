@@ -153,7 +153,7 @@ class Detector(Thresholded, BaseEstimator):  # type: ignore[misc]  # scikit-lear
                 self, X[:1] if mapped else X, reset=reset, dtype=np.float64, ensure_2d=False, allow_nd=True,
                 ensure_all_finite=False, ensure_min_samples=0,
             )  # fmt: skip
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             said = " ".join(str(error).split())
             advice = "" if "feature names" in said else "; give numbers, one row a sample, (N, D)"
             raise DataError(f"{what}: {said}{advice}") from error

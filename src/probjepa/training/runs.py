@@ -30,6 +30,7 @@ from probjepa.terminal import say
 from probjepa.training.auto import Auto, choose, remembered, using_threads
 from probjepa.training.cached import CachedViews, drawn_views
 from probjepa.training.callbacks import AtomicCheckpointIO, Checkpointer, MetricsTable, ProgressLine, Restored
+from probjepa.training.checkpoint import check_signature
 from probjepa.training.device import resolve_device
 from probjepa.training.folder import RunFolder, data_fingerprint
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
@@ -285,7 +286,8 @@ def _trained(job: _Job, module: Module, cached: CachedViews | None, how: Auto) -
             folder.start(begun, job.device, of_settings(settings) | more)
         if cached is not None:
             if job.resumed is not None:  # a refusal comes before the work, and leaves what is kept
-                module.on_load_checkpoint(AtomicCheckpointIO().load_checkpoint(job.resumed.checkpoint))
+                before = AtomicCheckpointIO().load_checkpoint(job.resumed.checkpoint)
+                check_signature(before, module.fingerprint)
             method.to(job.device)
             seen = {k: v for k, v in module.fingerprint.items() if k.startswith(("data_", "views"))}
             recipe = (method.view_recipe, method.preprocess.config(), method.settings | method.source)
