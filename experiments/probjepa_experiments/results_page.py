@@ -40,9 +40,8 @@ question, the answer, and every figure. Written by
 `probjepa reproduce NAME --budget BUDGET` leaves.
 
 A cell of a table holds ours, its interval (of two seeds, which have none, both figures; of three that
-agree none), and in square
-brackets the published figure, which is of another budget. In answers "±" is the standard deviation of the
-seeds.
+agree none), and in square brackets the published figure, which is of another budget. In answers "±" is the
+standard deviation of the seeds.
 """
 
 

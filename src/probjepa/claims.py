@@ -85,7 +85,7 @@ def _release(file: Path, handle: int) -> None:
 
 def has_lock(path: Path) -> bool:
     """Whether a file of a claim lies beside ``path``: a process writes it, or was killed when it did."""
-    return hidden_beside(Path(os.path.realpath(path)), "lock").exists()
+    return hidden_beside(path, "lock").exists()
 
 
 def _lock(path: Path, place: Path) -> tuple[Path, int] | None:

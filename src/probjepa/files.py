@@ -243,7 +243,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
 
 def parts_of(path: Path) -> Path:
     """Return the hidden folder where finished parts of an output wait; ``RECORD`` says whose they are."""
-    return hidden_beside(Path(os.path.realpath(path)), "parts")
+    return hidden_beside(path, "parts")
 
 
 def refuse_stopped(path: Path, overwrite: bool) -> None:
@@ -264,10 +264,11 @@ def drop_parts(path: Path) -> None:
 
 
 def hidden_beside(path: Path, ending: str) -> Path:
-    """Return a hidden name beside ``path`` that is its own, with an ending, however long its name is."""
-    name = os.fsencode(path.name)
-    unique = path.name if len(name) <= _LONGEST else hashlib.sha256(name).hexdigest()
-    return path.parent / f".{unique}.{ending}"
+    """Return a hidden name that is ``path``'s own, beside where it leads to, however long its name is."""
+    place = Path(os.path.realpath(path))
+    name = os.fsencode(place.name)
+    unique = place.name if len(name) <= _LONGEST else hashlib.sha256(name).hexdigest()
+    return place.parent / f".{unique}.{ending}"
 
 
 def drop_spent_parts(path: Path) -> None:

@@ -273,9 +273,10 @@ def category_labels(column: str, series: Any, *, boolean: bool, most: int) -> tu
             raise not_of_type(column, series, bad[codes], "boolean")
         return (False, True)
     counts: dict[Scalar, int] = {}
-    by_text = {as_text(label): label for label in labels if not isinstance(label, str)}
+    texts, others = ([of for of in labels if isinstance(of, str) is kind] for kind in (True, False))
+    twins = {as_text(label): label for label in others} if texts else {}
     for label, count in zip(labels, np.bincount(codes[codes >= 0], minlength=len(labels)), strict=True):
-        one = by_text.get(as_text(label), label) if by_text else label  # "1" beside 1
+        one = twins.get(as_text(label), label) if twins and isinstance(label, str) else label  # "1" beside 1
         counts[one] = counts.get(one, 0) + int(count)
     by_name = sorted(counts, key=lambda label: (isinstance(label, str), label))
     kept = set(sorted(by_name, key=lambda label: -counts[label])[:most])

@@ -115,11 +115,12 @@ class TableSchema:
         if max_categories < 1:
             raise ConfigError(f"max_categories is {max_categories}: use at least 1")
         frame = as_frame(table)
-        if not isinstance(column_types or {}, Mapping):
+        given = column_types or {}
+        if not isinstance(given, Mapping):
             raise ConfigError(f"column_types is {column_types!r}: give a mapping of columns to their types")
-        types = {str(name): of for name, of in (column_types or {}).items()}  # as ``as_frame`` calls them
-        if len(types) < len(column_types or {}):
-            raise ConfigError(f"column_types names a column twice: {named([*map(str, column_types or {})])}")
+        types = {str(name): of for name, of in given.items()}  # as ``as_frame`` calls them
+        if len(types) < len(given):
+            raise ConfigError(f"column_types names a column twice: {named([*map(str, given)])}")
         if absent := sorted(set(types) - set(frame.columns), key=str):
             raise ConfigError(f"column_types names columns that are not in the table: {named(absent)}")
         warn_of_texts(frame, types)

@@ -46,9 +46,9 @@ def check_options(options: Mapping[str, Any], others: Iterable[str]) -> None:
         raise ConfigError(f"accumulate_grad_batches must be 1 or more, got {accumulate}")
     if options.get("overfit_batches"):
         raise ConfigError("overfit_batches would take other images each epoch: give fit fewer images")
-    for name in ("max_time", "fast_dev_run"):
+    for name, instead in _INSTEAD.items():
         if options.get(name):
-            raise ConfigError(f"{name} would end the run as if it were whole: {_INSTEAD[name]}")
+            raise ConfigError(f"{name} would end the run as if it were whole: {instead}")
     if options.get("limit_train_batches") == 0:
         raise ConfigError("limit_train_batches is 0, which trains nothing: leave it out")
     for callback in as_list(options.get("callbacks")):
