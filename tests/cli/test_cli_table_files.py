@@ -127,6 +127,8 @@ def test_how_a_text_is_written_and_what_it_is_read_as(tmp_path, capsys):
         (["5 Jan 2021", "31 December 1999", "1st Feb 2020 12:00"], "holds dates", []),
         (["Tue, March 3, 2021", "Jan 05 2021"], "holds dates", []),
         (["2021-03", "2020-11"], "holds dates", []),
+        (["Mar-21", "dec-20", "Sept 99"], "holds dates in words and was read as text ('Mar-21' in row 0): write them as YYYY-MM-DD, or", []),
+        (["24. März 2021", "1. mai 1999", "5 de marzo de 2021"], "holds dates in words and was read as text ('24. März 2021' in row 0): write them as YYYY-MM-DD, or", []),
         (["1.2.3", "1.12.0"], None, []),
         (["192.168.1.1", "10.0.0.1"], None, ["--decimal", ",", "--thousands", "."]),
         (["a", "b", "1"], None, []),

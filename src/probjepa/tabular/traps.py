@@ -24,7 +24,10 @@ _GAPS = (" ", "'")  # of thousands
 _UNITS = (*"%‰$€£¥₹", "USD", "EUR", "GBP", "CHF")
 _UNIT = "|".join(map(re.escape, _UNITS))
 _LEADING, _TRAILING = re.compile(rf"([-+]?)({_UNIT})\s*"), re.compile(rf"\s*({_UNIT})$")
-_MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_MONTH = (
+    "(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?"
+    r"|nov(ember)?|dec(ember)?)\.?"
+)
 _DAY = r"\d{1,2}(st|nd|rd|th)?"
 _WEEKDAY = r"([a-z]{3,9},? )?"
 _DATES = (
@@ -35,6 +38,10 @@ _DATES = (
     rf"{_WEEKDAY}{_DAY}[- ]{_MONTH},?[- ]\d{{2,4}}",
     rf"{_WEEKDAY}{_MONTH} {_DAY},? \d{{4}}",
     rf"{_MONTH}[- ]\d{{4}}",
+)
+# of any language; and Mar-21, of which 21 may be the day or the year
+_WORDED = re.compile(
+    rf"{_WEEKDAY}{_DAY}\.? (de )?[^\W\d]{{3,}}\.? (de )?\d{{4}}|{_MONTH}[- ]\d{{2}}", re.IGNORECASE
 )
 _DATE = re.compile(rf"({'|'.join(_DATES)})([ T,].*)?", re.IGNORECASE)
 _SECONDS, _HALF_DAY = r":[0-5]\d([.,]\d+)?", r" ?[ap]\.?m\.?"
@@ -51,7 +58,7 @@ class Trap(NamedTuple):
     Attributes
     ----------
     column, what
-        its name, and "numbers", "dates" or "times"
+        its name, and "numbers", "dates", "dates in words" (that are not read) or "times"
     cell, row
         the first text that is not read as such, and where it stands
     decimal, thousands
@@ -133,6 +140,8 @@ def _trap(name: str, texts: _Texts, read: Signs) -> Trap | None:
         return None
     if trap := _alike(name, "dates", texts, _is_date):
         return trap
+    if trap := _alike(name, "dates in words", texts, lambda text: _is_date(text) or _is_worded(text)):
+        return trap
     if texts.share(lambda text: _is_time(text) and _SURELY_TIME.fullmatch(text) is not None) > texts.half:
         return _alike(name, "times", texts, _is_time)
     return _numbers(name, texts, read)
@@ -183,6 +192,10 @@ def _numbers(name: str, texts: _Texts, read: Signs) -> Trap | None:
 
 def _is_date(text: str) -> bool:
     return _DATE.fullmatch(text) is not None
+
+
+def _is_worded(text: str) -> bool:
+    return _WORDED.fullmatch(text) is not None
 
 
 def _is_time(text: str) -> bool:
@@ -260,6 +273,8 @@ def _advice(trap: Trap, text: bool, decimal: str, thousands: str | None) -> str:
     options = [f"--na {shlex.quote(word)}" for word in trap.words] if text else []
     if trap.what == "dates":
         return f"pass {' '.join([*options, _typed(trap.column, 'datetime')])}"
+    if trap.what == "dates in words":
+        return "write them as YYYY-MM-DD"
     if trap.what == "times":
         return "write it as a number, of hours say"
     if not trap.decimal:
