@@ -272,6 +272,8 @@ def test_structured_arrays_have_names():
 def test_numbers_that_float64_cannot_hold():
     with pytest.raises(DataError, match=r"column 'n' is numeric and holds '1000.*in row 1 \(1 such cells\)"):
         numbers("n", pd.Series([1, 10**400, None], dtype=object))
+    with pytest.raises(DataError, match="column 'n' is numeric and holds 'a number of thousands of digits'"):
+        numbers("n", pd.Series([1, 10**5000], dtype=object))
 
 
 @pytest.mark.parametrize("dtype", ["int64", "Int64", "uint64", "object"])

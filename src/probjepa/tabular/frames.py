@@ -189,7 +189,7 @@ def not_of_type(column: str, series: Any, bad: Any, type_: str) -> DataError:
     """Return the error of a column with cells (N,) bool that are not of its type."""
     row = int(np.flatnonzero(np.asarray(bad))[0])
     return DataError(
-        f"column {column!r} is {type_} and holds {str(series.iloc[row])[:60]!r} in row {row} "
+        f"column {column!r} is {type_} and holds {short(series.iloc[row])!r} in row {row} "
         f"({int(np.sum(bad))} such cells): fix them, or set its type with column_types before the fit"
     )
 
