@@ -346,8 +346,67 @@ def test_any_other_encoder_is_stored_whole(encoders, tmp_path, make):
     assert weights.keys() == model.state_dict().keys()
     modules = {"backbone": model.plain_encoder} if config["modules"] else {}
     wanted = model.embed(colours())
+    shutil.rmtree(encoders)  # what is stored needs neither the hub nor a folder of somebody's machine
     loaded = pj.load(tmp_path, **modules)
     assert same(loaded, model) and torch.equal(loaded.embed(colours()), wanted)
+    loaded.save_pretrained(tmp_path / "again")
+    again = stored(tmp_path / "again")
+    assert again[1] == config and again[0].keys() == weights.keys()
+    assert torch.equal(pj.load(tmp_path / "again", **modules).embed(colours()), wanted)
+    if not modules:
+        fresh, other = loaded.reinitialised(seed=1), loaded.reinitialised(seed=2)
+        assert not torch.equal(fresh.embed(colours()), other.embed(colours()))
+
+
+@pytest.mark.parametrize("pooling", [None, "mean"])
+def test_an_opened_encoder_is_stored_whole(encoders, tmp_path, pooling):
+    model = pj.open_encoder("hf:me/vit", pooling=pooling, image_size=SIDE)
+    model.save_pretrained(tmp_path)
+    wanted = model.embed(colours())
+    shutil.rmtree(encoders)
+    loaded = pj.load(tmp_path)
+    assert torch.equal(loaded.embed(colours()), wanted)
+    assert loaded.settings == model.settings and loaded.preprocess.config() == model.preprocess.config()
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(pj.load(tmp_path / "again").embed(colours()), wanted)
+
+
+def test_an_encoder_without_a_processor_is_stored_whole(encoders, tmp_path):
+    (encoders / "snapshots" / COMMIT / "preprocessor_config.json").unlink()
+    model = pj.VICReg("hf:me/vit", image_size=SIDE, seed=0).eval()
+    model.save_pretrained(tmp_path)
+    shutil.rmtree(encoders)
+    loaded = pj.load(tmp_path)
+    assert same(loaded, model) and torch.equal(loaded.embed(colours()), model.embed(colours()))
+
+
+def test_an_encoder_that_a_transformers_of_another_version_has_is_one_line(encoders, tmp_path):
+    pj.VJE("hf:me/vit", seed=0).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architecture"]["transformers"]["model_type"] = "vit-of-the-future"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(tmp_path, r"transformers .* cannot build 'hf:me/vit' .*pass it yourself: load\(…, backbone=")
+    config["architecture"] = {"transformers": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(tmp_path, "cannot build 'hf:me/vit'")
+
+
+def test_a_module_stands_in_for_an_encoder_of_the_hub(encoders, tmp_path):
+    model = pj.VJE("hf:me/vit", freeze=True, seed=0).eval()
+    model.save_pretrained(tmp_path / "model")
+    backbone = pj.open_encoder("hf:me/vit")
+    other = pj.open_encoder(f"hf:me/vit@{OTHER}")
+    wanted = model.embed(colours())
+    shutil.rmtree(encoders)
+    refused(tmp_path / "model", r"no model 'hf:me/vit.*\(or pass it yourself: load\(…, backbone=module\)\)$")
+    for given in (backbone, backbone.plain_encoder):
+        loaded = pj.load(tmp_path / "model", backbone=given)
+        assert torch.equal(loaded.embed(colours()), wanted)
+        assert loaded.settings["backbone"].startswith("hf:me/vit") and loaded.config()["modules"] == []
+    with pytest.raises(ArtifactError, match="was trained on other weights of 'hf:me/vit"):
+        pj.load(tmp_path / "model", backbone=other)
+    small().save_pretrained(tmp_path / "own")
+    refused(tmp_path / "own", "was built on no backbone of its user's own: leave it out", backbone=backbone)
 
 
 def test_an_encoder_that_cannot_be_had_is_one_line(encoders, tmp_path):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from probjepa import __version__
-from probjepa.backbones import HUBS
+from probjepa.backbones import names_hub
 from probjepa.backbones.frozen import evaluating
 from probjepa.distributions.base import unchecked
 from probjepa.draws import forked, reseed
@@ -97,7 +97,7 @@ def export(
 
 def _opened(encoder: str | Path | nn.Module) -> Any:
     if not isinstance(encoder, nn.Module):
-        model = open_encoder(encoder) if str(encoder).startswith(HUBS) else load(encoder)
+        model = open_encoder(encoder) if names_hub(encoder) else load(encoder)
     elif isinstance(encoder, Pretrained):
         model = encoder
     else:

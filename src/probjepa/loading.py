@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from probjepa.backbones import BACKBONES, HUBS
+from probjepa.backbones import BACKBONES, names_hub
 from probjepa.backbones.frozen import learns
 from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, short, unknown_name, warn
@@ -40,7 +40,8 @@ def load(
     source
         ``RUN``, ``RUN/model`` or ``owner/name`` on the hub; or ``BACKBONE:FILE``, see ``open_encoder``
     backbone
-        the module to fill, for a model that was built on a backbone of the user's own
+        the module to fill, for a model that was built on a backbone of the user's own, or in the place of an
+        encoder of a hub
     head
         the module to fill, for an ``IJEPA`` that was built with a head of the user's own
     networks
@@ -66,7 +67,7 @@ def load(
     of_hub = {name: value for name, value in hub.items() if name not in own}
     if unknown := sorted(set(of_hub) - _HUB):
         raise unknown_name("option of load", unknown[0], _HUB)
-    if str(source).startswith(HUBS):
+    if names_hub(source):
         raise ConfigError(f"{short(source, 200)} is an encoder, and no saved model: open it by open_encoder")
     folder = model_folder(source, of_hub)
     config = read_config(folder)
@@ -113,7 +114,7 @@ def open_encoder(
     if weights is None and not isinstance(name_or_module, nn.Module):
         name_or_module, weights = _checkpoint(name_or_module) or (name_or_module, None)
     module = isinstance(name_or_module, nn.Module) and not isinstance(name_or_module, Method)
-    if module or weights is not None or str(name_or_module).startswith(HUBS):
+    if module or weights is not None or names_hub(name_or_module):
         encoder: Any = name_or_module
         trained = module and any(map(learns, encoder.modules()))
         opened = OpenedEncoder(encoder, image_size=image_size, pooling=pooling, weights=weights, **options)
@@ -141,7 +142,7 @@ def open_encoder(
 
 def is_of_tables(source: str | Path) -> bool:
     """Whether a model, on this disk or on the hub, is of tables; False where it cannot be read."""
-    if str(source).startswith(HUBS) or _names_backbone(source):
+    if names_hub(source) or _names_backbone(source):
         return False
     try:
         return "estimator" in read_config(model_folder(source, {}))

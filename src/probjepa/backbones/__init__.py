@@ -15,7 +15,7 @@ from probjepa.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKBONES", "build_backbone", "embedding_dim_of", "encoder_of", "is_trained"]
+__all__ = ["BACKBONES", "build_backbone", "embedding_dim_of", "encoder_of", "is_trained", "names_hub"]
 
 MIN_IMAGE_SIZE = 8
 
@@ -35,6 +35,11 @@ HUBS = ("hf:", "timm:")
 _CLASSIFIERS = ("fc", "head", "heads", "classifier", "last_linear")
 
 
+def names_hub(source: object) -> bool:
+    """Whether a backbone, or a model, is the name of an encoder of a hub: ``hf:NAME`` or ``timm:NAME``."""
+    return isinstance(source, str | Path) and str(source).startswith(HUBS)
+
+
 def is_trained(backbone: object) -> bool:
     """Whether a backbone is the name of an encoder that is trained already: of a hub, or of a saved model."""
     if not isinstance(backbone, str | Path):
@@ -43,7 +48,7 @@ def is_trained(backbone: object) -> bool:
     if name in BACKBONES:
         return False
     weights = ":" in name and name.partition(":")[0] in BACKBONES  # BACKBONE:FILE
-    return weights or name.startswith(HUBS) or "/" in name or os.path.exists(name)
+    return weights or names_hub(name) or "/" in name or os.path.exists(name)
 
 
 def encoder_of(

@@ -358,15 +358,3 @@ def data_settings(data: Mapping[str, Any], name: str) -> dict[str, Any]:
         "std": list(data["std"]),
         "fit": {"size": size, "side": side, "interpolation": how, "stretch": stretch, "even": True},
     }
-
-
-def remade(encoder: nn.Module) -> nn.Module:
-    """Return the same encoder with fresh random weights, or raise ConfigError for another module."""
-    if isinstance(encoder, TransformersEncoder):
-        model: Any = encoder.model
-        return TransformersEncoder(type(model)(model.config), encoder.pooling).eval()
-    if isinstance(encoder, TimmEncoder):
-        timm = required("timm", "timm")
-        fresh = timm.create_model(encoder.name, pretrained=False, num_classes=0)
-        return TimmEncoder(fresh, encoder.pooling, encoder.name).eval()
-    raise ConfigError("a module of your own cannot be built again: build the baseline yourself")

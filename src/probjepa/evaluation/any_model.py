@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from probjepa.backbones import HUBS
+from probjepa.backbones import names_hub
 from probjepa.errors import ConfigError
 from probjepa.evaluation import images
 from probjepa.evaluation.figures import Evaluation
@@ -46,7 +46,7 @@ def evaluate(
         for a model, sets or options that do not go together; see the evaluations of images and of tables
     """
     text, ids = dict[str, Any](), ()
-    if isinstance(model, str | Path) and not str(model).startswith(HUBS):
+    if isinstance(model, str | Path) and not names_hub(model):
         text, ids = LOADERS["text of a run"](model), LOADERS["row names of a run"](model)
         model, name = LOADERS["saved model"](model), model
         if not hasattr(model, "transform") and not isinstance(model, Method):

@@ -14,7 +14,7 @@ import torch.fx.experimental.symbolic_shapes  # autograd.grad would import it, a
 from torch import Tensor, nn
 
 from probjepa._arrays import as_float_tensor
-from probjepa.backbones import HUBS
+from probjepa.backbones import names_hub
 from probjepa.backbones.frozen import learns, refuse_inference
 from probjepa.backbones.hub import load_pretrained
 from probjepa.data import Images, Preprocess, as_images
@@ -134,7 +134,7 @@ def as_encoder(encoder: Any, *, pooling: Pooling | None = None, image_size: int 
     """
     if image_size is not None:
         encoder, pooling = LOADERS["encoder"](encoder, image_size=image_size, pooling=pooling), None
-    if isinstance(encoder, str) and encoder.startswith(HUBS):
+    if names_hub(encoder):
         module, settings = load_pretrained(encoder, pooling)
         return Encoder(module, module, None if settings is None else Preprocess(**settings), encoder)
     if pooling is not None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 import torch
 from torch import Tensor, nn
 
-from probjepa.backbones import HUBS, embedding_dim_of, encoder_of, is_trained
+from probjepa.backbones import embedding_dim_of, encoder_of, is_trained, names_hub
+from probjepa.backbones.architecture import architecture_of, built, remade
 from probjepa.backbones.encoding import Encoding
 from probjepa.backbones.frozen import Frozen, evaluating
-from probjepa.backbones.hub import UnpreparedError, pinned, remade, source_of, weights_sha256
+from probjepa.backbones.hub import UnpreparedError, is_transformers, pinned, source_of, weights_sha256
 from probjepa.data import Preprocess, channel_statistics, default_recipe
 from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, DataError, short
@@ -200,7 +201,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
             asked = {"weights": weights, "backbone_options": options, "image_size": image_size}
         elif unknown := sorted(set(options) - {"pooling"}):
             raise ConfigError(f"a trained encoder has no option '{unknown[0]}' (known: pooling)")
-        elif (named and str(backbone).startswith(HUBS)) or not (named or isinstance(backbone, Method)):
+        elif (named and names_hub(backbone)) or not (named or isinstance(backbone, Method)):
             asked["image_size"] = image_size
         opened: Method = LOADERS["encoder"](backbone, **asked)
         size, takes = opened.preprocess.size, opened.preprocess.channels
@@ -232,13 +233,18 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         return {**super().config(), "preprocess": self.preprocess.config()}
 
     def _saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """As ``Pretrained``; a frozen encoder that is as the hub has it is named, not kept."""
+        """As ``Pretrained``; a frozen encoder that is as the hub has it is named, not kept.
+
+        Of another whose name is a hub's or a folder's the architecture is kept, so that neither is needed.
+        """
         config, weights = super()._saved()
         name, source = self.settings["backbone"], source_of(self.plain_encoder)
         if self.frozen and name and source and weights_sha256(self.plain_encoder) == source.sha256:
             config["settings"]["backbone"] = pinned(name, source.revision)
             config["encoder_sha256"] = source.sha256
             weights = {key: weights[key] for key in weights.keys() - self._frozen_weights().keys()}
+        elif name and (architecture := architecture_of(self.plain_encoder)):
+            config["architecture"] = architecture
         return config, weights
 
     def _restore(self, folder: Path, config: Mapping[str, Any]) -> None:
@@ -247,7 +253,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         if wanted is None:
             return super()._restore(folder, config)
         source = source_of(self.plain_encoder)
-        if source is None or source.sha256 != wanted:
+        if (source.sha256 if source else weights_sha256(self.plain_encoder)) != wanted:
             raise ArtifactError(
                 f"{folder} was trained on other weights of '{self.settings['backbone']}' than were loaded: "
                 "clear the hub's cache of it, or train again"
@@ -264,13 +270,26 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         """Make a method with fresh weights from what ``config`` returned; see ``Pretrained``."""
         preprocess = check_settings(config["preprocess"], types_of(Preprocess))
         settings = {**config["settings"], "mean": preprocess["mean"], "std": preprocess["std"]}
-        settings["backbone"]  # without one it would be the default
+        modules = cls._encoder_of(config) | modules
+        if stands_in := names_hub(settings["backbone"]) and "backbone" in modules:
+            pooled = not is_transformers(modules["backbone"])
+            settings["backbone_options"] = {} if pooled else settings["backbone_options"]
         model = super().from_config({**config, "settings": settings}, **modules)
+        if stands_in:
+            of = config["settings"]
+            model.settings |= {name: of[name] for name in ("backbone", "backbone_options")}
+            model._modules_given = tuple(name for name in model._modules_given if name != "backbone")
         size, wanted = preprocess["size"], model.preprocess.size
         if size != wanted:
             raise ConfigError(f"the preprocessing has size {size}, and image_size is {wanted}")
         model.preprocess = Preprocess(**preprocess)
         return model
+
+    @classmethod
+    def _encoder_of(cls, config: Mapping[str, Any]) -> dict[str, nn.Module]:
+        """The encoder that a saved model keeps the architecture of, as the module that it is filled with."""
+        architecture, name = config.get("architecture"), config["settings"]["backbone"]
+        return {} if architecture is None else {"backbone": built(architecture, name)}
 
     def reinitialised(self, seed: int = 0) -> Self:
         """Return the same method with fresh random weights: the baseline that training must beat.
@@ -284,7 +303,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         for part in self._modules_given:
             if part != "backbone":
                 raise ConfigError(f"a {part} of your own cannot be built again: build the baseline yourself")
-        if self._modules_given or self.settings["backbone"].startswith(HUBS):
+        if self._modules_given or names_hub(self.settings["backbone"]):
             with forked(seed=seed):
                 modules["backbone"] = remade(self.plain_encoder)
         config = self.config()

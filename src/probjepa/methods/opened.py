@@ -9,9 +9,10 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from probjepa.backbones import HUBS, build_backbone
+from probjepa.backbones import build_backbone, names_hub
+from probjepa.backbones.architecture import remade
 from probjepa.backbones.foreign import foreign_encoder
-from probjepa.backbones.hub import UnpreparedError, load_pretrained, remade
+from probjepa.backbones.hub import UnpreparedError, load_pretrained
 from probjepa.data import Preprocess
 from probjepa.draws import forked
 from probjepa.errors import ConfigError
@@ -71,7 +72,7 @@ class OpenedEncoder(Method):
     ) -> None:
         settings: dict[str, Any] | None
         own: dict[str, Any] = {"backbone": backbone, "image_size": image_size, "pooling": pooling}
-        if isinstance(backbone, str) and not backbone.startswith(HUBS):
+        if isinstance(backbone, str) and not names_hub(backbone):
             options = {**(backbone_options or {}), **({} if pooling is None else {"pooling": pooling})}
             if weights is not None:
                 module, options = foreign_encoder(backbone, weights, options, image_size=image_size)
@@ -151,7 +152,13 @@ class OpenedEncoder(Method):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **modules: Any) -> Self:
         """Open the same encoder, and prepare its images as was saved; see ``Pretrained``."""
-        model = cls(**{**config["settings"], **modules})
+        settings, modules = config["settings"], cls._encoder_of(config) | modules
+        if not (names_hub(settings["backbone"]) and "backbone" in modules):
+            model = cls(**{**settings, **modules})
+        else:
+            model = cls(modules["backbone"], image_size=config["preprocess"]["size"])
+            model.settings = dict(settings)
+            model._modules_given = ()
         model.preprocess = Preprocess(**config["preprocess"])
         return model
 

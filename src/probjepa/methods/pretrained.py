@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from probjepa import files, model_files
+from probjepa.backbones import names_hub
 from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, unknown_argument
 from probjepa.methods import card
@@ -236,7 +237,10 @@ class Pretrained(
         try:
             model = cls.from_config(config, **wanted)
         except ArtifactError as error:
-            raise ArtifactError(f"{folder} stands on an encoder that cannot be loaded: {error}") from error
+            passed = "" if "backbone" in wanted else " (or pass it yourself: load(…, backbone=module))"
+            raise ArtifactError(
+                f"{folder} stands on an encoder that cannot be loaded: {error}{passed}"
+            ) from error
         except files.DAMAGES as error:
             if wanted and isinstance(error, ConfigError):
                 raise  # of the module that was passed
@@ -256,7 +260,10 @@ class Pretrained(
     def _wanted_modules(
         cls, folder: Path, config: Mapping[str, Any], given: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Those of the given modules that the saved model was built with; ArtifactError if one is missing."""
+        """The given modules, which the saved model was built with or which stand in for an encoder of a hub.
+
+        ArtifactError if one is missing, or has no place.
+        """
         settings = config["settings"]
         # older models have no list of them
         old = [name for name in ("backbone", "head") if settings.get(name, "") is None]
@@ -269,7 +276,9 @@ class Pretrained(
         for name in given:
             if name not in inspect.signature(cls).parameters:
                 raise ArtifactError(f"{folder} holds a {cls.__name__}, which takes no {name}: leave it out")
-        return {name: given[name] for name in own}
+            if name not in own and not names_hub(settings.get(name)):
+                raise ArtifactError(f"{folder} was built on no {name} of its user's own: leave it out")
+        return dict(given)
 
     @classmethod
     def from_pretrained(
@@ -285,7 +294,8 @@ class Pretrained(
         Parameters
         ----------
         backbone
-            the module to fill, for a model that was built on a backbone of the user's own
+            the module to fill, for a model that was built on a backbone of the user's own, or in the place of
+            an encoder of a hub
         head
             the module to fill, for an ``IJEPA`` that was built with a head of the user's own
         hub
