@@ -124,6 +124,63 @@ def test_a_repository_that_cannot_be_had(text, monkeypatch):
     refused("me/mo..del", "no model at me/mo..del")  # no name for a repository
 
 
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (401, "refused: check the name, and log in"),
+        (403, "refused: log in .* and accept its terms on its page"),
+        (404, "refused: check the name and the revision, and log in"),
+        (500, "on the hub: refused$"),
+    ],
+)
+def test_a_refused_repository_says_what_to_do(status, says, monkeypatch):
+    def download(repo_id, **options):
+        response = SimpleNamespace(status_code=status, headers={}, request=None)
+        raise huggingface_hub.errors.HfHubHTTPError("refused.", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    refused("me/model", says)
+
+
+def test_an_answer_of_something_else_than_the_hub_is_one_line_and_the_cache_stands(tmp_path, monkeypatch):
+    model = small()
+    cached = {"me/model": tmp_path}
+    model.save_pretrained(tmp_path)
+
+    def download(repo_id, local_files_only=False, **options):
+        if not local_files_only:
+            raise json.JSONDecodeError("Expecting value", "<html>", 0)  # a network's login page
+        if repo_id not in cached:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not cached")
+        return str(cached[repo_id])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert same(pj.load("me/model"), model)
+    refused("me/other", r"no model at me/other.*the answer is none of the hub's \(Expecting value.*\)")
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "vit"}', None, "", "[]"])
+def test_a_repository_of_another_library_is_named(config, tmp_path, monkeypatch):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+        (tmp_path / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **options: str(tmp_path))
+    refused(
+        "me/vit", r"me/vit, on the hub, holds no model that probjepa wrote .*: another.*hf:me/vit or timm:"
+    )
+    if config == '{"model_type": "vit"}':
+        refused(
+            tmp_path, f"holds no model that probjepa wrote: another library's encoder is hf:{tmp_path} or"
+        )
+
+
+def test_a_repository_without_weights_is_named(tmp_path, monkeypatch):
+    small().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **options: str(tmp_path))
+    refused("me/model", "holds no model that probjepa wrote")
+
+
 # --- cards ----------------------------------------------------------------------------------------------
 
 

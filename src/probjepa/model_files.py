@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+_OURS = {"format_version", "probjepa_version"}  # one of them stands in each config.json that is written here
+_REFUSALS: dict[int | None, str] = {  # by HTTP's status
+    401: ": check the name, and log in (hf auth login) if it is private",
+    403: ": log in (hf auth login) with an account that may read it, and accept its terms on its page",
+    404: ": check the name and the revision, and log in (hf auth login) if it is private",
+}
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------
@@ -151,6 +157,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads(regular(folder / CONFIG).read_text(encoding="utf-8"))
+        if not config.keys() & _OURS:
+            raise ArtifactError(
+                f"{folder} holds no model that probjepa wrote: another library's encoder is hf:{folder} or "
+                f"timm:local-dir:{folder}"
+            )
         check_format(config.get("format_version"), config.get("probjepa_version"), folder)
     except ArtifactError:
         raise
@@ -223,13 +234,41 @@ def model_folder(source: str | Path, hub: Mapping[str, Any]) -> Path:
             f"no such model: {short(source, 200)} (give a run folder, a model folder or a hub repository; of "
             "another library's encoder hf:NAME or timm:NAME)"
         )
+    folder = _downloaded(name, hub)
+    try:
+        ours = bool(json.loads((folder / CONFIG).read_text(encoding="utf-8")).keys() & _OURS)
+    except (OSError, *DAMAGES):
+        ours = False
+    if not ours or not (folder / WEIGHTS).is_file():
+        raise ArtifactError(
+            f"{name}, on the hub, holds no model that probjepa wrote ({CONFIG} and {WEIGHTS}): another "
+            f"library's encoder is hf:{name} or timm:hf-hub:{name}"
+        )
+    return folder
+
+
+def _downloaded(name: str, hub: Mapping[str, Any]) -> Path:
+    """The folder in the hub's cache of a repository's three files, or ArtifactError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    wanted: dict[str, Any] = {"allow_patterns": [CONFIG, WEIGHTS, CARD], **hub}
     try:
         with quiet("huggingface_hub"):
-            return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, CARD], **hub))
+            try:
+                return Path(snapshot_download(name, **wanted))
+            except HFValidationError:
+                raise
+            except (
+                ValueError
+            ) as error:  # an answer that is none of the hub's, as of a login page of a network
+                try:
+                    return Path(snapshot_download(name, **{**wanted, "local_files_only": True}))
+                except LocalEntryNotFoundError:
+                    raise OSError(f"the answer is none of the hub's ({first_line(error)})") from error
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
         raise ArtifactError(
-            f"no model at {short(source, 200)}, on this disk or on the hub: {first_line(error)}"
+            f"no model at {short(name, 200)}, on this disk or on the hub: "
+            f"{first_line(error).rstrip('.')}{_REFUSALS.get(status, '')}"
         ) from error
