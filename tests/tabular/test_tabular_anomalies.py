@@ -70,6 +70,24 @@ def test_columns_with_few_held_out_cells_fall_back_on_the_fits(rows, enough):
             typical.warn(["a", "b", "c"])
 
 
+@pytest.mark.parametrize("copula", ["alone", "beside", "none"])
+def test_another_value_in_a_constant_column_is_odd_and_hides_no_other(copula):
+    when = pd.date_range("2021-01-02", periods=120, freq="5h")  # all of January
+    table = pd.DataFrame({**related_table(120), "k": 3.0, "gone": np.nan, "when": when})
+    model = VarTJEPA(**TINY, copula=copula).fit(table)
+    as_it_was = model.score_samples(table)
+    for other in (3.001, 4.0, 4e6):
+        lost = as_it_was - model.score_samples(table.assign(k=other))
+        assert (lost > 0).all() and (lost < 2).all()
+        found = model.score_features(table.assign(k=other), standardized=True)["k"]
+        np.testing.assert_allclose(found, 5.0, atol=0.01)  # half a nat by the least deviation, 0.1
+    for harmless in ({"k": np.float32(3.0)}, {"gone": 7e5}):
+        np.testing.assert_allclose(model.score_samples(table.assign(**harmless)), as_it_was, atol=0.5)
+    february = model.score_samples(table.assign(when=when + pd.Timedelta(days=31)))
+    assert (as_it_was - february < 10).all()
+    assert (model.impute(table.assign(k=np.nan)).table["k"] == 3.0).all()
+
+
 def test_columns_that_do_not_vary_or_are_empty_have_a_finite_scale():
     flat = np.stack([np.full(60, 0.7), np.full(60, np.nan)], 1)
     typical = Typical.of(Cells(flat, np.zeros((60, 2))), Cells(flat, np.zeros((60, 2))))

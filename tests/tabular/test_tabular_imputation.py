@@ -17,6 +17,8 @@ _WHEN = pd.Series(pd.date_range("2020-01-01", periods=_N, freq="7h"))
 _WORDS = pd.Series(np.resize(["x", "y", "z"], _N))
 _COLUMNS = {
     "category": _WORDS.astype(pd.CategoricalDtype(["z", "x", "y"], ordered=True)),
+    "categories of bytes": pd.Series(pd.Categorical(np.resize(np.array([1, 2, 3], "int8"), _N))),
+    "categories of float32": pd.Series(pd.Categorical(np.resize(np.array([0.1, 0.2], "float32"), _N))),
     "categories of numbers": pd.Series(pd.Categorical(np.resize([1, 2], _N))),
     "text": _WORDS,
     "objects": _WORDS.astype(object),
@@ -112,6 +114,30 @@ def test_impute_gives_back_the_labels_it_was_given(columns):
         filled = VarTJEPA(**TINY).fit(table).impute(given).table
         assert filled.columns.equals(given.columns) and filled.index.equals(table.index)
         assert not filled.isna().any().any()
+
+
+@pytest.mark.parametrize("dtype", ["boolean", "Int64", "Float64", "string"])
+def test_a_column_that_was_empty_in_the_fit_keeps_its_type(dtype):
+    table = pd.DataFrame({"a": np.arange(30.0), "e": pd.array([None] * 30, dtype=dtype)})
+    model = VarTJEPA(**TINY).fit(table)
+    one = table.assign(e=pd.array(([True, False] if dtype == "boolean" else ["1", "2"]) * 15, dtype=dtype))
+    for rows, mask in ((table, None), (table, np.ones((30, 2), bool)), (one, np.ones((30, 2), bool))):
+        filled, cells = model.impute(rows, mask)
+        assert filled["e"].isna().all() and filled["e"].dtype == table["e"].dtype
+        assert "e" not in cells["feature"].unique()
+    assert np.isfinite(model.score_samples(one)).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_categories_that_only_the_fit_had_are_of_the_tables_type(dtype):
+    values = np.resize([1, 2, 2, 3], _N) / (1 if dtype == "int8" else 10)
+    table = pd.DataFrame({"a": np.arange(float(_N)), "c": pd.Categorical(values)})
+    few = pd.Categorical(values[:8].astype(dtype)).set_categories([values[0].astype(dtype)])
+    filled = VarTJEPA(**TINY).fit(table).impute(table[:8].assign(c=few)).table["c"]
+    assert filled.cat.categories.dtype == dtype and filled.notna().all()
+    assert filled.tolist() == pytest.approx(
+        [values[0] if one == values[0] else values[1] for one in values[:8]]
+    )
 
 
 @pytest.mark.parametrize("empty", [np.nan, None, pd.NaT], ids=["number", "category", "date"])

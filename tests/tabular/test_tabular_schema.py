@@ -123,6 +123,14 @@ def test_constant_and_all_missing_columns(transform, value):
     assert found.numeric[0, 0] == 0
     assert np.isfinite(found.numeric).all()
     assert found.missing[:, 0].tolist() == [np.isnan(value), False, True]
+    if np.isfinite(value):  # another value is one step off, however far; the same one of fewer digits is none
+        others = [value + 1e-3, value - 5e4, -value * 1e8 - 1, np.float32(value) if 1 < value < 10 else value]
+        steps = schema.encode(pd.DataFrame({"v": others})).numeric[:, 0]
+        assert (
+            steps[3] == 0
+            and set(np.abs(steps[:3])) <= {0.0, 1.0}
+            and steps[2] == (-1 if value >= 0 else steps[2])
+        )
 
 
 def test_beyond_the_range_of_the_fit_a_quantile_transform_goes_on_in_standard_deviations():

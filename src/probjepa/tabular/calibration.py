@@ -28,6 +28,9 @@ class Calibration(nn.Module):
     There may be several sources of predictions, which are combined: a + Σ bₛ·mₛ, with the variances in the
     shares of bₛ, and Σ aₛ·lₛ + b·log π (linear and logarithmic pools). Before ``fit`` it is the first's.
 
+    A constant number's is N(0, 1): a tighter one would make of another value there a surprise that hides all
+    others.
+
     ``reach`` is half an interval of 95 %, in standard deviations: the conformal quantile of held-out errors,
     each by a fit of the correction to the others.
     """
@@ -39,6 +42,7 @@ class Calibration(nn.Module):
     sharpness: Tensor
     prior_weight: Tensor
     log_prior: Tensor
+    constant: Tensor
 
     def __init__(self, layout: Layout, n_sources: int = 1) -> None:
         super().__init__()
@@ -56,6 +60,8 @@ class Calibration(nn.Module):
             ("log_prior", torch.zeros(sum(self.sizes))),
         ):
             self.register_buffer(name, value)
+        constant = torch.tensor(layout.constant or (False,) * n, dtype=torch.bool)
+        self.register_buffer("constant", constant, persistent=False)
 
     def forward(self, sources: Sequence[CellDistribution]) -> CellDistribution:
         """Combine and correct each source's predictions (B, …)."""
@@ -73,7 +79,9 @@ class Calibration(nn.Module):
         ]
         mean = self.shift + (self.slope.unsqueeze(1) * means).sum(0)
         variance = _pooled(torch.stack([of.variance for of in sources]), self.slope)
-        return CellDistribution(mean, self.spread * variance, logits)
+        mean = mean.masked_fill(self.constant, 0.0)
+        variance = (self.spread * variance).masked_fill(self.constant, 1.0)
+        return CellDistribution(mean, variance, logits)
 
     @torch.no_grad()
     def fit(self, sources: Sequence[CellDistribution], rows: Rows, frequencies: list[Tensor]) -> None:
@@ -83,7 +91,7 @@ class Calibration(nn.Module):
         """
         for i in range(rows.numeric.shape[1]):
             seen = ~rows.missing[:, i]
-            if int(seen.sum()) < _FEWEST_CELLS:
+            if int(seen.sum()) < _FEWEST_CELLS or self.constant[i]:
                 continue
             x = rows.numeric[seen, i].double()
             means = torch.stack([of.mean[seen, i] for of in sources]).double()

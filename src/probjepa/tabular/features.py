@@ -20,6 +20,7 @@ NumericTransform = Literal["standard", "quantile"]
 
 # a value this many standard deviations out is cut off: only so that float32 cannot overflow downstream
 _FAR = 1e4
+_SAME = 1e-6  # relatively: a constant that was written in float32 is the constant
 _QUANTILES = 1000
 _PIECES = 500  # at least, of the lines of which ``backward`` is made where a prediction is undone
 _TAIL_PIECES = 20
@@ -71,6 +72,11 @@ class Feature:
         return self.type in ("numeric", "datetime")
 
     @property
+    def constant(self) -> bool:
+        """Whether it is one number, of which the fit saw one value, or none."""
+        return self.numeric and self.low == self.high
+
+    @property
     def _unit(self) -> float:
         """What to divide the column's numbers by, so that differences of the largest do not overflow."""
         return float(power_of_two(max(abs(self.low or 0.0), abs(self.high or 0.0))))
@@ -83,7 +89,15 @@ class Feature:
         return replace(self, location=location, scale=scale, quantiles=grid, low=low, high=high)
 
     def forward(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Transform finite numbers (N,) to those that the model reads."""
+        """Transform finite numbers (N,) to those that the model reads.
+
+        Of a constant column another number is one step off, however far it is; of an empty one all are 0.
+        """
+        if self.constant:
+            low = np.nan if self.low is None else self.low
+            with np.errstate(over="ignore"):
+                steps = np.sign(values - low)
+            return np.where(np.isnan(steps) | np.isclose(values, low, rtol=_SAME, atol=0), 0.0, steps)
         if (unit := self._unit) != 1:
             with np.errstate(over="ignore"):
                 return self._over(unit).forward(values / unit)

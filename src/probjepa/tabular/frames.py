@@ -239,10 +239,17 @@ def as_text(value: Any) -> str:
 
 
 def narrow_type(series: Any) -> Any:
-    """Return NumPy's type of a column of floats that have less digits than float64's, or None."""
-    sparse = isinstance(series.dtype, pandas().SparseDtype)
-    dtype = series.dtype.subtype if sparse else getattr(series.dtype, "numpy_dtype", series.dtype)
+    """Return NumPy's type of floats of less digits than float64's, of a column or its categories, or None."""
+    pd, dtype = pandas(), series.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        dtype = dtype.categories.dtype
+    dtype = dtype.subtype if isinstance(dtype, pd.SparseDtype) else getattr(dtype, "numpy_dtype", dtype)
     return dtype.type if getattr(dtype, "kind", "O") == "f" and dtype.itemsize < 8 else None
+
+
+def widened(value: Any, narrow: Any) -> float:
+    """Return the number that is written as a number of a ``narrow_type`` is."""
+    return float(str(narrow(value)))
 
 
 def labels_of(column: str, series: Any) -> tuple[npt.NDArray[np.int64], list[Scalar]]:
@@ -256,22 +263,22 @@ def labels_of(column: str, series: Any) -> tuple[npt.NDArray[np.int64], list[Sca
             "give one value a cell, or drop it"
         ) from error
     if (narrow := narrow_type(series)) is not None:  # 0.1 is 0.1 in any of them
-        found = [float(str(narrow(value))) for value in found]
+        found = [widened(value, narrow) for value in found]
     return codes, [_label(value) for value in found]
 
 
 def category_labels(column: str, series: Any, *, boolean: bool, most: int) -> tuple[Scalar, ...]:
     """Return the known categories of a column, in an order that does not depend on the rows'.
 
-    The ``most`` frequent are kept (ties: by name). A boolean column has (False, True), and raises DataError
-    for any other value.
+    The ``most`` frequent are kept (ties: by name). A boolean column has (False, True) unless it is empty, and
+    raises DataError for any other value.
     """
     codes, labels = labels_of(column, series)
     if boolean:
         bad = np.array([label not in (False, True) for label in labels] + [False])
         if bad.any():
             raise not_of_type(column, series, bad[codes], "boolean")
-        return (False, True)
+        return (False, True) if labels else ()
     counts: dict[Scalar, int] = {}
     texts, others = ([of for of in labels if isinstance(of, str) is kind] for kind in (True, False))
     twins = {as_text(label): label for label in others} if texts else {}

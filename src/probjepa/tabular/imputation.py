@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from decimal import Decimal, localcontext
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor
 from probjepa.errors import DataError
 from probjepa.tabular.dates import format_of
 from probjepa.tabular.features import Feature
-from probjepa.tabular.frames import as_frame, as_text, has_names, named, pandas
+from probjepa.tabular.frames import as_frame, as_text, has_names, named, narrow_type, pandas, widened
 from probjepa.tabular.schema import TableSchema
 from probjepa.tabular.tokens import CellDistribution
 
@@ -80,7 +81,8 @@ def without(table: Any, hide: npt.NDArray[np.bool_]) -> Any:
         series = table[column]
         if cells.any() and isinstance(series.dtype, pd.SparseDtype):  # whose fill may be no missing cell
             series = series.sparse.to_dense()
-        if cells.any() and getattr(series.dtype, "kind", "O") in "iu":  # of NumPy, which has no missing ones
+        whole = isinstance(series.dtype, np.dtype) and series.dtype.kind in "iu"  # which has no missing ones
+        if cells.any() and whole:
             series = pd.Series(pd.array(series.to_numpy()), index=series.index)
         out[column] = series.mask(cells)
     return out
@@ -140,7 +142,7 @@ def filled(series: Any, found: Any, feature: Feature) -> Any:
     sparse = isinstance(series.dtype, pd.SparseDtype)
     out = (series.sparse.to_dense() if sparse else series).copy()  # dense values may be the caller's own
     if isinstance(series.dtype, pd.CategoricalDtype):
-        out = out.cat.add_categories([x for x in dict.fromkeys(cells) if x not in out.cat.categories])
+        out = _with_categories(out, [x for x in dict.fromkeys(cells) if x not in out.cat.categories])
     new = pd.Series(cells, dtype=object)
     try:
         new = new.astype(out.dtype)
@@ -148,6 +150,18 @@ def filled(series: Any, found: Any, feature: Feature) -> Any:
         out = out.astype(object)
     out.iloc[found["row"].to_numpy()] = new.array
     return out.astype(series.dtype) if sparse else out
+
+
+def _with_categories(series: Any, new: list[Any]) -> Any:
+    """A column of categories with further ones, of the type that its own have where that holds them."""
+    if not new:
+        return series
+    more, categories = pandas().Index(new), series.cat.categories
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        cast = more.astype(categories.dtype)
+        if narrow_type(series) is not None or (cast == more).all():
+            more = cast
+    return series.cat.set_categories(categories.append(more))
 
 
 def _first(series: Any) -> Any:
@@ -204,8 +218,11 @@ def _dates(series: Any, days: npt.NDArray[np.float64], feature: Feature) -> list
 def _categories(series: Any, labels: npt.NDArray[np.object_]) -> list[Any]:
     """Labels as the column writes them, found by their text; the fit's where it does not have them."""
     own = series.cat.categories if hasattr(series, "cat") else series.dropna().astype(object).unique()
-    by_text = {as_text(value): value for value in own}
+    narrow = narrow_type(series)
+    by_text = {as_text(value if narrow is None else widened(value, narrow)): value for value in own}
     cells = [by_text.get(as_text(label), label) for label in labels]
+    if narrow is not None:
+        cells = [narrow(cell) for cell in cells]
     if pandas().api.types.is_bool_dtype(series.dtype):
         cells = [as_text(cell) == "1" if as_text(cell) in "01" else cell for cell in cells]
     return cells

@@ -142,6 +142,7 @@ class TableSchema:
             categorical=tuple(i for i, f in enumerate(self.features) if not f.numeric),
             cardinalities=tuple(len(f.categories) for f in self.features if not f.numeric),
             types=tuple(types.index(f.type) for f in self.features),
+            constant=tuple(f.constant for f in self.features if f.numeric),
         )
 
     def frame(self, table: Any) -> Any:

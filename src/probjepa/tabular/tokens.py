@@ -28,12 +28,15 @@ class Layout:
         how many known categories each categorical feature has
     types
         a small integer for each feature: its column's type
+    constant
+        which of the numeric features are constant, or empty
     """
 
     numeric: tuple[int, ...]
     categorical: tuple[int, ...]
     cardinalities: tuple[int, ...]
     types: tuple[int, ...]
+    constant: tuple[bool, ...] = ()
 
     @property
     def n_features(self) -> int:
