@@ -79,6 +79,12 @@ NIGHTLY = [
 ]  # fmt: skip
 
 
+UNEXPORTED = {
+    "flow_matching": ("posterior", "likelihood"), "diffusion": ("posterior", "likelihood"),
+    "realnvp": ("posterior",), "autoregressive": ("posterior",),
+}  # fmt: skip
+
+
 def runner(path):
     if path.suffix == ".pt2":
         graph = torch.export.load(path).module()
@@ -160,6 +166,15 @@ class Lost(nn.Module):
         (lambda: pj.SimSiam("convnet", **CONVNET), "likelihood", "has no likelihood"),
         (lambda: pj.open_encoder(Lost(), image_size=8), "embed", "NaN or Inf: check its weights"),
         (lambda: pj.VarJEPA(), "likelihood", "random draws"),
+        *[
+            (
+                partial(ijepa, head),
+                what,
+                f"^{what} of an i-jepa with the head '{head}' cannot be exported: it",
+            )
+            for head, refused in UNEXPORTED.items()
+            for what in refused
+        ],
         (lambda: pj.SimSiam("convnet", **CONVNET), "embd", "did you mean 'embed'"),
     ],
 )
@@ -167,6 +182,14 @@ def test_what_no_graph_holds_is_one_line(tmp_path, make, what, says):
     with pytest.raises((ConfigError, DataError), match=says) as caught:
         pj.export(make(), tmp_path / "x.pt2", what=what)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_refusal_is_without_torchs_log(tmp_path, capfd, monkeypatch):
+    model = ijepa("flow_matching")
+    monkeypatch.setattr(type(model.head), "exported", ("likelihood",))
+    with pytest.raises(ConfigError, match="cannot be exported: it holds what no graph does"):
+        pj.export(model, tmp_path / "x.pt2", what="likelihood")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_file_that_disagrees_is_not_left(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -280,6 +281,7 @@ def _expected(model: Any, what: str, inputs: Tensor) -> list[Tensor]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporters' notes, and the checks of torch's distributions, which branch on values."""
-    with quiet("torch.onnx"), unchecked(), warnings.catch_warnings():
+    refused = quiet("torch._subclasses.fake_tensor", least=logging.CRITICAL)  # with its C++ stack
+    with quiet("torch.onnx"), refused, unchecked(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -197,13 +197,13 @@ def damaged(folder: Path, error: Exception) -> ArtifactError:
 
 
 @contextmanager
-def quiet(*names: str) -> Iterator[None]:
+def quiet(*names: str, least: int = logging.ERROR) -> Iterator[None]:
     """Keep loggers from saying less than errors: the hub's client would log each of its tries."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(least)
         yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -76,6 +76,7 @@ class Autoregressive(Head):
     """
 
     name = "autoregressive"
+    exported = ("likelihood",)
     far_context = 1e7  # each layer multiplies by it
 
     def __init__(

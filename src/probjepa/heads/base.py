@@ -88,6 +88,8 @@ class Head(FullPrecision):
 
     name: ClassVar[str]
     has_density: ClassVar[bool] = True  # whether its predictions have a log_prob
+    # what of its predictions a graph holds: no draws, no solver
+    exported: ClassVar[tuple[str, ...]] = ("posterior", "likelihood")
     far_context: ClassVar[float] = FAR  # a context with a larger entry is scaled down to it
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -52,6 +52,7 @@ class Diffusion(Head):
     """
 
     name = "diffusion"
+    exported = ()
     has_density = False
     kept_signal: Tensor
 

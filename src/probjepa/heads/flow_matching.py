@@ -47,6 +47,7 @@ class FlowMatching(Head):
     """
 
     name = "flow_matching"
+    exported = ()
 
     def __init__(
         self,

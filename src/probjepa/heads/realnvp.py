@@ -101,6 +101,7 @@ class RealNVP(Head):
     """
 
     name = "realnvp"
+    exported = ("likelihood",)
 
     def __init__(
         self, dim: int, context_dim: int, *, couplings: int = 6, hidden: Sequence[int] = (384, 384)

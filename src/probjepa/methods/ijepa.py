@@ -205,9 +205,21 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         return torch.stack([self.contexts(images, *mask) for mask in masks], 1), tokens
 
     def outputs(self, pixels: Tensor, what: str) -> tuple[Tensor, ...]:
-        """Return what ``probjepa.export`` traces, see ``Method``; of heads that need no draws."""
+        """Return what ``probjepa.export`` traces, see ``Method``.
+
+        Raises
+        ------
+        ConfigError
+            for what draws random numbers, or is solved for step by step, with this head
+        """
         if what == "embed":
             return super().outputs(pixels, what)
+        head: Any = self.head
+        if what not in getattr(head, "exported", (what,)):  # of any other module the trace says it
+            raise ConfigError(
+                f"{what} of an i-jepa with the head '{head.name}' cannot be exported: it draws random numbers "
+                "or solves step by step, and no graph does; export embed"
+            )
         masks = (index.to(pixels.device) for index in self._score_masks)
         vectors, tokens = self._hidden(self.preprocess(pixels), *masks)
         prediction = self.head(vectors)

@@ -27,7 +27,7 @@ from probjepa.training.progress import ProgressBar
 from probjepa.training.schedules import step_seed, warmup_cosine
 
 # fewer validation rows than this cannot say when to stop
-_FEWEST_VALIDATION_ROWS = 10
+FEWEST_VALIDATION_ROWS = 10
 
 
 class Network(Protocol):
@@ -52,7 +52,7 @@ def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]
     """Return the numbers of training and validation rows; no validation where there would be too few."""
     order = torch.randperm(n_rows, generator=_seeded(seed, 1))
     n_validation = int(n_rows * fraction)
-    if n_validation < _FEWEST_VALIDATION_ROWS:
+    if n_validation < FEWEST_VALIDATION_ROWS:
         n_validation = 0
     return order[n_validation:], order[:n_validation]
 

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 
 from probjepa.detectors.base import Thresholded, threshold_sample
-from probjepa.errors import ConfigError, warn
+from probjepa.errors import ConfigError, DataError, counted, warn
 from probjepa.metrics.conformal import threshold, threshold_rank
 from probjepa.tabular.anomalies import Cells, Reduction, Typical, blame, judged, looked_up, row_scores
 from probjepa.tabular.copula import bins_for
 from probjepa.tabular.estimator import TableTransformer, rows_at_a_time
 from probjepa.tabular.features import NumericTransform
-from probjepa.tabular.fitting import split_rows, stretched
+from probjepa.tabular.fitting import FEWEST_VALIDATION_ROWS, split_rows, stretched
 from probjepa.tabular.frames import as_frame, named, pandas
 from probjepa.tabular.imputation import Imputation, described, filled, hidden_cells, without
 from probjepa.tabular.schema import ColumnType
@@ -189,8 +189,16 @@ class VarTJEPA(Thresholded, TableTransformer):
 
     def _prepare(self, network: VarTJEPANetwork, rows: Rows) -> None:
         if self.alpha is not None:  # before the fit, not after it
-            held_out = split_rows(len(rows), self._settings()["validation_fraction"], 0)[1]
-            threshold_rank(len(threshold_sample(len(held_out))), self.alpha)
+            share = self._settings()["validation_fraction"]
+            held_out = split_rows(len(rows), share, 0)[1]
+            try:
+                threshold_rank(len(threshold_sample(len(held_out))), self.alpha)
+            except DataError as error:
+                raise DataError(
+                    f"{error} (they are held out of the fit's {counted(len(rows), 'row')} by "
+                    f"validation_fraction={share:g}, where that makes {FEWEST_VALIDATION_ROWS} or more: give "
+                    "more rows, or a larger share)"
+                ) from error
         network.resolve(rows)
 
     def _settled(self, settings: dict[str, Any], layout: Layout, n_rows: int) -> dict[str, Any]:
