@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from probjepa.errors import ConfigError
 
-# module → how many look at it, and the mode that the last of them gives back
-_LOOKED_AT: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+# module → who looks at it, and the mode that the last of them gives back
+_LOOKED_AT: WeakKeyDictionary[nn.Module, tuple[set[object], bool]] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
@@ -37,26 +37,38 @@ def learns(layer: nn.Module) -> bool:
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module in evaluation mode without gradients, and give each sub-module its mode back.
 
-    Where several threads do so at once, the last one gives it back.
+    Where several threads do so at once, the last one gives it back. A Ctrl-C at any moment does so too.
     """
-    looked_at: list[nn.Module] = []
+    parts, look = list(module.modules()), object()
     try:
-        with _LOCK:
-            for m in module.modules():
-                looking, mode = _LOOKED_AT.get(m, (0, m.training))
-                _LOOKED_AT[m] = looking + 1, mode
-                looked_at.append(m)
-            module.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        with _LOCK:
-            for m in looked_at:
-                looking, mode = _LOOKED_AT.pop(m)
-                if looking > 1:
-                    _LOOKED_AT[m] = looking - 1, mode
-                else:
-                    m.training = mode
+        try:
+            with _LOCK:
+                for m in parts:
+                    if (found := _LOOKED_AT.get(m)) is None:
+                        _LOOKED_AT[m] = {look}, m.training
+                    else:
+                        found[0].add(look)
+                module.eval()
+            with torch.no_grad():
+                yield
+        finally:
+            _give_back(parts, look)
+    except BaseException:
+        _give_back(parts, look)  # a Ctrl-C may have cut the first short
+        raise
+
+
+def _give_back(parts: list[nn.Module], look: object) -> None:
+    """End a look at modules, or what is left of its end."""
+    with _LOCK:
+        for m in parts:
+            if (found := _LOOKED_AT.get(m)) is None:
+                continue
+            looks, mode = found
+            looks.discard(look)
+            if not looks:
+                m.training = mode
+                del _LOOKED_AT[m]
 
 
 class Frozen(nn.Module):

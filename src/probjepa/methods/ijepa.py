@@ -217,8 +217,8 @@ class IJEPA(ProbabilisticMethod, paper_url="https://arxiv.org/abs/2301.08243"):
         head: Any = self.head
         if what not in getattr(head, "exported", (what,)):  # of any other module the trace says it
             raise ConfigError(
-                f"{what} of an i-jepa with the head '{head.name}' cannot be exported: it draws random numbers "
-                "or solves step by step, and no graph does; export embed"
+                f"{what} of an i-jepa with the head '{head.name}' cannot be exported: it draws random "
+                "numbers or solves step by step, and no graph does; export embed"
             )
         masks = (index.to(pixels.device) for index in self._score_masks)
         vectors, tokens = self._hidden(self.preprocess(pixels), *masks)
