@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -183,11 +183,12 @@ class _Work:
     def result(self, cell: Cell, data: Data, *, wait: bool) -> dict[str, Any]:
         """Return a cell's JSON, from this run, from its file, or by running it.
 
-        While another process runs it, wait, or return {} at once.
+        A finished one is read where nothing can be written, too. While another process runs it, wait, or
+        return {} at once.
         """
         while cell.key not in self.done:
             try:
-                with claimed(self.cells / f"{cell.key}.json"):
+                with claimed(self.cells / f"{cell.key}.json") if self.unfinished(cell) else nullcontext():
                     self.done[cell.key] = self._result(cell, data)
             except ClaimedError:
                 if not wait:
@@ -298,7 +299,7 @@ def finished(place: Path, cell: Cell) -> dict[str, Any] | None:
     """Return a cell's result, if it is there, whole, and of exactly these settings."""
     try:
         result = json.loads(regular(place).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(result, dict) or result.get("cell") != cell.identity:
         return None
@@ -307,16 +308,24 @@ def finished(place: Path, cell: Cell) -> dict[str, Any] | None:
 
 def _is_whole(result: Mapping[str, Any]) -> bool:
     """Whether what a cell found has the parts that it should, of their types."""
-    figures, number = result.get("figures"), (int, float)
+    figures, failed = result.get("figures"), result.get("failed")
+    seconds, versions_then = result.get("seconds"), result.get("versions")
     return (
         isinstance(figures, dict)
-        and all(isinstance(of, dict) and "value" in of for of in figures.values())
-        and all(x is None or isinstance(x, number) for of in figures.values() for x in of.values())
+        and bool(figures or failed)
+        and all(isinstance(of, dict) and of.keys() >= {"value", "low", "high"} for of in figures.values())
+        and all(x is None or isinstance(x, int | float) for of in figures.values() for x in of.values())
         and isinstance(result.get("notes"), list)
-        and isinstance(result.get("seconds"), number)
+        and all(isinstance(note, str) for note in result["notes"])
+        and isinstance(seconds, int | float)
+        and 0 <= seconds < math.inf
         and isinstance(result.get("failed", 0), str | None)
         and isinstance(result.get("hardware"), str)
-        and isinstance(result.get("versions"), dict)
+        and isinstance(versions_then, dict)
+        and all(isinstance(versions_then.get(name), str) for name in ("probjepa", "torch"))
+        and isinstance(result.get("code", {}), dict)
+        and isinstance(pictures := result.get("pictures", {}), dict)
+        and all(isinstance(of, dict | list) for of in pictures.values())
     )
 
 

@@ -113,6 +113,43 @@ def test_an_unfinished_study_goes_on_and_a_damaged_cell_is_run_again(tmp_path):
     assert not (out / "begun.json").exists()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"figures": {}}, {"figures": {"mean variance": {"value": 1.0}}}, {"versions": {}}, {"code": "x"},
+        {"code": []}, {"pictures": {"scatter": None}}, {"notes": [{}]}, {"seconds": float("nan")},
+        {"seconds": -1.0}, {"hardware": 3}, {"versions": {"probjepa": "0.1", "torch": None}}, "deep",
+    ],
+)  # fmt: skip
+def test_a_cell_that_is_damaged_within_is_run_again(tmp_path, wrong):
+    shared = tmp_path / "cells"
+    whole = run(FAKE, tmp_path / "a", cells=shared)
+    place = min(shared.iterdir())
+    text = "[" * 100_000 if wrong == "deep" else json.dumps(json.loads(place.read_text()) | wrong)
+    place.write_text(text)
+    ran.clear()
+    assert run(FAKE, tmp_path / "b", cells=shared) == whole
+    assert ran == [place.stem]
+
+
+@pytest.mark.parametrize("finished_only", [False, True])
+def test_finished_cells_are_read_where_nothing_can_be_written(tmp_path, monkeypatch, finished_only):
+    shared = tmp_path / "cells"
+    whole = run(FAKE, tmp_path / "a", cells=shared)
+    ran.clear()
+
+    @contextmanager
+    def read_only(place):
+        raise ArtifactError(f"cannot write {place}: Read-only file system")
+        yield
+
+    monkeypatch.setattr(runner, "claimed", read_only)
+    assert run(FAKE, tmp_path / "b", cells=shared, finished_only=finished_only) == whole and not ran
+    next(shared.iterdir()).unlink()
+    with pytest.raises(ArtifactError, match="Read-only"):
+        run(FAKE, tmp_path / "c", cells=shared)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "runs" / "mine").mkdir(parents=True)  # as TensorBoard calls its folder
