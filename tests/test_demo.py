@@ -1,14 +1,18 @@
 """The demo, cut short: its files, its sets and its refusal to overwrite."""
 
 import json
+import os
+import signal
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from lightning import LightningModule
 
 from probjepa import demo
 from probjepa.errors import ArtifactError
+from probjepa.training import Interrupted
 
 
 def test_a_demo_that_was_cut_short_goes_on_and_leaves_metrics_report_and_run(tmp_path, monkeypatch, capsys):
@@ -30,6 +34,31 @@ def test_a_demo_that_was_cut_short_goes_on_and_leaves_metrics_report_and_run(tmp
     assert "AUROC" in capsys.readouterr().out
     with pytest.raises(ArtifactError, match="--overwrite"):
         demo.run_demo(out, progress=False)
+
+
+def test_a_new_demo_that_is_interrupted_leaves_no_page_of_the_old_one_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "STEPS", 16)
+    monkeypatch.setattr(demo, "evaluate", partial(demo.evaluate, n_bootstrap=5))
+    out, whole = tmp_path / "demo", tmp_path / "whole"
+    demo.run_demo(out, progress=False)
+    demo.run_demo(whole, seed=1, progress=False)
+    after_one = LightningModule.on_train_epoch_start
+
+    def interrupt(self):
+        after_one(self)
+        if self.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LightningModule, "on_train_epoch_start", interrupt)
+        with pytest.raises(
+            Interrupted, match=r"step \d+: run the demo again, without --overwrite, to go on$"
+        ):
+            demo.run_demo(out, seed=1, overwrite=True, progress=False)
+    assert [path.name for path in out.iterdir()] == ["run"]
+    demo.run_demo(out, seed=1, progress=False)
+    for name in ("metrics.json", "run/model/model.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_sets_are_seeded_and_in_range():

@@ -17,7 +17,7 @@ from probjepa.methods.vje import VJE
 from probjepa.report.summary import print_summary, write_evaluation
 from probjepa.report.training import training_report
 from probjepa.terminal import say
-from probjepa.training import fit
+from probjepa.training import Interrupted, fit
 from probjepa.training.auto import using_threads
 
 UNSEEN = (8, 9)
@@ -36,6 +36,8 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
     ------
     ArtifactError
         if ``out`` is in the way, or cannot be written
+    Interrupted
+        after a signal: the same call goes on, without ``overwrite``
     """
     started = time.monotonic()
     half_done = not (out / "report.html").exists() and (out / "run").is_dir()
@@ -48,11 +50,18 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
         f"training VJE on {len(train):,} images of digits 0–7 ({IMAGE_SIZE}×{IMAGE_SIZE}), "
         f"{STEPS:,} steps of {BATCH_SIZE}"
     )
+    if overwrite:  # an earlier demo's pages do not stay beside another run
+        for name in ("report.html", "metrics.json", "scores.parquet"):
+            (out / name).unlink(missing_ok=True)
     # so small a network gains nothing from more threads, and loses much where others want the cores
     with using_threads(1):
-        model = train_demo(
-            train, test, seed=seed, out=out / "run", resume=resume, overwrite=overwrite, progress=progress
-        )
+        try:
+            model = train_demo(
+                train, test, seed=seed, out=out / "run", resume=resume, overwrite=overwrite, progress=progress
+            )
+        except Interrupted as stop:
+            reason = str(stop).partition(":")[0]
+            raise Interrupted(f"{reason}: run the demo again, without --overwrite, to go on") from None
         training_report(out / "run")
         result = evaluate(model, train, test, ood, seed=seed)
     write_evaluation(result, out)
