@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
 import probjepa as pj
-from probjepa.errors import ArtifactError
+from probjepa.errors import ArtifactError, ConfigError
 from probjepa.loading import is_of_tables
 from probjepa.methods import METHODS
 from saved_models import FILES, pixels, refused, same, small
@@ -65,6 +65,12 @@ def test_saving_can_push_too(hub, tmp_path):
     assert list(hub) == ["me/x", "digits"]  # the folder's name is the default
     local = {p.name: p.read_bytes() for p in (tmp_path / "digits").iterdir()}
     assert hub["me/x"] == hub["digits"] == local
+
+
+def test_an_option_that_the_hub_does_not_take_is_named(hub, tmp_path):
+    with pytest.raises(ConfigError, match="option of push_to_hub 'privat', did you mean 'private'"):
+        small().push_to_hub("me/x", privat=True)
+    assert not hub
 
 
 def test_a_failed_upload_keeps_what_was_saved(hub, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import os
 import pickle
 import shutil
 import struct
@@ -573,3 +574,23 @@ def test_a_share_or_a_batch_that_is_no_number_is_one_line():
     for size in (2.0, "2"):
         with pytest.raises(ConfigError, match="the setting batch_size takes a whole number"):
             next(iter(opened.batches(size)))
+
+
+def test_an_array_file_that_changes_while_it_is_read_is_one_line(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 255, (60, 8, 8), dtype=np.uint8)
+    path = tmp_path / "rows.npy"
+    np.save(path, rows)
+    images = open_images(path, size=8, memory_limit=0)
+    assert images.get(slice(50, 55)).shape[0] == 5
+    shutil.copyfile(path, tmp_path / "other.npy")
+    os.replace(tmp_path / "other.npy", path)  # another file in its place leaves the mapped one as it was
+    assert images.get(slice(50, 55)).shape[0] == 5
+    path.unlink()
+    assert images.get(slice(50, 55)).shape[0] == 5
+    np.save(path, rows)
+    images = open_images(path, size=8, memory_limit=0)
+    with open(path, "r+b") as file:  # in place: a row that it no longer holds would end the process
+        file.truncate(2000)
+    for rows_asked in (slice(0, 5), slice(50, 55)):
+        with pytest.raises(DataError, match=r"rows\.npy changed while it was read: leave it as it is"):
+            images.get(rows_asked)

@@ -101,6 +101,7 @@ class ArrayRecords(Records):
             )
         self.name, self.file = name, file
         self._array: npt.NDArray[Any] | None = array
+        self._mapped = None if file is None else _state(file)
         self.ids = [str(row) for row in range(len(array))]
         if labels is not None:
             self.labels, self.classes = encode_labels(labels, name, len(array))
@@ -114,11 +115,29 @@ class ArrayRecords(Records):
         return self._array
 
     def read(self, row: int) -> Payload:
-        """Return one row."""
+        """Return one row; DataError if the file has been written to since it was mapped.
+
+        Its rows would be of two arrays, and one that it no longer holds would end the process.
+        """
+        if self.file is not None:
+            now, mapped = _state(self.file), self._mapped
+            if (
+                now and mapped and now != mapped and now[0] == mapped[0]
+            ):  # another file in its place is no harm
+                raise DataError(f"{self.file} changed while it was read: leave it as it is, and start again")
         return as_payload(self.array[row])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ if self.file is None else {**self.__dict__, "_array": None}
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    """A file's number, size and time of change; None if it is gone, which a mapping outlives."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def encode_labels(

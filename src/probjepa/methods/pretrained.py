@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from probjepa import files, model_files
 from probjepa.backbones import names_hub
 from probjepa.draws import forked
-from probjepa.errors import ArtifactError, ConfigError, unknown_argument
+from probjepa.errors import ArtifactError, ConfigError, unknown_argument, unknown_name
 from probjepa.methods import card
 from probjepa.registry import LOADERS
 from probjepa.typed import check_arguments, check_settings, types_of
@@ -67,7 +67,10 @@ def _joined(cls: type[Pretrained]) -> inspect.Signature:
     names = {parameter.name for parameter in own}
     if parent is Pretrained:  # its own keywords, by their defaults
         keyword = inspect.Parameter.KEYWORD_ONLY
-        more = [inspect.Parameter(name, keyword, default=value) for name, value in home.defaults.items()]
+        more = [
+            inspect.Parameter(name, keyword, default=value, annotation=type(value).__name__)
+            for name, value in home.defaults.items()
+        ]
         return inspect.Signature([*own[:-1], *more] if more else own)
     inherited = [
         parameter.replace(
@@ -178,8 +181,11 @@ class Pretrained(
         """Upload to a hub repository, made if needed, and return the commit's address.
 
         ``hub``: ``private``, ``token``, ``branch``, ``commit_message`` and the like, as huggingface_hub
-        takes them. Raises ArtifactError if the upload fails.
+        takes them. Raises ConfigError for any other, ArtifactError if the upload fails.
         """
+        known = inspect.signature(super().push_to_hub).parameters
+        if unknown := sorted(hub.keys() - known.keys()):
+            raise unknown_name("option of push_to_hub", unknown[0], known)
         try:
             return super().push_to_hub(repo_id, **hub)
         except ArtifactError:
