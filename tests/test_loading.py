@@ -8,6 +8,7 @@ import shutil
 import struct
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -356,6 +357,17 @@ def registered():
     METHODS.register(Spread.name, Spread)
     yield Spread
     METHODS.remove(Spread.name)
+
+
+def test_a_module_that_has_no_place_is_named(tmp_path):
+    pj.VarJEPA(x_dim=4, y_dim=4, hidden=(4,), seed=0).save_pretrained(tmp_path / "pairs")
+    refused(
+        tmp_path / "pairs", "holds a VarJEPA, which takes no backbone: leave it", backbone=nn.Linear(2, 2)
+    )
+    pj.VarTJEPA(max_epochs=1, dim=8, random_state=0).fit(pd.DataFrame({"a": range(40)})).save(
+        tmp_path / "rows"
+    )
+    refused(tmp_path / "rows", "holds a VarTJEPA, which takes no head: leave it out", head=nn.Linear(2, 2))
 
 
 def test_a_registered_method_trains_saves_and_loads(registered, tmp_path):

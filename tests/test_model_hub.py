@@ -444,15 +444,91 @@ def test_an_encoder_without_a_processor_is_stored_whole(encoders, tmp_path):
     assert same(loaded, model) and torch.equal(loaded.embed(colours()), model.embed(colours()))
 
 
-def test_an_encoder_that_a_transformers_of_another_version_has_is_one_line(encoders, tmp_path):
+def changed(folder, **architecture):
+    config = json.loads((folder / "config.json").read_text())
+    config["architecture"]["transformers"] |= architecture
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_an_architecture_that_is_not_known_is_opened_by_its_name_or_given(encoders, tmp_path):
+    model = pj.VJE("hf:me/vit", seed=0).eval()
+    model.save_pretrained(tmp_path)
+    backbone, wanted = pj.open_encoder("hf:me/vit"), model.embed(colours())
+    changed(tmp_path, model_type="vit-of-the-future")
+    assert torch.equal(pj.load(tmp_path).embed(colours()), wanted)
+    shutil.rmtree(encoders)
+    refused(tmp_path, r"no model 'hf:me/vit'.*pass it yourself: load\(…, backbone=module\)\)$")
+    assert torch.equal(pj.load(tmp_path, backbone=backbone).embed(colours()), wanted)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"attn_implementation": "evil/kernel"},
+        {"auto_map": {"AutoModel": "evil--model.Model"}},
+        {"model_type": "timm_wrapper", "architecture": "hf-hub:evil/model"},
+        {"model_type": "timm_backbone", "backbone": "resnet18"},
+        {"quantization_config": {"quant_method": "evil"}},
+        {"vision_config": {"model_args": {"checkpoint_path": "/etc/passwd"}}},
+        {"parts": [{"use_pretrained_backbone": True}]},
+    ],
+)
+def test_an_architecture_that_names_something_else_builds_nothing(encoders, tmp_path, monkeypatch, more):
+    transformers = pytest.importorskip("transformers")
     pj.VJE("hf:me/vit", seed=0).save_pretrained(tmp_path)
+    shutil.rmtree(encoders)
+    changed(tmp_path, **more)
+
+    def build(*_, **__):
+        raise AssertionError("it was asked to build it")
+
+    monkeypatch.setattr(transformers.AutoConfig, "for_model", build)
+    refused(tmp_path, "no model 'hf:me/vit'")
+
+
+def test_an_architecture_beside_another_backbone_is_not_read(encoders, tmp_path):
+    model = small()
+    model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["architecture"]["transformers"]["model_type"] = "vit-of-the-future"
+    config["architecture"] = {"pooling": None, "transformers": {"model_type": "vit"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    refused(tmp_path, r"transformers .* cannot build 'hf:me/vit' .*pass it yourself: load\(…, backbone=")
-    config["architecture"] = {"transformers": 3}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    refused(tmp_path, "cannot build 'hf:me/vit'")
+    assert same(pj.load(tmp_path), model)
+
+
+def test_only_what_can_be_built_again_is_kept_as_an_architecture(encoders, tmp_path, monkeypatch):
+    model = pj.VJE("hf:me/vit", seed=0).eval()
+    monkeypatch.setattr("probjepa.backbones.architecture.built", lambda architecture: None)
+    model.save_pretrained(tmp_path)
+    assert "architecture" not in stored(tmp_path)[1]
+    assert same(pj.load(tmp_path), model)
+
+
+def test_what_is_kept_names_no_place_of_this_machine(encoders, tmp_path):
+    pj.VJE("hf:me/vit", seed=0).save_pretrained(tmp_path)
+    kept = stored(tmp_path)[1]["architecture"]["transformers"]
+    assert str(encoders) not in json.dumps(kept) and not kept.keys() & {"_name_or_path", "id2label"}
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_stand_in_is_pooled_and_sized_as_the_encoder_was(encoders, tmp_path, freeze):
+    options = {"backbone_options": {"pooling": "mean"}, "freeze": freeze, "seed": 0}
+    model = pj.VJE("hf:me/vit", **options).eval()
+    opened = pj.open_encoder("hf:me/vit", pooling="mean")
+    model.save_pretrained(tmp_path / "model")
+    opened.save_pretrained(tmp_path / "opened")
+    backbone = pj.open_encoder("hf:me/vit")  # by its class token
+    wanted = model.embed(colours()), opened.embed(colours())
+    assert not torch.equal(backbone.embed(colours()), wanted[1])
+    if freeze:
+        fresh = model.reinitialised(seed=1)
+        assert fresh.settings["backbone_options"] == {"pooling": "mean"}
+        assert fresh.plain_encoder.pooling == "mean"
+    shutil.rmtree(encoders)
+    for given in (backbone, backbone.plain_encoder, backbone.plain_encoder.model):
+        loaded = pj.load(tmp_path / "model", backbone=given)
+        assert torch.equal(loaded.embed(colours()), wanted[0])
+        assert {**loaded.settings, "backbone": "hf:me/vit"} == model.settings
+        assert torch.equal(pj.load(tmp_path / "opened", backbone=given).embed(colours()), wanted[1])
 
 
 def test_a_module_stands_in_for_an_encoder_of_the_hub(encoders, tmp_path):

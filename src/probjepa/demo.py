@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,8 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
         f"training VJE on {len(train):,} images of digits 0–7 ({IMAGE_SIZE}×{IMAGE_SIZE}), "
         f"{STEPS:,} steps of {BATCH_SIZE}"
     )
-    if overwrite:  # an earlier demo's pages do not stay beside another run
+    if overwrite:  # an earlier demo's pages do not stay beside another run, nor its run without them
+        shutil.rmtree(out / "run", ignore_errors=True)
         for name in ("report.html", "metrics.json", "scores.parquet"):
             (out / name).unlink(missing_ok=True)
     # so small a network gains nothing from more threads, and loses much where others want the cores

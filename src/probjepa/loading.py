@@ -72,8 +72,11 @@ def load(
     folder = model_folder(source, of_hub)
     config = read_config(folder)
     given = {name: module for name, module in modules.items() if module is not None}
+    kind = kind_of(config, folder)
+    if given and "estimator" in config:
+        raise ArtifactError(f"{folder} holds a {kind.__name__}, which takes no {min(given)}: leave it out")
     with forked():  # the weights that are replaced are drawn
-        return kind_of(config, folder).from_folder(folder, config, **given)
+        return kind.from_folder(folder, config, **given)
 
 
 def open_encoder(

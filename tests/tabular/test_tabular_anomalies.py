@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tabular_cases import TINY, mixed_table, related_table
 
 from probjepa.detectors import NotFittedError
@@ -86,6 +87,18 @@ def test_another_value_in_a_constant_column_is_odd_and_hides_no_other(copula):
     february = model.score_samples(table.assign(when=when + pd.Timedelta(days=31)))
     assert (as_it_was - february < 10).all()
     assert (model.impute(table.assign(k=np.nan)).table["k"] == 3.0).all()
+
+
+def test_a_model_that_was_saved_before_goes_by_what_was_fitted_to_its_constant_columns(tmp_path):
+    table = pd.DataFrame({**related_table(120), "k": 3.0})
+    model = VarTJEPA(**TINY).fit(table)
+    model.save(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert weights.pop("calibration.constant").tolist() == model.network_.calibration.constant.tolist()
+    save_file(weights, tmp_path / "model.safetensors")
+    before = VarTJEPA.load(tmp_path)
+    assert not before.network_.calibration.constant.any() and model.network_.calibration.constant.any()
+    assert before.score_samples(table).mean() != pytest.approx(model.score_samples(table).mean(), abs=0.1)
 
 
 def test_columns_that_do_not_vary_or_are_empty_have_a_finite_scale():

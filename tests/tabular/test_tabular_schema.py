@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -123,14 +124,30 @@ def test_constant_and_all_missing_columns(transform, value):
     assert found.numeric[0, 0] == 0
     assert np.isfinite(found.numeric).all()
     assert found.missing[:, 0].tolist() == [np.isnan(value), False, True]
-    if np.isfinite(value):  # another value is one step off, however far; the same one of fewer digits is none
-        others = [value + 1e-3, value - 5e4, -value * 1e8 - 1, np.float32(value) if 1 < value < 10 else value]
-        steps = schema.encode(pd.DataFrame({"v": others})).numeric[:, 0]
-        assert (
-            steps[3] == 0
-            and set(np.abs(steps[:3])) <= {0.0, 1.0}
-            and steps[2] == (-1 if value >= 0 else steps[2])
-        )
+
+
+@pytest.mark.parametrize("transform", ["standard", "quantile"])
+@pytest.mark.parametrize("value", [0.0, 7.3, 0.1, 2e6, 20210315.0, 1615800000.0, -1e300, 1e308])
+def test_another_number_in_a_constant_column_is_one_step_off(transform, value):
+    schema = TableSchema.infer(pd.DataFrame({"v": [value] * 4}), numeric_transform=transform)
+
+    def steps(*values):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return schema.encode(pd.DataFrame({"v": np.array(values)})).numeric[:, 0].tolist()
+
+    near = abs(value) * 1e-5 + 1
+    assert steps(value, value + near, value - near, -1e308, 1.7e308) == [0, 1, -1, -1, 1]
+    assert steps(np.nextafter(value, 0)) == [0]
+    if abs(value) < 1e38:
+        assert schema.encode(pd.DataFrame({"v": np.array([value], dtype="float32")})).numeric[0, 0] == 0
+
+
+def test_numbers_that_differ_by_rounding_are_one_constant():
+    values = [0.3] * 19 + [0.1 + 0.2]
+    schema = TableSchema.infer(pd.DataFrame({"v": values}), numeric_transform="quantile")
+    assert not schema.encode(pd.DataFrame({"v": values})).numeric.any()
+    assert schema.encode(pd.DataFrame({"v": [0.4, 0.2]})).numeric[:, 0].tolist() == [1, -1]
 
 
 def test_beyond_the_range_of_the_fit_a_quantile_transform_goes_on_in_standard_deviations():

@@ -25,6 +25,10 @@ from probjepa.tabular.traps import refuse_traps
         (["01/2021", "12/2020"], "holds dates"),
         (["Mar-21", "Sept 20", "May-19"], "holds dates in words as text"),
         (["24. März 2021", "3 May 2021", "1 janv. 2020"], "holds dates in words as text ('24. März 2021' in"),
+        (
+            ["März 2021", "mars-21", "1er août 2021", "24 марта 2021 г.", "Mai 24, 2021"],
+            "holds dates in words",
+        ),
         ([1, 2, "n/a"], "holds numbers as text ('n/a' in row 2)"),
         ([1.5, 2.5, None, "1,000"], "holds numbers as text ('1,000' in row 3)"),
         ([1.5, 2.5, "3.5"], "holds numbers as text ('3.5' in row 2)"),
@@ -53,6 +57,7 @@ def test_numbers_and_dates_as_texts_are_warned_of(cells, said):
         [None, None],
         ["1.2.3"],
         ["Marble 12", "Junction 45", "Peugeot 2008"],
+        ["12 Monkeys 1995", "3 Bedroom 2019", "24 Hours 2021", "17 Rue 2021"],
         ["16:9", "4:3"],
         ["1:10", "1:20", "1:50"],
         ["50:50", "60:40"],

@@ -3,53 +3,73 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-from probjepa.backbones.hub import TimmEncoder, TransformersEncoder
+from probjepa.backbones.hub import TimmEncoder, TransformersEncoder, is_transformers, tensors_alone
 from probjepa.draws import forked
-from probjepa.errors import ArtifactError, ConfigError
-from probjepa.files import first_line
+from probjepa.errors import ConfigError
 from probjepa.model_files import quiet
 from probjepa.registry import required
 
+# of a configuration: what says nothing of the weights, and what may read or run something else
+_NEEDLESS = {"transformers_version", "_name_or_path", "id2label", "label2id", "architectures"}
+_ELSEWHERE = re.compile(r".*(_implementation|auto_map|quantization|checkpoint|backbone|pretrained|timm).*")
+
 
 def architecture_of(encoder: nn.Module) -> dict[str, Any] | None:
-    """Return what ``built`` makes an encoder of transformers from, as JSON has it; None for another."""
+    """Return what ``built`` makes an encoder of transformers from, as JSON has it; None where it cannot."""
     if not isinstance(encoder, TransformersEncoder):
         return None
     model: Any = encoder.model
     config = json.loads(model.config.to_json_string(use_diff=False))
-    del config["transformers_version"]
-    return {"pooling": encoder.pooling, "transformers": {k: v for k, v in config.items() if k != "auto_map"}}
+    own = {key: value for key, value in config.items() if key not in _NEEDLESS and not _is_elsewhere(key)}
+    architecture = {"pooling": encoder.pooling, "transformers": own}
+    with torch.device("meta"):  # where nothing is drawn; some models cannot be built there
+        again = built(architecture)
+    again = again or built(architecture)
+    if again is None or _shapes(again) != _shapes(encoder):
+        return None
+    return architecture
 
 
-def built(architecture: Mapping[str, Any], name: str) -> nn.Module:
+def built(architecture: Mapping[str, Any]) -> nn.Module | None:
     """Build an encoder with random weights, in evaluation mode, of what ``architecture_of`` returned.
 
-    torch's generator stays as it is.
+    None for what this transformers does not know, and for a configuration that names anything beside itself:
+    code, files, another library's model. torch's generator stays as it is.
 
     Raises
     ------
     MissingExtraError
         without transformers
-    ArtifactError
-        where transformers does not know the architecture; the message calls it ``name``
     """
     transformers = required("transformers", "hf")
     try:
         config = dict(architecture["transformers"])
-        with forked(), quiet("huggingface_hub"):
+        if _names_more(config):
+            return None
+        with forked(), quiet("huggingface_hub"), tensors_alone():
             of = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
             model = transformers.AutoModel.from_config(of, trust_remote_code=False)
             return TransformersEncoder(model, architecture["pooling"]).eval()
-    except Exception as error:  # its errors differ between versions
-        raise ArtifactError(
-            f"transformers {transformers.__version__} cannot build '{name}' ({first_line(error)}): install "
-            "the version that it was saved with"
-        ) from error
+    except Exception:  # its errors differ between versions
+        return None
+
+
+def standing_in(module: nn.Module, pooling: str | None) -> nn.Module:
+    """Return a module that stands in for a hub's encoder, its tokens pooled as that one's were."""
+    if is_transformers(module):
+        return TransformersEncoder(module, pooling)
+    if isinstance(module, TransformersEncoder):
+        pooled = TransformersEncoder(module.model, pooling)
+        pooled.source = module.source
+        return pooled
+    return TimmEncoder(module.model, pooling, module.name) if isinstance(module, TimmEncoder) else module
 
 
 def remade(encoder: nn.Module) -> nn.Module:
@@ -62,3 +82,19 @@ def remade(encoder: nn.Module) -> nn.Module:
         fresh = timm.create_model(encoder.name, pretrained=False, num_classes=0)
         return TimmEncoder(fresh, encoder.pooling, encoder.name).eval()
     raise ConfigError("a module of your own cannot be built again: build the baseline yourself")
+
+
+def _is_elsewhere(key: object) -> bool:
+    return _ELSEWHERE.fullmatch(str(key)) is not None
+
+
+def _names_more(value: Any) -> bool:
+    """Whether a part of a configuration, at any depth, may read or run something else."""
+    if isinstance(value, Mapping):
+        of_timm = "timm" in str(value.get("model_type", ""))
+        return of_timm or any(_is_elsewhere(key) or _names_more(part) for key, part in value.items())
+    return isinstance(value, list) and any(map(_names_more, value))
+
+
+def _shapes(encoder: nn.Module) -> dict[str, Any]:
+    return {key: value.shape for key, value in encoder.state_dict().items()}

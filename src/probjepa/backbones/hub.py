@@ -72,12 +72,12 @@ def load_pretrained(name: str, pooling: str | None = None) -> Loaded:
     """
     kind, _, rest = name.partition(":")
     # the weights that are replaced may be drawn
-    with forked(), quiet("huggingface_hub"), _tensors_alone():
+    with forked(), quiet("huggingface_hub"), tensors_alone():
         return load_transformers(rest, pooling) if kind == "hf" else load_timm(rest, pooling)
 
 
 @contextmanager
-def _tensors_alone() -> Iterator[None]:
+def tensors_alone() -> Iterator[None]:
     """Have torch.load read tensors alone, whoever calls it: timm up to 1.0.24 unpickles a folder's files."""
     ours = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
     before = {name: os.environ.get(name) for name in ours}

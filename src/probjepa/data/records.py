@@ -111,7 +111,10 @@ class ArrayRecords(Records):
         """The rows, (N, …)."""
         if self._array is None:
             assert self.file is not None
-            self._array = np.load(regular(self.file), mmap_mode="r", allow_pickle=False)
+            array = np.load(regular(self.file), mmap_mode="r", allow_pickle=False)
+            if _state(self.file) != self._mapped:  # in a process of workers
+                raise self._changed()
+            self._array = array
         return self._array
 
     def read(self, row: int) -> Payload:
@@ -124,8 +127,11 @@ class ArrayRecords(Records):
             if (
                 now and mapped and now != mapped and now[0] == mapped[0]
             ):  # another file in its place is no harm
-                raise DataError(f"{self.file} changed while it was read: leave it as it is, and start again")
+                raise self._changed()
         return as_payload(self.array[row])
+
+    def _changed(self) -> DataError:
+        return DataError(f"{self.file} changed while it was read: leave it as it is, and start again")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ if self.file is None else {**self.__dict__, "_array": None}

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.backbones import embedding_dim_of, encoder_of, is_trained, names_hub
-from probjepa.backbones.architecture import architecture_of, built, remade
+from probjepa.backbones.architecture import architecture_of, built, remade, standing_in
 from probjepa.backbones.encoding import Encoding
 from probjepa.backbones.frozen import Frozen, evaluating
-from probjepa.backbones.hub import UnpreparedError, is_transformers, pinned, source_of, weights_sha256
+from probjepa.backbones.hub import UnpreparedError, pinned, source_of, weights_sha256
 from probjepa.data import Preprocess, channel_statistics, default_recipe
 from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, DataError, short
@@ -243,7 +243,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
             config["settings"]["backbone"] = pinned(name, source.revision)
             config["encoder_sha256"] = source.sha256
             weights = {key: weights[key] for key in weights.keys() - self._frozen_weights().keys()}
-        elif name and (architecture := architecture_of(self.plain_encoder)):
+        elif names_hub(name) and (architecture := architecture_of(self.plain_encoder)):
             config["architecture"] = architecture
         return config, weights
 
@@ -270,14 +270,14 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         """Make a method with fresh weights from what ``config`` returned; see ``Pretrained``."""
         preprocess = check_settings(config["preprocess"], types_of(Preprocess))
         settings = {**config["settings"], "mean": preprocess["mean"], "std": preprocess["std"]}
-        modules = cls._encoder_of(config) | modules
+        pooling = (settings.get("backbone_options") or {}).get("pooling")
+        modules = cls._with_encoder(config, modules, pooling)
         if stands_in := names_hub(settings["backbone"]) and "backbone" in modules:
-            pooled = not is_transformers(modules["backbone"])
-            settings["backbone_options"] = {} if pooled else settings["backbone_options"]
+            settings["backbone_options"] = {}
         model = super().from_config({**config, "settings": settings}, **modules)
         if stands_in:
             of = config["settings"]
-            model.settings |= {name: of[name] for name in ("backbone", "backbone_options")}
+            model.settings |= {name: of.get(name) for name in ("backbone", "backbone_options")}
             model._modules_given = tuple(name for name in model._modules_given if name != "backbone")
         size, wanted = preprocess["size"], model.preprocess.size
         if size != wanted:
@@ -286,10 +286,22 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         return model
 
     @classmethod
-    def _encoder_of(cls, config: Mapping[str, Any]) -> dict[str, nn.Module]:
-        """The encoder that a saved model keeps the architecture of, as the module that it is filled with."""
-        architecture, name = config.get("architecture"), config["settings"]["backbone"]
-        return {} if architecture is None else {"backbone": built(architecture, name)}
+    def _with_encoder(
+        cls, config: Mapping[str, Any], modules: dict[str, Any], pooling: str | None
+    ) -> dict[str, Any]:
+        """The modules of a saved model, with the one that is filled in the place of a hub's encoder, if any.
+
+        It is the one that was given, or else built of what is known of the architecture.
+        """
+        if not names_hub(config["settings"]["backbone"]):
+            return modules
+        encoder = modules.get("backbone")
+        if encoder is None and (architecture := config.get("architecture")) is not None:
+            encoder = built(architecture)
+        if encoder is None:
+            return modules
+        plain = encoder.plain_encoder if isinstance(encoder, Method) else encoder
+        return {**modules, "backbone": standing_in(plain, pooling)}
 
     def reinitialised(self, seed: int = 0) -> Self:
         """Return the same method with fresh random weights: the baseline that training must beat.
@@ -307,7 +319,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
             with forked(seed=seed):
                 modules["backbone"] = remade(self.plain_encoder)
         config = self.config()
-        if modules:
+        if modules and not names_hub(self.settings["backbone"]):
             config["settings"] |= {"backbone_options": {}}
         fresh = self.from_config(config, seed=seed, **modules)
         return fresh.to(self.device).eval()

@@ -152,7 +152,8 @@ class OpenedEncoder(Method):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **modules: Any) -> Self:
         """Open the same encoder, and prepare its images as was saved; see ``Pretrained``."""
-        settings, modules = config["settings"], cls._encoder_of(config) | modules
+        settings = config["settings"]
+        modules = cls._with_encoder(config, modules, settings.get("pooling"))
         if not (names_hub(settings["backbone"]) and "backbone" in modules):
             model = cls(**{**settings, **modules})
         else:

@@ -167,6 +167,7 @@ class Pretrained(
         A model card that is there already is kept. ``push_to_hub=True`` uploads to ``repo_id`` (default: the
         folder's name), that card too, and returns the commit's address. Raises ArtifactError if either fails.
         """
+        _check_options(hub)
         folder = Path(save_directory)
         with files.staged_directory(folder) as stage:
             super().save_pretrained(stage, model_card_kwargs=model_card_kwargs)
@@ -183,9 +184,7 @@ class Pretrained(
         ``hub``: ``private``, ``token``, ``branch``, ``commit_message`` and the like, as huggingface_hub
         takes them. Raises ConfigError for any other, ArtifactError if the upload fails.
         """
-        known = inspect.signature(super().push_to_hub).parameters
-        if unknown := sorted(hub.keys() - known.keys()):
-            raise unknown_name("option of push_to_hub", unknown[0], known)
+        _check_options(hub)
         try:
             return super().push_to_hub(repo_id, **hub)
         except ArtifactError:
@@ -320,6 +319,12 @@ class Pretrained(
                 "load it with probjepa.load"
             )
         return model
+
+
+def _check_options(hub: Mapping[str, Any]) -> None:
+    known = inspect.signature(ModelHubMixin.push_to_hub).parameters.keys() - {"self"}
+    if unknown := sorted(hub.keys() - known):
+        raise unknown_name("option of push_to_hub", unknown[0], known)
 
 
 def _text_of(path: Path) -> str | None:

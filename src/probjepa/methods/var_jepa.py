@@ -182,6 +182,8 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
     def _wanted_modules(
         cls, folder: Path, config: Mapping[str, Any], given: Mapping[str, Any]
     ) -> Mapping[str, Any]:
+        if other := sorted(given.keys() - {"networks"}):
+            raise ArtifactError(f"{folder} holds a {cls.__name__}, which takes no {other[0]}: leave it out")
         own, networks = sorted(config["settings"]["networks"]), dict(given.get("networks", {}))
         if own != sorted(networks):
             raise ArtifactError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,12 @@ class Calibration(nn.Module):
         ):
             self.register_buffer(name, value)
         constant = torch.tensor(layout.constant or (False,) * n, dtype=torch.bool)
-        self.register_buffer("constant", constant, persistent=False)
+        self.register_buffer("constant", constant)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        # models saved before it was there go by what was fitted to such columns too
+        state_dict.setdefault(f"{prefix}constant", torch.zeros_like(self.constant))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, sources: Sequence[CellDistribution]) -> CellDistribution:
         """Combine and correct each source's predictions (B, …)."""

@@ -20,7 +20,7 @@ NumericTransform = Literal["standard", "quantile"]
 
 # a value this many standard deviations out is cut off: only so that float32 cannot overflow downstream
 _FAR = 1e4
-_SAME = 1e-6  # relatively: a constant that was written in float32 is the constant
+_ROUNDING = 1e-12  # numbers that differ by less, relatively, are one
 _QUANTILES = 1000
 _PIECES = 500  # at least, of the lines of which ``backward`` is made where a prediction is undone
 _TAIL_PIECES = 20
@@ -73,8 +73,20 @@ class Feature:
 
     @property
     def constant(self) -> bool:
-        """Whether it is one number, of which the fit saw one value, or none."""
-        return self.numeric and self.low == self.high
+        """Whether it is one number, of which the fit saw one value but for rounding, or none."""
+        if not self.numeric or self.low is None or self.high is None:
+            return self.numeric
+        return self.high - self.low <= _ROUNDING * max(abs(self.low), abs(self.high))
+
+    def _steps(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """How many steps, −1, 0 or 1, numbers are from a constant; it is itself in float32 as well."""
+        if self.low is None or self.high is None:
+            return np.zeros(len(values))
+        with np.errstate(over="ignore"):
+            narrow = np.array([self.low, self.high]).astype(np.float32).astype(np.float64)
+        near = _ROUNDING * max(abs(self.low), abs(self.high))
+        same = ((values >= self.low - near) & (values <= self.high + near)) | np.isin(values, narrow)
+        return np.where(same, 0.0, np.where(values > self.high, 1.0, -1.0))
 
     @property
     def _unit(self) -> float:
@@ -94,10 +106,7 @@ class Feature:
         Of a constant column another number is one step off, however far it is; of an empty one all are 0.
         """
         if self.constant:
-            low = np.nan if self.low is None else self.low
-            with np.errstate(over="ignore"):
-                steps = np.sign(values - low)
-            return np.where(np.isnan(steps) | np.isclose(values, low, rtol=_SAME, atol=0), 0.0, steps)
+            return self._steps(values)
         if (unit := self._unit) != 1:
             with np.errstate(over="ignore"):
                 return self._over(unit).forward(values / unit)

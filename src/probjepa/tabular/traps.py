@@ -28,7 +28,7 @@ _MONTH = (
     "(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?"
     r"|nov(ember)?|dec(ember)?)\.?"
 )
-_DAY = r"\d{1,2}(st|nd|rd|th)?"
+_DAY = r"\d{1,2}(st|nd|rd|th|er|º)?"
 _WEEKDAY = r"([a-z]{3,9},? )?"
 _DATES = (
     r"\d{4}([-/.])\d{1,2}\2\d{1,2}",
@@ -39,9 +39,19 @@ _DATES = (
     rf"{_WEEKDAY}{_MONTH} {_DAY},? \d{{4}}",
     rf"{_MONTH}[- ]\d{{4}}",
 )
-# of any language; and Mar-21, of which 21 may be the day or the year
+# of other languages, by names of months that are no other words; and Mar-21, of the day 21 or the year
+_MONTHS = (
+    "(janvier|janv|jänner|januari?|jan|enero|ene|gennaio|janeiro|février|févr|fév|februari?|febrero|febbraio|"
+    "fevereiro|fev|märz|mrz|mars|marzo|março|maart|mrt|avril|avr|april|abril|abr|aprile|apr|mayo|maggio|maio|mai|"
+    "mei|juin|juni|junio|giugno|junho|juillet|juil|juli|julio|luglio|julho|août|aout|augustus|august|agosto|aug|"
+    "septiembre|settembre|setembro|octobre|oktober|okt|octubre|ottobre|outubro|noviembre|novembro|décembre|déc|"
+    "dezember|dez|diciembre|dicembre|dezembro|января|февраля|марта|апреля|мая|июня|июля|августа|сентября|"
+    rf"октября|ноября|декабря)|{_MONTH}"
+)
 _WORDED = re.compile(
-    rf"{_WEEKDAY}{_DAY}\.? (de )?[^\W\d]{{3,}}\.? (de )?\d{{4}}|{_MONTH}[- ]\d{{2}}", re.IGNORECASE
+    rf"{_WEEKDAY}({_DAY}\.?[- ](de )?)?({_MONTHS})\.?[- ](de )?(\d{{4}}|\d{{2}})( г\.)?"
+    rf"|{_WEEKDAY}({_MONTHS})\.? {_DAY},? \d{{4}}",
+    re.IGNORECASE,
 )
 _DATE = re.compile(rf"({'|'.join(_DATES)})([ T,].*)?", re.IGNORECASE)
 _SECONDS, _HALF_DAY = r":[0-5]\d([.,]\d+)?", r" ?[ap]\.?m\.?"
