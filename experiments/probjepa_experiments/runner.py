@@ -245,9 +245,8 @@ class _Work:
         try:
             measured = self.study.measurement.run(cell, data, folder, self.budget, bar)
         except Interrupted as stop:
-            reason = str(stop).partition(":")[0]
-            raise Interrupted(
-                f"{reason} of {cell.label}: run the same command again to go on ({self.rest()})"
+            raise stop.otherwise(
+                f" of {cell.label}: run the same command again to go on ({self.rest()})"
             ) from None
         except (ArtifactError, ConfigError, MissingExtraError):  # the user must act
             raise
@@ -308,7 +307,7 @@ def finished(place: Path, cell: Cell) -> dict[str, Any] | None:
 
 def _is_whole(result: Mapping[str, Any]) -> bool:
     """Whether what a cell found has the parts that it should, of their types."""
-    figures, failed = result.get("figures"), result.get("failed")
+    figures, failed = result.get("figures"), result.get("failed", 0)
     seconds, versions_then = result.get("seconds"), result.get("versions")
     return (
         isinstance(figures, dict)
@@ -319,7 +318,7 @@ def _is_whole(result: Mapping[str, Any]) -> bool:
         and all(isinstance(note, str) for note in result["notes"])
         and isinstance(seconds, int | float)
         and 0 <= seconds < math.inf
-        and isinstance(result.get("failed", 0), str | None)
+        and isinstance(failed, str | None)
         and isinstance(result.get("hardware"), str)
         and isinstance(versions_then, dict)
         and all(isinstance(versions_then.get(name), str) for name in ("probjepa", "torch"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 
 from probjepa.data import Images, ImageSet, open_images, split
 from probjepa.evaluation import evaluate
-from probjepa.files import refuse_existing, refuse_foreign
+from probjepa.files import discard, refuse_existing, refuse_foreign
 from probjepa.methods.vje import VJE
-from probjepa.report.summary import print_summary, write_evaluation
+from probjepa.report.summary import drop_pages, print_summary, write_evaluation
 from probjepa.report.training import training_report
 from probjepa.terminal import say
 from probjepa.training import Interrupted, fit
@@ -52,9 +51,8 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
         f"{STEPS:,} steps of {BATCH_SIZE}"
     )
     if overwrite:  # an earlier demo's pages do not stay beside another run, nor its run without them
-        shutil.rmtree(out / "run", ignore_errors=True)
-        for name in ("report.html", "metrics.json", "scores.parquet"):
-            (out / name).unlink(missing_ok=True)
+        discard(out / "run")
+        drop_pages(out)
     # so small a network gains nothing from more threads, and loses much where others want the cores
     with using_threads(1):
         try:
@@ -62,8 +60,7 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
                 train, test, seed=seed, out=out / "run", resume=resume, overwrite=overwrite, progress=progress
             )
         except Interrupted as stop:
-            reason = str(stop).partition(":")[0]
-            raise Interrupted(f"{reason}: run the demo again, without --overwrite, to go on") from None
+            raise stop.otherwise(": run the demo again, without --overwrite, to go on") from None
         training_report(out / "run")
         result = evaluate(model, train, test, ood, seed=seed)
     write_evaluation(result, out)

@@ -15,7 +15,7 @@ from probjepa.draws import forked
 from probjepa.errors import ArtifactError, ConfigError, short, unknown_name, warn
 from probjepa.methods import METHODS, MODELS, Method
 from probjepa.methods.opened import OpenedEncoder
-from probjepa.model_files import damaged, model_folder, read_config
+from probjepa.model_files import damaged, model_folder, read_config, takes_no
 from probjepa.tabular import TABLE_METHODS
 from probjepa.typed import checked
 from probjepa.yaml_files import recorded
@@ -74,7 +74,7 @@ def load(
     given = {name: module for name, module in modules.items() if module is not None}
     kind = kind_of(config, folder)
     if given and "estimator" in config:
-        raise ArtifactError(f"{folder} holds a {kind.__name__}, which takes no {min(given)}: leave it out")
+        raise takes_no(folder, kind, min(given))
     with forked():  # the weights that are replaced are drawn
         return kind.from_folder(folder, config, **given)
 

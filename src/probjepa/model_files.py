@@ -190,6 +190,11 @@ def read_weights(folder: Path, load: Any) -> None:
         raise ArtifactError(f"{folder / WEIGHTS} does not fit its config: {reason}") from error
 
 
+def takes_no(folder: Path, kind: type, module: str) -> ArtifactError:
+    """Return the error of a module that was given for a saved model of a kind that has no place for it."""
+    return ArtifactError(f"{folder} holds a {kind.__name__}, which takes no {module}: leave it out")
+
+
 def damaged(folder: Path, error: Exception) -> ArtifactError:
     """Return the error of a config.json that describes no model."""
     reason = short(f"no {error}" if isinstance(error, KeyError) else first_line(error), 200)
@@ -198,7 +203,7 @@ def damaged(folder: Path, error: Exception) -> ArtifactError:
 
 @contextmanager
 def quiet(*names: str, least: int = logging.ERROR) -> Iterator[None]:
-    """Keep loggers from saying less than errors: the hub's client would log each of its tries."""
+    """Keep loggers from saying what is less than ``least``: the hub's client would log each of its tries."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
@@ -259,9 +264,7 @@ def _downloaded(name: str, hub: Mapping[str, Any]) -> Path:
                 return Path(snapshot_download(name, **wanted))
             except HFValidationError:
                 raise
-            except (
-                ValueError
-            ) as error:  # an answer that is none of the hub's, as of a login page of a network
+            except ValueError as error:  # an answer of something else, as of a network's login page
                 try:
                     return Path(snapshot_download(name, **{**wanted, "local_files_only": True}))
                 except LocalEntryNotFoundError:

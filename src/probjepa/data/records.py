@@ -123,10 +123,9 @@ class ArrayRecords(Records):
         Its rows would be of two arrays, and one that it no longer holds would end the process.
         """
         if self.file is not None:
-            now, mapped = _state(self.file), self._mapped
-            if (
-                now and mapped and now != mapped and now[0] == mapped[0]
-            ):  # another file in its place is no harm
+            now, then = _state(self.file), self._mapped
+            the_same = now and then and now[0] == then[0]  # another file in its place is no harm
+            if the_same and now != then:
                 raise self._changed()
         return as_payload(self.array[row])
 

@@ -154,12 +154,12 @@ class OpenedEncoder(Method):
         """Open the same encoder, and prepare its images as was saved; see ``Pretrained``."""
         settings = config["settings"]
         modules = cls._with_encoder(config, modules, settings.get("pooling"))
-        if not (names_hub(settings["backbone"]) and "backbone" in modules):
-            model = cls(**{**settings, **modules})
-        else:
+        if names_hub(settings["backbone"]) and "backbone" in modules:
             model = cls(modules["backbone"], image_size=config["preprocess"]["size"])
             model.settings = dict(settings)
             model._modules_given = ()
+        else:
+            model = cls(**{**settings, **modules})
         model.preprocess = Preprocess(**config["preprocess"])
         return model
 

@@ -280,7 +280,7 @@ class Pretrained(
                 )
         for name in given:
             if name not in inspect.signature(cls).parameters:
-                raise ArtifactError(f"{folder} holds a {cls.__name__}, which takes no {name}: leave it out")
+                raise model_files.takes_no(folder, cls, name)
             if name not in own and not names_hub(settings.get(name)):
                 raise ArtifactError(f"{folder} was built on no {name} of its user's own: leave it out")
         return dict(given)

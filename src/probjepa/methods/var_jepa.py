@@ -22,6 +22,7 @@ from probjepa.methods.losses import check_weights
 from probjepa.methods.pretrained import Pretrained
 from probjepa.methods.sigreg import sigreg
 from probjepa.methods.var_jepa_networks import Decoder, Gaussian, VectorNetwork, draw, log_prob
+from probjepa.model_files import takes_no
 from probjepa.typed import check_settings, types_of
 
 TERMS = ("rec", "gen", "sx", "z", "sy")
@@ -183,7 +184,7 @@ class VarJEPA(Pretrained, paper_url="https://arxiv.org/abs/2603.20111"):
         cls, folder: Path, config: Mapping[str, Any], given: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         if other := sorted(given.keys() - {"networks"}):
-            raise ArtifactError(f"{folder} holds a {cls.__name__}, which takes no {other[0]}: leave it out")
+            raise takes_no(folder, cls, other[0])
         own, networks = sorted(config["settings"]["networks"]), dict(given.get("networks", {}))
         if own != sorted(networks):
             raise ArtifactError(

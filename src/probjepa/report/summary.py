@@ -36,6 +36,12 @@ def write_pages(result: Evaluation, out: Path, page: str) -> None:
         write_text(stage / "report.html", page)
 
 
+def drop_pages(out: Path) -> None:
+    """Remove what ``write_pages`` wrote, that by which it is known as whole first."""
+    for name in ("report.html", "metrics.json", "scores.parquet"):
+        (out / name).unlink(missing_ok=True)
+
+
 def print_summary(metrics: dict[str, Any]) -> None:
     """Print accuracies and AUROC with their 95 % intervals."""
     terminal = console(error=False)

@@ -59,10 +59,9 @@ class Calibration(nn.Module):
             ("sharpness", first.repeat(1, k)),
             ("prior_weight", torch.zeros(k)),
             ("log_prior", torch.zeros(sum(self.sizes))),
+            ("constant", torch.tensor(layout.constant or (False,) * n, dtype=torch.bool)),
         ):
             self.register_buffer(name, value)
-        constant = torch.tensor(layout.constant or (False,) * n, dtype=torch.bool)
-        self.register_buffer("constant", constant)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         # models saved before it was there go by what was fitted to such columns too

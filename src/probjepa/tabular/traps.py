@@ -41,9 +41,9 @@ _DATES = (
 )
 # of other languages, by names of months that are no other words; and Mar-21, of the day 21 or the year
 _MONTHS = (
-    "(janvier|janv|jänner|januari?|jan|enero|ene|gennaio|janeiro|février|févr|fév|februari?|febrero|febbraio|"
-    "fevereiro|fev|märz|mrz|mars|marzo|março|maart|mrt|avril|avr|april|abril|abr|aprile|apr|mayo|maggio|maio|mai|"
-    "mei|juin|juni|junio|giugno|junho|juillet|juil|juli|julio|luglio|julho|août|aout|augustus|august|agosto|aug|"
+    "(janvier|janv|jänner|januari?|enero|ene|gennaio|janeiro|février|févr|fév|februari?|febrero|febbraio|"
+    "fevereiro|fev|märz|mrz|mars|marzo|março|maart|mrt|avril|avr|abril|abr|aprile|mayo|maggio|maio|mai|"
+    "mei|juin|juni|junio|giugno|junho|juillet|juil|juli|julio|luglio|julho|août|aout|augustus|agosto|"
     "septiembre|settembre|setembro|octobre|oktober|okt|octubre|ottobre|outubro|noviembre|novembro|décembre|déc|"
     "dezember|dez|diciembre|dicembre|dezembro|января|февраля|марта|апреля|мая|июня|июля|августа|сентября|"
     rf"октября|ноября|декабря)|{_MONTH}"

@@ -16,6 +16,10 @@ from probjepa.terminal import say_at_once
 class Interrupted(ProbjepaError):
     """A run was stopped by a signal; the message says how to go on. The command line exits with code 130."""
 
+    def otherwise(self, advice: str) -> Interrupted:
+        """Return it with another way to go on."""
+        return Interrupted(f"{str(self).partition(':')[0]}{advice}")
+
 
 class StopRequest:
     """Whether a signal has asked for a stop: ``count`` is how often; ``before`` has their handlers so far."""
