@@ -24,6 +24,8 @@ from probjepa.tabular.traps import refuse_traps
         (["14:30", "02:30 PM", "9:05:01.5"], "holds times as text ('14:30' in row 0)"),
         (["01/2021", "12/2020"], "holds dates"),
         (["Mar-21", "Sept 20", "May-19"], "holds dates in words as text"),
+        (["2021-Q1", "Q3 2020", "4Q19"], "holds dates in words as text ('2021-Q1' in row 0)"),
+        (["2021-W05", "2021W6", "W07/2021"], "holds dates in words as text"),
         (["24. März 2021", "3 May 2021", "1 janv. 2020"], "holds dates in words as text ('24. März 2021' in"),
         (
             ["März 2021", "mars-21", "1er août 2021", "24 марта 2021 г.", "Mai 24, 2021"],
@@ -62,6 +64,8 @@ def test_numbers_and_dates_as_texts_are_warned_of(cells, said):
         ["1:10", "1:20", "1:50"],
         ["50:50", "60:40"],
         ["15-1252", "12-3456", "7/1234"],
+        ["W1234", "W123", "Q123", "W12 34"],
+        ["Q1", "Q2", "Q3", "Q4"],
         ["2.2021", "3.2021a", "x"],
         [1, 2, "3"],
         [True, False, 2, "x"],

@@ -48,9 +48,14 @@ _MONTHS = (
     "dezember|dez|diciembre|dicembre|dezembro|января|февраля|марта|апреля|мая|июня|июля|августа|сентября|"
     rf"октября|ноября|декабря)|{_MONTH}"
 )
+# 2021-Q1 and 2021-W05, Q1 2021, Q1 21 and W05/2021, 1Q21
+_QUARTER = (
+    r"(19|20)\d\d[-/ ]?(q[1-4]|w[0-5]?\d)|(q[1-4]|w[0-5]?\d)[-/ ](19|20)\d\d"
+    r"|(q[1-4][-/ ']'?|[1-4]q[-/ ]?'?)((19|20)\d\d|\d\d)"
+)
 _WORDED = re.compile(
     rf"{_WEEKDAY}({_DAY}\.?[- ](de )?)?({_MONTHS})\.?[- ](de )?(\d{{4}}|\d{{2}})( г\.)?"
-    rf"|{_WEEKDAY}({_MONTHS})\.? {_DAY},? \d{{4}}",
+    rf"|{_WEEKDAY}({_MONTHS})\.? {_DAY},? \d{{4}}|{_QUARTER}",
     re.IGNORECASE,
 )
 _DATE = re.compile(rf"({'|'.join(_DATES)})([ T,].*)?", re.IGNORECASE)
