@@ -1,6 +1,7 @@
 """timm's models through the one door. timm needs torchvision: an environment of their own runs these."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -170,6 +171,55 @@ def test_it_is_saved_and_loaded_and_a_method_stands_on_it(folder, tmp_path):
     method = pj.VJE(name, image_size=48, mean=[0.5] * 3, std=[0.5] * 3)
     loss = method.loss(torch.randn(2, 4, 3, 48, 48).unbind())["loss"]
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("test_vit", 48), ("test_resnet", None), ("test_efficientnet", None)]
+)
+def test_a_saved_model_needs_no_folder_nor_hub(folder, tmp_path, monkeypatch, name, side):
+    saved(tmp_path / "timm", name, side)
+    of = f"timm:local-dir:{tmp_path / 'timm'}"
+    opened = pj.open_encoder(of)
+    method = pj.VJE(of, image_size=48, mean=[0.5] * 3, std=[0.5] * 3, seed=0).eval()
+    opened.save_pretrained(tmp_path / "opened")
+    method.save_pretrained(tmp_path / "method")
+    wanted = opened.embed(folder / "test"), method.embed(folder / "test"), opened.reinitialised(1)
+    shutil.rmtree(tmp_path / "timm")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    before = torch.get_rng_state()
+    again = pj.load(tmp_path / "opened"), pj.load(tmp_path / "method")
+    assert torch.equal(torch.get_rng_state(), before)
+    for model, embedding in zip(again, wanted, strict=False):
+        assert torch.equal(model.embed(folder / "test"), embedding)
+    fresh = again[0].reinitialised(1)
+    assert torch.equal(fresh.embed(folder / "test"), wanted[2].embed(folder / "test"))
+    again[0].save_pretrained(tmp_path / "twice")
+    assert torch.equal(pj.load(tmp_path / "twice").embed(folder / "test"), wanted[0])
+
+
+@pytest.mark.parametrize(
+    "made_of",
+    [
+        {"name": "hf-hub:evil/model", "options": {}},
+        {"name": "local-dir:/evil", "options": {}},
+        {"name": "test_vit", "options": {"checkpoint_path": "/evil"}},
+        {"name": "test_vit", "options": {"pretrained_cfg": {"file": "/evil"}}},
+        {"name": ["test_vit"], "options": {}},
+    ],
+)
+def test_a_saved_model_that_names_something_else_builds_nothing(folder, tmp_path, monkeypatch, made_of):
+    shutil.copytree(folder / "model", tmp_path / "timm")
+    pj.open_encoder(f"timm:local-dir:{tmp_path / 'timm'}").save_pretrained(tmp_path / "saved")
+    shutil.rmtree(tmp_path / "timm")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    config["architecture"]["timm"] |= made_of
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    asked = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **how: asked.append(how) or create(name, **how))
+    with pytest.raises(ArtifactError, match="no model 'timm:local-dir:"):
+        pj.load(tmp_path / "saved")
+    assert all(how["pretrained"] for how in asked)  # the encoder by its name alone, which is not there
 
 
 @pytest.mark.parametrize(

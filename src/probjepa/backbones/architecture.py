@@ -22,13 +22,17 @@ _ELSEWHERE = re.compile(r".*(_implementation|auto_map|quantization|checkpoint|ba
 
 
 def architecture_of(encoder: nn.Module) -> dict[str, Any] | None:
-    """Return what ``built`` makes an encoder of transformers from, as JSON has it; None where it cannot."""
-    if not isinstance(encoder, TransformersEncoder):
+    """Return what ``built`` makes a hub's encoder from, as JSON has it; None where it cannot."""
+    if isinstance(encoder, TransformersEncoder):
+        model: Any = encoder.model
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        own = {key: value for key, value in config.items() if key not in _NEEDLESS and not _is_elsewhere(key)}
+        kept = {"transformers": own}
+    elif isinstance(encoder, TimmEncoder):
+        kept = {"timm": {"name": encoder.name, "options": encoder.options}}
+    else:
         return None
-    model: Any = encoder.model
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    own = {key: value for key, value in config.items() if key not in _NEEDLESS and not _is_elsewhere(key)}
-    architecture = {"pooling": encoder.pooling, "transformers": own}
+    architecture = {"pooling": encoder.pooling, **kept}
     with torch.device("meta"):  # where nothing is drawn; some models cannot be built there
         again = built(architecture)
     again = again or built(architecture)
@@ -40,25 +44,39 @@ def architecture_of(encoder: nn.Module) -> dict[str, Any] | None:
 def built(architecture: Mapping[str, Any]) -> nn.Module | None:
     """Build an encoder with random weights, in evaluation mode, of what ``architecture_of`` returned.
 
-    None for what this transformers does not know, and for a configuration that names anything beside itself:
-    code, files, another library's model. torch's generator stays as it is.
+    None for what this transformers or timm does not know, and for a configuration that names anything beside
+    itself: code, files, another library's model. torch's generator stays as it is.
 
     Raises
     ------
     MissingExtraError
-        without transformers
+        without the library
     """
-    transformers = required("transformers", "hf")
+    build = _built_by_timm if "timm" in architecture else _built_by_transformers
+    library = required("timm", "timm") if "timm" in architecture else required("transformers", "hf")
     try:
-        config = dict(architecture["transformers"])
-        if _names_more(config):
-            return None
         with forked(), quiet("huggingface_hub"), tensors_alone():
-            of = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
-            model = transformers.AutoModel.from_config(of, trust_remote_code=False)
-            return TransformersEncoder(model, architecture["pooling"]).eval()
+            encoder = build(library, architecture)
     except Exception:  # its errors differ between versions
         return None
+    return None if encoder is None else encoder.eval()
+
+
+def _built_by_transformers(transformers: Any, architecture: Mapping[str, Any]) -> nn.Module | None:
+    config = dict(architecture["transformers"])
+    if _names_more(config):
+        return None
+    of = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    model = transformers.AutoModel.from_config(of, trust_remote_code=False)
+    return TransformersEncoder(model, architecture["pooling"])
+
+
+def _built_by_timm(timm: Any, architecture: Mapping[str, Any]) -> nn.Module | None:
+    name, options = architecture["timm"]["name"], architecture["timm"]["options"]
+    if _names_more(options) or not timm.is_model(name):
+        return None
+    model = timm.create_model(name, pretrained=False, **{**options, "num_classes": 0})
+    return TimmEncoder(model, architecture["pooling"], name, options)
 
 
 def standing_in(module: nn.Module, pooling: str | None) -> nn.Module:
@@ -69,7 +87,9 @@ def standing_in(module: nn.Module, pooling: str | None) -> nn.Module:
         pooled = TransformersEncoder(module.model, pooling)
         pooled.source = module.source
         return pooled
-    return TimmEncoder(module.model, pooling, module.name) if isinstance(module, TimmEncoder) else module
+    if isinstance(module, TimmEncoder):
+        return TimmEncoder(module.model, pooling, module.name, module.options)
+    return module
 
 
 def remade(encoder: nn.Module) -> nn.Module:
@@ -78,9 +98,10 @@ def remade(encoder: nn.Module) -> nn.Module:
         model: Any = encoder.model
         return TransformersEncoder(type(model)(model.config), encoder.pooling).eval()
     if isinstance(encoder, TimmEncoder):
-        timm = required("timm", "timm")
-        fresh = timm.create_model(encoder.name, pretrained=False, num_classes=0)
-        return TimmEncoder(fresh, encoder.pooling, encoder.name).eval()
+        made_of = {"name": encoder.name, "options": encoder.options}
+        fresh = _built_by_timm(required("timm", "timm"), {"pooling": encoder.pooling, "timm": made_of})
+        if fresh is not None:
+            return fresh.eval()
     raise ConfigError("a module of your own cannot be built again: build the baseline yourself")
 
 

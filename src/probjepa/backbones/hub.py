@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -297,11 +298,17 @@ def _side(size: Mapping[str, Any], name: str) -> int:
 
 
 class TimmEncoder(nn.Module):
-    """A model of timm without its classifier: (N, C, H, W) → (N, K)."""
+    """A model of timm without its classifier: (N, C, H, W) → (N, K).
 
-    def __init__(self, model: Any, pooling: str | None, name: str) -> None:
+    ``name`` and ``options`` are what timm makes it from, without weights: a name of timm's own, and of a
+    hub's repository or a folder the arguments that stand there.
+    """
+
+    def __init__(
+        self, model: Any, pooling: str | None, name: str, options: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.name = model, name
+        self.model, self.name, self.options = model, name, dict(options or {})
         self.prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.pooling = None if pooling is None else _choose(type(model).__name__, pooling, self.prefix > 0)
 
@@ -330,10 +337,23 @@ def load_timm(name: str, pooling: str | None = None) -> Loaded:
     try:
         _check_files(Path(name.removeprefix("local-dir:")))
         model = timm.create_model(name, pretrained=True, num_classes=0)
+        own, options = _made_of(timm, name)
     except Exception as error:  # its errors differ between versions
         raise ArtifactError(f"no model 'timm:{name}': {first_line(error)}") from error
     data = timm.data.resolve_model_data_config(model)
-    return TimmEncoder(model, pooling, name).eval(), data_settings(data, f"timm:{name}")
+    return TimmEncoder(model, pooling, own, options).eval(), data_settings(data, f"timm:{name}")
+
+
+def _made_of(timm: Any, name: str) -> tuple[str, dict[str, Any]]:
+    """What timm makes a model from whose name may be a repository's or a folder's."""
+    kind, _, rest = name.replace("hf_hub:", "hf-hub:").partition(":")
+    if kind == "local-dir":
+        config = json.loads((Path(rest) / "config.json").read_text(encoding="utf-8"))
+        return config["architecture"], config.get("model_args") or {}
+    if kind == "hf-hub":
+        _, own, *options = timm.models.load_model_config_from_hf(rest)  # early versions know no arguments
+        return own, dict(*options)
+    return name.rpartition("/")[2], {}
 
 
 def data_settings(data: Mapping[str, Any], name: str) -> dict[str, Any]:
