@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
+from probjepa.metrics.conformal import threshold
 from probjepa.tabular import VarTJEPA
-from probjepa.tabular.calibration import Calibration
+from probjepa.tabular.calibration import Calibration, cross_calibrated
 from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 
 LAYOUT = Layout(numeric=(0, 2), categorical=(1,), cardinalities=(3,), types=(0, 1, 0))
@@ -177,3 +178,48 @@ def test_a_saved_model_keeps_its_calibration(tmp_path):
     np.testing.assert_array_equal(
         VarTJEPA.load(tmp_path / "m").score_samples(test), model.score_samples(test)
     )
+
+
+def test_rows_that_are_looked_at_are_as_typical_as_new_ones():
+    """A threshold among them has its rate; among those that the correction was fitted to it has twice that."""
+    n, new, wide, alpha = 60, 500, 16, 0.1
+    layout = Layout(tuple(range(wide)), (), (), (0,) * wide)
+    g, rates, own = torch.Generator().manual_seed(0), [], []
+    for _ in range(40):
+        mean = torch.randn(n + new, wide, generator=g)
+        tails = torch.randn(4, n + new, wide, generator=g)
+        x = 0.3 * mean + tails[0] / (tails[1:].square().mean(0)).sqrt()  # Student's t of 3
+        rows = Rows(x, torch.zeros(len(x), wide, dtype=torch.bool), torch.zeros(len(x), 0, dtype=torch.long))
+        said = CellDistribution(mean, torch.ones(len(x), wide), [])
+        held_out, fit = said.at(torch.arange(n)), rows.at(slice(n))
+        calibration = Calibration(layout)
+        calibration.fit([held_out], fit, [])
+
+        def scores(cells, x):
+            return stats.norm(cells.mean, cells.variance.sqrt()).logpdf(x).mean(1)
+
+        typical = scores(calibration([said.at(torch.arange(n, n + new))]), x[n:])
+        crossed = cross_calibrated(layout, [held_out], fit, [])
+        rates.append(float((typical < threshold(scores(crossed, x[:n]), alpha)).mean()))
+        own.append(float((typical < threshold(scores(calibration([held_out]), x[:n]), alpha)).mean()))
+    assert np.mean(rates) < 0.11 and np.mean(own) > 0.13
+
+
+def test_each_row_is_looked_at_by_a_fit_to_the_others():
+    cells, rows = case(200)
+    counts = [(rows.codes[:, 0] - 1).bincount(minlength=4)]
+    found = cross_calibrated(LAYOUT, [cells], rows, counts)
+    rest = torch.arange(200) % 10 != 3
+    other = Calibration(LAYOUT)
+    other.fit([cells.at(rest)], rows.at(rest), counts)
+    expected = other([cells.at(~rest)])
+    for part, whole in zip((*expected[:2], *expected.logits), (*found[:2], *found.logits), strict=True):
+        torch.testing.assert_close(whole[3::10], part)
+
+
+@pytest.mark.parametrize(("n", "corrected"), [(1, False), (49, False), (52, True)])
+def test_what_has_too_few_cells_is_corrected_in_no_fit(n, corrected):
+    cells, rows = case(n)
+    found = cross_calibrated(LAYOUT, [cells], rows, [(rows.codes[:, 0] - 1).bincount(minlength=4)])
+    for part in (found.mean - cells.mean).abs() > 1e-6, (found.logits[0] - cells.logits[0]).abs() > 1e-6:
+        assert part.any(1).all() if corrected else not part.any()

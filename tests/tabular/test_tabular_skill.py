@@ -10,6 +10,7 @@ import torch
 import probjepa as pj
 from probjepa.errors import ProbjepaWarning
 from probjepa.tabular import VarTJEPA
+from probjepa.tabular.calibration import cross_calibrated
 from probjepa.tabular.skill import Skill, measure
 from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 
@@ -35,7 +36,8 @@ def case(n=4000):
 
 def measured(cells, rows):
     counts = [(of - 1).bincount(minlength=3) for of in rows.codes.unbind(1)]
-    return measure(LAYOUT, ["a", "b", "c", "d"], [cells], rows, rows, counts)
+    said = cross_calibrated(LAYOUT, [cells], rows, counts)
+    return measure(LAYOUT, ["a", "b", "c", "d"], said, rows, rows, counts)
 
 
 def test_the_gain_is_that_of_the_known_structure():

@@ -13,6 +13,7 @@ from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 
 # fewer observed cells of a feature than this leave its predictions as they are
 _FEWEST_CELLS = 50
+_FOLDS = 10  # of the rows whose calibrated predictions are looked at
 _RIDGE = 1.0  # of the categories' numbers, towards no correction, in nats
 _MISSED, _NORMAL = 0.05, 1.959964  # by an interval, and its half-width in standard deviations
 
@@ -89,14 +90,22 @@ class Calibration(nn.Module):
         return CellDistribution(mean, variance, logits)
 
     @torch.no_grad()
-    def fit(self, sources: Sequence[CellDistribution], rows: Rows, frequencies: list[Tensor]) -> None:
+    def fit(
+        self,
+        sources: Sequence[CellDistribution],
+        rows: Rows,
+        frequencies: list[Tensor],
+        among: Rows | None = None,
+    ) -> None:
         """Fit to uncorrected predictions of held-out rows (B, …) and what stood there.
 
         ``frequencies``: counts (1 + C) of each categorical feature's classes in the rows of the fit.
+        ``among``: more rows, of which a feature's cells must be enough; None: these.
         """
+        enough = _enough(rows if among is None else among)
         for i in range(rows.numeric.shape[1]):
             seen = ~rows.missing[:, i]
-            if int(seen.sum()) < _FEWEST_CELLS or self.constant[i]:
+            if not enough[0][i] or self.constant[i]:
                 continue
             x = rows.numeric[seen, i].double()
             means = torch.stack([of.mean[seen, i] for of in sources]).double()
@@ -109,10 +118,33 @@ class Calibration(nn.Module):
             self.log_prior[offset : offset + len(prior)] = prior
             offset += len(prior)
             seen = rows.codes[:, i] > 0
-            if int(seen.sum()) >= _FEWEST_CELLS:
+            if enough[1][i]:
                 logits = torch.stack([of.logits[i][seen] for of in sources])
                 found = _fit_category(rows.codes[seen, i] - 1, logits, prior, self.sharpness[:, i])
                 self.sharpness[:, i], self.prior_weight[i] = found[:-1], found[-1]
+
+
+def cross_calibrated(
+    layout: Layout, sources: Sequence[CellDistribution], rows: Rows, frequencies: list[Tensor]
+) -> CellDistribution:
+    """Calibrate predictions of held-out rows (B, …), each row's by a fit to the other nine tenths.
+
+    What is seen of them is then as of new rows: a correction makes the rows that it was fitted to look more
+    typical than others. Arguments as those of ``Calibration.fit``.
+    """
+    fold = torch.arange(len(rows), device=rows.codes.device) % _FOLDS
+    found = []
+    for own in (fold == k for k in range(min(_FOLDS, len(rows)))):
+        calibration = Calibration(layout, len(sources)).to(rows.codes.device)
+        calibration.fit([of.at(~own) for of in sources], rows.at(~own), frequencies, rows)
+        found.append(calibration([of.at(own) for of in sources]))
+    return CellDistribution.joined(found).at(fold.argsort(stable=True).argsort())
+
+
+def _enough(rows: Rows) -> tuple[list[bool], list[bool]]:
+    """Whether there are enough cells of each number, and of each category."""
+    numbers, categories = (~rows.missing).sum(0), (rows.codes > 0).sum(0)
+    return (numbers >= _FEWEST_CELLS).tolist(), (categories >= _FEWEST_CELLS).tolist()
 
 
 def _pooled(variances: Tensor, slope: Tensor) -> Tensor:

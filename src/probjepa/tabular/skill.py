@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from probjepa.tabular.calibration import Calibration
 from probjepa.tabular.elbo import gaussian_nll
 from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 
@@ -51,28 +49,15 @@ class Skill(NamedTuple):
 
 
 def measure(
-    layout: Layout,
-    names: Sequence[str],
-    cells: Sequence[CellDistribution],
-    rows: Rows,
-    fit: Rows,
-    counts: list[Tensor],
+    layout: Layout, names: Sequence[str], said: CellDistribution, rows: Rows, fit: Rows, counts: list[Tensor]
 ) -> list[Skill]:
     """Return the skill of each feature, in the table's order.
 
-    ``cells`` are each source's uncorrected predictions of the held-out ``rows``; half of these calibrate
-    them for the other half. A feature's own distribution is that of the rows of the ``fit`` (a Gaussian for
-    numbers; for categories their ``counts``).
+    ``said`` is what was predicted of the held-out ``rows``, as of new ones (``cross_calibrated``). A
+    feature's own distribution is that of the rows of the ``fit`` (a Gaussian for numbers; for categories
+    their ``counts``).
     """
     found: dict[int, Skill] = {}
-    halves = [torch.arange(k, len(rows), 2) for k in (0, 1)]
-    calibrated = []
-    for own, other in (halves, halves[::-1]):
-        calibration = Calibration(layout, len(cells)).to(rows.numeric.device)
-        calibration.fit([of.at(other) for of in cells], rows.at(other), counts)
-        calibrated.append(calibration([of.at(own) for of in cells]))
-    rows = rows.at(torch.cat(halves))
-    said = CellDistribution.joined(calibrated)
     for k, i in enumerate(layout.numeric):
         seen, known = ~rows.missing[:, k], fit.numeric[~fit.missing[:, k], k].double()
         x, mean, variance = (of[seen, k].double() for of in (rows.numeric, said.mean, said.variance))

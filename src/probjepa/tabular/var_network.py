@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.distributions.gaussian import kl_diagonal_gaussians
-from probjepa.tabular.calibration import Calibration
+from probjepa.tabular.calibration import Calibration, cross_calibrated
 from probjepa.tabular.copula import Copula
 from probjepa.tabular.elbo import Noise, annealed, draw
 from probjepa.tabular.masks import Masks
@@ -341,8 +341,8 @@ class VarTJEPANetwork(nn.Module):
             pieces = [self._each(rows.at(slice(at, at + at_once)), folds) for at in starts]
             sources = [CellDistribution.joined(of) for of in zip(*pieces, strict=True)]
         self.calibration.fit(sources, rows, counts)
-        skill = measure(self.layout, names, sources, rows, every, counts)
-        return Calibrated(skill, rows, self.calibration(sources))
+        said = cross_calibrated(self.layout, sources, rows, counts)
+        return Calibrated(measure(self.layout, names, said, rows, every, counts), rows, said)
 
     def _sources(self) -> list[Callable[[Rows, Tensor], CellDistribution]]:
         """What predicts hidden cells: the network, or the copula, or both."""
