@@ -150,6 +150,20 @@ def test_numbers_that_differ_by_rounding_are_one_constant():
     assert schema.encode(pd.DataFrame({"v": [0.4, 0.2]})).numeric[:, 0].tolist() == [1, -1]
 
 
+@pytest.mark.parametrize("transform", ["standard", "quantile"])
+@pytest.mark.parametrize("first", [10**15, 4 * 10**15, 2**53 - 500, -(10**15)])
+def test_large_whole_numbers_keep_their_differences(transform, first):
+    shared, alone = (
+        TableSchema.infer(pd.DataFrame({"v": values}), numeric_transform=transform)
+        .encode(pd.DataFrame({"v": values}))
+        .numeric[:, 0]
+        for values in (first + np.arange(500), np.arange(500))
+    )
+    np.testing.assert_allclose(shared, alone, atol=0.02 if abs(first) > 2**52 else 0.01)
+    constant = TableSchema.infer(pd.DataFrame({"v": [first] * 4}), numeric_transform=transform)
+    assert constant.encode(pd.DataFrame({"v": [first, first + 1]})).numeric[:, 0].tolist() == [0, 1]
+
+
 def test_beyond_the_range_of_the_fit_a_quantile_transform_goes_on_in_standard_deviations():
     values = np.random.default_rng(0).normal(size=500)
     schema = TableSchema.infer(pd.DataFrame({"v": values}), numeric_transform="quantile")

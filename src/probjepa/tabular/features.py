@@ -20,7 +20,7 @@ NumericTransform = Literal["standard", "quantile"]
 
 # a value this many standard deviations out is cut off: only so that float32 cannot overflow downstream
 _FAR = 1e4
-_ROUNDING = 1e-12  # numbers that differ by less, relatively, are one
+_ROUNDING = 2.0**-46  # numbers that differ by less, relatively, are one
 _QUANTILES = 1000
 _PIECES = 500  # at least, of the lines of which ``backward`` is made where a prediction is undone
 _TAIL_PIECES = 20
@@ -76,7 +76,8 @@ class Feature:
         """Whether it is one number, of which the fit saw one value but for rounding, or none."""
         if not self.numeric or self.low is None or self.high is None:
             return self.numeric
-        return self.high - self.low <= _ROUNDING * max(abs(self.low), abs(self.high))
+        near = 0.0 if self.whole else _ROUNDING * max(abs(self.low), abs(self.high))
+        return self.high - self.low <= near
 
     def _steps(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """How many steps, −1, 0 or 1, numbers are from a constant; it is itself in float32 as well."""
@@ -84,7 +85,8 @@ class Feature:
             return np.zeros(len(values))
         with np.errstate(over="ignore"):
             narrow = np.array([self.low, self.high]).astype(np.float32).astype(np.float64)
-        near = _ROUNDING * max(abs(self.low), abs(self.high))
+        largest = max(abs(self.low), abs(self.high))
+        near = min(_ROUNDING * largest, 0.5 if self.whole and largest <= 2**53 else math.inf)
         same = ((values >= self.low - near) & (values <= self.high + near)) | np.isin(values, narrow)
         return np.where(same, 0.0, np.where(values > self.high, 1.0, -1.0))
 
@@ -209,17 +211,17 @@ def _clipped_moments(
 
 
 def _standardised(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Location and scale of finite numbers; by their largest, so that squares of 1e300 do not overflow."""
+    """Location and scale of finite numbers; over a power of two, so that squares of 1e300 do not overflow."""
     if not len(values):
         return 0.0, 1.0
     low, high = float(values.min()), float(values.max())
     if low == high:
         return low, 1.0
-    largest = max(abs(low), abs(high))
-    unit = values / largest
-    scale = float(unit.std()) * largest
+    unit = float(power_of_two(max(abs(low), abs(high))))
+    above = values / unit - low / unit  # 1e15 and 1e15 + 1 keep their difference
+    scale = float(above.std()) * unit
     # the spread of numbers that are equal but for rounding, or too small for float64, is 0
-    return float(unit.mean()) * largest, scale if scale > 0 else 1.0
+    return (float(above.mean()) + low / unit) * unit, scale if scale > 0 else 1.0
 
 
 def _warn_of_rounded(column: str, series: Any, seen: npt.NDArray[np.float64]) -> None:
