@@ -97,3 +97,15 @@ def test_a_k_that_is_set_after_the_fit_is_checked(k):
         detector.set_params(k=k).score_samples(TEST)
     expected = KNN(7).fit(FIT).score_samples(TEST)
     np.testing.assert_array_equal(detector.set_params(k=7).score_samples(TEST), expected)
+
+
+@pytest.mark.parametrize("size", [1.7e308, 1e308, 4e307, 1e301])
+def test_the_largest_numbers_are_told_apart(size):
+    rows = np.array([[1.0, -1.0], [-1.0, 1.0], [1.0, 0.9]])
+    plain, large = (KNN(1, normalize=False).fit(rows * of) for of in (1.0, size))
+    queries = np.array([[1.0, -0.9], [-1.0, 1.0], [0.9, 0.9]])
+    np.testing.assert_allclose(large.score_samples(queries * size), plain.score_samples(queries) * size)
+    far = KNN(2, normalize=False).fit(rows * size).leave_one_out()
+    with np.errstate(over="ignore"):  # farther than any number: −inf
+        expected = KNN(2, normalize=False).fit(rows).leave_one_out() * size
+    np.testing.assert_allclose(far, expected)

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from probjepa.errors import ConfigError, DataError
-from probjepa.metrics import Interval, ood_metrics
+from probjepa.metrics import ood_metrics
 
 
 def scikit_learn(inside, outside):
@@ -59,7 +59,7 @@ def test_perfect_and_reversed_separation():
         "auroc": 1, "aupr_out": 1, "aupr_in": 1, "fpr_at_95_tpr_out": 0, "fpr_at_95_tpr_in": 0
     }  # fmt: skip
     worst = ood_metrics([0, 1], [3, 4, 5], n_bootstrap=10)
-    assert worst["auroc"] == Interval(0, 0, 0)
+    assert worst["auroc"].value == worst["auroc"].low == 0
     assert worst["fpr_at_95_tpr_out"].value == worst["fpr_at_95_tpr_in"].value == 1
 
 
@@ -93,6 +93,28 @@ def test_seeded_and_frozen():
     assert wide.low < narrow.low < narrow.high < wide.high
     with pytest.raises(dataclasses.FrozenInstanceError):
         wide.value = 0.0
+
+
+def test_sets_that_are_apart_are_no_certainty():
+    found = ood_metrics(np.arange(30) + 100.0, np.arange(50.0), n_bootstrap=50)
+    ten = ood_metrics(np.arange(10) + 100.0, np.arange(50.0), n_bootstrap=50)["auroc"]
+    limit = 30 / (30 + stats.norm.ppf(0.975) ** 2)  # Wilson's, of 30 of 30
+    for name in ("auroc", "aupr_in", "aupr_out"):
+        np.testing.assert_allclose(dataclasses.astuple(found[name]), (1, limit, 1))
+    np.testing.assert_allclose(dataclasses.astuple(found["fpr_at_95_tpr_in"]), (0, 0, 1 - limit), atol=1e-12)
+    assert ten.low < found["auroc"].low
+    swapped = ood_metrics(np.arange(50.0), np.arange(30) + 100.0, n_bootstrap=50)["auroc"]
+    np.testing.assert_allclose(dataclasses.astuple(swapped), (0, 0, 1 - limit), atol=1e-12)
+
+
+def test_intervals_of_sets_that_are_often_apart_cover():
+    truth = stats.norm.cdf(4 / math.sqrt(2))
+    covered = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        of = ood_metrics(rng.normal(4, 1, 30), rng.normal(0, 1, 30), n_bootstrap=100, seed=seed)["auroc"]
+        covered.append(of.low <= truth <= of.high)
+    assert np.mean(covered) > 0.9  # half of the intervals were [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,10 @@ class KNN(Detector):
         if self.chunk_size < 1:
             raise ConfigError(f"KNN: chunk_size is {self.chunk_size}: use at least 1")
         self._mapped = isinstance(rows, np.memmap)
-        self._unit = unit = 1.0 if self.normalize else unit_of(rows)
+        unit = 1.0 if self.normalize else unit_of(rows)
+        # the difference of two of the largest numbers is none
+        self._shrink = 0.25 if unit > 2.0**1000 else 1.0
+        self._unit = unit = unit * self._shrink
         # distances do not depend on the origin, and their rounding does
         sums = sum(in_unit(self._directions(block), unit).sum(0) for _, block in in_blocks(rows))
         self._centre = sums / len(rows) * unit
@@ -127,11 +130,12 @@ class KNN(Detector):
         # from the difference itself: the search's own distance loses small ones to cancellation
         apart = queries - self._of_bank(rows)
         unit = power_of_two(torch.from_numpy(np.abs(apart).max(1))).numpy()
-        distances: Matrix = -np.linalg.norm(apart / unit[:, None], axis=1) * unit
+        with np.errstate(over="ignore"):  # of what is farther away than any number
+            distances: Matrix = -np.linalg.norm(apart / unit[:, None], axis=1) * unit / self._shrink
         return distances
 
     def _directions(self, rows: Matrix) -> Matrix:
         if not self.normalize:
-            return rows
+            return in_unit(rows, 1 / self._shrink)
         unit: Matrix = directions(as_float_tensor(rows, "the embeddings")).numpy()
         return unit

@@ -299,7 +299,9 @@ def slq(encoder: Encoder, x: Tensor, how: Settings) -> Volumes:
     vector–Jacobian product, then a Jacobian–vector product by differentiating the first one's graph, so that
     f runs forward once. The quadrature's bias is upwards (log is concave and its small end is resolved last),
     and falls with ``steps``: 8 nats of a random encoder with 10 steps, but 270 of a trained ViT-S, where it
-    differs from input to input. The trace's variance falls with ``probes``. ``standard_error`` is over the
+    differs from input to input. In float32 a σ below some thousandth of the largest (√(10 ε), with ε of the
+    type) is not resolved and counts as eps: with steps enough to meet such, the estimate falls below the
+    truth (float64 has them). The trace's variance falls with ``probes``. ``standard_error`` is over the
     probes alone (NaN with one), without the bias; σ_max and σ_min are of the Ritz values.
 
     Reference: Ubaru, Chen & Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", 2017.

@@ -29,7 +29,7 @@ def sigreg(
         T(a) = N \int \bigl|\varphi_a(t) - e^{-t^2/2}\bigr|^2 e^{-t^2/2s^2} \, dt,
 
     by the trapezoid rule on points of [0, 3s], doubled by symmetry; the result is the mean over random
-    directions. For N(0, I) itself its expectation is Σ_j w_j (1 − e^{−t_j²}) whatever N and K are (1.06 for
+    directions. For N(0, I) itself its expectation is Σ_j w_j (1 − e^{−t_j²}) whatever N and K are (1.05 for
     s = 1); for anything else it grows like N. By Cramér and Wold all projections are standard normal only for
     N(0, I).
 

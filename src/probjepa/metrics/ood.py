@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probjepa._arrays import ArrayInput, as_scores
-from probjepa.metrics.intervals import Interval, check_bootstrap, percentile_interval
+from probjepa.metrics.intervals import Interval, accuracy_interval, check_bootstrap, percentile_interval
 from probjepa.typed import settings_checked
 
 _NAMES = ("auroc", "aupr_out", "aupr_in", "fpr_at_95_tpr_out", "fpr_at_95_tpr_in")
@@ -31,7 +31,9 @@ def ood_metrics(
     scores_in, scores_out
         (N,) and (M,)
     n_bootstrap, confidence, seed
-        of the percentile intervals: both sets are resampled, each to its own size
+        of the percentile intervals: both sets are resampled, each to its own size. Near 0 and 1 they are too
+        narrow where samples are few; where all resamples agree on 0 or 1 the other limit is Wilson's, of
+        min(N, M) samples: an AUROC A varies by A·(1 − A)/min(N, M) at most (Birnbaum & Klose 1957)
 
     Returns
     -------
@@ -76,9 +78,16 @@ def ood_metrics(
         )
     values = _from_counts(counts(level_in), counts(level_out))
     return {
-        name: percentile_interval(value, column, confidence)
+        name: _interval(value, column, confidence, min(len(inside), len(outside)))
         for name, value, column in zip(_NAMES, values, resampled.T, strict=True)
     }
+
+
+def _interval(value: float, resampled: npt.NDArray[np.float64], confidence: float, rows: int) -> Interval:
+    """The percentile interval, or, where all resamples are 0 or all are 1, Wilson's of so many rows."""
+    if value in (0.0, 1.0) and (resampled == value).all():
+        return accuracy_interval(np.full(rows, value), confidence=confidence)
+    return percentile_interval(value, resampled, confidence)
 
 
 def _from_counts(n_in: _Counts, n_out: _Counts) -> tuple[float, float, float, float, float]:

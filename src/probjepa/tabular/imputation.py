@@ -32,7 +32,9 @@ class Imputation(NamedTuple):
         the types and under the labels of the table that was given; whole numbers where the fit saw only such
     cells
         a DataFrame with a row for each filled feature: ``row`` (position), ``feature``, ``value``; of a
-        number (else NaN) ``median``, ``std`` and the interval of 95 % from ``low`` to ``high``;
+        number (else NaN) ``median``, ``std`` and the interval of 95 % from ``low`` to ``high``, of what is
+        predicted, held in the range that the fit saw (at an end of it they narrow, to nothing if all of the
+        prediction is beyond);
         ``probabilities`` (of a category: a dict, else None), ``marginal`` (whether
         the fit found nothing that predicts the feature, so that this is its marginal; see ``skill_``)
     """
