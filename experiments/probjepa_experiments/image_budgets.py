@@ -66,8 +66,7 @@ MEDIUM = Budget(
         "compile": "auto",
     },
     methods=_projectors(512, 128),
-    # the best of `reproduce vje-rates`, of one seed and a fifteenth of this training; VI-SimSiam's is the
-    # highest that was tried
+    # the best of `reproduce vje-rates`, of one seed and a fifteenth of this training
     rates={
         "vje": 0.0056,
         "VJE-EMA": 0.017,
