@@ -10,6 +10,7 @@ import pytest
 from probjepa import claims
 from probjepa.claims import claimed
 from probjepa.errors import ArtifactError
+from probjepa.files import parts_of
 from processes import claiming, held
 
 
@@ -25,6 +26,18 @@ def test_a_second_process_is_refused_until_the_first(folder, end, tmp_path):
     with claimed(place, folder=folder), claimed(place, folder=folder):
         assert not place.exists()
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_parts_that_another_process_makes_or_removes_are_let_be(tmp_path):
+    place = tmp_path / "j.parquet"
+    place.write_text("old")
+    with held(place, folder=False):
+        parts_of(place).mkdir()
+        with pytest.raises(ArtifactError, match="another process writes"), claimed(place):
+            pass
+        assert parts_of(place).is_dir()
+    with claimed(place):
+        assert not parts_of(place).exists()
 
 
 @pytest.mark.parametrize("length", [60, 250])
@@ -43,7 +56,7 @@ def test_a_place_that_cannot_be_written_is_noticed_before_the_work(folder, tmp_p
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
-    for name in ("fifo", "file/below", "file" if folder else "folder"):
+    for name in ("fifo", "file/below", "file" if folder else "folder", "n" * 259):
         with pytest.raises(ArtifactError) as error, claimed(tmp_path / name, folder=folder):
             pass
         assert "\n" not in str(error.value)

@@ -16,6 +16,7 @@ from probjepa import VJE, SimSiam, VISimSiam, open_encoder, open_images
 from probjepa.curation import LISTS, curate, sort_out
 from probjepa.data import ImageSet
 from probjepa.errors import ConfigError, DataError, ProbjepaWarning
+from probjepa.files import refuse_existing, refuse_foreign
 from probjepa.scores import SCORES, score_set
 
 SMALL = {"channels": 1, "image_size": 8, "backbone_options": {"widths": (8, 16)}}
@@ -238,6 +239,31 @@ def test_a_later_curation_leaves_no_list_of_an_earlier_one(tmp_path):
     curate(flat(), some, tmp_path, **options)
     after = {file.name for file in tmp_path.iterdir()}
     assert before - after == {"duplicate.txt", "duplicates.parquet", "twins.parquet"} and after < before
+
+
+def test_a_curation_that_is_cut_short_over_an_earlier_one_is_known_as_such(tmp_path, monkeypatch):
+    some, options, unlink = (
+        colour(doubled()),
+        {"score": "knn", "reference": colour(images(30, 3))},
+        Path.unlink,
+    )
+    curate(flat(), some, tmp_path, duplicates=0.999, **options)
+    before = [file.name for file in tmp_path.iterdir()]
+
+    def killed(self, missing_ok=False):
+        if self.name == "duplicate.txt":
+            raise KeyboardInterrupt
+        unlink(self, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            curate(flat(), some, tmp_path, **options)
+    assert "duplicate.txt" in before and not (tmp_path / "report.html").exists()
+    refuse_existing(tmp_path, overwrite=False)
+    refuse_foreign(tmp_path)
+    curate(flat(), some, tmp_path, **options)
+    assert not (tmp_path / "duplicate.txt").exists() and not list(tmp_path.glob(".*"))
 
 
 def test_shares_are_of_rows_and_of_what_is_not_dropped():

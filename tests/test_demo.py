@@ -61,6 +61,36 @@ def test_a_new_demo_that_is_interrupted_leaves_no_page_of_the_old_one_and_goes_o
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.parametrize("at", ["metrics.json", "run"])
+def test_a_demo_that_is_killed_while_an_old_one_goes_begins_again(tmp_path, monkeypatch, at):
+    (tmp_path / "run").mkdir()
+    for name in ("report.html", "metrics.json", "scores.parquet"):
+        (tmp_path / name).write_text("old")
+    unlink = demo.Path.unlink
+
+    def killed(self, missing_ok=False):
+        if self.name == at:
+            raise KeyboardInterrupt
+        unlink(self, missing_ok=missing_ok)
+
+    def killed_in(folder):
+        folder.rmdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo.Path, "unlink", killed)
+        if at == "run":
+            patch.setattr(demo, "discard", killed_in)
+        with pytest.raises(KeyboardInterrupt):
+            demo.run_demo(tmp_path, overwrite=True, progress=False)
+    assert not (tmp_path / "report.html").exists()
+    monkeypatch.setattr(demo, "train_demo", lambda *_, **__: exit(143))
+    for overwrite in (False, True) if at == "run" else (True,):
+        with pytest.raises(SystemExit):
+            demo.run_demo(tmp_path, overwrite=overwrite, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_sets_are_seeded_and_in_range():
     first, second = (demo.natural_patches(20, 16, np.random.default_rng(3)) for _ in range(2))
     assert first.images.equal(second.images)

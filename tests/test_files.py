@@ -45,7 +45,7 @@ def test_a_move_cut_short_leaves_no_mixture(saved, monkeypatch):
 
     def once(self, target):
         moves.append(target)
-        if len(moves) == 3:
+        if len(moves) == 4:  # the mark, the weights, then the settings: in the stage they have moved once
             raise KeyboardInterrupt
         return replace(self, target)
 
@@ -54,7 +54,7 @@ def test_a_move_cut_short_leaves_no_mixture(saved, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         small(seed=1, df=7.0).save_pretrained(folder)
     monkeypatch.undo()
-    assert len(moves) == 3  # the weights are in place, the settings are not
+    assert len(moves) == 4  # the weights are in place, the settings are not
     refused(folder, "holds no model")
     files.refuse_existing(folder, overwrite=False)  # the same command begins again
     files.refuse_foreign(folder)
@@ -84,6 +84,92 @@ def test_a_run_stays_one_where_a_move_into_it_was_cut_short(tmp_path, monkeypatc
     monkeypatch.undo()
     with pytest.raises(ArtifactError, match="exists already"):
         files.refuse_existing(run, overwrite=False)
+
+
+def at_event(monkeypatch, number, folder):
+    """Interrupt before the file in a folder, counted from 1, that is removed or comes into it."""
+    replace, unlink, seen = Path.replace, Path.unlink, []
+
+    def count(place):
+        if Path(place).parent == folder:
+            seen.append(place)
+            if len(seen) == number:
+                raise KeyboardInterrupt
+
+    def replaced(self, target):
+        count(target)
+        return replace(self, target)
+
+    def unlinked(self, missing_ok=False):
+        count(self)
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+
+
+def contents(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_move_that_is_cut_short_anywhere_is_known_as_such_whatever_old_files_go(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    old = {"report.html": "old", "keep.txt": "old", "duplicate.txt": "old", "mine": "mine"}
+    new = {"report.html": "new", "keep.txt": "new", "mine": "mine"}
+
+    def write():
+        with files.staged_directory(out, last="report.html", drop=("duplicate.txt", "twins.txt")) as stage:
+            (stage / "report.html").write_text("new")
+            (stage / "keep.txt").write_text("new")
+
+    out.mkdir()
+    states = []
+    for number in range(1, 10):
+        for name, text in old.items():
+            (out / name).write_text(text)
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            at_event(patch, number, out)
+            write()
+        left = contents(out)
+        if left.pop(files._MOVING, None) is not None and "report.html" not in left:
+            states.append("cut short")
+            files.refuse_existing(out, overwrite=False)
+            files.refuse_foreign(out)
+        else:
+            states.append("old" if left == old else "new")
+            assert left in (old, new)
+        write()
+        assert contents(out) == new
+    assert states == ["old"] * 3 + ["cut short"] * 4 + ["new"] * 2
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
+def test_a_mark_that_cannot_be_written_leaves_the_folder_as_it_was(error, saved, monkeypatch):
+    model, folder = saved
+    before, write = {p.name: p.read_bytes() for p in folder.iterdir()}, Path.write_text
+
+    def half(self, text, **options):
+        if files._MOVING in self.name:
+            write(self, "")
+            raise error
+        return write(self, text, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        with pytest.raises(ArtifactError if isinstance(error, OSError) else KeyboardInterrupt):
+            small(seed=1).save_pretrained(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert same(pj.load(folder), model)
+
+
+def test_an_empty_mark_is_none(saved):
+    _, folder = saved
+    (folder / files._MOVING).write_text("")  # as an earlier version left it on a full disk
+    (folder / files.CONFIG).unlink()
+    with pytest.raises(ArtifactError, match="exists already"):
+        files.refuse_existing(folder, overwrite=False)
+    small(seed=1).save_pretrained(folder)
+    assert not list(folder.glob(".*"))
 
 
 @contextlib.contextmanager
@@ -176,6 +262,27 @@ def test_an_error_of_the_callers_own_passes_and_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), files.staged_directory(tmp_path) as stage:
         fail(stage / "half")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("staged", [files.staged_file, files.staged_directory])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), ArtifactError("no")])
+@pytest.mark.parametrize("other", [False, True])
+def test_a_folder_that_was_made_for_what_was_not_written_goes_unless_it_is_used(
+    staged, error, other, tmp_path
+):
+    def write():
+        with staged(tmp_path / "a" / "b" / "x"):
+            if other:
+                (tmp_path / "a" / "theirs").write_text("")
+            raise error
+
+    with pytest.raises((ArtifactError, KeyboardInterrupt)):
+        write()
+    assert [path.name for path in tmp_path.rglob("*")] == (["a", "theirs"] if other else [])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((ArtifactError, KeyboardInterrupt)), staged(tmp_path / "empty" / "x"):
+        raise error
+    assert (tmp_path / "empty").is_dir()
 
 
 def test_outputs_are_not_overwritten_unasked(tmp_path):
@@ -329,3 +436,16 @@ def test_parts_that_go_are_first_no_longer_what_can_be_gone_on_with(tmp_path, mo
     files.drop_parts(out)
     files.refuse_stopped(out, overwrite=False)
     assert list(files.parts_of(out).iterdir()) == []
+
+
+def test_a_name_that_is_too_long_is_as_what_cannot_be_written(tmp_path):
+    long = tmp_path / ("n" * 259)
+    for write in (
+        lambda: files.refuse_existing(long, overwrite=False),
+        lambda: files.write_text(long, "text"),
+        lambda: small().save_pretrained(long),
+    ):
+        with pytest.raises(ArtifactError) as error:
+            write()
+        assert str(error.value) == f"cannot write {long}: File name too long; choose another place"
+    assert not list(tmp_path.iterdir())

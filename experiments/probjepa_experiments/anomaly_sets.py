@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probjepa.errors import DataError
-from probjepa.files import first_line
+from probjepa.files import array_reason
 from probjepa_experiments.study import Data, Source
 
 _Array = npt.NDArray[np.float64]
@@ -70,7 +70,7 @@ class AnomalySource(Source):
             with np.load(path) as saved:
                 numbers, labels = saved["X"].astype(np.float64), saved["y"]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} cannot be read ({first_line(error)}): restore it") from error
+            raise DataError(f"{path} cannot be read ({array_reason(error)}): restore it") from error
         if numbers.ndim != 2 or labels.shape != numbers.shape[:1] or not set(np.unique(labels)) == {0, 1}:
             raise DataError(f"{path} is no table: expected X (N, D), and y (N,) of 0 and 1")
         return _table(numbers, labels == 1, rows)

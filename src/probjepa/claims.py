@@ -9,7 +9,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from probjepa.errors import ArtifactError
-from probjepa.files import LOCK, cannot_write, drop_spent_parts, hidden_beside, refuse_irregular, sweep
+from probjepa.files import (
+    LOCK,
+    cannot_write,
+    drop_spent_parts,
+    exists,
+    hidden_beside,
+    refuse_irregular,
+    sweep,
+)
 
 _HELD: dict[Path, int] = {}  # by which thread of this process, whose commands may lie in each other
 
@@ -37,7 +45,7 @@ def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
         return
     if not folder:
         refuse_irregular(place)
-    elif place.exists() and not place.is_dir():
+    elif exists(place) and not place.is_dir():
         raise ArtifactError(f"{path} is a file: give the name of a folder")
     missing = [parent for parent in place.parents if not parent.exists()]
     lock = None
@@ -48,11 +56,11 @@ def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
             place.parent.mkdir(parents=True, exist_ok=True)
             for swept in (place.parent, *((place, *place.glob("*/")) if folder else ())):
                 sweep(swept)
-            drop_spent_parts(place)
             lock = _lock(path, place)
             home = place if place.is_dir() else place.parent
             if not os.access(home, os.W_OK | os.X_OK):
                 raise PermissionError(None, "Permission denied")
+            drop_spent_parts(place)  # once they are no other process's
         except OSError as error:
             raise cannot_write(path, error) from error
         yield

@@ -235,7 +235,7 @@ def _write(
     note: tuple[bytes, str],
 ) -> None:  # fmt: skip
     """Write the tables, the lists of ids and the page, in the place of those of an earlier curation."""
-    with staged_directory(out, last="report.html") as stage:
+    with staged_directory(out, last="report.html", drop=_OF_DUPLICATES) as stage:
         for name, written in tables.items():
             with open_table(stage / f"{name}.parquet", overwrite=True) as table:
                 table.write(written)
@@ -245,8 +245,6 @@ def _write(
             (stage / f"{name}.txt").write_bytes(lines)
         write_text(stage / "skipped.txt", "".join(f"{printable(line)}\n" for line in images.skipped))
         write_text(stage / "report.html", page)
-        for name in _OF_DUPLICATES - {file.name for file in stage.iterdir()}:
-            (out / name).unlink(missing_ok=True)  # of an earlier curation, which these lists replace
 
 
 def _line(text: str) -> bytes:

@@ -12,9 +12,9 @@ import torch
 
 from probjepa.data import Images, ImageSet, open_images, split
 from probjepa.evaluation import evaluate
-from probjepa.files import discard, refuse_existing, refuse_foreign
+from probjepa.files import discard, refuse_existing, refuse_foreign, replacing
 from probjepa.methods.vje import VJE
-from probjepa.report.summary import drop_pages, print_summary, write_evaluation
+from probjepa.report.summary import PAGES, print_summary, write_evaluation
 from probjepa.report.training import training_report
 from probjepa.terminal import say
 from probjepa.training import Interrupted, fit
@@ -50,9 +50,9 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, progress: boo
         f"training VJE on {len(train):,} images of digits 0–7 ({IMAGE_SIZE}×{IMAGE_SIZE}), "
         f"{STEPS:,} steps of {BATCH_SIZE}"
     )
-    if overwrite:  # an earlier demo's pages do not stay beside another run, nor its run without them
-        discard(out / "run")
-        drop_pages(out)
+    if overwrite and out.is_dir():  # an earlier demo's pages do not stay beside another run
+        with replacing(out, *PAGES):
+            discard(out / "run")
     # so small a network gains nothing from more threads, and loses much where others want the cores
     with using_threads(1):
         try:

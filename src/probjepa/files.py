@@ -12,8 +12,8 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from probjepa.errors import ArtifactError
@@ -22,6 +22,7 @@ CONFIG = "config.json"
 LOCK = ".probjepa.lock"
 _MOVING = ".probjepa.moving"  # stands in a folder while its files are replaced
 RECORD = "settings.json"
+_WRITTEN = "written"  # beside finished parts: which file the output is, once it has its name
 _LONGEST = 200  # bytes of a name that a file system takes with more around it
 
 
@@ -32,6 +33,12 @@ DAMAGES = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, At
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type's name where there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def array_reason(error: BaseException) -> str:
+    """Return why numpy cannot read an array, without its advice to unpickle it."""
+    said = first_line(error)
+    return "no array, or one of Python objects, which are never read" if "allow_pickle" in said else said
 
 
 def regular(path: str | os.PathLike[str]) -> Path:
@@ -53,6 +60,21 @@ def regular(path: str | os.PathLike[str]) -> Path:
 # --- writing --------------------------------------------------------------------------------------------
 
 
+def file_state(file: Path) -> tuple[int, int, int] | None:
+    """A file's number, size and time of change; None if it is gone, which a mapping outlives."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def is_rewritten(file: Path, then: tuple[int, int, int] | None) -> bool:
+    """Whether a file was written to in place since its ``file_state`` was this, and not replaced."""
+    now = file_state(file)
+    return now is not None and then is not None and now[0] == then[0] and now != then
+
+
 def cannot_write(path: Path, error: OSError) -> ArtifactError:
     """Return the error of a file that cannot be written."""
     reason = error.strerror or first_line(error)
@@ -60,6 +82,14 @@ def cannot_write(path: Path, error: OSError) -> ArtifactError:
     return ArtifactError(
         f"cannot write {_meant(path)}: {reason}; {'free some space or ' if full else ''}choose another place"
     )
+
+
+def exists(path: Path) -> bool:
+    """Whether something is where an output is to be; ArtifactError where it cannot be looked for."""
+    try:
+        return path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise cannot_write(path, error) from error
 
 
 def _meant(path: Path) -> Path:
@@ -145,9 +175,22 @@ def _discard_stages() -> None:
             discard(stage)
 
 
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder; where the block fails, what was made goes again, unless something is in it."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for place in missing:
+            with suppress(OSError):
+                place.rmdir()
+        raise
+
+
 def _stage_in(folder: Path, name: str) -> Path:
-    """Return a free temporary name in a folder, which is made, and swept once a process."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Return a free temporary name in a folder, which is swept once a process."""
     if folder not in _SWEPT:
         sweep(folder)
         _SWEPT.add(folder)
@@ -158,7 +201,7 @@ def _stage_in(folder: Path, name: str) -> Path:
 
 def refuse_irregular(path: Path) -> None:
     """Raise ArtifactError where a file is to be written and something else is there: a folder, a device."""
-    if path.exists() and not path.is_file():
+    if exists(path) and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise ArtifactError(f"{path} is {what}: give the name of a file")
 
@@ -174,58 +217,65 @@ def staged_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     refuse_irregular(path)
     try:
-        stage = _stage_in(path.parent, path.name)
-        os.close(os.open(stage, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        with _made(path.parent):
+            stage = _stage_in(path.parent, path.name)
+            try:
+                os.close(os.open(stage, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+                yield stage
+                if path.exists():
+                    stage.chmod(stat.S_IMODE(path.stat().st_mode))
+                if sync:
+                    with stage.open("rb+") as file:
+                        os.fsync(file.fileno())
+                stage.replace(path)
+            finally:
+                discard(stage)
     except OSError as error:
         raise cannot_write(path, error) from error
-    try:
-        yield stage
-        if path.exists():
-            stage.chmod(stat.S_IMODE(path.stat().st_mode))
-        if sync:
-            with stage.open("rb+") as file:
-                os.fsync(file.fileno())
-        stage.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        discard(stage)
 
 
 @contextmanager
-def staged_directory(path: Path, last: str = CONFIG) -> Iterator[Path]:
+def replacing(folder: Path, last: str, *others: str) -> Iterator[None]:
+    """Mark a folder as cut short while the block replaces its files; ``last``, then ``others`` go before."""
+    write_text(folder / _MOVING, last)
+    for name in (last, *others):
+        (folder / name).unlink(missing_ok=True)
+    yield
+    (folder / _MOVING).unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_directory(path: Path, last: str = CONFIG, *, drop: Collection[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block ends well.
 
     Where ``path`` is there, the files move into it, each by a rename: an old file ``last`` goes first and the
     new one comes last. A folder without it is not taken for a whole one, so that a move cut short
-    never leaves one model's weights under another's settings.
+    never leaves one model's weights under another's settings. Old files called as in ``drop`` go with
+    ``last``.
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_dir():
+    if exists(path) and not path.is_dir():
         raise ArtifactError(f"{path} is a file: give the name of a folder")
     try:
         fresh = not path.exists()  # one that is there stays the folder that it is: processes may stand in it
-        stage = _stage_in(path.parent if fresh else path, path.name)
-        stage.mkdir()
+        home = path.parent if fresh else path
+        with _made(home):
+            stage = _stage_in(home, path.name)
+            try:
+                stage.mkdir()
+                yield stage
+                if fresh:
+                    with suppress(OSError):  # somebody may have made it meanwhile
+                        stage.replace(path)
+                        return
+                path.mkdir(exist_ok=True)
+                with replacing(path, last, *drop) if (stage / last).exists() else nullcontext():
+                    for item in sorted(stage.iterdir(), key=lambda item: item.name == last):
+                        item.replace(path / item.name)
+            finally:
+                discard(stage)
     except OSError as error:
         raise cannot_write(path, error) from error
-    try:
-        yield stage
-        if fresh:
-            with suppress(OSError):  # somebody may have made it meanwhile
-                stage.replace(path)
-                return
-        path.mkdir(exist_ok=True)
-        if (stage / last).exists():
-            (path / _MOVING).write_text(last, encoding="utf-8")
-            (path / last).unlink(missing_ok=True)
-        for item in sorted(stage.iterdir(), key=lambda item: item.name == last):
-            item.replace(path / item.name)
-        (path / _MOVING).unlink(missing_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        discard(stage)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -271,17 +321,25 @@ def hidden_beside(path: Path, ending: str) -> Path:
     return place.parent / f".{unique}.{ending}"
 
 
+def note_written(path: Path, stage: Path) -> None:
+    """Say beside the parts of an output, before ``stage`` takes its name, that this is what they make."""
+    (parts_of(path) / _WRITTEN).write_text(str(file_state(stage)), encoding="utf-8")
+
+
 def drop_spent_parts(path: Path) -> None:
-    """Remove the parts of an output that is whole: their record is the first of them that goes."""
+    """Remove the parts of an output that is the file they made, or whose record is gone: it goes first."""
     parts = parts_of(path)
-    if path.exists() and parts.is_dir() and not (parts / RECORD).exists():
-        discard(parts)
+    if path.exists() and parts.is_dir():
+        noted = parts / _WRITTEN
+        written = noted.is_file() and noted.read_bytes() == str(file_state(path)).encode()
+        if written or not (parts / RECORD).exists():
+            drop_parts(path)
 
 
 def is_free(path: Path) -> bool:
     """Whether nothing is at ``path``, or an empty folder; what a killed process left does not count."""
-    if not path.is_dir():
-        return not path.exists()
+    if not exists(path) or not path.is_dir():
+        return not exists(path)
     return all(item.name == LOCK or _TEMPORARY.fullmatch(item.name) for item in path.iterdir())
 
 

@@ -594,3 +594,14 @@ def test_an_array_file_that_changes_while_it_is_read_is_one_line(tmp_path):
     for rows_asked in (slice(0, 5), slice(50, 55)):
         with pytest.raises(DataError, match=r"rows\.npy changed while it was read: leave it as it is"):
             images.get(rows_asked)
+
+
+def test_an_array_file_that_is_another_for_a_worker_is_one_line(tmp_path):
+    path = tmp_path / "rows.npy"
+    np.save(path, np.zeros((6, 8, 8), np.uint8))
+    sent = pickle.dumps(open_images(path, size=8, memory_limit=0))
+    for spoil in (lambda: path.write_bytes(bytes(500)), lambda: path.write_bytes(b""), path.unlink):
+        spoil()
+        with pytest.raises(DataError, match=r"rows\.npy changed while it was read") as error:
+            pickle.loads(sent).get([0])
+        one_line(error)

@@ -353,3 +353,17 @@ def test_a_damaged_table_is_an_error_of_ours(tmp_path):
             (tmp_path / name).write_bytes(damaged if number % 5 else whole[: rng.integers(len(whole))])
             with suppress(ProbjepaError):
                 read_table(tmp_path / name)
+
+
+def test_nobody_is_told_to_unpickle(tmp_path):
+    stream = io.BytesIO()
+    np.save(stream, np.array([{}]), allow_pickle=True)
+    (tmp_path / "objects.npy").write_bytes(stream.getvalue())
+    np.savez(tmp_path / "objects.npz", images=np.array([{}]))
+    for name in ("zeros.npy", "zeros.npz"):
+        (tmp_path / name).write_bytes(bytes(500))
+    pd.DataFrame({"image": [stream.getvalue()]}).to_parquet(tmp_path / "cells.parquet")
+    for file in sorted(tmp_path.iterdir()):
+        with pytest.raises(DataError) as error:
+            open_images(file)
+        assert "Python objects" in one_line(error) and "pickle" not in str(error.value)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import tarfile
 import warnings
 
@@ -13,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from probjepa.data import shard_readers
 from probjepa.data.decode import Decoder
 from probjepa.data.shard_files import ShardError, file_mark, find_shards, holds_shards
 from probjepa.data.shards import read_layout, read_shard
 from probjepa.errors import ConfigError, DataError
-from shard_cases import png, read_all, table, write_shards, write_tar
+from shard_cases import png, read_all, table, write_shards, write_table, write_tar
 
 
 def write_arrow(path, rows, stream):
@@ -119,6 +123,85 @@ def test_a_broken_file_is_one_line(tmp_path, suffix, share):
     with pytest.raises(ShardError, match=rf"x\{suffix}' cannot be read as {suffix}") as error:
         read_all(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["x.arrow", "x.stream.arrow"])
+def test_an_arrow_file_that_is_cut_while_it_is_read_is_one_line(tmp_path, name):
+    # in a process of its own: of a file that is mapped, a row that it no longer holds ends it
+    write_table(tmp_path / name, table(0, 400), rows=100)
+    done = in_process(CUT, tmp_path / name)
+    assert done.returncode == 0, done.stderr
+    assert f"{name}' cannot be read as .arrow (" in done.stdout and len(done.stdout.splitlines()) == 1
+
+
+CUT = """
+import os, sys
+from probjepa.data.shard_readers import open_shard, reading
+from probjepa.errors import DataError
+
+try:
+    with reading(sys.argv[1]):
+        batches = open_shard(sys.argv[1]).read(3, ["image"], 0)
+        next(batches)
+        os.truncate(sys.argv[1], 4096)
+        for batch in batches:
+            batch.to_pylist()
+except DataError as error:
+    print(error)
+"""
+
+
+def in_process(code, path):
+    return subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=False, timeout=200
+    )
+
+
+@pytest.mark.parametrize("name", ["x.arrow", "x.stream.arrow"])
+@pytest.mark.parametrize("kind", ["numbers", "dictionary"])
+def test_an_arrow_file_is_read_from_any_row(tmp_path, name, kind):
+    rows = pa.table({"image": [png(row) for row in range(11)], "x": range(11)})
+    if kind == "dictionary":
+        names = pa.array([str(row) for row in range(11)]).dictionary_encode()
+        rows = rows.append_column("of", names)
+    write_table(tmp_path / name, rows, rows=4)
+    path = str(tmp_path / name)
+    assert shard_readers.open_shard(path).length() == (11, ())
+    for start in range(13):
+        for columns in (["x"], rows.column_names):
+            batches = list(shard_readers.open_shard(path).read(3, columns, start))
+            assert all(batch.schema.names == columns for batch in batches)
+            assert [row for batch in batches for row in batch.to_pylist()] == rows.slice(start).select(
+                columns
+            ).to_pylist()
+
+
+@pytest.mark.parametrize("name", ["x.arrow", "x.stream.arrow"])
+def test_rows_of_an_arrow_file_are_counted_and_passed_over_unread(tmp_path, name):
+    rows = pa.table({"image": [os.urandom(200_000) for _ in range(20)]})
+    write_table(tmp_path / name, rows)
+    opened = shard_readers.open_shard(str(tmp_path / name))
+    before = bytes_read()
+    assert opened.length() == (20, ())
+    assert bytes_read() - before < 100_000
+    opened = shard_readers.open_shard(str(tmp_path / name))
+    assert len(list(opened.read(3, ["image"], 18))) == 1
+    assert bytes_read() - before < 1_000_000  # the last batch has four rows
+
+
+def bytes_read():
+    with open("/proc/self/io", encoding="ascii") as file:
+        return int(file.readline().split()[1])
+
+
+def test_a_stream_that_is_cut_is_one_line_where_it_is_counted(tmp_path):
+    path = tmp_path / "x.stream.arrow"
+    write_table(path, table(0, 9))
+    whole = path.read_bytes()
+    for share in (0.3, 0.6, 0.9):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ShardError, match=r"cannot be read as \.arrow"), shard_readers.reading(str(path)):
+            shard_readers.open_shard(str(path)).length()
 
 
 @pytest.mark.parametrize("spoil", ["end", "header", "between"])

@@ -1,5 +1,8 @@
 """JEPA-SCORE of a set, part by part: the rows are the library's, and no part is taken for another scoring's."""
 
+import errno
+import os
+import shutil
 from dataclasses import fields, replace
 
 import numpy as np
@@ -8,7 +11,8 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from probjepa import VJE
+from probjepa import VJE, files
+from probjepa.claims import claimed
 from probjepa.data import ImageSet
 from probjepa.data.preprocess import Preprocess
 from probjepa.data.rows import open_table
@@ -124,6 +128,90 @@ def test_a_stopped_scoring_goes_on(encoder, tmp_path, monkeypatch):
     stopped(encoder, data, out, monkeypatch, after=4, calibration=calibration, rule=Rule(0.4))
     assert scored(encoder, data, out, calibration=calibration, rule=Rule(0.4))[0] == 8
     assert pq.read_table(whole).equals(pq.read_table(out))
+
+
+def not_scored_again(patch):
+    patch.setattr(jepa_parts, "columns", lambda *_: pytest.fail("scored again"))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_finished_scoring_that_is_cut_short_anywhere_is_kept(encoder, tmp_path, monkeypatch, old):
+    """Whatever file is due: the new output stands, or its parts are gone on with, and none stays."""
+    data, source, out, ended = images(10, 0), tmp_path / "old", tmp_path / "j.parquet", []
+    scored(encoder, data, source)
+
+    def interrupting(patch, number):
+        seen, write = [], jepa_parts.pq.write_table
+
+        def events(called):
+            def counted(*arguments, **options):
+                seen.append(called)
+                if len(seen) == number:
+                    raise KeyboardInterrupt
+                return called(*arguments, **options)
+
+            return counted
+
+        def armed(*arguments):  # all parts are finished
+            write(*arguments)
+            for name in ("replace", "unlink", "write_text"):
+                patch.setattr(files.Path, name, events(getattr(files.Path, name)))
+            patch.setattr(files.shutil, "rmtree", events(files.shutil.rmtree))
+
+        patch.setattr(jepa_parts.pq, "write_table", armed)
+
+    for number in range(1, 20):
+        out.unlink(missing_ok=True)
+        if old:
+            shutil.copy(source, out)
+        before = out.stat().st_ino if old else None
+        with monkeypatch.context() as patch:
+            interrupting(patch, number)
+            try:
+                with claimed(out):
+                    scored(encoder, data, out, overwrite=True)
+                ended.append(number)
+            except KeyboardInterrupt:
+                pass
+        with monkeypatch.context() as patch, claimed(out):
+            not_scored_again(patch)
+            if not out.exists() or out.stat().st_ino == before:
+                assert scored(encoder, data, out, overwrite=True) == (10, None)
+        assert pq.read_table(out).equals(pq.read_table(source))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["j.parquet", "old"]
+    assert ended and ended[0] > 4
+
+
+def test_a_finished_scoring_whose_output_cannot_take_its_name_is_kept(encoder, tmp_path, monkeypatch):
+    data, out, replace = images(10, 0), tmp_path / "j.parquet", files.Path.replace
+    scored(encoder, data, out)
+
+    def refused(self, target):
+        if target == out:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.Path, "replace", refused)
+        for _ in range(2):
+            with pytest.raises(ArtifactError, match=r"cannot write .*j\.parquet"), claimed(out):
+                scored(encoder, data, out, overwrite=True)
+            not_scored_again(patch)
+    with monkeypatch.context() as patch, claimed(out):
+        not_scored_again(patch)
+        assert scored(encoder, data, out, overwrite=True) == (10, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["j.parquet"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
+def test_a_scoring_that_cannot_begin_leaves_no_folder(encoder, tmp_path, monkeypatch, error):
+    def fail(self, *_, **__):
+        raise error
+
+    monkeypatch.setattr(files.Path, "write_text", fail)
+    with pytest.raises((ArtifactError, KeyboardInterrupt)):
+        scored(encoder, images(5, 0), tmp_path / "j.parquet")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kept", [0, 100])

@@ -1,6 +1,7 @@
 """Tables from files."""
 
 import io
+import os
 
 import pandas as pd
 import pyarrow as pa
@@ -137,3 +138,18 @@ def test_a_folder_without_tables_or_text_is_one_line(months, tmp_path):
     (months / "b" / "1.parquet").unlink()
     with pytest.raises(DataError, match="b' has 0 rows and 3 columns"):
         read_table(months / "b")
+
+
+@pytest.mark.parametrize("suffix", ["feather", "stream.arrow"])
+def test_an_arrow_table_is_not_mapped_and_its_name_may_be_no_text(tmp_path, suffix, monkeypatch):
+    # of a file that is mapped, what is cut off meanwhile ends the process
+    monkeypatch.setattr(pa, "memory_map", None)
+    held = pa.table({"x": [float(row) for row in range(9)]})
+    write_table(tmp_path / f"x.{suffix}", held)
+    path = tmp_path / f"caf\udce9.{suffix}"
+    (tmp_path / f"x.{suffix}").rename(path)
+    assert read_table(path)["x"].tolist() == held["x"].to_pylist()
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DataError, match="cannot be read as") as error:
+        read_table(path)
+    assert "\n" not in str(error.value)

@@ -1,6 +1,8 @@
 """Run folders of tables: wherever a fit is stopped, what stands is usable, and --resume ends the same."""
 
+import errno
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -64,6 +66,16 @@ def stop_at(monkeypatch, number, after):
     monkeypatch.setattr(Path, "replace", replace)
 
 
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ArtifactError, match=r"cannot write .*config\.yaml: No space left"):
+        run(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("over", [False, True], ids=["first", "over another"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", range(1, 9))
@@ -83,6 +95,6 @@ def test_a_run_that_is_stopped_at_once_while_it_writes_goes_on(
     try:
         run(out, resume=True)
     except ArtifactError:
-        assert over  # the one before still stands, or its record does
-        run(out, overwrite=True)
+        assert over or not out.exists()  # the one before still stands, or its record does; or none has begun
+        run(out, overwrite=over)
     assert content(out) == whole

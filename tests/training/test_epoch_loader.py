@@ -144,6 +144,23 @@ def test_workers_end_with_what_they_read():
     assert not set(multiprocessing.active_children()) - before
 
 
+class Broken(Rows):
+    def get(self, indices):
+        if 7 in indices:
+            raise DataError("row 7 cannot be read: repair it")
+        return super().get(indices)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_a_worker_is_the_same_line_as_without(workers):
+    before = set(multiprocessing.active_children())
+    with pytest.raises(DataError) as caught:
+        list(EpochLoader(Broken(40), 5, seed=0, workers=workers))
+    assert str(caught.value) == "row 7 cannot be read: repair it"
+    # though the error, whose traceback has the loader's frames, is still held
+    assert not set(multiprocessing.active_children()) - before
+
+
 def test_too_few_images_or_too_large_batches_are_one_line_errors():
     with pytest.raises(DataError, match="at least 2 images, the data has 1"):
         EpochLoader(Rows(1), 2, seed=0)

@@ -7,14 +7,15 @@ import warnings
 from multiprocessing import active_children
 
 import lightning.pytorch as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader, IterableDataset
 
 import probjepa as pj
-from probjepa.data import ImageSet
-from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning
+from probjepa.data import ImageSet, open_images
+from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaError, ProbjepaWarning
 from probjepa.training import Interrupted, Module
 from probjepa.training.checkpoint import check_signature, sign
 from probjepa.training.loader import _read_ahead
@@ -220,6 +221,34 @@ def test_a_checkpoint_of_a_streamed_fit_is_refused_by_another_trainer():
     sign(checkpoint, {"data_images": 9, "data_files": "abc of 9 images", "epochs": 1})
     with pytest.raises(ArtifactError, match="the checkpoint was made with"):
         check_signature(checkpoint, {"epochs": 2})
+
+
+class KillWorkers(L.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 2:
+            for worker in active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("out", [None, "run"])
+def test_a_worker_that_is_killed_is_one_line(tmp_path, out):
+    data = tmp_path / "rows.npy"
+    np.save(data, images(400).images[:, 0].numpy())
+    data = open_images(data, memory_limit=0)
+    with pytest.raises(ProbjepaError, match="most often for want of memory or of /dev/shm: set few") as error:
+        train(data, workers=2, callbacks=[KillWorkers()], out=out and tmp_path / out)
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith("(--resume)" if out else "nothing was saved")
+
+
+class Fail(L.Callback):
+    def on_train_batch_end(self, *_):
+        raise RuntimeError("of somebody else")
+
+
+def test_another_error_of_torch_stays_as_it_is():
+    with pytest.raises(RuntimeError, match=r"^of somebody else$"):
+        train(callbacks=[Fail()])
 
 
 class Numbers(IterableDataset):

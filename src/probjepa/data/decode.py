@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from probjepa.data.fitting import SMALLEST_SIDE, Fit, central
 from probjepa.errors import ConfigError, DataError, short
-from probjepa.files import first_line, regular
+from probjepa.files import array_reason, regular
 
 # The decoders that are let near a file, whatever its name: others start programs (EPS) or are seldom tested.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
@@ -350,4 +350,4 @@ def _reason(error: Exception) -> str:
         return f"is larger than the {Image.MAX_IMAGE_PIXELS} pixels that Pillow takes for safe: shrink it"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
-    return f"cannot be decoded ({first_line(error)})"
+    return f"cannot be decoded ({array_reason(error)})"

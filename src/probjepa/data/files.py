@@ -15,7 +15,7 @@ from probjepa.data.decode import is_image
 from probjepa.data.records import ArrayRecords, FileRecords, Records
 from probjepa.data.tables import chosen_ids, id_column
 from probjepa.errors import DataError, counted, unknown_name
-from probjepa.files import first_line, regular
+from probjepa.files import array_reason, regular
 from probjepa.registry import imported
 
 IMAGE_SUFFIXES = (
@@ -198,6 +198,6 @@ def _load(path: Path, **options: Any) -> Any:
         return content if isinstance(content, np.ndarray) else dict(content)
     except Exception as error:  # numpy parses a header as Python, and raises many types on a broken one
         raise DataError(
-            f"'{path}' cannot be read as {path.suffix} ({first_line(error)}): "
+            f"'{path}' cannot be read as {path.suffix} ({array_reason(error)}): "
             "save it again with numpy, as arrays of numbers, not objects"
         ) from error

@@ -17,7 +17,7 @@ from torch import Tensor
 from probjepa._arrays import is_labelled
 from probjepa.data.decode import FEW_LEVELS, Decoder, Payload, Unreadable, as_payload
 from probjepa.errors import DataError, warn
-from probjepa.files import regular
+from probjepa.files import file_state, is_rewritten, regular
 from probjepa.provenance import usable_cpus
 from probjepa.registry import imported
 from probjepa.terminal import passing
@@ -101,7 +101,7 @@ class ArrayRecords(Records):
             )
         self.name, self.file = name, file
         self._array: npt.NDArray[Any] | None = array
-        self._mapped = None if file is None else _state(file)
+        self._mapped = None if file is None else file_state(file)
         self.ids = [str(row) for row in range(len(array))]
         if labels is not None:
             self.labels, self.classes = encode_labels(labels, name, len(array))
@@ -111,8 +111,11 @@ class ArrayRecords(Records):
         """The rows, (N, …)."""
         if self._array is None:
             assert self.file is not None
-            array = np.load(regular(self.file), mmap_mode="r", allow_pickle=False)
-            if _state(self.file) != self._mapped:  # in a process of workers
+            try:
+                array = np.load(regular(self.file), mmap_mode="r", allow_pickle=False)
+            except (FileNotFoundError, EOFError, ValueError) as error:
+                raise self._changed() from error
+            if file_state(self.file) != self._mapped:  # in a process of workers
                 raise self._changed()
             self._array = array
         return self._array
@@ -122,11 +125,8 @@ class ArrayRecords(Records):
 
         Its rows would be of two arrays, and one that it no longer holds would end the process.
         """
-        if self.file is not None:
-            now, then = _state(self.file), self._mapped
-            the_same = now and then and now[0] == then[0]  # another file in its place is no harm
-            if the_same and now != then:
-                raise self._changed()
+        if self.file is not None and is_rewritten(self.file, self._mapped):
+            raise self._changed()
         return as_payload(self.array[row])
 
     def _changed(self) -> DataError:
@@ -134,15 +134,6 @@ class ArrayRecords(Records):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ if self.file is None else {**self.__dict__, "_array": None}
-
-
-def _state(file: Path) -> tuple[int, int, int] | None:
-    """A file's number, size and time of change; None if it is gone, which a mapping outlives."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def encode_labels(

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from itertools import islice
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from probjepa.data.files import IMAGE_SUFFIXES
 from probjepa.data.litdata_chunks import open_chunk
 from probjepa.data.shard_files import ShardError, filesystem, is_remote, suffix_of
 from probjepa.errors import DataError, MissingExtraError, ProbjepaError
-from probjepa.files import first_line, regular
+from probjepa.files import file_state, first_line, is_rewritten, regular
 
 _BUFFER = 1 << 20  # bytes of a parquet column that are read at a time
 _SPACING = 256  # rows of a tar file between two places that are kept, or more
@@ -74,24 +74,46 @@ def _arrow(path: str, places: Places = ()) -> Opened:
     import pyarrow as pa
 
     place = _opened(path)
-    source = pa.memory_map(place) if isinstance(place, str) else pa.PythonFile(place, mode="r")
+    mapped = isinstance(place, str)
+    source = pa.memory_map(place) if mapped else pa.PythonFile(place, mode="r")
+    state = file_state(Path(path))
+
+    def check() -> None:
+        # what a mapped file no longer holds ends the process
+        if mapped and is_rewritten(Path(path), state):
+            raise ValueError("it changed while it was read: leave it as it is")
+
     try:
         file = pa.ipc.open_file(source)
-        batches = (file.get_batch(i) for i in range(file.num_record_batches))
+        found = (file.get_batch(i) for i in range(file.num_record_batches))
     except pa.ArrowInvalid:
         source.seek(0)
-        batches = file = pa.ipc.open_stream(source)
+        found = file = pa.ipc.open_stream(source)
+
+    def batches() -> Iterator[Any]:
+        check()
+        for batch in found:
+            yield batch
+            check()
+
     return Opened(
         file.schema,
-        lambda rows, columns, start: _from_row(batches, rows, columns, start),
-        lambda: (sum(batch.num_rows for batch in batches), ()),
+        lambda rows, columns, start: _from_row(batches(), rows, columns, start, check),
+        lambda: (sum(batch.num_rows for batch in batches()), ()),
     )
 
 
-def _from_row(batches: Iterator[Any], rows: int, columns: list[str], start: int) -> Iterator[Any]:
-    """Batches of at most so many rows, from the row ``start`` on."""
+def _from_row(
+    batches: Iterator[Any],
+    rows: int,
+    columns: list[str],
+    start: int,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Any]:
+    """Batches of at most so many rows, from the row ``start`` on; ``check`` is called before each is read."""
     for batch in batches:
         for first in range(min(start, batch.num_rows), batch.num_rows, rows):
+            check()
             part = batch.slice(first, rows).select(columns)
             part.validate(full=True)  # Arrow takes a damaged file's offsets as they are
             yield part

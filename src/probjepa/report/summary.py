@@ -18,6 +18,8 @@ from probjepa.report.jacobian import jacobian_sections
 from probjepa.report.sections import SEEDS_ALONE, labels_note
 from probjepa.terminal import console, printable
 
+#: what ``write_pages`` writes, that by which it is known as whole first
+PAGES = ("report.html", "metrics.json", "scores.parquet")
 _MOST_INTERVALS = 3  # columns of them that 80 characters hold
 
 
@@ -34,12 +36,6 @@ def write_pages(result: Evaluation, out: Path, page: str) -> None:
             pq.write_table(result.arrays["rows"], file)
         write_text(stage / "metrics.json", json.dumps(result.metrics, indent=2) + "\n")
         write_text(stage / "report.html", page)
-
-
-def drop_pages(out: Path) -> None:
-    """Remove what ``write_pages`` wrote, that by which it is known as whole first."""
-    for name in ("report.html", "metrics.json", "scores.parquet"):
-        (out / name).unlink(missing_ok=True)
 
 
 def print_summary(metrics: dict[str, Any]) -> None:

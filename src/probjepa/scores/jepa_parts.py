@@ -21,7 +21,15 @@ from probjepa.data.overlap import refuse_overlap
 from probjepa.data.preprocess import Preprocess
 from probjepa.data.rows import identity, open_table
 from probjepa.errors import ArtifactError
-from probjepa.files import RECORD, parts_of, refuse_existing, staged_file, write_text
+from probjepa.files import (
+    RECORD,
+    drop_parts,
+    note_written,
+    parts_of,
+    refuse_existing,
+    staged_file,
+    write_text,
+)
 from probjepa.jacobian import Encoder, jepa_score_details
 from probjepa.jacobian.estimators import Settings
 from probjepa.jacobian.latent import fit_normal
@@ -123,8 +131,8 @@ def score_jepa(
     with staged_file(out) as stage:
         with open(stage, "wb") as file:
             pq.write_table(scored, file)
-        (parts / RECORD).unlink()  # from here on they are dropped beside ``out``, and taken without it
-    shutil.rmtree(parts)
+        note_written(out, stage)  # once it has its name the parts are dropped, and until then gone on from
+    drop_parts(out)
     return sum(count for place, count in done.items() if not pieces[place][0]), flagged
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -222,7 +223,8 @@ def _first_cell(series: Any) -> Any:
 def _read_arrow(path: Path, **how: Any) -> Any:
     import pyarrow as pa
 
-    with pa.memory_map(str(path)) as source:
+    # not mapped: one that is written shorter meanwhile would end the process
+    with pa.OSFile(os.fsencode(path)) as source:
         try:
             return pa.ipc.open_file(source).read_all().to_pandas(**how)
         except pa.ArrowInvalid:  # a stream, as the Hugging Face Hub's libraries write it

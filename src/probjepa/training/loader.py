@@ -29,7 +29,7 @@ class Rows(Protocol):
         ...
 
 
-class _Batches(torch.utils.data.Dataset[Tensor]):
+class _Batches(torch.utils.data.Dataset[Any]):
     """One item a batch: a worker decodes a whole batch, and nothing is collated in the main process."""
 
     def __init__(self, images: Rows, order: list[Tensor]) -> None:
@@ -38,8 +38,13 @@ class _Batches(torch.utils.data.Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images.get(self.order[index])
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.images.get(self.order[index])
+        except ProbjepaError as error:
+            if torch.utils.data.get_worker_info() is None:
+                raise
+            return error  # a worker hands it over as it is, in one line
 
 
 class EpochLoader:
@@ -163,7 +168,7 @@ class EpochLoader:
 
 
 class _Pieces(torch.utils.data.IterableDataset[Any]):
-    """What each worker reads of an epoch's batches; its error is handed over as it is, in one line."""
+    """What each worker reads of an epoch's batches; its error is handed over as ``_Batches`` does."""
 
     def __init__(self, stream: Stream, asked: Mapping[str, Any]) -> None:
         self.stream, self.asked = stream, asked
@@ -174,6 +179,8 @@ class _Pieces(torch.utils.data.IterableDataset[Any]):
         try:
             yield from self.stream.pieces(**self.asked, share=share)
         except ProbjepaError as error:
+            if worker is None:
+                raise
             yield error
 
 
@@ -213,10 +220,7 @@ class StreamLoader(EpochLoader):
             for _ in range(start, len(self)):
                 batch = torch.empty((self.batch_size, *self.stream.shape), dtype=torch.uint8)
                 for _ in range(max(workers, 1)):  # they come in turn
-                    piece = next(pieces)
-                    if isinstance(piece, ProbjepaError):
-                        raise piece
-                    places, pixels, broken = piece
+                    places, pixels, broken = next(pieces)
                     batch[places] = pixels
                     self._note(broken)
                 yield batch
@@ -238,7 +242,7 @@ _READING: WeakSet[Any] = WeakSet()  # what workers read for, and nobody has clos
 
 
 def _read_ahead(dataset: Any, workers: int) -> Generator[Any, None, None]:
-    """Yield what workers read, who end with it."""
+    """Yield what workers read, who end with it, or raise the error that one hands over."""
     batches: Any = iter(
         torch.utils.data.DataLoader(
             dataset,
@@ -252,7 +256,15 @@ def _read_ahead(dataset: Any, workers: int) -> Generator[Any, None, None]:
     )
     _READING.add(batches)
     try:
-        yield from batches
+        for item in batches:
+            if isinstance(item, ProbjepaError):
+                raise item
+            yield item
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        if "DataLoader worker process" in str(error):  # of the data
+            raise
+        # what it had read cannot be taken from it any more
+        raise RuntimeError("DataLoader worker (pid unknown) exited unexpectedly") from error
     finally:
         batches._shutdown_workers()
 
@@ -262,6 +274,11 @@ def _end_workers() -> None:
     """Tell the workers to end before Python ends: it asks them by SIGTERM, which they leave to the run."""
     for batches in list(_READING):
         batches._shutdown_workers()
+
+
+def lost_worker(error: BaseException) -> bool:
+    """Whether an error says that a worker is no more: torch raises it wherever the process just is."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def _leave_signals_to_the_run(worker: int) -> None:

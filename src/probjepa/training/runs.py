@@ -34,7 +34,7 @@ from probjepa.training.checkpoint import check_signature
 from probjepa.training.device import resolve_device
 from probjepa.training.folder import RunFolder, data_fingerprint
 from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
-from probjepa.training.loader import make_loader
+from probjepa.training.loader import lost_worker, make_loader
 from probjepa.training.module import Module, views_for
 from probjepa.training.monitors import make_monitors
 from probjepa.training.processes import batch_size_of_each, lost_another
@@ -379,6 +379,12 @@ def _train(
     try:
         trainer.fit(module, datamodule=batches, ckpt_path=checkpoint)
     except DAMAGES as error:
+        if lost_worker(error):
+            then = "go on with resume=True (--resume)" if job.folder else "start again, nothing was saved"
+            raise ProbjepaError(
+                f"a process that reads images was killed in step {trainer.global_step}, most often for want "
+                f"of memory or of /dev/shm: set fewer workers or a smaller batch_size, and {then}"
+            ) from error
         if trainer.world_size > 1 and lost_another(error):
             then = (
                 "start all of them again with resume=True (--resume)" if job.folder else "nothing was saved"
