@@ -285,6 +285,21 @@ def test_a_folder_that_was_made_for_what_was_not_written_goes_unless_it_is_used(
     assert (tmp_path / "empty").is_dir()
 
 
+@pytest.mark.parametrize("staged", [files.staged_file, files.staged_directory])
+def test_a_folder_that_another_process_takes_away_is_made_again(staged, tmp_path, monkeypatch):
+    out, stage_in = tmp_path / "a" / "x", files._stage_in
+
+    def taken(folder, name):
+        stage = stage_in(folder, name)
+        folder.rmdir()
+        return stage
+
+    monkeypatch.setattr(files, "_stage_in", taken)
+    with staged(out) as stage:
+        (stage / "config.json" if stage.is_dir() else stage).write_text("mine")
+    assert (out / "config.json" if out.is_dir() else out).read_text() == "mine"
+
+
 def test_outputs_are_not_overwritten_unasked(tmp_path):
     file, folder, empty = tmp_path / "a.parquet", tmp_path / "run", tmp_path / "empty"
     empty.mkdir()

@@ -12,7 +12,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -87,9 +87,12 @@ def cannot_write(path: Path, error: OSError) -> ArtifactError:
 def exists(path: Path) -> bool:
     """Whether something is where an output is to be; ArtifactError where it cannot be looked for."""
     try:
-        return path.exists()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a NUL is in no name
+        return False
     except OSError as error:  # such as a name that is too long
         raise cannot_write(path, error) from error
+    return True
 
 
 def _meant(path: Path) -> Path:
@@ -199,6 +202,15 @@ def _stage_in(folder: Path, name: str) -> Path:
     return stage
 
 
+def _begin(make: Callable[[], None], folder: Path) -> None:
+    """Make what stands in a folder, and the folder again where another process has just taken it away."""
+    try:
+        make()
+    except FileNotFoundError:  # which had made it, and failed
+        folder.mkdir(parents=True, exist_ok=True)
+        make()
+
+
 def refuse_irregular(path: Path) -> None:
     """Raise ArtifactError where a file is to be written and something else is there: a folder, a device."""
     if exists(path) and not path.is_file():
@@ -220,7 +232,7 @@ def staged_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
         with _made(path.parent):
             stage = _stage_in(path.parent, path.name)
             try:
-                os.close(os.open(stage, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+                _begin(lambda: stage.touch(exist_ok=False), path.parent)
                 yield stage
                 if path.exists():
                     stage.chmod(stat.S_IMODE(path.stat().st_mode))
@@ -262,7 +274,7 @@ def staged_directory(path: Path, last: str = CONFIG, *, drop: Collection[str] = 
         with _made(home):
             stage = _stage_in(home, path.name)
             try:
-                stage.mkdir()
+                _begin(stage.mkdir, home)
                 yield stage
                 if fresh:
                     with suppress(OSError):  # somebody may have made it meanwhile

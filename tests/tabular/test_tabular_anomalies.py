@@ -15,6 +15,7 @@ from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarni
 from probjepa.metrics.conformal import Rule
 from probjepa.tabular import VarTJEPA
 from probjepa.tabular.anomalies import Cells, Typical, judged, row_scores
+from probjepa.tabular.fitting import split_rows
 
 LEARNS = {**TINY, "max_epochs": 16, "batch_size": 64, "learning_rate": 0.01, "n_targets": 2}
 
@@ -336,3 +337,19 @@ def test_what_fails_after_the_fit_leaves_no_half_of_it(monkeypatch):
     assert not [name for name in vars(model) if name.endswith("_")]
     with pytest.raises(NotFittedError):
         model.transform(mixed_table())
+
+
+def test_a_value_that_held_out_rows_have_once_is_odd_by_its_cell():
+    """What standardises cells is of the correction that they are predicted by: another may not know such."""
+    rng = np.random.default_rng(0)
+    n = 700
+    table = pd.DataFrame({"a": rng.normal(size=n), "b": rng.normal(size=n)})
+    held_out = split_rows(n, 0.2, int(np.random.RandomState(0).randint(2**31 - 1)))[1]
+    table["rare"] = 0.0
+    table.loc[int(held_out[5]), "rare"] = 1.0
+    settings = TINY | {"max_epochs": 1, "validation_fraction": 0.2, "random_state": 0}
+    model = VarTJEPA(**settings).fit(table)
+    rows = table.drop(index=int(held_out[5]))[:40].reset_index(drop=True)
+    rows.loc[3, "rare"] = 1.0
+    assert model.score_samples(rows, reduction="max").argmin() == 3
+    assert model.score_features(rows, standardized=True).loc[3, "rare"] > 5

@@ -143,11 +143,20 @@ def test_another_number_in_a_constant_column_is_one_step_off(transform, value):
         assert schema.encode(pd.DataFrame({"v": np.array([value], dtype="float32")})).numeric[0, 0] == 0
 
 
-def test_numbers_that_differ_by_rounding_are_one_constant():
-    values = [0.3] * 19 + [0.1 + 0.2]
+@pytest.mark.parametrize("size", [1.0, 1e17, 1e300])
+def test_numbers_that_differ_by_rounding_are_one_constant(size):
+    values = [0.3 * size] * 19 + [(0.1 + 0.2) * size]
     schema = TableSchema.infer(pd.DataFrame({"v": values}), numeric_transform="quantile")
     assert not schema.encode(pd.DataFrame({"v": values})).numeric.any()
-    assert schema.encode(pd.DataFrame({"v": [0.4, 0.2]})).numeric[:, 0].tolist() == [1, -1]
+    others = pd.DataFrame({"v": [0.4 * size, 0.2 * size]})
+    assert schema.encode(others).numeric[:, 0].tolist() == [1, -1]
+
+
+def test_sums_of_shares_are_one_constant():
+    shares = np.random.default_rng(0).random((200, 20_000))
+    values = np.cumsum(shares / shares.sum(1, keepdims=True), 1)[:, -1]
+    schema = TableSchema.infer(pd.DataFrame({"v": values}), numeric_transform="quantile")
+    assert len(set(values)) > 1 and not schema.encode(pd.DataFrame({"v": values})).numeric.any()
 
 
 @pytest.mark.parametrize("transform", ["standard", "quantile"])

@@ -25,7 +25,7 @@ from probjepa.tabular.traps import refuse_traps
         (["01/2021", "12/2020"], "holds dates"),
         (["Mar-21", "Sept 20", "May-19"], "holds dates in words as text"),
         (["2021-Q1", "Q3 2020", "4Q19"], "holds dates in words as text ('2021-Q1' in row 0)"),
-        (["2021-W05", "2021W6", "W07/2021"], "holds dates in words as text"),
+        (["2021-W05", "2021W6", "W07/2021", "2021-W05-3", "2021-1Q"], "holds dates in words as text"),
         (["24. März 2021", "3 May 2021", "1 janv. 2020"], "holds dates in words as text ('24. März 2021' in"),
         (
             ["März 2021", "mars-21", "1er août 2021", "24 марта 2021 г.", "Mai 24, 2021"],

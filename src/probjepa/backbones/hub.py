@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -337,23 +337,23 @@ def load_timm(name: str, pooling: str | None = None) -> Loaded:
     try:
         _check_files(Path(name.removeprefix("local-dir:")))
         model = timm.create_model(name, pretrained=True, num_classes=0)
-        own, options = _made_of(timm, name)
     except Exception as error:  # its errors differ between versions
         raise ArtifactError(f"no model 'timm:{name}': {first_line(error)}") from error
     data = timm.data.resolve_model_data_config(model)
-    return TimmEncoder(model, pooling, own, options).eval(), data_settings(data, f"timm:{name}")
+    return TimmEncoder(model, pooling, *_made_of(timm, name)).eval(), data_settings(data, f"timm:{name}")
 
 
 def _made_of(timm: Any, name: str) -> tuple[str, dict[str, Any]]:
-    """What timm makes a model from whose name may be a repository's or a folder's."""
+    """What timm makes a model from whose name may be a repository's or a folder's; the name if not known."""
     kind, _, rest = name.replace("hf_hub:", "hf-hub:").partition(":")
-    if kind == "local-dir":
-        config = json.loads((Path(rest) / "config.json").read_text(encoding="utf-8"))
-        return config["architecture"], config.get("model_args") or {}
-    if kind == "hf-hub":
-        _, own, *options = timm.models.load_model_config_from_hf(rest)  # early versions know no arguments
-        return own, dict(*options)
-    return name.rpartition("/")[2], {}
+    with suppress(Exception):  # its configurations and functions differ between versions
+        if kind == "local-dir":
+            config = json.loads((Path(rest) / "config.json").read_text(encoding="utf-8"))
+            return config["architecture"], dict(config.get("model_args") or {})
+        if kind == "hf-hub":
+            _, own, *options = timm.models.load_model_config_from_hf(rest)  # early versions know no arguments
+            return own, dict(*options)
+    return (name if kind in ("local-dir", "hf-hub") else name.rpartition("/")[2]), {}
 
 
 def data_settings(data: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 _FEWEST_CELLS = 50
 _FOLDS = 10  # of the rows whose calibrated predictions are looked at
 _RIDGE = 1.0  # of the categories' numbers, towards no correction, in nats
+_Enough = tuple[list[bool], list[bool]]
 _MISSED, _NORMAL = 0.05, 1.959964  # by an interval, and its half-width in standard deviations
 
 
@@ -95,17 +96,17 @@ class Calibration(nn.Module):
         sources: Sequence[CellDistribution],
         rows: Rows,
         frequencies: list[Tensor],
-        among: Rows | None = None,
+        enough: _Enough | None = None,
     ) -> None:
         """Fit to uncorrected predictions of held-out rows (B, …) and what stood there.
 
         ``frequencies``: counts (1 + C) of each categorical feature's classes in the rows of the fit.
-        ``among``: more rows, of which a feature's cells must be enough; None: these.
+        ``enough``: which features have enough cells; None: by these rows.
         """
-        enough = _enough(rows if among is None else among)
+        enough = enough or _enough(rows)
         for i in range(rows.numeric.shape[1]):
             seen = ~rows.missing[:, i]
-            if not enough[0][i] or self.constant[i]:
+            if not enough[0][i] or self.constant[i] or int(seen.sum()) < 2 + len(sources):
                 continue
             x = rows.numeric[seen, i].double()
             means = torch.stack([of.mean[seen, i] for of in sources]).double()
@@ -133,15 +134,15 @@ def cross_calibrated(
     typical than others. Arguments as those of ``Calibration.fit``.
     """
     fold = torch.arange(len(rows), device=rows.codes.device) % _FOLDS
-    found = []
+    found, enough = [], _enough(rows)
     for own in (fold == k for k in range(min(_FOLDS, len(rows)))):
         calibration = Calibration(layout, len(sources)).to(rows.codes.device)
-        calibration.fit([of.at(~own) for of in sources], rows.at(~own), frequencies, rows)
+        calibration.fit([of.at(~own) for of in sources], rows.at(~own), frequencies, enough)
         found.append(calibration([of.at(own) for of in sources]))
     return CellDistribution.joined(found).at(fold.argsort(stable=True).argsort())
 
 
-def _enough(rows: Rows) -> tuple[list[bool], list[bool]]:
+def _enough(rows: Rows) -> _Enough:
     """Whether there are enough cells of each number, and of each category."""
     numbers, categories = (~rows.missing).sum(0), (rows.codes > 0).sum(0)
     return (numbers >= _FEWEST_CELLS).tolist(), (categories >= _FEWEST_CELLS).tolist()

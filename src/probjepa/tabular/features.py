@@ -20,7 +20,7 @@ NumericTransform = Literal["standard", "quantile"]
 
 # a value this many standard deviations out is cut off: only so that float32 cannot overflow downstream
 _FAR = 1e4
-_ROUNDING = 2.0**-46  # numbers that differ by less, relatively, are one
+_ROUNDING = 1e-12  # numbers that differ by less, relatively, are one
 _QUANTILES = 1000
 _PIECES = 500  # at least, of the lines of which ``backward`` is made where a prediction is undone
 _TAIL_PIECES = 20
@@ -76,7 +76,10 @@ class Feature:
         """Whether it is one number, of which the fit saw one value but for rounding, or none."""
         if not self.numeric or self.low is None or self.high is None:
             return self.numeric
-        near = 0.0 if self.whole else _ROUNDING * max(abs(self.low), abs(self.high))
+        largest = max(abs(self.low), abs(self.high))
+        near = _ROUNDING * largest
+        if self.whole:  # exact to 2^53, and beyond it all numbers are whole
+            near = 0.0 if largest <= 2**53 else 4 * math.ulp(largest)
         return self.high - self.low <= near
 
     def _steps(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

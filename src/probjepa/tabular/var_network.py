@@ -70,11 +70,13 @@ class Latents(NamedTuple):
 
 class Calibrated(NamedTuple):
     """What ``calibrate`` returns: each feature's ``skill``, and ``rows`` with their ``cells``, calibrated, as
-    predicted by what was not fitted to them; both are empty where there are no such rows."""
+    predicted by what was not fitted to them, and by the ``kept`` correction, which was; all are empty where
+    there are no such rows."""
 
     skill: list[Skill]
     rows: Rows
-    cells: CellDistribution | None
+    cells: CellDistribution | None = None
+    kept: CellDistribution | None = None
 
 
 class VarTJEPANetwork(nn.Module):
@@ -336,13 +338,14 @@ class VarTJEPANetwork(nn.Module):
                 copula.fit(training)
             rows = held_out
             if not len(rows):
-                return Calibrated([], rows, None)
+                return Calibrated([], rows)
             starts = range(0, len(rows), at_once)
             pieces = [self._each(rows.at(slice(at, at + at_once)), folds) for at in starts]
             sources = [CellDistribution.joined(of) for of in zip(*pieces, strict=True)]
         self.calibration.fit(sources, rows, counts)
         said = cross_calibrated(self.layout, sources, rows, counts)
-        return Calibrated(measure(self.layout, names, said, rows, every, counts), rows, said)
+        skill = measure(self.layout, names, said, rows, every, counts)
+        return Calibrated(skill, rows, said, self.calibration(sources))
 
     def _sources(self) -> list[Callable[[Rows, Tensor], CellDistribution]]:
         """What predicts hidden cells: the network, or the copula, or both."""

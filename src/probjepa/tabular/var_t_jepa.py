@@ -231,11 +231,14 @@ class VarTJEPA(Thresholded, TableTransformer):
             )
         of_fit = self._sampled(training.followed_by(held_out))
         # as predicted by what has not seen them: a copula alone is fitted to the held-out rows in the end
-        other = None if found.cells is None else looked_up(network, found.cells, found.rows)
-        self.typical_ = Typical.of(other, of_fit)
+        as_new, kept = (
+            None if cells is None else looked_up(network, cells, found.rows)
+            for cells in (found.cells, found.kept)
+        )
+        self.typical_ = Typical.of(kept, of_fit)  # of the correction whose cells it standardises
         self.held_out_scores_ = np.empty(0)
-        if other is not None and len(held_out):
-            last = row_scores(other)[-len(held_out) :]
+        if as_new is not None and len(held_out):
+            last = row_scores(as_new)[-len(held_out) :]
             self.held_out_scores_ = last[threshold_sample(len(held_out))]
         if self.alpha is None:
             self.offset_ = float(np.quantile(row_scores(of_fit, self.typical_), self.contamination))
