@@ -130,9 +130,9 @@ class KNN(Detector):
         # from the difference itself: the search's own distance loses small ones to cancellation
         apart = queries - self._of_bank(rows)
         unit = power_of_two(torch.from_numpy(np.abs(apart).max(1))).numpy()
-        with np.errstate(over="ignore"):  # of what is farther away than any number
+        with np.errstate(over="ignore"):
             distances: Matrix = -np.linalg.norm(apart / unit[:, None], axis=1) * unit / self._shrink
-        return distances
+        return np.maximum(distances, np.finfo(np.float64).min)  # what is farther away than any number
 
     def _directions(self, rows: Matrix) -> Matrix:
         if not self.normalize:
