@@ -77,9 +77,11 @@ def refuse_overlap(
 def refuse_seen(seen: npt.NDArray[np.bool_], what: str, of: str, ids: Sequence[str] | None = None) -> None:
     """Raise DataError, with the count and the first names, if a mask (N,) marks any row."""
     if seen.any():
+        # out of the calibration set alone, what recurs would only be among the rows that are judged
+        sets = "both sets" if what == "calibration" else f"the {what} set"
         raise DataError(
             f"{seen.sum()} of {len(seen)} {of} are in the {what} set ({_first(seen, ids)}): "
-            f"give others, or take these out of the {what} set"
+            f"give others, or take these out of {sets}"
         )
 
 

@@ -37,7 +37,7 @@ class KNN(Detector):
         rows to score at a time: chunk_size × k neighbours are held, and as many of one block of the fit
     contamination
         share of the fit that ``predict`` calls outliers, in (0, 0.5]. A row of the fit is its own nearest
-        neighbour, so that with a small ``k`` a larger share of new rows is
+        neighbour, so that with a small ``k`` a larger share of new rows is, and with ``k=1`` every new row
 
     Examples
     --------

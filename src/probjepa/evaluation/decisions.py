@@ -40,8 +40,8 @@ def flagged_rates(scores: Mapping[str, Mapping[str, Values]], *, seed: int = 0) 
         "rows" ("calibration" n and "test" m, and whether they are "split" from one set); "band" → alpha →
         the "expected" rate k/(n + 1), k = ⌊alpha(n + 1)⌋, and the "low" and "high" ends of what 95 of 100
         such evaluations find if both sets are drawn alike: the flagged of m rows are beta-binomial with
-        k and n + 1 − k; "flagged" → score → alpha → set → figure. An alpha that n rows are too few for is
-        left out
+        k and n + 1 − k (fewer where scores are equal); "flagged" → score → alpha → set → figure. An alpha
+        that n rows are too few for is left out
     """
     first = next(iter(scores.values()))
     split = CALIBRATION not in first

@@ -96,7 +96,7 @@ def decisions_section(
     rows |= {named(score): {key: of[TEST] for key, of in by.items()} for score, by in flagged.items()}
     outside = [
         {
-            i: "outside the band"
+            i: f"{'below' if of['value'] < band[key]['low'] else 'above'} the band"
             for i, (key, of) in enumerate(row.items(), start=1)
             if not band[key]["low"] <= of["value"] <= band[key]["high"]
         }
@@ -105,7 +105,7 @@ def decisions_section(
     caption = (
         f"False alarms: the share, in %, of {m:,} typical {unit} of {test} that score below a threshold read "
         f"off {n:,} others, {source}. First line: the mean over such evaluations, and the exact band that 95 "
-        "of 100 of them fall into, where both are drawn alike."
+        "of 100 of them fall into, where both are drawn alike and no scores are equal (then fewer are)."
     )
     table = grid("score", rows, columns, caption, percent=columns)
     items = [replace(table, notes=outside)]

@@ -93,7 +93,9 @@ class VarTJEPA(Thresholded, TableTransformer):
         None, or the share of new typical rows that ``predict`` may call outliers, in (0, 1), in the place of
         ``contamination``: ``offset_`` is the conformal threshold among the rows that the fit held out
         (``metrics.conformal.threshold``; at least 1/α − 1 of them), each scored by a calibration that leaves
-        it out. They stopped the fit, so that the rate holds nearly, not exactly
+        it out. They stopped the fit, and the columns' categories and ranges are of them too, so that the rate
+        holds nearly, not exactly: it is above that where new rows often have categories, or numbers beyond
+        the range, that no row of the fit had
     precision
         of the transformers' products in the fit's steps: "bf16" takes about half of the time at the size
         published for Adult, where the processor has units for it (AVX512-BF16, AMX, a GPU). Likelihoods,
