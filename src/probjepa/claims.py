@@ -12,9 +12,11 @@ from probjepa.errors import ArtifactError
 from probjepa.files import (
     LOCK,
     cannot_write,
+    drop_empty,
     drop_spent_parts,
     exists,
     hidden_beside,
+    missing_to,
     refuse_irregular,
     sweep,
 )
@@ -47,7 +49,7 @@ def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
         refuse_irregular(place)
     elif exists(place) and not place.is_dir():
         raise ArtifactError(f"{path} is a file: give the name of a folder")
-    missing = [parent for parent in place.parents if not parent.exists()]
+    missing = missing_to(place.parent)
     lock = None
     try:
         if _HELD.setdefault(place, me) != me:
@@ -74,9 +76,7 @@ def claimed(path: Path, *, folder: bool = False) -> Iterator[None]:
                     _release(*lock)
             finally:
                 del _HELD[place]
-            for parent in missing:
-                with suppress(OSError):
-                    parent.rmdir()
+            drop_empty(missing)
 
 
 def _release(file: Path, handle: int) -> None:

@@ -57,9 +57,6 @@ def regular(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-# --- writing --------------------------------------------------------------------------------------------
-
-
 def file_state(file: Path) -> tuple[int, int, int] | None:
     """A file's number, size and time of change; None if it is gone, which a mapping outlives."""
     try:
@@ -71,8 +68,11 @@ def file_state(file: Path) -> tuple[int, int, int] | None:
 
 def is_rewritten(file: Path, then: tuple[int, int, int] | None) -> bool:
     """Whether a file was written to in place since its ``file_state`` was this, and not replaced."""
-    now = file_state(file)
+    now = file_state(file) if then else None
     return now is not None and then is not None and now[0] == then[0] and now != then
+
+
+# --- writing --------------------------------------------------------------------------------------------
 
 
 def cannot_write(path: Path, error: OSError) -> ArtifactError:
@@ -178,17 +178,27 @@ def _discard_stages() -> None:
             discard(stage)
 
 
+def missing_to(folder: Path) -> list[Path]:
+    """Return the folders that are made where this one is, the innermost first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def drop_empty(folders: list[Path]) -> None:
+    """Remove folders that were made, the innermost first, but for those that something is in."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Make a folder; where the block fails, what was made goes again, unless something is in it."""
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    missing = missing_to(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        for place in missing:
-            with suppress(OSError):
-                place.rmdir()
+        drop_empty(missing)
         raise
 
 
@@ -266,11 +276,11 @@ def staged_directory(path: Path, last: str = CONFIG, *, drop: Collection[str] = 
     ``last``.
     """
     path = Path(os.path.realpath(path))
-    if exists(path) and not path.is_dir():
+    fresh = not exists(path)  # one that is there stays the folder that it is: processes may stand in it
+    if not (fresh or path.is_dir()):
         raise ArtifactError(f"{path} is a file: give the name of a folder")
+    home = path.parent if fresh else path
     try:
-        fresh = not path.exists()  # one that is there stays the folder that it is: processes may stand in it
-        home = path.parent if fresh else path
         with _made(home):
             stage = _stage_in(home, path.name)
             try:
@@ -350,9 +360,11 @@ def drop_spent_parts(path: Path) -> None:
 
 def is_free(path: Path) -> bool:
     """Whether nothing is at ``path``, or an empty folder; what a killed process left does not count."""
-    if not exists(path) or not path.is_dir():
-        return not exists(path)
-    return all(item.name == LOCK or _TEMPORARY.fullmatch(item.name) for item in path.iterdir())
+    if not exists(path):
+        return True
+    return path.is_dir() and all(
+        item.name == LOCK or _TEMPORARY.fullmatch(item.name) for item in path.iterdir()
+    )
 
 
 def _cut_short(folder: Path) -> bool:

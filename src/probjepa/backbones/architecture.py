@@ -27,12 +27,11 @@ def architecture_of(encoder: nn.Module) -> dict[str, Any] | None:
         model: Any = encoder.model
         config = json.loads(model.config.to_json_string(use_diff=False))
         own = {key: value for key, value in config.items() if key not in _NEEDLESS and not _is_elsewhere(key)}
-        kept = {"transformers": own}
+        architecture = {"pooling": encoder.pooling, "transformers": own}
     elif isinstance(encoder, TimmEncoder):
-        kept = {"timm": {"name": encoder.name, "options": encoder.options}}
+        architecture = _of_timm(encoder)
     else:
         return None
-    architecture = {"pooling": encoder.pooling, **kept}
     with torch.device("meta"):  # where nothing is drawn; some models cannot be built there
         again = built(architecture)
     again = again or built(architecture)
@@ -71,6 +70,10 @@ def _built_by_transformers(transformers: Any, architecture: Mapping[str, Any]) -
     return TransformersEncoder(model, architecture["pooling"])
 
 
+def _of_timm(encoder: TimmEncoder) -> dict[str, Any]:
+    return {"pooling": encoder.pooling, "timm": {"name": encoder.name, "options": encoder.options}}
+
+
 def _built_by_timm(timm: Any, architecture: Mapping[str, Any]) -> nn.Module | None:
     name, options = architecture["timm"]["name"], architecture["timm"]["options"]
     if _names_more(options) or not timm.is_model(name):
@@ -98,8 +101,7 @@ def remade(encoder: nn.Module) -> nn.Module:
         model: Any = encoder.model
         return TransformersEncoder(type(model)(model.config), encoder.pooling).eval()
     if isinstance(encoder, TimmEncoder):
-        made_of = {"name": encoder.name, "options": encoder.options}
-        fresh = _built_by_timm(required("timm", "timm"), {"pooling": encoder.pooling, "timm": made_of})
+        fresh = _built_by_timm(required("timm", "timm"), _of_timm(encoder))
         if fresh is not None:
             return fresh.eval()
     raise ConfigError("a module of your own cannot be built again: build the baseline yourself")

@@ -346,14 +346,15 @@ def load_timm(name: str, pooling: str | None = None) -> Loaded:
 def _made_of(timm: Any, name: str) -> tuple[str, dict[str, Any]]:
     """What timm makes a model from whose name may be a repository's or a folder's; the name if not known."""
     kind, _, rest = name.replace("hf_hub:", "hf-hub:").partition(":")
+    if kind not in ("local-dir", "hf-hub"):
+        return name.rpartition("/")[2], {}
     with suppress(Exception):  # its configurations and functions differ between versions
         if kind == "local-dir":
             config = json.loads((Path(rest) / "config.json").read_text(encoding="utf-8"))
             return config["architecture"], dict(config.get("model_args") or {})
-        if kind == "hf-hub":
-            _, own, *options = timm.models.load_model_config_from_hf(rest)  # early versions know no arguments
-            return own, dict(*options)
-    return (name if kind in ("local-dir", "hf-hub") else name.rpartition("/")[2]), {}
+        _, own, *options = timm.models.load_model_config_from_hf(rest)  # early versions know no arguments
+        return own, dict(*options)
+    return name, {}
 
 
 def data_settings(data: Mapping[str, Any], name: str) -> dict[str, Any]:

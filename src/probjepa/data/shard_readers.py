@@ -74,13 +74,12 @@ def _arrow(path: str, places: Places = ()) -> Opened:
     import pyarrow as pa
 
     place = _opened(path)
-    mapped = isinstance(place, str)
-    source = pa.memory_map(place) if mapped else pa.PythonFile(place, mode="r")
-    state = file_state(Path(path))
+    source = pa.memory_map(place) if isinstance(place, str) else pa.PythonFile(place, mode="r")
+    state = None if is_remote(path) else file_state(Path(path))
 
     def check() -> None:
         # what a mapped file no longer holds ends the process
-        if mapped and is_rewritten(Path(path), state):
+        if is_rewritten(Path(path), state):
             raise ValueError("it changed while it was read: leave it as it is")
 
     try:

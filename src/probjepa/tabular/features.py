@@ -76,10 +76,9 @@ class Feature:
         """Whether it is one number, of which the fit saw one value but for rounding, or none."""
         if not self.numeric or self.low is None or self.high is None:
             return self.numeric
-        largest = max(abs(self.low), abs(self.high))
-        near = _ROUNDING * largest
+        near = _ROUNDING * self._largest
         if self.whole:  # exact to 2^53, and beyond it all numbers are whole
-            near = 0.0 if largest <= 2**53 else 4 * math.ulp(largest)
+            near = 0.0 if self._largest <= 2**53 else 4 * math.ulp(self._largest)
         return self.high - self.low <= near
 
     def _steps(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -88,15 +87,18 @@ class Feature:
             return np.zeros(len(values))
         with np.errstate(over="ignore"):
             narrow = np.array([self.low, self.high]).astype(np.float32).astype(np.float64)
-        largest = max(abs(self.low), abs(self.high))
-        near = min(_ROUNDING * largest, 0.5 if self.whole and largest <= 2**53 else math.inf)
+        near = min(_ROUNDING * self._largest, 0.5 if self.whole and self._largest <= 2**53 else math.inf)
         same = ((values >= self.low - near) & (values <= self.high + near)) | np.isin(values, narrow)
         return np.where(same, 0.0, np.where(values > self.high, 1.0, -1.0))
 
     @property
     def _unit(self) -> float:
         """What to divide the column's numbers by, so that differences of the largest do not overflow."""
-        return float(power_of_two(max(abs(self.low or 0.0), abs(self.high or 0.0))))
+        return float(power_of_two(self._largest))
+
+    @property
+    def _largest(self) -> float:
+        return max(abs(self.low or 0.0), abs(self.high or 0.0))
 
     def _over(self, unit: float) -> Feature:
         """Return that of a column of these numbers over a power of two."""
