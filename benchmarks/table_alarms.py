@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from harness import Result, arguments, parse, write
 from probjepa.errors import ProbjepaWarning
@@ -17,6 +19,36 @@ from probjepa.tabular import VarTJEPA
 from probjepa_experiments.table_sets import SOURCES
 
 ALPHAS = (0.05, 0.1)
+
+
+def rare_categories(rng: np.random.Generator, n: int) -> pd.DataFrame:
+    """Draw n rows of three columns of words by Zipf's law (exponent 1.5), and a normal number."""
+    words = {f"word{i}": [f"w{k}" for k in rng.zipf(1.5, n)] for i in range(3)}
+    return pd.DataFrame(words | {"number": rng.normal(size=n)})
+
+
+def long_tails(rng: np.random.Generator, n: int) -> pd.DataFrame:
+    """Draw n rows of eight log-normal numbers (σ = 1.5)."""
+    return pd.DataFrame({f"number{i}": np.exp(1.5 * rng.normal(size=n)) for i in range(8)})
+
+
+DRAWN: dict[str, Callable[[np.random.Generator, int], pd.DataFrame]] = {
+    "rare categories": rare_categories,
+    "long tails": long_tails,
+}
+
+
+def tables(name: str, rows: int, test_rows: int, seed: int, data_root: Any) -> tuple[Any, Any, Any]:
+    """Return rows to fit to, new ones, and the types of their columns."""
+    drawn = np.random.default_rng(seed)
+    if name in DRAWN:
+        return DRAWN[name](drawn, rows), DRAWN[name](drawn, test_rows), None
+    data = SOURCES[name].open(data_root, seed=seed)
+    train, test = (
+        part.drop(columns=data.target).take(drawn.permutation(len(part))[:n])
+        for part, n in ((data.train, rows), (data.test, test_rows))
+    )
+    return train, test, data.column_types
 
 
 def alarms(model: VarTJEPA, rows: Any) -> dict[str, dict[str, float]]:
@@ -44,9 +76,17 @@ def summary(fits: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def means(fits: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the ``summary`` of fits by how many rows they are of."""
+    return {
+        str(n): summary([of for of in fits if of["rows"] == n]) for n in sorted({of["rows"] for of in fits})
+    }
+
+
 def main() -> None:
     parser = arguments(__doc__, "table_alarms", repeats=3)
-    parser.add_argument("--tables", nargs="+", default=["adult", "credit", "covertype"], choices=SOURCES)
+    default = ["adult", "credit", "covertype", *DRAWN]
+    parser.add_argument("--tables", nargs="+", default=default, choices=[*SOURCES, *DRAWN])
     parser.add_argument("--rows", type=int, nargs="+", default=[400, 800, 4000], help="of each fit")
     parser.add_argument("--test-rows", type=int, default=4_000, help="new rows, at most")
     args = parse(parser)
@@ -57,19 +97,18 @@ def main() -> None:
         name = f"{table}, {rows} rows, seed {seed}"
         if name in fits:
             continue
-        data = SOURCES[table].open(args.data_root, seed=seed)
-        drawn = np.random.default_rng(seed)
-        train, test = (
-            part.drop(columns=data.target).take(drawn.permutation(len(part))[:n])
-            for part, n in ((data.train, rows), (data.test, args.test_rows))
-        )
-        model = VarTJEPA(random_state=seed, device=args.device, column_types=data.column_types).fit(train)
-        fits[name] = {"rows": rows, "held out": len(model.held_out_scores_), "alarms": alarms(model, test)}
-        print(name, fits[name], flush=True)
-        result.figures["mean"] = {
-            str(n): summary([of for of in fits.values() if of["rows"] == n])
-            for n in sorted({of["rows"] for of in fits.values()})
+        train, test, types = tables(table, rows, args.test_rows, seed, args.data_root)
+        model = VarTJEPA(random_state=seed, device=args.device, column_types=types).fit(train)
+        fits[name] = {
+            "table": table,
+            "rows": rows,
+            "held out": len(model.held_out_scores_),
+            "alarms": alarms(model, test),
         }
+        print(name, fits[name], flush=True)
+        result.figures["mean"] = means([of for of in fits.values() if of["table"] not in DRAWN])
+        for drawn in DRAWN:
+            result.figures[drawn] = means([of for of in fits.values() if of["table"] == drawn])
         write(result, args.out)
     write(result, args.out)
 

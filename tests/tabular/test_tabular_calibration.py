@@ -199,7 +199,7 @@ def test_rows_that_are_looked_at_are_as_typical_as_new_ones():
             return stats.norm(cells.mean, cells.variance.sqrt()).logpdf(x).mean(1)
 
         typical = scores(calibration([said.at(torch.arange(n, n + new))]), x[n:])
-        crossed = cross_calibrated(layout, [held_out], fit, [])
+        [crossed] = cross_calibrated(layout, [held_out], fit, [])
         rates.append(float((typical < threshold(scores(crossed, x[:n]), alpha)).mean()))
         own.append(float((typical < threshold(scores(calibration([held_out]), x[:n]), alpha)).mean()))
     assert np.mean(rates) < 0.11 and np.mean(own) > 0.13
@@ -208,7 +208,7 @@ def test_rows_that_are_looked_at_are_as_typical_as_new_ones():
 def test_each_row_is_looked_at_by_a_fit_to_the_others():
     cells, rows = case(200)
     counts = [(rows.codes[:, 0] - 1).bincount(minlength=4)]
-    found = cross_calibrated(LAYOUT, [cells], rows, counts)
+    [found] = cross_calibrated(LAYOUT, [cells], rows, counts)
     rest = torch.arange(200) % 10 != 3
     other = Calibration(LAYOUT)
     other.fit([cells.at(rest)], rows.at(rest), counts)
@@ -220,6 +220,6 @@ def test_each_row_is_looked_at_by_a_fit_to_the_others():
 @pytest.mark.parametrize(("n", "corrected"), [(1, False), (49, False), (52, True)])
 def test_what_has_too_few_cells_is_corrected_in_no_fit(n, corrected):
     cells, rows = case(n)
-    found = cross_calibrated(LAYOUT, [cells], rows, [(rows.codes[:, 0] - 1).bincount(minlength=4)])
+    [found] = cross_calibrated(LAYOUT, [cells], rows, [(rows.codes[:, 0] - 1).bincount(minlength=4)])
     for part in (found.mean - cells.mean).abs() > 1e-6, (found.logits[0] - cells.logits[0]).abs() > 1e-6:
         assert part.any(1).all() if corrected else not part.any()

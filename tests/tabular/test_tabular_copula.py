@@ -166,7 +166,7 @@ def test_rows_are_predicted_by_fits_to_others():
     noise = numbers(np.random.default_rng(0).normal(size=(40, 30)))
     layout = Layout(tuple(range(30)), (), (), (0,) * 30)
     copula = Copula(layout)
-    found = copula.out_of_fold(noise, 30)
+    found, _ = copula.out_of_fold(noise, 30, noise)
     own = float((found.mean - noise.numeric).square().mean())
     assert own > 0.95  # of noise nothing can be said
     again = Copula(layout)
@@ -186,7 +186,7 @@ def test_odd_tables_stay_finite(values):
     rows = numbers(np.asarray(values, dtype=float))
     for bins in (0, 8):
         copula = Copula(NUMBERS, bins)
-        cells = copula.out_of_fold(rows, 3)
+        cells, _ = copula.out_of_fold(rows, 3, rows)
         assert cells.mean.isfinite().all() and (cells.variance > 0).all() and cells.variance.isfinite().all()
 
 

@@ -308,3 +308,52 @@ def test_a_model_with_types_of_columns_that_are_numbers_is_saved(tmp_path):
     loaded = VarTJEPA.load(tmp_path / "m")
     assert loaded.column_types == {"3": "categorical"}
     np.testing.assert_array_equal(loaded.transform(frame), model.transform(frame))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("numeric_transform", ["quantile", "standard"])
+@pytest.mark.parametrize("unit", [1.0, 1e300, 1e-300])
+def test_a_row_left_out_is_read_as_by_a_schema_of_the_others(numeric_transform, unit):
+    rng = np.random.default_rng(0)
+    n = 120
+    table = pd.DataFrame(
+        {
+            "tailed": np.exp(2 * rng.normal(size=n)) * unit,
+            "few": rng.integers(0, 3, n) * unit,
+            "gaps": np.where(rng.random(n) < 0.5, rng.normal(size=n), np.nan),
+            "word": [f"w{k}" for k in np.minimum(rng.zipf(1.4, n), 10**6)],
+            "flag": np.arange(n) == 7,
+            "when": pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 10**4, n), unit="h"),
+        }
+    )
+    schema = TableSchema.infer(table, numeric_transform=numeric_transform)
+    index = rng.permutation(n)[:100]
+    encoded = schema.encode(table)
+    found = schema.left_out(encoded, index)
+    np.testing.assert_array_equal(found.missing, encoded.missing[index])
+    at_edge = 0
+    for k, i in enumerate(index):
+        others = TableSchema.infer(table.drop(index=i), numeric_transform=numeric_transform)
+        expected = others.encode(table.iloc[[i]])
+        for j, at in enumerate(schema.layout.categorical):
+            known = others.features[at].categories
+            code = expected.codes[0, j]
+            label = known[code - 2] if code > 1 else None
+            read = found.codes[k, j]
+            assert (schema.features[at].categories[read - 2] if read > 1 else None) == label
+        beyond = np.abs(expected.numeric[0] - encoded.numeric[i]) > 0.5
+        at_edge += beyond.sum()
+        # what is not at the edge moves a little where one of so few quantiles goes
+        np.testing.assert_allclose(found.numeric[k][beyond], expected.numeric[0][beyond], rtol=0.02)
+        np.testing.assert_allclose(found.numeric[k], expected.numeric[0], atol=0.4, rtol=0.05)
+    assert at_edge > 0
+    assert ((found.codes == 1) & (encoded.codes[index] > 1)).any()
+
+
+def test_of_a_number_that_two_rows_have_none_is_beyond_the_range():
+    table = pd.DataFrame({"x": [1.0, 2.0, 3.0, 9.0, 9.0], "c": [*"aabbz"]})
+    schema = TableSchema.infer(table, numeric_transform="quantile")
+    rows = schema.encode(table)
+    found = schema.left_out(rows, np.array([4, 3, 1]))
+    np.testing.assert_array_equal(found.numeric, rows.numeric[[4, 3, 1]])
+    assert found.codes[:, 0].tolist() == [1, *rows.codes[[3, 1], 0]]

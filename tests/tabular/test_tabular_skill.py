@@ -36,7 +36,7 @@ def case(n=4000):
 
 def measured(cells, rows):
     counts = [(of - 1).bincount(minlength=3) for of in rows.codes.unbind(1)]
-    said = cross_calibrated(LAYOUT, [cells], rows, counts)
+    [said] = cross_calibrated(LAYOUT, [cells], rows, counts)
     return measure(LAYOUT, ["a", "b", "c", "d"], said, rows, rows, counts)
 
 

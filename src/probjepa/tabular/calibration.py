@@ -126,20 +126,26 @@ class Calibration(nn.Module):
 
 
 def cross_calibrated(
-    layout: Layout, sources: Sequence[CellDistribution], rows: Rows, frequencies: list[Tensor]
-) -> CellDistribution:
+    layout: Layout,
+    sources: Sequence[CellDistribution],
+    rows: Rows,
+    frequencies: list[Tensor],
+    *others: Sequence[CellDistribution],
+) -> list[CellDistribution]:
     """Calibrate predictions of held-out rows (B, …), each row's by a fit to the other nine tenths.
 
     What is seen of them is then as of new rows: a correction makes the rows that it was fitted to look more
-    typical than others. Arguments as those of ``Calibration.fit``.
+    typical than others. Arguments as those of ``Calibration.fit``; ``others`` are further predictions of the
+    same rows, which are calibrated alike.
     """
     fold = torch.arange(len(rows), device=rows.codes.device) % _FOLDS
     found, enough = [], _enough(rows)
     for own in (fold == k for k in range(min(_FOLDS, len(rows)))):
         calibration = Calibration(layout, len(sources)).to(rows.codes.device)
         calibration.fit([of.at(~own) for of in sources], rows.at(~own), frequencies, enough)
-        found.append(calibration([of.at(own) for of in sources]))
-    return CellDistribution.joined(found).at(fold.argsort(stable=True).argsort())
+        found.append([calibration([of.at(own) for of in said]) for said in (sources, *others)])
+    order = fold.argsort(stable=True).argsort()
+    return [CellDistribution.joined(of).at(order) for of in zip(*found, strict=True)]
 
 
 def _enough(rows: Rows) -> _Enough:

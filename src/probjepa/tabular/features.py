@@ -21,6 +21,7 @@ NumericTransform = Literal["standard", "quantile"]
 # a value this many standard deviations out is cut off: only so that float32 cannot overflow downstream
 _FAR = 1e4
 _ROUNDING = 1e-12  # numbers that differ by less, relatively, are one
+_ROUNDED = 1e-6  # what float32 leaves of 1 − 1
 _QUANTILES = 1000
 _PIECES = 500  # at least, of the lines of which ``backward`` is made where a prediction is undone
 _TAIL_PIECES = 20
@@ -133,6 +134,36 @@ class Feature:
         with np.errstate(over="ignore"):
             scaled: npt.NDArray[np.float64] = np.clip((values - self.location) / self.scale, -_FAR, _FAR)
         return scaled
+
+    def left_out(
+        self, values: npt.NDArray[np.float64], asked: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.float64]:
+        """Transformed numbers (N,) of the fit; those ``asked`` (N,) as ``forward`` had them of the others.
+
+        Of quantiles that moves the largest and the smallest, where no other is the same: beyond the others'
+        range, by their standard deviations. A number whose others are constant stays.
+        """
+        if self.constant or len(values) < 3:
+            return values
+        if len(self.quantiles) < 2:
+            rest = len(values) - 1
+            share = 1 - values**2 / rest  # of the variance, that of the others
+            return np.where(
+                asked & (share > _ROUNDED),
+                values * np.sqrt((1 + 1 / rest) / np.maximum(share, _ROUNDED)),
+                values,
+            )
+        if (unit := self._unit) != 1:
+            return self._over(unit).left_out(values, asked)
+        found, order = values.copy(), np.argsort(values)
+        for at, edge in ((order[-1], self.high), (order[0], self.low)):
+            others = np.delete(values, at)
+            near = others[np.abs(others - values[at]).argmin()]
+            if asked[at] and near != values[at] and others.min() < others.max():
+                near, *_ = self.backward(np.array([near]))
+                _, scale = _standardised(self.backward(others))
+                found[at] += np.clip((edge - near) / scale, -_FAR, _FAR)
+        return np.clip(found, -_FAR, _FAR)
 
     def backward(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Undo ``forward``: the model's numbers (N,) to the table's."""

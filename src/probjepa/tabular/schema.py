@@ -202,6 +202,24 @@ class TableSchema:
             codes[:, k] = category_codes(feature.column, frame[feature.column], feature.categories)
         return EncodedTable(numeric, missing, codes)
 
+    def left_out(self, rows: EncodedTable, index: npt.NDArray[np.int64]) -> EncodedTable:
+        """Return some of all encoded rows of the fit, by ``index``, each as by a schema of the others.
+
+        A category that no other row has is unknown then, and the largest number is beyond the range.
+        """
+        numeric, codes = rows.numeric.copy(), rows.codes.copy()
+        asked = np.isin(np.arange(len(codes)), index)
+        for k, i in enumerate(self.layout.numeric):
+            seen = ~rows.missing[:, k]
+            numeric[seen, k] = self.features[i].left_out(
+                rows.numeric[seen, k].astype(np.float64), asked[seen]
+            )
+        for k, i in enumerate(self.layout.categorical):
+            if self.features[i].type == "categorical":  # of booleans both are known
+                once = np.bincount(codes[:, k])[codes[:, k]] == 1
+                codes[once & (codes[:, k] > 1), k] = 1
+        return EncodedTable(numeric[index], rows.missing[index], codes[index])
+
     def unknown_shares(self, encoded: EncodedTable) -> dict[str, float]:
         """Return, for each categorical column, the share of its observed cells that the fit did not know."""
         columns = [self.features[i].column for i in self.layout.categorical]

@@ -188,6 +188,20 @@ def by_group(
     return CellDistribution(mean, variance, logits)
 
 
+def twice(
+    predict: Callable[[Rows], CellDistribution], rows: Rows, others: Rows
+) -> tuple[CellDistribution, CellDistribution]:
+    """Predict the cells of rows (B, …), and of ``others``, which are the same but for a few."""
+    cells = predict(rows)
+    differ = [(a != b).any(1) for a, b in zip(rows, others, strict=True)]
+    new = torch.stack(differ).any(0).nonzero()[:, 0]
+    if not len(new):
+        return cells, cells
+    index = torch.arange(len(rows), device=new.device)
+    index[new] = len(rows) + torch.arange(len(new), device=new.device)
+    return cells, CellDistribution.joined([cells, predict(others.at(new))]).at(index)
+
+
 def resolution(rows: Rows) -> Tensor:
     """Return the least standard deviation (Dn,) that each numeric column's predictions may have.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from probjepa.tabular.tokens import (
     Rows,
     by_group,
     resolution,
+    twice,
 )
 
 FOLDS = 8  # groups of columns, each predicted from the others
@@ -69,14 +71,15 @@ class Latents(NamedTuple):
 
 
 class Calibrated(NamedTuple):
-    """What ``calibrate`` returns: each feature's ``skill``, and ``rows`` with their ``cells``, calibrated, as
-    predicted by what was not fitted to them, and by the ``kept`` correction, which was; all are empty where
-    there are no such rows."""
+    """What ``calibrate`` returns: each feature's ``skill``; ``rows`` with their cells, calibrated by the
+    ``kept`` correction, which was fitted to them; and ``new``, the cells of the ``new_rows``, calibrated by
+    what was not; all are empty where there are no such rows."""
 
     skill: list[Skill]
     rows: Rows
-    cells: CellDistribution | None = None
+    new_rows: Rows
     kept: CellDistribution | None = None
+    new: CellDistribution | None = None
 
 
 class VarTJEPANetwork(nn.Module):
@@ -318,13 +321,20 @@ class VarTJEPANetwork(nn.Module):
         return cells
 
     def calibrate(
-        self, held_out: Rows, training: Rows, names: Sequence[str], at_once: int, folds: int = FOLDS
+        self,
+        held_out: Rows,
+        training: Rows,
+        left_out: Rows,
+        names: Sequence[str],
+        at_once: int,
+        folds: int = FOLDS,
     ) -> Calibrated:
         """Fit what is fitted after the weights, and say what it is worth.
 
-        ``held_out`` rows are those that the weights were not fitted to; without any there is nothing to fit.
-        The network predicts ``at_once`` of them at a time. Where the copula predicts alone, every row, the
-        held-out ones last, is predicted by a fit to others.
+        ``held_out`` rows are those that the weights were not fitted to, and ``left_out`` the same as new ones
+        would be read; without any there is nothing to fit. The network predicts ``at_once`` of them at a
+        time. Where the copula predicts alone, every row, the held-out ones last, is predicted by a fit to
+        others.
         """
         sizes, copula = self.target_decoder.sizes, self.copula
         every = training.followed_by(held_out)
@@ -332,20 +342,27 @@ class VarTJEPANetwork(nn.Module):
             (of[of > 0] - 1).bincount(minlength=n) for of, n in zip(every.codes.unbind(1), sizes, strict=True)
         ]
         if self.alone and copula is not None:
-            rows, sources = every, [copula.out_of_fold(every, folds)]
+            rows, new_rows = every, training.followed_by(left_out)
+            pieces = [[copula.out_of_fold(rows, folds, new_rows)]]
         else:
             if copula is not None:
                 copula.fit(training)
-            rows = held_out
+            rows, new_rows = held_out, left_out
             if not len(rows):
-                return Calibrated([], rows)
-            starts = range(0, len(rows), at_once)
-            pieces = [self._each(rows.at(slice(at, at + at_once)), folds) for at in starts]
-            sources = [CellDistribution.joined(of) for of in zip(*pieces, strict=True)]
+                return Calibrated([], rows, new_rows)
+            pieces = []
+            for at in range(0, len(rows), at_once):
+                old, new = (of.at(slice(at, at + at_once)) for of in (rows, new_rows))
+                by = (partial(by_group, self.layout, folds, predict=of) for of in self._sources())
+                pieces.append([twice(predict, old, new) for predict in by])
+        sources, of_new = (
+            [CellDistribution.joined([piece[s][k] for piece in pieces]) for s in range(len(pieces[0]))]
+            for k in range(2)
+        )
         self.calibration.fit(sources, rows, counts)
-        said = cross_calibrated(self.layout, sources, rows, counts)
+        said, said_new = cross_calibrated(self.layout, sources, rows, counts, of_new)
         skill = measure(self.layout, names, said, rows, every, counts)
-        return Calibrated(skill, rows, said, self.calibration(sources))
+        return Calibrated(skill, rows, new_rows, self.calibration(sources), said_new)
 
     def _sources(self) -> list[Callable[[Rows, Tensor], CellDistribution]]:
         """What predicts hidden cells: the network, or the copula, or both."""

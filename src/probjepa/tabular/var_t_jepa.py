@@ -92,10 +92,9 @@ class VarTJEPA(Thresholded, TableTransformer):
     alpha
         None, or the share of new typical rows that ``predict`` may call outliers, in (0, 1), in the place of
         ``contamination``: ``offset_`` is the conformal threshold among the rows that the fit held out
-        (``metrics.conformal.threshold``; at least 1/α − 1 of them), each scored by a calibration that leaves
-        it out. They stopped the fit, and the columns' categories and ranges are of them too, so that the rate
-        holds nearly, not exactly: it is above that where new rows often have categories, or numbers beyond
-        the range, that no row of the fit had
+        (``metrics.conformal.threshold``; at least 1/α − 1 of them), each scored by a calibration and a schema
+        of the columns that leave it out: its category is unknown if no other row has it, its number beyond
+        the range if all others are below. They stopped the fit, so that the rate holds nearly, not exactly
     precision
         of the transformers' products in the fit's steps: "bf16" takes about half of the time at the size
         published for Adult, where the processor has units for it (AVX512-BF16, AMX, a GPU). Likelihoods,
@@ -215,9 +214,9 @@ class VarTJEPA(Thresholded, TableTransformer):
         return settings if settings["copula"] == "none" else settings | {"copula_bins": bins}
 
     @torch.no_grad()
-    def _finish(self, network: VarTJEPANetwork, training: Rows, held_out: Rows) -> None:
+    def _finish(self, network: VarTJEPANetwork, training: Rows, held_out: Rows, left_out: Rows) -> None:
         names = [feature.name for feature in self.schema_.features]
-        found = network.calibrate(held_out, training, names, rows_at_a_time(self.schema_))
+        found = network.calibrate(held_out, training, left_out, names, rows_at_a_time(self.schema_))
         self.skill_: list[Skill] = found.skill
         if network.alone and self.copula != "alone":
             warn(
@@ -233,9 +232,9 @@ class VarTJEPA(Thresholded, TableTransformer):
             )
         of_fit = self._sampled(training.followed_by(held_out))
         # as predicted by what has not seen them: a copula alone is fitted to the held-out rows in the end
-        as_new, kept = (
-            None if cells is None else looked_up(network, cells, found.rows)
-            for cells in (found.cells, found.kept)
+        kept, as_new = (
+            None if cells is None else looked_up(network, cells, rows)
+            for cells, rows in ((found.kept, found.rows), (found.new, found.new_rows))
         )
         self.typical_ = Typical.of(kept, of_fit)  # of the correction whose cells it standardises
         self.held_out_scores_ = np.empty(0)
