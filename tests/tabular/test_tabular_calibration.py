@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from tabular_cases import TINY
 
 from probjepa.metrics.conformal import threshold
 from probjepa.tabular import VarTJEPA
-from probjepa.tabular.calibration import Calibration, cross_calibrated
+from probjepa.tabular.calibration import Calibration, cross_calibrated, hide_together
 from probjepa.tabular.tokens import CellDistribution, Layout, Rows
 
 LAYOUT = Layout(numeric=(0, 2), categorical=(1,), cardinalities=(3,), types=(0, 1, 0))
@@ -90,9 +91,68 @@ def test_the_variance_is_unbiased_and_intervals_cover(sources):
         variances.append(float(calibration.spread[0]))
         cells = calibration([of.at(slice(n, None)) for of in said])
         errors = (x[n:] - cells.mean).abs() / cells.variance.sqrt()
-        covered.append(float((errors <= calibration.reach).float().mean()))
+        covered.append(float((errors <= calibration.reach[0]).float().mean()))
     assert np.mean(variances) == pytest.approx(1, abs=0.02)
     assert np.mean(covered) == pytest.approx(0.95, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("width", "hidden", "reach"),
+    [(8, [1, 2, 4, 5, 7, 8], [1, 1 + 1 / 3, 2, 2 + 1 / 3, 3, 3]), (1, [1], [3.0]), (2, [1, 2], [2.0, 3.0])],
+)
+def test_intervals_widen_with_what_is_hidden(width, hidden, reach):
+    calibration = Calibration(Layout(tuple(range(width)), (), (), (0,) * width))
+    calibration.reach.copy_(torch.tensor([1.0, 2, 3])[:, None])
+    where = torch.arange(width) < torch.tensor(hidden)[:, None]
+    torch.testing.assert_close(calibration.reach_of(where, 8), torch.tensor(reach)[:, None].expand(-1, width))
+
+
+def test_where_more_is_hidden_the_reach_is_a_quantile_of_those_errors():
+    g = torch.Generator().manual_seed(0)
+    n, width = 400, 8
+    layout = Layout(tuple(range(width)), (), (), (0,) * width)
+    rows = Rows(
+        torch.randn(n, width, generator=g), torch.zeros(n, width, dtype=torch.bool), torch.empty(n, 0)
+    )
+    rows.missing[:385, 3] = True
+    calibration = Calibration(layout)
+    cells = CellDistribution(torch.zeros(n, width), torch.full((n, width), 0.25), [])
+    patterns = hide_together(layout, rows)
+    assert [int(of.sum(1).unique()) for of in patterns] == [4, 7]
+    assert all(torch.equal(*pair) for pair in zip(patterns, hide_together(layout, rows), strict=True))
+    calibration.widen([[cells], [cells]], rows, patterns)
+    for k, where in enumerate(patterns, 1):
+        for i in set(range(width)) - {3}:
+            errors = np.sort(rows.numeric[where[:, i], i].abs().numpy() / 0.5)
+            rank = int(np.ceil(0.95 * (len(errors) + 1)))
+            assert float(calibration.reach[k, i]) == pytest.approx(errors[rank - 1])
+    np.testing.assert_allclose(calibration.reach[:, 3], stats.norm.ppf(0.975))  # of 15 cells there is none
+
+
+def test_a_model_that_knew_one_reach_a_column_keeps_it():
+    new, old = Calibration(LAYOUT), Calibration(LAYOUT).state_dict()
+    old["reach"] = torch.tensor([1.5, 2.5])
+    new.load_state_dict(old)
+    assert new.reach.tolist() == [[1.5, 2.5]] * 3
+
+
+@pytest.mark.parametrize("n", [400, 1000])
+def test_intervals_cover_where_most_of_a_row_is_missing(n):
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(2, 8))
+
+    def drawn(n):
+        factors = rng.normal(size=(n, 2)) ** 3 @ weights
+        return pd.DataFrame(factors + 0.05 * rng.normal(size=(n, 8)), columns=[f"c{i}" for i in range(8)])
+
+    model = VarTJEPA(**{**TINY, "max_epochs": 3, "validation_fraction": 0.3}).fit(drawn(n))
+    for count in (1, 4, 7):
+        rows = drawn(300)
+        hide = rng.random((300, 8)).argsort(1) < count
+        found = model.impute(rows, hide).cells
+        truth = rows.to_numpy()[found["row"], found["feature"].str[1:].astype(int)]
+        covered = (truth >= found["low"]) & (truth <= found["high"])
+        assert 0.92 < covered.mean() <= 0.99  # by one reach a column .7 with 7 of 8 cells missing
 
 
 def test_categories_are_those_of_highest_penalised_likelihood():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ _FOLDS = 10  # of the rows whose calibrated predictions are looked at
 _RIDGE = 1.0  # of the categories' numbers, towards no correction, in nats
 _Enough = tuple[list[bool], list[bool]]
 _MISSED, _NORMAL = 0.05, 1.959964  # by an interval, and its half-width in standard deviations
+_SHARES = (0.5, 0.875)  # of a row's cells, which are hidden together to see how intervals widen
+_PATTERNS = 32  # of such cells
+_SEED = 0  # of what is hidden
 
 
 class Calibration(nn.Module):
@@ -34,8 +38,9 @@ class Calibration(nn.Module):
     A constant number's is N(0, 1): a tighter one would make of another value there a surprise that hides all
     others.
 
-    ``reach`` is half an interval of 95 %, in standard deviations: the conformal quantile of held-out errors,
-    each by a fit of the correction to the others.
+    ``reach`` (3, Dn) is half an interval of 95 %, in standard deviations: the conformal quantile of held-out
+    errors, each by a fit of the correction to the others; and of those where half, or seven eighths, of the
+    row's cells are hidden together, of which the sources' own deviations may know too little.
     """
 
     slope: Tensor
@@ -50,6 +55,7 @@ class Calibration(nn.Module):
     def __init__(self, layout: Layout, n_sources: int = 1) -> None:
         super().__init__()
         n, k = len(layout.numeric), len(layout.categorical)
+        self.layout = layout
         self.sizes = [size + 1 for size in layout.cardinalities]  # the first class is "unknown"
         first = torch.zeros(n_sources, 1)
         first[0] = 1.0
@@ -57,7 +63,7 @@ class Calibration(nn.Module):
             ("slope", first.repeat(1, n)),
             ("shift", torch.zeros(n)),
             ("spread", torch.ones(n)),
-            ("reach", torch.full((n,), _NORMAL)),
+            ("reach", torch.full((1 + len(_SHARES), n), _NORMAL)),
             ("sharpness", first.repeat(1, k)),
             ("prior_weight", torch.zeros(k)),
             ("log_prior", torch.zeros(sum(self.sizes))),
@@ -68,6 +74,9 @@ class Calibration(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         # models saved before it was there go by what was fitted to such columns too
         state_dict.setdefault(f"{prefix}constant", torch.zeros_like(self.constant))
+        reach = state_dict.get(f"{prefix}reach")
+        if reach is not None and reach.ndim == 1:  # of any number of hidden cells
+            state_dict[f"{prefix}reach"] = reach.repeat(len(self.reach), 1)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, sources: Sequence[CellDistribution]) -> CellDistribution:
@@ -112,7 +121,7 @@ class Calibration(nn.Module):
             means = torch.stack([of.mean[seen, i] for of in sources]).double()
             variances = torch.stack([of.variance[seen, i] for of in sources]).double()
             of_number = _fit_number(x, means, variances)
-            self.shift[i], self.slope[:, i], self.spread[i], self.reach[i] = of_number
+            self.shift[i], self.slope[:, i], self.spread[i], self.reach[:, i] = of_number
         offset = 0
         for i, counts in enumerate(frequencies):
             prior = ((counts + 0.5) / (counts + 0.5).sum()).log()
@@ -123,6 +132,54 @@ class Calibration(nn.Module):
                 logits = torch.stack([of.logits[i][seen] for of in sources])
                 found = _fit_category(rows.codes[seen, i] - 1, logits, prior, self.sharpness[:, i])
                 self.sharpness[:, i], self.prior_weight[i] = found[:-1], found[-1]
+
+    @torch.no_grad()
+    def widen(
+        self, sources: Sequence[Sequence[CellDistribution]], rows: Rows, hidden: Sequence[Tensor]
+    ) -> None:
+        """Fit ``reach`` where more cells are ``hidden`` (B, D): what ``hide_together`` returned.
+
+        ``sources``: for each of these what each source, uncorrected, predicts of the rows (B, …). A feature
+        with fewer than 20 such cells, or of which nothing was fitted, has the reach of the others.
+        """
+        enough, _ = _enough(rows)
+        for k, (said, where) in enumerate(zip(sources, hidden, strict=True), 1):
+            cells = self(said)
+            errors = (rows.numeric - cells.mean).abs() / cells.variance.sqrt()
+            asked = where[:, list(self.layout.numeric)] & ~rows.missing
+            for i, of in enumerate(asked.unbind(1)):
+                if enough[i] and not self.constant[i] and int(of.sum()) >= 1 / _MISSED:
+                    in_order = errors[of, i].sort().values
+                    self.reach[k, i] = in_order[-threshold_rank(len(in_order), _MISSED)]
+
+    def reach_of(self, hidden: Tensor, folds: int) -> Tensor:
+        """Return half an interval of each number (B, Dn), in deviations, where cells are ``hidden`` (B, D).
+
+        Between the shares of a row's cells at which it is known, that of one of ``folds`` groups the first,
+        it is on a straight line.
+        """
+        d = hidden.shape[1]
+        known = [d / min(folds, d), *_together(d)]
+        count, found = hidden.sum(1, keepdim=True), self.reach[0].expand(len(hidden), -1)
+        for k, (low, high) in enumerate(pairwise(known)):
+            way = ((count - low) / (high - low)).clamp(0, 1) if high > low else (count >= high).float()
+            found = found + way * (self.reach[k + 1] - self.reach[k])
+        return found
+
+
+def _together(d: int) -> list[int]:
+    """How many of a row's D cells are hidden together."""
+    return [round(share * d) for share in _SHARES]
+
+
+def hide_together(layout: Layout, rows: Rows) -> list[Tensor]:
+    """Return cells to hide (B, D): half of each row's, and seven eighths; always the same few patterns."""
+    d, generator = layout.n_features, torch.Generator().manual_seed(_SEED)
+    pattern = torch.arange(len(rows)) % _PATTERNS
+    return [
+        (torch.rand(_PATTERNS, d, generator=generator).argsort(1) < count)[pattern].to(rows.codes.device)
+        for count in _together(d)
+    ]
 
 
 def cross_calibrated(

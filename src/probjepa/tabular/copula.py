@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,15 +12,7 @@ import torch.nn.functional as F
 from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor, nn
 
-from probjepa.tabular.tokens import (
-    CellDistribution,
-    Layout,
-    Rows,
-    by_bins,
-    by_group,
-    normal_edges,
-    twice,
-)
+from probjepa.tabular.tokens import CellDistribution, Layout, Rows, by_bins, normal_edges
 
 _WIDEST = 512  # columns of its covariance
 _LEVELS = 64  # categories of a feature that takes part
@@ -114,22 +105,21 @@ class Copula(nn.Module):
             logits.append((p / p.sum(1, keepdim=True)).log().float())
         return CellDistribution(mean[:, :n].float(), variance[:, :n].clamp(min=1e-6).float(), logits)
 
-    def out_of_fold(self, rows: Rows, folds: int, others: Rows) -> tuple[CellDistribution, CellDistribution]:
-        """Predict each row's cells from its others, ``by_group``, by fits to nine tenths of the other rows.
+    def out_of_fold(
+        self, rows: Rows, look: Callable[[Tensor], Sequence[CellDistribution]]
+    ) -> list[CellDistribution]:
+        """Return what ``look`` sees of rows by their index, each seen by a fit to nine tenths of the others.
 
-        And so those of ``others``, which are the same rows, read otherwise. The fit that is left is that to
-        all rows.
+        The fit that is left is that to all rows.
         """
         part = torch.arange(len(rows), device=rows.numeric.device) % min(_PARTS, len(rows))
         found = []
         for k in range(int(part.max()) + 1):
             self.fit(rows.at(part != k))
-            predict = partial(by_group, self.layout, folds, predict=self.predict)
-            found.append(twice(predict, rows.at(part == k), others.at(part == k)))
+            found.append(look((part == k).nonzero()[:, 0]))
         self.fit(rows)
         order = part.argsort(stable=True).argsort()
-        first, second = (CellDistribution.joined(of).at(order) for of in zip(*found, strict=True))
-        return first, second
+        return [CellDistribution.joined(of).at(order) for of in zip(*found, strict=True)]
 
     def _conditional(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance (B, P) of the columns that are not ``seen``, given those that are."""

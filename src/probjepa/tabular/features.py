@@ -184,7 +184,10 @@ class Feature:
         return self.location + values * self.scale
 
     def spread(
-        self, mean: npt.NDArray[np.float64], std: npt.NDArray[np.float64], reach: float
+        self,
+        mean: npt.NDArray[np.float64],
+        std: npt.NDArray[np.float64],
+        reach: npt.NDArray[np.float64] | float,
     ) -> tuple[npt.NDArray[np.float64], ...]:
         """Undo ``forward`` of N(mean, std²), (N,) each: its mean, median, std, and mean ± reach·std.
 

@@ -93,7 +93,7 @@ def without(table: Any, hide: npt.NDArray[np.bool_]) -> Any:
 def described(schema: TableSchema, cells: CellDistribution, hidden: Tensor, reach: Tensor, start: int) -> Any:
     """Return the hidden cells' distributions as rows of ``Imputation.cells``, without ``marginal``.
 
-    ``hidden`` (B, D) are asked for, of rows that are counted from ``start``; ``reach`` (Dn,) is half an
+    ``hidden`` (B, D) are asked for, of rows that are counted from ``start``; ``reach`` (B, Dn) is half an
     interval in standard deviations.
     """
     asked = hidden.cpu().numpy()
@@ -104,7 +104,7 @@ def described(schema: TableSchema, cells: CellDistribution, hidden: Tensor, reac
             continue
         mean = cells.mean[where, k].double().cpu().numpy()
         std = cells.variance[where, k].double().sqrt().cpu().numpy()
-        undone = feature.spread(mean, std, float(reach[k]))
+        undone = feature.spread(mean, std, reach[where, k].double().cpu().numpy())
         names, none = [feature.name] * len(where), [None] * len(where)
         records += zip(where + start, names, *undone, none, strict=True)
     for k, i in enumerate(schema.layout.categorical):

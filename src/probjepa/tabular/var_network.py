@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from probjepa.distributions.gaussian import kl_diagonal_gaussians
-from probjepa.tabular.calibration import Calibration, cross_calibrated
+from probjepa.tabular.calibration import Calibration, cross_calibrated, hide_together
 from probjepa.tabular.copula import Copula
 from probjepa.tabular.elbo import Noise, annealed, draw
 from probjepa.tabular.masks import Masks
@@ -33,6 +33,8 @@ from probjepa.tabular.tokens import (
     resolution,
     twice,
 )
+
+_Predict = Callable[[Rows, Tensor], CellDistribution]  # rows, and which of their cells are hidden
 
 FOLDS = 8  # groups of columns, each predicted from the others
 
@@ -343,28 +345,35 @@ class VarTJEPANetwork(nn.Module):
         ]
         if self.alone and copula is not None:
             rows, new_rows = every, training.followed_by(left_out)
-            pieces = [[copula.out_of_fold(rows, folds, new_rows)]]
         else:
             if copula is not None:
                 copula.fit(training)
             rows, new_rows = held_out, left_out
             if not len(rows):
                 return Calibrated([], rows, new_rows)
-            pieces = []
-            for at in range(0, len(rows), at_once):
-                old, new = (of.at(slice(at, at + at_once)) for of in (rows, new_rows))
-                by = (partial(by_group, self.layout, folds, predict=of) for of in self._sources())
-                pieces.append([twice(predict, old, new) for predict in by])
-        sources, of_new = (
-            [CellDistribution.joined([piece[s][k] for piece in pieces]) for s in range(len(pieces[0]))]
-            for k in range(2)
-        )
+        hidden = hide_together(self.layout, rows)
+
+        def look(predict: _Predict, index: Tensor) -> list[CellDistribution]:
+            seen, new = rows.at(index), new_rows.at(index)
+            both = twice(partial(by_group, self.layout, folds, predict=predict), seen, new)
+            return [*both, *(predict(seen, where[index]) for where in hidden)]
+
+        if self.alone and copula is not None:
+            looks = [copula.out_of_fold(rows, partial(look, copula.predict))]
+        else:
+            pieces = torch.split(torch.arange(len(rows), device=rows.codes.device), at_once)
+            looks = []
+            for of in self._sources():
+                parts = zip(*(look(of, index) for index in pieces), strict=True)
+                looks.append([CellDistribution.joined(part) for part in parts])
+        sources, of_new, *of_hidden = zip(*looks, strict=True)
         self.calibration.fit(sources, rows, counts)
+        self.calibration.widen(of_hidden, rows, hidden)
         said, said_new = cross_calibrated(self.layout, sources, rows, counts, of_new)
         skill = measure(self.layout, names, said, rows, every, counts)
         return Calibrated(skill, rows, new_rows, self.calibration(sources), said_new)
 
-    def _sources(self) -> list[Callable[[Rows, Tensor], CellDistribution]]:
+    def _sources(self) -> list[_Predict]:
         """What predicts hidden cells: the network, or the copula, or both."""
         return [
             *([] if self.alone else [self._predict]),

@@ -456,9 +456,9 @@ class VarTJEPA(Thresholded, TableTransformer):
 
         A number's distribution is Gaussian in the transformed column; its value is the mean of what that is
         in the table's units, which has the least squared error, and its interval, ``low`` to ``high``, is of
-        95 %, by the errors of held-out cells. A category's probabilities are over the known ones. A datetime
-        is filled from its part "days". A number stays in the range that the fit saw; a column that was empty
-        in the fit stays missing.
+        95 %, by the errors of held-out cells with as many of their row hidden. A category's probabilities are
+        over the known ones. A datetime is filled from its part "days". A number stays in the range that the
+        fit saw; a column that was empty in the fit stays missing.
 
         The distributions are calibrated on the rows that the fit held out to stop by, see ``Calibration``;
         where the copula predicts alone, on each row in turn. With fewer than 50 of those, or
@@ -490,7 +490,8 @@ class VarTJEPA(Thresholded, TableTransformer):
             with torch.no_grad():
                 hidden = ~self.network_.tokenizer.observed(rows)
                 cells = self.network_.predict(rows, hidden)
-            parts.append(described(self.schema_, cells, hidden, self.network_.calibration.reach, start))
+            reach = self.network_.calibration.reach_of(hidden, FOLDS)
+            parts.append(described(self.schema_, cells, hidden, reach, start))
             start += len(rows)
         table, out = pd.concat(parts, ignore_index=True), given.copy()
         table["marginal"] = table["feature"].isin([of.feature for of in self.skill_ if of.none])
