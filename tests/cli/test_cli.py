@@ -316,6 +316,17 @@ def test_overwrite_replaces_what_the_command_writes_and_no_other_folder(places, 
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+def test_the_home_folder_of_an_option_is_read(places, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ["embed", str(places / "run"), f"--data={places / 'ok'}", "-q"]
+    monkeypatch.chdir(tmp_path)
+    assert run([*arguments, "--out=~/e.parquet"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["e.parquet"]
+    for other in ("--na=~", "--set=~/x", "a=~/x", "--set x=~/y", "~/x"):
+        expected = f"--set={tmp_path}/x" if other == "--set=~/x" else other
+        assert cli._expanded(other) == expected
+
+
 def test_existing_output_needs_overwrite(places, tmp_path, capsys):
     out = tmp_path / "e.parquet"
     out.write_text("mine")

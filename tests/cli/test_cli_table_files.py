@@ -93,6 +93,12 @@ def test_how_a_text_is_written_and_what_it_is_read_as(tmp_path, capsys):
     text.assign(place=["nowhere"] * 3 + ["here"] * 27).to_csv(tmp_path / "t.csv", sep=";", index=False)
     assert run(["score", str(tmp_path / "run"), *reading, "--out", str(tmp_path / "s.parquet")]) == 0
     assert "values that the fit did not know: place 10.0%" in capsys.readouterr().out.splitlines()
+    text.assign(size="2.000,5").to_csv(tmp_path / "t.csv", sep=";", index=False)
+    again = [*reading, "--out", str(tmp_path / "s.parquet"), "--overwrite"]
+    assert run(["score", str(tmp_path / "run"), *again]) == 0
+    said = capsys.readouterr()
+    assert "warning: most values of 'size' (100%) are beyond the range of the fit" in said.err
+    assert "values beyond the range of the fit: size 100.0%" in said.out.splitlines()
 
 
 @pytest.mark.parametrize(

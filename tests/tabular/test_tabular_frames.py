@@ -135,6 +135,39 @@ def test_a_column_that_is_unknown_warns_with_its_share(fitted):
     assert fitted.schema_.unknown_shares(encoded) == {"colour": 1 / 39, "flag": 0}
 
 
+@pytest.mark.parametrize("numeric_transform", ["quantile", "standard"])
+def test_a_column_that_is_beyond_the_fit_warns_with_its_share(numeric_transform):
+    table = mixed_table()
+    model = VarTJEPA(**TINY, numeric_transform=numeric_transform).fit(table.assign(same=1))
+    later = table.assign(when=table["when"] + pd.DateOffset(years=3), count=table["count"] - 4, same=2)
+    with pytest.warns(
+        ProbjepaWarning, match=r"values of 'when' \(100%\), 'same' \(100%\) are beyond the range"
+    ):
+        model.score_samples(later)
+    found = model.schema_.beyond_shares(model.schema_.encode(later))
+    below = float((later["count"] < table["count"].min()).mean())
+    assert found == {"size": 0, "count": pytest.approx(below), "when": 1, "same": 1} and 0 < below < 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.score_samples(table.assign(same=1))  # the ends of the range are in it
+        model.score_samples(later[:1])
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float32, object])
+def test_masked_cells_of_an_array_are_missing(dtype):
+    values = np.arange(40).reshape(20, 2).astype(dtype)
+    masked = np.ma.masked_array(values, mask=values % 3 == 0)
+    schema = TableSchema.infer(masked)
+    encoded = schema.encode(masked)
+    assert [of.type for of in schema.features] == ["numeric"] * 2
+    np.testing.assert_array_equal(encoded.missing, values % 3 == 0)
+    np.testing.assert_array_equal(
+        schema.encode(values).numeric[~encoded.missing], encoded.numeric[~encoded.missing]
+    )
+    plain = schema.encode(np.ma.masked_array(values))
+    assert not plain.missing.any()
+
+
 # --- dates -----------------------------------------------------------------------------------------------
 
 _FAR = ["0200-03-01 12:00", "1970-01-01", "2024-03-09 18:30", "9999-12-31 23:00"]

@@ -1,9 +1,11 @@
 """Numbers and dates that are texts in a table of Python's, or in a file that is no text."""
 
 import datetime
+import re
 import warnings
 from decimal import Decimal
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -99,3 +101,31 @@ def test_odd_texts_pass(cells):
 def test_texts_of_every_type_are_seen(dtype):
     with pytest.warns(ProbjepaWarning, match="holds numbers as text"):
         TableSchema.infer(pd.DataFrame({"a": pd.Series(["1.5", "2,000.5", None], dtype=dtype)}))
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (pd.period_range("2020-01", periods=40, freq="M"), "holds periods (to_timestamp()"),
+        ([datetime.time(k % 24, 30) for k in range(40)], "holds times of day"),
+        (
+            (pd.to_timedelta(range(40), unit="h") * 7).astype(str),
+            "holds durations as text ('0 days 00:00:00'",
+        ),
+        ([f"-{k} days" for k in range(40)], "holds durations as text"),
+    ],
+)
+def test_what_becomes_categories_is_told(cells, said):
+    table = pd.DataFrame({"c": cells, "x": np.arange(40.0)})
+    with pytest.warns(ProbjepaWarning, match=re.escape(f"column 'c' {said}")):
+        TableSchema.infer(table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TableSchema.infer(table, column_types={"c": "categorical"})
+
+
+def test_durations_in_a_file_are_refused_with_what_to_do(tmp_path):
+    table = pd.DataFrame({"took": pd.to_timedelta(range(40), unit="h"), "x": np.arange(40.0)})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match=r"'took'.* holds durations .*write it as a number, of seconds say"):
+        refuse_traps(pd.read_csv(tmp_path / "t.csv"), "t.csv")

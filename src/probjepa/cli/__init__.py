@@ -86,6 +86,13 @@ def run(arguments: list[str]) -> int:
         return code
 
 
+def _expanded(argument: str) -> str:
+    """Return an argument with the home folder for the ~ of --option=~/…, which a shell leaves as it is."""
+    name, found, rest = argument.partition("=~/")
+    known = found and name.startswith("--") and name[2:].replace("-", "").isalpha()
+    return f"{name}={os.path.expanduser('~')}/{rest}" if known else argument
+
+
 def _run(arguments: list[str]) -> int:
     import typer
 
@@ -114,7 +121,7 @@ def _run(arguments: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning  # type: ignore[assignment]
-            code = app(arguments, prog_name="probjepa", standalone_mode=False)
+            code = app([*map(_expanded, arguments)], prog_name="probjepa", standalone_mode=False)
             if code == EXIT_INTERRUPTED:  # what newer typer makes of Ctrl-C
                 raise KeyboardInterrupt
             return int(code or 0)

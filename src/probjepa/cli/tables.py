@@ -13,7 +13,7 @@ from probjepa.errors import ConfigError, DataError, counted
 from probjepa.launch import started
 from probjepa.report.training import training_report
 from probjepa.tabular import TABLE_METHODS
-from probjepa.tabular.described import described, unknown_line
+from probjepa.tabular.described import described, new_lines
 from probjepa.tabular.files import read_table, recorded_row_names
 from probjepa.tabular.frames import named
 from probjepa.tabular.overlap import refuse_fitted, shared_by_chance, table_sha256
@@ -135,10 +135,10 @@ class TableModel:
         text = text_for(path, self.shared.text, self._text)
         return read_table(path, target, self.columns, self.model.schema_.texts, self._ids, **text)
 
-    def _say_unknown(self, features: Any) -> None:
-        schema = self.model.schema_
-        if not self.shared.quiet and (line := unknown_line(schema.unknown_shares(schema.encode(features)))):
-            say(line)
+    def _say_new(self, features: Any) -> None:
+        if not self.shared.quiet:
+            for line in new_lines(self.model.schema_, features):
+                say(line)
 
     def _say_shared(self, among: int, rows: int) -> None:
         if among and not self.shared.quiet:
@@ -147,7 +147,7 @@ class TableModel:
     def embed(self, data: str) -> tuple[int, Iterator[Columns]]:
         """Return id, label where the run's target is there, embedding, and uncertainty where there is one."""
         features, columns = self.read(data)
-        self._say_unknown(features)
+        self._say_new(features)
         return len(features), iter([columns | embedded_rows(self.model, features)])
 
     def score(self, data: str, out: Path, options: Scoring) -> Scored:
@@ -160,7 +160,7 @@ class TableModel:
         rule = options.rule
         check_score(self.model, options.score, options.reference, options.reference_size)
         features, columns = self.read(data)
-        self._say_unknown(features)
+        self._say_new(features)
         calibration = self._held(options.calibration)
         if calibration is not None:
             rule.check(len(calibration))

@@ -19,7 +19,7 @@ from scipy.stats import false_discovery_control
 
 from probjepa._arrays import ArrayInput, as_float_tensor, as_scores
 from probjepa.errors import ConfigError, DataError, unknown_name
-from probjepa.typed import settings_checked
+from probjepa.typed import check_arguments, settings_checked, types_of
 
 _Array = npt.NDArray[np.float64]
 Combination = Literal["fisher", "bonferroni", "harmonic"]
@@ -130,10 +130,18 @@ class Rule:
     fdr
         the false discovery rate, which then decides: at most this share of the flagged rows is typical, by
         Benjamini and Hochberg (1995), who Bates et al. show may be given conformal p-values
+
+    Raises
+    ------
+    ConfigError
+        if a rate is no number
     """
 
     alpha: float = 0.05
     fdr: float | None = None
+
+    def __post_init__(self) -> None:
+        check_arguments(vars(self), types_of(type(self)))
 
     def check(self, rows: int) -> None:
         """Raise ConfigError for a rate outside (0, 1), DataError for too few calibration rows for it."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
 
 from probjepa.tabular.features import Feature
 from probjepa.tabular.schema import TableSchema
 
 _MOST_LINES = 60
+_MANY = 0.05  # of a column's cells are not beyond its range by chance
 _FEW_ROWS = 20  # so few differ by chance
 
 
@@ -45,7 +44,11 @@ def _notes(feature: Feature, series: Any, unknown: float) -> Iterator[str]:
         yield "another value in every row, as an id has: leave it out if it is one"
 
 
-def unknown_line(shares: Mapping[str, float]) -> str:
-    """Return which columns hold values that the fit did not know, with their shares; "" if none do."""
-    some = [f"{column} {share:.1%}" for column, share in shares.items() if not np.isclose(share, 0)]
-    return f"values that the fit did not know: {', '.join(some)}" if some else ""
+def new_lines(schema: TableSchema, frame: Any) -> Iterator[str]:
+    """Yield which columns hold values that the fit did not know, and which many beyond its range."""
+    encoded = schema.encode(frame)
+    unknown = {column: share for column, share in schema.unknown_shares(encoded).items() if share}
+    beyond = {column: share for column, share in schema.beyond_shares(encoded).items() if share > _MANY}
+    for what, shares in (("that the fit did not know", unknown), ("beyond the range of the fit", beyond)):
+        if shares:
+            yield f"values {what}: {', '.join(f'{column} {share:.1%}' for column, share in shares.items())}"

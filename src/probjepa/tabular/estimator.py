@@ -246,7 +246,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         """Check and encode a table, and yield it in pieces on the network's device."""
         self._check_is_fitted()
         encoded = self.schema_.encode(self._by_position(X))
-        _warn_of_unknown(self.schema_.unknown_shares(encoded), len(encoded.codes))
+        _warn_of_new(self.schema_, encoded)
         yield from self._pieces(_as_rows(encoded))
 
     def _by_position(self, X: Any) -> Any:
@@ -447,12 +447,22 @@ def _as_rows(table: EncodedTable) -> Rows:
     return Rows(*(torch.from_numpy(part) for part in table))
 
 
-def _warn_of_unknown(shares: Mapping[str, float], n_rows: int) -> None:
-    """Warn of columns of which most is unknown: values of another form, rather than new ones."""
-    most = [f"{column!r} ({share:.0%})" for column, share in shares.items() if share > 0.5]
-    if most and n_rows > 1:
-        others = " and others" if len(most) > 5 else ""
+def _warn_of_new(schema: TableSchema, encoded: EncodedTable) -> None:
+    """Warn of columns of which most is new: of another form, unit or time, rather than other rows."""
+
+    def most(shares: Mapping[str, float]) -> str:
+        found = [f"{column!r} ({share:.0%})" for column, share in shares.items() if share > 0.5]
+        return ", ".join(found[:5]) + (" and others" if len(found) > 5 else "")
+
+    if len(encoded.codes) < 2:
+        return
+    if named := most(schema.unknown_shares(encoded)):
         warn(
-            f"most values of {', '.join(most[:5])}{others} are none of the categories that the fit has kept, "
+            f"most values of {named} are none of the categories that the fit has kept, "
             "and are read as unknown: are they written as they were then? (Ids are best left out.)"
+        )
+    if named := most(schema.beyond_shares(encoded)):
+        warn(
+            f"most values of {named} are beyond the range of the fit, so that nearly every row looks odd: "
+            "are they in its units? (Dates that go on are best left out, or made the time since another.)"
         )

@@ -138,6 +138,9 @@ def _from_array(pd: Any, table: Any, names: Sequence[str] | None) -> Any:
         table = table.detach().cpu()
         table = table.float() if table.dtype == torch.bfloat16 else table  # which numpy has not
     array = np.asarray(table)
+    if isinstance(table, np.ma.MaskedArray) and array.dtype.names is None:
+        array = array.astype(object)
+        array[np.ma.getmaskarray(table)] = None
     if array.dtype.names is not None:
         raise DataError(
             "the table is a structured array of several dimensions, or with a mask: pass a DataFrame of it"

@@ -226,6 +226,22 @@ class TableSchema:
         unknown, observed = (encoded.codes == 1).sum(0), (encoded.codes > 0).sum(0)
         return dict(zip(columns, (unknown / np.maximum(observed, 1)).tolist(), strict=True))
 
+    def beyond_shares(self, encoded: EncodedTable) -> dict[str, float]:
+        """Return, for each column of numbers or dates, the share of observed cells beyond the fit's range.
+
+        Of a date that is the part of which most are.
+        """
+        shares: dict[str, float] = {}
+        for k, i in enumerate(self.layout.numeric):
+            feature, seen = self.features[i], ~encoded.missing[:, k]
+            if feature.low is None or feature.high is None:
+                continue
+            low, high = feature.forward(np.array([feature.low, feature.high])).astype(np.float32)
+            cells = encoded.numeric[seen, k]
+            share = float(((cells < low) | (cells > high)).mean()) if len(cells) else 0.0
+            shares[feature.column] = max(share, shares.get(feature.column, 0.0))
+        return shares
+
     def to_json(self) -> list[dict[str, Any]]:
         """Return it as lists, mappings and plain values."""
         return [asdict(feature) for feature in self.features]

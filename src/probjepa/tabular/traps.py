@@ -18,6 +18,7 @@ from probjepa.tabular.text_files import number_pattern, written_as_text
 
 _YAML = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")  # YAML's own words
 _TEXTS = ("string", "mixed-integer", "mixed")  # pandas' words for a column of text, or of text and numbers
+_OBJECTS = {"period": "periods (to_timestamp() makes dates of them)", "time": "times of day"}
 _PLACEHOLDERS = 5  # more kinds of words among numbers are categories
 _READ = 10_000  # rows that a fit looks at, and texts by which a column is judged
 _GAPS = (" ", "'")  # of thousands
@@ -61,6 +62,7 @@ _WORDED = re.compile(
 _DATE = re.compile(rf"({'|'.join(_DATES)})([ T,].*)?", re.IGNORECASE)
 _SECONDS, _HALF_DAY = r":[0-5]\d([.,]\d+)?", r" ?[ap]\.?m\.?"
 _TIME = re.compile(rf"([01]?\d|2[0-3]):[0-5]\d({_SECONDS})?({_HALF_DAY})?", re.IGNORECASE)
+_DURATION = re.compile(r"-?\d+ days( [-+]?\d\d:\d\d:\d\d(\.\d+)?)?")  # as pandas writes them
 _SURELY_TIME = re.compile(rf"\d\d:.*|.*(:.*:|{_HALF_DAY}).*", re.IGNORECASE)  # and no ratio, as 1:10 is
 _MARKS = (*_UNITS, "(", "\N{MINUS SIGN}")
 
@@ -73,7 +75,7 @@ class Trap(NamedTuple):
     Attributes
     ----------
     column, what
-        its name, and "numbers", "dates", "dates in words" (that are not read) or "times"
+        its name, and "numbers", "dates", "dates in words" (that are not read), "times" or "durations"
     cell, row
         the first text that is not read as such, and where it stands
     decimal, thousands
@@ -159,6 +161,8 @@ def _trap(name: str, texts: _Texts, read: Signs) -> Trap | None:
         return trap
     if texts.share(lambda text: _is_time(text) and _SURELY_TIME.fullmatch(text) is not None) > texts.half:
         return _alike(name, "times", texts, _is_time)
+    if trap := _alike(name, "durations", texts, lambda text: _DURATION.fullmatch(text) is not None):
+        return trap
     return _numbers(name, texts, read)
 
 
@@ -246,7 +250,13 @@ def _is_float(text: str) -> bool:
 
 
 def warn_of_texts(frame: Any, types: Mapping[str, Any]) -> None:
-    """Warn of columns without a type in ``types`` whose numbers, dates or times are text: categories."""
+    """Warn of columns without a type in ``types`` whose dates, times or numbers become categories."""
+    for name in frame.columns:
+        if name not in types and (kind := _OBJECTS.get(pandas().api.types.infer_dtype(frame[name]))):
+            warn(
+                f"column {name!r} holds {kind}, each taken for a category: convert it, or pass "
+                f"column_types={{{name!r}: 'categorical'}}"
+            )
     for trap in text_traps(frame.iloc[:_READ], types):
         if not trap.codes:
             cell = f"{short(trap.cell)!r} in row {trap.row}"
@@ -292,6 +302,8 @@ def _advice(trap: Trap, text: bool, decimal: str, thousands: str | None) -> str:
         return "write them as YYYY-MM-DD"
     if trap.what == "times":
         return "write it as a number, of hours say"
+    if trap.what == "durations":
+        return "write it as a number, of seconds say"
     if not trap.decimal:
         return "they are written in several ways: write them in one"
     if not text:
