@@ -121,6 +121,35 @@ def test_a_row_of_numbers_that_stands_twice_hides_no_other(rows, held, leaked):
         of_chance(pd.concat([new, known[:leaked]]), pd.concat([known, known[:1]]))
 
 
+def money(n, random):
+    return pd.DataFrame(np.round(np.exp(random.normal(size=(n, 3))), 2), columns=list("abc"))
+
+
+@pytest.mark.parametrize(("rows", "held"), [(15_000, 3_000), (3_000, 15_000), (2_000, 2_000)])
+def test_rows_that_were_put_into_both_are_refused_where_others_repeat(rows, held):
+    random = np.random.default_rng(0)
+    new, known = (
+        pd.concat([table, table[: len(table) // 100]]) for table in (money(rows, random), money(held, random))
+    )
+    of_chance(new, known)
+    with pytest.raises(DataError, match="are in the calibration set"):
+        of_chance(pd.concat([new, known[-held // 20 :]]), known)
+
+
+@pytest.mark.parametrize("times", [2, 3, 20])
+def test_repeated_rows_that_are_dealt_to_both_may_be_chance(times):
+    refused = 0
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        table = money(3000, random)
+        table = pd.concat([table, *[table[:60]] * (times - 1)]).sample(frac=1, random_state=seed)
+        try:
+            of_chance(table[:2500], table[2500:])
+        except DataError:
+            refused += 1
+    assert refused <= 1
+
+
 def test_rows_that_drifted_to_a_few_kinds_are_no_leak():
     """Hardly anyone says yes any more."""
     for seed in range(20):

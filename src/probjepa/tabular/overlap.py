@@ -15,7 +15,6 @@ from probjepa.registry import importing
 from probjepa.tabular.dates import day_first, instants
 from probjepa.tabular.frames import as_text, guess_type, labels_of, narrow_type, numbers, pandas
 
-_SPREADS = 4  # standard deviations that a share of equal rows may lie above chance
 _RARE = 1e-3  # chance at which as many equal pairs across two tables are no chance
 _VALUES = 20  # fewer cells say nothing of a column
 _COPIES = 50  # one row in so many may be another's copy
@@ -67,10 +66,9 @@ def equal_rows(rows: Any, held: Any) -> tuple[npt.NDArray[np.bool_], bool]:
 
     Of tables drawn alike, any two rows are equal as often, whether of one table or of both: of all equal
     pairs, those across are binomial, with the share N M of all pairs that there are. As many as happen once
-    in a thousand are too many. But pairs of rows that repeat are not independent. Where any does, a row must
-    also have an equal among the M others much more often than these have one among each other: in a share w,
-    to which two more with and two without are added (Agresti and Caffo, 2000), the limit is
-    w + 4 √(w (1 − w) (1/N + 1/M)), seen from both sides.
+    in a thousand are too many. But pairs of rows that repeat are not independent. Where any does, each kind
+    of row is taken to be dealt to the two tables at random, and the pairs across, which that leaves a mean
+    and a variance, are Poisson in the unit of variance over mean.
 
     Raises
     ------
@@ -95,7 +93,7 @@ def equal_rows(rows: Any, held: Any) -> tuple[npt.NDArray[np.bool_], bool]:
         return seen, True
     if not (repeated.any() or theirs.any()):
         return seen, False
-    return seen, not (_too_many(seen, theirs) and _too_many(back, repeated))
+    return seen, not _too_many_split(here, there)
 
 
 def _tells_apart(
@@ -156,11 +154,24 @@ def _on_a_grid(cells: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return ticks
 
 
-def _too_many(seen: npt.NDArray[np.bool_], repeated: npt.NDArray[np.bool_]) -> bool:
-    """Whether more rows (N,) stand in another table than that table's rows (M,) repeat."""
-    n, m = len(seen), len(repeated)
-    share = (repeated.sum() + 2) / (m + 4)
-    return bool(seen.mean() > share + _SPREADS * np.sqrt(share * (1 - share) * (1 / n + 1 / m)))
+def _too_many_split(here: npt.NDArray[np.int64], there: npt.NDArray[np.int64]) -> bool:
+    """Whether more pairs across two tables are equal than if the rows of each kind were dealt at random.
+
+    Of m of a kind a ~ Binomial(m, p) fall to one table; a (m − a) has the mean m₍₂₎ p q and the mean square
+    m₍₄₎ p² q² + m₍₃₎ p q + m₍₂₎ p q, in falling factorials.
+    """
+    with importing():
+        from scipy.special import gammainc
+
+    kinds = (here + there).astype(np.float64)
+    two = kinds * (kinds - 1)
+    three = two * (kinds - 2)
+    share = here.sum() / kinds.sum()
+    pq = share * (1 - share)
+    mean = two * pq
+    square = three * (kinds - 3) * pq**2 + three * pq + mean
+    unit = (square - mean**2).sum() / mean.sum()
+    return bool(gammainc((here * there).sum() / unit, mean.sum() / unit) < _RARE)
 
 
 def _too_many_pairs(here: npt.NDArray[np.int64], there: npt.NDArray[np.int64]) -> bool:
