@@ -50,6 +50,8 @@ def main(data: str, out: Path) -> None:
     """Train, and save the model as one that ``probjepa.load`` opens."""
     images = pj.open_images(data, size=SIZE)
     options = started()
+    if not options:
+        sys.exit("start it by torchrun, with two processes or more")
     processes = options["devices"] * options["num_nodes"]
     options["strategy"] = ModelParallelStrategy(
         data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False

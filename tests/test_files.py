@@ -219,6 +219,18 @@ def test_what_cannot_be_written_is_called_what_it_will_be(there, tmp_path, monke
     assert str(error.value).startswith(f"cannot write {out / 'metrics.json'}: No space left on device;")
 
 
+def test_a_part_that_finds_no_room_says_how_to_go_on(tmp_path, monkeypatch):
+    parts = files.parts_of(tmp_path / "s.parquet")
+    parts.mkdir()
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ArtifactError) as error:
+        files.write_text(parts / "a-0.parquet", "{}")
+    assert str(error.value) == (
+        f"cannot write a part of {tmp_path / 's.parquet'}: No space left on device; free some space and run "
+        "the same command again: it goes on"
+    )
+
+
 @pytest.mark.parametrize("fault", ["limit", "write_text", "replace"])
 def test_a_full_disk_keeps_the_old_file(fault, tmp_path, monkeypatch):
     path = tmp_path / "deep" / "metrics.json"

@@ -77,8 +77,8 @@ def reproduce(
     from probjepa_experiments.page import page, print_summary
 
     spent = study.budget(budget)
-    begun = out / _BEGUN
-    half_done = _of_study(begun, study)
+    begun, asked = out / _BEGUN, {"experiment": study.name, "budget": budget, "seed": seed}
+    half_done = _goes_on(begun, asked, overwrite)
     refuse_existing(out, overwrite or half_done)
     if overwrite and not half_done:
         refuse_foreign(out)
@@ -95,7 +95,7 @@ def reproduce(
     ]
     planned_cells = (cell for seeds, name in places for cell in plan(study, spent, name, Data(), seeds))
     kinds = {cell.key: _kind(cell) for cell in planned_cells}
-    write_json(begun, {"experiment": study.name})
+    write_json(begun, asked)
     work = _Work(study, spent, out, cells or out / "cells", progress, left=Counter(kinds.values()))
     found: list[dict[str, Any]] = []
     ood: dict[str, list[str]] = {}
@@ -135,12 +135,22 @@ def reproduce(
     print_summary(metrics)
 
 
-def _of_study(begun: Path, study: Study) -> bool:
-    """Whether a folder holds what is begun of a study, by the file that says so."""
+def _goes_on(begun: Path, asked: dict[str, Any], overwrite: bool) -> bool:
+    """Whether a folder holds what is begun of what is asked for, by the file that says so.
+
+    ArtifactError if it is of another study, budget or seed, and is not to be overwritten.
+    """
     try:
-        return bool(json.loads(begun.read_text(encoding="utf-8")) == {"experiment": study.name})
-    except (OSError, ValueError):
+        found = json.loads(begun.read_text(encoding="utf-8"))
+        named = {name: found.get(name, value) for name, value in asked.items()}  # older files name the study
+    except (OSError, ValueError, AttributeError):
         return False
+    if named != asked and not overwrite:
+        raise ArtifactError(
+            f"{begun.parent} exists already, with {named['experiment']} (budget {named['budget']}, seed "
+            f"{named['seed']}) that was stopped and can go on: choose another --out, or pass --overwrite"
+        )
+    return named == asked
 
 
 def _drop_runs(out: Path, cells: Iterable[Cell]) -> None:

@@ -79,6 +79,11 @@ def cannot_write(path: Path, error: OSError) -> ArtifactError:
     """Return the error of a file that cannot be written."""
     reason = error.strerror or first_line(error)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full and (found := _PARTS.fullmatch(path.parent.name)):
+        return ArtifactError(
+            f"cannot write a part of {path.parent.parent / found['name']}: {reason}; free some space and run "
+            "the same command again: it goes on"
+        )
     return ArtifactError(
         f"cannot write {_meant(path)}: {reason}; {'free some space or ' if full else ''}choose another place"
     )
@@ -118,6 +123,7 @@ def _here() -> str:
 # number apart, as those of a container that was started again
 _PROCESS = secrets.token_hex(4)
 _HERE = _here()
+_PARTS = re.compile(r"\.(?P<name>.*)\.parts")
 _FORGOTTEN = 7 * 24 * 3600  # seconds that a file of another machine's process was not written for
 _TEMPORARY = re.compile(
     r"\.(?P<name>.*)\.(?P<here>[^.]*)-(?P<pid>\d+)-(?P<process>[0-9a-f]{8})-[0-9a-f]{8}\.tmp"

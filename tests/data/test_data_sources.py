@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 
 from probjepa.data import ImageSet, StreamedImages, open_images, split
 from probjepa.data import decode as decode_module
+from probjepa.data.records import ArrayRecords
 from probjepa.data.streams import open_training
 from probjepa.errors import ConfigError, DataError, MissingExtraError, ProbjepaWarning
 from shard_cases import write_shard
@@ -594,6 +595,15 @@ def test_an_array_file_that_changes_while_it_is_read_is_one_line(tmp_path):
     for rows_asked in (slice(0, 5), slice(50, 55)):
         with pytest.raises(DataError, match=r"rows\.npy changed while it was read: leave it as it is"):
             images.get(rows_asked)
+
+
+def test_rows_of_an_array_file_that_are_read_stay_what_they_were(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 255, (60, 8, 8), dtype=np.uint8)
+    path = tmp_path / "rows.npy"
+    np.save(path, rows)
+    read = next(iter(ArrayRecords("rows", np.load(path, mmap_mode="r"), file=path).chunks(60)))
+    np.save(path, rows[::-1])
+    np.testing.assert_array_equal(np.stack(read), rows)  # and no view of what the file holds now
 
 
 def test_an_array_file_that_is_another_for_a_worker_is_one_line(tmp_path):

@@ -176,6 +176,31 @@ def test_another_study_does_not_go_on_with_what_is_begun(tmp_path):
     assert run(FAKE, tmp_path / "out")["tables"]
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [({"budget": "small"}, "budget quick, seed 0"), ({"seed": 3}, "budget quick, seed 0")],
+)
+def test_another_budget_or_seed_leaves_what_is_begun(tmp_path, other, said):
+    both = replace(
+        FAKE,
+        budgets={name: FAKE.budgets["quick"] for name in ("quick", "small")},
+        data={name: FAKE.data["quick"] for name in ("quick", "small")},
+    )
+    stop = measured_by(both, lambda *_: (_ for _ in ()).throw(Interrupted("interrupted: go on")))
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        run(stop, out)
+    begun = (out / "begun.json").read_text()
+    with pytest.raises(
+        ArtifactError, match=f"exists already, with .*{said}.* that was stopped and can go on"
+    ):
+        run(both, out, **other)
+    assert (out / "begun.json").read_text() == begun and not ran
+    assert run(both, out)["tables"]  # goes on
+    with pytest.raises(ArtifactError, match="exists already"):
+        run(both, out, **other)
+
+
 def test_rows_that_read_one_training_share_it(tmp_path):
     rows = (Row("one", score="knn"), Row("two", score="likelihood"))
     run(replace(FAKE, rows=rows, findings=()), tmp_path / "a")

@@ -123,11 +123,14 @@ class ArrayRecords(Records):
     def read(self, row: int) -> Payload:
         """Return one row; DataError if the file has been written to since it was mapped.
 
-        Its rows would be of two arrays, and one that it no longer holds would end the process.
+        Its rows would be of two arrays, and one that it no longer holds would end the process: what is
+        returned is a copy.
         """
-        if self.file is not None and is_rewritten(self.file, self._mapped):
+        if self.file is None:
+            return as_payload(self.array[row])
+        if is_rewritten(self.file, self._mapped):
             raise self._changed()
-        return as_payload(self.array[row])
+        return as_payload(np.array(self.array[row]))
 
     def _changed(self) -> DataError:
         return DataError(f"{self.file} changed while it was read: leave it as it is, and start again")
