@@ -176,8 +176,9 @@ def test_one_score_combined_is_its_own_p_value():
         (lambda: pj.threshold([1.0], 1.0), ConfigError, "alpha is 1.0"),
         (lambda: pj.threshold([1.0], float("nan")), ConfigError, "alpha takes a finite number, got 'nan'"),
         (lambda: Rule(fdr=1.5).check(9), ConfigError, "fdr is 1.5"),
-        (lambda: Rule("much"), ConfigError, "alpha takes a number, got 'much'"),
-        (lambda: Rule(fdr=True), ConfigError, "fdr takes a number or null, got 'True'"),
+        (lambda: Rule("much").check(9), ConfigError, "alpha is much"),
+        (lambda: Rule("much").decide([1.0], [2.0]), ConfigError, "alpha is much"),
+        (lambda: Rule(fdr=True).check(9), ConfigError, "fdr is True"),
         (
             lambda: Rule(fdr=0.05).check(9),
             DataError,

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from scipy.stats import false_discovery_control
 
 from probjepa._arrays import ArrayInput, as_float_tensor, as_scores
 from probjepa.errors import ConfigError, DataError, unknown_name
-from probjepa.typed import check_arguments, settings_checked, types_of
+from probjepa.typed import settings_checked
 
 _Array = npt.NDArray[np.float64]
 Combination = Literal["fisher", "bonferroni", "harmonic"]
@@ -107,7 +108,7 @@ def threshold(calibration: ArrayInput, alpha: float) -> float:
 
 def threshold_rank(rows: int, alpha: float, name: str = "alpha") -> int:
     """Return k: the threshold is the k-th smallest score of so many calibration rows; see ``threshold``."""
-    if not 0 < alpha < 1:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < 1:
         raise ConfigError(f"{name} is {alpha}: give a rate between 0 and 1, such as 0.05")
     rank = math.floor(alpha * (rows + 1) * (1 + _ROUNDING))  # 0.29 · 100 is 28.999… in floating point
     if rank < 1:
@@ -130,18 +131,10 @@ class Rule:
     fdr
         the false discovery rate, which then decides: at most this share of the flagged rows is typical, by
         Benjamini and Hochberg (1995), who Bates et al. show may be given conformal p-values
-
-    Raises
-    ------
-    ConfigError
-        if a rate is no number
     """
 
     alpha: float = 0.05
     fdr: float | None = None
-
-    def __post_init__(self) -> None:
-        check_arguments(vars(self), types_of(type(self)))
 
     def check(self, rows: int) -> None:
         """Raise ConfigError for a rate outside (0, 1), DataError for too few calibration rows for it."""
