@@ -98,11 +98,11 @@ def test_the_variance_is_unbiased_and_intervals_cover(sources):
 
 @pytest.mark.parametrize(
     ("width", "hidden", "reach"),
-    [(8, [1, 2, 4, 5, 7, 8], [1, 1 + 1 / 3, 2, 2 + 1 / 3, 3, 3]), (1, [1], [3.0]), (2, [1, 2], [2.0, 3.0])],
+    [(8, [1, 2, 4, 5, 7, 8], [1, 1 + 1 / 3, 2, 2 + 1 / 3, 3, 4]), (1, [1], [4.0]), (2, [1, 2], [2.0, 4.0])],
 )
 def test_intervals_widen_with_what_is_hidden(width, hidden, reach):
     calibration = Calibration(Layout(tuple(range(width)), (), (), (0,) * width))
-    calibration.reach.copy_(torch.tensor([1.0, 2, 3])[:, None])
+    calibration.reach.copy_(torch.tensor([1.0, 2, 3, 4])[:, None])
     where = torch.arange(width) < torch.tensor(hidden)[:, None]
     torch.testing.assert_close(calibration.reach_of(where, 8), torch.tensor(reach)[:, None].expand(-1, width))
 
@@ -118,9 +118,9 @@ def test_where_more_is_hidden_the_reach_is_a_quantile_of_those_errors():
     calibration = Calibration(layout)
     cells = CellDistribution(torch.zeros(n, width), torch.full((n, width), 0.25), [])
     patterns = hide_together(layout, rows)
-    assert [int(of.sum(1).unique()) for of in patterns] == [4, 7]
+    assert [int(of.sum(1).unique()) for of in patterns] == [4, 7, 8]
     assert all(torch.equal(*pair) for pair in zip(patterns, hide_together(layout, rows), strict=True))
-    calibration.widen([[cells], [cells]], rows, patterns)
+    calibration.widen([[cells]] * 3, rows, patterns)
     for k, where in enumerate(patterns, 1):
         for i in set(range(width)) - {3}:
             errors = np.sort(rows.numeric[where[:, i], i].abs().numpy() / 0.5)
@@ -133,7 +133,7 @@ def test_a_model_that_knew_one_reach_a_column_keeps_it():
     new, old = Calibration(LAYOUT), Calibration(LAYOUT).state_dict()
     old["reach"] = torch.tensor([1.5, 2.5])
     new.load_state_dict(old)
-    assert new.reach.tolist() == [[1.5, 2.5]] * 3
+    assert new.reach.tolist() == [[1.5, 2.5]] * 4
 
 
 @pytest.mark.parametrize("n", [400, 1000])
@@ -146,7 +146,7 @@ def test_intervals_cover_where_most_of_a_row_is_missing(n):
         return pd.DataFrame(factors + 0.05 * rng.normal(size=(n, 8)), columns=[f"c{i}" for i in range(8)])
 
     model = VarTJEPA(**{**TINY, "max_epochs": 3, "validation_fraction": 0.3}).fit(drawn(n))
-    for count in (1, 4, 7):
+    for count in (1, 4, 7, 8):
         rows = drawn(300)
         hide = rng.random((300, 8)).argsort(1) < count
         found = model.impute(rows, hide).cells

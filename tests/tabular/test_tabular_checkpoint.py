@@ -188,3 +188,13 @@ def test_writing_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
     assert written[0] == 1.0
     assert all(later - earlier >= 21 for earlier, later in pairwise(written))
     assert len(written) == 3
+
+
+def test_a_checkpoint_from_before_intervals_widened_goes_on(finished, wholes, tmp_path):
+    place = tmp_path / "fit.ckpt"
+    place.write_bytes(finished)
+    content = torch.load(place, weights_only=True)
+    for weights in (content["state"]["network"], content["state"]["best_state"]):
+        weights["calibration.reach"] = weights["calibration.reach"][0]
+    torch.save(content, place)
+    assert_same(model_of(VarTJEPA).fit(mixed_table(), checkpoint=place), wholes[VarTJEPA])

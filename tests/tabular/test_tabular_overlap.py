@@ -136,6 +136,20 @@ def test_rows_that_were_put_into_both_are_refused_where_others_repeat(rows, held
         of_chance(pd.concat([new, known[-held // 20 :]]), known)
 
 
+def test_a_row_that_repeats_much_hides_no_copies():
+    random = np.random.default_rng(0)
+
+    def answered(n):
+        cells = random.integers(1, 6, (n, 14))
+        cells[: n // 100] = 3
+        return pd.DataFrame(cells, columns=list("abcdefghijklmn"))
+
+    new, known = answered(3000), answered(15_000)
+    new.iloc[-1500:] = known.sample(1500, random_state=0).to_numpy()
+    with pytest.raises(DataError, match="are in the calibration set"):
+        of_chance(new, known)
+
+
 @pytest.mark.parametrize("times", [2, 3, 20])
 def test_repeated_rows_that_are_dealt_to_both_may_be_chance(times):
     refused = 0

@@ -18,7 +18,7 @@ _FOLDS = 10  # of the rows whose calibrated predictions are looked at
 _RIDGE = 1.0  # of the categories' numbers, towards no correction, in nats
 _Enough = tuple[list[bool], list[bool]]
 _MISSED, _NORMAL = 0.05, 1.959964  # by an interval, and its half-width in standard deviations
-_SHARES = (0.5, 0.875)  # of a row's cells, which are hidden together to see how intervals widen
+_SHARES = (0.5, 0.875, 1.0)  # of a row's cells, which are hidden together to see how intervals widen
 _PATTERNS = 32  # of such cells
 _SEED = 0  # of what is hidden
 
@@ -38,9 +38,9 @@ class Calibration(nn.Module):
     A constant number's is N(0, 1): a tighter one would make of another value there a surprise that hides all
     others.
 
-    ``reach`` (3, Dn) is half an interval of 95 %, in standard deviations: the conformal quantile of held-out
-    errors, each by a fit of the correction to the others; and of those where half, or seven eighths, of the
-    row's cells are hidden together, of which the sources' own deviations may know too little.
+    ``reach`` (4, Dn) is half an interval of 95 %, in standard deviations: the conformal quantile of held-out
+    errors, each by a fit of the correction to the others; and of those where half, seven eighths or all of
+    the row's cells are hidden together, of which the sources' own deviations may know too little.
     """
 
     slope: Tensor
@@ -173,7 +173,7 @@ def _together(d: int) -> list[int]:
 
 
 def hide_together(layout: Layout, rows: Rows) -> list[Tensor]:
-    """Return cells to hide (B, D): half of each row's, and seven eighths; always the same few patterns."""
+    """Return cells to hide (B, D): half of each row's, seven eighths, all; always the same few patterns."""
     d, generator = layout.n_features, torch.Generator().manual_seed(_SEED)
     pattern = torch.arange(len(rows)) % _PATTERNS
     return [

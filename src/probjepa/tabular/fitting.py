@@ -225,16 +225,12 @@ class FitLoop:
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        best = state["best_state"]
+        self.network.load_state_dict(best)
+        self.best_state = {name: of.detach().clone() for name, of in self.network.state_dict().items()}
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         check_state(self.optimiser)
         restore_random_state(state["random"], self.device)
         self.history = [{str(k): float(x) for k, x in losses.items()} for losses in state["history"]]
         self.best_loss, self.best_epoch = float(state["best_loss"]), operator.index(state["best_epoch"])
-        self.best_state = state["best_state"]
-        best, own = (
-            {name: (of.shape, of.dtype) for name, of in weights.items()}
-            for weights in (state["best_state"], self.network.state_dict())
-        )
-        if best != own:
-            raise ValueError("its best weights are not of this network")

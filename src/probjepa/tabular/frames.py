@@ -139,8 +139,9 @@ def _from_array(pd: Any, table: Any, names: Sequence[str] | None) -> Any:
         table = table.float() if table.dtype == torch.bfloat16 else table  # which numpy has not
     array = np.asarray(table)
     if isinstance(table, np.ma.MaskedArray) and array.dtype.names is None:
-        array = array.astype(object)
-        array[np.ma.getmaskarray(table)] = None
+        fill: Any = {"f": np.nan, "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}.get(array.dtype.kind)
+        array = array.copy() if fill is not None else array.astype(object)
+        array[np.ma.getmaskarray(table)] = fill
     if array.dtype.names is not None:
         raise DataError(
             "the table is a structured array of several dimensions, or with a mask: pass a DataFrame of it"

@@ -15,6 +15,7 @@ from probjepa.registry import importing
 from probjepa.tabular.dates import day_first, instants
 from probjepa.tabular.frames import as_text, guess_type, labels_of, narrow_type, numbers, pandas
 
+_SPREADS = 4  # standard deviations that a share of equal rows may lie above chance
 _RARE = 1e-3  # chance at which as many equal pairs across two tables are no chance
 _VALUES = 20  # fewer cells say nothing of a column
 _COPIES = 50  # one row in so many may be another's copy
@@ -68,7 +69,10 @@ def equal_rows(rows: Any, held: Any) -> tuple[npt.NDArray[np.bool_], bool]:
     pairs, those across are binomial, with the share N M of all pairs that there are. As many as happen once
     in a thousand are too many. But pairs of rows that repeat are not independent. Where any does, each kind
     of row is taken to be dealt to the two tables at random, and the pairs across, which that leaves a mean
-    and a variance, are Poisson in the unit of variance over mean.
+    and a variance, are Poisson in the unit of variance over mean. Where one kind repeats so often that it
+    rules them, a row has an equal among the M others much more often than these have one among each other: in
+    a share w, to which two more with and two without are added (Agresti and Caffo, 2000), the limit is
+    w + 4 √(w (1 − w) (1/N + 1/M)), seen from both sides.
 
     Raises
     ------
@@ -93,7 +97,7 @@ def equal_rows(rows: Any, held: Any) -> tuple[npt.NDArray[np.bool_], bool]:
         return seen, True
     if not (repeated.any() or theirs.any()):
         return seen, False
-    return seen, not _too_many_split(here, there)
+    return seen, not (_too_many_split(here, there) or (_too_many(seen, theirs) and _too_many(back, repeated)))
 
 
 def _tells_apart(
@@ -152,6 +156,13 @@ def _on_a_grid(cells: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     steps = whole - whole.min()
     ticks: npt.NDArray[np.float64] = steps / max(np.gcd.reduce(steps), 1)
     return ticks
+
+
+def _too_many(seen: npt.NDArray[np.bool_], repeated: npt.NDArray[np.bool_]) -> bool:
+    """Whether more rows (N,) stand in another table than that table's rows (M,) repeat."""
+    n, m = len(seen), len(repeated)
+    share = (repeated.sum() + 2) / (m + 4)
+    return bool(seen.mean() > share + _SPREADS * np.sqrt(share * (1 - share) * (1 / n + 1 / m)))
 
 
 def _too_many_split(here: npt.NDArray[np.int64], there: npt.NDArray[np.int64]) -> bool:

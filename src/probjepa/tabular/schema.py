@@ -26,6 +26,8 @@ from probjepa.tabular.tokens import Layout
 from probjepa.tabular.traps import warn_of_texts
 from probjepa.typed import checked
 
+_BEYOND = 10  # rows
+
 
 class EncodedTable(NamedTuple):
     """A table as numbers: numeric (N, Dn) float32, 0 where missing (N, Dn) bool; codes (N, Dc) int64.
@@ -227,18 +229,24 @@ class TableSchema:
         return dict(zip(columns, (unknown / np.maximum(observed, 1)).tolist(), strict=True))
 
     def beyond_shares(self, encoded: EncodedTable) -> dict[str, float]:
-        """Return, for each column of numbers or dates, the share of observed cells beyond the fit's range.
+        """Return, for each column of numbers or dates, the share of the rows that are beyond the fit's range.
 
-        Of a date that is the part of which most are.
+        Of a date that is the part of which most are. Fewer than 10 rows are none: they may be so by chance.
         """
         shares: dict[str, float] = {}
         for k, i in enumerate(self.layout.numeric):
             feature, seen = self.features[i], ~encoded.missing[:, k]
             if feature.low is None or feature.high is None:
                 continue
-            low, high = feature.forward(np.array([feature.low, feature.high])).astype(np.float32)
+            ends = np.array([feature.low, feature.high])
+            if not feature.constant:  # the same number in float32 is none beyond
+                with np.errstate(over="ignore"):
+                    narrow = np.nextafter(ends.astype(np.float32), np.array([-np.inf, np.inf], np.float32))
+                ends = np.array([min(ends[0], narrow[0]), max(ends[1], narrow[1])])
+            low, high = feature.forward(ends).astype(np.float32)
             cells = encoded.numeric[seen, k]
-            share = float(((cells < low) | (cells > high)).mean()) if len(cells) else 0.0
+            count = int(((cells < low) | (cells > high)).sum())
+            share = count / len(seen) if count >= _BEYOND else 0.0
             shares[feature.column] = max(share, shares.get(feature.column, 0.0))
         return shares
 

@@ -62,7 +62,7 @@ _WORDED = re.compile(
 _DATE = re.compile(rf"({'|'.join(_DATES)})([ T,].*)?", re.IGNORECASE)
 _SECONDS, _HALF_DAY = r":[0-5]\d([.,]\d+)?", r" ?[ap]\.?m\.?"
 _TIME = re.compile(rf"([01]?\d|2[0-3]):[0-5]\d({_SECONDS})?({_HALF_DAY})?", re.IGNORECASE)
-_DURATION = re.compile(r"-?\d+ days( [-+]?\d\d:\d\d:\d\d(\.\d+)?)?")  # as pandas writes them
+_DURATION = re.compile(r"-?\d+ days [-+]?\d\d:\d\d:\d\d(\.\d+)?")  # as pandas writes them
 _SURELY_TIME = re.compile(rf"\d\d:.*|.*(:.*:|{_HALF_DAY}).*", re.IGNORECASE)  # and no ratio, as 1:10 is
 _MARKS = (*_UNITS, "(", "\N{MINUS SIGN}")
 
