@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -76,11 +76,22 @@ def summary(fits: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def means(fits: list[dict[str, Any]]) -> dict[str, Any]:
+def by_rows(fits: list[dict[str, Any]], summary: Callable[[list[dict[str, Any]]], Any]) -> dict[str, Any]:
     """Return the ``summary`` of fits by how many rows they are of."""
     return {
         str(n): summary([of for of in fits if of["rows"] == n]) for n in sorted({of["rows"] for of in fits})
     }
+
+
+def models(args: Any, done: Mapping[str, Any]) -> Iterator[tuple[str, str, int, int, VarTJEPA, Any]]:
+    """Yield, of each fit that is not done, its name, table, rows and seed, the model and new rows."""
+    warnings.simplefilter("ignore", ProbjepaWarning)
+    for rows, table, seed in product(args.rows, args.tables, range(args.repeats)):
+        name = f"{table}, {rows} rows, seed {seed}"
+        if name not in done:
+            train, test, types = tables(table, rows, args.test_rows, seed, args.data_root)
+            model = VarTJEPA(random_state=seed, device=args.device, column_types=types).fit(train)
+            yield name, table, rows, seed, model, test
 
 
 def main() -> None:
@@ -90,15 +101,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[400, 800, 4000], help="of each fit")
     parser.add_argument("--test-rows", type=int, default=4_000, help="new rows, at most")
     args = parse(parser)
-    warnings.simplefilter("ignore", ProbjepaWarning)
     result = Result.resumed("table_alarms", args.out)  # goes on, fit by fit
     fits = result.figures.setdefault("fits", {})
-    for rows, table, seed in product(args.rows, args.tables, range(args.repeats)):
-        name = f"{table}, {rows} rows, seed {seed}"
-        if name in fits:
-            continue
-        train, test, types = tables(table, rows, args.test_rows, seed, args.data_root)
-        model = VarTJEPA(random_state=seed, device=args.device, column_types=types).fit(train)
+    for name, table, rows, _, model, test in models(args, fits):
         fits[name] = {
             "table": table,
             "rows": rows,
@@ -106,9 +111,9 @@ def main() -> None:
             "alarms": alarms(model, test),
         }
         print(name, fits[name], flush=True)
-        result.figures["mean"] = means([of for of in fits.values() if of["table"] not in DRAWN])
+        result.figures["mean"] = by_rows([of for of in fits.values() if of["table"] not in DRAWN], summary)
         for drawn in DRAWN:
-            result.figures[drawn] = means([of for of in fits.values() if of["table"] == drawn])
+            result.figures[drawn] = by_rows([of for of in fits.values() if of["table"] == drawn], summary)
         write(result, args.out)
     write(result, args.out)
 

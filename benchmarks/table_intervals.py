@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from harness import Result, arguments, parse, write
-from probjepa.errors import ProbjepaWarning
 from probjepa.tabular import VarTJEPA
 from probjepa_experiments.table_sets import SOURCES
+from table_alarms import by_rows, models
 from table_imputation import covered
 
 SHARES = (0.125, 0.5, 0.875)  # of the cells, hidden at random
@@ -47,6 +45,11 @@ def summary(fits: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
+def both(fits: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the ``summary`` of fits of the model's intervals, and of those by one reach."""
+    return {kind: summary([of[kind] for of in fits]) for kind in ("coverage", "by one reach")}
+
+
 def main() -> None:
     parser = arguments(__doc__, "table_intervals", repeats=3)
     default = ["adult", "credit", "covertype", "electricity"]
@@ -54,33 +57,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[400, 4000], help="of each fit")
     parser.add_argument("--test-rows", type=int, default=1000, help="whose cells are hidden, at most")
     args = parse(parser)
-    warnings.simplefilter("ignore", ProbjepaWarning)
     result = Result.resumed("table_intervals", args.out)  # goes on, fit by fit
     fits = result.figures.setdefault("fits", {})
-    for rows, table, seed in product(args.rows, args.tables, range(args.repeats)):
-        name = f"{table}, {rows} rows, seed {seed}"
-        if name in fits:
-            continue
-        data = SOURCES[table].open(args.data_root, seed=seed)
-        drawn = np.random.default_rng(seed)
-        train, test = (
-            part.drop(columns=data.target).take(drawn.permutation(len(part))[:n]).reset_index(drop=True)
-            for part, n in ((data.train, rows), (data.test, args.test_rows))
-        )
-        model = VarTJEPA(random_state=seed, device=args.device, column_types=data.column_types).fit(train)
+    for name, _, rows, seed, model, test in models(args, fits):
         fits[name] = {
             "rows": rows,
             "coverage": coverage(model, test, seed),
             "by one reach": by_one_reach(model, test, seed),
         }
-        print(name, {kind: summary([fits[name][kind]]) for kind in ("coverage", "by one reach")}, flush=True)
-        result.figures["mean"] = {
-            str(n): {
-                kind: summary([of[kind] for of in fits.values() if of["rows"] == n])
-                for kind in ("coverage", "by one reach")
-            }
-            for n in sorted({of["rows"] for of in fits.values()})
-        }
+        print(name, both([fits[name]]), flush=True)
+        result.figures["mean"] = by_rows([*fits.values()], both)
         write(result, args.out)
     write(result, args.out)
 

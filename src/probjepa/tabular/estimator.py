@@ -205,12 +205,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         """Take the best weights of a fit."""
         loop.network.load_state_dict(loop.best_state)
         self.network_ = loop.network.eval()
-        index = loop.validation[:_MOST_HELD_OUT]
         self.schema_ = schema
-        training, held_out = (loop.rows.at(of, loop.device) for of in (loop.training, index))
-        rows = EncodedTable(*(part.numpy() for part in loop.rows))
-        left_out = _as_rows(schema.left_out(rows, index.numpy())).at(slice(None), loop.device)
-        self._finish(self.network_, training, held_out, left_out)
+        self._finish(loop)
         self.settings_ = loop.settings
         self.history_ = loop.history
         self.best_epoch_ = loop.best_epoch
@@ -223,11 +219,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     def _prepare(self, network: Any, rows: Rows) -> None:
         """Set what is read off the rows before the fit; most have nothing."""
 
-    def _finish(self, network: Any, training: Rows, held_out: Rows, left_out: Rows) -> None:
-        """Fit what is fitted after the weights, to rows that these were not fitted to; most have nothing.
-
-        ``left_out`` are the held-out rows as new ones would be read, each by a schema of all others.
-        """
+    def _finish(self, loop: FitLoop) -> None:
+        """Fit what is fitted after the weights, to rows that these were not fitted to; most have nothing."""
 
     def _set_columns(self, *, named: bool) -> None:
         self.n_features_in_ = len(self.schema_.columns)
@@ -424,6 +417,17 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
 def rows_at_a_time(schema: TableSchema) -> int:
     """Return how many rows of a table outside the fit are encoded together."""
     return max(1, _TOKENS // (schema.layout.n_features + 3))
+
+
+def parted(loop: FitLoop, schema: TableSchema) -> tuple[Rows, Rows, Rows]:
+    """Return the rows that a fit trained on, those that it held out, and these as new ones would be read.
+
+    That is each by a schema of all others.
+    """
+    index = loop.validation[:_MOST_HELD_OUT]
+    rows = EncodedTable(*(part.numpy() for part in loop.rows))
+    left_out = _as_rows(schema.left_out(rows, index.numpy())).at(slice(None), loop.device)
+    return loop.rows.at(loop.training, loop.device), loop.rows.at(index, loop.device), left_out
 
 
 def _plain(value: Any) -> Any:

@@ -92,6 +92,20 @@ class Feature:
         same = ((values >= self.low - near) & (values <= self.high + near)) | np.isin(values, narrow)
         return np.where(same, 0.0, np.where(values > self.high, 1.0, -1.0))
 
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """Transformed numbers, as float32 has them, below and above which one is beyond the fit's range.
+
+        The same number in float32 is none. Not of a column that was empty.
+        """
+        ends = np.array([self.low, self.high], dtype=float)
+        if not self.constant:
+            with np.errstate(over="ignore"):
+                narrow = np.nextafter(ends.astype(np.float32), np.array([-np.inf, np.inf], np.float32))
+            ends = np.array([min(ends[0], narrow[0]), max(ends[1], narrow[1])])
+        low, high = self.forward(ends).astype(np.float32).tolist()
+        return low, high
+
     @property
     def _unit(self) -> float:
         """What to divide the column's numbers by, so that differences of the largest do not overflow."""
@@ -155,11 +169,13 @@ class Feature:
             )
         if (unit := self._unit) != 1:
             return self._over(unit).left_out(values, asked)
-        found, order = values.copy(), np.argsort(values)
-        for at, edge in ((order[-1], self.high), (order[0], self.low)):
+        found = values.copy()
+        for at, edge in ((values.argmax(), self.high), (values.argmin(), self.low)):
+            if not asked[at]:
+                continue
             others = np.delete(values, at)
             near = others[np.abs(others - values[at]).argmin()]
-            if asked[at] and near != values[at] and others.min() < others.max():
+            if near != values[at] and others.min() < others.max():
                 near, *_ = self.backward(np.array([near]))
                 _, scale = _standardised(self.backward(others))
                 found[at] += np.clip((edge - near) / scale, -_FAR, _FAR)

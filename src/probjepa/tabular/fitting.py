@@ -228,6 +228,8 @@ class FitLoop:
         best = state["best_state"]
         self.network.load_state_dict(best)
         self.best_state = {name: of.detach().clone() for name, of in self.network.state_dict().items()}
+        if any(best[name].dtype != of.dtype for name, of in self.best_state.items() if name in best):
+            raise ValueError("its best weights are not of this network")
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         check_state(self.optimiser)

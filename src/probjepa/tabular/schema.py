@@ -236,15 +236,9 @@ class TableSchema:
         shares: dict[str, float] = {}
         for k, i in enumerate(self.layout.numeric):
             feature, seen = self.features[i], ~encoded.missing[:, k]
-            if feature.low is None or feature.high is None:
+            if feature.low is None:
                 continue
-            ends = np.array([feature.low, feature.high])
-            if not feature.constant:  # the same number in float32 is none beyond
-                with np.errstate(over="ignore"):
-                    narrow = np.nextafter(ends.astype(np.float32), np.array([-np.inf, np.inf], np.float32))
-                ends = np.array([min(ends[0], narrow[0]), max(ends[1], narrow[1])])
-            low, high = feature.forward(ends).astype(np.float32)
-            cells = encoded.numeric[seen, k]
+            (low, high), cells = feature.ends, encoded.numeric[seen, k]
             count = int(((cells < low) | (cells > high)).sum())
             share = count / len(seen) if count >= _BEYOND else 0.0
             shares[feature.column] = max(share, shares.get(feature.column, 0.0))

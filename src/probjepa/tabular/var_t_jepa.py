@@ -14,9 +14,9 @@ from probjepa.errors import ConfigError, DataError, counted, warn
 from probjepa.metrics.conformal import threshold, threshold_rank
 from probjepa.tabular.anomalies import Cells, Reduction, Typical, blame, judged, looked_up, row_scores
 from probjepa.tabular.copula import bins_for
-from probjepa.tabular.estimator import TableTransformer, rows_at_a_time
+from probjepa.tabular.estimator import TableTransformer, parted, rows_at_a_time
 from probjepa.tabular.features import NumericTransform
-from probjepa.tabular.fitting import FEWEST_VALIDATION_ROWS, split_rows, stretched
+from probjepa.tabular.fitting import FEWEST_VALIDATION_ROWS, FitLoop, split_rows, stretched
 from probjepa.tabular.frames import as_frame, named, pandas
 from probjepa.tabular.imputation import Imputation, described, filled, hidden_cells, without
 from probjepa.tabular.schema import ColumnType
@@ -214,7 +214,9 @@ class VarTJEPA(Thresholded, TableTransformer):
         return settings if settings["copula"] == "none" else settings | {"copula_bins": bins}
 
     @torch.no_grad()
-    def _finish(self, network: VarTJEPANetwork, training: Rows, held_out: Rows, left_out: Rows) -> None:
+    def _finish(self, loop: FitLoop) -> None:
+        network: VarTJEPANetwork = loop.network
+        training, held_out, left_out = parted(loop, self.schema_)
         names = [feature.name for feature in self.schema_.features]
         found = network.calibrate(held_out, training, left_out, names, rows_at_a_time(self.schema_))
         self.skill_: list[Skill] = found.skill
