@@ -126,3 +126,17 @@ def test_samples_have_the_density():
         log_density = prediction.log_prob(torch.cartesian_prod(axis, axis))
     expected = (log_density.exp() * log_density).sum() * (axis[1] - axis[0]) ** 2
     assert abs(drawn.mean() - expected) < 3 * drawn.std() / len(drawn) ** 0.5
+
+
+def test_a_uniform_of_exactly_zero_draws_no_component_without_weight(monkeypatch):
+    """A generator's uniforms are in [0, 1): the first component, of weight 0 here, is never drawn."""
+    head = Autoregressive(2, 3, components=2, hidden=[4])
+    with torch.no_grad():
+        for parameter in (*head.film.parameters(), *head.direct.parameters(), head.layers[-1].weight):
+            parameter.zero_()
+        logits, means, raw = head.layers[-1].bias.view(2, 3, 2).unbind(1)
+        logits.copy_(torch.tensor([-200.0, 0.0]))
+        means.copy_(torch.tensor([-50.0, 50.0]))
+        raw.fill_(-20.0)
+    monkeypatch.setattr(torch, "rand", lambda shape, *, generator, **of: torch.zeros(shape, **of))
+    assert (head(torch.zeros(3)).sample((5,)) > 40).all()

@@ -219,7 +219,7 @@ class AutoregressivePrediction(DensityPrediction):
                         uniform_shape, generator=generator, device=y.device, dtype=noise.dtype
                     )
                     uniform = uniform.expand(shape[:-1]).reshape(-1)
-                    chosen = (uniform > logits.softmax(0).cumsum(0)[:-1]).sum(0, keepdim=True)
+                    chosen = (uniform >= logits.softmax(0).cumsum(0)[:-1]).sum(0, keepdim=True)
                     mean, spread = (p.gather(0, chosen)[0] for p in (means, raw))
                     # a context far away, and each coordinate asks for a larger one: to infinity, unbounded
                     y[i] = (mean + positive_scale(spread) * noise[i]).clamp(-MAX_Z, MAX_Z)
