@@ -307,6 +307,21 @@ def test_what_is_meant_as_a_category_keeps_its_digits(tmp_path):
     assert set(code.categories) == {"00123", "123", "007"}
 
 
+def test_numbers_with_leading_zeros_are_told(tmp_path, capsys):
+    rows = ["01234,7,0.5,2,0930", "90210,12,-0.25,0,", ",3,00.5,5,1745"]
+    (tmp_path / "t.csv").write_text("\n".join(["zip,n,x,zero,at", *rows * 4]) + "\n")
+    command = ["train", "t-jepa", "--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "run"), *SMALL]
+    assert run(command) == 0
+    advice = "--set 'column_types={zip: categorical, at: categorical}'"
+    told = f"as codes are: 'zip' ('01234'), 'at' ('0930'). If they are codes, pass {advice}"
+    assert told in capsys.readouterr().err
+    assert not pj.load(tmp_path / "run").schema_.features[0].categories
+    assert run([*command, "--overwrite", *shlex.split(advice)]) == 0
+    assert "leading zeros" not in capsys.readouterr().err
+    zip_codes = next(of for of in pj.load(tmp_path / "run").schema_.features if of.name == "zip")
+    assert set(zip_codes.categories) == {"01234", "90210"}
+
+
 @pytest.mark.parametrize("cells", [["1", "2", "3"], ["1.0", "2.0", ""], ["1", "2 ", "1.0"]])
 def test_codes_that_are_numbers_are_alike_in_all_kinds_of_file(tmp_path, cells):
     (tmp_path / "t.csv").write_text("code,n\n" + "".join(f"{cell},{i}\n" for i, cell in enumerate(cells)) * 4)

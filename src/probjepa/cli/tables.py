@@ -21,7 +21,7 @@ from probjepa.tabular.rows import check_ids, embedded_rows, id_column, indexed, 
 from probjepa.tabular.runs import fit_run
 from probjepa.tabular.schema import TableSchema
 from probjepa.tabular.text_files import recorded_text, text_for, warn_of_words
-from probjepa.tabular.traps import refuse_traps
+from probjepa.tabular.traps import refuse_traps, warn_of_codes
 from probjepa.terminal import say
 from probjepa.training.device import resolve_device
 from probjepa.training.folder import RunFolder
@@ -104,6 +104,7 @@ class TableModel:
         refuse_traps(features, data, model.column_types, **signs)
         read = features if target is None else features.assign(**{target: frame[target]})
         warn_of_words(data, read, text, model.column_types or {})
+        warn_of_codes(data, features, text, model.column_types or {})
         if not options.quiet:
             of_schema = ("column_types", "numeric_transform", "max_categories")
             schema = TableSchema.infer(features, **{name: getattr(model, name) for name in of_schema})

@@ -167,6 +167,23 @@ def warn_of_words(source: str, features: Any, text: Mapping[str, Any], types: Ma
         )
 
 
+def with_leading_zeros(
+    source: str, names: Sequence[str], text: Mapping[str, Any], rows: int
+) -> dict[str, str]:
+    """Return column → its first cell of digits that begin with a zero, of those ``names`` that have one.
+
+    Read are so many rows of every text file.
+    """
+    found: dict[str, str] = {}
+    for path in map(Path, filter(written_as_text, files_below(source).values()) if names else ()):
+        how = _written(path, text) | {"usecols": names, "index_col": False, "dtype": str, "nrows": rows}
+        for name, cells in pandas().read_csv(path, **how).items():
+            padded = cells[cells.str.fullmatch("0[0-9]+", na=False)]
+            if len(padded):
+                found.setdefault(name, padded.iloc[0])
+    return found
+
+
 def names_alone(source: str, text: Mapping[str, Any]) -> Any:
     """Return the columns of a text file that has no rows, as a DataFrame; None for any other file."""
     if not written_as_text(source):

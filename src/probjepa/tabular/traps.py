@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from probjepa.errors import DataError, short, warn
 from probjepa.tabular.frames import pandas
-from probjepa.tabular.text_files import number_pattern, written_as_text
+from probjepa.tabular.text_files import number_pattern, with_leading_zeros, written_as_text
 
 _YAML = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")  # YAML's own words
 _TEXTS = ("string", "mixed-integer", "mixed")  # pandas' words for a column of text, or of text and numbers
@@ -266,6 +266,25 @@ def warn_of_texts(frame: Any, types: Mapping[str, Any]) -> None:
             )
 
 
+def warn_of_codes(source: str, features: Any, text: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Say which numbers of a text file are written with leading zeros, as codes are (01234, of an area).
+
+    Parameters
+    ----------
+    source, features, text
+        the file, or a folder of them; the table that was read from it; and how it is written
+    types
+        columns whose type was given: they are taken as they are
+    """
+    numbers = [name for name, cells in features.items() if cells.dtype.kind in "iuf" and name not in types]
+    if codes := with_leading_zeros(source, numbers, text, _READ):
+        said = ", ".join(f"'{name}' ('{short(cell)}')" for name, cell in codes.items())
+        warn(
+            f"'{source}': numbers that are written with leading zeros, as codes are: {said}. If they are "
+            f"codes, pass {_typed('categorical', *codes)}"
+        )
+
+
 def refuse_traps(
     frame: Any, source: str, column_types: Mapping[str, Any] | None = None, decimal: str = ".",
     thousands: str | None = None,
@@ -297,7 +316,7 @@ def refuse_traps(
 def _advice(trap: Trap, text: bool, decimal: str, thousands: str | None) -> str:
     options = [f"--na {shlex.quote(word)}" for word in trap.words] if text else []
     if trap.what == "dates":
-        return f"pass {' '.join([*options, _typed(trap.column, 'datetime')])}"
+        return f"pass {' '.join([*options, _typed('datetime', trap.column)])}"
     if trap.what == "dates in words":
         return "write them as YYYY-MM-DD"
     if trap.what == "times":
@@ -319,11 +338,13 @@ def _advice(trap: Trap, text: bool, decimal: str, thousands: str | None) -> str:
     return " and ".join(advice) + other
 
 
-def _typed(name: str, type_: str) -> str:
-    """The option that gives a column a type, as a shell takes it and YAML reads it."""
-    key = (
+def _typed(type_: str, *names: str) -> str:
+    """The option that gives columns a type, as a shell takes it and YAML reads it."""
+    keys = [
         name
         if re.fullmatch(r"[^\W\d]\w*", name) and name.lower() not in _YAML
         else json.dumps(name, ensure_ascii=False)
-    )
-    return f"--set {shlex.quote(f'column_types={{{key}: {type_}}}')}"
+        for name in names
+    ]
+    types = ", ".join(f"{key}: {type_}" for key in keys)
+    return f"--set {shlex.quote(f'column_types={{{types}}}')}"
