@@ -84,6 +84,12 @@ def test_directions_have_length_one(scale):
     torch.testing.assert_close(directions(rows * scale), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64])
+def test_labels_of_a_tensor_are_read_in_any_type(dtype):
+    known, rows = as_labels(torch.tensor([2, -1, 0]).to(dtype), "the labels")
+    assert known.tolist() == [2, 0] and rows.tolist() == [0, 2]
+
+
 def test_labels_of_several_types_are_one_line():
     labels = np.array([1, "a", None, "b"], dtype=object)
     with pytest.raises(DataError, match=r"the labels are of several types \(int, str\): give them one"):

@@ -144,7 +144,7 @@ def as_labels(
     DataError
         for another shape, labels of types that have no order, or if no row is labelled
     """
-    labels = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    labels = label_array(values)
     rows = labels.size if rows is None else rows
     if labels.shape != (rows,):
         raise DataError(f"{what} has shape {labels.shape} for {rows} rows: give one label a row, ({rows},)")
@@ -158,6 +158,16 @@ def as_labels(
             kinds = sorted({type(label).__name__ for label in labels[kept].tolist()})
             raise DataError(f"{what} are of several types ({', '.join(kinds)}): give them one") from None
     return labels[kept], kept
+
+
+def label_array(values: ArrayInput) -> npt.NDArray[Any]:
+    """Return labels as an array of NumPy's, which has no bfloat16 and takes no tensor with a gradient."""
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    labels = values.detach().cpu()
+    narrow = labels.is_floating_point() and labels.dtype.itemsize < 4
+    array: npt.NDArray[Any] = (labels.float() if narrow else labels).numpy()
+    return array
 
 
 def is_labelled(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

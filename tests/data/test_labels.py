@@ -26,6 +26,8 @@ def labelled(labels, classes=None, name="set"):
         ([2.0, float("nan"), 0.0], [2, -1, 0], None),
         (np.array([2, -1, 0]), [2, -1, 0], None),
         (torch.tensor([2, -1, 0]), [2, -1, 0], None),
+        (torch.tensor([2, -1, 0]).bfloat16(), [2, -1, 0], None),
+        (torch.tensor([2.0, -1.0, 0.0], requires_grad=True), [2, -1, 0], None),
         (["b", None, "a"], [1, -1, 0], ["a", "b"]),
         (["b", float("nan"), "a"], [1, -1, 0], ["a", "b"]),
         (pd.array([2, None, 0], dtype="Int64").tolist(), [2, -1, 0], None),

@@ -134,6 +134,21 @@ def test_student_t_keeps_its_logarithm_where_the_square_overflows(df: float | Te
     assert MultivariateStudentT(z, variance, df).nll(h).item() == pytest.approx(expected, rel=1e-6)
 
 
+@BOTH_DTYPES
+@pytest.mark.parametrize("cls", [PolarStudentT, MultivariateStudentT])
+@pytest.mark.parametrize("df", [1e-8, 1e-3, 0.5, torch.tensor([0.5])])
+def test_few_degrees_of_freedom_leave_far_lengths_finite(
+    cls: type, df: float | Tensor, dtype: torch.dtype
+) -> None:
+    nu, far = float(df), float(torch.finfo(dtype).max)
+    z, variance = torch.zeros(1, 2, dtype=dtype), torch.full((2,), 0.25, dtype=dtype)
+    h = torch.tensor([[far, 0.0]], dtype=dtype)
+    expected = (nu + 1) * (math.log(far) - 0.5 * math.log(nu))
+    assert PolarStudentT(z, variance, df).radial_nll(h).item() == pytest.approx(expected, rel=1e-6)
+    assert cls(z, variance, df).nll(h).isfinite()
+    assert all(g.isfinite().all() for g in grads(lambda z, v, h: cls(z, v, df).nll(h), z, variance, h))
+
+
 def test_zero_vector_stands_for_the_first_axis() -> None:
     variance, u, axis = randn(4, seed=1).exp(), randn(4, seed=2), torch.eye(4, dtype=torch.float64)[0]
     for df in (1.0, INF):

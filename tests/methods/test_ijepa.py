@@ -170,6 +170,11 @@ def test_posterior_has_the_moments_of_the_mixture():
         )
 
 
+@pytest.mark.filterwarnings("error:.*degrees of freedom:UserWarning")
+def test_the_posterior_of_no_images_is_empty_and_warns_of_nothing():
+    assert small().posterior(pixels(0)).batch_shape == (0,)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_trains_and_scores(head):
     model, x = small(head).train(), pixels(3)

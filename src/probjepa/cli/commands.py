@@ -23,7 +23,7 @@ from probjepa.cli.options import (
     Shared,
     Training,
 )
-from probjepa.errors import ConfigError, DataError
+from probjepa.errors import ConfigError, DataError, counted
 from probjepa.terminal import say
 
 _NO_PARQUET = (
@@ -86,13 +86,13 @@ def embed(model: Model, data: Data, out: OutTable, shared: Shared, sharding: Sha
             for columns in rows:
                 table.write(columns)
             opened.note(table)
-    say(f"embedded {count:,} {opened.unit}: {out}")
+    say(f"embedded {counted(count, opened.unit)}: {out}")
 
 
 def _check_beside(opened: Kind, data: str, out: Path) -> None:
     """Raise DataError where a table would be written among the tables that it is made of."""
     home = Path(data).resolve()
-    if opened.unit == "rows" and home.is_dir() and out.resolve().is_relative_to(home):
+    if opened.unit == "row" and home.is_dir() and out.resolve().is_relative_to(home):
         raise DataError(f"--out '{out}' lies in --data '{data}': give a file beside it")
 
 
@@ -116,7 +116,7 @@ def score(
         scored = opened.score(data, place, options)
     earlier = f", {scored.known:,} of them by an earlier run" if scored.known else ""
     flagged = "" if scored.flagged is None else f", {scored.flagged:,} flagged at {options.rule}"
-    what = f"{scored.inputs:,} {opened.unit} by {options.score} (higher = more typical)"
+    what = f"{counted(scored.inputs, opened.unit)} by {options.score} (higher = more typical)"
     say(f"scored {what}{earlier}{flagged}: {out}")
 
 

@@ -31,7 +31,7 @@ _BATCH = 512
 class ImageModel:
     """A trained model of images; for JEPA-SCORE, any encoder."""
 
-    unit = "images"
+    unit = "image"
 
     def __init__(self, source: str, shared: Shared) -> None:
         self.source, self.shared = source, shared

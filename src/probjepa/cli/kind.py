@@ -42,7 +42,7 @@ def write_scores(
 class Kind(Protocol):
     """What the commands ask of one kind of data: to train a model, and then of a trained one."""
 
-    unit: str  # what its inputs are called
+    unit: str  # what one of its inputs is called
     shared: Shared
 
     def __init__(self, source: str, shared: Shared) -> None: ...

@@ -38,7 +38,7 @@ SETTINGS = {"epochs": "max_epochs", "seed": "random_state", "device": "device", 
 class TableModel:
     """A fitted estimator of tables, and the target that its run left out."""
 
-    unit = "rows"
+    unit = "row"
 
     def __init__(self, source: str, shared: Shared) -> None:
         from probjepa.loading import load, row_names_of, target_of, text_of

@@ -104,12 +104,12 @@ def _kernel_of_distance(r: Tensor, df: Df, dim: int) -> Tensor:
     nu = torch.as_tensor(df, dtype=r.dtype, device=r.device)
     finite = torch.isfinite(nu)
     nu = torch.where(finite, nu, 1.0)
-    x = r / nu.sqrt()  # not its absolute value, whose second derivative at 0 is lost
-    far = x.abs() > 1
-    heavy = torch.where(
-        far, 2 * torch.hypot(torch.ones_like(x), torch.where(far, x, 1.0)).log(),
-        torch.log1p(torch.where(far, 0.0, x).square()),
-    )  # fmt: skip
+    root = nu.sqrt()
+    far = r.abs() > root
+    x = torch.where(far, 0.0, r) / root  # not its absolute value, whose second derivative at 0 is lost
+    unit = root.detach().clamp_max(1)  # of lengths: for a small ν r/√ν may overflow
+    length = torch.hypot(unit, torch.where(far, r, root) / (root / unit))
+    heavy = torch.where(far, 2 * (length.log() - unit.log()), torch.log1p(x.square()))
     return torch.where(finite, 0.5 * (nu + dim) * heavy, gaussian)
 
 

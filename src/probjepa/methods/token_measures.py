@@ -98,8 +98,10 @@ def moments(prediction: Any, _: Tensor, draws: int) -> Measured:
     if variance is None:
         variance = _variance(prediction.sample((draws,)).double())
     means = prediction.mean.double().flatten(1, -2)
-    total = variance.double().flatten(1, -2).mean(1) + means.var(1, correction=0)
-    return {"mean": means.mean(1).float(), "variance": total.float()}
+    mean = means.mean(1)
+    # torch's own ``var`` warns where there are no images
+    apart = (means - mean.unsqueeze(1)).square().mean(1)
+    return {"mean": mean.float(), "variance": (variance.double().flatten(1, -2).mean(1) + apart).float()}
 
 
 def energy(samples: Tensor, target: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from probjepa.errors import counted
 from probjepa.tabular.features import Feature
 from probjepa.tabular.schema import TableSchema
 
@@ -20,7 +21,7 @@ def described(schema: TableSchema, frame: Any) -> Iterator[str]:
     for feature in features.values():
         counts[feature.type] = counts.get(feature.type, 0) + 1
     kinds = ", ".join(f"{count} {type_}" for type_, count in counts.items())
-    yield f"{len(frame):,} rows, {len(features)} columns: {kinds}"
+    yield f"{counted(len(frame), 'row')}, {counted(len(features), 'column')}: {kinds}"
     unknown = schema.unknown_shares(schema.encode(frame))
     for feature in [*features.values()][:_MOST_LINES]:
         notes = [feature.type, *_notes(feature, frame[feature.column], unknown.get(feature.column, 0.0))]
