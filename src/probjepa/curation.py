@@ -252,7 +252,7 @@ def _line(text: str) -> bytes:
     with suppress(UnicodeEncodeError):
         line = os.fsencode(text)
         if b"\n" not in line and b"\r" not in line:
-            return line
+            return b"./" + line if line.startswith((b"#", b";")) else line  # a comment to rsync
     return printable(text).encode("utf-8", "backslashreplace")
 
 

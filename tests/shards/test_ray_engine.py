@@ -86,15 +86,25 @@ def test_rows_are_those_of_this_process_though_a_writer_is_killed(cluster, model
     assert (again["written"], again["finished"]) == (0, 4)
 
 
+class Dying(ShardWorker):
+    """A worker that the system kills while it writes one shard."""
+
+    def __call__(self, shard, place):
+        if shard.name == "part-3.parquet":
+            TableWriter.write = lambda *_: kill(os.getpid())
+        return super().__call__(shard, place)
+
+
 def test_shards_that_cannot_be_done_are_counted(cluster, model, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_engine, "RETRIES", 0)
-    data, out = write_shards(tmp_path / "in", (5, 5, 5, 300)), tmp_path / "out"
+    data, out = write_shards(tmp_path / "in", (5, 5, 5, 5)), tmp_path / "out"
     (data / "part-1.parquet").write_bytes(b"PAR1")
     pq.write_table(table(0, 3).drop_columns("label"), data / "part-2.parquet")
-    thread = at_writing(out, "part-3.parquet", kill)
-    job = Job(model, device="cpu", on_error="skip")
-    found = run_shards(job, str(data), str(out), engine=RayEngine(workers=1))
-    thread.join()
+
+    def engine(task, shards):
+        return RayEngine(workers=1)(replace(task, worker=Dying(task.worker.job)), shards)
+
+    found = run_shards(Job(model, device="cpu", on_error="skip"), str(data), str(out), engine=engine)
     assert found["shards"] == {"total": 4, "done": 1, "skipped": 3, "left": 0}
     assert all(f"{name}' " in reason for name, reason in found["skipped"].items())
     assert "part-3.parquet' ended its worker" in found["skipped"]["part-3.parquet"]

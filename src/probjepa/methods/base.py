@@ -432,7 +432,7 @@ class Method(Pretrained, pipeline_tag="image-feature-extraction"):
         if not bool(finite.all()):
             raise DataError(
                 f"the encoder gave embeddings with NaN or Inf for {int((~finite).sum())} of {len(finite)} "
-                "images: check its weights, and that its type (float16) holds them"
+                "images: check its weights, and the range of its type if that is float16"
             )
         return features
 
