@@ -32,11 +32,22 @@ def files(text):
 
 @cache
 def several(file):
-    """Return the values of every figure of a result that has several seeds."""
+    """Return the mean, in both roundings, and the deviation of every figure of several seeds."""
     known = [
         [of for of in seeds if of is not None] for seeds in _seeds(json.loads((RESULTS / file).read_text()))
     ]
-    return [of for of in known if len(of) > 1]
+    several = [of for of in known if len(of) > 1]
+    return [(average(of), statistics.stdev(of)) for of in several for average in (statistics.mean, np.mean)]
+
+
+@cache
+def written(file, digits):
+    """Return the same as texts of so many digits, as they are and in per cent."""
+    return {
+        f"{scale * mean:.{digits}f} ± {scale * deviation:.{digits}f}"
+        for mean, deviation in several(file)
+        for scale in (1, 100)
+    }
 
 
 def _seeds(found):
@@ -76,15 +87,9 @@ def test_every_experiment_is_named_with_its_largest_budget(name):
 def test_means_and_deviations_are_those_of_the_files():
     wrong = []
     for claim, _, _, ours, named in rows():
-        known = [of for file in files(named) for of in several(file)]
         for mean, deviation in re.findall(r"(−?\d+\.\d+) ± (\d+\.\d+)", ours):
+            text = f"{mean.replace('−', '-')} ± {deviation}"
             digits = len(mean.split(".")[1])
-            texts = {
-                f"{scale * average(of):.{digits}f} ± {scale * statistics.stdev(of):.{digits}f}"
-                for of in known
-                for scale in (1, 100)  # shares are in per cent
-                for average in (statistics.mean, np.mean)  # 33.55 has two roundings
-            }
-            if f"{mean.replace('−', '-')} ± {deviation}" not in texts:
-                wrong.append((claim, mean, deviation))
+            if not any(text in written(file, digits) for file in files(named)):
+                wrong.append((claim, text))
     assert wrong == []
