@@ -315,7 +315,8 @@ def test_constants_of_an_averaged_encoder_are_those_of_a_run_without_a_break(tmp
     def method():
         torch.manual_seed(0)
         sizes = {"patch_size": 8, "width": 24, "depth": 1, "heads": 2}
-        return IJEPA("vit", backbone_options=sizes, channels=1, image_size=32)
+        predictor = {"predictor_width": 24, "predictor_depth": 1, "predictor_heads": 2}
+        return IJEPA("vit", backbone_options=sizes, channels=1, image_size=32, **predictor)
 
     data = torch.randint(0, 256, (24, 1, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
     kept = train(None, method(), data, precision=dtype)
