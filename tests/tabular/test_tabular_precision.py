@@ -124,7 +124,7 @@ def test_what_is_learned_is_what_float32_learns():
     settings = {
         **TINY,
         "dim": 16,
-        "max_epochs": 30,
+        "max_epochs": 10,
         "learning_rate": 3e-3,
         "warmup_epochs": 1,
         "copula": "none",
@@ -132,8 +132,8 @@ def test_what_is_learned_is_what_float32_learns():
     full, half = (VarTJEPA(**settings, precision=precision).fit(table) for precision in ("float32", "bf16"))
     losses = [min(epoch["validation_loss"] for epoch in model.history_) for model in (full, half)]
     first = full.history_[0]["validation_loss"]
-    assert losses[0] < first - 0.5
-    assert losses[1] == pytest.approx(losses[0], abs=0.15)
+    assert losses[0] < first - 1
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
     assert losses[1] != losses[0]
 
 
