@@ -61,7 +61,7 @@ lowest: $(LOWEST_STAMP)
 $(LOWEST_STAMP): pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/$(PIP) torch -c constraints-lowest.txt
-	$(LOWEST)/bin/$(PIP) -e '.[hf,tables]' pytest hypothesis mpmath -c constraints-lowest.txt
+	$(LOWEST)/bin/$(PIP) -e '.[hf,tables]' pytest hypothesis mpmath polars -c constraints-lowest.txt
 	touch $@
 
 # small faults in the mathematics, one at a time: which does no test notice? A sample; SAMPLE=0 tries all
