@@ -1,9 +1,11 @@
 """What the front door says of the project agrees with the project: README, pages, versions, links."""
 
+import ast
 import importlib
 import json
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -53,6 +55,27 @@ def test_make_lowest_pins_exactly_the_lower_bounds():
     )  # the only CPU wheel that is sure to be there
     del bounds["torch"]
     assert lowest == bounds
+
+
+def test_make_lowest_installs_what_its_tests_import():
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    of_others = {"_pytest", "PIL", "sklearn", "yaml", "fsspec"}  # by another name, or torch's own
+    installed = of_others | {name.replace("-", "_") for name in pins("constraints-lowest.txt")}
+    line = next(line for line in recipe.splitlines() if "$(LOWEST)" in line and "-e '.[" in line)
+    installed |= {word for word in line.split() if word.isidentifier()}
+    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {
+        "probjepa",
+        "probjepa_experiments",
+        "tests",
+    }
+    line = next(line for line in recipe.splitlines() if "$(LOWEST)/bin/python -m pytest" in line)
+    chosen = [ROOT / word for word in line.split() if word.startswith("tests/")]
+    for file in [file for path in chosen for file in (path.rglob("*.py") if path.is_dir() else [path])]:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        named = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+        named += [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level]
+        wanted = {name.split(".")[0] for name in named} - own - sys.stdlib_module_names
+        assert wanted - installed == set(), file
 
 
 def test_the_tested_versions_are_allowed():
