@@ -1,4 +1,4 @@
-"""Random draws: the states of torch's generators, and draws that several processes share.
+"""Random draws: the states of global generators, and draws that several processes share.
 
 What processes draw together is what one process would draw.
 """
@@ -6,6 +6,7 @@ What processes draw together is what one process would draw.
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,12 @@ from torch import Tensor
 
 
 def reseed(seed: int, device: torch.device | None = None) -> None:
-    """Seed torch's global generators of the CPU and of ``device``, and of no other device."""
+    """Seed torch's global generators of the CPU and of ``device``, and of no other device.
+
+    Python's and NumPy's are seeded, too: a loss, or a view recipe, of the user's own may draw from them.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every GPU, whoever draws there
     if device is not None and device.type == "cuda":
         with torch.cuda.device(device):
@@ -68,18 +74,21 @@ def restore_random_state(states: Sequence[Tensor], device: torch.device) -> None
 def forked(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
     """After the block the global generators of the CPU and of ``device`` are as they were before it.
 
-    With a ``seed`` they begin the block with it. They are the process's own: blocks of several threads run
-    one after another, so that each draws what it would draw alone.
+    So are Python's and NumPy's. With a ``seed`` they begin the block with it. They are the process's own:
+    blocks of several threads run one after another, so that each draws what it would draw alone.
     """
     on = device or torch.device("cpu")
     with _ONE_AT_A_TIME:
         before = random_state(on)
+        pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
         try:
             if seed is not None:
                 reseed(seed, device)
             yield
         finally:
             restore_random_state(before, on)
+            random.setstate(pythons)
+            np.random.set_state(numpys)  # noqa: NPY002
 
 
 _ONE_AT_A_TIME = threading.RLock()

@@ -351,6 +351,46 @@ def test_overwrite_starts_afresh_and_keeps_what_is_not_the_runs(tmp_path):
     assert len(table(out)) == 1
 
 
+class DrawsAnywhere(VJE):
+    """Its loss draws from the generators of Python and NumPy."""
+
+    def loss(self, batch):
+        terms = super().loss(batch)
+        drawn = random.random() + np.random.rand()  # noqa: NPY002
+        return terms | {"loss": terms["loss"] * (1 + drawn)}
+
+
+def test_draws_of_python_and_numpy_are_seeded_resumed_and_the_callers_left(tmp_path):
+    def own():
+        return DrawsAnywhere("convnet", backbone_options={"widths": (4,)}, channels=1, image_size=8, seed=0)
+
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    before = states()
+    whole = train(tmp_path / "whole", own())
+    assert before == states()
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", own(), callbacks=[SignalAt(STEPS + 2)])
+    assert_same_weights(whole, train(tmp_path / "run", own(), resume=True))
+    assert table(tmp_path / "run") == table(tmp_path / "whole")
+
+
+@pytest.mark.filterwarnings("ignore:StochasticWeightAveraging")
+def test_the_rate_in_the_table_is_the_steps_and_not_what_an_averaging_sets_after_it(tmp_path):
+    def averaged():
+        return [L.callbacks.StochasticWeightAveraging(1e-3, swa_epoch_start=1)]
+
+    train(tmp_path / "whole", callbacks=averaged())
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", callbacks=[*averaged(), SignalAt(STEPS + 2)])
+    train(tmp_path / "run", callbacks=averaged(), resume=True)
+    assert table(tmp_path / "run") == table(tmp_path / "whole")
+    rates = [float(row["learning_rate"]) for row in table(tmp_path / "whole")]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == 0  # of the epoch that averaging adds, after the schedule's end
+
+
 def test_without_out_nothing_is_written_and_the_callers_generator_is_untouched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     method = small_method()

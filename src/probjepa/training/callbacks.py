@@ -67,7 +67,7 @@ class MetricsTable(L.Callback):
         now = time.monotonic()
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row |= {f"train/{name}": total / self._steps for name, total in self._sums.items()}
-        row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["learning_rate"] = cast(Module, pl_module).rate
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Monitor):
                 row |= callback.latest

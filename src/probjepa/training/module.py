@@ -122,6 +122,7 @@ class Module(L.LightningModule):
             **{f"method.{key}": value for key, value in getattr(method, "settings", {}).items()},
         }
         self.terms: dict[str, float] = {}
+        self.rate = 0.0  # of the last step: what an averaging callback sets after it is in no step
         self.restored = False
         self._restored_steps: object = None
         self.logs = True  # fit logs where somebody listens: it takes longer than all else between two steps
@@ -288,8 +289,8 @@ class Module(L.LightningModule):
         """Set the step's learning rate, step, then let the method follow (its averaged copy)."""
         step, total = self.global_step, self.total_steps
         warmup = self.settings["warmup_epochs"] * total / self.settings["epochs"]
-        rate = self.settings["learning_rate"] * warmup_cosine(step, total, warmup)
-        set_learning_rate(self.trainer.optimizers[0], rate)
+        self.rate = self.settings["learning_rate"] * warmup_cosine(step, total, warmup)
+        set_learning_rate(self.trainer.optimizers[0], self.rate)
         super().optimizer_step(*args, **kwargs)
         self.method.after_step(step, total)
 

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
@@ -28,6 +28,10 @@ _INSTEAD = {
     "max_time": "stop it by Ctrl-C or SIGTERM (timeout --foreground 2h …), and go on with resume",
     "fast_dev_run": "give epochs=1 and limit_train_batches=1",
 }
+# what Lightning looks at in the midst of a run, or not at all
+_UNCHECKED: dict[str, Any] = {
+    "log_every_n_steps": int, "detect_anomaly": bool, "deterministic": bool | Literal["warn"],
+}  # fmt: skip
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -41,6 +45,9 @@ def check_options(options: Mapping[str, Any], others: Iterable[str]) -> None:
             raise ConfigError(f"{name} is set by {taken[name]}: give that instead")
         if name not in own:
             raise unknown_name("setting", name, {*own, *others} - {"self", "trainer_options", *taken})
+    for name, kind in _UNCHECKED.items():
+        if options.get(name) is not None:
+            check_plain(name, options[name], kind)
     accumulate = check_plain("accumulate_grad_batches", options.get("accumulate_grad_batches", 1), int)
     if accumulate < 1:
         raise ConfigError(f"accumulate_grad_batches must be 1 or more, got {accumulate}")
@@ -114,7 +121,7 @@ def make_trainer(device: torch.device, options: Mapping[str, Any]) -> L.Trainer:
         plugins.append(TorchSync() if device.type == "cuda" else SyncBatchNorm())
     try:
         return L.Trainer(**{**ours, **options, "sync_batchnorm": False, "plugins": plugins})
-    except (TypeError, ValueError, MisconfigurationException) as error:
+    except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
         raise ConfigError(f"Lightning cannot train with these settings: {short(error, 200)}") from error
 
 
