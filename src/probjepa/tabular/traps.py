@@ -277,7 +277,7 @@ def warn_of_codes(source: str, features: Any, text: Mapping[str, Any], types: Ma
         columns whose type was given: they are taken as they are
     """
     numbers = [name for name, cells in features.items() if cells.dtype.kind in "iuf" and name not in types]
-    if codes := with_leading_zeros(source, numbers, text, _READ):
+    if numbers and (codes := with_leading_zeros(source, numbers, text, _READ)):
         said = ", ".join(f"'{name}' ('{short(cell)}')" for name, cell in codes.items())
         warn(
             f"'{source}': numbers that are written with leading zeros, as codes are: {said}. If they are "
@@ -306,7 +306,7 @@ def refuse_traps(
         )
     for trap in text_traps(frame, column_types, decimal, thousands):
         if advice := _advice(trap, written_as_text(source), decimal, thousands):
-            kept = _typed(trap.column, "categorical")
+            kept = _typed("categorical", trap.column)
             raise DataError(
                 f"column '{trap.column}' of '{source}' holds {trap.what} and was read as text "
                 f"('{trap.cell[:60]}' in row {trap.row}): {advice}, or pass {kept} if it is meant so"
