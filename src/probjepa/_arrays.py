@@ -144,7 +144,7 @@ def as_labels(
     DataError
         for another shape, labels of types that have no order, or if no row is labelled
     """
-    labels = label_array(values)
+    labels = as_array(values)
     rows = labels.size if rows is None else rows
     if labels.shape != (rows,):
         raise DataError(f"{what} has shape {labels.shape} for {rows} rows: give one label a row, ({rows},)")
@@ -160,13 +160,13 @@ def as_labels(
     return labels[kept], kept
 
 
-def label_array(values: ArrayInput) -> npt.NDArray[Any]:
-    """Return labels as an array of NumPy's, which has no bfloat16 and takes no tensor with a gradient."""
+def as_array(values: ArrayInput) -> npt.NDArray[Any]:
+    """Return an array of NumPy's, which has no bfloat16 and takes no tensor with a gradient."""
     if not isinstance(values, torch.Tensor):
         return np.asarray(values)
-    labels = values.detach().cpu()
-    narrow = labels.is_floating_point() and labels.dtype.itemsize < 4
-    array: npt.NDArray[Any] = (labels.float() if narrow else labels).numpy()
+    tensor = values.detach().cpu()
+    narrow = tensor.is_floating_point() and tensor.dtype.itemsize < 4 and tensor.dtype != torch.float16
+    array: npt.NDArray[Any] = (tensor.float() if narrow else tensor).numpy()
     return array
 
 

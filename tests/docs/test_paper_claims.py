@@ -36,8 +36,8 @@ def several(file):
     known = [
         [of for of in seeds if of is not None] for seeds in _seeds(json.loads((RESULTS / file).read_text()))
     ]
-    several = [of for of in known if len(of) > 1]
-    return [(average(of), statistics.stdev(of)) for of in several for average in (statistics.mean, np.mean)]
+    known = [of for of in known if len(of) > 1]
+    return [(average(of), statistics.stdev(of)) for of in known for average in (statistics.mean, np.mean)]
 
 
 @cache

@@ -1,7 +1,8 @@
 """The figures written before the house was rebuilt are those of today.
 
-Written again since: I-JEPA's two, when its masks were mended; the demo's, when its last digits had changed (of the
-likelihood's kernel: the first epoch's loss is the same to seven digits, and what seeds do not agree upon moved).
+Written again since: I-JEPA's two, when its masks were mended; the demo's, when the last digits of the
+likelihood's kernel had changed (its first epoch's loss is the same to seven digits, and what seeds do not
+agree upon moved).
 """
 
 from __future__ import annotations

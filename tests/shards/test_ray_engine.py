@@ -86,6 +86,11 @@ def test_rows_are_those_of_this_process_though_a_writer_is_killed(cluster, model
     assert (again["written"], again["finished"]) == (0, 4)
 
 
+def one_worker(kind):
+    """An engine of one worker of this kind."""
+    return lambda task, shards: RayEngine(workers=1)(replace(task, worker=kind(task.worker.job)), shards)
+
+
 class Dying(ShardWorker):
     """A worker that the system kills while it writes one shard."""
 
@@ -100,11 +105,8 @@ def test_shards_that_cannot_be_done_are_counted(cluster, model, tmp_path, monkey
     data, out = write_shards(tmp_path / "in", (5, 5, 5, 5)), tmp_path / "out"
     (data / "part-1.parquet").write_bytes(b"PAR1")
     pq.write_table(table(0, 3).drop_columns("label"), data / "part-2.parquet")
-
-    def engine(task, shards):
-        return RayEngine(workers=1)(replace(task, worker=Dying(task.worker.job)), shards)
-
-    found = run_shards(Job(model, device="cpu", on_error="skip"), str(data), str(out), engine=engine)
+    job = Job(model, device="cpu", on_error="skip")
+    found = run_shards(job, str(data), str(out), engine=one_worker(Dying))
     assert found["shards"] == {"total": 4, "done": 1, "skipped": 3, "left": 0}
     assert all(f"{name}' " in reason for name, reason in found["skipped"].items())
     assert "part-3.parquet' ended its worker" in found["skipped"]["part-3.parquet"]
@@ -126,11 +128,8 @@ class Full(ShardWorker):
 def test_a_full_disk_at_one_worker_is_the_error_that_it_is_here(cluster, model, tmp_path):
     data, out = write_shards(tmp_path / "in"), tmp_path / "out"
 
-    def engine(task, shards):
-        return RayEngine(workers=1)(replace(task, worker=Full(task.worker.job)), shards)
-
     with pytest.raises(ArtifactError, match=r"cannot write .*No space left on device") as error:
-        run_shards(Job(model, device="cpu"), str(data), str(out), engine=engine)
+        run_shards(Job(model, device="cpu"), str(data), str(out), engine=one_worker(Full))
     assert "\n" not in str(error.value) and [p.name for p in out.glob("*.parquet")] == ["part-0.parquet"]
 
 

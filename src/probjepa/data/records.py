@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from probjepa._arrays import is_labelled, label_array
+from probjepa._arrays import as_array, is_labelled
 from probjepa.data.decode import FEW_LEVELS, Decoder, Payload, Unreadable, as_payload
 from probjepa.errors import DataError, warn
 from probjepa.files import file_state, is_rewritten, regular
@@ -157,7 +157,7 @@ def encode_labels(
     """
     advice = "or leave labels out with labels=none (--labels none)"
     try:
-        array = np.array(values, dtype=object) if isinstance(values, list | tuple) else label_array(values)
+        array = np.array(values, dtype=object) if isinstance(values, list | tuple) else as_array(values)
     except ValueError:
         raise DataError(
             f"{where}: labels are arrays of several shapes: pass one label an image, {advice}"

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from probjepa._arrays import as_array
 from probjepa.errors import DataError, few, short
 from probjepa.files import first_line
 from probjepa.registry import importing, required
@@ -132,12 +133,9 @@ def _from_array(pd: Any, table: Any, names: Sequence[str] | None) -> Any:
         raise DataError("the table is a sparse matrix: pass a dense one, X.toarray()")
     if isinstance(table, str | Path):
         raise DataError(f"'{short(table)}' is a name: pass the table itself, such as pd.read_parquet(…)")
-    if isinstance(table, torch.Tensor):
-        if table.layout != torch.strided:
-            raise DataError("the table is a sparse tensor: give a dense one, to_dense()")
-        table = table.detach().cpu()
-        table = table.float() if table.dtype == torch.bfloat16 else table  # which numpy has not
-    array = np.asarray(table)
+    if isinstance(table, torch.Tensor) and table.layout != torch.strided:
+        raise DataError("the table is a sparse tensor: give a dense one, to_dense()")
+    array = as_array(table)
     if isinstance(table, np.ma.MaskedArray) and array.dtype.names is None:
         fill: Any = {"f": np.nan, "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}.get(array.dtype.kind)
         array = array.copy() if fill is not None else array.astype(object)

@@ -7,7 +7,7 @@ import gzip
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +150,7 @@ def warn_of_words(source: str, features: Any, text: Mapping[str, Any], types: Ma
     among = [name for name in gaps if read_as[name] == "categorical"]
     if not among:
         return
-    for path in map(Path, filter(written_as_text, files_below(source).values())):
-        how = _written(path, text) | {"usecols": among, "index_col": False, "dtype": str}
+    for path, how in _as_texts(source, among, text):
         cells, taken = (
             pd.read_csv(path, **how | more) for more in ({"na_values": [], "keep_default_na": False}, {})
         )
@@ -175,13 +174,20 @@ def with_leading_zeros(
     Read are so many rows of every text file.
     """
     found: dict[str, str] = {}
-    for path in map(Path, filter(written_as_text, files_below(source).values()) if names else ()):
-        how = _written(path, text) | {"usecols": names, "index_col": False, "dtype": str, "nrows": rows}
-        for name, cells in pandas().read_csv(path, **how).items():
+    for path, how in _as_texts(source, names, text):
+        for name, cells in pandas().read_csv(path, **how, nrows=rows).items():
             padded = cells[cells.str.fullmatch("0[0-9]+", na=False)]
             if len(padded):
                 found.setdefault(name, padded.iloc[0])
     return found
+
+
+def _as_texts(
+    source: str, names: Sequence[str], text: Mapping[str, Any]
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield every text file of a source, and how pandas reads these columns of it as texts."""
+    for path in map(Path, filter(written_as_text, files_below(source).values())):
+        yield path, _written(path, text) | {"usecols": names, "index_col": False, "dtype": str}
 
 
 def names_alone(source: str, text: Mapping[str, Any]) -> Any:
