@@ -1,5 +1,7 @@
 """What tests of several processes share."""
 
+import multiprocessing
+import os
 import socket
 import subprocess
 import sys
@@ -12,6 +14,28 @@ def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+_READY = multiprocessing.get_context("forkserver")
+_READY.set_forkserver_preload(["lightning.pytorch", "probjepa.training"])
+
+
+def forked(said, env, target, *words):
+    """Start ``target(*words)`` in a process of its own, which does not wait for imports.
+
+    It is the fork of one that has done nothing but import torch and Lightning. ``env`` joins its environment,
+    and the file ``said`` takes what it writes to stderr. Returns a multiprocessing.Process.
+    """
+    process = _READY.Process(target=_told, args=(said, env, target, words))
+    process.start()
+    return process
+
+
+def _told(said, env, target, words):
+    with open(said, "wb") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.environ.update(env)
+    target(*words)
 
 
 def wait_for_file(path, process):

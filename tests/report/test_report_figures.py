@@ -65,12 +65,20 @@ def test_panels_stand_side_by_side_on_one_scale() -> None:
 
 
 @pytest.mark.parametrize("width", ["full", "half", "third"])
-@pytest.mark.parametrize("name", ["a", "describable_textures, 47 classes", "W" * 60])
-def test_a_title_ends_within_the_picture(width: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["a", "describable_textures, 47 classes", "far " * 5, "W" * 60])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda axis: plots.dots(axis, {"JEPA-SCORE + latent": (0.9, 0.8, 1.0)}, written=True),
+        lambda axis: plots.roc(axis, [0.0, 1.0, 2.0], {"far": [1.0, 3.0]}),  # a square amid the picture
+    ],
+)
+def test_a_title_ends_within_the_picture(
+    width: Any, name: str, draw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr("probjepa.report.figures._svg", lambda figure: drawn.append(figure) or "")
-    rows = {"JEPA-SCORE + latent": (0.9, 0.8, 1.0)}
-    figure = picture(name, lambda axis: plots.dots(axis, rows, written=True), width=width)
+    figure = picture(name, draw, width=width)
     (axis,) = drawn[0].axes
     drawn[0].draw_without_rendering()
     text = axis.get_title("left")

@@ -17,16 +17,9 @@ import probjepa as pj
 from probjepa.errors import ConfigError
 from probjepa.training import fit
 from probjepa.training.processes import SyncBatchNorm, batch_size_of_each
-from processes import free_port
+from processes import forked, free_port
 
 KILLED = "vje"
-
-
-def torchrun(folder, what):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    return subprocess.run(
-        [*command, many_processes.__file__, str(folder), what], capture_output=True, text=True, check=False
-    )
 
 
 def started_by_hand(folder, *words):
@@ -38,16 +31,14 @@ def started_by_hand(folder, *words):
         "TORCHELASTIC_RUN_ID": "by hand", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }  # fmt: skip
+    files = [folder / f"said-{rank}.txt" for rank in "01"]
     processes = [
-        subprocess.Popen(
-            [sys.executable, many_processes.__file__, str(folder), *words],
-            env=os.environ | told | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    return list(zip(said, [process.returncode for process in processes], strict=True))
+        forked(file, told | {"RANK": rank, "LOCAL_RANK": rank}, many_processes.main, folder, *words)
+        for file, rank in zip(files, "01", strict=True)
+    ]
+    for process in processes:
+        process.join(timeout=300)
+    return [(file.read_text(), process.exitcode) for file, process in zip(files, processes, strict=True)]
 
 
 def losses(run_folder):
@@ -66,7 +57,8 @@ def weights(run_folder):
 def two(tmp_path_factory):
     """Every case by two processes, and one whose second process was killed amid the second epoch."""
     folder = tmp_path_factory.mktemp("two")
-    said = torchrun(folder, "all")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    said = subprocess.run([*command, many_processes.__file__, folder, "all"], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr[-3000:]
     # torchrun would stop the other before it sees what has happened, or after
     (first, code), (_, killed) = started_by_hand(folder, str(EPOCHS), "5", "1", "0.0")
@@ -112,8 +104,8 @@ def test_weights_that_are_spread_over_the_processes_learn_the_same(two):
 def test_a_run_whose_process_was_killed_goes_on_as_if_nothing_had_been(two, tmp_path):
     for folder in ("by two", "by one"):
         shutil.copytree(two / "killed", tmp_path / folder / "killed")
-    said = torchrun(tmp_path / "by two", "resume")
-    assert said.returncode == 0, said.stderr[-3000:]
+    for said, code in started_by_hand(tmp_path / "by two", "resume"):
+        assert code == 0, said[-3000:]
     exact = weights(two / KILLED)
     for name, value in weights(tmp_path / "by two" / "killed").items():
         assert torch.equal(value, exact[name]), name
@@ -126,8 +118,8 @@ def test_a_run_whose_process_was_killed_goes_on_as_if_nothing_had_been(two, tmp_
 def test_a_process_that_is_asked_to_end_ends_all_with_a_checkpoint(two, tmp_path):
     for said, code in started_by_hand(tmp_path, "terminate"):
         assert code == 1 and "interrupted after step 3: go on from" in said, said[-3000:]
-    said = torchrun(tmp_path, "resume")
-    assert said.returncode == 0, said.stderr[-3000:]
+    for said, code in started_by_hand(tmp_path, "resume"):
+        assert code == 0, said[-3000:]
     for name, value in weights(tmp_path / "killed").items():
         assert torch.equal(value, weights(two / KILLED)[name]), name
 
