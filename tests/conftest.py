@@ -40,3 +40,9 @@ def _checked_distributions(monkeypatch):
     from torch.distributions import Distribution  # after the threads are set: OpenMP reads them once
 
     monkeypatch.setattr(Distribution, "_validate_args", True)
+
+
+@pytest.fixture
+def few_epochs(monkeypatch):
+    """End the MLP on embeddings early: it is most of the time of a table's evaluation."""
+    monkeypatch.setattr("probjepa.evaluation.predictors._MOST_EPOCHS", 5)

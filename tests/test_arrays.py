@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import probjepa as pj
 from probjepa._arrays import (
     as_features,
     as_float_tensor,
@@ -100,3 +101,26 @@ def test_labels_of_several_types_are_one_line():
         Mahalanobis().fit(np.eye(4), labels)
     with pytest.raises(DataError, match="several types"):
         knn_accuracy(np.eye(4), labels, np.eye(4), labels, k=1)
+
+
+def test_a_mask_hides_labels_and_is_refused_among_numbers():
+    labels = np.ma.array([2, 0, 1], mask=[0, 1, 0])
+    known, rows = as_labels(labels, "the labels")
+    assert known.tolist() == [2, 1] and rows.tolist() == [0, 2]
+    hidden = np.ma.array(np.ones((9, 16, 16)), mask=np.arange(9 * 256).reshape(9, 16, 16) == 7)
+    for read in (
+        lambda: pj.conformal_p_values([2.5], hidden[0, 0]),
+        lambda: pj.conformal_p_values(hidden[0, 0], [2.5]),
+        lambda: knn_accuracy(hidden[0], np.arange(16), hidden[0], np.arange(16)),
+        lambda: Mahalanobis().fit(hidden[0]),
+        lambda: Mahalanobis().fit(np.eye(17, 16)).score_samples(hidden[0]),
+        lambda: pj.open_images(hidden),
+        lambda: pj.open_images((hidden, np.zeros(9))),
+        lambda: pj.open_images({"images": hidden}),
+    ):
+        with pytest.raises(DataError, match=r"has masked values: fill them, or drop their rows") as error:
+            read()
+        assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match="row 0 has masked pixels: fill them"):
+        pj.open_images(list(hidden))
+    assert as_labels(np.ma.array([3, 4]), "the labels")[0].dtype.kind == "i"

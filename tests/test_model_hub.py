@@ -73,6 +73,27 @@ def test_an_option_that_the_hub_does_not_take_is_named(hub, tmp_path):
     assert not hub
 
 
+def test_a_config_of_ones_own_is_refused_and_the_folder_here_has_a_name(hub, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="option of push_to_hub 'config'"):
+        small().push_to_hub("me/x", config={"a": 1})
+    assert not hub
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    small().save_pretrained(".", push_to_hub=True)
+    assert list(hub) == ["here"]
+
+
+def test_a_branch_that_is_not_there_is_among_what_to_check(hub, monkeypatch):
+    def missing(self, **options):
+        raise ConnectionError("404 Client Error.")
+
+    monkeypatch.setattr(HfApi, "upload_folder", missing)
+    with pytest.raises(ArtifactError, match=r"\(404 Client Error\): .* that there is a branch b1, the conn"):
+        small().push_to_hub("me/x", branch="b1")
+    with pytest.raises(ArtifactError, match="check the name, the connection"):
+        small().push_to_hub("me/x")
+
+
 def test_a_failed_upload_keeps_what_was_saved(hub, tmp_path, monkeypatch):
     def offline(self, **options):
         raise ConnectionError("no route\nto the hub")
@@ -147,6 +168,17 @@ def test_a_refused_repository_says_what_to_do(status, says, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     refused("me/model", says)
+
+
+def test_a_download_that_breaks_off_is_one_line(monkeypatch):
+    class Cut(Exception):
+        """None of Python's and none of the hub's: its HTTP library is httpx or requests, by its version."""
+
+    def download(repo_id, **options):
+        raise Cut("peer closed connection without sending complete message body")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    refused("me/model", "no model at me/model, on this disk or on the hub: peer closed")
 
 
 def test_an_answer_of_something_else_than_the_hub_is_one_line_and_the_cache_stands(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ def as_float_tensor(values: ArrayInput, what: str) -> torch.Tensor:
             raise DataError(f"{what} holds {kind} values: give real numbers")
         tensor = values.detach()
     else:
+        refuse_masked(values, what)
         try:
             array = np.asarray(values)
         except ValueError:
@@ -43,6 +44,12 @@ def as_float_tensor(values: ArrayInput, what: str) -> torch.Tensor:
     if not tensor.dtype.is_floating_point:
         return tensor.double()
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def refuse_masked(values: Any, what: str) -> None:
+    """Raise DataError for an array of numpy.ma with masked values, which NumPy would read as if valid."""
+    if np.ma.is_masked(values):
+        raise DataError(f"{what} has masked values: fill them, or drop their rows")
 
 
 class _Writeable:
@@ -137,7 +144,7 @@ def as_labels(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:
     """Return the labels of the labelled rows (n,), of any type, and which of the ``rows`` those are (n,).
 
-    −1, None and NaN say that a row has no label.
+    −1, None, NaN and the mask of a masked array say that a row has no label.
 
     Raises
     ------
@@ -161,12 +168,23 @@ def as_labels(
 
 
 def as_array(values: ArrayInput) -> npt.NDArray[Any]:
-    """Return an array of NumPy's, which has no bfloat16 and takes no tensor with a gradient."""
+    """Return an array of NumPy's, which has no bfloat16 and takes no tensor with a gradient.
+
+    What a masked array hides is missing: NaN, NaT or None, by its type.
+    """
     if not isinstance(values, torch.Tensor):
-        return np.asarray(values)
+        array: npt.NDArray[Any] = np.asarray(values)
+        hides = isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values)
+        if hides and array.dtype.names is None:
+            fill: Any = {"f": np.nan, "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}.get(
+                array.dtype.kind
+            )
+            array = array.copy() if fill is not None else array.astype(object)
+            array[np.ma.getmaskarray(values)] = fill
+        return array
     tensor = values.detach().cpu()
     narrow = tensor.is_floating_point() and tensor.dtype.itemsize < 4 and tensor.dtype != torch.float16
-    array: npt.NDArray[Any] = (tensor.float() if narrow else tensor).numpy()
+    array = (tensor.float() if narrow else tensor).numpy()
     return array
 
 

@@ -221,12 +221,14 @@ def kind_of(config: Mapping[str, Any], folder: Path) -> Any:
         for table in TABLE_METHODS:
             if TABLE_METHODS.path(table).replace(":", ".").rpartition(".")[2] == name:
                 return TABLE_METHODS[table]
-        raise ArtifactError(f"{folder} holds a {name}, which this version does not know: install a newer one")
+        raise ArtifactError(
+            f"{folder} holds a {short(name)}, which this version does not know: install a newer one"
+        )
     method = config.get("method")
     if not isinstance(method, str):
         raise damaged(folder, KeyError("method"))
     if method not in MODELS and method not in METHODS:
-        unknown = unknown_name("method", method, {*MODELS, *METHODS})
+        unknown = unknown_name("method", short(method), {*MODELS, *METHODS})
         raise ArtifactError(
             f"{folder} holds an {unknown}: import the module that registers it, or install its package"
         )

@@ -176,3 +176,28 @@ def test_wrong_settings(detector, rows, message):
     with pytest.raises((ConfigError, DataError), match=message) as error:
         detector.fit(FIT[:rows])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("detector", "rows", "labels"),
+    [
+        (KNN(50), np.ones((30, 3)), None),
+        (Mahalanobis(), np.ones((1, 3)), None),
+        (Mahalanobis(), np.ones((40, 3)), np.zeros(7)),
+        (GaussianMixture(5), np.ones((3, 3)), None),
+    ],
+)
+def test_a_fit_that_fails_leaves_the_one_before(detector, rows, labels):
+    detector.fit(FIT)
+    scores, offset = detector.score_samples(TEST), detector.offset_
+    with pytest.raises((ConfigError, DataError)):
+        detector.fit(rows, labels)
+    assert (detector.score_samples(TEST) == scores).all() and detector.offset_ == offset
+    with pytest.raises(DataError, match="X has 3 features"):
+        detector.score_samples(np.ones((2, 3)))
+
+
+def test_numbers_that_a_detector_cannot_take_are_not_written_out():
+    with pytest.raises(DataError) as error:
+        KNN(2).fit(np.ones((200, 30)) + 1j)
+    assert len(str(error.value)) < 450

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from detector_rows import FIT, TEST
 from scipy.spatial.distance import cdist
@@ -145,3 +146,15 @@ def test_mahalanobis_in_parts_takes_what_fit_takes():
         Mahalanobis(contamination="x").partial_fit(FIT)
     with pytest.raises(ConfigError, match="merge takes another Mahalanobis, got a KNN"):
         Mahalanobis().fit(FIT).merge(KNN().fit(FIT))
+
+
+def test_a_merge_is_of_the_same_columns_in_the_same_order():
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)), columns=["a", "b"])
+    half = Mahalanobis().fit(frame[:30])
+    with pytest.raises(DataError, match="other feature names, or in another order"):
+        half.merge(Mahalanobis().fit(frame[30:][["b", "a"]]))
+    whole = Mahalanobis().merge(half).merge(Mahalanobis().fit(frame[30:]))
+    assert whole.feature_names_in_.tolist() == ["a", "b"]
+    np.testing.assert_allclose(
+        whole.score_samples(frame), Mahalanobis().fit(frame).score_samples(frame), rtol=1e-9
+    )

@@ -46,6 +46,7 @@ def test_a_name_a_model_and_the_command_give_the_same(places, tmp_path):
         assert json.loads(json.dumps(by_name[part])) == written[part]
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_tables_and_their_files(places):
     by_file = pj.evaluate(
         places / "table", places / "rows.csv", str(places / "held.csv"), target="y",

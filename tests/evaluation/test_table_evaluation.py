@@ -449,6 +449,7 @@ def test_a_figure_that_a_seed_lacks_is_of_the_others():
     assert over_seeds([{"a": None}, {"a": None}]) == {"a": None}
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_seeds_of_64_bits():
     options = {"predictors": ["logistic regression", "MLP"]}
     train, test = table(80), table(30, seed=1)
@@ -536,6 +537,7 @@ def test_classes_that_train_lacks_are_named_or_refused():
         evaluate_table(None, train, test[:5], "y")
 
 
+@pytest.mark.usefixtures("few_epochs")
 @pytest.mark.parametrize("frame", ["pandas", "polars"])
 def test_frames_from_transform_change_nothing(frame):
     train, test = table(), table(60, 1)

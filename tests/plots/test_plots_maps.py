@@ -75,6 +75,16 @@ def test_class_map_names_the_classes_at_their_medians(classes: list[str] | None)
         assert text.get_position() == pytest.approx(np.median(xy[labels == value], axis=0))
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [(["b", "a"], ["a", "b"]), ([0.0, NAN], ["0.0", "nan"]), ([-1, 7], ["unlabelled", "7"])],
+)
+def test_class_map_takes_labels_of_any_type(labels: list[Any], names: list[str]) -> None:
+    plots.class_map(axis := axes(), draws(0, 40, 2), labels * 20)
+    drawn(axis)
+    assert [text.get_text() for text in axis.texts] == names
+
+
 def test_maps_of_one_class_many_classes_and_nothing_finite() -> None:
     titles = []
     for xy, labels in (

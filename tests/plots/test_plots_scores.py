@@ -170,3 +170,17 @@ def test_a_palette_has_a_colour_a_name_in_order() -> None:
     assert len(set(colours.values())) == 3
     longer = plots.palette([*colours, *map(str, range(9))])
     assert {name: longer[name] for name in colours} == colours
+
+
+def test_a_name_that_begins_with_a_line_stands_in_a_legend() -> None:
+    axis = axes()
+    plots.lines(axis, {"_a": ([0, 1], [0, 1]), "b": ([0, 1], [1, 0])})
+    assert [text.get_text().strip() for text in axis.legend().get_texts()] == ["_a", "b"]
+
+
+@pytest.mark.parametrize("values", [[1e15, 1e15 + 1], [1e17] * 5, [-1e30] * 3, [1e-30, 2e-30]])
+def test_a_histogram_of_nearly_equal_values_of_any_size(values: list[float]) -> None:
+    plots.histogram(axis := axes(), values)
+    written_in(axis)
+    counts, edges, _ = axis.patches[0].get_data()
+    assert counts.sum() == pytest.approx(100) and edges[0] <= min(values) <= max(values) <= edges[-1]

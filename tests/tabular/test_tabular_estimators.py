@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -88,6 +89,20 @@ def test_pipeline_clone_and_set_output(kind, table):
     pipeline = make_pipeline(kind(**TINY), LogisticRegression()).fit(table, y)
     assert pipeline.predict(table).shape == (40,)
     assert clone(pipeline).get_params()[f"{kind.__name__.lower()}__dim"] == 8
+
+
+@BOTH
+@pytest.mark.parametrize("labels", [[0, 1, 2], pd.MultiIndex.from_product([["a"], ["x", "y", "z"]])])
+def test_a_column_transformer_of_columns_that_are_not_called_by_texts(kind, labels):
+    frame = pd.DataFrame({"a": np.arange(40.0), "b": np.arange(40) % 7, "c": list("xy") * 20})
+    frame.columns = labels
+    parts = ColumnTransformer([("t", kind(**TINY), [0, 2])]).fit(frame)
+    names = parts.get_feature_names_out().tolist()
+    assert names[0] == "t__x0_0" and names[-1] == "t__x2_7" and len(names) == 16
+    named = ColumnTransformer([("t", kind(**TINY), [0, 2])]).set_output(transform="pandas")
+    out = named.fit_transform(frame)
+    np.testing.assert_array_equal(out, parts.transform(frame))
+    assert out.shape == (40, 16)
 
 
 @BOTH

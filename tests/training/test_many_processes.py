@@ -1,7 +1,6 @@
 """Two processes are one: the same curve, resumed by as many or by fewer, whoever is killed."""
 
 import csv
-import os
 import shutil
 import signal
 import subprocess

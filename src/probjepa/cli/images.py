@@ -200,7 +200,8 @@ class ImageModel:
         from probjepa.evaluation import evaluate, openood_sets
         from probjepa.report.summary import print_summary, write_evaluation
 
-        _refuse_target(options.target, self.source)
+        if options.target is not None and self.method:  # a model that is not there is told first
+            _refuse_target(options.target, self.source)
         if options.reencode is not None:
             jpeg_quality(options.reencode)  # its complaint comes before any work
         sets = {name: self.read(uri, labelled=False) for name, uri in _named(options.ood or []).items()}

@@ -63,6 +63,8 @@ def as_payload(value: Any, base: Path | None = None) -> Payload:
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value
         return np.asarray(value)
+    if np.ma.is_masked(value):
+        return Unreadable("has masked pixels: fill them")
     try:
         return _dense(value)
     except (ValueError, TypeError):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from probjepa._arrays import as_array, is_labelled
+from probjepa._arrays import as_array, is_labelled, refuse_masked
 from probjepa.data.decode import FEW_LEVELS, Decoder, Payload, Unreadable, as_payload
 from probjepa.errors import DataError, warn
 from probjepa.files import file_state, is_rewritten, regular
@@ -94,6 +94,7 @@ class ArrayRecords(Records):
         *,
         file: Path | None = None,
     ) -> None:
+        refuse_masked(array, f"{name}: an array that")
         if array.ndim not in (3, 4):
             raise DataError(
                 f"{name}: an array of shape {array.shape} is no set of images: "

@@ -9,8 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from probjepa._arrays import ArrayInput, as_features, as_float_tensor, as_labels, power_of_two
-from probjepa.errors import ConfigError, DataError
+from probjepa._arrays import (
+    ArrayInput,
+    as_features,
+    as_float_tensor,
+    as_labels,
+    power_of_two,
+    refuse_masked,
+)
+from probjepa.errors import ConfigError, DataError, short
 from probjepa.registry import importing
 from probjepa.typed import check_arguments, types_of
 
@@ -116,9 +123,15 @@ class Detector(Thresholded, BaseEstimator):  # type: ignore[misc]  # scikit-lear
         """
         check_arguments(self.get_params(), types_of(type(self)))
         self._check_contamination()
-        rows = self._checked(X, "the embeddings to fit", reset=True)
-        self._fit(rows, *classes_of(y, len(rows)))
-        scores = self._score(threshold_rows(rows))
+        before = dict(self.__dict__)
+        try:
+            rows = self._checked(X, "the embeddings to fit", reset=True)
+            self._fit(rows, *classes_of(y, len(rows)))
+            scores = self._score(threshold_rows(rows))
+        except BaseException:  # the fit before stands: half of another would look like one
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
         self.offset_ = float(np.quantile(scores, self.contamination))
         return self
 
@@ -146,6 +159,7 @@ class Detector(Thresholded, BaseEstimator):  # type: ignore[misc]  # scikit-lear
     def _checked(self, X: Any, what: str, *, reset: bool) -> Matrix:
         if isinstance(X, torch.Tensor):
             X = as_float_tensor(X, what).cpu().numpy()
+        refuse_masked(X, what)
         mapped = isinstance(X, np.memmap) and X.dtype in (np.float32, np.float64)
         try:
             # scikit-learn's words on types and names; the shape, and NaN by their count, in ours below
@@ -154,7 +168,7 @@ class Detector(Thresholded, BaseEstimator):  # type: ignore[misc]  # scikit-lear
                 ensure_all_finite=False, ensure_min_samples=0,
             )  # fmt: skip
         except ValueError as error:
-            said = " ".join(str(error).split())
+            said = short(" ".join(str(error).split()), 300)
             advice = "" if "feature names" in said else "; give numbers, one row a sample, (N, D)"
             raise DataError(f"{what}: {said}{advice}") from error
         rows = X if mapped else rows

@@ -80,6 +80,14 @@ class Mahalanobis(Detector):
                 f"this Mahalanobis has {self.n_features_in_} features and the one to merge "
                 f"{other.n_features_in_}: fit both to embeddings of one encoder"
             )
+        names, theirs = (getattr(of, "feature_names_in_", None) for of in (self, other))
+        if names is not None and theirs is not None and list(names) != list(theirs):
+            raise DataError(
+                "this Mahalanobis and the one to merge have other feature names, or in another order: "
+                "fit both to the same columns, in the same order"
+            )
+        if not self.__sklearn_is_fitted__() and theirs is not None:
+            self.feature_names_in_ = theirs
         self.n_features_in_ = other.n_features_in_
         self._join(other._moments, other._sample)
         return self

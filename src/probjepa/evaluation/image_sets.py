@@ -58,7 +58,10 @@ def shared_classes(train: Images, test: Images) -> SharedLabels | None:
 
 
 def check_names(outside: Sequence[str]) -> None:
-    """Raise ConfigError for an OOD set that is called like another set."""
+    """Raise ConfigError for an OOD set that is called like another set, or by no text."""
+    for name in outside:
+        if not isinstance(name, str):
+            raise ConfigError(f"the name of an OOD set is {short(repr(name))}: give a text")
     reserved = {
         TRAIN: "the reference set",
         TEST: "the in-distribution set",

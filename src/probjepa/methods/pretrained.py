@@ -164,7 +164,8 @@ class Pretrained(
     ) -> str | None:
         """Write model.safetensors, config.json and a model card; each file atomically.
 
-        A model card that is there already is kept. ``push_to_hub=True`` uploads to ``repo_id`` (default: the
+        A model card that is there already, or that the model was loaded with, is kept, whatever
+        ``model_card_kwargs`` say. ``push_to_hub=True`` uploads to ``repo_id`` (default: the
         folder's name), that card too, and returns the commit's address. Raises ArtifactError if either fails.
         """
         _check_options(hub)
@@ -175,7 +176,9 @@ class Pretrained(
                 (stage / model_files.CARD).unlink()
                 self.card_text = _text_of(folder / model_files.CARD)
         if push_to_hub:
-            return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **hub)
+            return self.push_to_hub(
+                repo_id or folder.resolve().name, model_card_kwargs=model_card_kwargs, **hub
+            )
         return None
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
@@ -190,9 +193,10 @@ class Pretrained(
         except ArtifactError:
             raise
         except Exception as error:  # the HTTP library under the hub's client differs between its versions
+            branch = f"that there is a branch {hub['branch']}, " if hub.get("branch") else ""
             raise ArtifactError(
-                f"cannot upload to {repo_id} ({files.first_line(error)}): check the name, "
-                "the connection and your token (hf auth login)"
+                f"cannot upload to {repo_id} ({files.first_line(error).rstrip('.')}): check the name, "
+                f"{branch}the connection and your token (hf auth login)"
             ) from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -322,8 +326,10 @@ class Pretrained(
 
 
 def _check_options(hub: Mapping[str, Any]) -> None:
-    known = inspect.signature(ModelHubMixin.push_to_hub).parameters.keys() - {"self"}
-    if unknown := sorted(hub.keys() - known):
+    # a config of one's own would not be the model's; the mixin's own call gives None
+    known = inspect.signature(ModelHubMixin.push_to_hub).parameters.keys() - {"self", "config"}
+    given = {name for name, value in hub.items() if (name, value) != ("config", None)}
+    if unknown := sorted(given - known):
         raise unknown_name("option of push_to_hub", unknown[0], known)
 
 

@@ -55,14 +55,15 @@ def class_map(axis: Axis, coords: ArrayLike, labels: ArrayLike, classes: Sequenc
     if not len(xy):
         return nothing(axis, "no finite points")
     present, which = np.unique(np.asarray(labels)[kept], return_inverse=True)
+    numeric = present.dtype.kind in "iufb"
     shades = to_rgba_array(CLASS_COLOURS)[which % len(CLASS_COLOURS)]
     axis.scatter(*xy.T, s=_size(xy), c=shades, alpha=0.75, lw=0, rasterized=True)
     _bare(axis)
     named = len(present) <= 2 * len(CLASS_COLOURS)  # more names than that hide the points
     for i, value in enumerate(present if named else ()):
-        known = classes is not None and 0 <= int(value) < len(classes)
+        known = numeric and classes is not None and 0 <= value < len(classes)
         name = classes[int(value)] if known and classes is not None else value
-        name = "unlabelled" if int(value) == -1 else name
+        name = "unlabelled" if numeric and value == -1 else name
         axis.text(
             *np.median(xy[which == i], axis=0), label(name, 16), ha="center", va="center", fontsize=10.5,
             fontweight="bold", bbox={"facecolor": PAPER, "edgecolor": RULE, "lw": 0.6, "alpha": 0.82,

@@ -76,6 +76,8 @@ def palette(names: Iterable[str]) -> dict[str, str]:
 def label(name: object, limit: int = 28) -> str:
     """Return a name that is safe and short enough to draw: control characters out, the middle cut."""
     text = "".join(c if c.isprintable() else "�" for c in str(name))
+    if text.startswith("_"):  # matplotlib leaves such a name out of a legend
+        text = " " + text
     return text if len(text) <= limit else f"{text[: limit - 6]}…{text[-5:]}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -279,7 +280,8 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
         """Names of the embedding's columns: "age_0" … for "flattened", "vartjepa0" … for "pooled".
 
-        ``input_features`` are the fit's columns; where the fit had no names, any names for them.
+        ``input_features`` are the fit's columns; where the fit had no names, any names for them. Columns of a
+        DataFrame that are called by numbers may be "x0", "x1" …, as scikit-learn calls them.
 
         Raises
         ------
@@ -289,7 +291,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         self._check_is_fitted()
         columns = self.schema_.columns
         given = list(columns if input_features is None else input_features)
-        if hasattr(self, "feature_names_in_") and given != list(columns):
+        # what scikit-learn's transformers call columns whose names are no texts
+        made_up = all(re.fullmatch(r"x\d+", str(name)) for name in given) and not {*given} & {*columns}
+        if hasattr(self, "feature_names_in_") and given != list(columns) and not made_up:
             raise DataError("input_features is not equal to feature_names_in_: leave it out, or give those")
         if len(given) != len(columns):
             raise DataError(

@@ -136,10 +136,6 @@ def _from_array(pd: Any, table: Any, names: Sequence[str] | None) -> Any:
     if isinstance(table, torch.Tensor) and table.layout != torch.strided:
         raise DataError("the table is a sparse tensor: give a dense one, to_dense()")
     array = as_array(table)
-    if isinstance(table, np.ma.MaskedArray) and array.dtype.names is None:
-        fill: Any = {"f": np.nan, "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}.get(array.dtype.kind)
-        array = array.copy() if fill is not None else array.astype(object)
-        array[np.ma.getmaskarray(table)] = fill
     if array.dtype.names is not None:
         raise DataError(
             "the table is a structured array of several dimensions, or with a mask: pass a DataFrame of it"
