@@ -2,14 +2,15 @@
 
     torchrun --nproc-per-node 2 examples/fsdp2.py DATA OUT
 
-For models that are too large for one device. DATA is what ``open_images`` takes. It writes OUT/last.ckpt,
-from which it goes on, and OUT/model.
+For models that are too large for one device. DATA is what ``open_images`` takes. It writes OUT/last.ckpt
+after each epoch, from which the same command goes on, and OUT/model.
 """
 
 import sys
 from pathlib import Path
 
 import lightning.pytorch as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -21,7 +22,6 @@ from probjepa.training import EpochLoader
 from probjepa.training.module import Module
 
 EPOCHS, BATCH, SIZE = 2, 64, 16  # images of each process, and their side
-CALM = {"enable_checkpointing": False, "enable_model_summary": False}
 VIT = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2}  # ViT-L/16: 16, 1024, 24, 16
 
 
@@ -56,12 +56,17 @@ def main(data: str, out: Path) -> None:
     options["strategy"] = ModelParallelStrategy(
         data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
     )
-    trainer = L.Trainer(max_epochs=EPOCHS, accelerator="auto", logger=False, **CALM, **options)
+    keep = ModelCheckpoint(
+        out, "last", enable_version_counter=False
+    )  # after each epoch, in the place of the last
+    trainer = L.Trainer(
+        max_epochs=EPOCHS, accelerator="auto", logger=False, enable_model_summary=False, callbacks=[keep],
+        **options,
+    )  # fmt: skip
     loader = EpochLoader(images, BATCH, seed=0, rank=trainer.global_rank, world_size=processes)
     last = out / "last.ckpt"
     module = Sharded(make(images), epochs=EPOCHS, learning_rate=1e-3)
     trainer.fit(module, loader, ckpt_path=last if last.is_file() else None, weights_only=True)
-    trainer.save_checkpoint(last)
     weights = trainer.strategy.lightning_module_state_dict()  # whole, on the first process
     if trainer.is_global_zero:
         trained = make(images)

@@ -160,6 +160,8 @@ def test_models_of_tables_are_loaded_too(tmp_path, kind):
     config = tmp_path / "model" / "config.json"
     config.write_text(config.read_text().replace(f'"{kind.__name__}"', '"NewerJEPA"'))
     refused(tmp_path, "holds a NewerJEPA, which this version does not know")
+    config.write_text(config.read_text().replace("NewerJEPA", r"New\ner"))
+    refused(tmp_path, "holds a New er, which")
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -290,6 +292,18 @@ def test_another_format(version, saved):
     refused(saved[1], r"was written by probjepa 9\.9 in format .* install that version, or train again")
 
 
+def test_weights_that_may_not_be_read_say_so(saved, monkeypatch):
+    opened = open
+
+    def refuse(path, *how, **more):
+        if str(path).endswith("model.safetensors"):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    refused(saved[1], r"model\.safetensors cannot be read \(Permission denied\): check it and your rights")
+
+
 def test_weights_cut_short_or_of_another_model(saved, tmp_path):
     _, folder = saved
     whole = (folder / "model.safetensors").read_bytes()
@@ -393,6 +407,8 @@ def test_a_method_that_no_installed_package_registers(registered, tmp_path):
 def test_an_unknown_method_is_named_with_the_nearest(saved):
     edit(saved[1], method="vj")
     refused(saved[1], "holds an unknown method 'vj', did you mean 'vje'")
+    edit(saved[1], method="v\nj")
+    refused(saved[1], "holds an unknown method 'v j'")
 
 
 def test_options_that_a_source_has_no_use_for_are_refused(saved, tmp_path):

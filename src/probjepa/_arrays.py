@@ -174,13 +174,13 @@ def as_array(values: ArrayInput) -> npt.NDArray[Any]:
     """
     if not isinstance(values, torch.Tensor):
         array: npt.NDArray[Any] = np.asarray(values)
-        hides = isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values)
-        if hides and array.dtype.names is None:
+        hidden = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else np.array(False)
+        if hidden.any() and array.dtype.names is None:
             fill: Any = {"f": np.nan, "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}.get(
                 array.dtype.kind
             )
             array = array.copy() if fill is not None else array.astype(object)
-            array[np.ma.getmaskarray(values)] = fill
+            array[hidden] = fill
         return array
     tensor = values.detach().cpu()
     narrow = tensor.is_floating_point() and tensor.dtype.itemsize < 4 and tensor.dtype != torch.float16

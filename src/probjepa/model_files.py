@@ -177,13 +177,21 @@ def read_weights(folder: Path, load: Any) -> None:
     Raises
     ------
     ArtifactError
-        if the file is damaged, or its tensors are not those that ``load`` wants
+        if the file cannot be read, is damaged, or its tensors are not those that ``load`` wants
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        load(load_file(regular(folder / WEIGHTS)))
+        with open(regular(folder / WEIGHTS), "rb"):
+            pass  # safetensors calls a file that may not be read a missing one
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise ArtifactError(
+            f"{folder / WEIGHTS} cannot be read ({reason}): check it and your rights"
+        ) from error
+    try:
+        load(load_file(folder / WEIGHTS))
     except (SafetensorError, OSError, *DAMAGES) as error:
         # load_state_dict says in its second line what is missing, maybe of hundreds of names
         reason = shorten(" ".join(str(error).splitlines()[:2]), 300, placeholder=" …")

@@ -200,6 +200,8 @@ MODEL_ERRORS = ["embed", "{run}", "--out", "{new}", "-q"]
         ([*MODEL_ERRORS, "--data", "{root}/rgba"], "alpha"),
         (["embed", "{root}/ok", "--data", "{root}/ok", "--out", "{new}", "-q"], "holds no model"),
         (["embed", "{root}/nothing", "--data", "{root}/ok", "--out", "{new}", "-q"], "no such model"),
+        (["evaluate", "{root}/nothing", "--train", "{root}/ok", "--test", "{root}/ok", "--target", "y",
+          "--out", "{new}"], "no such model"),
         (["score", *MODEL_ERRORS[1:], "--data", "{root}/ok", "--score", "predictive"], "--reference"),
         (
             ["score", *MODEL_ERRORS[1:], "--data", "{root}/ok", "--score", "gmm", "--reference", "{root}/ok"],

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from PIL import Image
@@ -615,3 +616,13 @@ def test_an_array_file_that_is_another_for_a_worker_is_one_line(tmp_path):
         with pytest.raises(DataError, match=r"rows\.npy changed while it was read") as error:
             pickle.loads(sent).get([0])
         one_line(error)
+
+
+@pytest.mark.parametrize("kind", [pl.DataFrame, pa.Table.from_pydict])
+def test_tables_that_give_columns_by_number_are_told_the_way_to_rows(kind):
+    frame = kind({"image": [[[0] * 8] * 8] * 3, "label": [0, 1, 2]})
+    with pytest.raises(
+        DataError, match=r"is no data source here: pass its pandas DataFrame, \w+\.to_pandas\(\)"
+    ):
+        open_images(frame)
+    assert len(open_images(frame.to_pandas())) == 3

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import probjepa as pj
 from probjepa.data import shard_readers
 from probjepa.data.decode import Decoder
 from probjepa.data.shard_files import ShardError, file_mark, find_shards, holds_shards
@@ -95,6 +96,43 @@ def test_a_tar_of_webdataset_has_the_labels_beside_its_images(tmp_path):
     assert columns == {"id": ["a/000.png", "a/001.png"], "label": ["7", "9"]}
     _, columns, _ = read_all(tmp_path / "x.tar", labels="none")
     assert list(columns) == ["id"]
+
+
+@pytest.mark.parametrize("order", ["labels last", "labels first", "one amid the others"])
+def test_a_label_in_a_tar_that_does_not_stand_next_to_its_image_is_one_line(tmp_path, order):
+    """The folder's name would be taken for it."""
+    images = {f"c/{i}.png": png(i) for i in range(3)}
+    labels = {f"c/{i}.cls": b"x" for i in range(3)}
+    members = {
+        "labels last": {**images, **labels},
+        "labels first": {**labels, **images},
+        "one amid the others": {
+            "c/0.png": png(0), "c/0.cls": b"x", "c/1.png": png(1), "c/2.png": png(2), "c/1.cls": b"x",
+        },
+    }[order]  # fmt: skip
+    write_tar(tmp_path / "x.tar", members)
+    says = r"x\.tar': c/\d\.cls does not stand next to its image: pack the files by name .*--labels none"
+    for read in (read_all, pj.open_images):
+        with pytest.raises(DataError, match=says) as error:
+            read(tmp_path / "x.tar")
+        assert "\n" not in str(error.value)
+    assert len(pj.open_images(tmp_path / "x.tar", labels="none")) == 3
+
+
+def test_a_label_in_a_tar_of_another_kind_of_file_is_no_image_s(tmp_path):
+    write_tar(tmp_path / "x.tar", {"c/0.png": png(0), "c/0.cls": b"x", "c/1.npy": b"", "c/1.cls": b"y"})
+    assert read_all(tmp_path / "x.tar")[1] == {"id": ["c/0.png"], "label": ["x"]}
+
+
+def test_a_shard_that_may_not_be_read_says_so(tmp_path, monkeypatch):
+    write_tar(tmp_path / "x.tar", {"c/0.png": png(0)})
+
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("probjepa.data.shard_readers._opened", refuse)
+    with pytest.raises(ShardError, match=r"x\.tar' cannot be read \(Permission denied\): check your rights$"):
+        read_all(tmp_path / "x.tar")
 
 
 def test_names_in_a_tar_that_are_no_text_are_escaped(tmp_path):

@@ -315,6 +315,8 @@ def test_folders_of_images_and_of_shards_are_told_apart(tmp_path, form):
     (tmp_path / "without-a-suffix").write_bytes(png(0))
     found = open_images(tmp_path)
     assert found.ids == ["without-a-suffix"] and len(found.skipped) == 3
+    shard = tmp_path / "b" / f"x.{form}"
+    assert f"{shard} is no image: shards are read where no images lie beside them" in found.skipped
 
 
 def write_links(path, mode):

@@ -231,6 +231,8 @@ def test_too_few_calibration_images_are_refused(model):
 def test_calibration_images_that_are_evaluated_are_refused(model):
     with pytest.raises(DataError, match="40 of 40 test images are in the calibration set"):
         evaluate(model, images(60, 0), images(40, 1), calibration=images(40, 1))
+    with pytest.raises(ConfigError, match="the name of an OOD set is 3: give a text"):
+        evaluate(model, images(60, 0), images(40, 1), {3: images(10, 2)})
     with pytest.raises(ConfigError, match="'calibration' is the name of the calibration set"):
         evaluate(model, images(60, 0), images(40, 1), {"calibration": images(9, 2)})
 

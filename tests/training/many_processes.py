@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import lightning.pytorch as L
 import numpy as np
@@ -21,6 +22,8 @@ from probjepa.training.processes import SyncBatchNorm
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 import fsdp2
+
+L_TRAINER = L.Trainer
 
 TOTAL, EPOCHS = 16, 2  # images a step
 VIT = {
@@ -123,6 +126,9 @@ def main(folder, what, *when):
         for case in CASES:
             run(case, place, 2)
         run_var_jepa(place, 2)
+        # the first of its epochs, and the others as the same command goes on
+        with mock.patch.object(fsdp2.L, "Trainer", lambda **given: L_TRAINER(**given | {"max_epochs": 1})):
+            fsdp2.main("sklearn:digits", place / "fsdp2")
         fsdp2.main("sklearn:digits", place / "fsdp2")
     options = {"out": place / "killed", "checkpoint_seconds": 0.0}
     if what == "resume":

@@ -15,7 +15,7 @@ from many_processes import CASES, EPOCHS, fsdp2, run, run_var_jepa
 import probjepa as pj
 from probjepa.errors import ConfigError
 from probjepa.training import fit
-from probjepa.training.processes import SyncBatchNorm, batch_size_of_each
+from probjepa.training.processes import SyncBatchNorm, batch_size_of_each, check_lanes
 from processes import forked, free_port
 
 KILLED = "vje"
@@ -130,6 +130,16 @@ def test_processes_with_other_data_are_told_before_the_first_step(tmp_path, coun
     for said, code in started_by_hand(tmp_path, "apart", count):
         assert code == 1 and f"the processes of the run differ in {says}" in said, said[-3000:]
     assert not (tmp_path / "apart" / "model").exists()
+
+
+def test_a_streamed_run_is_resumed_by_processes_that_read_in_its_order(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("stream_lanes: 32\n")
+    for count in (1, 2, 4, 8, 16, 32):
+        check_lanes(config, count)
+    for count in (3, 5, 64):
+        with pytest.raises(ConfigError, match=rf"^{count} processes .* these numbers: 1, 2, 4, 8, 16, 32$"):
+            check_lanes(config, count)
 
 
 def test_processes_that_cannot_share_a_step_are_one_line(tmp_path):

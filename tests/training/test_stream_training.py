@@ -136,6 +136,14 @@ def test_rows_that_two_processes_leave_out_are_counted_once_after_a_resume(tmp_p
     assert whole == resumed_ > 0
 
 
+def test_one_core_is_no_reason_for_a_warning(shards, tmp_path, monkeypatch):
+    """PyTorch's, of more workers than cores, is also in the way of commands that are to be quiet."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(tmp_path / "run", shards, workers=2)
+
+
 def test_what_a_stream_cannot_do_is_one_line(shards, tmp_path):
     with pytest.raises(ConfigError, match="batch_size 64 is more than the 42 images: set it to 42"):
         train(None, shards, batch_size=64)

@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
     ".avif", ".jp2", ".j2k",
 )  # fmt: skip
+SHARD_SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc", ".tar", ".tar.gz", ".tgz", ".bin")
 NPZ_SPLIT = re.compile(r"(.+\.npz):(\w+)", re.IGNORECASE)
 _IMAGE_KEYS = ("images", "image", "x", "X", "data", "arr_0")
 _LABEL_KEYS = ("labels", "label", "y", "Y", "targets", "target", "arr_1")
@@ -64,8 +65,19 @@ def read_folder(path: Path, labels: str | None = None, ids: str | None = None) -
         number = {name: index for index, name in enumerate(classes)}
         numbers = torch.tensor([number[file.parts[0]] for file in files], dtype=torch.int64)
     records = FileRecords(str(path), path, [file.as_posix() for file in files], numbers, classes)
-    records.skipped = [f"{path / file} is no image of a known format" for file in others]
+    records.skipped = [f"{path / file} {_no_image(file.name)}" for file in others]
     return records
+
+
+def _no_image(name: str) -> str:
+    if suffix_of(name) in (None, ".bin"):
+        return "is no image of a known format"
+    return "is no image: shards are read where no images lie beside them"
+
+
+def suffix_of(name: str) -> str | None:
+    """Return which of the suffixes of shards a name has."""
+    return next((suffix for suffix in SHARD_SUFFIXES if name.lower().endswith(suffix)), None)
 
 
 def names_image(file: Path) -> bool:

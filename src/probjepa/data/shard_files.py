@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from probjepa.data.files import names_image, walk
+from probjepa.data.files import SHARD_SUFFIXES, names_image, suffix_of, walk
 from probjepa.errors import ConfigError, DataError, ProbjepaError, short
 from probjepa.files import first_line, regular
 
-SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc", ".tar", ".tar.gz", ".tgz", ".bin")
 INDEX = "index.json"  # of litdata's chunks, which end in .bin: what it does not name is passed over
 # what object stores say of a file's content, the best first
 _MARKS = ("etag", "generation", "md5hash", "mtime", "lastmodified", "last_modified", "created")
@@ -127,7 +126,7 @@ def find_files(source: str) -> tuple[dict[str, str], list[str]]:
     }
     if not shards:
         raise DataError(
-            f"'{source}' holds no shards: they are files that end in {', '.join(SUFFIXES[:-1])}, or "
+            f"'{source}' holds no shards: they are files that end in {', '.join(SHARD_SUFFIXES[:-1])}, or "
             ".bin beside litdata's index.json"
         )
     return shards, sorted(found[name] for name in found.keys() - shards - indexes)
@@ -250,8 +249,3 @@ def _remote(path: str, what: str) -> Iterator[None]:
     except Exception as error:  # each package for a store has errors of its own
         reason = getattr(error, "strerror", None) or first_line(error)
         raise ShardError(f"'{path}' cannot be {what} ({reason}): check the place and your rights") from error
-
-
-def suffix_of(name: str) -> str | None:
-    """Return which of the suffixes of shards a name has."""
-    return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)

@@ -15,10 +15,10 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from probjepa.data.files import IMAGE_SUFFIXES
+from probjepa.data.files import IMAGE_SUFFIXES, suffix_of
 from probjepa.data.litdata_chunks import open_chunk
-from probjepa.data.shard_files import ShardError, filesystem, is_remote, suffix_of
-from probjepa.errors import DataError, MissingExtraError, ProbjepaError
+from probjepa.data.shard_files import ShardError, filesystem, is_remote
+from probjepa.errors import DataError, MissingExtraError, ProbjepaError, short
 from probjepa.files import file_state, first_line, is_rewritten, regular
 
 _BUFFER = 1 << 20  # bytes of a parquet column that are read at a time
@@ -214,15 +214,28 @@ def _is_compressed(file: IO[bytes], start: int) -> bool:
 def _members(
     path: str, file: IO[bytes], start: int, columns: Sequence[str], skipped: list[str]
 ) -> Iterator[_Member]:
-    """The images with their labels: what KEY.cls beside KEY.png says (WebDataset), else the first folder.
+    """The images with their labels: what KEY.cls next to KEY.png says (WebDataset), else the first folder.
 
     Of contents, those that ``columns`` do not name are not read. A link is read as the file that it leads to
-    in the tar file; ``skipped`` gets a line for one that leads to none.
+    in the tar file; ``skipped`` gets a line for one that leads to none. ShardError for a label that stands
+    apart from its image: the folder's name would be taken for it.
     """
     mode: Any = "r:*" if _is_compressed(file, start) else "r:"
     with tarfile.open(fileobj=file, mode=mode) as tar, ExitStack() as stack:
         links = _Links(file, stack)
         key, images, label, place = "", list[tuple[str, bytes]](), "", None
+        apart = set[str](), set[str]()  # the keys of images without labels, and of labels without images
+
+        def group() -> Iterator[_Member]:
+            if bool(images) != bool(label):
+                apart[bool(label)].add(key)
+                if "label" in columns and key in apart[not label]:
+                    raise ShardError(
+                        f"'{path}': {short(key, 200)}.cls does not stand next to its image: pack the files "
+                        "by name (tar --sort=name), or leave labels out with labels=none (--labels none)"
+                    )
+            return _group(images, label, place)
+
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # or the headers of all stay in memory
             # names may hold bytes that are no text
@@ -242,7 +255,7 @@ def _members(
                 continue
             stem = str(name.with_name(name.name.partition(".")[0]))
             if stem != key:
-                yield from _group(images, label, place)
+                yield from group()
                 key, images, label = stem, [], ""
                 place = member.offset if tar.fileobj is file else None
             if name.suffix.lower() in IMAGE_SUFFIXES:
@@ -251,7 +264,7 @@ def _members(
             elif name.suffix.lower() == ".cls" and "label" in columns:
                 content = home.extractfile(held)
                 label = content.read().decode("utf-8", "backslashreplace").strip() if content else ""
-        yield from _group(images, label, place)
+        yield from group()
         # two blocks of zeros end it: tarfile takes the rest of one that is cut off, or damaged, for its end
         if not (last := tar.fileobj.read(tarfile.BLOCKSIZE)) or any(last):
             raise tarfile.ReadError("unexpected end of data")
@@ -290,6 +303,8 @@ def reading(
         raise
     except ProbjepaError as error:
         raise ShardError(str(error)) from error
+    except PermissionError as error:
+        raise ShardError(f"'{path}' cannot be read ({error.strerror}): check your rights") from error
     except Exception as error:  # many types
         raise ShardError(
             f"'{path}' cannot be read as {suffix_of(path)} ({first_line(error)}): {advice}"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from probjepa.data.decode import Decoder, Unreadable, array_layout, is_image
-from probjepa.data.files import IMAGE_SUFFIXES, NPZ_SPLIT, choose_arrays
+from probjepa.data.files import IMAGE_SUFFIXES, NPZ_SPLIT, SHARD_SUFFIXES, choose_arrays, suffix_of
 from probjepa.data.fitting import SMALLEST_SIDE, Fit, side_and_fit
 from probjepa.data.images import Images, ImageSet, StreamedImages
 from probjepa.data.records import (
@@ -27,7 +27,7 @@ from probjepa.data.records import (
     encode_labels,
     is_scalar,
 )
-from probjepa.data.shard_files import SUFFIXES, holds_shards, is_remote, suffix_of
+from probjepa.data.shard_files import holds_shards, is_remote
 from probjepa.errors import DataError
 from probjepa.provenance import free_memory
 from probjepa.registry import Registry
@@ -41,7 +41,7 @@ READERS = Registry(
     {
         "sklearn:": "probjepa.data.files:read_sklearn",
         "hf:": "probjepa.data.objects:read_hub",
-        **dict.fromkeys(SUFFIXES, "probjepa.data.shard_sets:read_shards"),
+        **dict.fromkeys(SHARD_SUFFIXES, "probjepa.data.shard_sets:read_shards"),
         ".csv": "probjepa.data.objects:read_csv",
         ".npz": "probjepa.data.files:read_npz",
         ".npy": "probjepa.data.files:read_npy",
@@ -80,7 +80,7 @@ def open_images(
     source
         ``sklearn:digits`` · a folder of images (sub-folders are labels) · shards: a file, a folder, a glob or
         an address (``s3://…``, by fsspec) of .parquet, .arrow, .feather and .ipc (Hugging Face layout), .tar,
-        .tar.gz and .tgz (of image files and links to them; labels are in ``KEY.cls`` beside ``KEY.png``, or
+        .tar.gz and .tgz (of image files and links to them; labels are in ``KEY.cls`` next to ``KEY.png``, or
         the first folder) and litdata's chunks in a folder · ``x.csv`` with a column of paths to images,
         relative to its folder, and perhaps of labels, which are names unless all are written as whole numbers
         · ``.npz[:SPLIT]`` / ``.npy`` · ``hf:NAME[:SPLIT]`` · one image file; or a numpy array, a torch

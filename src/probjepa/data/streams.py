@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from probjepa.data.decode import Decoder, Payload, Unreadable
+from probjepa.data.files import suffix_of
 from probjepa.data.fitting import Fit, side_and_fit
 from probjepa.data.images import Images, ImageSet, Shaped
 from probjepa.data.records import Check, Records, attempt, broken_image, encode_labels, stacked
@@ -35,7 +36,6 @@ from probjepa.data.shard_files import (
     holds_shards,
     hub_address,
     is_remote,
-    suffix_of,
 )
 from probjepa.data.shard_readers import Places
 from probjepa.data.shards import Layout, ShardRecords, common_layout

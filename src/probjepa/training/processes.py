@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.plugins import LayerSync, TorchSyncBatchNorm
 from torch import Tensor, nn
 
+from probjepa.data.streams import lane_count
 from probjepa.distributed import summed
 from probjepa.errors import ConfigError
 from probjepa.yaml_files import read_mapping
@@ -35,6 +36,17 @@ def batch_size_of_each(config: Path, batch_size: int, processes: int) -> int:
             "resume it with a number that divides them"
         )
     return images // processes
+
+
+def check_lanes(config: Path, processes: int) -> None:
+    """Raise ConfigError where so many processes read streamed shards in another order than the run before."""
+    lanes = read_mapping(config).get("stream_lanes")
+    if isinstance(lanes, int) and lane_count(processes) != lanes:
+        counts = [str(count) for count in range(1, lanes + 1) if lane_count(count) == lanes]
+        raise ConfigError(
+            f"{processes} processes read streamed shards in another order than those that began this run: "
+            f"resume it with as many, or with one of these numbers: {', '.join(counts)}"
+        )
 
 
 def lost_another(error: Exception) -> bool:

@@ -37,7 +37,7 @@ from probjepa.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from probjepa.training.loader import lost_worker, make_loader
 from probjepa.training.module import Module, views_for
 from probjepa.training.monitors import make_monitors
-from probjepa.training.processes import batch_size_of_each, lost_another
+from probjepa.training.processes import batch_size_of_each, check_lanes, lost_another
 from probjepa.training.record import for_the_card, of_data, of_settings, run_fingerprint
 from probjepa.training.settings import FitSettings, check_epochs, split_settings, with_settings
 from probjepa.training.source import Batches, open_source, refuse_stream, sample_of, to_device
@@ -275,6 +275,8 @@ def _trained(job: _Job, module: Module, cached: CachedViews | None, how: Auto) -
         module.fingerprint |= run_fingerprint(method, job.views, trainer, settings, options)
         if isinstance(job.source, Stream):
             module.fingerprint["stream_lanes"] = lane_count(trainer.world_size)
+            if job.resumed is not None:
+                check_lanes(job.resumed.config, trainer.world_size)
         if folder is not None or trainer.world_size > 1:
             module.fingerprint |= data_fingerprint(job.source, most=_HASHED_BYTES)
             if job.held_out is not None:  # metrics.csv is of one set

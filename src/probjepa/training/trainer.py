@@ -131,4 +131,5 @@ def quiet_lightning() -> Iterator[None]:
     names = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities")
     with quiet(*names), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\.")
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # torch's, on one core
         yield
