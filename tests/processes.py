@@ -7,6 +7,10 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
+
+from probjepa import provenance
+from probjepa.cli import run
 
 
 def free_port():
@@ -16,17 +20,17 @@ def free_port():
         return free.getsockname()[1]
 
 
-_READY = multiprocessing.get_context("forkserver")
-_READY.set_forkserver_preload(["lightning.pytorch", "probjepa.training"])
+# processes that do not wait for imports: forks of one that has done nothing but import torch and Lightning
+READY = multiprocessing.get_context("forkserver")
+READY.set_forkserver_preload(["lightning.pytorch", "probjepa.training"])
 
 
 def forked(said, env, target, *words):
-    """Start ``target(*words)`` in a process of its own, which does not wait for imports.
+    """Start ``target(*words)`` in a process of its own, and return it, a ``multiprocessing.Process``.
 
-    It is the fork of one that has done nothing but import torch and Lightning. ``env`` joins its environment,
-    and the file ``said`` takes what it writes to stderr. Returns a multiprocessing.Process.
+    ``env`` joins its environment, and the file ``said`` takes what it writes to stderr.
     """
-    process = _READY.Process(target=_told, args=(said, env, target, words))
+    process = READY.Process(target=_told, args=(said, env, target, words))
     process.start()
     return process
 
@@ -35,14 +39,20 @@ def _told(said, env, target, words):
     with open(said, "wb") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
     os.environ.update(env)
+    provenance.CPUINFO = Path(os.devnull)  # in float32, as here: see conftest.py
     target(*words)
+
+
+def command_line(*words):
+    """Be the command line, with these words."""
+    sys.exit(run(words))
 
 
 def wait_for_file(path, process):
     """Return once ``path`` is there; fail if the process ends before, or after two minutes."""
     deadline = time.monotonic() + 120
     while not path.is_file():
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -145,12 +145,20 @@ def open_encoder(
 
 def is_of_tables(source: str | Path) -> bool:
     """Whether a model, on this disk or on the hub, is of tables; False where it cannot be read."""
-    if names_hub(source) or _names_backbone(source):
-        return False
     try:
-        return "estimator" in read_config(model_folder(source, {}))
+        return (folder := _folder_of(source)) is not None and "estimator" in read_config(folder)
     except ArtifactError:
         return False
+
+
+def check_there(source: str | Path) -> None:
+    """Raise ArtifactError for a model that is neither on this disk nor on the hub."""
+    _folder_of(source)
+
+
+def _folder_of(source: str | Path) -> Path | None:
+    """The folder of a saved model; None for an encoder of another library."""
+    return None if names_hub(source) or _names_backbone(source) else model_folder(source, {})
 
 
 def target_of(source: str | Path) -> str | None:

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -16,7 +14,7 @@ import yaml
 from probjepa.cli import run
 from probjepa.tabular import PRESETS, TJEPA, VarTJEPA
 from probjepa.training.progress import ProgressBar
-from processes import wait_for_file
+from processes import command_line, forked, wait_for_file
 
 SMALL = [
     "--set",
@@ -145,21 +143,21 @@ GRACEFUL = [pytest.param(sent, marks=pytest.mark.nightly) for sent in (signal.SI
 @pytest.mark.parametrize("sent", [signal.SIGKILL, *GRACEFUL])
 def test_a_stopped_run_resumes_exactly(whole, tmp_path, capsys, sent):
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "probjepa", *whole[1], "--out", str(out)], stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
-    )  # fmt: skip
+    process = forked(tmp_path / "said.txt", {}, command_line, *whole[1], "--out", str(out))
     try:
         wait_for_file(out / "checkpoints" / "last.ckpt", process)
-        process.send_signal(sent)
-        said = process.communicate()[1]
+        os.kill(process.pid, sent)
+        process.join(timeout=120)
     finally:
         process.kill()
     if sent == signal.SIGKILL:
-        assert process.returncode == -sent
+        assert process.exitcode == -sent
     else:
-        assert process.returncode == 130
-        assert "go on with --resume" in said and (out / "model" / "config.json").is_file()
+        assert process.exitcode == 130
+        assert (
+            "go on with --resume" in (tmp_path / "said.txt").read_text()
+            and (out / "model" / "config.json").is_file()
+        )
     assert run([*whole[1], "--out", str(out)]) == 2
     assert "resume the run" in capsys.readouterr().err
     wider = ["dim=16" if word.startswith("dim=") else word for word in whole[1]]

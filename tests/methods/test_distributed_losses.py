@@ -4,9 +4,9 @@ import pytest
 import torch
 from baseline_cases import small, view_pair
 from torch import distributed as dist
-from torch import multiprocessing
 
 from probjepa.distributed import gather, shared_seed, world_size
+from processes import READY
 
 SETTINGS = {
     "vicreg": {"projector_dim": 6},
@@ -54,7 +54,12 @@ def one_of_two(rank, folder):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("ranks"))
-    multiprocessing.spawn(one_of_two, (folder,), nprocs=2)
+    ranks = [READY.Process(target=one_of_two, args=(rank, folder)) for rank in (0, 1)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+        assert rank.exitcode == 0
     return [torch.load(f"{folder}/{rank}.pt") for rank in (0, 1)]
 
 

@@ -5,8 +5,6 @@ import os
 import random
 import signal
 import string
-import subprocess
-import sys
 import time
 
 import lightning.pytorch as L
@@ -21,7 +19,7 @@ from probjepa.methods.ijepa import IJEPA
 from probjepa.methods.vje import VJE
 from probjepa.model_files import read_checkpoint, write_checkpoint
 from probjepa.training import Interrupted, fit, runs
-from processes import wait_for_file
+from processes import forked, wait_for_file
 
 EPOCHS, STEPS = 3, 5
 
@@ -125,24 +123,21 @@ def test_a_second_ctrl_c_stops_at_once_and_resuming_is_exact(tmp_path, whole):
     assert table(out) == table(whole[0])
 
 
+def train_slowly(out, threads):
+    torch.set_num_threads(threads)
+    train(out, callbacks=[Pace()], checkpoint_seconds=0)
+
+
 def test_a_killed_run_resumes_exactly(tmp_path, whole):
     out = tmp_path / "run"
-    code = (
-        "import sys; from pathlib import Path; import test_fit_resume as t; from probjepa import provenance;"
-        "provenance.CPUINFO = Path('/dev/null');"  # in float32, as here: see tests/conftest.py
-        "import torch; torch.set_num_threads(int(sys.argv[2]));"
-        "t.train(Path(sys.argv[1]), callbacks=[t.Pace()], checkpoint_seconds=0)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, out, str(torch.get_num_threads())],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    process = forked(tmp_path / "said.txt", {}, train_slowly, out, torch.get_num_threads())
     try:
         wait_for_file(out / "checkpoints" / "last.ckpt", process)
         time.sleep(random.Random().uniform(0, 0.5))  # a moment between the first step and about the tenth
     finally:
         process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     checkpoint = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     assert 0 < checkpoint["global_step"] < EPOCHS * STEPS
     assert_same_weights(whole[1], train(out, resume=True))

@@ -5,7 +5,7 @@ import shutil
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children
 
 import pytest
 import test_fit_resume as resumed
@@ -16,6 +16,7 @@ from torch import distributed as dist
 from probjepa.errors import ArtifactError, ConfigError, DataError, ProbjepaWarning
 from probjepa.training import Interrupted
 from probjepa.training.loader import EpochLoader, StreamLoader, make_loader
+from processes import READY
 from shard_cases import needs_litdata, opened, write_numbered
 
 SETTINGS = {"stream": True, "stream_buffer": 32, "workers": 0, "checkpoint_seconds": 0.0}
@@ -129,7 +130,7 @@ def left_out(rank, folder, store):
 @pytest.mark.filterwarnings("ignore:.*another image is in its place")
 def test_rows_that_two_processes_leave_out_are_counted_once_after_a_resume(tmp_path):
     data = write_numbered(tmp_path / "shards", (20, 22), spoil=range(3, 42, 3))
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, mp_context=READY) as pool:
         jobs = [pool.submit(left_out, rank, data, str(tmp_path / "store")) for rank in (0, 1)]
         counts = [job.result() for job in jobs]
     whole, resumed_ = (sum(of) for of in zip(*counts, strict=True))

@@ -198,10 +198,12 @@ class ImageModel:
         """Write figures of accuracy, collapse, uncertainty and detection, with their page."""
         from probjepa.data.codec import jpeg_quality
         from probjepa.evaluation import evaluate, openood_sets
+        from probjepa.loading import check_there
         from probjepa.report.summary import print_summary, write_evaluation
 
-        if options.target is not None and self.method:  # a model that is not there is told first
-            _refuse_target(options.target, self.source)
+        if options.target is not None:
+            check_there(self.source)  # which says more of one that is not
+        _refuse_target(options.target, self.source)
         if options.reencode is not None:
             jpeg_quality(options.reencode)  # its complaint comes before any work
         sets = {name: self.read(uri, labelled=False) for name, uri in _named(options.ood or []).items()}
