@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -294,7 +295,10 @@ def test_an_image_that_cannot_be_read_is_named_by_shard_and_row(tmp_path, form, 
         images = [{"bytes": png(0), "path": None}, {"bytes": b"no image", "path": None}]
         rows = pa.table({"image": pa.array(images, kind), "label": ["cat", "dog"]})
         write_table(tmp_path / f"1.{form}", rows)
-    with pytest.raises(DataError, match=rf"1\.{form}, row 1 is not an image .*--on-error skip") as error:
+    name = r" \('001\.png'\)" if "tar" in form else ""
+    with pytest.raises(
+        DataError, match=rf"1\.{form}, row 1{name} is not an image .*--on-error skip"
+    ) as error:
         open_images(tmp_path, memory_limit=limit)
     one_line(error)
     found = open_images(tmp_path, memory_limit=limit, on_error="skip")
@@ -406,3 +410,17 @@ def test_a_label_beside_an_image_may_be_a_link(tmp_path):
             tar.addfile(info)
     found = open_images(tmp_path / "x.tar")
     assert found.ids == ["0.png", "1.png"] and found.classes == ["cat"] and found.labels.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("limit", [None, 0.0])
+def test_a_broken_image_of_a_tar_is_called_by_its_name(tmp_path, limit):
+    write_tar(tmp_path / "x.tar", {"a/0.png": png(0), "a/bad.png": png(1)[:50], "a/2.png": png(2)})
+    says = rf"{tmp_path / 'x.tar'}, row 1 \('a/bad.png'\) "
+    with pytest.raises(DataError, match=says):
+        open_images(tmp_path / "x.tar", memory_limit=limit)
+    found = open_images(tmp_path / "x.tar", on_error="skip", memory_limit=limit)
+    assert len(found) == 2 and re.match(says, found.skipped[0])
+    (shard,) = find_shards(str(tmp_path / "x.tar"))
+    failed = []
+    rows = list(read_shard(shard, read_layout(shard), Decoder(8, 3), 3, skip=True, failed=failed))
+    assert sum(len(part.images) for part in rows) == 2 and re.match(says, failed[0])

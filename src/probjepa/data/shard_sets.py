@@ -16,7 +16,7 @@ from probjepa.data.decode import Payload, as_payload
 from probjepa.data.records import Records, encode_labels
 from probjepa.data.shard_files import ShardError, file_mark, find_files, is_remote
 from probjepa.data.shard_readers import Opened, open_shard, reading
-from probjepa.data.shards import layout_of
+from probjepa.data.shards import layout_of, row_name
 from probjepa.data.tables import chosen_ids, class_names, one_split
 from probjepa.errors import DataError
 from probjepa.files import sweep, temporary_name
@@ -68,6 +68,7 @@ class ShardSet(Records):
             schema = open_shard(paths[0]).schema
             layout = layout_of(schema, f"'{paths[0]}'", labels, ids)
         self.column, self.starts, self.ids, self.skipped = layout.image, [0], [], []
+        self._names = list[Any]()
         columns: dict[str, list[Any]] = {name: [] for name in (layout.label, layout.id) if name is not None}
         classes = list[list[str] | None]()
         for file, path in files.items():
@@ -81,7 +82,8 @@ class ShardSet(Records):
             self.skipped += skipped
             self.ids += [f"{file}:{row}" if len(paths) > 1 else str(row) for row in range(count)]
         if layout.id is not None:
-            self.ids = chosen_ids(columns[layout.id], layout.id, ids, name) or self.ids
+            self._names = columns[layout.id]
+            self.ids = chosen_ids(self._names, layout.id, ids, name) or self.ids
         if layout.label is not None:
             values, names = columns[layout.label], classes[0]
             if names and any(of not in (None, names) for of in classes):  # numbers of one class differ
@@ -99,9 +101,11 @@ class ShardSet(Records):
         return texts
 
     def where(self, row: int) -> str:
-        """Name the shard and the row in it."""
+        """Name the shard, the row in it, and its id where it has one of its own."""
         shard = bisect.bisect_right(self.starts, row) - 1
-        return f"{self.paths[shard]}, row {row - self.starts[shard]}"
+        return row_name(
+            self.paths[shard], row - self.starts[shard], self._names[row] if self._names else None
+        )
 
     def chunks(self, length: int) -> Iterator[list[Payload]]:
         """Return all rows in order, at most ``length`` at a time."""

@@ -18,7 +18,7 @@ from probjepa.data.rows import as_column, identity
 from probjepa.data.shard_files import Shard, ShardError
 from probjepa.data.shard_readers import Places, open_shard, reading
 from probjepa.data.tables import class_names, holds_images, id_column, image_column, label_column
-from probjepa.errors import few, warn
+from probjepa.errors import few, short, warn
 
 
 class Layout(NamedTuple):
@@ -114,6 +114,11 @@ def layout_of(schema: Any, where: str, labels: str | None, ids: str | None) -> L
     return Layout(image, label, id_column(schema.names, ids, where), texts)
 
 
+def row_name(shard: str, row: int, own: str | None) -> str:
+    """Return the words on one row of a shard, with its own id: in a tar file it is found by its name."""
+    return f"{shard}, row {row}" + (f" ('{short(own, 200)}')" if own is not None else "")
+
+
 class ShardRecords(Records):
     """The rows of one shard, read in order; what is not asked for is not kept.
 
@@ -146,6 +151,10 @@ class ShardRecords(Records):
 
     def __len__(self) -> int:
         return self._rows
+
+    def where(self, row: int) -> str:
+        """Name the shard, the row in it, and its id where it has one of its own."""
+        return row_name(self.name, row, self.known[row][0] if self.layout.id and row in self.known else None)
 
     def count(self) -> tuple[int, Places]:
         """Return how many rows there are, and the places of some in a tar file."""
@@ -225,11 +234,12 @@ def read_shard(
     workers = default_workers((decoder.size or 64) ** 2)
     pixels, known = list[Any](), list[tuple[str, Any]]()
     for row, image in each(records, decoder, workers=workers, progress=False, text=""):
-        of = records.known.pop(row)
         if isinstance(image, Unreadable):
             check.broken(row, image)
+            del records.known[row]
             continue
         check.add(row, image.shape)
+        of = records.known.pop(row)
         del check.rows[1:]  # the first is for messages
         pixels.append(image)
         known.append(of)
