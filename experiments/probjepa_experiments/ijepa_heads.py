@@ -128,7 +128,7 @@ BUDGETS = {
             "precision": "auto",
             "channels_last": False,
         },
-        seeds=1,
+        seeds=2,
         n_bootstrap=200,
     ),
     "full": _budget(
