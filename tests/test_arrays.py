@@ -108,12 +108,14 @@ def test_a_mask_hides_labels_and_is_refused_among_numbers():
     known, rows = as_labels(labels, "the labels")
     assert known.tolist() == [2, 1] and rows.tolist() == [0, 2]
     hidden = np.ma.array(np.ones((9, 16, 16)), mask=np.arange(9 * 256).reshape(9, 16, 16) == 7)
+    rows = np.ma.array([(0, 1)] * 9, dtype=[("a", "f8"), ("b", "f8")], mask=[(True, False)] * 9)
     for read in (
         lambda: pj.conformal_p_values([2.5], hidden[0, 0]),
         lambda: pj.conformal_p_values(hidden[0, 0], [2.5]),
         lambda: knn_accuracy(hidden[0], np.arange(16), hidden[0], np.arange(16)),
         lambda: Mahalanobis().fit(hidden[0]),
         lambda: Mahalanobis().fit(np.eye(17, 16)).score_samples(hidden[0]),
+        lambda: Mahalanobis().fit(rows),
         lambda: pj.open_images(hidden),
         lambda: pj.open_images((hidden, np.zeros(9))),
         lambda: pj.open_images({"images": hidden}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +48,13 @@ def as_float_tensor(values: ArrayInput, what: str) -> torch.Tensor:
 
 def refuse_masked(values: Any, what: str) -> None:
     """Raise DataError for an array of numpy.ma with masked values, which NumPy would read as if valid."""
-    if np.ma.is_masked(values):
+    if is_masked(values):
         raise DataError(f"{what} has masked values: fill them, or drop their rows")
+
+
+def is_masked(values: object) -> TypeGuard[np.ma.MaskedArray[Any, Any]]:
+    """Whether an array of numpy.ma hides values, structured ones too (np.ma.is_masked refuses those)."""
+    return isinstance(values, np.ma.MaskedArray) and bool(np.any(np.ma.flatten_mask(values.mask)))
 
 
 class _Writeable:
@@ -174,13 +179,12 @@ def as_array(values: ArrayInput) -> npt.NDArray[Any]:
     """
     if not isinstance(values, torch.Tensor):
         array: npt.NDArray[Any] = np.asarray(values)
-        hidden = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else np.array(False)
-        if hidden.any() and array.dtype.names is None:
+        if array.dtype.names is None and is_masked(values):
             fill: Any = {"f": np.nan, "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}.get(
                 array.dtype.kind
             )
             array = array.copy() if fill is not None else array.astype(object)
-            array[hidden] = fill
+            array[np.ma.getmaskarray(values)] = fill
         return array
     tensor = values.detach().cpu()
     narrow = tensor.is_floating_point() and tensor.dtype.itemsize < 4 and tensor.dtype != torch.float16

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from probjepa._arrays import is_masked
 from probjepa.data.fitting import SMALLEST_SIDE, Fit, central
 from probjepa.errors import ConfigError, DataError, short
 from probjepa.files import array_reason, regular
@@ -63,7 +64,7 @@ def as_payload(value: Any, base: Path | None = None) -> Payload:
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value
         return np.asarray(value)
-    if np.ma.is_masked(value):
+    if is_masked(value):
         return Unreadable("has masked pixels: fill them")
     try:
         return _dense(value)
