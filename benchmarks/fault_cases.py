@@ -34,6 +34,7 @@ import probjepa.report.evaluation
 import probjepa.scores.jepa_parts
 import probjepa.training
 from probjepa import demo
+from probjepa.files import MOVING
 from probjepa.report.page import Figure
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -206,8 +207,16 @@ def _without_times(value: Any) -> Any:
 
 
 def left_over(root: Path) -> list[str]:
-    """Hidden names: what a command leaves behind when it does not tidy up."""
-    return [p.relative_to(root).as_posix() for p in root.rglob(".*")]
+    """Hidden names: what a command leaves behind when it does not tidy up.
+
+    A mark that names the missing last file of a folder, whose files were being replaced, belongs there.
+    """
+    hidden = root.rglob(".*")
+    return [
+        p.relative_to(root).as_posix()
+        for p in hidden
+        if p.name != MOVING or not p.is_file() or (p.parent / p.read_text(encoding="utf-8")).exists()
+    ]
 
 
 # --- the commands -----------------------------------------------------------------------------------------

@@ -154,6 +154,7 @@ def hostile_inputs(
     """Give images, arrays and tables that are damaged, of odd types or oddly named."""
     root, trained, fitted = home / "sandbox", home / "runs/train-images", home / "runs/train-tables"
     whole = sorted((home / "test").rglob("*.png"))
+    own = np.random.default_rng(0)  # named pictures stand in no other set
     table = (home / "test.csv").read_bytes()
     for number in range(count):
         shutil.rmtree(root, ignore_errors=True)
@@ -166,7 +167,12 @@ def hostile_inputs(
             os.mkdir(folder)
             for j in range(4):
                 name = rng.choice(NAMES) if what == "name" else b"%d" % j
-                shutil.copy(whole[4 * i + j], folder + b"/" + name + b".png")
+                file = folder + b"/" + name + b".png"
+                if what == "name":
+                    pixels = own.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(os.fsdecode(file), "PNG")
+                else:
+                    shutil.copy(whole[4 * i + j], file)
         if what == "image":
             suffix = rng.choice([".png", ".jpg", ".bmp", ".gif", ".webp", ".tif"])
             buffer = io.BytesIO()

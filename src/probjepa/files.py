@@ -20,7 +20,7 @@ from probjepa.errors import ArtifactError
 
 CONFIG = "config.json"
 LOCK = ".probjepa.lock"
-_MOVING = ".probjepa.moving"  # stands in a folder while its files are replaced
+MOVING = ".probjepa.moving"  # stands in a folder while its files are replaced
 RECORD = "settings.json"
 _WRITTEN = "written"  # beside finished parts: which file the output is, once it has its name
 _LONGEST = 200  # bytes of a name that a file system takes with more around it
@@ -265,11 +265,14 @@ def staged_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
 @contextmanager
 def replacing(folder: Path, last: str, *others: str) -> Iterator[None]:
     """Mark a folder as cut short while the block replaces its files; ``last``, then ``others`` go before."""
-    write_text(folder / _MOVING, last)
-    for name in (last, *others):
-        (folder / name).unlink(missing_ok=True)
-    yield
-    (folder / _MOVING).unlink(missing_ok=True)
+    try:
+        write_text(folder / MOVING, last)
+        for name in (last, *others):
+            (folder / name).unlink(missing_ok=True)
+        yield
+    finally:
+        if exists(folder / last):  # the mark says for as long as it is missing why that is
+            (folder / MOVING).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -375,7 +378,7 @@ def is_free(path: Path) -> bool:
 
 def _cut_short(folder: Path) -> bool:
     """Whether a process was killed while it replaced the files of a folder, the last of which is missing."""
-    mark = folder / _MOVING
+    mark = folder / MOVING
     return mark.is_file() and not (folder / mark.read_text(encoding="utf-8")).exists()
 
 
