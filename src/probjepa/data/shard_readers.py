@@ -224,12 +224,12 @@ def _members(
     with tarfile.open(fileobj=file, mode=mode) as tar, ExitStack() as stack:
         links = _Links(file, stack)
         key, images, label, place = "", list[tuple[str, bytes]](), "", None
-        apart = set[str](), set[str]()  # the keys of images without labels, and of labels without images
+        apart = set[int](), set[int]()  # the keys of images without labels, and of labels without images
 
         def group() -> Iterator[_Member]:
-            if bool(images) != bool(label):
-                apart[bool(label)].add(key)
-                if "label" in columns and key in apart[not label]:
+            if "label" in columns and bool(images) != bool(label):
+                apart[bool(label)].add(hash(key))  # a number takes half of a name's memory
+                if hash(key) in apart[not label]:
                     raise ShardError(
                         f"'{path}': {short(key, 200)}.cls does not stand next to its image: pack the files "
                         "by name (tar --sort=name), or leave labels out with labels=none (--labels none)"
