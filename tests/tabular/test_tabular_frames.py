@@ -158,6 +158,20 @@ def test_a_column_that_is_beyond_the_fit_warns_with_its_share(numeric_transform)
         assert schema.beyond_shares(schema.encode(ties.astype("float32"))) == {"x": 0}
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("numeric_transform", ["quantile", "standard"])
+@pytest.mark.parametrize(
+    ("location", "scale", "seed"), [(50, 70, 21), (1, 3, 1), (0, 1e300, 0), (0, 1e-310, 0), (1e8, 1, 0)]
+)
+def test_the_ends_of_a_fit_are_in_its_range(location, scale, seed, numeric_transform):
+    values = location + scale * np.random.default_rng(seed).normal(size=60)
+    table = pd.DataFrame({"x": np.clip(values, *np.quantile(values, [0.3, 0.7]))})
+    schema = TableSchema.infer(table, numeric_transform=numeric_transform)
+    low, high = schema.features[0].ends
+    assert -np.inf < low < high < np.inf
+    assert schema.beyond_shares(schema.encode(table)) == {"x": 0}
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.float32, object])
 def test_masked_cells_of_an_array_are_missing(dtype):
     values = np.arange(40).reshape(20, 2).astype(dtype)

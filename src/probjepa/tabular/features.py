@@ -102,7 +102,7 @@ class Feature:
         if not self.constant:
             with np.errstate(over="ignore"):
                 narrow = np.nextafter(ends.astype(np.float32), np.array([-np.inf, np.inf], np.float32))
-            ends = np.array([min(ends[0], narrow[0]), max(ends[1], narrow[1])])
+            ends = np.array([min(ends[0], narrow[0]), max(ends[1], narrow[1])], dtype=np.float64)
         low, high = self.forward(ends).astype(np.float32).tolist()
         return low, high
 
