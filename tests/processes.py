@@ -43,6 +43,25 @@ def _told(said, env, target, words):
     target(*words)
 
 
+def joined(processes, *, seconds=300, together=True):
+    """Wait until all have ended, and return their exit codes.
+
+    What still runs after so many ``seconds`` is killed: as a child of this process it would hold its end up.
+    So are the others, if they work ``together``, once one has failed.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.01)
+            if together and any(process.exitcode for process in processes):
+                break
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+
 def command_line(*words):
     """Be the command line, with these words."""
     sys.exit(run(words))

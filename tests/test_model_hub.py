@@ -81,6 +81,9 @@ def test_a_config_of_ones_own_is_refused_and_the_folder_here_has_a_name(hub, tmp
     monkeypatch.chdir(tmp_path / "here")
     small().save_pretrained(".", push_to_hub=True)
     assert list(hub) == ["here"]
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    small().save_pretrained(tmp_path / "link", push_to_hub=True)
+    assert list(hub) == ["here", "link"]
 
 
 def test_a_branch_that_is_not_there_is_among_what_to_check(hub, monkeypatch):

@@ -626,3 +626,17 @@ def test_tables_that_give_columns_by_number_are_told_the_way_to_rows(kind):
     ):
         open_images(frame)
     assert len(open_images(frame.to_pandas())) == 3
+
+
+def test_rows_of_ones_own_that_can_be_a_frame_are_rows():
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, row):
+            return np.full((8, 8), row, np.uint8), row
+
+        def to_pandas(self):
+            raise AssertionError
+
+    assert open_images(Rows()).labels.tolist() == [0, 1, 2]

@@ -22,6 +22,7 @@ from probjepa.data import shard_readers
 from probjepa.data.decode import Decoder
 from probjepa.data.shard_files import ShardError, file_mark, find_shards, holds_shards
 from probjepa.data.shards import read_layout, read_shard
+from probjepa.data.streams import open_training
 from probjepa.errors import ConfigError, DataError
 from shard_cases import png, read_all, table, write_shards, write_table, write_tar
 
@@ -112,7 +113,7 @@ def test_a_label_in_a_tar_that_does_not_stand_next_to_its_image_is_one_line(tmp_
     }[order]  # fmt: skip
     write_tar(tmp_path / "x.tar", members)
     says = r"x\.tar': c/\d\.cls does not stand next to its image: pack the files by name .*--labels none"
-    for read in (read_all, pj.open_images):
+    for read in (read_all, pj.open_images, open_training):
         with pytest.raises(DataError, match=says) as error:
             read(tmp_path / "x.tar")
         assert "\n" not in str(error.value)
@@ -132,6 +133,13 @@ def test_a_shard_that_may_not_be_read_says_so(tmp_path, monkeypatch):
 
     monkeypatch.setattr("probjepa.data.shard_readers._opened", refuse)
     with pytest.raises(ShardError, match=r"x\.tar' cannot be read \(Permission denied\): check your rights$"):
+        read_all(tmp_path / "x.tar")
+
+    def refuse_as_a_store(path, *_):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr("probjepa.data.shard_readers._opened", refuse_as_a_store)
+    with pytest.raises(ShardError, match=r"x\.tar' cannot be read \(Access Denied\): check your rights$"):
         read_all(tmp_path / "x.tar")
 
 
@@ -212,7 +220,7 @@ def test_an_arrow_file_is_read_from_any_row(tmp_path, name, kind):
         rows = rows.append_column("of", names)
     write_table(tmp_path / name, rows, rows=4)
     path = str(tmp_path / name)
-    assert shard_readers.open_shard(path).length() == (11, ())
+    assert shard_readers.open_shard(path).length([]) == (11, ())
     for start in range(13):
         for columns in (["x"], rows.column_names):
             batches = list(shard_readers.open_shard(path).read(3, columns, start))
@@ -228,7 +236,7 @@ def test_rows_of_an_arrow_file_are_counted_and_passed_over_unread(tmp_path, name
     write_table(tmp_path / name, rows)
     opened = shard_readers.open_shard(str(tmp_path / name))
     before = bytes_read()
-    assert opened.length() == (20, ())
+    assert opened.length([]) == (20, ())
     assert bytes_read() - before < 100_000
     opened = shard_readers.open_shard(str(tmp_path / name))
     assert len(list(opened.read(3, ["image"], 18))) == 1
@@ -247,7 +255,7 @@ def test_a_stream_that_is_cut_is_one_line_where_it_is_counted(tmp_path):
     for share in (0.3, 0.6, 0.9):
         path.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(ShardError, match=r"cannot be read as \.arrow"), shard_readers.reading(str(path)):
-            shard_readers.open_shard(str(path)).length()
+            shard_readers.open_shard(str(path)).length([])
 
 
 @pytest.mark.parametrize("spoil", ["end", "header", "between"])

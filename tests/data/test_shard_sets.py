@@ -16,6 +16,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -420,7 +421,20 @@ def test_a_broken_image_of_a_tar_is_called_by_its_name(tmp_path, limit):
         open_images(tmp_path / "x.tar", memory_limit=limit)
     found = open_images(tmp_path / "x.tar", on_error="skip", memory_limit=limit)
     assert len(found) == 2 and re.match(says, found.skipped[0])
+    with pytest.raises(DataError, match=says):
+        open_training(tmp_path / "x.tar")
+    assert re.match(says, open_training(tmp_path / "x.tar", on_error="skip").skipped[0])
     (shard,) = find_shards(str(tmp_path / "x.tar"))
     failed = []
     rows = list(read_shard(shard, read_layout(shard), Decoder(8, 3), 3, skip=True, failed=failed))
     assert sum(len(part.images) for part in rows) == 2 and re.match(says, failed[0])
+
+
+def test_a_broken_row_without_an_id_of_its_own_is_called_by_its_number(tmp_path):
+    path, failed = tmp_path / "x.parquet", []
+    rows = {"id": [None, None, "x"], "image": [png(0), b"no image", b"no image"]}
+    pq.write_table(pa.table(rows), path)
+    (shard,) = find_shards(str(path))
+    list(read_shard(shard, read_layout(shard), Decoder(8, 3), 3, skip=True, failed=failed))
+    for lines in (failed, open_images(path, on_error="skip").skipped):
+        assert lines[0].startswith(f"{path}, row 1 is") and lines[1].startswith(f"{path}, row 2 ('x') is")

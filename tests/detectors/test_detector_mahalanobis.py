@@ -153,7 +153,11 @@ def test_a_merge_is_of_the_same_columns_in_the_same_order():
     half = Mahalanobis().fit(frame[:30])
     with pytest.raises(DataError, match="other feature names, or in another order"):
         half.merge(Mahalanobis().fit(frame[30:][["b", "a"]]))
-    whole = Mahalanobis().merge(half).merge(Mahalanobis().fit(frame[30:]))
+    new = Mahalanobis()
+    with pytest.raises(DataError, match="labels"):
+        new.partial_fit(frame[["b", "a"]], np.zeros(7))
+    assert not hasattr(new, "feature_names_in_")  # of nothing that it has seen
+    whole = new.merge(half).merge(Mahalanobis().fit(frame[30:]))
     assert whole.feature_names_in_.tolist() == ["a", "b"]
     np.testing.assert_allclose(
         whole.score_samples(frame), Mahalanobis().fit(frame).score_samples(frame), rtol=1e-9

@@ -6,7 +6,7 @@ from baseline_cases import small, view_pair
 from torch import distributed as dist
 
 from probjepa.distributed import gather, shared_seed, world_size
-from processes import READY
+from processes import READY, joined
 
 SETTINGS = {
     "vicreg": {"projector_dim": 6},
@@ -57,9 +57,7 @@ def two(tmp_path_factory):
     ranks = [READY.Process(target=one_of_two, args=(rank, folder)) for rank in (0, 1)]
     for rank in ranks:
         rank.start()
-    for rank in ranks:
-        rank.join()
-        assert rank.exitcode == 0
+    assert joined(ranks) == [0, 0]
     return [torch.load(f"{folder}/{rank}.pt") for rank in (0, 1)]
 
 

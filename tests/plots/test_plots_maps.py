@@ -77,12 +77,26 @@ def test_class_map_names_the_classes_at_their_medians(classes: list[str] | None)
 
 @pytest.mark.parametrize(
     ("labels", "names"),
-    [(["b", "a"], ["a", "b"]), ([0.0, NAN], ["0.0", "nan"]), ([-1, 7], ["unlabelled", "7"])],
+    [
+        (["b", "a"], ["a", "b"]),
+        ([0.0, NAN], ["0.0", "unlabelled"]),
+        ([-1, 7], ["7", "unlabelled"]),
+        (["a", None], ["a", "unlabelled"]),
+        (["b", 10, 9], ["9", "10", "b"]),
+    ],
 )
 def test_class_map_takes_labels_of_any_type(labels: list[Any], names: list[str]) -> None:
-    plots.class_map(axis := axes(), draws(0, 40, 2), labels * 20)
+    given = np.array(labels * 20, object if {str, type(None)} & {*map(type, labels)} else None)
+    plots.class_map(axis := axes(), draws(0, len(given), 2), given)
     drawn(axis)
     assert [text.get_text() for text in axis.texts] == names
+
+
+def test_class_map_names_classes_of_numbers_among_objects() -> None:
+    labels = np.ma.array([0, 1, 5] * 20, mask=[False, False, True] * 20)  # as numpy.ma's become
+    for given in (labels, np.array([0, 1, -1] * 20, object)):
+        plots.class_map(axis := axes(), draws(0, 60, 2), given, ["cat", "dog"])
+        assert [text.get_text() for text in axis.texts] == ["cat", "dog", "unlabelled"]
 
 
 def test_maps_of_one_class_many_classes_and_nothing_finite() -> None:

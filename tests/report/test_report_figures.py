@@ -65,11 +65,15 @@ def test_panels_stand_side_by_side_on_one_scale() -> None:
 
 
 @pytest.mark.parametrize("width", ["full", "half", "third"])
-@pytest.mark.parametrize("name", ["a", "describable_textures, 47 classes", "far " * 5, "W" * 60])
+@pytest.mark.parametrize(
+    "name",
+    ["a", "imagenet-o, far", "predictive density", "describable_textures, 47 classes", "far " * 5, "W" * 60],
+)
 @pytest.mark.parametrize(
     "draw",
     [
         lambda axis: plots.dots(axis, {"JEPA-SCORE + latent": (0.9, 0.8, 1.0)}, written=True),
+        lambda axis: plots.dots(axis, {"JEPA-SCORE + latent (normal)": (0.9, 0.8, 1.0)}),  # pushes the axes
         lambda axis: plots.roc(axis, [0.0, 1.0, 2.0], {"far": [1.0, 3.0]}),  # a square amid the picture
     ],
 )

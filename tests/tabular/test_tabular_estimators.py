@@ -79,6 +79,8 @@ def test_transform_and_names(kind, table):
     pooled = model.transform(table)
     np.testing.assert_allclose(pooled, out.reshape(40, 8, 8).mean(1), atol=1e-6)
     assert model.get_feature_names_out().tolist() == [f"{kind.__name__.lower()}{i}" for i in range(8)]
+    with pytest.raises(DataError, match="not equal to feature_names_in_"):
+        model.get_feature_names_out([f"x{i}" for i in range(table.shape[1])])
 
 
 @BOTH

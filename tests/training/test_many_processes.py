@@ -16,7 +16,7 @@ import probjepa as pj
 from probjepa.errors import ConfigError
 from probjepa.training import fit
 from probjepa.training.processes import SyncBatchNorm, batch_size_of_each, check_lanes
-from processes import forked, free_port
+from processes import forked, free_port, joined
 
 KILLED = "vje"
 
@@ -35,9 +35,8 @@ def started_by_hand(folder, *words):
         forked(file, told | {"RANK": rank, "LOCAL_RANK": rank}, many_processes.main, folder, *words)
         for file, rank in zip(files, "01", strict=True)
     ]
-    for process in processes:
-        process.join(timeout=300)
-    return [(file.read_text(), process.exitcode) for file, process in zip(files, processes, strict=True)]
+    codes = joined(processes, together=False)
+    return [(file.read_text(), code) for file, code in zip(files, codes, strict=True)]
 
 
 def losses(run_folder):

@@ -93,6 +93,15 @@ def test_a_resume_on_other_shards_or_another_buffer_is_refused(tmp_path, whole, 
         train(whole[0], copy, resume=True)
 
 
+def test_a_resume_by_processes_that_read_in_another_order_is_refused(tmp_path, whole, shards):
+    copy = shutil.copytree(whole[0], tmp_path / "run")
+    lines = (copy / "config.yaml").read_text()
+    assert "stream_lanes: 32\n" in lines
+    (copy / "config.yaml").write_text(lines.replace("stream_lanes: 32\n", "stream_lanes: 33\n"))
+    with pytest.raises(ConfigError, match=r"^1 processes read .* one of these numbers: 3, 11, 33$"):
+        train(copy, shards, resume=True)
+
+
 def test_rows_that_cannot_be_read_are_counted_and_shorten_no_epoch(tmp_path):
     data = write_numbered(tmp_path / "shards", (20, 22), spoil={3, 30})
     with pytest.raises(DataError, match=r"row 3 is not an image|row 10 is not an image"):

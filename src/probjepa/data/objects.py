@@ -187,7 +187,8 @@ def read_object(source: Any, labels: str | None = None, ids: str | None = None) 
         )
     if hasattr(source, "features") and hasattr(source, "column_names"):
         return _read_hf(source, "datasets.Dataset", labels, ids)
-    if hasattr(source, "to_pandas"):  # of polars or Arrow: by number they give columns
+    if hasattr(source, "to_pandas") and (hasattr(source, "columns") or hasattr(source, "column_names")):
+        # of polars or Arrow: by number they give columns
         raise DataError(f"a {kind} is no data source here: pass its pandas DataFrame, {kind}.to_pandas()")
     return DatasetRecords(source, labels, ids)
 

@@ -33,13 +33,14 @@ class Opened(NamedTuple):
     """A file of rows: its Arrow schema, how many rows it has, and what reads them.
 
     ``read(rows, columns, start)`` gives Arrow batches of at most so many rows, from the row ``start`` on.
-    ``length()`` gives the rows, and of a tar file, which tells them only when it is read through, the
-    places of some. ``skipped`` has a line for each of its links that was read and leads to no file in it.
+    ``length(columns)`` gives the rows, and of a tar file, which tells them only when it is read through, the
+    places of some; the named columns of it are then read, too, so that what is wrong with them is known.
+    ``skipped`` has a line for each of its links that was read and leads to no file in it.
     """
 
     schema: Any
     read: Callable[[int, list[str], int], Iterator[Any]]
-    length: Callable[[], tuple[int, Places]]
+    length: Callable[[Sequence[str]], tuple[int, Places]]
     skipped: Sequence[str] = ()
 
 
@@ -66,7 +67,7 @@ def _parquet(path: str, places: Places = ()) -> Opened:
         batches = file.iter_batches(batch_size=rows, columns=columns, row_groups=groups, use_threads=False)
         return _from_row(batches, rows, columns, start)
 
-    return Opened(file.schema_arrow, read, lambda: (about.num_rows, ()))
+    return Opened(file.schema_arrow, read, lambda columns: (about.num_rows, ()))
 
 
 def _arrow(path: str, places: Places = ()) -> Opened:
@@ -98,7 +99,7 @@ def _arrow(path: str, places: Places = ()) -> Opened:
     return Opened(
         file.schema,
         lambda rows, columns, start: _from_row(batches(), rows, columns, start, check),
-        lambda: (sum(batch.num_rows for batch in batches()), ()),
+        lambda columns: (sum(batch.num_rows for batch in batches()), ()),
     )
 
 
@@ -141,8 +142,8 @@ def _tar(path: str, places: Places = ()) -> Opened:
             while held := [dict(zip(schema.names, row, strict=False)) for row in islice(wanted, rows)]:
                 yield pa.RecordBatch.from_pylist(held, schema).select(columns)
 
-    def count() -> tuple[int, Places]:
-        with members(0, ()) as found:
+    def count(columns: Sequence[str]) -> tuple[int, Places]:
+        with members(0, columns) as found:
             number, kept = -1, list[tuple[int, int]]()
             for number, (*_, place) in enumerate(found):
                 if place is not None and (not kept or number >= kept[-1][0] + _SPACING):
@@ -283,7 +284,7 @@ def _first_folder(name: str) -> str | None:
 
 def _chunk(path: str, places: Places = ()) -> Opened:
     schema, read, count = open_chunk(path)
-    return Opened(schema, read, lambda: (count, ()))
+    return Opened(schema, read, lambda columns: (count, ()))
 
 
 _READERS: dict[str, Callable[[str, Places], Opened]] = {
@@ -304,7 +305,8 @@ def reading(
     except ProbjepaError as error:
         raise ShardError(str(error)) from error
     except PermissionError as error:
-        raise ShardError(f"'{path}' cannot be read ({error.strerror}): check your rights") from error
+        reason = error.strerror or first_line(error)  # those of stores have words alone
+        raise ShardError(f"'{path}' cannot be read ({reason}): check your rights") from error
     except Exception as error:  # many types
         raise ShardError(
             f"'{path}' cannot be read as {suffix_of(path)} ({first_line(error)}): {advice}"

@@ -143,7 +143,7 @@ def _read_columns(
     if missing := {image, *columns} - set(opened.schema.names):
         raise DataError(f"'{path}' lacks the column {', '.join(sorted(missing))} of '{first}'")
     if not columns:
-        return opened.length()[0], opened.skipped
+        return opened.length(())[0], opened.skipped
     count = 0
     for batch in opened.read(_SCAN, list(columns), 0):
         count += batch.num_rows

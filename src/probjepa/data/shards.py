@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,12 +155,26 @@ class ShardRecords(Records):
 
     def where(self, row: int) -> str:
         """Name the shard, the row in it, and its id where it has one of its own."""
-        return row_name(self.name, row, self.known[row][0] if self.layout.id and row in self.known else None)
+        own = self.known[row][0] if row in self.known else None
+        return row_name(self.name, row, None if own == self._made_id(row) else own)
+
+    def _made_id(self, row: int) -> str:
+        """The id of a row that has none."""
+        return f"{self._file}:{row}"
+
+    def next_id(self) -> str | None:
+        """Return the id of the row that comes next, if it has one of its own."""
+        if self.layout.id is None:
+            return None
+        with reading(self.name):
+            (batch,) = islice(self._opened.read(1, [self.layout.id], self._rows), 1)
+            value = batch.column(0)[0].as_py()
+        return None if value is None else str(value)
 
     def count(self) -> tuple[int, Places]:
         """Return how many rows there are, and the places of some in a tar file."""
         with reading(self.name):
-            return self._opened.length()
+            return self._opened.length([self.layout.label] if self.layout.label is not None else [])
 
     def images(self, length: int) -> Iterator[Payload]:
         """Return the images alone of all rows, or of those from ``start`` on."""
@@ -175,7 +190,7 @@ class ShardRecords(Records):
             columns = {name: None for name in layout[:3] if name is not None}
             for batch in self._opened.read(length, list(columns), self._rows):
                 count = batch.num_rows
-                ids = [f"{self._file}:{row}" for row in range(self._rows, self._rows + count)]
+                ids = [self._made_id(row) for row in range(self._rows, self._rows + count)]
                 if layout.id is not None:
                     for row, value in enumerate(batch.column(layout.id).to_pylist()):
                         if value is not None:

@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate, chain, islice
 from pathlib import Path
@@ -38,7 +39,7 @@ from probjepa.data.shard_files import (
     is_remote,
 )
 from probjepa.data.shard_readers import Places
-from probjepa.data.shards import Layout, ShardRecords, common_layout
+from probjepa.data.shards import Layout, ShardRecords, common_layout, row_name
 from probjepa.data.sources import READERS, open_images, peek
 from probjepa.data.tables import one_split
 from probjepa.errors import ConfigError, DataError
@@ -104,9 +105,12 @@ class Stream(Shaped, Records):
         return self.sample.shape
 
     def where(self, row: int) -> str:
-        """Name the shard and the row in it."""
+        """Name the shard, the row in it, and its id where it has one of its own."""
         number = bisect.bisect_right(self._starts, row) - 1
-        return f"{self.parts[number].shard.path}, row {row - self._starts[number]}"
+        at, own = row - self._starts[number], None
+        with suppress(ShardError):  # it is asked for where something is wrong
+            own = self._open(number, at).next_id()
+        return row_name(self.parts[number].shard.path, at, own)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells the shards, and the order of their rows, from others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -123,17 +124,23 @@ class Detector(Thresholded, BaseEstimator):  # type: ignore[misc]  # scikit-lear
         """
         check_arguments(self.get_params(), types_of(type(self)))
         self._check_contamination()
-        before = dict(self.__dict__)
-        try:
+        with self._whole():
             rows = self._checked(X, "the embeddings to fit", reset=True)
             self._fit(rows, *classes_of(y, len(rows)))
             scores = self._score(threshold_rows(rows))
-        except BaseException:  # the fit before stands: half of another would look like one
+        self.offset_ = float(np.quantile(scores, self.contamination))
+        return self
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Leave the fit before where the block fails: half of another would look like one."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
-        self.offset_ = float(np.quantile(scores, self.contamination))
-        return self
 
     def score_samples(self, X: ArrayInput) -> npt.NDArray[np.float64]:
         """Return a score (N,) for each embedding (N, D): higher = more typical.

@@ -65,8 +65,9 @@ class Mahalanobis(Detector):
         """
         check_arguments(self.get_params(), types_of(type(self)))
         self._check_contamination()
-        rows = self._checked(X, "the embeddings to fit", reset=not self.__sklearn_is_fitted__())
-        self._join(self._moments_of(rows, *classes_of(y, len(rows))), threshold_rows(rows))
+        with self._whole():
+            rows = self._checked(X, "the embeddings to fit", reset=not self.__sklearn_is_fitted__())
+            self._join(self._moments_of(rows, *classes_of(y, len(rows))), threshold_rows(rows))
         return self
 
     def merge(self, other: Mahalanobis) -> Self:

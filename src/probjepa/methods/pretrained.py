@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import re
 from abc import ABCMeta
 from collections.abc import Callable, Mapping
@@ -177,7 +178,7 @@ class Pretrained(
                 self.card_text = _text_of(folder / model_files.CARD)
         if push_to_hub:
             return self.push_to_hub(
-                repo_id or folder.resolve().name, model_card_kwargs=model_card_kwargs, **hub
+                repo_id or Path(os.path.abspath(folder)).name, model_card_kwargs=model_card_kwargs, **hub
             )
         return None
 

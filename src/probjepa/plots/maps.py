@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -10,6 +11,7 @@ from matplotlib.colors import ListedColormap, to_rgba_array
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
+from probjepa._arrays import as_array, is_labelled
 from probjepa.plots.style import CLASS_COLOURS, MUTED, PAPER, RULE, Array, Axis, finite_rows, label, nothing
 
 #: colours of targets and of samples, drawn as pixels: they do not follow the page, and read on light and dark
@@ -49,27 +51,42 @@ class Plane:
 def class_map(axis: Axis, coords: ArrayLike, labels: ArrayLike, classes: Sequence[str] | None = None) -> str:
     """Draw points (N, 2) coloured by class, with each class named at its median.
 
-    ``labels`` (N,) index ``classes`` where that is given. More than twenty classes are not named.
+    ``labels`` (N,) index ``classes`` where that is given; −1, None and NaN say that a row has none. More than
+    twenty classes are not named.
     """
     xy, kept = finite_rows(coords)
     if not len(xy):
         return nothing(axis, "no finite points")
-    present, which = np.unique(np.asarray(labels)[kept], return_inverse=True)
-    numeric = present.dtype.kind in "iufb"
+    given = as_array(labels)[kept]
+    values = [x if known else None for x, known in zip(given.tolist(), is_labelled(given), strict=True)]
+    present = sorted({*values} - {None}, key=_place) + [None] * (None in values)
+    number = {value: i for i, value in enumerate(present)}
+    which = np.array([number[value] for value in values])
     shades = to_rgba_array(CLASS_COLOURS)[which % len(CLASS_COLOURS)]
     axis.scatter(*xy.T, s=_size(xy), c=shades, alpha=0.75, lw=0, rasterized=True)
     _bare(axis)
     named = len(present) <= 2 * len(CLASS_COLOURS)  # more names than that hide the points
     for i, value in enumerate(present if named else ()):
-        known = numeric and classes is not None and 0 <= value < len(classes)
-        name = classes[int(value)] if known and classes is not None else value
-        name = "unlabelled" if numeric and value == -1 else name
         axis.text(
-            *np.median(xy[which == i], axis=0), label(name, 16), ha="center", va="center", fontsize=10.5,
-            fontweight="bold", bbox={"facecolor": PAPER, "edgecolor": RULE, "lw": 0.6, "alpha": 0.82,
-                                     "boxstyle": "round,pad=0.22"},
+            *np.median(xy[which == i], axis=0), label(_class_name(value, classes), 16), ha="center",
+            va="center", fontsize=10.5, fontweight="bold",
+            bbox={"facecolor": PAPER, "edgecolor": RULE, "lw": 0.6, "alpha": 0.82,
+                  "boxstyle": "round,pad=0.22"},
         )  # fmt: skip
     return f"{len(xy)} points of {len(present)} class{'es' if len(present) > 1 else ''}"
+
+
+def _place(value: Any) -> tuple[bool, Any]:
+    """Numbers go by their size, then all others by their words."""
+    return (False, value) if isinstance(value, int | float) else (True, str(value))
+
+
+def _class_name(value: Any, classes: Sequence[str] | None) -> str:
+    if value is None:
+        return "unlabelled"
+    if classes is not None and isinstance(value, int | float) and 0 <= value < len(classes):
+        return classes[int(value)]
+    return str(value)
 
 
 def score_map(axis: Axis, coords: ArrayLike, score: ArrayLike) -> str:

@@ -51,7 +51,8 @@ def histogram(
     low, high = limits or (float(q) for q in np.quantile(x, [0.005, 0.995]))
     if high - low < 1e-9 * max(1.0, abs(high)):
         half = 0.5 * max(1.0, abs(high))
-        low, high = low - half, high + half
+        most = float(np.finfo(np.float64).max) / 2  # the span of the bins is finite, too
+        low, high = max(low - half, -most), min(high + half, most)
     counts, edges = np.histogram(np.clip(x, low, high), bins, range=(low, high))
     axis.stairs(100 * counts / x.size, edges, fill=True, color=colour, alpha=0.25)
     axis.stairs(100 * counts / x.size, edges, color=colour)

@@ -21,7 +21,7 @@ from probjepa.report.page import Figure, Width
 # in page units; the page stretches all of them by the same factor, about 1.2 on a desktop
 _WIDTHS: Mapping[Width, int] = {"full": 820, "half": 402, "third": 264}
 _HEIGHTS: Mapping[Width, int] = {"full": 300, "half": 250, "third": 176}
-_LEAST_TITLE, _MOST_TITLE = 8, 40  # characters
+_LEAST_TITLE, _MOST_TITLE = 7, 40  # characters
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif"
 _SWAPS = dict(zip((INK, MUTED, RULE, PAPER, *LIGHT), (*DARK_NEUTRALS, *DARK), strict=True))
 
@@ -71,7 +71,7 @@ def _fit(figure: Canvas, layout: ConstrainedLayoutEngine, heading: Any) -> None:
     """Cut the title above the axes in its middle where it would leave the picture on the right."""
     title = heading.get_text()
     heading.set_text(label(title, _MOST_TITLE))
-    if heading.get_window_extent().width <= figure.bbox.width / 2:
+    if heading.get_window_extent().width <= figure.bbox.width / 4:
         return  # it fits wherever the axes begin: to find that takes a third of the time
     heading.set_text(label(title, _LEAST_TITLE))  # a long one would push the axes aside
     for _ in range(2):  # square axes are moved by the second

@@ -65,6 +65,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     """
 
     _build: Callable[[Layout, Mapping[str, Any]], nn.Module]
+    _called_by_texts = True  # the columns of the fit
 
     preset: str
     random_state: Any
@@ -190,7 +191,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         except BaseException:
             self._forget()  # half a fit would look like one
             raise
-        self._set_columns(named=has_names(X))
+        self._set_columns(
+            named=has_names(X), by_texts=all(isinstance(c, str) for c in getattr(X, "columns", ()))
+        )
         if stopped:
             raise Interrupted(
                 f"{stopped} in epoch {self.n_iter_ + 1}: it has the weights of epoch {self.best_epoch_} and "
@@ -223,8 +226,9 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     def _finish(self, loop: FitLoop) -> None:
         """Fit what is fitted after the weights, to rows that these were not fitted to; most have nothing."""
 
-    def _set_columns(self, *, named: bool) -> None:
+    def _set_columns(self, *, named: bool, by_texts: bool) -> None:
         self.n_features_in_ = len(self.schema_.columns)
+        self._called_by_texts = by_texts
         if named:
             self.feature_names_in_ = np.array(self.schema_.columns, dtype=object)
 
@@ -292,7 +296,11 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         columns = self.schema_.columns
         given = list(columns if input_features is None else input_features)
         # what scikit-learn's transformers call columns whose names are no texts
-        made_up = all(re.fullmatch(r"x\d+", str(name)) for name in given) and not {*given} & {*columns}
+        made_up = (
+            not self._called_by_texts
+            and len({*given}) == len(given)
+            and all(re.fullmatch(r"x\d+", str(name)) for name in given)
+        )
         if hasattr(self, "feature_names_in_") and given != list(columns) and not made_up:
             raise DataError("input_features is not equal to feature_names_in_: leave it out, or give those")
         if len(given) != len(columns):
@@ -336,6 +344,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             "settings": {name: _plain(value) for name, value in self.settings_.items()},
             "schema": self.schema_.to_json(),
             "named": hasattr(self, "feature_names_in_"),
+            "called_by_texts": self._called_by_texts,
             "history": self.history_,
             "best_epoch": self.best_epoch_,
         }
@@ -360,7 +369,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         model.history_ = checked("history", config["history"], list[dict[str, float]])
         model.best_epoch_ = checked("best_epoch", config["best_epoch"], int)
         model.n_iter_ = len(model.history_)
-        model._set_columns(named=config["named"])
+        model._set_columns(named=config["named"], by_texts=config.get("called_by_texts", True))
         return model
 
     @classmethod
