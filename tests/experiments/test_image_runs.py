@@ -277,7 +277,7 @@ def test_a_page_answers_by_several_seeds_with_the_figures_of_its_claims(name):
     assert re.search(r"\*\* \(.* – .*: -?\d", claims[0])
     budget = re.search(r"With the budget \*\*(\w+)", answer)[1]
     several = [of.partition("\n")[0] for of in sections if "; seeds " in of]
-    if name == "ijepa-heads":  # of its rows at the medium budget the Gaussian alone has a second seed
+    if name == "ijepa-heads":  # at the medium budget two of its rows alone have a second seed
         several.remove("medium")
     assert budget == (several or ["medium"])[0]
 
