@@ -120,6 +120,19 @@ def test_a_label_in_a_tar_that_does_not_stand_next_to_its_image_is_one_line(tmp_
     assert len(pj.open_images(tmp_path / "x.tar", labels="none")) == 3
 
 
+def test_a_key_of_a_tar_with_several_labels_is_one_line(tmp_path):
+    """A key ends at the first dot, as WebDataset has it: both images would have the last label."""
+    members = {
+        f"IMG.{i}.{end}": png(i) if end == "png" else b"%d" % i for i in (1, 2) for end in ("png", "cls")
+    }
+    write_tar(tmp_path / "x.tar", members)
+    with pytest.raises(DataError, match=r"x\.tar': IMG has several labels, of which IMG\.2\.cls is one"):
+        read_all(tmp_path / "x.tar")
+    assert len(pj.open_images(tmp_path / "x.tar", labels="none")) == 2
+    write_tar(tmp_path / "y.tar", members | {"IMG.1.cls": b"2"})
+    assert read_all(tmp_path / "y.tar")[1]["label"] == ["2", "2"]
+
+
 def test_a_label_in_a_tar_of_another_kind_of_file_is_no_image_s(tmp_path):
     write_tar(tmp_path / "x.tar", {"c/0.png": png(0), "c/0.cls": b"x", "c/1.npy": b"", "c/1.cls": b"y"})
     assert read_all(tmp_path / "x.tar")[1] == {"id": ["c/0.png"], "label": ["x"]}

@@ -219,7 +219,7 @@ def _members(
 
     Of contents, those that ``columns`` do not name are not read. A link is read as the file that it leads to
     in the tar file; ``skipped`` gets a line for one that leads to none. ShardError for a label that stands
-    apart from its image: the folder's name would be taken for it.
+    apart from its image: the folder's name would be taken for it; and for a key with several labels.
     """
     mode: Any = "r:*" if _is_compressed(file, start) else "r:"
     with tarfile.open(fileobj=file, mode=mode) as tar, ExitStack() as stack:
@@ -264,7 +264,14 @@ def _members(
                 images.append((str(name), content.read() if content else b""))
             elif name.suffix.lower() == ".cls" and "label" in columns:
                 content = home.extractfile(held)
-                label = content.read().decode("utf-8", "backslashreplace").strip() if content else ""
+                said = content.read().decode("utf-8", "backslashreplace").strip() if content else ""
+                if label not in ("", said):
+                    raise ShardError(
+                        f"'{path}': {short(key, 200)} has several labels, of which {short(str(name), 200)} "
+                        "is one (a key ends at the first dot of a name): give each image a key of its own, "
+                        "or leave labels out with labels=none (--labels none)"
+                    )
+                label = said
         yield from group()
         # two blocks of zeros end it: tarfile takes the rest of one that is cut off, or damaged, for its end
         if not (last := tar.fileobj.read(tarfile.BLOCKSIZE)) or any(last):
