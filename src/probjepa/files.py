@@ -270,9 +270,11 @@ def replacing(folder: Path, last: str, *others: str) -> Iterator[None]:
         for name in (last, *others):
             (folder / name).unlink(missing_ok=True)
         yield
-    finally:
+    except BaseException:
         if exists(folder / last):  # the mark says for as long as it is missing why that is
             (folder / MOVING).unlink(missing_ok=True)
+        raise
+    (folder / MOVING).unlink(missing_ok=True)
 
 
 @contextmanager
