@@ -56,9 +56,8 @@ def main(data: str, out: Path) -> None:
     options["strategy"] = ModelParallelStrategy(
         data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
     )
-    keep = ModelCheckpoint(
-        out, "last", enable_version_counter=False
-    )  # after each epoch, in the place of the last
+    # after each epoch, in the place of the last
+    keep = ModelCheckpoint(out, "last", enable_version_counter=False)
     trainer = L.Trainer(
         max_epochs=EPOCHS, accelerator="auto", logger=False, enable_model_summary=False, callbacks=[keep],
         **options,

@@ -116,6 +116,7 @@ def test_a_mask_hides_labels_and_is_refused_among_numbers():
         lambda: Mahalanobis().fit(hidden[0]),
         lambda: Mahalanobis().fit(np.eye(17, 16)).score_samples(hidden[0]),
         lambda: Mahalanobis().fit(rows),
+        lambda: Mahalanobis().fit(list(hidden[0])),
         lambda: pj.open_images(hidden),
         lambda: pj.open_images((hidden, np.zeros(9))),
         lambda: pj.open_images({"images": hidden}),
@@ -126,3 +127,11 @@ def test_a_mask_hides_labels_and_is_refused_among_numbers():
     with pytest.raises(DataError, match="row 0 has masked pixels: fill them"):
         pj.open_images(list(hidden))
     assert as_labels(np.ma.array([3, 4]), "the labels")[0].dtype.kind == "i"
+
+
+def test_what_is_masked_in_a_list_is_missing():
+    for labels in ([2, np.ma.masked, 1], (2.0, np.ma.masked, 1.0), ["b", np.ma.masked, "a"]):
+        known, rows = as_labels(labels, "the labels")
+        assert known.tolist() == [labels[0], labels[2]] and rows.tolist() == [0, 2]
+        images = pj.open_images((np.zeros((3, 8, 8), np.uint8), labels))
+        assert images.labels.tolist() == ([1, -1, 0] if labels[0] == "b" else [2, -1, 1])

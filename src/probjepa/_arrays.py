@@ -47,8 +47,8 @@ def as_float_tensor(values: ArrayInput, what: str) -> torch.Tensor:
 
 
 def refuse_masked(values: Any, what: str) -> None:
-    """Raise DataError for an array of numpy.ma with masked values, which NumPy would read as if valid."""
-    if is_masked(values):
+    """Raise DataError for masked values of numpy.ma, a list's too, which NumPy would read as if valid."""
+    if is_masked(values) or (isinstance(values, list | tuple) and any(map(is_masked, values))):
         raise DataError(f"{what} has masked values: fill them, or drop their rows")
 
 
@@ -175,9 +175,13 @@ def as_labels(
 def as_array(values: ArrayInput) -> npt.NDArray[Any]:
     """Return an array of NumPy's, which has no bfloat16 and takes no tensor with a gradient.
 
-    What a masked array hides is missing: NaN, NaT or None, by its type.
+    What a masked array, or one in a list, hides is missing: NaN, NaT or None, by its type.
     """
     if not isinstance(values, torch.Tensor):
+        if isinstance(values, list | tuple) and any(map(is_masked, values)):
+            cells = any(value is np.ma.masked for value in values)
+            rows: Any = [None if x is np.ma.masked else x for x in values] if cells else np.ma.array(values)
+            return as_array(rows)
         array: npt.NDArray[Any] = np.asarray(values)
         if array.dtype.names is None and is_masked(values):
             fill: Any = {"f": np.nan, "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}.get(
@@ -206,9 +210,9 @@ def is_labelled(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value of any type is None, NaN or pandas' NA."""
+    """Whether a value of any type is None, NaN, masked or pandas' NA."""
     try:
-        return value is None or bool(value != value)
+        return value is None or value is np.ma.masked or bool(value != value)
     except TypeError:  # pandas' NA has no truth
         return True
     except (ValueError, RuntimeError):  # an array or a tensor of several values

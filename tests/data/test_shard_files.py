@@ -133,6 +133,26 @@ def test_a_key_of_a_tar_with_several_labels_is_one_line(tmp_path):
     assert read_all(tmp_path / "y.tar")[1]["label"] == ["2", "2"]
 
 
+def test_labels_of_a_tar_in_another_folder_than_its_images_are_one_line(tmp_path):
+    """The folder's name would be taken for each."""
+    members = {f"images/{i}.png": png(i) for i in range(2)} | {f"labels/{i}.cls": b"x" for i in range(2)}
+    write_tar(tmp_path / "x.tar", members)
+    says = r"x\.tar': no label has an image of its name \(labels/0\.cls, for one\): put KEY\.cls in the folder"
+    for read in (read_all, pj.open_images):
+        with pytest.raises(DataError, match=says):
+            read(tmp_path / "x.tar")
+    assert len(pj.open_images(tmp_path / "x.tar", labels="none")) == 2
+    write_tar(tmp_path / "y.tar", {"images/2.png": png(2), "images/2.cls": b"y", **members})
+    assert read_all(tmp_path / "y.tar")[1]["label"] == ["y", "images", "images"]  # some have none
+
+
+def test_an_empty_label_in_a_tar_is_one_line(tmp_path):
+    write_tar(tmp_path / "x.tar", {"c/0.png": png(0), "c/0.cls": b" \n"})
+    with pytest.raises(DataError, match=r"x\.tar': c/0\.cls is empty: write the label of its image in it"):
+        read_all(tmp_path / "x.tar")
+    assert len(pj.open_images(tmp_path / "x.tar", labels="none")) == 1
+
+
 def test_a_label_in_a_tar_of_another_kind_of_file_is_no_image_s(tmp_path):
     write_tar(tmp_path / "x.tar", {"c/0.png": png(0), "c/0.cls": b"x", "c/1.npy": b"", "c/1.cls": b"y"})
     assert read_all(tmp_path / "x.tar")[1] == {"id": ["c/0.png"], "label": ["x"]}

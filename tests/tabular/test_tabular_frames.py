@@ -183,6 +183,7 @@ def test_masked_cells_of_an_array_are_missing(dtype):
     np.testing.assert_array_equal(
         schema.encode(values).numeric[~encoded.missing], encoded.numeric[~encoded.missing]
     )
+    np.testing.assert_array_equal(schema.encode(list(masked)).missing, encoded.missing)
     days = np.ma.masked_array(np.arange(40).reshape(20, 2).astype("M8[D]").astype("M8[ns]"), values % 3 == 0)
     assert {of.type for of in TableSchema.infer(days).features} == {"datetime"}
     plain = schema.encode(np.ma.masked_array(values))

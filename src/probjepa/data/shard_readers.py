@@ -218,17 +218,22 @@ def _members(
     """The images with their labels: what KEY.cls next to KEY.png says (WebDataset), else the first folder.
 
     Of contents, those that ``columns`` do not name are not read. A link is read as the file that it leads to
-    in the tar file; ``skipped`` gets a line for one that leads to none. ShardError for a label that stands
-    apart from its image: the folder's name would be taken for it; and for a key with several labels.
+    in the tar file; ``skipped`` gets a line for one that leads to none. ShardError for a label that
+    is empty or stands apart from its image, and where none stands beside an image: the folder's name would be
+    taken for it; and for a key with several labels.
     """
     mode: Any = "r:*" if _is_compressed(file, start) else "r:"
     with tarfile.open(fileobj=file, mode=mode) as tar, ExitStack() as stack:
         links = _Links(file, stack)
         key, images, label, place = "", list[tuple[str, bytes]](), "", None
         apart = set[int](), set[int]()  # the keys of images without labels, and of labels without images
+        labelled, alone = False, ""  # whether an image has a label of its own; a label without an image
 
         def group() -> Iterator[_Member]:
+            nonlocal labelled, alone
+            labelled = labelled or bool(images and label)
             if "label" in columns and bool(images) != bool(label):
+                alone = alone or key * bool(label)
                 apart[bool(label)].add(hash(key))  # a number takes half of a name's memory
                 if hash(key) in apart[not label]:
                     raise ShardError(
@@ -265,6 +270,11 @@ def _members(
             elif name.suffix.lower() == ".cls" and "label" in columns:
                 content = home.extractfile(held)
                 said = content.read().decode("utf-8", "backslashreplace").strip() if content else ""
+                if not said:
+                    raise ShardError(
+                        f"'{path}': {short(str(name), 200)} is empty: write the label of its image in it, or "
+                        "leave labels out with labels=none (--labels none)"
+                    )
                 if label not in ("", said):
                     raise ShardError(
                         f"'{path}': {short(key, 200)} has several labels, of which {short(str(name), 200)} "
@@ -273,6 +283,11 @@ def _members(
                     )
                 label = said
         yield from group()
+        if alone and apart[False] and not labelled:
+            raise ShardError(
+                f"'{path}': no label has an image of its name ({short(alone, 200)}.cls, for one): put KEY.cls "
+                "in the folder of KEY.png, or leave labels out with labels=none (--labels none)"
+            )
         # two blocks of zeros end it: tarfile takes the rest of one that is cut off, or damaged, for its end
         if not (last := tar.fileobj.read(tarfile.BLOCKSIZE)) or any(last):
             raise tarfile.ReadError("unexpected end of data")
