@@ -137,7 +137,9 @@ def test_labels_of_a_tar_in_another_folder_than_its_images_are_one_line(tmp_path
     """The folder's name would be taken for each."""
     members = {f"images/{i}.png": png(i) for i in range(2)} | {f"labels/{i}.cls": b"x" for i in range(2)}
     write_tar(tmp_path / "x.tar", members)
-    says = r"x\.tar': no label has an image of its name \(labels/0\.cls, for one\): put KEY\.cls in the folder"
+    says = (
+        r"x\.tar': no label has an image of its name \(labels/0\.cls, for one\): put KEY\.cls in the folder"
+    )
     for read in (read_all, pj.open_images):
         with pytest.raises(DataError, match=says):
             read(tmp_path / "x.tar")

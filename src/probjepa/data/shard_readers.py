@@ -285,8 +285,8 @@ def _members(
         yield from group()
         if alone and apart[False] and not labelled:
             raise ShardError(
-                f"'{path}': no label has an image of its name ({short(alone, 200)}.cls, for one): put KEY.cls "
-                "in the folder of KEY.png, or leave labels out with labels=none (--labels none)"
+                f"'{path}': no label has an image of its name ({short(alone, 200)}.cls, for one): put "
+                "KEY.cls in the folder of KEY.png, or leave labels out with labels=none (--labels none)"
             )
         # two blocks of zeros end it: tarfile takes the rest of one that is cut off, or damaged, for its end
         if not (last := tar.fileobj.read(tarfile.BLOCKSIZE)) or any(last):
