@@ -152,8 +152,9 @@ def is_of_tables(source: str | Path) -> bool:
 
 
 def check_there(source: str | Path) -> None:
-    """Raise ArtifactError for a model that is neither on this disk nor on the hub."""
-    _folder_of(source)
+    """Raise ArtifactError for a model that is neither on this disk nor on the hub, or says not what it is."""
+    if (folder := _folder_of(source)) is not None:
+        read_config(folder)
 
 
 def _folder_of(source: str | Path) -> Path | None:

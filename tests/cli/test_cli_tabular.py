@@ -60,6 +60,8 @@ def places(tmp_path_factory):
     assert run(["train", "var-t-jepa", *data, "--out", str(root / "run"), "--epochs", "2", *SMALL]) == 0
     assert run(["train", "t-jepa", *data, "--out", str(root / "t-run"), "--epochs", "1", *SMALL]) == 0
     (root / "image-run" / "model").mkdir(parents=True)
+    shutil.copytree(root / "run" / "model", root / "damaged")
+    (root / "damaged" / "config.json").write_text("{")
     (root / "image-run" / "model" / "config.json").write_text(
         json.dumps({"format_version": 1, "method": "vje"})
     )
@@ -273,6 +275,7 @@ def test_evaluate_writes_figures_and_a_page(places, tmp_path, capsys):
         ("evaluate run --train train.parquet --test test.csv --bootstrap 5", "--bootstrap: not for tables"),
         ("evaluate image-run --train train.parquet --test test.csv --target y", "--target is for tables"),
         ("evaluate image-run --train train.parquet --test test.csv", "image-run"),
+        ("evaluate damaged --train train.parquet --test test.csv --target y", "damaged/config.json"),
         ("embed run --data images.parquet", "this model is of tables"),
         ("embed run --data other.csv", "unexpected: 'size'"),
         ("embed run --data .", "broken.parquet' cannot be read as parquet"),
