@@ -129,6 +129,16 @@ def test_a_mask_hides_labels_and_is_refused_among_numbers():
     assert as_labels(np.ma.array([3, 4]), "the labels")[0].dtype.kind == "i"
 
 
+def test_texts_in_a_list_beside_what_is_no_label():
+    """NumPy makes texts of all of them."""
+    for none in (float("nan"), None, -1, np.ma.masked, np.float32("nan")):
+        known, rows = as_labels(["cat", none, "dog"], "the labels")
+        assert known.tolist() == ["cat", "dog"] and rows.tolist() == [0, 2]
+    assert as_labels(["cat", "dog"], "the labels")[0].dtype.kind == "U"
+    with pytest.raises(DataError, match="several types"):
+        as_labels(["cat", 3], "the labels")
+
+
 def test_what_is_masked_in_a_list_is_missing():
     for labels in ([2, np.ma.masked, 1], (2.0, np.ma.masked, 1.0), ["b", np.ma.masked, "a"]):
         known, rows = as_labels(labels, "the labels")

@@ -54,7 +54,12 @@ def refuse_masked(values: Any, what: str) -> None:
 
 def is_masked(values: object) -> TypeGuard[np.ma.MaskedArray[Any, Any]]:
     """Whether an array of numpy.ma hides values, structured ones too (np.ma.is_masked refuses those)."""
-    return isinstance(values, np.ma.MaskedArray) and bool(np.any(np.ma.flatten_mask(values.mask)))
+    return isinstance(values, np.ma.MaskedArray) and _hides(np.asarray(values.mask))
+
+
+def _hides(mask: npt.NDArray[Any]) -> bool:
+    fields = mask.dtype.names
+    return bool(mask.any()) if fields is None else any(_hides(mask[field]) for field in fields)
 
 
 class _Writeable:
@@ -175,7 +180,8 @@ def as_labels(
 def as_array(values: ArrayInput) -> npt.NDArray[Any]:
     """Return an array of NumPy's, which has no bfloat16 and takes no tensor with a gradient.
 
-    What a masked array, or one in a list, hides is missing: NaN, NaT or None, by its type.
+    What a masked array, or one in a list, hides is missing: NaN, NaT or None, by its type. A list of texts
+    and other things is an array of objects.
     """
     if not isinstance(values, torch.Tensor):
         if isinstance(values, list | tuple) and any(map(is_masked, values)):
@@ -183,6 +189,9 @@ def as_array(values: ArrayInput) -> npt.NDArray[Any]:
             rows: Any = [None if x is np.ma.masked else x for x in values] if cells else np.ma.array(values)
             return as_array(rows)
         array: npt.NDArray[Any] = np.asarray(values)
+        if array.dtype.kind in "US" and isinstance(values, list | tuple):
+            items = np.array(values, dtype=object)  # among texts NumPy makes texts of numbers and of NaN
+            array = array if all(isinstance(x, str | bytes) for x in items.flat) else items
         if array.dtype.names is None and is_masked(values):
             fill: Any = {"f": np.nan, "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}.get(
                 array.dtype.kind

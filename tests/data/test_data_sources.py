@@ -626,6 +626,8 @@ def test_tables_that_give_columns_by_number_are_told_the_way_to_rows(kind):
     ):
         open_images(frame)
     assert len(open_images(frame.to_pandas())) == 3
+    column = pa.array([[[0] * 8] * 8] * 3)
+    assert torch.equal(open_images(column).images, open_images(frame.to_pandas()).images)
 
 
 def test_rows_of_ones_own_that_can_be_a_frame_are_rows():

@@ -99,7 +99,9 @@ def test_a_tar_of_webdataset_has_the_labels_beside_its_images(tmp_path):
     assert list(columns) == ["id"]
 
 
-@pytest.mark.parametrize("order", ["labels last", "labels first", "one amid the others"])
+@pytest.mark.parametrize(
+    "order", ["labels last", "labels first", "one amid the others", "one corrected", "one image again"]
+)
 def test_a_label_in_a_tar_that_does_not_stand_next_to_its_image_is_one_line(tmp_path, order):
     """The folder's name would be taken for it."""
     images = {f"c/{i}.png": png(i) for i in range(3)}
@@ -110,6 +112,12 @@ def test_a_label_in_a_tar_that_does_not_stand_next_to_its_image_is_one_line(tmp_
         "one amid the others": {
             "c/0.png": png(0), "c/0.cls": b"x", "c/1.png": png(1), "c/2.png": png(2), "c/1.cls": b"x",
         },
+        "one corrected": {
+            "c/0.png": png(0), "c/0.cls": b"x", "c/1.png": png(1), "c/1.cls": b"x", "./c/0.cls": b"y",
+        },
+        "one image again": {
+            "c/0.png": png(0), "c/0.cls": b"x", "c/1.png": png(1), "c/1.cls": b"x", "c/0.jpg": png(2),
+        },
     }[order]  # fmt: skip
     write_tar(tmp_path / "x.tar", members)
     says = r"x\.tar': c/\d\.cls does not stand next to its image: pack the files by name .*--labels none"
@@ -117,7 +125,8 @@ def test_a_label_in_a_tar_that_does_not_stand_next_to_its_image_is_one_line(tmp_
         with pytest.raises(DataError, match=says) as error:
             read(tmp_path / "x.tar")
         assert "\n" not in str(error.value)
-    assert len(pj.open_images(tmp_path / "x.tar", labels="none")) == 3
+    kept = pj.open_images(tmp_path / "x.tar", labels="none")
+    assert len(kept) == sum(not name.endswith(".cls") for name in members)
 
 
 def test_a_key_of_a_tar_with_several_labels_is_one_line(tmp_path):
@@ -146,6 +155,19 @@ def test_labels_of_a_tar_in_another_folder_than_its_images_are_one_line(tmp_path
     assert len(pj.open_images(tmp_path / "x.tar", labels="none")) == 2
     write_tar(tmp_path / "y.tar", {"images/2.png": png(2), "images/2.cls": b"y", **members})
     assert read_all(tmp_path / "y.tar")[1]["label"] == ["y", "images", "images"]  # some have none
+
+
+def test_reading_amid_a_tar_does_not_judge_its_labels_by_its_end(tmp_path):
+    known = {
+        f"c/{i:03}.{end}": png(i % 9) if end == "png" else b"x" for i in range(600) for end in ("cls", "png")
+    }
+    write_tar(tmp_path / "x.tar", known | {f"d/{i}.png": png(i) for i in range(9)} | {"d/x.cls": b"y"})
+    shard = shard_readers.open_shard(str(tmp_path / "x.tar"))
+    rows, places = shard.length(["label"])
+    assert rows == 609 and places[-1][0] > 0
+    amid = shard_readers.open_shard(str(tmp_path / "x.tar"), places)
+    (batch,) = amid.read(100, ["label"], 600)
+    assert batch.column(0).to_pylist() == ["d"] * 9
 
 
 def test_an_empty_label_in_a_tar_is_one_line(tmp_path):

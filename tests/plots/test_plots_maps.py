@@ -83,6 +83,8 @@ def test_class_map_names_the_classes_at_their_medians(classes: list[str] | None)
         ([-1, 7], ["7", "unlabelled"]),
         (["a", None], ["a", "unlabelled"]),
         (["b", 10, 9], ["9", "10", "b"]),
+        ([*np.float32([0.2, 0.1])], ["0.1", "0.2"]),
+        ([*np.array(["2021", "2020"], "M8[D]").astype("M8[s]")], ["2020-01-01…00:00", "2021-01-01…00:00"]),
     ],
 )
 def test_class_map_takes_labels_of_any_type(labels: list[Any], names: list[str]) -> None:

@@ -105,6 +105,16 @@ def test_a_column_transformer_of_columns_that_are_not_called_by_texts(kind, labe
     out = named.fit_transform(frame)
     np.testing.assert_array_equal(out, parts.transform(frame))
     assert out.shape == (40, 16)
+    # a model that was saved before it said what its columns were called by
+    model = parts.named_transformers_["t"]
+    config = {name: value for name, value in model.config().items() if name != "called_by_texts"}
+    older = kind.from_config(config)
+    made_up = ["x0", "x2"]
+    if isinstance(labels, list):
+        assert older.get_feature_names_out(made_up).tolist() == model.get_feature_names_out(made_up).tolist()
+    else:  # it could not be told
+        with pytest.raises(DataError, match="not equal to feature_names_in_"):
+            older.get_feature_names_out(made_up)
 
 
 @BOTH

@@ -190,6 +190,14 @@ def test_masked_cells_of_an_array_are_missing(dtype):
     assert not plain.missing.any()
 
 
+def test_numbers_and_texts_in_a_list_of_rows_keep_their_types():
+    rows = [[float(i), "ab"[i % 2], None if i % 5 == 0 else i] for i in range(40)]
+    frame = pd.DataFrame(rows, columns=["x0", "x1", "x2"])
+    schema = TableSchema.infer(rows)
+    assert [of.type for of in schema.features] == ["numeric", "categorical", "numeric"]
+    assert schema.to_json() == TableSchema.infer(frame).to_json()
+
+
 # --- dates -----------------------------------------------------------------------------------------------
 
 _FAR = ["0200-03-01 12:00", "1970-01-01", "2024-03-09 18:30", "9999-12-31 23:00"]

@@ -40,11 +40,13 @@ def as_payload(value: Any, base: Path | None = None) -> Payload:
     Parameters
     ----------
     value
-        bytes, a Hugging Face ``{"bytes": …, "path": …}``, a path, a Pillow image, an array, a tensor, or
-        nested lists of numbers
+        bytes, a Hugging Face ``{"bytes": …, "path": …}``, a path, a Pillow image, an array, a tensor,
+        nested lists of numbers, or one of these as Arrow's scalar
     base
         the folder of the table that holds it: a path is relative to it and does not leave it
     """
+    if hasattr(value, "as_py"):  # a row of Arrow's arrays
+        value = value.as_py()
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if value is None:

@@ -226,20 +226,21 @@ def _members(
     with tarfile.open(fileobj=file, mode=mode) as tar, ExitStack() as stack:
         links = _Links(file, stack)
         key, images, label, place = "", list[tuple[str, bytes]](), "", None
-        apart = set[int](), set[int]()  # the keys of images without labels, and of labels without images
-        labelled, alone = False, ""  # whether an image has a label of its own; a label without an image
+        met = dict[int, bool]()  # key → whether it has a label: a number takes half of a name's memory
+        own = set[bool]()  # whether images have labels of their own
+        alone = ""  # a label without an image
 
         def group() -> Iterator[_Member]:
-            nonlocal labelled, alone
-            labelled = labelled or bool(images and label)
-            if "label" in columns and bool(images) != bool(label):
-                alone = alone or key * bool(label)
-                apart[bool(label)].add(hash(key))  # a number takes half of a name's memory
-                if hash(key) in apart[not label]:
+            nonlocal alone
+            if "label" in columns and (images or label):
+                if met.get(hash(key)) or (label and hash(key) in met):
                     raise ShardError(
                         f"'{path}': {short(key, 200)}.cls does not stand next to its image: pack the files "
                         "by name (tar --sort=name), or leave labels out with labels=none (--labels none)"
                     )
+                met[hash(key)] = bool(label)
+                own.update([bool(label)] * bool(images))
+                alone = alone or key * (not images)
             return _group(images, label, place)
 
         while (member := tar.next()) is not None:
@@ -283,7 +284,7 @@ def _members(
                     )
                 label = said
         yield from group()
-        if alone and apart[False] and not labelled:
+        if start == 0 and alone and own == {False}:
             raise ShardError(
                 f"'{path}': no label has an image of its name ({short(alone, 200)}.cls, for one): put "
                 "KEY.cls in the folder of KEY.png, or leave labels out with labels=none (--labels none)"

@@ -21,6 +21,8 @@ from probjepa.data.shard_readers import Places, open_shard, reading
 from probjepa.data.tables import class_names, holds_images, id_column, image_column, label_column
 from probjepa.errors import few, short, warn
 
+_NAMES = 4096  # ids at a time
+
 
 class Layout(NamedTuple):
     """Which columns of a shard are read, and whether its labels are texts; None: it has none to tell by."""
@@ -167,7 +169,8 @@ class ShardRecords(Records):
         if self.layout.id is None:
             return None
         with reading(self.name):
-            (batch,) = islice(self._opened.read(1, [self.layout.id], self._rows), 1)
+            # from a row amid a group of rows parquet reads all before it, in batches of as many
+            (batch,) = islice(self._opened.read(_NAMES, [self.layout.id], self._rows), 1)
             value = batch.column(0)[0].as_py()
         return None if value is None else str(value)
 

@@ -105,11 +105,12 @@ class Stream(Shaped, Records):
         return self.sample.shape
 
     def where(self, row: int) -> str:
-        """Name the shard, the row in it, and its id where it has one of its own."""
+        """Name the shard, the row in it, and its id where it has one of its own (compressed tars: no id)."""
         number = bisect.bisect_right(self._starts, row) - 1
         at, own = row - self._starts[number], None
-        with suppress(ShardError):  # it is asked for where something is wrong
-            own = self._open(number, at).next_id()
+        if suffix_of(self.parts[number].shard.path) not in (".tar.gz", ".tgz"):  # read from their beginnings
+            with suppress(ShardError):  # it is asked for where something is wrong
+                own = self._open(number, at).next_id()
         return row_name(self.parts[number].shard.path, at, own)
 
     def fingerprint(self) -> dict[str, Any]:

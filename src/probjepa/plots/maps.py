@@ -20,6 +20,7 @@ _PLASMA = colormaps["plasma"]
 _DENSITY = ListedColormap(_PLASMA(np.linspace(0.12, 0.85, 256)))
 # the ends of the colour map are too close to white and to black to be seen on both pages
 _TYPICALITY = ListedColormap(_PLASMA(np.linspace(0.83, 0.14, 256)))
+_NUMBERS = (int, float, np.number, np.bool_)
 _HEXAGONS = 34  # across
 Extent = tuple[float, float, float, float]  # left, right, bottom, top
 
@@ -58,7 +59,7 @@ def class_map(axis: Axis, coords: ArrayLike, labels: ArrayLike, classes: Sequenc
     if not len(xy):
         return nothing(axis, "no finite points")
     given = as_array(labels)[kept]
-    values = [x if known else None for x, known in zip(given.tolist(), is_labelled(given), strict=True)]
+    values = [x if known else None for x, known in zip(list(given), is_labelled(given), strict=True)]
     present = sorted({*values} - {None}, key=_place) + [None] * (None in values)
     number = {value: i for i, value in enumerate(present)}
     which = np.array([number[value] for value in values])
@@ -78,13 +79,13 @@ def class_map(axis: Axis, coords: ArrayLike, labels: ArrayLike, classes: Sequenc
 
 def _place(value: Any) -> tuple[bool, Any]:
     """Numbers go by their size, then all others by their words."""
-    return (False, value) if isinstance(value, int | float) else (True, str(value))
+    return (False, value) if isinstance(value, _NUMBERS) else (True, str(value))
 
 
 def _class_name(value: Any, classes: Sequence[str] | None) -> str:
     if value is None:
         return "unlabelled"
-    if classes is not None and isinstance(value, int | float) and 0 <= value < len(classes):
+    if classes is not None and isinstance(value, _NUMBERS) and 0 <= value < len(classes):
         return classes[int(value)]
     return str(value)
 

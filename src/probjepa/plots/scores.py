@@ -29,6 +29,7 @@ from probjepa.plots.style import (
 from probjepa.registry import importing
 
 Dot = tuple[float, float, float]  # value, low, high
+_LARGEST = float(np.finfo(np.float64).max) / 64  # what is drawn: spans and margins are finite, too
 _ROW = 0.88  # of the distance between two rows: as high as a histogram gets
 
 
@@ -47,16 +48,16 @@ def histogram(
     x = finite(values)
     if not x.size:
         return nothing(axis, "no finite values")
-    median = float(np.median(x))
+    median = _median(x)
+    x = np.clip(x, -_LARGEST, _LARGEST)
     low, high = limits or (float(q) for q in np.quantile(x, [0.005, 0.995]))
     if high - low < 1e-9 * max(1.0, abs(high)):
         half = 0.5 * max(1.0, abs(high))
-        most = float(np.finfo(np.float64).max) / 2  # the span of the bins is finite, too
-        low, high = max(low - half, -most), min(high + half, most)
+        low, high = low - half, high + half
     counts, edges = np.histogram(np.clip(x, low, high), bins, range=(low, high))
     axis.stairs(100 * counts / x.size, edges, fill=True, color=colour, alpha=0.25)
     axis.stairs(100 * counts / x.size, edges, color=colour)
-    axis.axvline(median, color=MUTED, lw=1.2, ls=DASHES)
+    axis.axvline(float(np.clip(median, low, high)), color=MUTED, lw=1.2, ls=DASHES)
     axis.set(xlim=(low, high), ylim=(0, None), ylabel="%")
     return f"median {median:.3g}"
 
@@ -75,7 +76,8 @@ def score_histograms(
     colours
         set name → colour
     """
-    kept = {key: x for key, values in scores.items() if (x := finite(values)).size}
+    whole = {key: x for key, values in scores.items() if (x := finite(values)).size}
+    kept = {key: np.clip(x, -_LARGEST, _LARGEST) for key, x in whole.items()}
     if not kept:
         return nothing(axis, "no finite scores")
     colours = colours or palette(scores)
@@ -116,7 +118,12 @@ def score_histograms(
     axis.grid(False)
     axis.spines["left"].set_visible(False)
     axis.locator_params(axis="x", nbins=5)  # long numbers run into each other
-    return "medians: " + listed({key: float(np.median(x)) for key, x in kept.items()}, ".4g")
+    return "medians: " + listed({key: _median(x) for key, x in whole.items()}, ".4g")
+
+
+def _median(x: Array) -> float:
+    """The median of finite values; the sum of two in the middle may be beyond the largest number."""
+    return 2 * float(np.median(x / 2))
 
 
 def score_limits(sets: Sequence[Array]) -> tuple[float, float]:

@@ -65,7 +65,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     """
 
     _build: Callable[[Layout, Mapping[str, Any]], nn.Module]
-    _called_by_texts = True  # the columns of the fit
+    _called_by_texts: bool | None = None  # the columns of the fit; older models do not say
 
     preset: str
     random_state: Any
@@ -226,7 +226,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     def _finish(self, loop: FitLoop) -> None:
         """Fit what is fitted after the weights, to rows that these were not fitted to; most have nothing."""
 
-    def _set_columns(self, *, named: bool, by_texts: bool) -> None:
+    def _set_columns(self, *, named: bool, by_texts: bool | None) -> None:
         self.n_features_in_ = len(self.schema_.columns)
         self._called_by_texts = by_texts
         if named:
@@ -296,8 +296,11 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         columns = self.schema_.columns
         given = list(columns if input_features is None else input_features)
         # what scikit-learn's transformers call columns whose names are no texts
+        by_texts = self._called_by_texts
+        if by_texts is None:
+            by_texts = not all(re.fullmatch(r"-?\d+", name) for name in columns)
         made_up = (
-            not self._called_by_texts
+            not by_texts
             and len({*given}) == len(given)
             and all(re.fullmatch(r"x\d+", str(name)) for name in given)
         )
@@ -369,7 +372,7 @@ class TableTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         model.history_ = checked("history", config["history"], list[dict[str, float]])
         model.best_epoch_ = checked("best_epoch", config["best_epoch"], int)
         model.n_iter_ = len(model.history_)
-        model._set_columns(named=config["named"], by_texts=config.get("called_by_texts", True))
+        model._set_columns(named=config["named"], by_texts=config.get("called_by_texts"))
         return model
 
     @classmethod
