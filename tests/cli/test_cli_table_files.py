@@ -1,5 +1,6 @@
 """Tables from files as people have them: kinds of file, ways of writing, the schema that is printed, the traps."""
 
+import os
 import re
 import shlex
 
@@ -438,6 +439,21 @@ def test_a_folder_of_tables_trains_and_is_evaluated(tmp_path, capsys):
     for name in ("score", "embed"):
         assert run([name, *score[1:-1], str(tmp_path / "test" / "s.parquet")]) == 2
         assert "lies in --data" in capsys.readouterr().err
+    alone = [*score[:3], str(tmp_path / "one" / "b.parquet"), "--out"]
+    before = (tmp_path / "one" / "b.parquet").read_bytes()
+    os.symlink(tmp_path / "one" / "b.parquet", tmp_path / "link.parquet")
+    for name in ("one/b.parquet", "link.parquet"):
+        for more in ([], ["--score", "knn", "--reference", str(tmp_path / "one" / "a.csv")]):
+            assert run([*alone, str(tmp_path / name), "--overwrite", *more]) == 2
+            assert "is --data" in capsys.readouterr().err
+    knn = ["--score", "knn", "--reference", str(tmp_path / "one" / "b.parquet"), "--overwrite"]
+    test = [*score[:3], str(tmp_path / "test" / "c.csv"), "--out"]
+    assert run([*test, str(tmp_path / "one" / "b.parquet"), *knn]) == 2
+    assert "is --reference" in capsys.readouterr().err
+    assert (tmp_path / "one" / "b.parquet").read_bytes() == before
+    (tmp_path / "other").write_bytes(b"of another kind")
+    assert run([*test, str(tmp_path / "other"), "--overwrite"]) == 2
+    assert "other is there, and is no table in parquet" in capsys.readouterr().err
     (tmp_path / "held").mkdir()
     rows.assign(none=1.0, size=rows["size"] + 0.125).to_csv(tmp_path / "held" / "d.csv", index=False)
     assert run([*score, "--calibration", str(tmp_path / "held"), "--fdr", "0.1"]) == 0

@@ -205,12 +205,14 @@ def test_a_path_of_a_table_stays_below_its_folder(tmp_path, suffix, limit):
         path.write_bytes(GOOD)
     os.mkfifo(folder / "pipe.png")
     paths = ["images/a.png", str(secret), "../secret.png", "images/../../secret.png", "pipe.png", "none.png"]
+    paths.append(str(folder / "images" / "a.png"))
     table = pa.table({"image": [{"bytes": None, "path": path} for path in paths]})
     pq.write_table(table, folder / "x.parquet")
     (folder / "x.csv").write_text("\n".join(["file_name", *paths]))
     opened = open_images(folder / f"x.{suffix}", on_error="skip", memory_limit=limit)
     assert opened.ids == [paths[0] if suffix == "csv" else "0"]
-    assert len(opened.skipped) == 5 and all("not below" in line for line in opened.skipped[:3])
+    assert len(opened.skipped) == 6 and all("not below" in line for line in opened.skipped[:3])
+    assert "' by its whole path, not from '" in opened.skipped[5]
     with pytest.raises(DataError, match=rf"x\.{suffix}, row 1 names the file"):
         open_images(folder / f"x.{suffix}", memory_limit=limit)
 

@@ -174,6 +174,21 @@ def test_text_is_read_as_the_options_say(places, tmp_path):
     np.testing.assert_allclose(rows(tmp_path / "out")["score"].to_numpy(), expected, rtol=1e-5)
 
 
+def test_tables_that_are_read_otherwise_are_done_again(places, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    table(6, 40).replace({"place": {"here": "?"}}).to_csv(tmp_path / "in" / "a.csv", index=False)
+    for options, words in (
+        ([], "wrote 1 shards, 0 were finished"),
+        (["--na", "?"], "wrote 1 shards, 0 were finished"),
+        (["--na", "?"], "wrote 0 shards, 1 were finished"),
+        (["--na", "?", "--decimal", "."], "wrote 1 shards, 0 were finished"),
+    ):
+        assert command(places, "embed", tmp_path / "in", tmp_path / "out", *options) == 0
+        assert words in capsys.readouterr().out
+    assert command(places, "embed", tmp_path / "in", tmp_path / "fresh", "--na", "?") == 0
+    assert rows(tmp_path / "out").equals(rows(tmp_path / "fresh"))
+
+
 def test_broken_tables_are_left_out_and_tried_again(places, tmp_path, capsys):
     data = tmp_path / "in"
     data.mkdir()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, redirect_stdout
+import os
+from contextlib import AbstractContextManager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ from probjepa.cli.options import (
     Shared,
     Training,
 )
-from probjepa.errors import ConfigError, DataError, counted
+from probjepa.errors import ArtifactError, ConfigError, DataError, counted
 from probjepa.terminal import say
 
 _NO_PARQUET = (
@@ -80,7 +81,7 @@ def embed(model: Model, data: Data, out: OutTable, shared: Shared, sharding: Sha
     place = _table(out)
     with _claimed(place):
         opened = open_model(model, shared, place)
-        _check_beside(opened, data, place)
+        _check_beside(opened, place, data)
         count, rows = opened.embed(data)
         with open_table(place, shared.overwrite) as table:
             for columns in rows:
@@ -89,11 +90,26 @@ def embed(model: Model, data: Data, out: OutTable, shared: Shared, sharding: Sha
     say(f"embedded {counted(count, opened.unit)}: {out}")
 
 
-def _check_beside(opened: Kind, data: str, out: Path) -> None:
-    """Raise DataError where a table would be written among the tables that it is made of."""
+def _check_beside(opened: Kind, out: Path, data: str, **others: str | None) -> None:
+    """Raise DataError where a table would take the place of what it is made of, or stand among it.
+
+    ArtifactError where it would take that of a file of another kind.
+    """
     home = Path(data).resolve()
+    for name, uri in {"data": data, **others}.items():
+        if uri is not None and out.is_file() and os.path.isfile(uri) and out.samefile(uri):
+            raise DataError(f"--out '{out}' is --{name} '{uri}': give a file of its own")
+    if out.is_file() and not _is_ours(out):
+        raise ArtifactError(f"{out} is there, and is no table in parquet: choose another --out")
     if opened.unit == "row" and home.is_dir() and out.resolve().is_relative_to(home):
         raise DataError(f"--out '{out}' lies in --data '{data}': give a file beside it")
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a file is one of parquet, or empty."""
+    with suppress(OSError), file.open("rb") as opened:
+        return opened.read(4) in (b"", b"PAR1")
+    return False
 
 
 def score(
@@ -112,7 +128,7 @@ def score(
     place = _table(out)
     with _claimed(place):
         opened = open_model(model, shared, place, goes_on=options.score == "jepa")
-        _check_beside(opened, data, place)
+        _check_beside(opened, place, data, reference=options.reference, calibration=options.calibration)
         scored = opened.score(data, place, options)
     earlier = f", {scored.known:,} of them by an earlier run" if scored.known else ""
     flagged = "" if scored.flagged is None else f", {scored.flagged:,} flagged at {options.rule}"

@@ -59,6 +59,8 @@ def as_payload(value: Any, base: Path | None = None) -> Payload:
         path = Path(value)
         if base is None:
             return path
+        if path.is_absolute() and path.is_relative_to(base.absolute()):
+            return Unreadable(f"names the file '{short(path)}' by its whole path, not from '{base}' on")
         if path.is_absolute() or ".." in path.parts:
             return Unreadable(f"names the file '{short(path)}', which is not below '{base}'")
         return base / path

@@ -84,7 +84,8 @@ class _Table:
         self.mark = hashed({"config": read_config(folder), "weights": weights})
         self._text = text_of(job.model)
         self._ids = row_names_of(job.model) if job.ids is None else (job.ids,)
-        self.reference: dict[str, Any] = {"target": self.target, "text": self._text, "ids": self._ids}
+        text = job.text or self._text  # one of the job's takes the place of all that the run recorded
+        self.reference: dict[str, Any] = {"target": self.target, "text": text, "ids": self._ids}
         self._scorer: Any = None
         self._known: Any = None  # the scores of the calibration rows
         if job.what != "embed":
