@@ -106,7 +106,9 @@ def _check_beside(opened: Kind, out: Path, data: str, **others: str | None) -> N
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether a file is one of parquet, or empty."""
+    """Whether a file is one of parquet, by its name or its content, or empty."""
+    if file.suffix.lower() == ".parquet":
+        return True
     with suppress(OSError), file.open("rb") as opened:
         return opened.read(4) in (b"", b"PAR1")
     return False
