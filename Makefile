@@ -7,9 +7,10 @@ LOWEST_STAMP := $(LOWEST)/.installed
 # pip compiles nothing: most modules are never used. Those that are, setup compiles once, also where
 # PYTHONDONTWRITEBYTECODE is set (containers), and every start would otherwise compile them anew
 COMPILE := PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "import probjepa.cli.app, probjepa.demo, probjepa.tabular"
+INSTALL := python -m pip install -q --disable-pip-version-check
 # that of Python 3.11 takes two minutes to choose what a newer one chooses in a quarter of the time
-NEWER_PIP := python -m pip install -q --disable-pip-version-check 'pip>=25'
-PIP := python -m pip install -q --disable-pip-version-check --no-compile
+NEWER_PIP := $(INSTALL) 'pip>=25'
+PIP := $(INSTALL) --no-compile
 # two at a time, a file in one process: what its tests share is made once. In the order of tests/conftest.py
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -48,13 +48,18 @@ def as_float_tensor(values: ArrayInput, what: str) -> torch.Tensor:
 
 def refuse_masked(values: Any, what: str) -> None:
     """Raise DataError for masked values of numpy.ma, a list's too, which NumPy would read as if valid."""
-    if is_masked(values) or (isinstance(values, list | tuple) and any(map(is_masked, values))):
+    if is_masked(values) or _holds_masked(values):
         raise DataError(f"{what} has masked values: fill them, or drop their rows")
 
 
 def is_masked(values: object) -> TypeGuard[np.ma.MaskedArray[Any, Any]]:
     """Whether an array of numpy.ma hides values, structured ones too (np.ma.is_masked refuses those)."""
     return isinstance(values, np.ma.MaskedArray) and _hides(np.asarray(values.mask))
+
+
+def _holds_masked(values: Any) -> bool:
+    """Whether one of a list's items is masked, or hides values."""
+    return isinstance(values, list | tuple) and any(map(is_masked, values))
 
 
 def _hides(mask: npt.NDArray[Any]) -> bool:
@@ -184,14 +189,17 @@ def as_array(values: ArrayInput) -> npt.NDArray[Any]:
     and other things is an array of objects.
     """
     if not isinstance(values, torch.Tensor):
-        if isinstance(values, list | tuple) and any(map(is_masked, values)):
-            cells = any(value is np.ma.masked for value in values)
-            rows: Any = [None if x is np.ma.masked else x for x in values] if cells else np.ma.array(values)
+        if _holds_masked(values):
+            rows: Any = values
+            if any(row is np.ma.masked for row in rows):
+                rows = [None if row is np.ma.masked else row for row in rows]
+            else:
+                rows = np.ma.array(rows)
             return as_array(rows)
         array: npt.NDArray[Any] = np.asarray(values)
         if array.dtype.kind in "US" and isinstance(values, list | tuple):
-            items = np.array(values, dtype=object)  # among texts NumPy makes texts of numbers and of NaN
-            array = array if all(isinstance(x, str | bytes) for x in items.flat) else items
+            objects = np.array(values, dtype=object)  # among texts NumPy makes texts of numbers and of NaN
+            array = array if all(isinstance(x, str | bytes) for x in objects.flat) else objects
         if array.dtype.names is None and is_masked(values):
             fill: Any = {"f": np.nan, "M": np.datetime64("NaT"), "m": np.timedelta64("NaT")}.get(
                 array.dtype.kind

@@ -95,12 +95,13 @@ def _check_beside(opened: Kind, out: Path, data: str, **others: str | None) -> N
 
     ArtifactError where it would take that of a file of another kind.
     """
+    if out.is_file():
+        for name, uri in {"data": data, **others}.items():
+            if uri is not None and os.path.isfile(uri) and out.samefile(uri):
+                raise DataError(f"--out '{out}' is --{name} '{uri}': give a file of its own")
+        if not _is_ours(out):
+            raise ArtifactError(f"{out} is there, and is no table in parquet: choose another --out")
     home = Path(data).resolve()
-    for name, uri in {"data": data, **others}.items():
-        if uri is not None and out.is_file() and os.path.isfile(uri) and out.samefile(uri):
-            raise DataError(f"--out '{out}' is --{name} '{uri}': give a file of its own")
-    if out.is_file() and not _is_ours(out):
-        raise ArtifactError(f"{out} is there, and is no table in parquet: choose another --out")
     if opened.unit == "row" and home.is_dir() and out.resolve().is_relative_to(home):
         raise DataError(f"--out '{out}' lies in --data '{data}': give a file beside it")
 

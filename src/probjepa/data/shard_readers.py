@@ -218,9 +218,9 @@ def _members(
     """The images with their labels: what KEY.cls next to KEY.png says (WebDataset), else the first folder.
 
     Of contents, those that ``columns`` do not name are not read. A link is read as the file that it leads to
-    in the tar file; ``skipped`` gets a line for one that leads to none. ShardError for a label that
-    is empty or stands apart from its image, and where none stands beside an image: the folder's name would be
-    taken for it; and for a key with several labels.
+    in the tar file; ``skipped`` gets a line for one that leads to none. ShardError for a label that is empty
+    or stands apart from its image, and where none stands beside an image: the folder's name would be taken
+    for it; and for a key with several labels.
     """
     mode: Any = "r:*" if _is_compressed(file, start) else "r:"
     with tarfile.open(fileobj=file, mode=mode) as tar, ExitStack() as stack:
@@ -239,8 +239,10 @@ def _members(
                         "by name (tar --sort=name), or leave labels out with labels=none (--labels none)"
                     )
                 met[hash(key)] = bool(label)
-                own.update([bool(label)] * bool(images))
-                alone = alone or key * (not images)
+                if images:
+                    own.add(bool(label))
+                else:
+                    alone = alone or key
             return _group(images, label, place)
 
         while (member := tar.next()) is not None:

@@ -107,11 +107,11 @@ class Stream(Shaped, Records):
     def where(self, row: int) -> str:
         """Name the shard, the row in it, and its id where it has one of its own (compressed tars: no id)."""
         number = bisect.bisect_right(self._starts, row) - 1
-        at, own = row - self._starts[number], None
-        if suffix_of(self.parts[number].shard.path) not in (".tar.gz", ".tgz"):  # read from their beginnings
+        at, own, path = row - self._starts[number], None, self.parts[number].shard.path
+        if suffix_of(path) not in (".tar.gz", ".tgz"):  # read from their beginnings
             with suppress(ShardError):  # it is asked for where something is wrong
                 own = self._open(number, at).next_id()
-        return row_name(self.parts[number].shard.path, at, own)
+        return row_name(path, at, own)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells the shards, and the order of their rows, from others."""

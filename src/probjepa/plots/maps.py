@@ -59,7 +59,7 @@ def class_map(axis: Axis, coords: ArrayLike, labels: ArrayLike, classes: Sequenc
     if not len(xy):
         return nothing(axis, "no finite points")
     given = as_array(labels)[kept]
-    values = [x if known else None for x, known in zip(list(given), is_labelled(given), strict=True)]
+    values = [x if known else None for x, known in zip(given, is_labelled(given), strict=True)]
     present = sorted({*values} - {None}, key=_place) + [None] * (None in values)
     number = {value: i for i, value in enumerate(present)}
     which = np.array([number[value] for value in values])
